@@ -1,0 +1,41 @@
+# The two commands of a new user: `make demo` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+HOME_DIR := .home
+export MLFLOW_DISABLE_TELEMETRY = true
+export DO_NOT_TRACK = true
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: setup demo lint test gpu down clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[local,cpu,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/soupray sweep sweeps/digits.yaml --home $(HOME_DIR)
+	$(BIN)/soupray soup sweeps/digits.yaml --home $(HOME_DIR) --all
+	@echo 'Compare in MLflow: $(BIN)/soupray ui --home $(HOME_DIR). Stop: make down.'
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest -m 'not gpu'
+
+gpu: setup
+	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \
+	  && { $(BIN)/pytest -m gpu; status=$$?; test $$status -eq 5 || exit $$status; } \
+	  || { $(BIN)/python -c 'import torch, sys; sys.exit(torch.cuda.is_available())' && echo 'no GPU'; }
+
+down: setup
+	$(BIN)/soupray down --home $(HOME_DIR)
+
+clean: down
+	rm -rf .venv $(HOME_DIR) results

@@ -1,0 +1,5 @@
+"""`python -m soupray`."""
+
+from soupray.cli import main
+
+main()

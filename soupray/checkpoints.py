@@ -1,0 +1,229 @@
+"""Weights and records in the store: content-addressed bytes, create-only manifests.
+
+    weights/<sha256>.safetensors      weights, and logits: named by their content
+    bases/<key>.json                  Basis: splits, init, anchor
+    trials/<key>/manifest.json        Ingredient or Tombstone; its existence means complete
+    sweeps/<name>/...                 specs, lease, choices, results
+
+Weights are written before the record that names them, so that no record is ever without its
+bytes. Every read is verified against the digest; local copies are kept by digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from soupray.errors import (
+    AlreadyExists,
+    CheckpointError,
+    ChecksumMismatch,
+    IncompatibleWeights,
+    NotFound,
+)
+from soupray.records import CheckpointRef, decode, encode
+from soupray.storage import Store
+
+R = TypeVar("R")
+Weights = dict[str, torch.Tensor]
+
+
+class Checkpoints:
+    """Weights in `store`, with verified copies in the local folder `cache`."""
+
+    def __init__(self, store: Store, cache: Path) -> None:
+        self.store, self._cache = store, cache
+        cache.mkdir(parents=True, exist_ok=True)
+
+    def save(self, weights: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> CheckpointRef:
+        """Store `weights` under the digest of their bytes; storing them twice is harmless.
+
+        `about` goes into the file's one metadata key: safetensors writes several in random order,
+        and equal weights would get different digests.
+        """
+        with tempfile.NamedTemporaryFile(dir=self._cache, delete=False) as file:
+            part = Path(file.name)
+        try:
+            write_weights(part, weights, about)
+            ref = CheckpointRef(sha256=sha256_of(part), size_bytes=part.stat().st_size)
+            self.store.put(ref.path, part)
+            part.rename(self._local(ref.sha256))
+        finally:
+            part.unlink(missing_ok=True)
+        return ref
+
+    def fetch(self, sha256: str) -> Path:
+        """A local file with the weights, downloaded and verified unless it is there already.
+
+        Raises:
+            NotFound: the store has no such weights.
+            ChecksumMismatch: the stored bytes are not those that were written.
+        """
+        local = self._local(sha256)
+        if local.exists():
+            return local
+        path = CheckpointRef(sha256=sha256, size_bytes=0).path
+        seen = hashlib.sha256()
+        with tempfile.NamedTemporaryFile(dir=self._cache, delete=False) as file:
+            part = Path(file.name)
+            try:
+                for chunk in self.store.stream(path):
+                    seen.update(chunk)
+                    file.write(chunk)
+            except BaseException:
+                part.unlink()
+                raise
+        if seen.hexdigest() != sha256:
+            size = part.stat().st_size
+            part.unlink()
+            raise ChecksumMismatch(
+                f"{path} in {self.store.url} has SHA-256 {seen.hexdigest()} ({size} bytes): it is "
+                "corrupt or truncated. Restore that object, or delete it and the manifest of its "
+                "trial, and run the sweep again: only that trial is repeated."
+            )
+        part.rename(local)
+        return local
+
+    def open(self, sha256: str) -> MappedWeights:
+        """The weights, memory-mapped."""
+        return MappedWeights(self.fetch(sha256))
+
+    def load(self, sha256: str) -> Weights:
+        """The weights, in memory."""
+        return load_file(self.fetch(sha256))
+
+    def _local(self, sha256: str) -> Path:
+        return self._cache / f"{sha256}.safetensors"
+
+
+class MappedWeights:
+    """A safetensors file, read tensor by tensor from the page cache."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a safetensors file: {error}.") from error
+        self.names: tuple[str, ...] = tuple(sorted(self._file.keys()))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """One tensor."""
+        tensor: torch.Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def signature(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name -> (dtype, shape), from the header alone."""
+        slices = {name: self._file.get_slice(name) for name in self.names}
+        return {n: (str(s.get_dtype()), tuple(s.get_shape())) for n, s in slices.items()}
+
+
+def write_weights(
+    path: Path, weights: Mapping[str, torch.Tensor], about: Mapping[str, str]
+) -> None:
+    """A safetensors file whose bytes depend on nothing but the arguments."""
+    metadata = {"soupray": json.dumps(dict(about), sort_keys=True)}
+    save_file({n: t.detach().cpu().contiguous() for n, t in weights.items()}, path, metadata)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensor_digests(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """SHA-256 (hex) of each tensor's bytes, for reads of single tensors."""
+    digests = {}
+    for name, tensor in weights.items():
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digests[name] = hashlib.sha256(flat.numpy().tobytes()).hexdigest()
+    return digests
+
+
+def check_compatible(weights: MappedWeights, like: MappedWeights, who: str) -> None:
+    """Raises IncompatibleWeights naming the first tensor that differs, and both sides."""
+    mine, theirs = weights.signature(), like.signature()
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
+            raise IncompatibleWeights(
+                f"{who}: tensor {name!r} is {_describe(mine.get(name))}, but "
+                f"{_describe(theirs.get(name))} in {like.path.stem[:12]}. Only models of one "
+                "architecture, with the same head, can be averaged."
+            )
+
+
+def _describe(entry: tuple[str, tuple[int, ...]] | None) -> str:
+    return f"{entry[0]} {list(entry[1])}" if entry else "missing"
+
+
+def load_foreign(path: Path) -> Weights:
+    """Somebody else's checkpoint: safetensors, or a .pt file that holds nothing but tensors.
+
+    Raises:
+        CheckpointError: unreadable, or it would run code when loaded.
+    """
+    if path.suffix == ".safetensors":
+        return {n: MappedWeights(path)[n] for n in MappedWeights(path).names}
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: refused: it is corrupt, or holds more than tensors ({type(error).__name__}). "
+            "Save a plain state dict, best as safetensors."
+        ) from error
+    if not isinstance(loaded, dict) or not all(
+        isinstance(t, torch.Tensor) for t in loaded.values()
+    ):
+        raise CheckpointError(f"{path}: not a state dict of tensors.")
+    return loaded
+
+
+def create_record(store: Store, path: str, record: R, kind: Any = None) -> R:
+    """Store `record` unless one is there; return the one that counts: the loser adopts it.
+
+    `kind` is what may be there, if it is a union.
+    """
+    try:
+        store.create(path, encode(record))
+    except AlreadyExists:
+        winner: R = read_record(store, path, kind or type(record))
+        return winner
+    return record
+
+
+def read_record(store: Store, path: str, kind: Any) -> Any:
+    """The record at `path`. Raises NotFound, CheckpointError."""
+    try:
+        return decode(store.get(path), kind)
+    except msgspec.MsgspecError as error:
+        raise CheckpointError(
+            f"{path} in {store.url} cannot be read: {error}. It is corrupt, or of another version "
+            "of soupray. Delete it and run again: only what it records is repeated."
+        ) from error
+
+
+def find_record(store: Store, path: str, kind: Any) -> Any:
+    """The record at `path`, or None."""
+    try:
+        return read_record(store, path, kind)
+    except NotFound:
+        return None
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a local file so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.rename(path)

@@ -1,0 +1,1 @@
+"""What is learnt from, and what is reported on."""

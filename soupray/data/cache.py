@@ -1,0 +1,108 @@
+"""Decoded data: one memory-mapped uint8 cache a node, built once, shared by all processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from soupray.data.digits import Images, Labels, Samples, split_digits
+from soupray.data.shifts import apply_shift
+from soupray.errors import EvaluationError
+from soupray.records import Role, Split, decode, digest, encode
+from soupray.spec import SweepSpec
+
+DATA_VERSION = "1"
+"""Of the code that decodes and shifts; part of the cache's name."""
+
+
+class Data:
+    """The splits of a sweep, as memory maps."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.splits: tuple[Split, ...] = decode(
+            (folder / "splits.json").read_bytes(), tuple[Split, ...]
+        )
+
+    def split(self, name: str) -> Split:
+        """The split called `name`."""
+        return next(s for s in self.splits if s.name == name)
+
+    def samples(self, split: Split) -> tuple[Images, Labels]:
+        """(images [N, C, H, W] uint8, labels [N] int64), read from disk as they are used.
+
+        Raises:
+            EvaluationError: this node's data are not those of `split`.
+        """
+        mine = self.split(split.name)
+        if mine.digest != split.digest:
+            raise EvaluationError(
+                f"split {split.name}: the data here have digest {mine.digest[:12]}, the sweep was "
+                f"made with {split.digest[:12]}. The data or the code that decodes them changed: "
+                "run the sweep again under another name."
+            )
+        images = np.load(self._folder / f"{split.name}.images.npy", mmap_mode="r")
+        labels = np.load(self._folder / f"{split.name}.labels.npy", mmap_mode="r")
+        return images, labels
+
+
+def open_data(spec: SweepSpec, cache: Path) -> Data:
+    """The data of `spec`, decoded into `cache` by whoever comes first.
+
+    Raises:
+        ConfigError: the spec asks for more than there is; see the data set's module.
+    """
+    key = digest([DATA_VERSION, spec.data.model_dump(mode="json"), spec.task.classes, spec.seed])
+    folder = cache / key[:32]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            _build(spec, part)
+            part.rename(folder)
+    return Data(folder)
+
+
+def _build(spec: SweepSpec, folder: Path) -> None:
+    parts = split_digits(spec.data, spec.seed)
+    roles: list[tuple[str, Role, Samples, str]] = [
+        ("train", "train", parts["train"], ""),
+        ("held_out", "held_out", parts["held_out"], ""),
+        ("test", "test", parts["test"], ""),
+    ]
+    for shift in spec.data.shifts:
+        test = parts["test"]
+        seed = int(digest([spec.seed, shift])[:15], 16)
+        shifted = test._replace(images=apply_shift(shift, test.images, seed))
+        roles.append((shift, "shift", shifted, f"{shift}/{seed}"))
+    splits = []
+    for name, role, samples, corruption in roles:
+        np.save(folder / f"{name}.images.npy", samples.images)
+        np.save(folder / f"{name}.labels.npy", samples.labels)
+        splits.append(
+            Split(
+                name=name,
+                role=role,
+                digest=_digest(samples, spec.task.classes, corruption),
+                size=len(samples.labels),
+                classes=len(spec.task.classes),
+            )
+        )
+    (folder / "splits.json").write_bytes(encode(splits))
+
+
+def _digest(samples: Samples, classes: Sequence[str], corruption: str) -> str:
+    """Over (id, content, label) in order, the label map, and the corruption with its seed."""
+    rows = [
+        (sample_id, hashlib.sha256(image.tobytes()).hexdigest(), int(label))
+        for sample_id, image, label in zip(*samples, strict=True)
+    ]
+    return digest([rows, list(classes), corruption])

@@ -1,0 +1,143 @@
+"""Is everything in place? One line a check, in plain words."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from soupray.errors import AlreadyExists, SouprayError
+from soupray.home import Settled, settle
+from soupray.records import Record
+from soupray.spec import SweepSpec
+from soupray.storage import Store, check_bucket
+
+VERSIONS = ("soupray", "ray", "torch", "open_clip_torch", "mlflow", "obstore", "boto3")
+
+
+class Check(Record, frozen=True, kw_only=True):
+    """What was looked at, whether it is well, and what was seen."""
+
+    what: str
+    ok: bool
+    seen: str
+
+
+def examine(spec: SweepSpec, home: Path) -> Iterator[Check]:
+    """All checks, one after another, each as soon as it is done."""
+    yield Check(what="versions", ok=True, seen=", ".join(map(_version, VERSIONS)))
+    yield _try("home", lambda: _home(home))
+    settled: list[Settled] = []
+    yield _try("services", lambda: _settle(spec, home, settled))
+    if settled:
+        place = settled[0].place
+        yield _try("credentials", lambda: _credentials(settled[0]))
+        yield _try("bucket", lambda: _round_trip(place.open_store()))
+        yield _try("mlflow", lambda: _mlflow(settled[0]))
+    yield _try("ray", _ray)
+    yield _try("ray token", _token)
+    yield _try("gpu", lambda: _gpu(spec))
+
+
+def _try(what: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(what=what, ok=True, seen=look())
+    except (SouprayError, OSError) as error:
+        return Check(what=what, ok=False, seen=str(error))
+
+
+def _version(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"{name} missing"
+
+
+def _home(home: Path) -> str:
+    home.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(home).free / 1e9
+    if free < 1:
+        raise OSError(f"{home}: only {free:.2f} GB free; checkpoints will not fit")
+    return f"{home}, {free:.0f} GB free"
+
+
+def _settle(spec: SweepSpec, home: Path, settled: list[Settled]) -> str:
+    settled.append(settle(spec, home))
+    embedded = [n for n in ("storage", "tracking") if getattr(spec, n) == "embedded"]
+    return (
+        f"embedded {' and '.join(embedded)} run" if embedded else "storage and tracking are yours"
+    )
+
+
+def _credentials(settled: Settled) -> str:
+    place = settled.place
+    check_bucket(place.storage, place.read_credentials())
+    where = "generated, in a file of mode 0600" if place.credentials else "boto3's chain"
+    if place.credentials:
+        mode = stat.S_IMODE(Path(place.credentials).stat().st_mode)
+        if mode != 0o600:
+            raise OSError(f"{place.credentials} has mode {mode:o}; do: chmod 600")
+    return f"{where}; {place.storage} lets them in"
+
+
+def _round_trip(store: Store) -> str:
+    """Create-only put, read, checksum, delete."""
+    path, data = f"doctor/{uuid.uuid4().hex}", os.urandom(1 << 16)
+    store.create(path, data)
+    try:
+        if hashlib.sha256(store.get(path)).digest() != hashlib.sha256(data).digest():
+            raise OSError("the object came back with other bytes")
+        try:
+            store.create(path, data)
+        except AlreadyExists:
+            return "64 KiB written, read, checksum right; a second create is refused"
+        raise OSError(
+            "the store overwrites on a create-only put (If-None-Match: *): it cannot hold "
+            "manifests. Use AWS S3, SeaweedFS, MinIO or another store with conditional writes"
+        )
+    finally:
+        store.delete(path)
+
+
+def _mlflow(settled: Settled) -> str:
+    if settled.tracking_url is None:
+        return "off"
+    from soupray.tracking.mlflow import mask, ping
+
+    return f"{mask(settled.tracking_url)}: {ping(settled.tracking_url)}"
+
+
+def _ray() -> str:
+    address = os.environ.get("RAY_ADDRESS")
+    return (
+        f"RAY_ADDRESS = {address}" if address else "no RAY_ADDRESS: runs start Ray on this machine"
+    )
+
+
+def _token() -> str:
+    """Ray's token mode, in plain words."""
+    from soupray.distributed.cluster import TOKEN, protect_token
+
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if not TOKEN.exists():
+        return "none yet; Ray makes one when it first starts here"
+    protect_token()
+    said = f"{TOKEN} (mode 0600); clusters started here ask for it"
+    if mode != "token":
+        said += "; before `ray job submit`: export RAY_AUTH_MODE=token"
+    return said
+
+
+def _gpu(spec: SweepSpec) -> str:
+    import torch
+
+    count = torch.cuda.device_count()
+    if spec.resources.gpu and not count:
+        return f"none on this machine; each trial asks for {spec.resources.gpu:g}, on the cluster"
+    names = {torch.cuda.get_device_name(i) for i in range(count)}
+    return f"{count} ({', '.join(sorted(names))})" if count else "none; the spec asks for none"

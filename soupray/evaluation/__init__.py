@@ -1,0 +1,1 @@
+"""Scores of candidates: the only code that puts averaged weights into a model."""

@@ -1,0 +1,63 @@
+"""The pool of a soup: the plan, intersected with what is in the store."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from soupray.checkpoints import find_record
+from soupray.errors import IncompatibleWeights
+from soupray.records import Basis, Ingredient, Manifest, Tombstone, Trial
+from soupray.storage import Store
+
+
+def manifest_path(key: str) -> str:
+    """Where the record of the trial `key` is: its existence means that the trial is over."""
+    return f"trials/{key}/manifest.json"
+
+
+class Found(NamedTuple):
+    """The plan's trials by what the store says of them, each in the plan's order."""
+
+    complete: list[Ingredient]
+    diverged: list[Tombstone]
+    missing: list[Trial]
+
+    @property
+    def over(self) -> list[str]:
+        """Keys of the trials that need no training."""
+        return [i.trial.key for i in self.complete] + [t.trial.key for t in self.diverged]
+
+
+def find_trials(store: Store, trials: list[Trial], basis: Basis) -> Found:
+    """Look every trial up.
+
+    Raises:
+        IncompatibleWeights: an ingredient that did not start from the basis' init.
+    """
+
+    def look(trial: Trial) -> Manifest | None:
+        manifest: Manifest | None = find_record(store, manifest_path(trial.key), Manifest)
+        return manifest
+
+    with ThreadPoolExecutor(16) as threads:
+        manifests = list(threads.map(look, trials))
+    found = Found([], [], [])
+    for trial, manifest in zip(trials, manifests, strict=True):
+        if isinstance(manifest, Ingredient):
+            _check_init(manifest, basis)
+            found.complete.append(manifest)
+        elif manifest is not None:
+            found.diverged.append(manifest)
+        else:
+            found.missing.append(trial)
+    return found
+
+
+def _check_init(ingredient: Ingredient, basis: Basis) -> None:
+    if ingredient.init != basis.init.sha256:
+        raise IncompatibleWeights(
+            f"trial {ingredient.trial.key} started from init {ingredient.init[:12]}, the pool's "
+            f"init is {basis.init.sha256[:12]}. Models that share no initialisation do not "
+            "average into a good one; remove it, or make a sweep of its own for it."
+        )

@@ -1,0 +1,87 @@
+"""The tracker of a sweep, and a thread that keeps it up to date while trials finish."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from soupray.console import say
+from soupray.errors import StoreError, TrackingError
+from soupray.home import Settled
+from soupray.ports import Tracker
+from soupray.records import Manifest
+from soupray.spec import SweepSpec
+
+PATIENCE_S = 60.0
+"""How long the end of a sweep waits for MLflow to take what is left."""
+
+
+def open_tracker(spec: SweepSpec, settled: Settled) -> Tracker:
+    """The tracker of `spec`; one in memory if tracking is off. Raises TrackingError."""
+    if settled.tracking_url is None:
+        from soupray.tracking.memory import MemoryTracker
+
+        return MemoryTracker()
+    from soupray.tracking.mlflow import MlflowTracker
+
+    return MlflowTracker(settled.tracking_url, spec.name, settled.artifacts)
+
+
+class Indexer:
+    """Writes finished trials into the tracker from a thread of its own: never fatal, never slow.
+
+    MLflow takes seconds to import and may be away. The first failure ends the attempt;
+    `soupray publish` completes the index from the store.
+    """
+
+    def __init__(
+        self, spec: SweepSpec, settled: Settled, read: Callable[[str], Manifest], started: float
+    ) -> None:
+        self._spec, self._settled, self._read, self._started = spec, settled, read, started
+        self._keys: queue.Queue[str | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="indexer")
+        self.problem: str | None = None
+
+    def __enter__(self) -> Indexer:
+        if self._settled.tracking_url:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._thread.is_alive():
+            return
+        self._keys.put(None)
+        self._thread.join(PATIENCE_S)
+        if self._thread.is_alive():
+            self.problem = f"MLflow is slower than {PATIENCE_S:.0f} s"
+        if self.problem:
+            say(f"note: {self.problem}. Nothing is lost: `soupray publish` completes the index.")
+
+    def add(self, key: str) -> None:
+        """Index this trial, some time soon."""
+        self._keys.put(key)
+
+    def _work(self) -> None:
+        from soupray.reporting.publish import sweep_run, trial_run
+
+        try:
+            tracker = open_tracker(self._spec, self._settled)
+            tracker.write([sweep_run(self._spec, self._started)])
+            while (batch := self._next_batch()) is not None:
+                tracker.write([trial_run(self._spec, self._read(key)) for key in batch])
+            tracker.write([sweep_run(self._spec, self._started, time.time())])
+        except (TrackingError, StoreError) as error:
+            self.problem = str(error)
+
+    def _next_batch(self) -> list[str] | None:
+        """All keys that wait, at least one; None at the end."""
+        keys = [self._keys.get()]
+        while not self._keys.empty():
+            keys.append(self._keys.get_nowait())
+        if None in keys:
+            rest = [k for k in keys if k is not None]
+            self._keys.put(None)  # the end is still to come
+            return rest or None
+        return [k for k in keys if k is not None]

@@ -1,0 +1,123 @@
+"""One driver a sweep: a lease object in the store, renewed while the driver lives."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+
+from soupray.errors import AlreadyExists, NotFound, StoreError
+from soupray.records import Record, decode, encode
+from soupray.storage import Store
+
+TERM_S = 60.0
+RENEW_S = 15.0
+
+
+class LeaseRecord(Record, frozen=True, kw_only=True):
+    """Who drives, and until when if not renewed (seconds since the epoch)."""
+
+    holder: str
+    who: str
+    process: str
+    expires: float
+
+
+def this_process() -> str:
+    """Names this process among all that ever ran: boot, PID namespace, PID, start time."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{os.getpid()}/{_started(os.getpid())}"
+
+
+def is_dead(process: str) -> bool:
+    """Whether `process` certainly ended: it ran where we can see it, and it is not there."""
+    here = this_process().rsplit("/", 2)[0]
+    there, pid, started = process.rsplit("/", 2)
+    return there == here and _started(int(pid)) != started
+
+
+def _started(pid: int) -> str:
+    try:
+        # Field 22, counted after the command's closing bracket: the command may hold spaces.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "gone"
+
+
+class Lease:
+    """Context manager: holds `path`, or raises StoreError naming the other driver.
+
+    A lease that has expired, or whose process is known to be dead, is taken over by
+    compare-and-swap, so that of two drivers which see the same free lease one wins. A driver that
+    finds its lease taken sees `lost`.
+    """
+
+    def __init__(self, store: Store, path: str, term_s: float = TERM_S) -> None:
+        self._store, self._path, self._term = store, path, term_s
+        self._me = uuid.uuid4().hex
+        self._who = f"{socket.gethostname()}, pid {os.getpid()}"
+        self._stop = threading.Event()
+        self.lost = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+
+    def __enter__(self) -> Lease:
+        self._take()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if not self.lost.is_set():
+            self._write(expires=0.0)
+
+    def _take(self) -> None:
+        try:
+            self._store.create(self._path, self._record(time.time() + self._term))
+        except AlreadyExists:
+            data, etag = self._store.get_tagged(self._path)
+            held = decode(data, LeaseRecord)
+            left = 0.0 if is_dead(held.process) else held.expires - time.time()
+            if left > 0 or not self._store.swap(
+                self._path, self._record(time.time() + self._term), etag
+            ):
+                raise StoreError(
+                    f"Another driver ({held.who}) holds this sweep. If it is dead, its lease ends "
+                    f"in {max(left, 0):.0f} s: run again then."
+                ) from None
+
+    def _record(self, expires: float) -> bytes:
+        return encode(
+            LeaseRecord(holder=self._me, who=self._who, process=this_process(), expires=expires)
+        )
+
+    def _write(self, expires: float) -> None:
+        try:
+            data, etag = self._store.get_tagged(self._path)
+            if decode(data, LeaseRecord).holder == self._me and self._store.swap(
+                self._path, self._record(expires), etag
+            ):
+                return
+        except NotFound:
+            pass
+        self.lost.set()
+
+    def _keep(self) -> None:
+        renewed = time.monotonic()
+        while not self._stop.wait(self._term * RENEW_S / TERM_S) and not self.lost.is_set():
+            try:
+                self._write(time.time() + self._term)
+                renewed = time.monotonic()
+            except StoreError:
+                # The store is away. As long as the term lasts nobody else can take over.
+                if time.monotonic() - renewed > self._term:
+                    self.lost.set()

@@ -1,0 +1,1 @@
+"""Pure mathematics on tensors: no store, no Ray, no files."""

@@ -1,0 +1,70 @@
+"""Scores of logits, and what the scores are worth statistically."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+from scipy.special import logsumexp
+
+from soupray.records import Predictions, Scores, pack_right
+
+ECE_BINS = 15
+"""Equal-mass bins, as in the field's reports."""
+
+
+def score(predictions: Predictions) -> Scores:
+    """Correct count, NLL (float64) and ECE of logits [N, C]. Ties go to the lower class."""
+    logits, labels = predictions.logits.astype(np.float64), predictions.labels
+    right = logits.argmax(axis=1) == labels
+    log_p = logits - logsumexp(logits, axis=1, keepdims=True)
+    return Scores(
+        split=predictions.split.digest,
+        n=len(labels),
+        correct=int(right.sum()),
+        nll=float(-log_p[np.arange(len(labels)), labels].mean()),
+        ece=expected_calibration_error(np.exp(log_p.max(axis=1)), right),
+        right=pack_right(right),
+    )
+
+
+def expected_calibration_error(
+    confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], bins: int = ECE_BINS
+) -> float:
+    """Mean |confidence - accuracy| over `bins` bins of equal mass.
+
+    confidence, right: [N]. Samples are sorted by confidence (stably) and cut into bins whose sizes
+    differ by one at most.
+    """
+    order = np.argsort(confidence, kind="stable")
+    gaps = 0.0
+    for part in np.array_split(order, min(bins, len(order))):
+        gaps += abs(float(confidence[part].mean()) - float(right[part].mean())) * len(part)
+    return gaps / len(order)
+
+
+def clopper_pearson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact confidence interval of a share (Clopper and Pearson 1934)."""
+    tail = (1 - level) / 2
+    low = stats.beta.ppf(tail, correct, n - correct + 1) if correct > 0 else 0.0
+    high = stats.beta.ppf(1 - tail, correct + 1, n - correct) if correct < n else 1.0
+    return float(low), float(high)
+
+
+def discordant(a: Scores, b: Scores) -> tuple[int, int]:
+    """On how many samples only `a`, and only `b`, is right."""
+    right_a, right_b = a.right_mask(), b.right_mask()
+    return int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p-value that two models are equally good (McNemar 1947)."""
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+
+
+def logit(share: float, n: int) -> float:
+    """Logit of an accuracy, clipped by half a sample, for logit-scaled axes."""
+    clipped = min(max(share, 0.5 / n), 1 - 0.5 / n)
+    return float(np.log(clipped / (1 - clipped)))

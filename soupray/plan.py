@@ -1,0 +1,101 @@
+"""The plan of a sweep: a pure function of its spec, whatever completes first and whatever fails."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+from soupray.records import Basis, Record, Trial, digest
+from soupray.spec import Dimension, Space, SweepSpec, Value
+
+CODE_VERSION = "1"
+"""Of everything that turns a trial's record into weights. Raise it when training changes, so
+that trials of older code are not taken for trials of this one."""
+
+
+class PlannedTrial(Record, frozen=True, kw_only=True):
+    """A point of the plan: resolved hyperparameters and a seed."""
+
+    index: int
+    hparams: dict[str, Value]
+    seed: int
+
+
+def plan(spec: SweepSpec) -> list[PlannedTrial]:
+    """All trials of `spec`, in order.
+
+    Each random point has a generator of its own, keyed by (sweep seed, index): a longer plan
+    starts with the shorter one. QMC points are one scrambled Sobol sequence, which has the same
+    property.
+    """
+    space = spec.search.space
+    dimensions = [n for n in Space.model_fields if isinstance(getattr(space, n), Dimension)]
+    points = _POINTS[spec.search.sampler](spec.seed, spec.search.trials, len(dimensions))
+    trials = []
+    for index, point in enumerate(points):
+        coordinates = dict(zip(dimensions, point, strict=True))
+        hparams: dict[str, Value] = {}
+        for name in Space.model_fields:
+            entry = getattr(space, name)
+            hparams[name] = entry.at(coordinates[name]) if name in coordinates else entry
+        trials.append(
+            PlannedTrial(index=index, hparams=hparams, seed=_key(spec.seed, index) % 2**31)
+        )
+    return trials
+
+
+def trials_of(spec: SweepSpec, basis: Basis) -> list[Trial]:
+    """The plan as trials with their keys, which need the digests of data and init."""
+    data = tuple(basis.split(name).digest for name in ("train", "held_out"))
+    trials = []
+    for planned in plan(spec):
+        shaping = {
+            "hparams": planned.hparams,
+            "seed": planned.seed,
+            "method": "ft",
+            "init": basis.init.sha256,
+            "data": data,
+            "code": CODE_VERSION,
+            "setting": spec.setting,
+        }
+        trials.append(
+            Trial(
+                key=digest(shaping)[:16],
+                index=planned.index,
+                sweep=spec.name,
+                hparams=planned.hparams,
+                seed=planned.seed,
+                init=basis.init.sha256,
+                data=data,
+                code=CODE_VERSION,
+                setting=spec.setting,
+            )
+        )
+    return trials
+
+
+def _key(*parts: object) -> int:
+    """A 256-bit integer that depends on nothing but `parts`."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest())
+
+
+def _random_points(seed: int, count: int, dimensions: int) -> list[list[float]]:
+    # Random.random() of a seeded generator is the one method that Python promises never to change.
+    generators = [random.Random(_key("point", seed, i)) for i in range(count)]  # noqa: S311
+    return [[generator.random() for _ in range(dimensions)] for generator in generators]
+
+
+def _qmc_points(seed: int, count: int, dimensions: int) -> list[list[float]]:
+    # SciPy's Sobol sequence is what Optuna's QMCSampler wraps; the sampler itself waits for a
+    # completed trial before it uses it, so that its plan would depend on what finishes first.
+    import numpy as np
+    from scipy.stats import qmc
+
+    if dimensions == 0:
+        return [[] for _ in range(count)]
+    sobol = qmc.Sobol(dimensions, scramble=True, rng=np.random.default_rng(seed))
+    points: list[list[float]] = sobol.random_base2(max(0, (count - 1).bit_length())).tolist()
+    return points[:count]
+
+
+_POINTS = {"random": _random_points, "qmc": _qmc_points}

@@ -1,0 +1,283 @@
+"""The nouns: frozen records that are logged, stored, hashed and sent between processes.
+
+Nothing here holds a tensor of weights, a client or a model. Every record but `Predictions` is
+JSON; `digest` is the SHA-256 of a record's canonical JSON (sorted keys), so that equal records
+have equal digests on every machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from typing import Any, Literal, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+R = TypeVar("R")
+Role = Literal["train", "held_out", "test", "shift"]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all records: immutable, and strict when decoded."""
+
+
+def encode(record: Any) -> bytes:
+    """Canonical JSON of a record, or of plain data."""
+    return msgspec.json.encode(record, order="sorted")
+
+
+def decode(data: bytes, kind: type[R]) -> R:
+    """The record of type `kind` in JSON `data`; msgspec.ValidationError names the bad field."""
+    return msgspec.json.decode(data, type=kind)
+
+
+def digest(record: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `record`."""
+    return hashlib.sha256(encode(record)).hexdigest()
+
+
+class Split(Record, frozen=True, kw_only=True):
+    """A fixed, ordered set of labelled samples.
+
+    `digest` covers (id, content, label) in order, the label map, the corruption and its seed.
+    """
+
+    name: str
+    role: Role
+    digest: str
+    size: int
+    classes: int
+
+
+class CheckpointRef(Record, frozen=True, kw_only=True):
+    """Weights in the store, named by their content."""
+
+    sha256: str
+    size_bytes: int
+
+    @property
+    def path(self) -> str:
+        """Where the store keeps them."""
+        return f"weights/{self.sha256}.safetensors"
+
+
+class Basis(Record, frozen=True, kw_only=True):
+    """What all trials of a sweep share: the splits, theta_0 (`init`) and the `anchor`."""
+
+    key: str
+    splits: tuple[Split, ...]
+    init: CheckpointRef
+    anchor: CheckpointRef
+
+    def split(self, name: str) -> Split:
+        """The split called `name`."""
+        return next(s for s in self.splits if s.name == name)
+
+    @property
+    def reported(self) -> tuple[Split, ...]:
+        """Test and shifts: the splits that nothing may be chosen on."""
+        return tuple(s for s in self.splits if s.role in ("test", "shift"))
+
+
+class Setting(Record, frozen=True, kw_only=True):
+    """How a model is evaluated. All of it changes low bits, so all of it is in every cache key."""
+
+    precision: Literal["fp32"] = "fp32"
+    batch_size: int = 250
+    threads: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class Trial(Record, frozen=True, kw_only=True):
+    """One training run with resolved hyperparameters. `key` names it in the store."""
+
+    key: str
+    index: int
+    sweep: str
+    method: Literal["ft"] = "ft"
+    hparams: dict[str, float | int | str]
+    seed: int
+    init: str
+    data: tuple[str, ...]
+    code: str
+    setting: Setting
+
+
+class Scores(Record, tag="scores", frozen=True, kw_only=True):
+    """How a model did on one split; `right` packs per sample whether it was right."""
+
+    split: str
+    n: int
+    correct: int
+    nll: float
+    ece: float
+    right: str
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples classified correctly."""
+        return self.correct / self.n
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, binomial."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.n)
+
+    def right_mask(self) -> npt.NDArray[np.bool_]:
+        """Bool [n]: sample i was classified correctly."""
+        packed = np.frombuffer(base64.b64decode(self.right), dtype=np.uint8)
+        return np.unpackbits(packed, count=self.n).astype(bool)
+
+
+def pack_right(right: npt.NDArray[np.bool_]) -> str:
+    """`Scores.right` of a bool array [n]: packed bits in base64."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+class Rejected(Record, tag="rejected", frozen=True, kw_only=True):
+    """A candidate given up early: even if right on all samples left, it stays below `bound`."""
+
+    seen: int
+    correct: int
+    bound: int
+
+
+class WeightSoup(Record, tag="weight_soup", frozen=True, kw_only=True):
+    """theta = sum_i n_i theta_i / d over stored checkpoints, in the order of `parts`.
+
+    A single model is the soup of one part. Coefficients are rational, so that equal soups are
+    equal records; `weight_soup` reduces them.
+    """
+
+    parts: tuple[tuple[str, int], ...]
+    denominator: int
+
+    @property
+    def digest(self) -> str:
+        """Names the soup in caches and recipe files."""
+        return digest(self)
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """SHA-256 of the ingredients' weights, in order."""
+        return tuple(sha for sha, _ in self.parts)
+
+    @property
+    def forward_passes(self) -> int:
+        """Forward passes per sample at inference."""
+        return 1
+
+
+Candidate = WeightSoup
+"""Any soup or ensemble under consideration (output-space candidates join this union later)."""
+
+
+def weight_soup(parts: list[tuple[str, int]], denominator: int) -> WeightSoup:
+    """A soup in lowest terms; parts with coefficient 0 are dropped.
+
+    Raises:
+        ValueError: if no part is left or the coefficients do not sum to one.
+    """
+    if sum(n for _, n in parts) != denominator or denominator <= 0:
+        raise ValueError(f"coefficients {[n for _, n in parts]} / {denominator} do not sum to 1")
+    kept = [(sha, n) for sha, n in parts if n != 0]
+    common = math.gcd(denominator, *(n for _, n in kept))
+    return WeightSoup(
+        parts=tuple((sha, n // common) for sha, n in kept), denominator=denominator // common
+    )
+
+
+def mean_of(checkpoints: list[str]) -> WeightSoup:
+    """The plain mean of checkpoints, in the order given."""
+    return weight_soup([(sha, 1) for sha in checkpoints], len(checkpoints))
+
+
+class EpochRecord(Record, frozen=True, kw_only=True):
+    """What one epoch of a trial measured. No test or shift metric belongs here."""
+
+    epoch: int
+    train_loss: float
+    held_out_correct: int
+    held_out_n: int
+    seconds: float
+
+
+class Ingredient(Record, tag="complete", frozen=True, kw_only=True):
+    """A completed trial's model, as its manifest in the store. Its existence means complete."""
+
+    trial: Trial
+    checkpoint: CheckpointRef
+    tensors: dict[str, str]
+    init: str
+    best_epoch: int
+    history: tuple[EpochRecord, ...]
+    held_out: Scores
+    logits: CheckpointRef
+    made_with: dict[str, str]
+    started: float
+    finished: float
+
+
+class Tombstone(Record, tag="diverged", frozen=True, kw_only=True):
+    """A trial that diverged: recorded in place of a manifest, so that it is not trained again."""
+
+    trial: Trial
+    reason: str
+    history: tuple[EpochRecord, ...]
+    started: float
+    finished: float
+
+
+Manifest = Ingredient | Tombstone
+
+
+class Pool(Record, frozen=True, kw_only=True):
+    """The ingredients of a soup, in descending held-out count, ties by trial key."""
+
+    init: CheckpointRef
+    anchor: CheckpointRef
+    ingredients: tuple[Ingredient, ...]
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """SHA-256 of the ingredients' weights, in the pool's order."""
+        return [i.checkpoint.sha256 for i in self.ingredients]
+
+
+def pool_of(basis: Basis, ingredients: list[Ingredient]) -> Pool:
+    """A pool in canonical order, whatever order `ingredients` come in."""
+    ranked = sorted(ingredients, key=lambda i: (-i.held_out.correct, i.trial.key))
+    return Pool(init=basis.init, anchor=basis.anchor, ingredients=tuple(ranked))
+
+
+class Step(Record, frozen=True, kw_only=True):
+    """One decision of a recipe: what was tried, how it scored, whether it was kept."""
+
+    candidate: Candidate
+    result: Scores | Rejected
+    accepted: bool
+
+
+class Outcome(Record, frozen=True, kw_only=True):
+    """A recipe's choice, with the whole way there. Frozen before anything is reported."""
+
+    name: str
+    recipe: str
+    options: dict[str, str | int | float]
+    candidate: Candidate
+    held_out: Scores
+    trace: tuple[Step, ...] = ()
+
+
+class Predictions(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's logits on one split. Arrays, so never JSON; stored as safetensors.
+
+    logits: [N, C] float32; labels: [N] int64.
+    """
+
+    split: Split
+    logits: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]

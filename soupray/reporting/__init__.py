@@ -1,0 +1,1 @@
+"""From records to leaderboards, figures and the tracker."""

@@ -1,0 +1,260 @@
+"""Figures: the numbers first, then the drawing. Tests check the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from soupray.maths.metrics import logit
+from soupray.recipes.wise_ft import interpolate
+from soupray.records import Basis, Outcome, Pool, Record, Rejected
+from soupray.reporting.ranking import Entry, Reported
+
+LINE_POINTS = (0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20)
+"""Of wise_ft's grid of 20: every 0.1, evaluated on shifts to draw the curve."""
+
+INK, MUTED = "#1a1a2e", "#9aa0b4"
+COLOURS = {
+    "anchor": "#7a5195",
+    "best_single": "#1a1a2e",
+    "uniform": "#2a9d8f",
+    "greedy": "#e76f51",
+    "wise_ft": "#3a86c8",
+}
+
+
+class Point(Record, frozen=True, kw_only=True):
+    """A model in the plane: held-out accuracy and mean shift accuracy."""
+
+    name: str
+    kind: str
+    held_out: float
+    shift_mean: float
+
+
+class Robustness(Record, frozen=True, kw_only=True):
+    """What the robustness figure shows; `n` and `shift_n` clip the logits of 0 and 1."""
+
+    n: int
+    shift_n: int
+    models: list[Point]
+    lines: dict[str, list[Point]]
+
+
+def line_candidates(outcomes: list[Outcome], pool: Pool) -> dict[str, list[Any]]:
+    """The candidates on each WiSE-FT line that the figure needs, by the name of theta_1."""
+    by_name = {o.name: o for o in outcomes}
+    ends = {str(o.options["theta_1"]) for o in outcomes if o.recipe == "wise_ft"}
+    return {
+        name: [interpolate(pool.anchor.sha256, by_name[name].candidate, k) for k in LINE_POINTS]
+        for name in sorted(ends)
+    }
+
+
+def robustness(
+    entries: list[Entry], outcomes: list[Outcome], pool: Pool, basis: Basis, reported: Reported
+) -> Robustness:
+    """Every ingredient, every entry, and the WiSE-FT lines."""
+    shifts = [s for s in basis.reported if s.role == "shift"]
+
+    def mean_over_shifts(candidate: Any) -> float:
+        scores = [reported[candidate, s.name].accuracy for s in shifts]
+        return sum(scores) / len(scores)
+
+    models = [
+        Point(
+            name=i.trial.key,
+            kind="ingredient",
+            held_out=i.held_out.accuracy,
+            shift_mean=mean_over_shifts(_single(i.checkpoint.sha256)),
+        )
+        for i in pool.ingredients
+    ]
+    models += [
+        Point(name=e.name, kind=e.recipe, held_out=e.held_out.accuracy, shift_mean=e.shift_mean)
+        for e in entries
+    ]
+    # Held-out scores along a line are in the traces of its outcomes.
+    held_out = {
+        step.candidate: step.result.accuracy
+        for o in outcomes
+        if o.recipe == "wise_ft"
+        for step in o.trace
+        if not isinstance(step.result, Rejected)
+    }
+    lines = {
+        name: [
+            Point(
+                name=f"{k / LINE_POINTS[-1]:g}",
+                kind="wise_ft",
+                held_out=held_out[candidate],
+                shift_mean=mean_over_shifts(candidate),
+            )
+            for k, candidate in zip(LINE_POINTS, candidates, strict=True)
+        ]
+        for name, candidates in line_candidates(outcomes, pool).items()
+    }
+    return Robustness(
+        n=basis.split("held_out").size, shift_n=shifts[0].size, models=models, lines=lines
+    )
+
+
+def _single(sha256: str) -> Any:
+    from soupray.records import mean_of
+
+    return mean_of([sha256])
+
+
+def draw_robustness(numbers: Robustness, path: Path) -> None:
+    """Held-out accuracy against mean shift accuracy, both axes logit-scaled."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7.2, 5.4), layout="constrained")
+
+    def place(point: Point) -> tuple[float, float]:
+        return logit(point.held_out, numbers.n), logit(point.shift_mean, numbers.shift_n)
+
+    for style, (name, points) in zip(("-", "--", ":"), numbers.lines.items(), strict=False):
+        xs, ys = zip(*(place(p) for p in points), strict=True)
+        axes.plot(
+            xs,
+            ys,
+            style,
+            color=COLOURS["wise_ft"],
+            lw=1.4,
+            marker=".",
+            ms=5,
+            label=f"WiSE-FT, zero-shot to {name}",
+            zorder=2,
+        )
+    trials = [place(p) for p in numbers.models if p.kind == "ingredient"]
+    axes.scatter(*zip(*trials, strict=True), s=26, color=MUTED, label="trials", zorder=3)
+    markers = {"anchor": "D", "best_single": "o", "uniform": "s", "greedy": "*"}
+    for point in numbers.models:
+        if point.kind in markers:
+            x, y = place(point)
+            axes.scatter(
+                [x],
+                [y],
+                s=170 if point.kind == "greedy" else 70,
+                marker=markers[point.kind],
+                color=COLOURS[point.kind],
+                edgecolor="white",
+                lw=0.8,
+                label=point.name.replace("_", " "),
+                zorder=4,
+            )
+    _logit_ticks(axes.xaxis, [p.held_out for p in _all(numbers)], numbers.n)
+    _logit_ticks(axes.yaxis, [p.shift_mean for p in _all(numbers)], numbers.shift_n)
+    axes.set_xlabel("held-out accuracy (ID)")
+    axes.set_ylabel("mean accuracy over shifts")
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _all(numbers: Robustness) -> list[Point]:
+    return numbers.models + [p for points in numbers.lines.values() for p in points]
+
+
+def _logit_ticks(axis: Any, values: list[float], n: int) -> None:
+    """Ticks at round accuracies within the range of the data."""
+    nice = [0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95]
+    nice += [0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.999]
+    low, high = min(values), max(values)
+    shown = [t for t in nice if logit(low, n) - 0.15 <= logit(t, n) <= logit(high, n) + 0.15]
+    # Crowded ticks near 1 are thinned: at least a fifteenth of the axis between two of them.
+    gap = (logit(high, n) - logit(low, n)) / 15
+    kept: list[float] = []
+    for tick in shown:
+        if not kept or logit(tick, n) - logit(kept[-1], n) >= gap:
+            kept.append(tick)
+    axis.set_ticks([logit(t, n) for t in kept], [f"{100 * t:g} %" for t in kept])
+
+
+class Trace(Record, frozen=True, kw_only=True):
+    """What the greedy trace shows: per step, the held-out accuracy tried and whether kept."""
+
+    tried: list[float]
+    accepted: list[bool]
+    best: list[float]
+
+
+def greedy_trace(outcome: Outcome) -> Trace:
+    """The numbers of `draw_trace`; a rejection without a score shows its upper bound."""
+    tried: list[float] = []
+    accepted: list[bool] = []
+    best: list[float] = []
+    for step in outcome.trace:
+        r = step.result
+        accuracy = r.bound / outcome.held_out.n if isinstance(r, Rejected) else r.accuracy
+        tried.append(accuracy)
+        accepted.append(step.accepted)
+        best.append(accuracy if step.accepted else best[-1])
+    return Trace(tried=tried, accepted=accepted, best=best)
+
+
+def draw_trace(trace: Trace, path: Path) -> None:
+    """Held-out accuracy of the soup with each ingredient in turn, kept or not."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    steps = list(range(1, len(trace.tried) + 1))
+    axes.step(steps, trace.best, where="post", color=COLOURS["greedy"], lw=1.6, label="the soup")
+    for kept, label, face in (
+        (True, "kept", COLOURS["greedy"]),
+        (False, "tried, not kept", "white"),
+    ):
+        xs = [s for s, a in zip(steps, trace.accepted, strict=True) if a == kept]
+        ys = [y for y, a in zip(trace.tried, trace.accepted, strict=True) if a == kept]
+        axes.scatter(xs, ys, s=44, color=face, edgecolor=COLOURS["greedy"], label=label, zorder=3)
+    axes.set_xticks(steps)
+    axes.set_xlabel("ingredient, best held-out first")
+    axes.set_ylabel("held-out accuracy with it")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.1f} %")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_all(
+    folder: Path,
+    entries: list[Entry],
+    outcomes: list[Outcome],
+    world: tuple[Pool, Basis],
+    reported: Reported,
+) -> Mapping[str, Path]:
+    """The figures that these outcomes allow, by name."""
+    pool, basis = world
+    drawn = {}
+    if any(s.role == "shift" for s in basis.reported):
+        drawn["robustness.png"] = folder / "robustness.png"
+        numbers = robustness(entries, outcomes, pool, basis, reported)
+        draw_robustness(numbers, drawn["robustness.png"])
+    for outcome in outcomes:
+        if outcome.recipe == "greedy":
+            drawn["greedy_trace.png"] = folder / "greedy_trace.png"
+            draw_trace(greedy_trace(outcome), drawn["greedy_trace.png"])
+    return drawn
+
+
+def _pyplot() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "font.size": 10,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.grid": True,
+            "grid.color": "#e6e8ee",
+            "axes.axisbelow": True,
+        }
+    )
+    return plt

@@ -1,0 +1,150 @@
+"""The leaderboard: ranked on held-out data, with everything else beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+
+from soupray.maths.metrics import clopper_pearson, discordant, mcnemar
+from soupray.records import Basis, Candidate, Outcome, Pool, Record, Scores
+
+Reported = Mapping[tuple[Candidate, str], Scores]
+"""Scores by (candidate, name of a test or shift split)."""
+
+
+class Measured(Record, frozen=True, kw_only=True):
+    """A score with its exact 95 % interval (Clopper-Pearson)."""
+
+    n: int
+    correct: int
+    accuracy: float
+    low: float
+    high: float
+    standard_error: float
+    nll: float
+    ece: float
+
+
+class Versus(Record, frozen=True, kw_only=True):
+    """Against the best single model: on how many samples only one of the two is right.
+
+    `p` is McNemar's exact test, on ID test only: held-out data chose both models, so that a
+    p-value there would mean nothing.
+    """
+
+    only_this: int
+    only_best_single: int
+    p: float | None
+
+
+class Entry(Record, frozen=True, kw_only=True):
+    """A row of the leaderboard."""
+
+    name: str
+    recipe: str
+    options: dict[str, str | int | float]
+    ingredients: list[str]
+    coefficients: list[float]
+    held_out: Measured
+    test: Measured
+    shifts: dict[str, Measured]
+    shift_mean: float
+    held_out_versus_best_single: Versus
+    test_versus_best_single: Versus
+    forward_passes_per_sample: int
+    size_bytes: int
+    candidate: str
+
+
+def measured(scores: Scores) -> Measured:
+    """The scores as a leaderboard shows them."""
+    low, high = clopper_pearson(scores.correct, scores.n)
+    return Measured(
+        n=scores.n,
+        correct=scores.correct,
+        accuracy=scores.accuracy,
+        low=low,
+        high=high,
+        standard_error=scores.standard_error,
+        nll=scores.nll,
+        ece=scores.ece,
+    )
+
+
+def names_of(pool: Pool) -> dict[str, str]:
+    """What a checkpoint is called, by its digest: a trial's key, or the anchor."""
+    names = {i.checkpoint.sha256: i.trial.key for i in reversed(pool.ingredients)}
+    return {pool.anchor.sha256: "zero_shot", **names}
+
+
+def shift_mean(shifts: Mapping[str, Measured]) -> float:
+    """Mean of the per-data-set accuracies, never pooled over samples; 0 without shifts."""
+    return sum(m.accuracy for m in shifts.values()) / len(shifts) if shifts else 0.0
+
+
+def leaderboard(
+    outcomes: list[Outcome], pool: Pool, basis: Basis, reported: Reported
+) -> list[Entry]:
+    """All outcomes, best first: held-out count, then inference cost, then name.
+
+    The order never depends on `reported`. Outcomes that chose the same model are all listed: that
+    two recipes agree is a result.
+    """
+    best = next(o for o in outcomes if o.recipe == "best_single")
+    entries = [_entry(outcome, best, pool, basis, reported) for outcome in outcomes]
+    return sorted(entries, key=lambda e: (-e.held_out.correct, e.forward_passes_per_sample, e.name))
+
+
+def _entry(outcome: Outcome, best: Outcome, pool: Pool, basis: Basis, reported: Reported) -> Entry:
+    candidate, names = outcome.candidate, names_of(pool)
+    sizes = {i.checkpoint.sha256: i.checkpoint.size_bytes for i in pool.ingredients}
+    sizes[pool.anchor.sha256] = pool.anchor.size_bytes
+    shifts = {
+        split.name: measured(reported[candidate, split.name])
+        for split in basis.reported
+        if split.role == "shift"
+    }
+    test = reported[candidate, "test"]
+    only_this, only_best = discordant(test, reported[best.candidate, "test"])
+    held_this, held_best = discordant(outcome.held_out, best.held_out)
+    return Entry(
+        name=outcome.name,
+        recipe=outcome.recipe,
+        options=outcome.options,
+        ingredients=[names[sha] for sha in candidate.checkpoints],
+        coefficients=[n / candidate.denominator for _, n in candidate.parts],
+        held_out=measured(outcome.held_out),
+        test=measured(test),
+        shifts=shifts,
+        shift_mean=shift_mean(shifts),
+        held_out_versus_best_single=Versus(only_this=held_this, only_best_single=held_best, p=None),
+        test_versus_best_single=Versus(
+            only_this=only_this, only_best_single=only_best, p=mcnemar(only_this, only_best)
+        ),
+        forward_passes_per_sample=candidate.forward_passes,
+        size_bytes=sizes[candidate.checkpoints[0]],
+        candidate=candidate.digest,
+    )
+
+
+def as_csv(entries: list[Entry]) -> str:
+    """The leaderboard as a table: one row an entry, accuracies and intervals as shares."""
+    shifts = list(entries[0].shifts)
+    header = ["rank", "name", "recipe", "ingredients"]
+    for name in ("held_out", "test"):
+        header += [name, f"{name}_low", f"{name}_high"]
+    header += ["shift_mean", *shifts, "p_vs_best_single", "forward_passes", "size_bytes"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for rank, entry in enumerate(entries, 1):
+        row: list[object] = [rank, entry.name, entry.recipe, len(entry.ingredients)]
+        for m in (entry.held_out, entry.test):
+            row += [f"{m.accuracy:.6f}", f"{m.low:.6f}", f"{m.high:.6f}"]
+        row += [f"{entry.shift_mean:.6f}"]
+        row += [f"{entry.shifts[name].accuracy:.6f}" for name in shifts]
+        row += [f"{entry.test_versus_best_single.p:.6g}"]
+        row += [entry.forward_passes_per_sample, entry.size_bytes]
+        writer.writerow(row)
+    return out.getvalue()

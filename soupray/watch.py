@@ -1,0 +1,96 @@
+"""The live table of a sweep: which trials run, how they score, how long it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from soupray.console import Progress, say, table
+from soupray.indexer import Indexer
+from soupray.records import EpochRecord, Ingredient, Manifest, Trial
+
+
+class Watch:
+    """Counts what Tune reports, and draws the live table of trials."""
+
+    def __init__(
+        self,
+        trials: list[Trial],
+        todo: set[str],
+        read: Callable[[str], Manifest],
+        indexer: Indexer,
+    ) -> None:
+        self._trials = {t.key: t for t in trials}
+        self._epochs: dict[str, EpochRecord] = {}
+        self._running: set[str] = set()
+        self._read, self._indexer = read, indexer
+        self._done: dict[str, Manifest] = {}
+        self.complete = self.diverged = 0
+        self.errors: dict[str, str] = {}
+        work = sum(int(self._trials[k].hparams["epochs"]) for k in todo)
+        self._left = {k: int(self._trials[k].hparams["epochs"]) for k in todo}
+        self._progress = Progress("training", work)
+
+    def __enter__(self) -> Watch:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.__exit__(*error)  # type: ignore[arg-type]
+
+    def started(self, key: str) -> None:
+        """See `distributed.tune.Watcher`."""
+        self._running.add(key)
+        self._show()
+
+    def epoch(self, key: str, record: EpochRecord) -> None:
+        """See `distributed.tune.Watcher`."""
+        self._epochs[key] = record
+        if self._left[key] > 0:  # a repeated trial does its epochs again, but counts once
+            self._left[key] -= 1
+            self._progress.advance()
+        self._show()
+
+    def finished(self, key: str, complete: bool) -> None:
+        """See `distributed.tune.Watcher`."""
+        manifest = self._done[key] = self._read(key)
+        self._running.discard(key)
+        self._progress.advance(self._left.pop(key, 0))
+        self._left[key] = 0
+        if isinstance(manifest, Ingredient):
+            self.complete += 1
+        else:
+            self.diverged += 1
+            say(f"trial {key} diverged: {manifest.reason}. Recorded; the sweep goes on.")
+        self._indexer.add(key)
+        self._show()
+
+    def failed(self, key: str, reason: str) -> None:
+        """See `distributed.tune.Watcher`."""
+        self._running.discard(key)
+        self.errors[key] = reason
+        say(f"trial {key} failed: {reason}. Nothing of it is stored; run again to repeat it.")
+
+    def _show(self) -> None:
+        over = self.complete + self.diverged
+        self._progress.note = f" ({over} of {len(self._left)} trials, {len(self._running)} running)"
+        shown = table(
+            "trial", "lr", "epoch", "held-out", "state", right=("lr", "epoch", "held-out")
+        )
+        recent = [*list(self._done)[-8:], *sorted(self._running)]
+        for key in recent:
+            trial, epoch = self._trials[key], self._epochs.get(key)
+            manifest = self._done.get(key)
+            state = "running" if manifest is None else "done"
+            accuracy = "" if epoch is None else f"{epoch.held_out_correct / epoch.held_out_n:.3f}"
+            if isinstance(manifest, Ingredient):
+                accuracy = f"{manifest.held_out.accuracy:.3f}"
+            elif manifest is not None:
+                state = "diverged"
+            shown.add_row(
+                f"{trial.index:02d} {key[:8]}",
+                f"{trial.hparams['lr']:.1e}",
+                f"{epoch.epoch if epoch else 0}/{trial.hparams['epochs']}",
+                accuracy,
+                state,
+            )
+        self._progress.refresh(shown)

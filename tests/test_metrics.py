@@ -1,0 +1,85 @@
+"""Scores and statistics against numbers worked out by hand or taken from tables."""
+
+import math
+
+import numpy as np
+import pytest
+
+from soupray.maths.metrics import (
+    clopper_pearson,
+    discordant,
+    expected_calibration_error,
+    logit,
+    mcnemar,
+    score,
+)
+from soupray.records import Predictions, Split
+
+SPLIT = Split(name="held_out", role="held_out", digest="d", size=4, classes=2)
+
+
+def predictions(logits, labels):
+    return Predictions(
+        split=SPLIT,
+        logits=np.asarray(logits, dtype=np.float32),
+        labels=np.asarray(labels, dtype=np.int64),
+    )
+
+
+def test_count_and_nll_by_hand():
+    # log-odds 0, ln 3, -ln 3 and 0: p(label) = 1/2, 3/4, 1/4, 1/2
+    a = math.log(3)
+    scored = score(predictions([[0, 0], [a, 0], [0, a], [0, 0]], [0, 0, 0, 1]))
+    assert (scored.n, scored.correct) == (4, 2)
+    assert scored.right_mask().tolist() == [True, True, False, False]
+    by_hand = -(2 * math.log(1 / 2) + math.log(3 / 4) + math.log(1 / 4)) / 4
+    assert scored.nll == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_a_tie_goes_to_the_lower_class():
+    assert score(predictions([[1, 1]], [0])).correct == 1
+    assert score(predictions([[1, 1]], [1])).correct == 0
+
+
+def test_huge_logits_do_not_overflow():
+    assert score(predictions([[1e30, -1e30]], [0])).nll == 0.0
+
+
+def test_ece_by_hand_with_two_bins():
+    # sorted by confidence: (.6, wrong), (.7, right) | (.8, right), (.9, right)
+    confidence = np.array([0.9, 0.6, 0.8, 0.7])
+    right = np.array([True, False, True, True])
+    # |.65 - .5| * 2/4 + |.85 - 1| * 2/4
+    assert expected_calibration_error(confidence, right, bins=2) == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.3085),
+        (5, 10, 0.1871, 0.8129),
+        (10, 10, 0.6915, 1.0),
+        (98, 100, 0.9296, 0.9976),
+    ],
+)
+def test_clopper_pearson_against_published_tables(correct, n, low, high):
+    assert clopper_pearson(correct, n) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_mcnemar_by_hand():
+    # 6 discordant samples, 1 against 5: 2 * (C(6,0) + C(6,1)) / 2^6 = 14/64
+    assert mcnemar(1, 5) == pytest.approx(14 / 64)
+    assert mcnemar(4, 0) == pytest.approx(2 / 16)
+    assert mcnemar(0, 0) == 1.0
+
+
+def test_discordant_counts_who_alone_is_right():
+    a = score(predictions([[1, 0], [1, 0], [1, 0], [0, 1]], [0, 0, 0, 0]))
+    b = score(predictions([[1, 0], [0, 1], [0, 1], [1, 0]], [0, 0, 0, 0]))
+    assert discordant(a, b) == (2, 1)
+
+
+def test_logit_is_clipped_by_half_a_sample():
+    assert logit(0.5, 10) == 0
+    assert logit(1.0, 10) == pytest.approx(math.log(0.95 / 0.05))
+    assert logit(0.0, 10) == pytest.approx(-math.log(0.95 / 0.05))

