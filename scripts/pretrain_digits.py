@@ -24,7 +24,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from matplotlib.ft2font import FT2Font
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from soupray.data.digits import load_digits
 from soupray.tasks.vocabulary import CutTokenizer, cut_vocabulary
@@ -232,7 +232,8 @@ def write_model(clip: Any, kept: list[int], folder: Path) -> None:
     """The three files that open_clip and CutTokenizer read."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.half().contiguous() for name, tensor in clip.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
+    # Not save_file: its files can be read by their owner only.
+    (folder / "open_clip_model.safetensors").write_bytes(save(weights))
     write_json(folder / "open_clip_config.json", config(len(kept)))
     vocabulary = {"full_token_ids": kept, "templates": TEMPLATES, "classes": CLASSES}
     write_json(folder / "vocabulary.json", vocabulary)

@@ -101,7 +101,7 @@ class Progress:
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """An empty table in the house style; the columns in `right` are numbers."""
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
     return made

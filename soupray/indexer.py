@@ -36,10 +36,8 @@ class Indexer:
     `soupray publish` completes the index from the store.
     """
 
-    def __init__(
-        self, spec: SweepSpec, settled: Settled, read: Callable[[str], Manifest], started: float
-    ) -> None:
-        self._spec, self._settled, self._read, self._started = spec, settled, read, started
+    def __init__(self, spec: SweepSpec, settled: Settled, read: Callable[[str], Manifest]) -> None:
+        self._spec, self._settled, self._read = spec, settled, read
         self._keys: queue.Queue[str | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, daemon=True, name="indexer")
         self.problem: str | None = None
@@ -68,10 +66,11 @@ class Indexer:
 
         try:
             tracker = open_tracker(self._spec, self._settled)
-            tracker.write([sweep_run(self._spec, self._started)])
+            started = time.time()
+            tracker.write([sweep_run(self._spec, started)])
             while (batch := self._next_batch()) is not None:
                 tracker.write([trial_run(self._spec, self._read(key)) for key in batch])
-            tracker.write([sweep_run(self._spec, self._started, time.time())])
+            tracker.write([sweep_run(self._spec, started, time.time())])
         except (TrackingError, StoreError) as error:
             self.problem = str(error)
 

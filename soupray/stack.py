@@ -37,8 +37,8 @@ _SERVICES = ("s3", "master", "volume", "filer", "admin")  # an HTTP port each; g
 _BASES = range(20000, 22760)  # above Ray's workers (to 19999); + 10000 is below ephemeral ports
 _OPTIONS = (  # nothing preallocated; 0 volumes: as many as the disk has room for
     f"-ip={_HOST} -ip.bind={_HOST} -bucket={BUCKET} -admin.ui=false -webdav=false "
-    "-master.telemetry=false -master.volumePreallocate=false -volume.max=0 "
-    "-volume.preStopSeconds=0 -s3.port.iceberg=0 -s3.port.lance=0"
+    "-master.telemetry=false -master.volumePreallocate=false -master.resumeState=false "
+    "-volume.max=0 -volume.preStopSeconds=0 -s3.port.iceberg=0 -s3.port.lance=0"
 ).split()
 _SOCKETS = Path("/tmp")  # noqa: S108  SeaweedFS's choice, whatever TMPDIR says
 _PATIENCE = 120.0  # seconds to start; measured on idle cores: store 1, UI 7
@@ -99,9 +99,10 @@ def up(home: Path) -> Stack:
 def find(home: Path) -> Stack | None:
     """The running store of a home, if its process lives and its bucket is served."""
     stack, pids = _saved(home), _pids(home, _STORE)
-    filer = _ports(stack.endpoint)[_SERVICES.index("filer")]
-    urls = (f"{stack.endpoint}/healthz", f"http://{_HOST}:{filer}/buckets/{BUCKET}/")
-    return replace(stack, pid=pids[0]) if pids and all(map(_answers, urls)) else None
+    _, master, _, filer, *_ = (f"http://{_HOST}:{port}" for port in _ports(stack.endpoint))
+    seen = pids and _answers(f"{stack.endpoint}/healthz") and _answers(f"{filer}/buckets/{BUCKET}/")
+    served = seen and _answers(f"{master}/dir/status", b'"DataCenters":[')  # else reads fail yet
+    return replace(stack, pid=pids[0]) if served else None
 
 
 def down(home: Path) -> bool:
@@ -199,10 +200,10 @@ def _weed() -> str:
     )
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, content: bytes = b"") -> bool:
     proxyless = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with suppress(OSError), proxyless.open(url, timeout=30):
-        return True
+    with suppress(OSError), proxyless.open(url, timeout=30) as answer:
+        return content in answer.read()
     return False  # refused, or an error status
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from soupray.checkpoints import create_record, find_record, read_record
 from soupray.console import duration, say
 from soupray.errors import StoreError, TrialError
+from soupray.evaluation.pool import Found, find_trials, manifest_path
 from soupray.home import Settled, remember_spec, settle
 from soupray.indexer import Indexer
 from soupray.lease import Lease
 from soupray.plan import trials_of
 from soupray.records import Basis, Manifest, Record
 from soupray.spec import SweepSpec
+from soupray.storage import check_bucket
 from soupray.watch import Watch
 
 
@@ -39,49 +41,54 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
         StoreError: the store is away, or another driver holds the sweep.
     """
     from soupray.distributed import cluster
-    from soupray.distributed.tune import run_trials
-    from soupray.evaluation.pool import find_trials
-    from soupray.storage import check_bucket
 
     started = time.time()
     with cluster.attach(address, spec):
         settled = settle(spec, home)
-        place = settled.place
-        check_bucket(place.storage, place.read_credentials())
-        store = place.open_store()
+        check_bucket(settled.place.storage, settled.place.read_credentials())
+        store = settled.place.open_store()
         remember_spec(spec_path, spec, home)
         with Lease(store, f"sweeps/{spec.name}/lease.json") as lease:
             basis = find_basis_or_make(spec, settled)
             create_record(store, f"sweeps/{spec.name}/specs/{spec.digest}.json", _as_data(spec))
             trials = trials_of(spec, basis)
             found = find_trials(store, trials, basis)
-            over = len(found.complete) + len(found.diverged)
-            say(
-                f"{len(trials)} trials planned, {over} in the store, {len(found.missing)} to train."
-            )
+            todo = len(found.missing)
+            say(f"{len(trials)} trials planned, {len(found.over)} in the store, {todo} to train.")
+            watch = _train(spec, settled, found, lease)
+        if lease.lost.is_set():
+            raise StoreError(f"Another driver took the sweep {spec.name} over; this one stops.")
+    return SweepReport(
+        sweep=spec.name,
+        trials=len(trials),
+        trained=watch.complete,
+        found=len(found.over),
+        diverged=len(found.diverged) + watch.diverged,
+        failed=watch.errors,
+        seconds=time.time() - started,
+        storage=settled.place.storage,
+    )
 
-            def read(key: str) -> Manifest:
-                manifest: Manifest = read_record(store, f"trials/{key}/manifest.json", Manifest)
-                return manifest
 
-            indexer = Indexer(spec, settled, read, started)
-            for key in found.over:
-                indexer.add(key)
-            with indexer, Watch(trials, {t.key for t in found.missing}, read, indexer) as watch:
-                if found.missing:
-                    run_trials(spec, place, found.missing, watch, stop=lease.lost.is_set)
-            if lease.lost.is_set():
-                raise StoreError(f"Another driver took the sweep {spec.name} over; this one stops.")
-        return SweepReport(
-            sweep=spec.name,
-            trials=len(trials),
-            trained=watch.complete,
-            found=over,
-            diverged=len(found.diverged) + watch.diverged,
-            failed=watch.errors,
-            seconds=time.time() - started,
-            storage=place.storage,
-        )
+def _train(spec: SweepSpec, settled: Settled, found: Found, lease: Lease) -> Watch:
+    """Run what is missing, with the live table, and index it as it finishes."""
+    from soupray.distributed.tune import run_trials
+
+    store = settled.place.open_store()
+
+    def read(key: str) -> Manifest:
+        manifest: Manifest = read_record(store, manifest_path(key), Manifest)
+        return manifest
+
+    indexer = Indexer(spec, settled, read)
+    for key in found.over:
+        indexer.add(key)
+    watch = Watch(found.missing, read, indexer.add)
+    with indexer:
+        if found.missing:
+            with watch:
+                run_trials(spec, settled.place, found.missing, watch, stop=lease.lost.is_set)
+    return watch
 
 
 def find_basis_or_make(spec: SweepSpec, settled: Settled) -> Basis:

@@ -22,47 +22,39 @@ def print_json(record: Any) -> None:
 
 def show_leaderboard(entries: list[Entry], basis: Basis) -> None:
     """Best first, and what the columns mean."""
-    right = (
-        "models",
-        "held-out",
-        "± s.e.",
-        "test",
-        "95 % interval",
-        "p",
-        "shifts",
-        "passes",
-        "size",
-    )
-    shown = table("", "entry", *right, right=right)
+    right = ("models", "held-out ± s.e.", "test", "95 % interval", "p", "shifts", "passes", "MB")
+    shown = table("#", "entry", *right, right=right)
     for rank, e in enumerate(entries, 1):
-        versus = e.test_versus_best_single
         shown.add_row(
             str(rank),
             e.name,
             str(len(e.ingredients)),
-            _percent(e.held_out.accuracy),
-            _percent(e.held_out.standard_error),
+            f"{_percent(e.held_out.accuracy)} ± {_percent(e.held_out.standard_error)}",
             _percent(e.test.accuracy),
-            f"{_percent(e.test.low)}-{_percent(e.test.high)}",
-            "" if e.recipe == "best_single" else f"{versus.p:.2g}",
+            f"{_percent(e.test.low)} - {_percent(e.test.high)}",
+            "" if e.recipe == "best_single" else _p_value(e.test_versus_best_single.p),
             _percent(e.shift_mean) if e.shifts else "-",
             str(e.forward_passes_per_sample),
-            size(e.size_bytes),
+            f"{e.size_bytes / 1e6:.4g}",
         )
     out.print(shown)
     held_out, test = basis.split("held_out").size, basis.split("test").size
     shifts = ", ".join(s.name for s in basis.reported if s.role == "shift") or "none"
     out.print(
         f"Ranked on held-out data (n = {held_out}), which also chose the models: its scores are "
-        f"optimistic.\nTest (n = {test}) and shifts ({shifts}; mean of accuracies) were evaluated "
-        "after the choice.\np: exact McNemar test against the best single model, on test. "
-        "Numbers are percent.",
+        f"optimistic.\nTest (n = {test}) and shifts (mean over {shifts}) were\nevaluated once, "
+        "after the choice. p: exact McNemar test against best_single on test.\n"
+        "Accuracies are in %.",
         style="dim",
     )
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def _p_value(p: float | None) -> str:
+    return "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
 
 
 def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from soupray.console import Progress, say, table
-from soupray.indexer import Indexer
 from soupray.records import EpochRecord, Ingredient, Manifest, Trial
 
 
@@ -13,22 +12,17 @@ class Watch:
     """Counts what Tune reports, and draws the live table of trials."""
 
     def __init__(
-        self,
-        trials: list[Trial],
-        todo: set[str],
-        read: Callable[[str], Manifest],
-        indexer: Indexer,
+        self, todo: list[Trial], read: Callable[[str], Manifest], tell: Callable[[str], None]
     ) -> None:
-        self._trials = {t.key: t for t in trials}
+        self._trials = {t.key: t for t in todo}
         self._epochs: dict[str, EpochRecord] = {}
         self._running: set[str] = set()
-        self._read, self._indexer = read, indexer
+        self._read, self._tell = read, tell
         self._done: dict[str, Manifest] = {}
         self.complete = self.diverged = 0
         self.errors: dict[str, str] = {}
-        work = sum(int(self._trials[k].hparams["epochs"]) for k in todo)
-        self._left = {k: int(self._trials[k].hparams["epochs"]) for k in todo}
-        self._progress = Progress("training", work)
+        self._left = {t.key: int(t.hparams["epochs"]) for t in todo}
+        self._progress = Progress("training", sum(self._left.values()))
 
     def __enter__(self) -> Watch:
         self._progress.__enter__()
@@ -61,7 +55,7 @@ class Watch:
         else:
             self.diverged += 1
             say(f"trial {key} diverged: {manifest.reason}. Recorded; the sweep goes on.")
-        self._indexer.add(key)
+        self._tell(key)
         self._show()
 
     def failed(self, key: str, reason: str) -> None:

@@ -1,5 +1,6 @@
 """Specs and plans: every mistake gets one message, and the plan depends on the spec alone."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def test_qmc_points_fill_the_range_more_evenly_than_random_ones():
     def gaps(sampler: str) -> float:
         spec = edited("sampler: random", f"sampler: {sampler}")
         lrs = sorted(math.log(float(t.hparams["lr"])) for t in plan(spec))
-        return max(b - a for a, b in zip(lrs, lrs[1:], strict=False))
+        return max(b - a for a, b in itertools.pairwise(lrs))
 
     assert gaps("qmc") < gaps("random")
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from soupray.errors import ConfigError
 from soupray.spec import TaskSpec
+from soupray.tasks.vocabulary import CutTokenizer
 
 ASSETS = Path(__file__).parent.parent / "assets"
 PACKAGED = "soupray:"
@@ -120,8 +121,6 @@ class OpenClipTask:
             kept = json.loads((self._folder / "vocabulary.json").read_text())
             config = json.loads((self._folder / "open_clip_config.json").read_text())
             length = config["model_cfg"]["text_cfg"]["context_length"]
-            from soupray.tasks.vocabulary import CutTokenizer
-
             return CutTokenizer(kept["full_token_ids"], length)
         return open_clip.get_tokenizer(
             f"{LOCAL}{self._folder}" if self._folder else self._spec.model

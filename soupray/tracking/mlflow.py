@@ -15,8 +15,6 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-logging.getLogger("alembic").setLevel(logging.WARNING)
-logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.tracking import MlflowClient
@@ -24,6 +22,9 @@ from mlflow.tracking import MlflowClient
 from soupray.errors import TrackingError
 from soupray.ports import TrackedRun
 from soupray.records import digest
+
+logging.getLogger("alembic").setLevel(logging.WARNING)  # they tell of every migration
+logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 KEY, DIGEST = "soupray.key", "soupray.digest"
 PAGE = 1000
