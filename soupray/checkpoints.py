@@ -15,14 +15,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from soupray.errors import (
     AlreadyExists,
@@ -30,6 +31,7 @@ from soupray.errors import (
     ChecksumMismatch,
     IncompatibleWeights,
     NotFound,
+    StoreUnavailable,
 )
 from soupray.records import CheckpointRef, decode, encode
 from soupray.storage import Store
@@ -51,10 +53,10 @@ class Checkpoints:
         `about` goes into the file's one metadata key: safetensors writes several in random order,
         and equal weights would get different digests.
         """
-        with tempfile.NamedTemporaryFile(dir=self._cache, delete=False) as file:
-            part = Path(file.name)
+        part = self._new_part()
         try:
-            write_weights(part, weights, about)
+            with _local_disk(self._cache):
+                write_weights(part, weights, about)
             ref = CheckpointRef(sha256=sha256_of(part), size_bytes=part.stat().st_size)
             self.store.put(ref.path, part)
             part.rename(self._local(ref.sha256))
@@ -74,15 +76,15 @@ class Checkpoints:
             return local
         path = CheckpointRef(sha256=sha256, size_bytes=0).path
         seen = hashlib.sha256()
-        with tempfile.NamedTemporaryFile(dir=self._cache, delete=False) as file:
-            part = Path(file.name)
-            try:
+        part = self._new_part()
+        try:
+            with _local_disk(self._cache), part.open("wb") as file:
                 for chunk in self.store.stream(path):
                     seen.update(chunk)
                     file.write(chunk)
-            except BaseException:
-                part.unlink()
-                raise
+        except BaseException:
+            part.unlink()
+            raise
         if seen.hexdigest() != sha256:
             size = part.stat().st_size
             part.unlink()
@@ -100,10 +102,30 @@ class Checkpoints:
 
     def load(self, sha256: str) -> Weights:
         """The weights, in memory."""
-        return load_file(self.fetch(sha256))
+        mapped = self.open(sha256)
+        return {name: mapped[name] for name in mapped.names}
+
+    def _new_part(self) -> Path:
+        with (
+            _local_disk(self._cache),
+            tempfile.NamedTemporaryFile(dir=self._cache, delete=False) as file,
+        ):
+            return Path(file.name)
 
     def _local(self, sha256: str) -> Path:
         return self._cache / f"{sha256}.safetensors"
+
+
+@contextmanager
+def _local_disk(folder: Path) -> Iterator[None]:
+    """What this machine's disk says, as StoreUnavailable."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise StoreUnavailable(
+            f"the cache {folder} on this machine: {error}. Free some space, or name another "
+            "--home; then run again: what is stored is kept."
+        ) from error
 
 
 class MappedWeights:
@@ -192,14 +214,17 @@ def load_foreign(path: Path) -> Weights:
 def create_record(store: Store, path: str, record: R, kind: Any = None) -> R:
     """Store `record` unless one is there; return the one that counts: the loser adopts it.
 
-    `kind` is what may be there, if it is a union.
+    `kind` is what may be there, if it is a union. The record is returned as a reader decodes it,
+    so that a first run and its repetition go on with the same thing, to the order of keys.
     """
+    data = encode(record)
     try:
-        store.create(path, encode(record))
+        store.create(path, data)
     except AlreadyExists:
         winner: R = read_record(store, path, kind or type(record))
         return winner
-    return record
+    kept: R = decode(data, kind or type(record))
+    return kept
 
 
 def read_record(store: Store, path: str, kind: Any) -> Any:

@@ -7,8 +7,11 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+
+import msgspec
 
 from soupray.errors import AlreadyExists, NotFound, StoreError
 from soupray.records import Record, decode, encode
@@ -42,10 +45,12 @@ def is_dead(process: str) -> bool:
 
 def _started(pid: int) -> str:
     try:
-        # Field 22, counted after the command's closing bracket: the command may hold spaces.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        # Fields 3 and 22, counted after the command's closing bracket: it may hold spaces.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return "gone"
+    # Z and X: it ended, but nobody has asked for its status, as in a container without init.
+    return "gone" if fields[0] in "ZX" else fields[19]
 
 
 class Lease:
@@ -78,14 +83,14 @@ class Lease:
         self._stop.set()
         self._thread.join()
         if not self.lost.is_set():
-            self._write(expires=0.0)
+            with suppress(StoreError):  # the store is away: the lease ends by itself
+                self._write(expires=0.0)
 
     def _take(self) -> None:
         try:
             self._store.create(self._path, self._record(time.time() + self._term))
         except AlreadyExists:
-            data, etag = self._store.get_tagged(self._path)
-            held = decode(data, LeaseRecord)
+            held, etag = self._read()
             left = 0.0 if is_dead(held.process) else held.expires - time.time()
             if left > 0 or not self._store.swap(
                 self._path, self._record(time.time() + self._term), etag
@@ -95,6 +100,16 @@ class Lease:
                     f"in {max(left, 0):.0f} s: run again then."
                 ) from None
 
+    def _read(self) -> tuple[LeaseRecord, str | None]:
+        data, etag = self._store.get_tagged(self._path)
+        try:
+            return decode(data, LeaseRecord), etag
+        except msgspec.MsgspecError as error:
+            raise StoreError(
+                f"{self._path} in {self._store.url} is not a lease: {error}. If no other driver "
+                "runs, delete it and run again."
+            ) from error
+
     def _record(self, expires: float) -> bytes:
         return encode(
             LeaseRecord(holder=self._me, who=self._who, process=this_process(), expires=expires)
@@ -102,8 +117,8 @@ class Lease:
 
     def _write(self, expires: float) -> None:
         try:
-            data, etag = self._store.get_tagged(self._path)
-            if decode(data, LeaseRecord).holder == self._me and self._store.swap(
+            held, etag = self._read()
+            if held.holder == self._me and self._store.swap(
                 self._path, self._record(expires), etag
             ):
                 return

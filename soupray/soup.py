@@ -92,8 +92,7 @@ def run_soup(
             reported = report(evaluator, asked, basis)
         entries = leaderboard(outcomes, pool, basis, reported)
         soup = best_soup(entries, outcomes)
-        weights = ray_evaluator.save(soup.candidate)
-        ray_evaluator.close()
+        weights = evaluator.save(soup.candidate)
     return Result(entries, outcomes, pool, basis, reported, soup, weights, settled, choices.made)
 
 

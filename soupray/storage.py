@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +115,7 @@ class Store:
 
     def delete(self, path: str) -> None:
         """Remove the object, if it is there."""
-        with _mapped(self.url, path):
+        with suppress(NotFound), _mapped(self.url, path):
             obstore.delete(self._backend, path)
 
 
@@ -164,24 +164,44 @@ def open_store(url: str, credentials: Credentials | None = None) -> Store:
 
 
 def _from_boto3(url: str) -> dict[str, Any]:
-    import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
 
-    session = boto3.Session()
-    if session.get_credentials() is None:
+    session = _session(url)
+    found: dict[str, Any] = {
+        "credential_provider": Boto3CredentialProvider(session),
+        "region": session.region_name or "us-east-1",
+    }
+    if endpoint := _endpoint():
+        found["endpoint"] = endpoint
+    return found
+
+
+def _endpoint() -> str:
+    """The store's address if it is not AWS: checked here, because obstore panics over a bad one."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(f"AWS_ENDPOINT_URL = {endpoint!r}: write http://HOST:PORT or https://...")
+    return endpoint
+
+
+def _session(url: str) -> Any:
+    """boto3's session with credentials. Raises ConfigError where there are none to be found."""
+    import boto3
+    from botocore.exceptions import BotoCoreError
+
+    _endpoint()
+    try:
+        session = boto3.Session()
+        found = session.get_credentials()
+    except BotoCoreError as error:  # a profile that is not there, a broken file
+        raise ConfigError(f"storage {url}: {error}. Check AWS_PROFILE and ~/.aws.") from error
+    if found is None:
         raise ConfigError(
             f"storage {url}: no AWS credentials in the environment, a profile or an instance role. "
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a store "
             "that is not AWS)."
         )
-    found: dict[str, Any] = {
-        "credential_provider": Boto3CredentialProvider(session),
-        "region": session.region_name or "us-east-1",
-    }
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        found["endpoint"] = endpoint
-    return found
+    return session
 
 
 def check_bucket(url: str, credentials: Credentials | None = None) -> None:
@@ -190,6 +210,7 @@ def check_bucket(url: str, credentials: Credentials | None = None) -> None:
     boto3 rather than obstore, because its answer tells a wrong key from a missing bucket.
 
     Raises:
+        ConfigError: no credentials anywhere.
         NotFound: no such bucket.
         StoreUnavailable: unreachable, or the credentials are refused.
     """
@@ -210,7 +231,8 @@ def check_bucket(url: str, credentials: Credentials | None = None) -> None:
             "region_name": "us-east-1",
         }
     try:
-        boto3.client("s3", **options).list_objects_v2(Bucket=parts.netloc, MaxKeys=1)
+        session = boto3.Session() if credentials is not None else _session(url)
+        session.client("s3", **options).list_objects_v2(Bucket=parts.netloc, MaxKeys=1)
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code in ("NoSuchBucket", "404"):
@@ -234,13 +256,20 @@ def _mapped(url: str, path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise NotFound(_NO_BUCKET.format(url)) from error
         raise NotFound(f"{path} is not in {url}.") from error
     except AlreadyExistsError as error:
         raise AlreadyExists(f"{path} is already in {url}.") from error
     except (BaseError, OSError) as error:
         text = str(error)
         if "NoSuchBucket" in text:
-            raise NotFound(f"The bucket of {url} does not exist. Create it first.") from error
+            raise NotFound(_NO_BUCKET.format(url)) from error
+        if "403 Forbidden" in text:
+            raise StoreUnavailable(
+                f"{url} refuses these credentials at {path} (403 Forbidden). Check "
+                "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy."
+            ) from error
         if "No space left" in text or "os error 28" in text:
             raise StoreUnavailable(
                 f"{url} is out of space while writing {path}. Free some and run again: what is "
@@ -250,6 +279,9 @@ def _mapped(url: str, path: str) -> Iterator[None]:
             f"{url} failed at {path}: {_first_line(text)}. Run `soupray doctor`, then run again: "
             "what is stored is kept."
         ) from error
+
+
+_NO_BUCKET = "The bucket of {} does not exist. Create it, or correct `storage` in the spec."
 
 
 def _first_line(text: str) -> str:

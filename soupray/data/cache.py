@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from soupray.data.digits import Images, Labels, Samples, split_digits
+from soupray.data.digits import CLASSES, Images, Labels, Samples, split_digits
 from soupray.data.shifts import apply_shift
-from soupray.errors import EvaluationError
+from soupray.errors import ConfigError, EvaluationError
 from soupray.records import Role, Split, decode, digest, encode
 from soupray.spec import SweepSpec
 
@@ -72,6 +72,11 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
 
 
 def _build(spec: SweepSpec, folder: Path) -> None:
+    if len(spec.task.classes) != CLASSES:
+        raise ConfigError(
+            f"task.classes has {len(spec.task.classes)} names; the digits are {CLASSES} classes. "
+            "Name them all, from zero to nine."
+        )
     parts = split_digits(spec.data, spec.seed)
     roles: list[tuple[str, Role, Samples, str]] = [
         ("train", "train", parts["train"], ""),

@@ -14,7 +14,7 @@ from soupray.spec import DataSpec
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
-SIDE = 32
+CLASSES, SIDE = 10, 32
 
 
 class Samples(NamedTuple):
@@ -46,17 +46,16 @@ def split_digits(spec: DataSpec, seed: int) -> dict[str, Samples]:
     samples = load_digits()
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(samples.labels))
-    classes = int(samples.labels.max()) + 1
-    if spec.held_out < classes:
+    if spec.held_out < CLASSES:
         raise ConfigError(
             f"data.held_out = {spec.held_out}: held-out data chooses the soup and needs at least "
-            f"one image of each of the {classes} classes. Write {classes} or more."
+            f"one image of each of the {CLASSES} classes. Write {CLASSES} or more."
         )
-    by_class = [order[samples.labels[order] == c] for c in range(classes)]
+    by_class = [order[samples.labels[order] == c] for c in range(CLASSES)]
     train = [rows[: spec.train_per_class] for rows in by_class]
     left = [rows[spec.train_per_class :] for rows in by_class]
     # As equal as possible; the first classes take the remainder.
-    counts = [len(part) for part in np.array_split(np.arange(spec.held_out), classes)]
+    counts = [len(part) for part in np.array_split(np.arange(spec.held_out), CLASSES)]
     for label, (rows, count) in enumerate(zip(left, counts, strict=True)):
         if len(rows) <= count:
             raise ConfigError(

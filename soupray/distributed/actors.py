@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import ray
 
@@ -37,14 +39,20 @@ class RayEvaluator:
     def __init__(
         self, spec: SweepSpec, place: Place, on_result: Callable[[], None] = lambda: None
     ) -> None:
+        self._spec, self._place = spec, place
+        self.on_result = on_result
+
+    @functools.cached_property
+    def _workers(self) -> list[Any]:
+        """As many as there is room for, started when the first candidate comes."""
         remote = ray.remote(_Worker).options(
-            num_cpus=spec.resources.cpu,
-            num_gpus=spec.resources.gpu,
+            num_cpus=self._spec.resources.cpu,
+            num_gpus=self._spec.resources.gpu,
             max_restarts=3,
             max_task_retries=3,
         )
-        self._workers = [remote.remote(spec, place) for _ in range(slots(spec.resources))]
-        self.on_result = on_result
+        count = slots(self._spec.resources)
+        return [remote.remote(self._spec, self._place) for _ in range(count)]
 
     def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
         """See `ports.Evaluator`."""
@@ -70,11 +78,6 @@ class RayEvaluator:
         """See `ports.Evaluator`."""
         ref: CheckpointRef = get(self._workers[0].save.remote(candidate))
         return ref
-
-    def close(self) -> None:
-        """Give the actors' resources back."""
-        for worker in self._workers:
-            ray.kill(worker)
 
     def _in_order(self, candidates: Sequence[Candidate], split: Split) -> Iterator[Scores]:
         """Scores in the candidates' order, one candidate on each worker at a time."""

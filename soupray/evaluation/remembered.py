@@ -1,4 +1,4 @@
-"""Scores kept in the store, so that nothing is evaluated twice, whoever evaluated it first."""
+"""Scores and soups kept in the store: nothing is evaluated twice, whoever did it first."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ class Remembered:
 
     def save(self, candidate: Candidate) -> CheckpointRef:
         """See `ports.Evaluator`."""
-        return self._inner.save(candidate)
+        path = f"soups/{candidate.digest}.json"
+        ref: CheckpointRef | None = find_record(self._store, path, CheckpointRef)
+        return ref or create_record(self._store, path, self._inner.save(candidate))
 
     def _path(self, candidate: Candidate, split: Split) -> str:
         key = digest([candidate.digest, split.digest, self._setting])

@@ -13,7 +13,7 @@ from soupray.records import Candidate, Pool, Scores, Split
 class HeldOut:
     """A `ports.Selection`. No method takes a split, so that no recipe can name the test set."""
 
-    __slots__ = ("_first_reaching", "_scores", "pool")
+    __slots__ = ("_first_reaching", "_pool", "_scores")
 
     def __init__(self, evaluator: Evaluator, pool: Pool, split: Split) -> None:
         if split.role != "held_out":
@@ -22,10 +22,15 @@ class HeldOut:
             )
         if not pool.ingredients:
             raise EvaluationError("the pool is empty: there is nothing to choose from.")
-        self.pool = pool
+        self._pool = pool
         # Bound here: the split, and the evaluator that would take another, stay out of reach.
         self._scores = functools.partial(evaluator.scores, split=split)
         self._first_reaching = functools.partial(evaluator.first_reaching, split=split)
+
+    @property
+    def pool(self) -> Pool:
+        """The ingredients, best held-out first."""
+        return self._pool
 
     def scores(self, candidates: Sequence[Candidate]) -> list[Scores]:
         """Held-out scores, in order."""

@@ -211,7 +211,7 @@ def draw_trace(trace: Trace, path: Path) -> None:
     axes.set_xlabel("ingredient, best held-out first")
     axes.set_ylabel("held-out accuracy with it")
     axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.1f} %")
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -91,7 +91,9 @@ def entry_run(
     spec: SweepSpec, entry: Entry, outcome: Outcome, rank: int, when: float
 ) -> TrackedRun:
     """A leaderboard entry, with the recipe's trace as a curve."""
-    metrics = {"rank": float(rank), "shift/mean/accuracy": entry.shift_mean}
+    metrics = {"rank": float(rank)}
+    if entry.shifts:
+        metrics["shift/mean/accuracy"] = entry.shift_mean
     metrics |= _measured("held_out", entry.held_out) | _measured("test", entry.test)
     for name, m in entry.shifts.items():
         metrics |= _measured(f"shift/{name}", m)

@@ -27,6 +27,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)  # they tell of every mig
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 KEY, DIGEST = "soupray.key", "soupray.digest"
+PARENT = "mlflow.parentRunId"
 PAGE = 1000
 
 
@@ -35,7 +36,8 @@ class MlflowTracker:
 
     A run carries its key and the digest of what was written. Writing the same again finds the
     digest and does nothing; a run that was half written is completed: MLflow ignores rows that it
-    has already.
+    has already. MLflow never changes a parameter, and keeps the points of an old curve: a run
+    whose parameters or tags are others now is deleted and written anew.
     """
 
     def __init__(self, url: str, experiment: str, artifacts: str | None = None) -> None:
@@ -55,9 +57,13 @@ class MlflowTracker:
             known = self._known()
             for run in runs:
                 there = known.get(run.key)
+                if there is not None and _contradicts(there, run):
+                    self._client.delete_run(there.info.run_id)
+                    there = None
                 if there is None:
                     there = self._create(run, known)
                     known[run.key] = there
+                self._link(there, run, known)
                 if there.data.tags.get(DIGEST) != digest(run):
                     self._fill(there.info.run_id, run)
 
@@ -87,10 +93,17 @@ class MlflowTracker:
     def _create(self, run: TrackedRun, known: dict[str, Run]) -> Run:
         tags = {KEY: run.key, "soupray.kind": run.kind}
         if run.parent is not None:
-            tags["mlflow.parentRunId"] = known[run.parent].info.run_id
+            tags[PARENT] = known[run.parent].info.run_id
         return self._client.create_run(
             self._experiment, start_time=int(run.started * 1000), tags=tags, run_name=run.name
         )
+
+    def _link(self, there: Run, run: TrackedRun, known: dict[str, Run]) -> None:
+        """Its parent may have been written anew since."""
+        if run.parent is not None:
+            parent = known[run.parent].info.run_id
+            if there.data.tags.get(PARENT) != parent:
+                self._client.set_tag(there.info.run_id, PARENT, parent)
 
     def _fill(self, run_id: str, run: TrackedRun) -> None:
         """Everything on one run in batches; its digest last, as the sign that it is complete."""
@@ -114,9 +127,18 @@ class MlflowTracker:
         try:
             yield
         except Exception as error:  # MLflow lets requests', SQLAlchemy's and its own through
-            raise TrackingError(
-                f"MLflow at {mask(self._url)}: {str(error).splitlines()[0][:300]}"
-            ) from error
+            # Messages of requests quote the URL with its password.
+            said = str(error).replace(self._url.rstrip("/"), mask(self._url).rstrip("/"))
+            first = (said.strip() or type(error).__name__).splitlines()[0][:300]
+            raise TrackingError(f"MLflow at {mask(self._url)}: {first}") from error
+
+
+def _contradicts(there: Run, run: TrackedRun) -> bool:
+    """Whether what is there was written of something else."""
+    params, tags = there.data.params, there.data.tags
+    return any(params.get(k, v) != v for k, v in run.params.items()) or any(
+        tags.get(k, v) != v for k, v in run.tags.items()
+    )
 
 
 def mask(url: str) -> str:
@@ -124,7 +146,8 @@ def mask(url: str) -> str:
     parts = urlsplit(url)
     if parts.password is None:
         return url
-    return parts._replace(netloc=f"{parts.username}:***@{parts.hostname}:{parts.port}").geturl()
+    user, _, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}").geturl()
 
 
 def ping(url: str) -> str:

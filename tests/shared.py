@@ -1,0 +1,115 @@
+"""What several test modules need: the demo cut short, the embedded store, records made by hand."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from soupray import stack
+from soupray.checkpoints import Checkpoints
+from soupray.data.cache import Data, open_data
+from soupray.plan import trials_of
+from soupray.records import (
+    Basis,
+    CheckpointRef,
+    Ingredient,
+    Scores,
+    Setting,
+    Split,
+    Trial,
+    pack_right,
+)
+from soupray.spec import SweepSpec, parse
+from soupray.storage import Credentials, open_store
+from soupray.tasks.image import OpenClipTask
+
+DIGITS = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
+
+
+def demo(*edits: tuple[str, str]) -> SweepSpec:
+    """The demo's spec with two trials of two epochs, and with other edits of its text."""
+    text = DIGITS.read_text()
+    short = [("epochs: {integer: [5, 15]}", "epochs: 2"), ("trials: 16", "trials: 2")]
+    for old, new in (*short, *edits):
+        assert old in text
+        text = text.replace(old, new)
+    return parse(text, "demo.yaml")
+
+
+class Small(NamedTuple):
+    """The demo's world over a store in memory."""
+
+    spec: SweepSpec
+    data: Data
+    task: OpenClipTask
+    checkpoints: Checkpoints
+    basis: Basis
+
+    @property
+    def trial(self) -> Trial:
+        return trials_of(self.spec, self.basis)[0]
+
+
+def small(cache: Path, data: Data | None = None) -> Small:
+    """A world of its own, but for the decoded data if they are given."""
+    spec = demo()
+    data = data or open_data(spec, cache / "data")
+    task = OpenClipTask(spec.task)
+    checkpoints = Checkpoints(open_store("memory://"), cache / "weights")
+    init = checkpoints.save(task.init(), {"init": "zero_shot"})
+    basis = Basis(key="basis", splits=data.splits, init=init, anchor=init)
+    return Small(spec, data, task, checkpoints, basis)
+
+
+@contextmanager
+def embedded(home: Path) -> Iterator[Credentials]:
+    """A running S3 store of its own."""
+    running = stack.up(home)
+    try:
+        yield Credentials(running.endpoint, running.access_key, running.secret_key)
+    finally:
+        stack.down(home)
+
+
+def split(name: str, size: int, role: str = "shift") -> Split:
+    return Split(name=name, role=role, digest=f"digest of {name}", size=size, classes=2)
+
+
+def scores(right: list[int] | int, n: int = 10, of: str = "digest of held_out") -> Scores:
+    """Right where `right` has a 1; or on the first `right` of `n` samples."""
+    mask = np.array(right, bool) if isinstance(right, list) else np.arange(n) < right
+    return Scores(
+        split=of, n=len(mask), correct=int(mask.sum()), nll=0.5, ece=0.25, right=pack_right(mask)
+    )
+
+
+def trial(key: str = "t", **hparams: float) -> Trial:
+    return Trial(
+        key=key,
+        index=0,
+        sweep="s",
+        hparams=hparams,
+        seed=0,
+        init="anchor",
+        data=(),
+        code="1",
+        setting=Setting(),
+    )
+
+
+def ingredient(name: str, held_out: Scores, size_bytes: int = 1000) -> Ingredient:
+    return Ingredient(
+        trial=trial(name),
+        checkpoint=CheckpointRef(sha256=f"sha of {name}", size_bytes=size_bytes),
+        tensors={},
+        init="anchor",
+        best_epoch=1,
+        history=(),
+        held_out=held_out,
+        logits=CheckpointRef(sha256=f"logits of {name}", size_bytes=1),
+        made_with={},
+        started=100.0,
+        finished=200.0,
+    )

@@ -1,0 +1,266 @@
+"""Checkpoints: named by their content, verified when read, and never a pickle."""
+
+import hashlib
+import os
+import pickle
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from shared import ingredient, scores, trial
+
+from soupray.checkpoints import (
+    Checkpoints,
+    MappedWeights,
+    check_compatible,
+    create_record,
+    find_record,
+    load_foreign,
+    read_record,
+    sha256_of,
+    tensor_digests,
+    write_weights,
+)
+from soupray.errors import (
+    CheckpointError,
+    ChecksumMismatch,
+    IncompatibleWeights,
+    NotFound,
+    StoreUnavailable,
+)
+from soupray.records import Ingredient, Manifest, Tombstone, encode
+from soupray.storage import open_store
+
+WEIGHTS = {
+    "w": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "b": torch.tensor([0.5, -1.0], dtype=torch.bfloat16),
+    "steps": torch.tensor(7),
+}
+ABOUT = {"init": "zero_shot", "sweep": "s", "a": "1", "z": "2"}
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> Checkpoints:
+    return Checkpoints(open_store("memory://"), tmp_path / "cache")
+
+
+@pytest.fixture
+def elsewhere(checkpoints, tmp_path) -> Checkpoints:
+    """The same store, seen from a machine that has nothing yet."""
+    return Checkpoints(checkpoints.store, tmp_path / "elsewhere")
+
+
+def test_equal_weights_have_equal_digests_in_every_process(tmp_path):
+    write_weights(tmp_path / "first", WEIGHTS, ABOUT)
+    backwards = {n: WEIGHTS[n].clone() for n in reversed(WEIGHTS)}
+    write_weights(tmp_path / "second", backwards, dict(reversed(ABOUT.items())))
+    script = (
+        "import pathlib, sys, torch; from soupray.checkpoints import sha256_of, write_weights;"
+        "weights = {'steps': torch.tensor(7), 'w': torch.arange(6.).reshape(2, 3),"
+        "'b': torch.tensor([.5, -1], dtype=torch.bfloat16)}; path = pathlib.Path(sys.argv[1]);"
+        "write_weights(path, weights, {'z': '2', 'a': '1', 'sweep': 's', 'init': 'zero_shot'});"
+        "print(sha256_of(path))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "third")]
+    third = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert sha256_of(tmp_path / "first") == sha256_of(tmp_path / "second") == third
+
+
+def test_other_weights_or_another_origin_have_another_digest(checkpoints):
+    refs = [
+        checkpoints.save(WEIGHTS, ABOUT),
+        checkpoints.save(WEIGHTS | {"steps": torch.tensor(8)}, ABOUT),
+        checkpoints.save(WEIGHTS, ABOUT | {"init": "other"}),
+    ]
+    assert len({r.sha256 for r in refs}) == 3
+
+
+def test_what_is_saved_is_what_another_machine_loads(checkpoints, elsewhere):
+    ref = checkpoints.save(WEIGHTS, ABOUT)
+    assert checkpoints.save(WEIGHTS, ABOUT) == ref
+    assert checkpoints.store.list("weights") == [ref.path]
+    stored = checkpoints.store.get(ref.path)
+    assert hashlib.sha256(stored).hexdigest() == ref.sha256
+    assert len(stored) == ref.size_bytes
+    loaded = elsewhere.load(ref.sha256)
+    assert loaded.keys() == WEIGHTS.keys()
+    for name, tensor in WEIGHTS.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+    assert elsewhere.open(ref.sha256).names == ("b", "steps", "w")
+
+
+def test_a_view_of_a_larger_tensor_is_saved_without_the_rest(checkpoints):
+    ref = checkpoints.save({"row": torch.zeros(1000, 4).t()[0]}, {})
+    assert ref.size_bytes < 4000 + 200
+
+
+def test_a_local_copy_needs_no_store(checkpoints, elsewhere):
+    ref = checkpoints.save(WEIGHTS, ABOUT)
+    elsewhere.fetch(ref.sha256)
+    checkpoints.store.delete(ref.path)
+    assert sha256_of(elsewhere.fetch(ref.sha256)) == ref.sha256
+    assert sha256_of(checkpoints.fetch(ref.sha256)) == ref.sha256
+
+
+def test_weights_that_are_nowhere_are_named_and_leave_nothing(elsewhere, tmp_path):
+    with pytest.raises(NotFound, match=r"weights/abc\.safetensors is not in memory"):
+        elsewhere.fetch("abc")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: data[:-1] + bytes([data[-1] ^ 1]), id="one bit flipped"),
+        pytest.param(lambda data: data[:-5], id="truncated"),
+        pytest.param(lambda data: b"", id="empty"),
+        pytest.param(lambda data: data + b"\0", id="too long"),
+    ],
+)
+def test_a_damaged_object_is_refused_by_name_and_kept_out_of_the_cache(
+    checkpoints, elsewhere, tmp_path, damage
+):
+    ref = checkpoints.save(WEIGHTS, ABOUT)
+    damaged = damage(checkpoints.store.get(ref.path))
+    checkpoints.store.put(ref.path, damaged)
+    for read in (elsewhere.fetch, elsewhere.load, elsewhere.open):
+        with pytest.raises(ChecksumMismatch) as error:
+            read(ref.sha256)
+        assert f"{ref.path} in memory://" in str(error.value)
+        assert f"({len(damaged)} bytes)" in str(error.value)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert checkpoints.store.get(ref.path) == damaged
+
+
+def test_a_damaged_local_file_is_a_checkpoint_error(checkpoints):
+    ref = checkpoints.save(WEIGHTS, ABOUT)
+    local = checkpoints.fetch(ref.sha256)
+    local.write_bytes(local.read_bytes()[:20])
+    for read in (checkpoints.load, checkpoints.open):
+        with pytest.raises(CheckpointError, match="not a safetensors file"):
+            read(ref.sha256)
+
+
+def test_a_full_local_disk_is_an_error_of_ours(checkpoints, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    try:
+        full = Checkpoints(checkpoints.store, small)
+        large = {"w": torch.zeros(500_000)}
+        with pytest.raises(StoreUnavailable, match=f"cache {small} on this machine: .*No space"):
+            full.save(large, {})
+        ref = checkpoints.save(large, {})
+        with pytest.raises(StoreUnavailable, match=f"cache {small} on this machine: .*No space"):
+            full.fetch(ref.sha256)
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_tensor_digests_are_those_of_the_bytes():
+    halves = b"".join(struct.pack("<f", x)[2:] for x in (0.5, -1.0))  # bfloat16: the upper half
+    assert tensor_digests(WEIGHTS) == {
+        "w": hashlib.sha256(struct.pack("<6f", *range(6))).hexdigest(),
+        "b": hashlib.sha256(halves).hexdigest(),
+        "steps": hashlib.sha256(struct.pack("<q", 7)).hexdigest(),
+    }
+    transposed = {"w": WEIGHTS["w"].t()}
+    by_column = struct.pack("<6f", 0, 3, 1, 4, 2, 5)
+    assert tensor_digests(transposed)["w"] == hashlib.sha256(by_column).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"w": torch.zeros(3, 2)}, r"'w' is F32 \[3, 2\], but F32 \[2, 3\]"),
+        ({"b": torch.zeros(2)}, r"'b' is F32 \[2\], but BF16 \[2\]"),
+        ({"extra": torch.zeros(1)}, r"'extra' is F32 \[1\], but missing"),
+        ({"w": None}, r"'w' is missing, but F32 \[2, 3\]"),
+        # Two differ: the first by name is told.
+        ({"w": None, "b": None}, r"'b' is missing"),
+    ],
+)
+def test_the_first_tensor_that_differs_is_named_with_both_sides(tmp_path, change, said):
+    changed = {n: t for n, t in (WEIGHTS | change).items() if t is not None}
+    write_weights(tmp_path / "like.safetensors", WEIGHTS, {})
+    write_weights(tmp_path / "odd.safetensors", changed, {})
+    like = MappedWeights(tmp_path / "like.safetensors")
+    check_compatible(like, like, "trial t")
+    with pytest.raises(IncompatibleWeights, match=f"trial t: tensor {said}.* in like"):
+        check_compatible(MappedWeights(tmp_path / "odd.safetensors"), like, "trial t")
+
+
+def test_a_plain_state_dict_loads(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "plain.pt")
+    write_weights(tmp_path / "safe.safetensors", WEIGHTS, {})
+    for name in ("plain.pt", "safe.safetensors"):
+        loaded = load_foreign(tmp_path / name)
+        assert all(torch.equal(loaded[n], WEIGHTS[n]) for n in WEIGHTS)
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path):
+    torch.save({"w": torch.zeros(1), "x": Trap(tmp_path / "ran")}, tmp_path / "trap.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Trap(tmp_path / "ran"), protocol=2))
+    for name in ("trap.pt", "plain.pt"):
+        with pytest.raises(CheckpointError, match=rf"{name}: refused: .*more than tensors"):
+            load_foreign(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "trap.pt", weights_only=False)  # the trap does work
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["noise.pt", "noise.safetensors", "empty.pt", "empty.safetensors"])
+def test_garbage_is_refused(tmp_path, name):
+    noise = np.random.default_rng(0).bytes(1000)
+    (tmp_path / name).write_bytes(noise if "noise" in name else b"")
+    with pytest.raises(CheckpointError, match=name):
+        load_foreign(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"w": 1}, torch.zeros(1)])
+def test_tensors_that_are_no_state_dict_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=r"other\.pt: not a state dict"):
+        load_foreign(tmp_path / "other.pt")
+
+
+def test_the_loser_of_a_race_adopts_the_winners_record():
+    store = open_store("memory://")
+    first = ingredient("a", scores(7))
+    lost = Tombstone(trial=trial("a"), reason="late", history=(), started=0, finished=1)
+    assert create_record(store, "manifest", first, Manifest) == first
+    assert create_record(store, "manifest", lost, Manifest) == first
+    assert read_record(store, "manifest", Manifest) == first
+    assert find_record(store, "nowhere", Manifest) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b'{"type": "melted"}', encode(ingredient("a", scores(7)))[:-9]],
+)
+def test_a_corrupt_manifest_is_an_error_that_names_it(data):
+    store = open_store("memory://")
+    store.put("trials/k/manifest.json", data)
+    for read in (read_record, find_record):
+        with pytest.raises(CheckpointError, match=r"trials/k/manifest\.json in memory://"):
+            read(store, "trials/k/manifest.json", Manifest)
+    with pytest.raises(CheckpointError, match="Delete it and run again"):
+        create_record(store, "trials/k/manifest.json", ingredient("a", scores(7)), Ingredient)

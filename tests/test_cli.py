@@ -1,0 +1,120 @@
+"""The command line as a user meets it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from conftest import ROOT, mini_text, soupray
+
+from soupray.cli import cli
+from soupray.recipes import TABLE
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after `code`."""
+    code += "\nimport sys; print(*{m.partition('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_and_import_load_nothing_heavy():
+    heavy = {"torch", "ray", "mlflow", "boto3", "scipy", "obstore", "pydantic"}
+    assert not heavy & modules_after("import soupray")
+    shown = "from soupray.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    assert not heavy & modules_after(shown)
+    recipes = "import soupray.recipes.greedy, soupray.recipes.wise_ft, soupray.recipes.uniform"
+    assert not {"torch", "ray", "mlflow", "boto3", "obstore"} & modules_after(recipes)
+
+
+def test_every_command_has_help_and_takes_home():
+    for name, command in cli.commands.items():
+        shown = CliRunner().invoke(cli, [name, "--help"])
+        assert shown.exit_code == 0
+        assert command.help
+        assert "--home" in shown.output
+
+
+def test_the_command_line_is_what_it_was():
+    """A new verb or option is a decision: make it here too."""
+    options = {
+        name: sorted(o for p in command.params for o in p.opts if o.startswith("--"))
+        for name, command in cli.commands.items()
+    }
+    recipes = [f"--{r.name.replace('_', '-')}" for r in TABLE.values() if not r.baseline]
+    assert recipes == ["--uniform", "--greedy", "--wise-ft"]
+    assert options == {
+        "sweep": ["--address", "--dry-run", "--home", "--json"],
+        "soup": sorted(
+            ["--address", "--all", "--home", "--json", "--output", "--partial", *recipes]
+        ),
+        "pull": ["--home", "--output"],
+        "publish": ["--home"],
+        "rebuild": ["--home", "--output"],
+        "up": ["--home"],
+        "down": ["--home"],
+        "ui": ["--home", "--port"],
+        "doctor": ["--home", "--json"],
+    }
+
+
+def test_a_bad_spec_ends_with_status_2_and_one_message(tmp_path):
+    spec = tmp_path / "bad.yaml"
+    spec.write_text(mini_text(**{"threads: 1": "thread: 1"}))
+    done = soupray("sweep", spec, "--home", tmp_path / "h", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {spec}: thread: unknown key.")
+    assert "Traceback" not in done.stderr
+    shown = soupray("--debug", "sweep", spec, "--home", tmp_path / "h", check=False)
+    assert "Traceback" in shown.stderr
+
+
+def test_a_dry_run_prints_trials_bytes_and_forward_passes_and_stores_nothing(tmp_path):
+    spec = tmp_path / "mini.yaml"
+    spec.write_text(mini_text())
+    done = soupray("sweep", spec, "--home", tmp_path / "h", "--dry-run", "--json")
+    shown = json.loads(done.stdout)
+    assert len(shown["trials"]) == shown["cost"]["trials"] == 4
+    epochs = sum(t["hparams"]["epochs"] for t in shown["trials"])
+    # 100 training images an epoch; 100 held-out images an epoch and once more as stored.
+    assert shown["cost"]["training_samples"] == 100 * epochs
+    assert shown["cost"]["held_out_samples"] == 100 * (epochs + 4)
+    # 4 checkpoints, their logits, theta_0 and the soup
+    per_model = shown["cost"]["stored_bytes"] / 6
+    assert per_model == pytest.approx(3.35e6, rel=0.02)
+    assert not (tmp_path / "h" / "stack").exists()
+
+
+def test_the_spec_is_found_in_the_documented_order(tmp_path, monkeypatch):
+    from soupray.home import find_spec
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("SOUPRAY_SPEC", raising=False)
+    assert find_spec(None, tmp_path)[0] == ROOT / "sweeps" / "digits.yaml"
+    newest = tmp_path / "sweeps" / "mine.yaml"
+    newest.parent.mkdir()
+    newest.write_text("")
+    assert find_spec(None, tmp_path) == (newest, "the newest sweep of this home")
+    monkeypatch.setenv("SOUPRAY_SPEC", "/named.yaml")
+    assert str(find_spec(None, tmp_path)[0]) == "/named.yaml"
+    assert find_spec(newest, tmp_path)[0] == newest
+
+
+def test_doctor_says_a_line_for_each_check_and_fails_when_something_is_wrong(run, tmp_path):
+    done = soupray("doctor", run.spec, *run.where)
+    checks = ["versions", "home", "services", "credentials", "bucket", "mlflow", "ray", "gpu"]
+    assert all(f"ok    {check}" in done.stdout for check in checks)
+    assert "a second create is refused" in done.stdout
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(mini_text(**{"storage: embedded": "storage: s3://nowhere"}))
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "hidden-secret"}
+    done = soupray(
+        "doctor", bad, "--home", tmp_path / "h", check=False,
+        AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_EC2_METADATA_DISABLED="true", **keys,
+    )  # fmt: skip
+    soupray("down", "--home", tmp_path / "h")
+    assert done.returncode == 1
+    assert "FAIL  credentials" in done.stdout
+    assert "127.0.0.1:9" in done.stdout
+    assert "hidden-secret" not in done.stdout + done.stderr

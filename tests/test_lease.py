@@ -1,0 +1,213 @@
+"""One driver a sweep: who gets the lease, who keeps it, and who is told that it is lost."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from shared import embedded
+
+from soupray.errors import StoreError, StoreUnavailable
+from soupray.lease import Lease, LeaseRecord, is_dead, this_process
+from soupray.records import decode, encode
+from soupray.storage import Store, open_store
+
+PATH = "sweeps/digits/lease.json"
+
+
+@pytest.fixture
+def store() -> Store:
+    return open_store("memory://")
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    with embedded(tmp_path_factory.mktemp("s3")) as credentials:
+        yield open_store("s3://soupray/leases", credentials)
+
+
+def held(store: Store) -> LeaseRecord:
+    return decode(store.get(PATH), LeaseRecord)
+
+
+def left_behind(expires: float, process: str) -> bytes:
+    return encode(LeaseRecord(holder="h", who="host9, pid 7", process=process, expires=expires))
+
+
+def wait_for(condition, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_second_driver_is_refused_and_told_who_drives(store):
+    with Lease(store, PATH):
+        with pytest.raises(StoreError, match=f"pid {os.getpid()}.* holds this sweep") as error:
+            Lease(store, PATH).__enter__()
+        assert "its lease ends in 60 s" in str(error.value)
+
+
+def test_a_released_lease_is_free(store):
+    with Lease(store, PATH) as first:
+        assert held(store).expires == pytest.approx(time.time() + 60, abs=5)
+    assert held(store).expires == 0
+    with Lease(store, PATH) as second:
+        assert not second.lost.is_set()
+    assert not first.lost.is_set()
+
+
+def test_a_lease_is_released_when_the_driver_raises(store):
+    with pytest.raises(KeyError), Lease(store, PATH):
+        raise KeyError
+    assert held(store).expires == 0
+
+
+def test_an_expired_lease_is_taken_over_and_one_that_runs_is_not(store):
+    living = this_process()
+    store.put(PATH, left_behind(time.time() + 30, living))
+    with pytest.raises(StoreError, match=r"host9, pid 7.*ends in (29|30) s"):
+        Lease(store, PATH).__enter__()
+    store.put(PATH, left_behind(time.time() - 1, living))
+    with Lease(store, PATH):
+        assert held(store).who.endswith(f"pid {os.getpid()}")
+
+
+def test_a_process_elsewhere_is_never_taken_for_dead():
+    boot, namespace, pid, _ = this_process().split("/")
+    assert not is_dead(this_process())
+    assert is_dead("/".join([boot, namespace, pid, "1"]))  # the number was given to another one
+    assert not is_dead("/".join(["another-boot", namespace, pid, "1"]))
+    assert not is_dead("/".join([boot, "pid:[1]", pid, "1"]))
+
+
+DRIVER = (
+    "import sys, time; from soupray.lease import Lease; from soupray.storage import open_store;"
+    "Lease(open_store(sys.argv[1]), sys.argv[2]).__enter__(); print('driving', flush=True);"
+    "time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path, reaped):
+    store = open_store(f"file://{tmp_path}")
+    command = [sys.executable, "-c", DRIVER, store.url, PATH]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            assert driver.stdout is not None
+            assert driver.stdout.readline() == "driving\n"
+            with pytest.raises(StoreError, match=f"pid {driver.pid}"):
+                Lease(store, PATH).__enter__()
+        finally:
+            driver.kill()
+        if reaped:
+            driver.wait()
+        else:  # as in a container whose first process waits for nobody
+            stat = Path(f"/proc/{driver.pid}/stat")
+            wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
+        with Lease(store, PATH):
+            assert held(store).process == this_process()
+
+
+def race(store: Store, count: int) -> list[Lease]:
+    """The winners of `count` drivers that reach for one expired lease."""
+    store.put(PATH, left_behind(time.time() - 1, this_process()))
+    barrier, winners = threading.Barrier(count), []
+
+    def drive() -> None:
+        lease = Lease(store, PATH)
+        barrier.wait()
+        try:
+            lease.__enter__()
+        except StoreError:
+            return
+        winners.append(lease)
+
+    threads = [threading.Thread(target=drive) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return winners
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_of_many_drivers_that_reach_for_an_expired_lease_one_gets_it(store, attempt):
+    (winner,) = race(store, 16)
+    winner.__exit__(None, None, None)
+    assert not winner.lost.is_set()
+
+
+def test_of_many_drivers_on_s3_one_gets_it(s3):
+    (winner,) = race(s3, 5)
+    winner.__exit__(None, None, None)
+    assert not winner.lost.is_set()
+    assert held(s3).expires == 0
+
+
+def test_a_living_driver_keeps_its_lease_beyond_the_term(store):
+    with Lease(store, PATH, term_s=1.0) as lease:
+        first = held(store).expires
+        time.sleep(1.5)
+        assert held(store).expires > first
+        with pytest.raises(StoreError, match="holds this sweep"):
+            Lease(store, PATH).__enter__()
+        assert not lease.lost.is_set()
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_driver_whose_lease_was_taken_or_deleted_is_told_and_leaves_it(store, gone):
+    thief = left_behind(time.time() + 60, "x/y/1/2")
+    with Lease(store, PATH, term_s=0.2) as lease:
+        if gone:
+            store.delete(PATH)
+        else:
+            store.put(PATH, thief)
+        assert lease.lost.wait(10)
+    assert store.list("") == ([] if gone else [PATH])
+    assert gone or store.get(PATH) == thief
+
+
+class Flaky(Store):
+    """A store that can be unplugged."""
+
+    away = False
+
+    def get_tagged(self, path: str) -> tuple[bytes, str | None]:
+        if self.away:
+            raise StoreUnavailable("unplugged")
+        return super().get_tagged(path)
+
+
+def test_a_driver_gives_up_when_the_store_is_away_for_longer_than_its_term(store):
+    flaky = Flaky(store._backend, "memory://")
+    with Lease(flaky, PATH, term_s=0.8) as lease:
+        flaky.away = True
+        time.sleep(0.4)
+        assert not lease.lost.is_set()  # nobody else can have it yet
+        assert lease.lost.wait(10)
+
+
+def test_a_store_that_is_away_at_the_end_hides_neither_the_result_nor_the_error(store):
+    flaky = Flaky(store._backend, "memory://")
+    with Lease(flaky, PATH):
+        flaky.away = True
+    flaky.away = False
+    flaky.delete(PATH)
+
+    def drive() -> None:
+        with Lease(flaky, PATH):
+            flaky.away = True
+            raise KeyError("the driver's own")
+
+    with pytest.raises(KeyError, match="the driver's own"):
+        drive()
+
+
+def test_what_is_no_lease_is_named(store):
+    store.put(PATH, b"{}")
+    with pytest.raises(StoreError, match=rf"{PATH} in memory:// is not a lease: .*delete it"):
+        Lease(store, PATH).__enter__()

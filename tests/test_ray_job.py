@@ -1,0 +1,100 @@
+"""The same program behind `ray job submit`, on a head node started by `ray start --head`."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, mini_text
+
+from soupray import stack
+
+RAY = Path(sys.executable).with_name("ray")
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("", 0)) for _ in range(count)]
+    ports = [p.getsockname()[1] for p in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A head node of our own: its ports are free ones, and only it is stopped."""
+    gcs, dashboard, agent = free_ports(3)
+    env = {**os.environ, "RAY_AUTH_MODE": "token"}
+    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+    command += [f"--port={gcs}", f"--dashboard-port={dashboard}"]
+    # Two Rays on one machine would both take the default port of the agent that starts jobs.
+    command += [f"--dashboard-agent-listen-port={agent}"]
+    process = subprocess.Popen(
+        command,
+        env=env,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_for(f"{address}/api/version", process)
+        wait_for(f"http://{node_address()}:{agent}/api/local_raylet_healthz", process)
+        yield address, env
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def node_address() -> str:
+    from ray.util import get_node_ip_address
+
+    return get_node_ip_address()
+
+
+def wait_for(url: str, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=2)
+            return
+        except urllib.error.HTTPError:
+            return  # it answers, and asks for the token
+        except OSError:
+            assert process.poll() is None, "the head node died"
+            assert time.monotonic() < deadline, url
+            time.sleep(0.3)
+
+
+def submit(head, home: Path, *entrypoint: object) -> subprocess.CompletedProcess[str]:
+    address, env = head
+    command = [RAY, "job", "submit", "--address", address, "--working-dir", "."]
+    command += ["--runtime-env-json", f'{{"env_vars": {{"SOUPRAY_HOME": "{home}"}}}}', "--"]
+    return subprocess.run(
+        [*command, sys.executable, "-m", *map(str, entrypoint)],
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+def test_sweep_and_soup_run_as_ray_jobs_and_the_results_can_be_pulled(head, tmp_path):
+    from conftest import soupray
+
+    home, spec = tmp_path / "home", tmp_path / "mini.yaml"
+    spec.write_text(mini_text(**{"trials: 16": "trials: 2"}))
+    try:
+        swept = submit(head, home, "soupray.sweep", spec)
+        assert swept.returncode == 0, swept.stdout
+        assert "2 trained, 0 found in the store" in swept.stdout
+        # SPEC is left out: the newest sweep of this home.
+        souped = submit(head, home, "soupray.soup", "--greedy")
+        assert souped.returncode == 0, souped.stdout
+        assert "best_single" in souped.stdout
+        soupray("pull", spec, "--home", home, "--output", tmp_path / "out")
+        assert (tmp_path / "out" / "leaderboard.json").exists()
+    finally:
+        stack.down(home)

@@ -1,0 +1,264 @@
+"""The store's contract over memory, a folder and a real S3 server, and what it says in trouble."""
+
+import os
+import socket
+import subprocess
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+from shared import embedded
+
+from soupray import storage
+from soupray.errors import AlreadyExists, ConfigError, NotFound, StoreUnavailable
+from soupray.storage import Credentials, Store, check_bucket, open_store
+
+SECRET = "0123456789abcdefsecret"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    with embedded(tmp_path_factory.mktemp("s3")) as credentials:
+        yield credentials
+
+
+@pytest.fixture(params=["memory", "file", "s3"])
+def store(request, tmp_path) -> Store:
+    if request.param == "s3":
+        url = f"s3://soupray/{uuid.uuid4().hex}"
+        return open_store(url, request.getfixturevalue("s3"))
+    return open_store("memory://" if request.param == "memory" else f"file://{tmp_path}/store")
+
+
+def at_once(store, work):
+    """The results of `work(i)` in threads that start together.
+
+    SeaweedFS gets fewer of them: it makes those that wait for one name sleep a second each.
+    """
+    count = 6 if store.url.startswith("s3:") else 16
+    barrier = Barrier(count)
+
+    def run(i: int):
+        barrier.wait()
+        return work(i)
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(run, range(count)))
+
+
+class TestContract:
+    def test_what_was_put_is_read_whole_in_part_and_in_chunks(self, store):
+        data = os.urandom(300_000)
+        store.put("a/b", data)
+        assert store.get("a/b") == data
+        assert store.get_range("a/b", 1000, 50) == data[1000:1050]
+        chunks = list(store.stream("a/b", chunk_bytes=100_000))
+        assert b"".join(chunks) == data
+        assert store.size("a/b") == 300_000
+        store.put("a/b", b"other")
+        assert store.get("a/b") == b"other"
+
+    def test_a_file_is_uploaded_in_parts_and_streamed_back(self, store, tmp_path):
+        data = os.urandom(12_000_000)
+        (tmp_path / "big").write_bytes(data)
+        store.put("big", tmp_path / "big")
+        chunks = list(store.stream("big", chunk_bytes=4 << 20))
+        assert b"".join(chunks) == data
+        assert len(chunks) > 1 or store.url == "memory://"
+        assert store.size("big") == 12_000_000
+
+    def test_create_is_refused_the_second_time_and_the_first_content_stays(self, store):
+        store.create("manifest", b"first")
+        with pytest.raises(AlreadyExists, match="manifest is already in"):
+            store.create("manifest", b"second")
+        assert store.get("manifest") == b"first"
+
+    def test_of_many_threads_that_create_at_once_exactly_one_wins(self, store):
+        def create(i: int) -> bool:
+            try:
+                store.create("raced", f"thread {i}".encode())
+            except AlreadyExists:
+                return False
+            return True
+
+        won = at_once(store, create)
+        assert sum(won) == 1
+        assert store.get("raced") == f"thread {won.index(True)}".encode()
+
+    def test_swap_needs_the_etag_of_what_is_there(self, store):
+        store.put("lease", b"1")
+        data, etag = store.get_tagged("lease")
+        assert data == b"1"
+        assert store.swap("lease", b"2", etag)
+        last_writer_wins = store.url.startswith("file:")
+        assert store.swap("lease", b"3", etag) is last_writer_wins
+        assert store.get("lease") == (b"3" if last_writer_wins else b"2")
+
+    def test_of_many_threads_that_swap_at_once_exactly_one_wins(self, store):
+        store.put("lease", b"old")
+        _, etag = store.get_tagged("lease")
+        won = at_once(store, lambda i: store.swap("lease", f"thread {i}".encode(), etag))
+        if store.url.startswith("file:"):
+            assert all(won)
+        else:
+            assert sum(won) == 1
+            assert store.get("lease") == f"thread {won.index(True)}".encode()
+
+    def test_list_is_sorted_and_ends_at_whole_names(self, store):
+        for path in ("trials/b/manifest", "trials/a/manifest", "trials2/c", "weights/d"):
+            store.put(path, b"")
+        assert store.list("trials") == ["trials/a/manifest", "trials/b/manifest"]
+        assert store.list("nothing") == []
+
+    def test_delete_removes_and_does_not_mind_what_is_gone(self, store):
+        store.put("a", b"1")
+        assert store.exists("a")
+        store.delete("a")
+        assert not store.exists("a")
+        store.delete("a")
+
+    @pytest.mark.parametrize(
+        "read",
+        [
+            lambda s: s.get("gone"),
+            lambda s: s.get_tagged("gone"),
+            lambda s: s.get_range("gone", 0, 1),
+            lambda s: list(s.stream("gone")),
+            lambda s: s.size("gone"),
+        ],
+    )
+    def test_what_is_not_there_is_named_with_the_store(self, store, read):
+        with pytest.raises(NotFound, match=f"gone is not in {store.url}"):
+            read(store)
+
+
+def test_two_prefixes_of_a_bucket_do_not_see_each_other(s3):
+    open_store("s3://soupray/one", s3).put("a", b"1")
+    assert open_store("s3://soupray/on", s3).list("") == []
+    assert open_store("s3://soupray", s3).get("one/a") == b"1"
+
+
+def test_a_missing_bucket_is_named(s3):
+    with pytest.raises(
+        NotFound, match=r"bucket 'no-such' of storage s3://no-such/x does not exist"
+    ):
+        check_bucket("s3://no-such/x", s3)
+    with pytest.raises(NotFound, match=r"bucket of s3://no-such/x does not exist"):
+        open_store("s3://no-such/x", s3).get("a")
+
+
+def test_check_bucket_is_silent_where_all_is_well(s3, tmp_path):
+    check_bucket("s3://soupray/any/prefix", s3)
+    check_bucket(f"file://{tmp_path}")
+
+
+@pytest.mark.parametrize("field", ["access_key", "secret_key"])
+def test_a_wrong_key_is_called_that_and_the_secret_is_not_shown(s3, field):
+    wrong = s3._replace(secret_key=SECRET, **({field: "nobody"} if field == "access_key" else {}))
+    store = open_store("s3://soupray", wrong)
+    asks = [
+        lambda: check_bucket("s3://soupray", wrong),
+        lambda: store.get("a"),
+        lambda: store.put("a", b""),
+        lambda: store.create("a", b""),
+        lambda: store.list(""),
+        lambda: store.exists("a"),
+        lambda: store.delete("a"),
+    ]
+    for ask in asks:
+        with pytest.raises(StoreUnavailable, match="refuses these credentials") as error:
+            ask()
+        assert "AWS_SECRET_ACCESS_KEY" in str(error.value)
+        assert SECRET not in str(error.value)
+
+
+def test_a_secret_is_not_in_the_text_of_its_credentials():
+    credentials = Credentials("http://127.0.0.1:1", "key", SECRET)
+    texts = [repr(credentials), str(credentials), f"{credentials}", "%s" % (credentials,)]  # noqa: UP031
+    assert set(texts) == {"Credentials(http://127.0.0.1:1, key, ***)"}
+    assert SECRET not in repr([credentials])
+    assert SECRET not in repr(open_store("s3://b", credentials)._backend)
+
+
+def test_a_store_that_does_not_answer_is_given_up_in_bounded_time(monkeypatch):
+    monkeypatch.setattr(storage, "RETRY_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    credentials = Credentials(f"http://127.0.0.1:{port}", "key", SECRET)
+    with pytest.raises(StoreUnavailable, match="Could not connect") as first:
+        check_bucket("s3://soupray", credentials)
+    with pytest.raises(StoreUnavailable, match=r"failed at a: .*Run `soupray doctor`") as second:
+        open_store("s3://soupray", credentials).get("a")
+    for error in (first, second):
+        assert str(port) in str(error.value)
+        assert SECRET not in str(error.value)
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """An environment in which boto3 finds nothing."""
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return monkeypatch
+
+
+ENTRANCES = [open_store, check_bucket]
+
+
+@pytest.mark.parametrize("enter", ENTRANCES)
+def test_without_credentials_the_message_says_which_to_set(bare, enter):
+    with pytest.raises(ConfigError, match=r"s3://b: no AWS credentials.*AWS_SECRET_ACCESS_KEY"):
+        enter("s3://b")
+
+
+@pytest.mark.parametrize("enter", ENTRANCES)
+def test_a_profile_that_is_not_there_is_named(bare, enter):
+    bare.setenv("AWS_PROFILE", "work")
+    with pytest.raises(ConfigError, match=r"profile \(work\) could not be found"):
+        enter("s3://b")
+
+
+@pytest.mark.parametrize("enter", ENTRANCES)
+def test_an_endpoint_without_its_scheme_is_refused(bare, enter):
+    bare.setenv("AWS_ACCESS_KEY_ID", "key")
+    bare.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    bare.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL = 'localhost:9000': write http://"):
+        enter("s3://b")
+
+
+def test_credentials_and_endpoint_are_taken_from_the_environment(bare, s3):
+    bare.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+    bare.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
+    bare.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    check_bucket("s3://soupray")
+    store = open_store("s3://soupray/environment")
+    store.create("a", b"1")
+    assert open_store("s3://soupray", s3).get("environment/a") == b"1"
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(ConfigError, match=r"'gs://b': write s3://bucket/prefix or file:///folder"):
+        open_store("gs://b")
+
+
+def test_a_full_disk_is_called_that_and_leaves_no_half_object(tmp_path):
+    (tmp_path / "small").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path / "small")]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    try:
+        store = open_store(f"file://{tmp_path}/small/store")
+        store.put("fits", b"x" * 900_000)
+        for write in (store.put, store.create):
+            with pytest.raises(StoreUnavailable, match="out of space while writing more"):
+                write("more", b"x" * 300_000)
+        assert store.list("") == ["fits"]
+        store.delete("fits")
+        store.create("more", b"x" * 300_000)
+    finally:
+        subprocess.run(["umount", str(tmp_path / "small")], check=True)

@@ -1,0 +1,215 @@
+"""One trial: the schedule by hand, augmentation by known draws, and the same bytes every time."""
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from shared import Small, small
+
+from soupray.checkpoints import read_record, tensor_digests
+from soupray.evaluation.local import LocalEvaluator
+from soupray.evaluation.pool import find_trials, manifest_path
+from soupray.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial, mean_of
+from soupray.training.augment import rotate_and_shift
+from soupray.training.fine_tune import fine_tune
+from soupray.training.optim import lr_scale
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The thread count changes low bits; the demo's is 1."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Small:
+    return small(tmp_path_factory.mktemp("here"))
+
+
+def another(here: Small, trial: Trial, **hparams: float) -> Trial:
+    """The trial with other hyperparameters, under a key of its own."""
+    key = "-".join(f"{k}{v}" for k, v in hparams.items())
+    return msgspec.structs.replace(trial, key=key, hparams=trial.hparams | hparams)
+
+
+def run(world: Small, trial: Trial) -> tuple[Manifest, list[EpochRecord]]:
+    training = fine_tune(trial, world.task, world.data, world.checkpoints)
+    records = []
+    while True:
+        try:
+            records.append(next(training))
+        except StopIteration as end:
+            return end.value, records
+
+
+@pytest.fixture(scope="module")
+def trained(here) -> Ingredient:
+    manifest, records = run(here, here.trial)
+    assert tuple(records) == manifest.history
+    return manifest
+
+
+def test_the_schedule_by_hand():
+    # 10 steps, the first two warm up; then half a cosine over 8 steps
+    scales = [lr_scale(step, total=10, warmup=0.2) for step in range(11)]
+    cosine = [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(9)]
+    assert scales == pytest.approx([0.5, 1.0, *cosine])
+    assert (scales[2], scales[6], scales[10]) == pytest.approx((1, 0.5, 0))
+
+
+def test_the_warm_up_is_500_steps_at_most_and_may_be_none():
+    assert lr_scale(249, total=100_000, warmup=0.1) == 0.5
+    assert lr_scale(499, total=100_000, warmup=0.1) == 1.0
+    assert lr_scale(500, total=100_000, warmup=0.1) == 1.0
+    assert lr_scale(0, total=10, warmup=0.0) == 1.0
+    assert lr_scale(0, total=1, warmup=1.0) == 1.0
+
+
+def drawn(seed: int) -> tuple[float, float, float]:
+    """What one image will draw: angle, horizontal and vertical shift, each in [-1, 1)."""
+    angle, x, y = (2 * torch.rand(3, 1, generator=generator(seed)) - 1).flatten().tolist()
+    return angle, x, y
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+IMAGES = torch.rand(1, 1, 16, 16, generator=generator(99))
+
+
+def test_no_rotation_and_no_shift_leave_the_images_alone():
+    assert rotate_and_shift(IMAGES, 0, 0, generator(0)) is IMAGES
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shift_by_whole_pixels_moves_the_image_and_fills_with_black(seed):
+    _, x, _ = drawn(seed)
+    columns = IMAGES[..., :1, :].expand(1, 1, 16, 16)  # the same from top to bottom
+    moved = rotate_and_shift(columns, 0, 3 / 16 / abs(x), generator(seed))
+    expected = torch.zeros_like(columns)
+    if x > 0:  # the window moves to the right, the image to the left
+        expected[..., :-3] = columns[..., 3:]
+    else:
+        expected[..., 3:] = columns[..., :-3]
+    inside = abs(drawn(seed)[2] * 3 / abs(x))  # rows that come in from above or below
+    kept = slice(math.ceil(inside), 16 - math.ceil(inside))
+    assert torch.allclose(moved[..., kept, :], expected[..., kept, :], atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_quarter_turn_is_a_quarter_turn(seed):
+    angle, _, _ = drawn(seed)
+    turned = rotate_and_shift(IMAGES, 90 / abs(angle), 0, generator(seed))
+    expected = torch.rot90(IMAGES, 1 if angle > 0 else -1, dims=(2, 3))
+    assert torch.allclose(turned, expected, atol=1e-4)
+
+
+def test_augmentation_is_the_same_for_a_seed_and_differs_from_image_to_image():
+    batch = IMAGES.expand(4, 1, 16, 16)
+    first, again, other = (rotate_and_shift(batch, 15, 0.1, generator(s)) for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_the_same_trial_in_a_fresh_world_has_the_same_bytes(here, trained, tmp_path):
+    there = small(tmp_path)
+    assert there.trial == here.trial
+    again, _ = run(there, there.trial)
+    assert again.checkpoint == trained.checkpoint
+    assert again.logits == trained.logits
+    assert again.tensors == trained.tensors
+    assert again.held_out == trained.held_out
+    assert [e.train_loss for e in again.history] == [e.train_loss for e in trained.history]
+
+
+def test_training_learns_and_the_manifest_is_in_the_store(here, trained):
+    zero_shot = mean_of([here.basis.init.sha256])
+    evaluator = LocalEvaluator(here.task, here.data, here.checkpoints, here.spec.setting)
+    (before,) = evaluator.scores([zero_shot], here.data.split("held_out"))
+    assert trained.held_out.correct > before.correct + 25
+    path = manifest_path(here.trial.key)
+    assert read_record(here.checkpoints.store, path, Manifest) == trained
+    assert trained.init == here.basis.init.sha256
+    assert [e.epoch for e in trained.history] == [1, 2]
+
+
+def test_the_best_epoch_is_the_one_with_the_highest_count(trained):
+    counts = [e.held_out_correct for e in trained.history]
+    assert trained.best_epoch == counts.index(max(counts)) + 1
+    assert trained.held_out.correct == max(counts)
+
+
+def test_a_tie_goes_to_the_earlier_epoch(here):
+    # So small a rate changes no count: both epochs tie.
+    manifest, _ = run(here, another(here, here.trial, lr=1e-12, weight_decay=0.0))
+    first, second = manifest.history
+    assert first.held_out_correct == second.held_out_correct
+    assert manifest.best_epoch == 1
+
+
+def test_the_weights_of_an_earlier_best_epoch_are_those_that_are_stored(here):
+    # Far too high a rate from the second epoch on: the warm-up ends there.
+    manifest, _ = run(here, another(here, here.trial, lr=0.03, warmup=1.0))
+    counts = [e.held_out_correct for e in manifest.history]
+    assert counts[0] > counts[1]
+    assert manifest.best_epoch == 1
+    assert manifest.held_out.correct == counts[0]
+
+
+def test_the_stored_score_is_that_of_the_stored_weights(here, trained):
+    evaluator = LocalEvaluator(here.task, here.data, here.checkpoints, here.spec.setting)
+    candidate, split = mean_of([trained.checkpoint.sha256]), here.data.split("held_out")
+    assert evaluator.scores([candidate], split) == [trained.held_out]
+    logits = here.checkpoints.load(trained.logits.sha256)["logits"].numpy()
+    assert (logits == evaluator.predictions(candidate, split).logits).all()
+    assert logits.shape == (500, 10)
+    weights = here.checkpoints.load(trained.checkpoint.sha256)
+    assert tensor_digests(weights) == trained.tensors
+
+
+def test_an_absurd_rate_leaves_a_tombstone_that_is_found_again(here):
+    absurd = another(here, here.trial, lr=1e6, clip_norm=1e12)
+    tombstone, _ = run(here, absurd)
+    assert isinstance(tombstone, Tombstone)
+    assert tombstone.reason.startswith("training loss is nan in epoch 1, step")
+    assert read_record(here.checkpoints.store, manifest_path(absurd.key), Manifest) == tombstone
+    found = find_trials(here.checkpoints.store, [here.trial, absurd], here.basis)
+    assert found.diverged == [tombstone]
+    assert absurd.key in found.over
+    again, _ = run(here, absurd)
+    assert again == tombstone  # the first one's, times included
+
+
+def test_a_model_that_answers_one_class_to_everything_is_a_tombstone(here, monkeypatch):
+    init = here.checkpoints.load(here.basis.init.sha256)
+    head = torch.zeros_like(init["head.weight"])
+    dull = here.checkpoints.save(init | {"head.weight": head}, {})
+    trial = another(here, here.trial, lr=1e-12, weight_decay=0.0, epochs=1)
+    trial = msgspec.structs.replace(trial, key="dull", init=dull.sha256)
+    monkeypatch.setattr("soupray.training.fine_tune.adamw", lambda *a: torch.optim.SGD(a[0], lr=0))
+    manifest, _ = run(here, trial)
+    assert isinstance(manifest, Tombstone)
+    assert manifest.reason == "the model collapsed: it answers class 0 to everything"
+
+
+def test_of_two_that_store_the_same_trial_the_first_is_adopted_by_both(here):
+    trial = another(here, here.trial, epochs=1)
+    slow = fine_tune(trial, here.task, here.data, here.checkpoints)
+    next(slow)
+    first, _ = run(here, trial)
+    with pytest.raises(StopIteration) as end:
+        next(slow)
+    assert end.value.value == first
+
+
+def test_no_test_or_shift_score_is_in_anything_that_a_trial_leaves(trained):
+    splits = np.array([trained.held_out.split, *trained.trial.data])
+    assert len(set(splits)) == 2  # held-out twice, and train
+    assert not [f for f in EpochRecord.__struct_fields__ if "test" in f or "shift" in f]
