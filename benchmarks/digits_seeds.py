@@ -40,7 +40,10 @@ def run_seed(seed: int, home: Path, folder: Path) -> dict[str, dict]:
 
 def table(boards: list[dict[str, dict]]) -> str:
     """A Markdown table of all seeds, and the medians."""
-    rows = ["| seed | entry | models | held-out | test | mean of shifts |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| seed | entry | models | held-out | test | mean of shifts |",
+        "|---|---|---|---|---|---|",
+    ]
     gains, tests = [], []
     for seed, board in enumerate(boards):
         for name in ("zero_shot", "best_single", "uniform", "greedy", "wise_ft(greedy, best)"):
@@ -54,10 +57,14 @@ def table(boards: list[dict[str, dict]]) -> str:
         gains.append(100 * (greedy["shift_mean"] - single["shift_mean"]))
         tests.append(100 * (greedy["test"]["accuracy"] - single["test"]["accuracy"]))
     rows += ["", "Greedy soup minus best single model, in points, by seed:", ""]
-    rows.append(f"- mean of shifts: {', '.join(f'{g:+.1f}' for g in gains)}; "
-                f"median {statistics.median(gains):+.1f}")
-    rows.append(f"- ID test: {', '.join(f'{t:+.1f}' for t in tests)}; "
-                f"median {statistics.median(tests):+.1f}")
+    rows.append(
+        f"- mean of shifts: {', '.join(f'{g:+.1f}' for g in gains)}; "
+        f"median {statistics.median(gains):+.1f}"
+    )
+    rows.append(
+        f"- ID test: {', '.join(f'{t:+.1f}' for t in tests)}; "
+        f"median {statistics.median(tests):+.1f}"
+    )
     return "\n".join(rows) + "\n"
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -244,11 +243,3 @@ def find_record(store: Store, path: str, kind: Any) -> Any:
         return read_record(store, path, kind)
     except NotFound:
         return None
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write a local file so that no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.rename(path)

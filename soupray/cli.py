@@ -209,9 +209,9 @@ def rebuild(recipe: Path, home: Path, output: Path | None) -> None:
     \b
     soupray rebuild results/digits/greedy.recipe.json
     """
-    from soupray.home import settle
     from soupray.recipe_file import read_recipe, spec_of
     from soupray.recipe_file import rebuild as make
+    from soupray.settling import settle
 
     read = read_recipe(recipe)
     target = output or recipe.with_name(recipe.name.removesuffix(".recipe.json") + ".safetensors")

@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from soupray.errors import AlreadyExists, SouprayError
-from soupray.home import Settled, settle
 from soupray.records import Record
+from soupray.settling import Settled, settle
 from soupray.spec import SweepSpec
 from soupray.storage import Store, check_bucket
 

@@ -1,26 +1,14 @@
-"""Which spec, which home, which store: what an entry point settles before it does anything."""
+"""Which home and which spec: the first thing an entry point asks. Loads nothing heavy."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
-from soupray import stack
-from soupray.checkpoints import atomic_write
 from soupray.errors import ConfigError
 from soupray.spec import SweepSpec, load
-from soupray.wiring import Place
 
 DEMO = "sweeps/digits.yaml"
-
-
-class Settled(NamedTuple):
-    """Where this sweep's things are: the place of the store, and the tracker."""
-
-    place: Place
-    tracking_url: str | None
-    artifacts: str | None
 
 
 def default_home() -> Path:
@@ -57,30 +45,16 @@ def remember_spec(spec_path: Path, spec: SweepSpec, home: Path) -> None:
         os.utime(copy)
 
 
-def settle(spec: SweepSpec, home: Path) -> Settled:
-    """Start what is embedded, and say where everything is.
-
-    Raises:
-        ConfigError: the embedded store is not installed.
-        StoreUnavailable: it does not start.
-    """
-    place = Place(storage=spec.storage, credentials=None, cache=str(home / "cache"))
-    tracking, artifacts = spec.tracking, None
-    if "embedded" in (spec.storage, spec.tracking):
-        running = stack.up(home)
-        if spec.storage == "embedded":
-            place = Place(
-                storage=running.storage_url,
-                credentials=str(home / "stack" / "stack.json"),
-                cache=str(home / "cache"),
-            )
-        if spec.tracking == "embedded":
-            tracking, artifacts = running.tracking_url, f"{running.artifacts_url}/{spec.name}"
-    return Settled(place, None if tracking == "off" else tracking, artifacts)
-
-
 def load_spec(given: Path | None, home: Path) -> tuple[Path, SweepSpec, str]:
     """The spec with its path, and a line that says which it is."""
     path, why = find_spec(given, home)
     spec = load(path)
     return path, spec, f"spec: {path} ({why})"
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a local file so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.rename(path)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from soupray.console import say
 from soupray.errors import StoreError, TrackingError
-from soupray.home import Settled
 from soupray.ports import Tracker
 from soupray.records import Manifest
+from soupray.settling import Settled
 from soupray.spec import SweepSpec
 
 PATIENCE_S = 60.0

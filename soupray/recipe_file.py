@@ -92,7 +92,8 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Probab
     Raises:
         ConfigError, NotFound, ChecksumMismatch: as `rebuild`.
     """
-    from soupray.home import default_home, settle
+    from soupray.home import default_home
+    from soupray.settling import settle
     from soupray.tasks.image import OpenClipTask
 
     read = read_recipe(Path(recipe))

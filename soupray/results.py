@@ -6,9 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
-from soupray.checkpoints import Checkpoints, atomic_write, find_record
+from soupray.checkpoints import Checkpoints, find_record
 from soupray.errors import NotFound
-from soupray.home import settle
+from soupray.home import atomic_write
 from soupray.indexer import open_tracker
 from soupray.plan import trials_of
 from soupray.ports import TrackedRun
@@ -17,6 +17,7 @@ from soupray.records import Manifest, Outcome, decode, encode, mean_of
 from soupray.reporting.plots import draw_all
 from soupray.reporting.publish import entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import as_csv, names_of
+from soupray.settling import settle
 from soupray.soup import Result
 from soupray.spec import SweepSpec
 from soupray.storage import Store
@@ -118,11 +119,13 @@ def tracked_runs(result: Result, spec: SweepSpec) -> list[TrackedRun]:
     runs = []
     for ingredient in result.pool.ingredients:
         candidate = mean_of([ingredient.checkpoint.sha256])
-        reported = {
-            f"shift/{s.name}" if s.role == "shift" else s.name: result.reported[candidate, s.name]
+        shifts = {
+            s.name: result.reported[candidate, s.name]
             for s in result.basis.reported
+            if s.role == "shift"
         }
-        runs.append(trial_run(spec, ingredient, reported))
+        test = result.reported[candidate, "test"]
+        runs.append(trial_run(spec, ingredient, test, shifts))
     by_name = {o.name: o for o in result.outcomes}
     for rank, entry in enumerate(result.entries, 1):
         runs.append(entry_run(spec, entry, by_name[entry.name], rank, result.made))

@@ -13,7 +13,6 @@ from soupray.errors import ConfigError, EvaluationError
 from soupray.evaluation.pool import Found, find_trials
 from soupray.evaluation.remembered import Remembered
 from soupray.evaluation.selection import HeldOut
-from soupray.home import Settled, settle
 from soupray.plan import CODE_VERSION, trials_of
 from soupray.ports import Evaluator, Selection
 from soupray.recipes import TABLE, Option
@@ -31,6 +30,7 @@ from soupray.records import (
 )
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Entry, leaderboard
+from soupray.settling import Settled, settle
 from soupray.spec import SweepSpec
 from soupray.storage import Store, check_bucket
 from soupray.wiring import find_basis

@@ -10,11 +10,12 @@ from soupray.checkpoints import create_record, find_record, read_record
 from soupray.console import duration, say
 from soupray.errors import StoreError, TrialError
 from soupray.evaluation.pool import Found, find_trials, manifest_path
-from soupray.home import Settled, remember_spec, settle
+from soupray.home import remember_spec
 from soupray.indexer import Indexer
 from soupray.lease import Lease
 from soupray.plan import trials_of
 from soupray.records import Basis, Manifest, Record
+from soupray.settling import Settled, settle
 from soupray.spec import SweepSpec
 from soupray.storage import check_bucket
 from soupray.watch import Watch

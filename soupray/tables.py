@@ -35,7 +35,7 @@ def show_leaderboard(entries: list[Entry], basis: Basis) -> None:
             "" if e.recipe == "best_single" else _p_value(e.test_versus_best_single.p),
             _percent(e.shift_mean) if e.shifts else "-",
             str(e.forward_passes_per_sample),
-            f"{e.size_bytes / 1e6:.4g}",
+            f"{e.size_bytes / 1e6:.{4 if e.size_bytes < 1e10 else 5}g}",
         )
     out.print(shown)
     held_out, test = basis.split("held_out").size, basis.split("test").size

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from soupray import stack
 from soupray.checkpoints import Checkpoints
@@ -55,6 +56,7 @@ class Small(NamedTuple):
 def small(cache: Path, data: Data | None = None) -> Small:
     """A world of its own, but for the decoded data if they are given."""
     spec = demo()
+    torch.set_num_threads(spec.threads)  # as `wiring.world` does: it changes low bits
     data = data or open_data(spec, cache / "data")
     task = OpenClipTask(spec.task)
     checkpoints = Checkpoints(open_store("memory://"), cache / "weights")

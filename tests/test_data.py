@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import time
 
 import msgspec
 import numpy as np
 import pytest
 from shared import demo
 
+from soupray.data import cache as cache_module
 from soupray.data.cache import Data, open_data
 from soupray.data.digits import load_digits, split_digits
 from soupray.data.shifts import SHIFTS, apply_shift
@@ -150,44 +152,46 @@ def test_a_shift_is_of_the_test_images_in_their_order(data):
 
 def test_samples_of_a_split_with_another_digest_are_refused(data):
     other = msgspec.structs.replace(data.split("held_out"), digest="0123456789abcdef")
-    with pytest.raises(EvaluationError, match="split held_out.*made with 0123456789ab"):
+    with pytest.raises(EvaluationError, match=r"split held_out.*made with 0123456789ab"):
         data.samples(other)
 
 
 BUILD = """
 import pathlib, sys, time
-from shared import demo
 from soupray.data import cache
+from soupray.spec import SweepSpec
 folder, build = pathlib.Path(sys.argv[1]), cache._build
 def counted(spec, into):
-    with (folder / "builds").open("a") as file:
-        file.write("built\\n")
+    (folder / "built there").touch()
     build(spec, into)
 cache._build = counted
-(folder / f"ready{sys.argv[2]}").touch()
-while len(list(folder.glob("ready*"))) < 2:
-    time.sleep(0.001)
-print([s.digest for s in cache.open_data(demo(), folder / "cache").splits])
+spec = SweepSpec.model_validate_json(sys.argv[2])
+(folder / "ready").touch()
+while not (folder / "go").exists():
+    pass
+print([s.digest for s in cache.open_data(spec, folder / "cache").splits])
 """
 
 
-def test_of_two_processes_that_come_at_once_one_builds_the_cache(data, tmp_path):
-    from shared import DIGITS
+def test_of_two_processes_that_come_at_once_one_builds_the_cache(data, tmp_path, monkeypatch):
+    def counted(spec, into):
+        (tmp_path / "built here").touch()
+        build(spec, into)
 
-    tests = DIGITS.parent.parent / "tests"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", BUILD, str(tmp_path), str(i)],
-            cwd=tests,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    printed = {process.communicate(timeout=60)[0] for process in started}
-    assert printed == {f"{[s.digest for s in data.splits]}\n"}
-    assert (tmp_path / "builds").read_text() == "built\n"
-    assert [p.name for p in (tmp_path / "cache").iterdir() if "part" in p.name] == []
+    build = cache_module._build
+    monkeypatch.setattr(cache_module, "_build", counted)
+    command = [sys.executable, "-c", BUILD, str(tmp_path), demo().model_dump_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        while not (tmp_path / "ready").exists():
+            assert other.poll() is None
+            time.sleep(0.001)
+        (tmp_path / "go").touch()
+        mine = [s.digest for s in open_data(demo(), tmp_path / "cache").splits]
+        printed, _ = other.communicate(timeout=60)
+    assert mine == [s.digest for s in data.splits]
+    assert printed == f"{mine}\n"
+    assert len(list(tmp_path.glob("built*"))) == 1
+    assert list((tmp_path / "cache").glob("*part*")) == []
 
 
 def image(rows: list[list[int]]) -> np.ndarray:

@@ -1,23 +1,18 @@
 """From records to tracked runs: one for the sweep, one a trial, one a leaderboard entry.
 
 The same metric names everywhere, so that a soup and a trial can be compared side by side; test
-and shift metrics are there only after the choice.
+and shift metrics are there only after the choice. MLflow's pages group metrics by the part before
+the slash and open on the first ones by name: that is why the measure comes first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from soupray.plan import plan
 from soupray.ports import TrackedRun
-from soupray.records import (
-    EpochRecord,
-    Ingredient,
-    Manifest,
-    Outcome,
-    Rejected,
-    Scores,
-)
-from soupray.reporting.ranking import Entry, Measured
+from soupray.records import EpochRecord, Ingredient, Manifest, Outcome, Rejected, Scores
+from soupray.reporting.ranking import Entry, Measured, measured, shift_mean
 from soupray.spec import SweepSpec
 
 SHORT = 8
@@ -32,6 +27,7 @@ def sweep_run(spec: SweepSpec, started: float, finished: float | None = None) ->
         name=f"sweep {spec.name}",
         parent=None,
         params={
+            **{k: str(v) for k, v in plan(spec)[0].hparams.items() if k not in _varied(spec)},
             "model": spec.task.model,
             "data": spec.data.kind,
             "trials": str(spec.search.trials),
@@ -48,36 +44,34 @@ def sweep_run(spec: SweepSpec, started: float, finished: float | None = None) ->
 
 
 def trial_run(
-    spec: SweepSpec, manifest: Manifest, reported: Mapping[str, Scores] | None = None
+    spec: SweepSpec,
+    manifest: Manifest,
+    test: Scores | None = None,
+    shifts: Mapping[str, Scores] | None = None,
 ) -> TrackedRun:
-    """A trial; `reported` are its scores on test and shifts, once the soups are chosen."""
+    """A trial; `test` and `shifts` are its scores there, once the soups are chosen."""
     trial = manifest.trial
     metrics: dict[str, float] = {}
     tags = {"soupray.status": "diverged"}
     if isinstance(manifest, Ingredient):
-        metrics = {
-            "best_epoch": float(manifest.best_epoch),
-            **_metrics("held_out", manifest.held_out),
-        }
+        reported = {name: measured(scores) for name, scores in (shifts or {}).items()}
+        after = measured(test) if test is not None else None
+        metrics = comparable(measured(manifest.held_out), after, reported)
+        metrics["best_epoch"] = float(manifest.best_epoch)
         tags = {
             "soupray.status": "complete",
             "soupray.checkpoint": manifest.checkpoint.path,
             "soupray.init": manifest.init,
         }
-        if reported:
-            for name, scores in reported.items():
-                metrics |= _metrics(name, scores)
-            shifts = [s.accuracy for name, s in reported.items() if name.startswith("shift/")]
-            if shifts:
-                metrics["shift/mean/accuracy"] = sum(shifts) / len(shifts)
     else:
         tags["soupray.reason"] = manifest.reason
+    hparams = {f"trial.{k}": v for k, v in trial.hparams.items() if k in _varied(spec)}
     return TrackedRun(
         key=f"{spec.name}/trial/{trial.key}",
         kind="trial",
         name=f"trial {trial.index:02d} {trial.key[:SHORT]}",
         parent=spec.name,
-        params={"recipe": "trial", "ingredients": "1", **_params(trial.hparams)},
+        params={"ingredients": "1", "recipe": "trial", **_params(hparams)},
         tags=tags,
         metrics=metrics,
         curves=_curves(manifest.history),
@@ -91,23 +85,20 @@ def entry_run(
     spec: SweepSpec, entry: Entry, outcome: Outcome, rank: int, when: float
 ) -> TrackedRun:
     """A leaderboard entry, with the recipe's trace as a curve."""
-    metrics = {"rank": float(rank)}
-    if entry.shifts:
-        metrics["shift/mean/accuracy"] = entry.shift_mean
-    metrics |= _measured("held_out", entry.held_out) | _measured("test", entry.test)
-    for name, m in entry.shifts.items():
-        metrics |= _measured(f"shift/{name}", m)
+    metrics = comparable(entry.held_out, entry.test, entry.shifts)
+    metrics["rank"] = float(rank)
     metrics["forward_passes_per_sample"] = float(entry.forward_passes_per_sample)
     metrics["size_mb"] = entry.size_bytes / 1e6
+    options = {f"recipe.{k}": v for k, v in entry.options.items()}
     return TrackedRun(
         key=f"{spec.name}/entry/{entry.name}",
         kind="entry",
-        name=f"{entry.name}",
+        name=entry.name,
         parent=spec.name,
         params={
-            "recipe": entry.recipe,
             "ingredients": str(len(entry.ingredients)),
-            **_params(entry.options),
+            "recipe": entry.recipe,
+            **_params(options),
         },
         tags={"soupray.candidate": entry.candidate},
         metrics=metrics,
@@ -117,30 +108,36 @@ def entry_run(
     )
 
 
+def comparable(
+    held_out: Measured, test: Measured | None, shifts: Mapping[str, Measured]
+) -> dict[str, float]:
+    """The metrics that every trial and every entry has, under the same names."""
+    metrics: dict[str, float] = {}
+    for name, m in (("held_out", held_out), ("test", test)):
+        if m is not None:
+            metrics |= {f"accuracy/{name}": m.accuracy, f"nll/{name}": m.nll, f"ece/{name}": m.ece}
+    if shifts:
+        metrics["accuracy/shift_mean"] = shift_mean(shifts)
+    return metrics | {f"accuracy/shift_{name}": m.accuracy for name, m in shifts.items()}
+
+
+def _varied(spec: SweepSpec) -> set[str]:
+    """Hyperparameters that differ between trials; the others are the sweep's."""
+    trials = plan(spec)
+    return {n for n in trials[0].hparams if len({t.hparams[n] for t in trials}) > 1}
+
+
 def _params(values: Mapping[str, float | int | str]) -> dict[str, str]:
     return {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in values.items()}
-
-
-def _metrics(name: str, scores: Scores) -> dict[str, float]:
-    return {
-        f"{name}/accuracy": scores.accuracy,
-        f"{name}/nll": scores.nll,
-        f"{name}/ece": scores.ece,
-    }
-
-
-def _measured(name: str, m: Measured) -> dict[str, float]:
-    return {f"{name}/accuracy": m.accuracy, f"{name}/nll": m.nll, f"{name}/ece": m.ece}
 
 
 def _curves(history: tuple[EpochRecord, ...]) -> dict[str, tuple[tuple[int, float], ...]]:
     if not history:
         return {}
+    held_out = tuple((e.epoch, e.held_out_correct / e.held_out_n) for e in history)
     return {
         "epoch/train_loss": tuple((e.epoch, e.train_loss) for e in history),
-        "epoch/held_out_accuracy": tuple(
-            (e.epoch, e.held_out_correct / e.held_out_n) for e in history
-        ),
+        "epoch/held_out_accuracy": held_out,
     }
 
 

@@ -28,6 +28,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 KEY, DIGEST = "soupray.key", "soupray.digest"
 PARENT = "mlflow.parentRunId"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens the UI on training runs
 PAGE = 1000
 
 
@@ -48,7 +49,9 @@ class MlflowTracker:
             self._experiment: str = (
                 found.experiment_id
                 if found
-                else self._client.create_experiment(experiment, artifact_location=artifacts)
+                else self._client.create_experiment(
+                    experiment, artifact_location=artifacts, tags=KIND
+                )
             )
 
     def write(self, runs: Sequence[TrackedRun]) -> None:

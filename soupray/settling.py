@@ -1,0 +1,40 @@
+"""Which store and which tracker: settled before a sweep or a soup starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from soupray import stack
+from soupray.spec import SweepSpec
+from soupray.wiring import Place
+
+
+class Settled(NamedTuple):
+    """Where this sweep's things are: the place of the store, and the tracker."""
+
+    place: Place
+    tracking_url: str | None
+    artifacts: str | None
+
+
+def settle(spec: SweepSpec, home: Path) -> Settled:
+    """Start what is embedded, and say where everything is.
+
+    Raises:
+        ConfigError: the embedded store is not installed.
+        StoreUnavailable: it does not start.
+    """
+    place = Place(storage=spec.storage, credentials=None, cache=str(home / "cache"))
+    tracking, artifacts = spec.tracking, None
+    if "embedded" in (spec.storage, spec.tracking):
+        running = stack.up(home)
+        if spec.storage == "embedded":
+            place = Place(
+                storage=running.storage_url,
+                credentials=str(home / "stack" / "stack.json"),
+                cache=str(home / "cache"),
+            )
+        if spec.tracking == "embedded":
+            tracking, artifacts = running.tracking_url, f"{running.artifacts_url}/{spec.name}"
+    return Settled(place, None if tracking == "off" else tracking, artifacts)

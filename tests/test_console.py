@@ -1,0 +1,179 @@
+"""What a person sees: formats, progress in numbers, and tables that fit 100 columns."""
+
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+from board import BASIS, BY_NAME, ENTRIES, NO_SHIFTS
+from shared import DIGITS, demo
+
+from soupray import console
+from soupray.console import Progress, duration, size
+from soupray.estimate import DryRun
+from soupray.reporting.ranking import Entry, Versus
+from soupray.spec import load
+from soupray.tables import show_leaderboard, show_plan
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (-1, "0 s"),
+        (0.4, "0 s"),
+        (41, "41 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599, "59 min 59 s"),
+        (3599.7, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (360_000, "100 h 00 min"),
+    ],
+)
+def test_a_duration_reads_like_speech(seconds, said):
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (3_300_000, "3.3 MB"),
+        (1_200_000_000, "1.2 GB"),
+        (2_500_000_000_000_000, "2500.0 TB"),
+    ],
+)
+def test_a_size_has_the_unit_that_fits(count, said):
+    assert size(count) == said
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The console's clock, set by hand."""
+    now = SimpleNamespace(seconds=1000.0)
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    return now
+
+
+def test_progress_tells_share_and_time_left_at_the_pace_of_this_run(clock):
+    progress = Progress("training", total=16)
+    assert progress.line() == "training:   0 %"
+    clock.seconds += 20
+    progress.advance(5)
+    # 20 s for 5: 44 s for the 11 that are left
+    assert progress.line() == "training:  31 %, 44 s left"
+    progress.note = " (3 running)"
+    assert progress.line() == "training:  31 % (3 running), 44 s left"
+    clock.seconds += 40
+    progress.advance(11)
+    assert progress.line() == "training: 100 % (3 running), took 1 min 00 s"
+
+
+def test_what_an_earlier_run_did_does_not_count_for_the_pace(clock):
+    progress = Progress("training", total=16, done=8)
+    assert progress.line() == "training:  50 %"
+    clock.seconds += 30
+    progress.advance(2)
+    # 30 s for 2: 90 s for 6
+    assert progress.line() == "training:  62 %, 1 min 30 s left"
+
+
+def test_more_work_than_was_planned_is_not_more_than_all(clock):
+    progress = Progress("choosing", total=2)
+    progress.advance(5)
+    assert progress.line() == "choosing: 100 %, took 0 s"
+
+
+def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(clock, capsys):
+    with Progress("training", total=100) as progress:
+        for _ in range(50):
+            clock.seconds += 1
+            progress.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5  # after 11, 22, 33 and 44 seconds, and at the end
+    assert lines[0] == "training:  11 %, 1 min 29 s left"
+    assert lines[-1] == "training:  50 %, 50 s left"
+
+
+def shown(entries: list[Entry], basis=BASIS) -> list[str]:
+    with console.out.capture() as captured:
+        show_leaderboard(entries, basis)
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert not [line for line in lines if "…" in line]
+    return lines
+
+
+def test_a_leaderboard_shows_every_entry_in_order():
+    lines = shown(ENTRIES)
+    rows = lines[1 : 1 + len(ENTRIES)]
+    for rank, (row, entry) in enumerate(zip(rows, ENTRIES, strict=True), 1):
+        assert row.startswith(f"{rank} {entry.name} ")
+    # sqrt(.91 * .09 / 100) = .0286; 7 of 10 is .3475 to .9333
+    assert " ".join(rows[0].split()) == "1 greedy 2 91.0 ± 2.9 70.0 34.8 - 93.3 .625 55.0 1 0.002"
+    assert rows[1].split()[:7] == ["2", "best_single", "1", "90.0", "±", "3.0", "50.0"]
+    assert ".625" not in rows[1]
+    text = " ".join(lines)
+    assert "Ranked on held-out data (n = 100), which also chose the models" in text
+    assert "Test (n = 10) and shifts (mean over inverted, noise) were" in text
+
+
+def test_without_shifts_the_column_is_empty():
+    bare = [msgspec.structs.replace(e, shifts={}, shift_mean=0.0) for e in ENTRIES]
+    assert " - " in shown(bare, NO_SHIFTS)[1]
+
+
+def widest(**fields) -> Entry:
+    """An entry with the longest name of the table and numbers as wide as they get."""
+    greedy = BY_NAME["greedy"]
+    all_right = msgspec.structs.replace(
+        greedy.held_out, accuracy=1.0, low=1.0, high=1.0, standard_error=0.123
+    )
+    wide = {
+        "name": "wise_ft(best_single, half)",
+        "ingredients": ["x"] * 72,
+        "held_out": all_right,
+        "test": all_right,
+        "shift_mean": 1.0,
+        "test_versus_best_single": Versus(only_this=99, only_best_single=0, p=1e-9),
+        "size_bytes": 10_364_000_000,
+    }
+    return msgspec.structs.replace(greedy, **(wide | fields))
+
+
+def test_the_widest_leaderboard_fits_100_columns_with_nothing_cut_off():
+    lines = shown([widest()] * 12)
+    for text in ("wise_ft(best_single, half)", "72", "100.0 ± 12.3", "100.0 - 100.0", "<.001"):
+        assert text in lines[12]
+    assert lines[12].endswith(" 10364")
+
+
+def test_a_plan_shows_what_varies_and_what_it_costs():
+    spec = load(DIGITS)
+    cost = DryRun(
+        trials=16,
+        epochs=150,
+        training_samples=30_000,
+        held_out_samples=83_000,
+        soup_held_out_samples=30_000,
+        reported_samples=1_000_000,
+        stored_bytes=57_000_000,
+    )
+    with console.out.capture() as captured:
+        show_plan(spec, cost, as_json=False)
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0].split()[:3] == ["trial", "lr", "epochs"]
+    assert "batch_size" not in lines[0]
+    assert [line.split()[0] for line in lines[1:17]] == [str(i) for i in range(16)]
+    assert "16 trials, 150 epochs; 57.0 MB to be stored" in lines
+    assert "1,000,000 samples, forward" in lines[-1]
+
+
+def test_a_plan_in_which_nothing_varies_is_shown(capsys):
+    spec = demo(("trials: 2", "trials: 1"))
+    with console.out.capture() as captured:
+        show_plan(spec, DryRun(**dict.fromkeys(DryRun.__struct_fields__, 1)), as_json=False)
+    assert "1 trials, 1 epochs" in captured.get()

@@ -1,0 +1,248 @@
+"""Leaderboard, figures and tracked runs: every number worked out by hand."""
+
+import csv
+import io
+import itertools
+
+import msgspec
+import pytest
+from board import (
+    AB,
+    BASIS,
+    BY_NAME,
+    ENTRIES,
+    GREEDY,
+    NO_SHIFTS,
+    OUTCOMES,
+    POOL,
+    REPORTED,
+    SPEC,
+    A,
+    N,
+    Reports,
+)
+from shared import scores, trial
+
+from soupray.ports import TrackedRun
+from soupray.records import EpochRecord, Outcome, Tombstone, WeightSoup, mean_of
+from soupray.reporting.plots import draw_all, greedy_trace, robustness
+from soupray.reporting.publish import entry_run, sweep_run, trial_run
+from soupray.reporting.ranking import Versus, as_csv, leaderboard
+
+
+class Twice(WeightSoup, tag="twice", frozen=True):
+    """Something that costs two forward passes."""
+
+    @property
+    def forward_passes(self) -> int:
+        return 2
+
+
+def test_the_order_is_held_out_then_cost_then_name_whatever_comes_first():
+    def made(name: str, right: int, kind: type[WeightSoup] = WeightSoup) -> Outcome:
+        candidate = kind(parts=(("sha of a", 1),), denominator=1)
+        recipe = "best_single" if name == "c" else "x"
+        return Outcome(
+            name=name, recipe=recipe, options={}, candidate=candidate, held_out=scores(right, N)
+        )
+
+    rows = [made("a", 80, Twice), made("b", 80), made("c", 80), made("d", 81, Twice), made("e", 3)]
+    for shuffled in itertools.permutations(rows):
+        entries = leaderboard(list(shuffled), POOL, BASIS, Reports())
+        assert [e.name for e in entries] == ["d", "b", "c", "a", "e"]
+
+
+def test_recipes_that_chose_the_same_model_are_all_listed():
+    assert [e.name for e in ENTRIES] == [
+        "greedy",  # 91
+        "best_single",  # 90 from here on, by name
+        "uniform",
+        "wise_ft(best_single, best)",
+        "wise_ft(greedy, best)",
+        "wise_ft(best_single, half)",  # 70
+        "wise_ft(greedy, half)",
+        "zero_shot",  # 50
+    ]
+    assert BY_NAME["greedy"].candidate == BY_NAME["uniform"].candidate
+    assert BY_NAME["greedy"].ingredients == ["a", "b"]
+    assert BY_NAME["zero_shot"].ingredients == ["zero_shot"]
+    half = BY_NAME["wise_ft(greedy, half)"]
+    assert half.ingredients == ["zero_shot", "a", "b"]
+    assert half.coefficients == [0.5, 0.25, 0.25]
+    assert (half.size_bytes, BY_NAME["greedy"].size_bytes) == (3000, 2000)
+
+
+def test_the_mean_over_shifts_is_of_accuracies_and_not_pooled():
+    # alpha 1: (.5 + .6) / 2 = .55; pooled it would be (50 + 120) / 300 = .567
+    assert BY_NAME["greedy"].shift_mean == pytest.approx(0.55)
+    assert BY_NAME["zero_shot"].shift_mean == pytest.approx((0.9 + 0.5) / 2)
+    assert BY_NAME["greedy"].shifts["noise"].correct == 120
+
+
+def test_against_the_best_single_model_by_hand():
+    # Only greedy is right on samples 5, 6 and 7, only the single model on 4:
+    # 2 (C(4,0) + C(4,1)) / 2^4 = 10/16
+    greedy = BY_NAME["greedy"]
+    expected = Versus(only_this=3, only_best_single=1, p=10 / 16)
+    assert greedy.test_versus_best_single == expected
+    # Held-out: right are 0..87 and 97..99, of the single model 0..89; no p-value there
+    held_out = Versus(only_this=3, only_best_single=2, p=None)
+    assert greedy.held_out_versus_best_single == held_out
+    itself = Versus(only_this=0, only_best_single=0, p=1.0)
+    assert BY_NAME["best_single"].test_versus_best_single == itself
+
+
+def test_the_table_survives_csv():
+    rows = list(csv.DictReader(io.StringIO(as_csv(ENTRIES))))
+    assert [r["name"] for r in rows] == [e.name for e in ENTRIES]
+    assert [int(r["rank"]) for r in rows] == list(range(1, 9))
+    first = rows[0]
+    assert first["held_out"] == "0.910000"
+    assert (first["inverted"], first["noise"]) == ("0.500000", "0.600000")
+    assert first["shift_mean"] == "0.550000"
+    assert (first["ingredients"], first["forward_passes"], first["size_bytes"]) == (
+        "2",
+        "1",
+        "2000",
+    )
+    assert float(first["p_vs_best_single"]) == 0.625
+    for row, entry in zip(rows, ENTRIES, strict=True):
+        assert float(row["test_low"]) == pytest.approx(entry.test.low, abs=1e-6)
+        assert float(row["held_out_high"]) == pytest.approx(entry.held_out.high, abs=1e-6)
+
+
+def test_the_greedy_trace_by_hand():
+    trace = greedy_trace(GREEDY)
+    assert trace.tried == [0.90, 0.91, 0.91, 0.85]  # a rejection shows the bound it missed
+    assert trace.accepted == [True, True, False, False]
+    assert trace.best == [0.90, 0.91, 0.91, 0.91]
+
+
+def test_the_robustness_figure_by_hand():
+    numbers = robustness(ENTRIES, OUTCOMES, POOL, BASIS, REPORTED)
+    assert (numbers.n, numbers.shift_n) == (100, 100)
+    assert sorted(numbers.lines) == ["best_single", "greedy"]
+    for points in numbers.lines.values():
+        alphas = [float(p.name) for p in points]
+        assert alphas == [k / 10 for k in range(11)]
+        assert [p.held_out for p in points] == pytest.approx([0.5 + 0.4 * a for a in alphas])
+        assert [p.shift_mean for p in points] == pytest.approx([0.7 - 0.15 * a for a in alphas])
+    models = {(p.kind, p.name): (p.held_out, p.shift_mean) for p in numbers.models}
+    assert len(models) == 2 + len(ENTRIES)
+    assert models["ingredient", "b"] == pytest.approx((0.8, 0.55))
+    assert models["anchor", "zero_shot"] == pytest.approx((0.5, 0.7))
+
+
+def test_figures_are_drawn(tmp_path):
+    drawn = draw_all(tmp_path, ENTRIES, OUTCOMES, (POOL, BASIS), REPORTED)
+    assert sorted(drawn) == ["greedy_trace.png", "robustness.png"]
+    for path in drawn.values():
+        data = path.read_bytes()
+        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+        assert len(data) > 10_000
+
+
+def test_without_shifts_there_is_a_leaderboard_and_no_robustness_figure(tmp_path):
+    entries = leaderboard(OUTCOMES, POOL, NO_SHIFTS, REPORTED)
+    assert [e.name for e in entries] == [e.name for e in ENTRIES]
+    assert list(draw_all(tmp_path, entries, [], (POOL, NO_SHIFTS), REPORTED)) == []
+    assert "shift_mean,p_vs" in as_csv(entries)
+
+
+HISTORY = (
+    EpochRecord(epoch=1, train_loss=2.0, held_out_correct=50, held_out_n=100, seconds=1),
+    EpochRecord(epoch=2, train_loss=1.0, held_out_correct=90, held_out_n=100, seconds=1),
+)
+TRIED = msgspec.structs.replace(
+    A, history=HISTORY, trial=trial("a", lr=1.23456789e-4, batch_size=20), best_epoch=2
+)
+
+
+SINGLE = mean_of([A.checkpoint.sha256])
+SHIFTED = {name: REPORTED[SINGLE, name] for name in ("inverted", "noise")}
+MEASURES = ("accuracy/", "nll/", "ece/")
+
+
+def measured_names(run: TrackedRun) -> set[str]:
+    return {m for m in run.metrics if m.startswith(MEASURES)}
+
+
+def test_a_trial_shows_nothing_of_test_and_shifts_before_the_choice():
+    run = trial_run(SPEC, TRIED)
+    assert measured_names(run) == {"accuracy/held_out", "nll/held_out", "ece/held_out"}
+    words = " ".join([*run.metrics, *run.curves, *run.params, *run.tags])
+    assert "test" not in words
+    assert "shift_" not in words
+    assert run.metrics["accuracy/held_out"] == 0.9
+    assert run.metrics["best_epoch"] == 2
+    assert run.curves == {
+        "epoch/train_loss": ((1, 2.0), (2, 1.0)),
+        "epoch/held_out_accuracy": ((1, 0.5), (2, 0.9)),
+    }
+    assert run.params["trial.lr"] == "0.000123457"
+    assert (run.key, run.parent, run.failed) == ("digits/trial/a", "digits", False)
+    assert (run.started, run.finished) == (100.0, 200.0)
+
+
+def test_what_all_trials_share_is_a_parameter_of_the_sweep_and_not_of_each():
+    assert "trial.batch_size" not in trial_run(SPEC, TRIED).params
+    params = sweep_run(SPEC, started=1.0).params
+    assert (params["batch_size"], params["epochs"], params["trials"]) == ("20", "2", "2")
+    assert "lr" not in params
+
+
+def test_after_the_choice_a_trial_shows_what_an_entry_shows_under_the_same_names():
+    run = trial_run(SPEC, TRIED, REPORTED[SINGLE, "test"], SHIFTED)
+    entry = entry_run(SPEC, BY_NAME["greedy"], GREEDY, rank=1, when=300.0)
+    assert measured_names(run) == measured_names(entry)
+    assert run.metrics["accuracy/shift_mean"] == pytest.approx(0.55)
+    assert run.metrics["accuracy/shift_noise"] == 0.6
+    assert run.metrics["accuracy/test"] == 0.5
+    assert run.params["recipe"] == "trial"
+    before = trial_run(SPEC, TRIED)
+    assert run.params == before.params
+    assert before.metrics.items() <= run.metrics.items()
+
+
+def test_the_names_are_the_same_without_shifts():
+    entries = leaderboard(OUTCOMES, POOL, NO_SHIFTS, REPORTED)
+    entry = entry_run(SPEC, entries[0], GREEDY, rank=1, when=300.0)
+    run = trial_run(SPEC, TRIED, REPORTED[SINGLE, "test"], {})
+    assert measured_names(entry) == measured_names(run)
+    assert "accuracy/shift_mean" not in run.metrics
+
+
+def test_a_diverged_trial_is_a_failed_run_with_its_reason():
+    tombstone = Tombstone(
+        trial=TRIED.trial, reason="loss is nan", history=HISTORY[:1], started=1.0, finished=2.0
+    )
+    run = trial_run(SPEC, tombstone)
+    assert run.failed
+    assert run.tags == {"soupray.status": "diverged", "soupray.reason": "loss is nan"}
+    assert run.metrics == {}
+    assert run.key == trial_run(SPEC, TRIED).key
+
+
+def test_an_entry_has_its_rank_its_recipe_and_its_trace():
+    run = entry_run(SPEC, BY_NAME["greedy"], GREEDY, rank=1, when=300.0)
+    assert run.metrics["rank"] == 1
+    assert run.metrics["size_mb"] == 0.002
+    assert run.params == {"recipe": "greedy", "ingredients": "2", "recipe.accept": "ge"}
+    assert run.tags == {"soupray.candidate": AB.digest}
+    assert run.curves == {
+        "trace/tried_held_out_accuracy": ((0, 0.9), (1, 0.91), (3, 0.85)),
+        "trace/kept_held_out_accuracy": ((0, 0.9), (1, 0.91)),
+    }
+    line = next(o for o in OUTCOMES if o.name == "wise_ft(best_single, half)")
+    run = entry_run(SPEC, BY_NAME[line.name], line, rank=6, when=300.0)
+    curve = run.curves["alpha_percent/held_out_accuracy"]
+    assert len(curve) == 21
+    assert curve[5] == (25, 0.6)
+    assert run.params["recipe.alpha"] == "0.5"
+
+
+def test_the_sweep_is_the_parent_of_all():
+    run = sweep_run(SPEC, started=1.0)
+    assert (run.key, run.parent, run.finished) == ("digits", None, None)
+    entry = entry_run(SPEC, BY_NAME["greedy"], GREEDY, rank=1, when=3.0)
+    assert {trial_run(SPEC, TRIED).parent, entry.parent} == {run.key}

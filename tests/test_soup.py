@@ -1,0 +1,192 @@
+"""Pools and choices that are not what a soup wishes for: each ends in one clear message."""
+
+import msgspec
+import pytest
+from conftest import mini_text
+
+from soupray.checkpoints import create_record
+from soupray.errors import ChecksumMismatch, EvaluationError, IncompatibleWeights
+from soupray.evaluation.local import LocalEvaluator
+from soupray.evaluation.pool import manifest_path
+from soupray.evaluation.selection import HeldOut
+from soupray.plan import trials_of
+from soupray.records import Pool, Tombstone, encode, mean_of, pool_of
+from soupray.soup import Choices, best_soup, choose, chosen_recipes, find_pool, run_recipes
+from soupray.spec import parse
+from soupray.storage import open_store
+from soupray.wiring import find_basis, world
+
+
+@pytest.fixture(scope="module")
+def pool(run) -> Pool:
+    spec, _, store = run.world()
+    return find_pool(store, spec, partial=False)[0]
+
+
+@pytest.fixture
+def copied(run):
+    """(spec, store): the records of the main job in a store of our own, to spoil."""
+    spec, _, store = run.world()
+    copy = open_store("memory://")
+    for prefix in ("bases", "trials", "sweeps/mini/specs"):
+        for path in store.list(prefix):
+            copy.put(path, store.get(path))
+    return spec, copy
+
+
+def pool_only(pool: Pool) -> HeldOut:
+    """A selection that can show its pool but not score anything: asking it raises."""
+    selection = HeldOut.__new__(HeldOut)
+    object.__setattr__(selection, "_pool", pool)
+    return selection
+
+
+def manifests(store):
+    return sorted(p for p in store.list("trials"))
+
+
+def test_the_pool_is_ordered_by_held_out_count_then_key(pool):
+    order = [(-i.held_out.correct, i.trial.key) for i in pool.ingredients]
+    assert order == sorted(order)
+    assert len(order) == 4
+
+
+def test_nothing_swept_says_to_sweep_first(run):
+    spec, _, _ = run.world()
+    with pytest.raises(EvaluationError, match=r"nothing was swept.*Run `soupray sweep` first"):
+        find_pool(open_store("memory://"), spec, partial=False)
+
+
+def test_missing_trials_are_listed_and_partial_goes_on_without_them(copied, capsys):
+    spec, store = copied
+    gone = manifests(store)[0]
+    store.delete(gone)
+    with pytest.raises(EvaluationError, match=r"1 of 4 trials are not in the store") as error:
+        find_pool(store, spec, partial=False)
+    assert gone.split("/")[1] in str(error.value)
+    assert "--partial" in str(error.value)
+    assert len(find_pool(store, spec, partial=True)[0].ingredients) == 3
+
+
+def test_a_pool_of_one_works_and_says_so(copied, capsys):
+    spec, store = copied
+    for path in manifests(store)[1:]:
+        store.delete(path)
+    pool, _ = find_pool(store, spec, partial=True)
+    assert len(pool.ingredients) == 1
+    assert "every soup of it is that model" in capsys.readouterr().err
+
+
+def test_an_empty_pool_is_refused_even_with_partial(copied):
+    spec, store = copied
+    for path in manifests(store):
+        store.delete(path)
+    with pytest.raises(EvaluationError, match="4 of 4 trials are not in the store"):
+        find_pool(store, spec, partial=True)
+
+
+def test_diverged_trials_are_left_out_and_named(copied, capsys):
+    spec, store = copied
+    basis = find_basis(store, spec)
+    for trial in trials_of(spec, basis):
+        tombstone = Tombstone(trial=trial, reason="loss is nan", history=(), started=0, finished=1)
+        store.delete(manifest_path(trial.key))
+        create_record(store, manifest_path(trial.key), tombstone)
+    with pytest.raises(EvaluationError, match="all 4 trials diverged"):
+        find_pool(store, spec, partial=False)
+    assert "diverged and is left out: loss is nan" in capsys.readouterr().err
+
+
+def test_an_ingredient_of_another_init_is_refused_with_both_digests(copied):
+    spec, store = copied
+    path = manifests(store)[0]
+    record = msgspec.json.decode(store.get(path)) | {"init": "f" * 64}
+    store.put(path, encode(record))
+    with pytest.raises(IncompatibleWeights) as error:
+        find_pool(store, spec, partial=False)
+    assert "ffffffffffff" in str(error.value)
+    assert find_basis(store, spec).init.sha256[:12] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ("lr: {log_uniform: [5e-5, 2e-3]}", "lr: {log_uniform: [5e-5, 1e-3]}", "space.lr.log_unif"),
+        ("trials: 4", "trials: 6", "search.trials"),
+    ],
+)
+def test_a_spec_edited_between_sweep_and_soup_is_explained(copied, old, new, field):
+    _, store = copied
+    edited = parse(mini_text().replace(old, new), "x.yaml")
+    assert old in mini_text()
+    with pytest.raises(EvaluationError, match="The spec was edited since the sweep ran") as error:
+        find_pool(store, edited, partial=False)
+    assert field in str(error.value)
+
+
+def test_an_edited_data_section_is_explained_too(copied):
+    _, store = copied
+    edited = parse(mini_text().replace("held_out: 200", "held_out: 220"), "x.yaml")
+    with pytest.raises(EvaluationError, match=r"nothing was swept .*edited .*data\.held_out"):
+        find_pool(store, edited, partial=False)
+
+
+def test_choices_once_frozen_are_not_made_again(run, pool):
+    spec, _, store = run.world()
+    selection = pool_only(pool)
+    recipes = chosen_recipes(spec, [], everything=True)
+    choices = choose(store, spec, selection, recipes)
+    assert isinstance(choices, Choices)
+    assert choices.pool == pool.checkpoints
+
+
+def test_the_local_evaluator_makes_the_same_choices_as_the_ray_driver(run, pool):
+    """The same job without Ray: its counts and decisions are those of the leaderboard."""
+    import json
+
+    spec, place, store = run.world()
+    here = world(spec, place)
+    basis = find_basis(store, spec)
+    selection = HeldOut(here.evaluator(), pool, basis.split("held_out"))
+    wanted = {"anchor": {}, "best_single": {}, **chosen_recipes(spec, [], everything=True)}
+    outcomes = run_recipes(selection, wanted)
+    board = {e["name"]: e for e in json.loads((run.output / "leaderboard.json").read_text())}
+    assert {o.name for o in outcomes} == set(board)
+    for outcome in outcomes:
+        assert outcome.candidate.digest == board[outcome.name]["candidate"]
+        assert outcome.held_out.correct == board[outcome.name]["held_out"]["correct"]
+
+
+def test_a_corrupt_ingredient_stops_the_soup_and_names_the_object(run, pool, tmp_path):
+    spec, place, store = run.world()
+    here = world(spec, place)
+    copy = open_store("memory://")
+    sha = pool.ingredients[0].checkpoint.sha256
+    path = pool.ingredients[0].checkpoint.path
+    data = bytearray(store.get(path))
+    data[-1] ^= 1
+    copy.put(path, bytes(data))
+    checkpoints = type(here.checkpoints)(copy, tmp_path / "cache")
+    evaluator = LocalEvaluator(here.task, here.data, checkpoints, spec.setting)
+    with pytest.raises(ChecksumMismatch, match=sha):
+        evaluator.scores([mean_of([sha])], find_basis(store, spec).split("held_out"))
+
+
+def test_the_soup_that_is_written_is_the_best_that_averages_anything(run, pool):
+    from soupray.reporting.ranking import Entry
+
+    spec, _, store = run.world()
+    entries = msgspec.json.decode((run.output / "leaderboard.json").read_bytes(), type=list[Entry])
+    recipes = chosen_recipes(spec, [], everything=True)
+    selection = pool_only(pool)
+    outcomes = choose(store, spec, selection, recipes).outcomes
+    best = best_soup(entries, outcomes)
+    assert len(best.candidate.parts) > 1
+    rank = [e.name for e in entries].index(best.name)
+    assert all(len(e.ingredients) == 1 for e in entries[:rank])
+
+
+def test_pool_order_does_not_depend_on_the_order_of_manifests(run, pool):
+    spec, _, store = run.world()
+    basis = find_basis(store, spec)
+    assert pool_of(basis, list(reversed(pool.ingredients))) == pool

@@ -1,0 +1,282 @@
+"""The tracker's contract, in memory and on a real MLflow database; and MLflow out of reach."""
+
+import socket
+import sqlite3
+import time
+
+import msgspec
+import pytest
+
+from soupray.errors import TrackingError
+from soupray.ports import TrackedRun
+from soupray.tracking.memory import MemoryTracker
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
+
+SWEEP = TrackedRun(
+    key="s",
+    kind="sweep",
+    name="sweep s",
+    parent=None,
+    params={"trials": "2"},
+    tags={"soupray.spec_digest": "d"},
+    metrics={},
+    curves={},
+    started=100.0,
+    finished=None,
+)
+
+
+def trial_run(key: str = "s/trial/a", **fields) -> TrackedRun:
+    made = {
+        "key": key,
+        "kind": "trial",
+        "name": "trial 00",
+        "parent": "s",
+        "params": {"lr": "0.001"},
+        "tags": {"soupray.status": "complete"},
+        "metrics": {"held_out/accuracy": 0.9, "best_epoch": 2.0},
+        "curves": {"epoch/train_loss": ((1, 2.0), (2, 1.0))},
+        "started": 100.0,
+        "finished": 200.0,
+    }
+    return TrackedRun(**(made | fields))
+
+
+class InMemory:
+    """How the contract looks into a MemoryTracker."""
+
+    def __init__(self) -> None:
+        self.tracker = MemoryTracker()
+
+    def runs(self) -> dict[str, TrackedRun]:
+        return self.tracker.runs
+
+    def rows(self) -> int:
+        runs = self.tracker.runs.values()
+        return sum(len(r.metrics) + sum(map(len, r.curves.values())) for r in runs)
+
+    def files(self, key: str) -> set[str]:
+        return set(self.tracker.files[key])
+
+
+class InMlflow:
+    """How the contract looks into MLflow: through its own client and its database."""
+
+    def __init__(self, folder, experiment: str) -> None:
+        from mlflow.tracking import MlflowClient
+
+        from soupray.tracking.mlflow import MlflowTracker, artifact_folder
+
+        self._file, self.experiment = folder / "mlflow.db", experiment
+        self.url = f"sqlite:///{self._file}"
+        self.tracker = MlflowTracker(self.url, experiment, artifact_folder(folder, experiment))
+        self.client = MlflowClient(self.url)
+        self.id = self.client.get_experiment_by_name(experiment).experiment_id
+
+    def found(self) -> list:
+        return list(self.client.search_runs([self.id]))
+
+    def runs(self) -> dict[str, TrackedRun]:
+        found = self.found()
+        keys = {r.info.run_id: r.data.tags["soupray.key"] for r in found}
+        assert len(set(keys.values())) == len(found)  # no key twice
+        return {keys[r.info.run_id]: self._as_tracked(r, keys) for r in found}
+
+    def _as_tracked(self, run, keys: dict[str, str]) -> TrackedRun:
+        tags = dict(run.data.tags)
+        parent = tags.get("mlflow.parentRunId")
+        metrics, curves = {}, {}
+        for name in run.data.metrics:
+            rows = self.client.get_metric_history(run.info.run_id, name)
+            if [m.step for m in rows] == [0]:
+                metrics[name] = rows[0].value
+            else:
+                curves[name] = tuple((m.step, m.value) for m in rows)
+        ours = ("soupray.key", "soupray.kind", "soupray.digest")
+        return TrackedRun(
+            key=tags["soupray.key"],
+            kind=tags["soupray.kind"],
+            name=run.info.run_name,
+            parent=keys[parent] if parent else None,
+            params=dict(run.data.params),
+            tags={k: v for k, v in tags.items() if k not in ours and not k.startswith("mlflow.")},
+            metrics=metrics,
+            curves=curves,
+            started=run.info.start_time / 1000,
+            finished=run.info.end_time / 1000 if run.info.end_time else None,
+            failed=run.info.status == "FAILED",
+        )
+
+    def rows(self) -> int:
+        with sqlite3.connect(self._file) as database:
+            query = (
+                "SELECT COUNT(*) FROM metrics JOIN runs USING (run_uuid) "
+                "WHERE experiment_id = ? AND lifecycle_stage = 'active'"
+            )
+            (count,) = database.execute(query, (self.id,)).fetchone()
+        return count
+
+    def files(self, key: str) -> set[str]:
+        (run,) = (r for r in self.found() if r.data.tags["soupray.key"] == key)
+        return {f.path for f in self.client.list_artifacts(run.info.run_id)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture(params=["memory", "mlflow"])
+def looked(request, folder) -> InMemory | InMlflow:
+    return InMemory() if request.param == "memory" else InMlflow(folder, request.node.name)
+
+
+class TestContract:
+    def test_what_was_written_is_there(self, looked):
+        runs = [SWEEP, trial_run(), trial_run("s/trial/b", failed=True, metrics={})]
+        looked.tracker.write(runs)
+        assert looked.runs() == {r.key: r for r in runs}
+
+    def test_writing_twice_adds_no_run_and_no_row(self, looked):
+        looked.tracker.write([SWEEP, trial_run()])
+        before, rows = looked.runs(), looked.rows()
+        assert rows == 4
+        looked.tracker.write([SWEEP, trial_run()])
+        assert (looked.runs(), looked.rows()) == (before, rows)
+
+    def test_runs_written_one_by_one_are_those_written_at_once(self, looked):
+        runs = [SWEEP, trial_run(), trial_run("s/trial/b")]
+        for run in runs:
+            looked.tracker.write([run])
+        assert looked.runs() == {r.key: r for r in runs}
+
+    def test_metrics_may_come_later(self, looked):
+        looked.tracker.write([SWEEP, trial_run()])
+        more = trial_run().metrics | {"test/accuracy": 0.8, "shift/mean/accuracy": 0.5}
+        looked.tracker.write([trial_run(metrics=more)])
+        assert looked.runs()["s/trial/a"] == trial_run(metrics=more)
+        assert looked.rows() == 4 + 2
+
+    def test_a_run_that_was_open_is_finished(self, looked):
+        looked.tracker.write([SWEEP])
+        assert looked.runs()["s"].finished is None
+        finished = msgspec.structs.replace(SWEEP, finished=300.0)
+        looked.tracker.write([finished])
+        assert looked.runs() == {"s": finished}
+
+    def test_a_sweep_that_grew_and_an_entry_that_chose_anew_are_what_they_are_now(self, looked):
+        entry = {"key": "s/entry/greedy", "kind": "entry", "name": "greedy"}
+        before = trial_run(**entry, params={"ingredients": "3"}, tags={"soupray.candidate": "x"})
+        after = trial_run(
+            **entry,
+            params={"ingredients": "5"},
+            tags={"soupray.candidate": "y"},
+            curves={"trace": ((0, 0.5),)},
+            metrics={"rank": 2.0},
+        )
+        looked.tracker.write([SWEEP, trial_run(), before])
+        grown = msgspec.structs.replace(
+            SWEEP, params={"trials": "4"}, tags={"soupray.spec_digest": "e"}
+        )
+        looked.tracker.write([grown, trial_run(), after])
+        runs = looked.runs()
+        assert runs.keys() == {"s", "s/trial/a", "s/entry/greedy"}
+        assert runs["s"] == grown
+        assert runs["s/trial/a"] == trial_run()
+        assert runs["s/entry/greedy"].params == after.params
+        assert runs["s/entry/greedy"].tags == after.tags
+        assert {r.parent for r in runs.values()} == {None, "s"}
+        assert looked.rows() == 4 + 2
+
+    def test_a_file_is_attached_to_its_run(self, looked, tmp_path):
+        (tmp_path / "board.csv").write_text("rank,name\n")
+        looked.tracker.write([SWEEP])
+        looked.tracker.attach("s", {"board.csv": str(tmp_path / "board.csv")})
+        assert looked.files("s") == {"board.csv"}
+
+
+@pytest.fixture
+def mlflow(request, folder) -> InMlflow:
+    return InMlflow(folder, request.node.name)
+
+
+def test_a_run_that_was_half_written_is_completed_without_a_row_twice(mlflow):
+    from mlflow.entities import Metric
+
+    mlflow.tracker.write([SWEEP])
+    (sweep,) = mlflow.found()
+    tags = {"soupray.key": "s/trial/a", "soupray.kind": "trial"}
+    tags["mlflow.parentRunId"] = sweep.info.run_id
+    run = mlflow.client.create_run(mlflow.id, start_time=100_000, tags=tags, run_name="trial 00")
+    half = [
+        Metric("held_out/accuracy", 0.9, 200_000, 0),
+        Metric("epoch/train_loss", 2.0, 200_000, 1),
+    ]
+    mlflow.client.log_batch(run.info.run_id, metrics=half)
+    mlflow.tracker.write([SWEEP, trial_run()])
+    assert mlflow.runs() == {"s": SWEEP, "s/trial/a": trial_run()}
+    assert mlflow.rows() == 4
+
+
+def test_more_points_than_a_batch_holds_are_all_written(mlflow):
+    curve = tuple((i, i / 2000) for i in range(1, 1900))
+    long = trial_run(parent=None, curves={"epoch/train_loss": curve}, metrics={})
+    mlflow.tracker.write([long])
+    assert mlflow.runs()["s/trial/a"] == long
+    assert mlflow.rows() == 1899
+
+
+def test_runs_that_somebody_else_made_are_left_alone(mlflow):
+    other = mlflow.client.create_run(mlflow.id, run_name="mine")
+    mlflow.tracker.write([SWEEP])
+    mlflow.tracker.write([SWEEP])
+    names = sorted(r.info.run_name for r in mlflow.found())
+    assert names == ["mine", "sweep s"]
+    assert mlflow.client.get_run(other.info.run_id).data.tags.keys() <= {"mlflow.runName"}
+
+
+def test_a_tracker_that_is_away_is_a_tracking_error_within_seconds():
+    from soupray.tracking.mlflow import MlflowTracker, ping
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    for reach in (lambda url: MlflowTracker(url, "s"), ping):
+        with pytest.raises(TrackingError, match=f"MLflow at http://127.0.0.1:{port}: ") as error:
+            reach(f"http://127.0.0.1:{port}")
+        assert len(str(error.value)) < 400
+    assert time.monotonic() - started < 15
+
+
+def test_a_tracker_that_never_answers_is_a_tracking_error_in_bounded_time(monkeypatch):
+    from soupray.tracking.mlflow import MlflowTracker
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        with pytest.raises(TrackingError, match="ReadTimeoutError"):
+            MlflowTracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "s")
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("password", ["hunter2", "p%40ss%2Fword"])
+def test_a_password_is_in_no_message(password):
+    from soupray.tracking.mlflow import MlflowTracker, mask, ping
+
+    url = f"http://me:{password}@127.0.0.1:9"
+    assert mask(url) == "http://me:***@127.0.0.1:9"
+    for reach in (lambda: MlflowTracker(url, "s"), lambda: ping(f"{url}/")):
+        with pytest.raises(TrackingError, match=r"me:\*\*\*@127\.0\.0\.1:9") as error:
+            reach()
+        assert password not in str(error.value)
+        assert "p@ss" not in str(error.value)
+
+
+def test_a_url_is_masked_whatever_its_form():
+    from soupray.tracking.mlflow import mask
+
+    assert mask("https://me:secret@mlflow.example/x?y=1") == "https://me:***@mlflow.example/x?y=1"
+    assert mask("https://:secret@[::1]:5000") == "https://:***@[::1]:5000"
+    assert mask("https://me@mlflow.example") == "https://me@mlflow.example"
+    assert mask("sqlite:////home/me/mlflow.db") == "sqlite:////home/me/mlflow.db"
