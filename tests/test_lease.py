@@ -142,7 +142,7 @@ def test_of_many_drivers_that_reach_for_an_expired_lease_one_gets_it(store, atte
 
 
 def test_of_many_drivers_on_s3_one_gets_it(s3):
-    (winner,) = race(s3, 5)
+    (winner,) = race(s3, 4)
     winner.__exit__(None, None, None)
     assert not winner.lost.is_set()
     assert held(s3).expires == 0

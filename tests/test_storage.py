@@ -36,7 +36,7 @@ def at_once(store, work):
 
     SeaweedFS gets fewer of them: it makes those that wait for one name sleep a second each.
     """
-    count = 6 if store.url.startswith("s3:") else 16
+    count = 4 if store.url.startswith("s3:") else 16
     barrier = Barrier(count)
 
     def run(i: int):
@@ -182,7 +182,7 @@ def test_a_secret_is_not_in_the_text_of_its_credentials():
 
 
 def test_a_store_that_does_not_answer_is_given_up_in_bounded_time(monkeypatch):
-    monkeypatch.setattr(storage, "RETRY_S", 1)
+    monkeypatch.setattr(storage, "RETRY_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     credentials = Credentials(f"http://127.0.0.1:{port}", "key", SECRET)

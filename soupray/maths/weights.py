@@ -60,7 +60,7 @@ class Mixer:
         sources = [(sha, n, self._open(sha)) for sha, n in parts]
         like = self._open(soup.parts[0][0])
         for name in like.names:
-            total = sums.get(name)
+            total = sums[name].clone() if name in sums else None
             for sha, n, source in sources:
                 total = _plus(total, n, source, sha, name, like)
             assert total is not None
@@ -85,7 +85,7 @@ class Mixer:
 def _plus(
     total: torch.Tensor | None, n: int, source: Source, sha: str, name: str, like: Source
 ) -> torch.Tensor:
-    """Total + n * source[name] in float64; integers are not averaged but must be equal."""
+    """Add n * source[name] to `total`, in float64 and in place; integers must be equal."""
     if source.names != like.names:
         odd = sorted(set(source.names) ^ set(like.names))[0]
         raise IncompatibleWeights(f"{sha[:12]}: tensor {odd!r} is in one model but not the other.")
@@ -103,10 +103,9 @@ def _plus(
                 "integers have no meaningful average."
             )
         return wanted
-    term = tensor.to(torch.float64, copy=True)
-    if n != 1:
-        term *= n
-    return term if total is None else term.add_(total)
+    if total is None:
+        return tensor.to(torch.float64, copy=True).mul_(n)
+    return total.add_(tensor, alpha=n)  # each product is exact: n is small, the tensor float32
 
 
 def _rounded(total: torch.Tensor, denominator: int, like: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,101 @@
+"""What a trial costs beyond its own training, beside plain Ray Tune with no-op trials.
+
+    python benchmarks/trial_overhead.py [--trials 24]
+
+Ours: a sweep of one-epoch trials on the embedded stack. A trial's own training is the sum of its
+epochs; all else (the next trial's start, loading theta_0, storing, scoring the stored bytes, the
+driver) is overhead. Steady state: the first trial of each worker, which pays for the imports, is
+left out. Plain Tune: no-op function trials, with new actors and with actors reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+WORKERS = 2
+
+
+def ours(trials: int) -> list[float]:
+    """Overhead of each trial after a worker's first, in seconds."""
+    from soupray import stack
+    from soupray.checkpoints import read_record
+    from soupray.records import Ingredient, Manifest
+    from soupray.settling import settle
+    from soupray.spec import load
+    from soupray.sweep import run_sweep
+
+    text = (ROOT / "sweeps" / "digits.yaml").read_text()
+    for old, new in {
+        "name: digits\n": "name: overhead\n",
+        "trials: 16": f"trials: {trials}",
+        "epochs: {integer: [5, 15]}": "epochs: 1",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    with tempfile.TemporaryDirectory() as folder:
+        home, spec = Path(folder) / "home", Path(folder) / "overhead.yaml"
+        spec.write_text(text)
+        try:
+            run_sweep(spec, load(spec), home, None)
+            store = settle(load(spec), home).place.open_store()
+            found = [read_record(store, p, Manifest) for p in store.list("trials")]
+        finally:
+            stack.down(home)
+    made = sorted((m for m in found if isinstance(m, Ingredient)), key=lambda m: m.started)
+    overheads, free = [], [m.finished for m in made[:WORKERS]]
+    for trial in made[WORKERS:]:
+        # The worker that has been free longest before the start took it.
+        before = max(t for t in free if t <= trial.started)
+        free.remove(before)
+        free.append(trial.finished)
+        overheads.append(trial.finished - before - sum(e.seconds for e in trial.history))
+    return overheads
+
+
+def plain_tune(trials: int, reuse: bool) -> float:
+    """Seconds a trial of plain Tune with no-op trials, workers in parallel."""
+    import ray
+    from ray import tune
+
+    def nothing(config: dict[str, int]) -> None:
+        tune.report({"score": config["x"]})
+
+    with tempfile.TemporaryDirectory() as folder:
+        ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
+        started = time.perf_counter()
+        tune.Tuner(
+            tune.with_resources(nothing, {"cpu": 1}),
+            param_space={"x": tune.grid_search(list(range(trials)))},
+            tune_config=tune.TuneConfig(reuse_actors=reuse),
+            run_config=tune.RunConfig(storage_path=folder, verbose=0),
+        ).fit()
+        taken = time.perf_counter() - started
+        ray.shutdown()
+    return taken * WORKERS / trials
+
+
+def main() -> None:
+    """Print the three numbers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=24)
+    trials = parser.parse_args().trials
+    seconds = ours(trials)
+    low, high = min(seconds), max(seconds)
+    print(
+        f"soupray, one real epoch       {statistics.median(seconds):.2f} s overhead a trial"
+        f" (median of {len(seconds)}, {low:.2f} to {high:.2f})"
+    )
+    for reuse in (True, False):
+        name = "actors reused" if reuse else "new actors"
+        print(
+            f"plain Tune, no-op, {name:<14} {plain_tune(trials, reuse):.2f} s worker time a trial"
+        )
+
+
+if __name__ == "__main__":
+    main()
