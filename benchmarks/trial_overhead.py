@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -66,7 +68,7 @@ def plain_tune(trials: int, reuse: bool) -> float:
         tune.report({"score": config["x"]})
 
     with tempfile.TemporaryDirectory() as folder:
-        ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
         started = time.perf_counter()
         tune.Tuner(
             tune.with_resources(nothing, {"cpu": 1}),
@@ -80,21 +82,25 @@ def plain_tune(trials: int, reuse: bool) -> float:
 
 
 def main() -> None:
-    """Print the three numbers."""
+    """Print the three numbers; plain Tune in processes of its own, without our settings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=24)
-    trials = parser.parse_args().trials
-    seconds = ours(trials)
+    parser.add_argument("--plain", choices=("reused", "new"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.plain:
+        print(plain_tune(arguments.trials, reuse=arguments.plain == "reused"))
+        return
+    seconds = ours(arguments.trials)
     low, high = min(seconds), max(seconds)
     print(
-        f"soupray, one real epoch       {statistics.median(seconds):.2f} s overhead a trial"
+        f"soupray, one real epoch          {statistics.median(seconds):.2f} s overhead a trial"
         f" (median of {len(seconds)}, {low:.2f} to {high:.2f})"
     )
-    for reuse in (True, False):
-        name = "actors reused" if reuse else "new actors"
-        print(
-            f"plain Tune, no-op, {name:<14} {plain_tune(trials, reuse):.2f} s worker time a trial"
-        )
+    for kind in ("reused", "new"):
+        command = [sys.executable, __file__, "--plain", kind, "--trials", str(arguments.trials)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        taken = float(done.stdout.split()[-1])
+        print(f"plain Tune, no-op, actors {kind:<6} {taken:.2f} s of worker time a trial")
 
 
 if __name__ == "__main__":

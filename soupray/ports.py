@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from soupray.records import (
@@ -113,6 +114,6 @@ class Tracker(Protocol):
         """Create or complete `runs`, parents first. Idempotent by `TrackedRun.key`."""
         ...
 
-    def attach(self, key: str, files: dict[str, str]) -> None:
-        """Attach local files (name in the tracker -> path) to the run with this key."""
+    def attach(self, key: str, files: Sequence[Path]) -> None:
+        """Attach local files to the run with this key, under their own names."""
         ...

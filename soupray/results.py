@@ -110,8 +110,7 @@ def publish_soup(result: Result, spec: SweepSpec, files: list[Path]) -> None:
     """Runs and figures of a soup into the tracker. Raises TrackingError."""
     tracker = open_tracker(spec, result.settled)
     tracker.write(stored_runs(result.settled.place.open_store(), spec))
-    shown = {p.name: str(p) for p in files if p.suffix in (".png", ".csv", ".json")}
-    tracker.attach(spec.name, shown)
+    tracker.attach(spec.name, [p for p in files if p.suffix in (".png", ".csv", ".json")])
 
 
 def tracked_runs(result: Result, spec: SweepSpec) -> list[TrackedRun]:

@@ -20,7 +20,7 @@ from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
 
 from soupray.errors import AlreadyExists, ConfigError, NotFound, StoreUnavailable
 
-RETRY_S = 60
+RETRY_S = 30
 """How long a request is tried again before the store counts as away."""
 
 
@@ -136,7 +136,7 @@ def open_store(url: str, credentials: Credentials | None = None) -> Store:
     if parts.scheme != "s3":
         raise ConfigError(f"storage {url!r}: write s3://bucket/prefix or file:///folder.")
     retry: Any = {
-        "max_retries": 8,
+        "max_retries": 50,  # the time rules
         "retry_timeout": timedelta(seconds=RETRY_S),
         "backoff": {
             "init_backoff": timedelta(milliseconds=200),

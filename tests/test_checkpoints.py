@@ -14,8 +14,6 @@ from shared import ingredient, scores, trial
 
 from soupray.checkpoints import (
     Checkpoints,
-    MappedWeights,
-    check_compatible,
     create_record,
     find_record,
     load_foreign,
@@ -27,7 +25,6 @@ from soupray.checkpoints import (
 from soupray.errors import (
     CheckpointError,
     ChecksumMismatch,
-    IncompatibleWeights,
     NotFound,
     StoreUnavailable,
 )
@@ -177,27 +174,6 @@ def test_tensor_digests_are_those_of_the_bytes():
     assert tensor_digests(transposed)["w"] == hashlib.sha256(by_column).hexdigest()
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"w": torch.zeros(3, 2)}, r"'w' is F32 \[3, 2\], but F32 \[2, 3\]"),
-        ({"b": torch.zeros(2)}, r"'b' is F32 \[2\], but BF16 \[2\]"),
-        ({"extra": torch.zeros(1)}, r"'extra' is F32 \[1\], but missing"),
-        ({"w": None}, r"'w' is missing, but F32 \[2, 3\]"),
-        # Two differ: the first by name is told.
-        ({"w": None, "b": None}, r"'b' is missing"),
-    ],
-)
-def test_the_first_tensor_that_differs_is_named_with_both_sides(tmp_path, change, said):
-    changed = {n: t for n, t in (WEIGHTS | change).items() if t is not None}
-    write_weights(tmp_path / "like.safetensors", WEIGHTS, {})
-    write_weights(tmp_path / "odd.safetensors", changed, {})
-    like = MappedWeights(tmp_path / "like.safetensors")
-    check_compatible(like, like, "trial t")
-    with pytest.raises(IncompatibleWeights, match=f"trial t: tensor {said}.* in like"):
-        check_compatible(MappedWeights(tmp_path / "odd.safetensors"), like, "trial t")
-
-
 def test_a_plain_state_dict_loads(tmp_path):
     torch.save(WEIGHTS, tmp_path / "plain.pt")
     write_weights(tmp_path / "safe.safetensors", WEIGHTS, {})
@@ -264,3 +240,12 @@ def test_a_corrupt_manifest_is_an_error_that_names_it(data):
             read(store, "trials/k/manifest.json", Manifest)
     with pytest.raises(CheckpointError, match="Delete it and run again"):
         create_record(store, "trials/k/manifest.json", ingredient("a", scores(7)), Ingredient)
+
+
+def test_a_spoilt_local_copy_is_noticed_and_fetched_again(tmp_path):
+    store = open_store("memory://")
+    ref = Checkpoints(store, tmp_path).save({"w": torch.ones(3)}, {})
+    local = Checkpoints(store, tmp_path).fetch(ref.sha256)
+    local.write_bytes(local.read_bytes()[:-1] + b"x")
+    assert sha256_of(local) != ref.sha256
+    assert sha256_of(Checkpoints(store, tmp_path).fetch(ref.sha256)) == ref.sha256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from soupray.ports import TrackedRun
 
@@ -12,12 +13,12 @@ class MemoryTracker:
 
     def __init__(self) -> None:
         self.runs: dict[str, TrackedRun] = {}
-        self.files: dict[str, dict[str, str]] = {}
+        self.files: dict[str, list[Path]] = {}
 
     def write(self, runs: Sequence[TrackedRun]) -> None:
         """See `ports.Tracker`."""
         self.runs |= {run.key: run for run in runs}
 
-    def attach(self, key: str, files: dict[str, str]) -> None:
+    def attach(self, key: str, files: Sequence[Path]) -> None:
         """See `ports.Tracker`."""
-        self.files.setdefault(key, {}).update(files)
+        self.files.setdefault(key, []).extend(files)

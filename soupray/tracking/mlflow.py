@@ -71,12 +71,12 @@ class MlflowTracker:
                 if there.data.tags.get(DIGEST) != digest(run):
                     self._fill(there.info.run_id, run)
 
-    def attach(self, key: str, files: dict[str, str]) -> None:
+    def attach(self, key: str, files: Sequence[Path]) -> None:
         """See `ports.Tracker`. Raises TrackingError."""
         with self._mapped():
             run_id = self._known()[key].info.run_id
-            for path in files.values():
-                self._client.log_artifact(run_id, path)
+            for path in files:
+                self._client.log_artifact(run_id, str(path))
 
     def _known(self) -> dict[str, Run]:
         """All runs of the experiment that we wrote, by key."""
