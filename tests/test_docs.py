@@ -1,0 +1,61 @@
+"""What the documents say, held against the code."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import soupray
+
+PAGES = ["README.md", "CONTRIBUTING.md", "sweeps/README.md", "cluster/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    for target in targets:
+        assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_the_readme_names_every_module():
+    tree = (ROOT / "README.md").read_text().split("## The code")[1].split("Sweep:")[0]
+    package = Path(soupray.__file__).parent
+    for path in package.glob("*.py"):
+        assert path.name.startswith("__") or path.name in tree, path.name
+    for folder in package.glob("*/__init__.py"):
+        assert f"{folder.parent.name}/" in tree
+        for module in folder.parent.glob("*.py"):
+            name = module.stem
+            assert name.startswith("__") or name in tree or name in ("mlflow", "memory"), name
+
+
+def test_the_changelog_starts_with_this_version():
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first is not None
+    assert first[1] == soupray.__version__
+
+
+def test_every_spec_in_sweeps_loads_and_is_listed():
+    from soupray.plan import plan
+    from soupray.spec import load
+
+    page = (ROOT / "sweeps" / "README.md").read_text()
+    for path in (ROOT / "sweeps").glob("*.yaml"):
+        assert len(plan(load(path))) == load(path).search.trials
+        assert path.name in page
+
+
+def test_the_packaged_model_says_what_it_is():
+    card = json.loads((ROOT / "soupray/assets/digits/card.json").read_text())
+    assert card
+    assert (ROOT / "soupray/assets/digits/open_clip_model.safetensors").stat().st_size < 3e6
+
+
+def test_the_public_names_are_there_and_no_others():
+    assert soupray.__all__ == sorted(soupray.__all__)
+    assert all(getattr(soupray, name) for name in soupray.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'sweeps'"):
+        _ = soupray.sweeps
