@@ -53,7 +53,7 @@ class Progress:
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self._what, self._total, self._done, self._first = what, total, done, done
         self._started = self._said = time.monotonic()
-        self._live = Live(console=err, auto_refresh=False, transient=True)
+        self._live = Live(console=err, auto_refresh=False)
         self.note = ""
 
     def __enter__(self) -> Progress:

@@ -6,7 +6,8 @@ import hashlib
 import random
 
 from soupray.records import Basis, Record, Trial, digest
-from soupray.spec import Dimension, Space, SweepSpec, Value
+from soupray.space import Dimension, Space, Value
+from soupray.spec import SweepSpec
 
 CODE_VERSION = "1"
 """Of everything that turns a trial's record into weights. Raise it when training changes, so

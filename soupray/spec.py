@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,118 +15,21 @@ from pydantic import Field
 from soupray.errors import ConfigError
 from soupray.recipes import Option, check_recipes
 from soupray.records import Setting, digest
-
-Value = float | int | str
-
-
-class _Model(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+from soupray.space import Count, NonNegative, Positive, Search, SpecModel
 
 
-class Dimension(_Model):
-    """One coordinate of the search space, read off a uniform number u in [0, 1).
+def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
+    """A text that starts with `pattern`; the message says what is allowed."""
 
-    Exactly one of `log_uniform`, `uniform` (half-open ranges), `integer` (both ends included) and
-    `choice`. `off: p` makes the value 0 with probability p, as one coordinate: u < p is off.
-    """
+    def check(text: str) -> str:
+        if not re.match(pattern, text):
+            raise ValueError(f"write {allowed}")
+        return text
 
-    log_uniform: tuple[float, float] | None = None
-    uniform: tuple[float, float] | None = None
-    integer: tuple[int, int] | None = None
-    choice: tuple[Value, ...] | None = None
-    off: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-    @pydantic.model_validator(mode="after")
-    def _one_kind(self) -> Dimension:
-        kinds = [k for k in ("log_uniform", "uniform", "integer", "choice") if getattr(self, k)]
-        if len(kinds) != 1:
-            raise ValueError(
-                "give exactly one of log_uniform, uniform, integer or a choice that is not empty"
-            )
-        bounds = self.log_uniform or self.uniform
-        if bounds and not bounds[0] < bounds[1]:
-            raise ValueError(f"the range {list(bounds)} is empty; write [low, high], low < high")
-        if self.integer and not self.integer[0] <= self.integer[1]:
-            raise ValueError(f"the range {list(self.integer)} is empty; write [low, high]")
-        if self.log_uniform and self.log_uniform[0] <= 0:
-            raise ValueError(f"a log_uniform range starts above 0, not at {self.log_uniform[0]}")
-        return self
-
-    def at(self, u: float) -> Value:
-        """The value at coordinate u in [0, 1)."""
-        if u < self.off:
-            return 0
-        u = (u - self.off) / (1 - self.off)
-        if self.log_uniform:
-            low, high = map(math.log, self.log_uniform)
-            return math.exp(low + u * (high - low))
-        if self.uniform:
-            return self.uniform[0] + u * (self.uniform[1] - self.uniform[0])
-        if self.integer:
-            return self.integer[0] + int(u * (self.integer[1] - self.integer[0] + 1))
-        assert self.choice is not None
-        return self.choice[int(u * len(self.choice))]
-
-    def ends(self) -> tuple[Value, ...]:
-        """The extreme values, for range checks."""
-        values = self.log_uniform or self.uniform or self.integer or self.choice or ()
-        return (*values, 0) if self.off else values
+    return pydantic.AfterValidator(check)
 
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-_LIMITS: dict[str, tuple[float, float]] = {
-    "lr": (1e-12, 10),
-    "epochs": (1, 100_000),
-    "batch_size": (1, 1_000_000),
-    "weight_decay": (0, 10),
-    "label_smoothing": (0, 0.999),
-    "rotation": (0, 180),
-    "shift": (0, 1),
-    "warmup": (0, 1),
-    "clip_norm": (1e-12, 1e12),
-}
-
-
-class Space(_Model):
-    """The hyperparameters of a trial: a dimension, or a number that all trials share.
-
-    Defaults are those of WiSE-FT (arXiv:2109.01903) where it names one: weight decay 0.1, clip
-    norm 1. `warmup` is a share of the steps, at most 500 steps. `rotation` is in degrees and
-    `shift` a share of the image's side, both drawn per image.
-    """
-
-    lr: Dimension | Positive
-    epochs: Dimension | Count
-    batch_size: Dimension | Count = 32
-    weight_decay: Dimension | NonNegative = 0.1
-    label_smoothing: Dimension | NonNegative = 0.0
-    rotation: Dimension | NonNegative = 0.0
-    shift: Dimension | NonNegative = 0.0
-    warmup: Dimension | NonNegative = 0.1
-    clip_norm: Dimension | Positive = 1.0
-
-    @pydantic.model_validator(mode="after")
-    def _within_limits(self) -> Space:
-        for name, (low, high) in _LIMITS.items():
-            entry = getattr(self, name)
-            for value in entry.ends() if isinstance(entry, Dimension) else (entry,):
-                if isinstance(value, str) or not low <= value <= high:
-                    raise ValueError(f"{name} = {value!r}; allowed is {low:g} to {high:g}")
-        return self
-
-
-class Search(_Model):
-    """How many trials, drawn how, from where."""
-
-    trials: Count
-    sampler: Literal["random", "qmc"] = "random"
-    space: Space
-
-
-class TaskSpec(_Model):
+class TaskSpec(SpecModel):
     """An open_clip model, classified zero-shot by prompts, fine-tuned end to end.
 
     `model` is an architecture that open_clip knows, or `local-dir:PATH`, or `soupray:digits`, the
@@ -149,7 +51,7 @@ class TaskSpec(_Model):
         return templates
 
 
-class DataSpec(_Model):
+class DataSpec(SpecModel):
     """Scikit-learn's copy of the UCI digits, as 32 x 32 images.
 
     `train_per_class` images a class to train on, `held_out` to choose with, the rest is ID test.
@@ -161,17 +63,19 @@ class DataSpec(_Model):
     shifts: tuple[Literal["inverted", "rotated", "noise", "low_contrast", "thickened"], ...] = ()
 
 
-class Resources(_Model):
+class Resources(SpecModel):
     """What one trial, and one evaluating actor, reserves on the cluster. Fractions are allowed."""
 
     cpu: Positive = 1.0
     gpu: NonNegative = 0.0
 
 
-class SweepSpec(_Model):
+class SweepSpec(SpecModel):
     """A sweep. Everything that is done follows from it; see `soupray.plan.plan`."""
 
-    name: str
+    name: Annotated[
+        str, _matching(r"[a-z0-9][a-z0-9_-]{0,62}$", "1 to 63 lower-case letters, digits, - and _")
+    ]
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Count = 1
     evaluation_batch: Count = 250
@@ -181,30 +85,18 @@ class SweepSpec(_Model):
     anchor: Literal["zero_shot"] = "zero_shot"
     search: Search
     resources: Resources = Resources()
-    storage: str
-    tracking: str
+    storage: Annotated[
+        str,
+        _matching(r"embedded$|s3://.|file:///.", "embedded, s3://bucket/prefix or file:///folder"),
+    ]
+    tracking: Annotated[
+        str,
+        _matching(
+            r"embedded$|off$|https?://.|sqlite:///.",
+            "embedded, off, sqlite:///FILE or the URL of an MLflow server",
+        ),
+    ]
     recipes: dict[str, dict[str, Option]]
-
-    @pydantic.field_validator("name")
-    @classmethod
-    def _is_a_name(cls, name: str) -> str:
-        if not re.match(r"^[a-z0-9][a-z0-9_-]{0,62}$", name):
-            raise ValueError("use 1 to 63 lower-case letters, digits, - and _")
-        return name
-
-    @pydantic.field_validator("storage")
-    @classmethod
-    def _is_a_store(cls, storage: str) -> str:
-        if not re.match(r"^(embedded$|s3://.|file:///.)", storage):
-            raise ValueError("write embedded, s3://bucket/prefix or file:///folder")
-        return storage
-
-    @pydantic.field_validator("tracking")
-    @classmethod
-    def _is_a_tracker(cls, tracking: str) -> str:
-        if not re.match(r"^(embedded$|off$|https?://.|sqlite:///.)", tracking):
-            raise ValueError("write embedded, off, sqlite:///FILE or the URL of an MLflow server")
-        return tracking
 
     def __hash__(self) -> int:
         """Of all fields; pydantic's own fails on the dictionary of recipes."""
@@ -313,5 +205,5 @@ def _fields_at(names: list[str]) -> list[str]:
     for name in names:
         annotation = model.model_fields[name].annotation
         options = getattr(annotation, "__args__", (annotation,))
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, _Model))
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, SpecModel))
     return list(model.model_fields)

@@ -8,7 +8,8 @@ import pytest
 
 from soupray.errors import ConfigError
 from soupray.plan import plan
-from soupray.spec import Dimension, SweepSpec, load, parse
+from soupray.space import Dimension
+from soupray.spec import SweepSpec, load, parse
 
 DIGITS = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
 TEXT = DIGITS.read_text()

@@ -38,7 +38,7 @@ Training = Generator[EpochRecord, None, Manifest]
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """A trial's `hparams`, typed. The names and defaults are those of `soupray.spec.Space`."""
+    """A trial's `hparams`, typed. The names and defaults are those of `soupray.space.Space`."""
 
     lr: float
     epochs: int
