@@ -84,6 +84,15 @@ class Run:
         return spec, place, place.open_store()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share a process, under `-n 2`: those of the main job, and those of a module."""
+    for item in items:
+        name = "main job" if "run" in getattr(item, "fixturenames", ()) else item.path.name
+        item.add_marker(pytest.mark.xdist_group(name))
+    # The longest chain starts first.
+    items.sort(key=lambda item: "run" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory):
     """The main job, once: sweep and soup of four small trials on the embedded stack."""
