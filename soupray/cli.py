@@ -30,6 +30,11 @@ class _Group(click.Group):
                 raise
             click.echo(f"error: {error}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
+        except OSError as error:  # of this machine's disk: the store's are ours by now
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
 
 
 Command = Callable[..., None]
@@ -148,8 +153,10 @@ def soup(
 
     _, loaded = _load(spec, home)
     recipes = chosen_recipes(loaded, [name for name, on in flags.items() if on], everything)
+    folder = output or Path("results") / loaded.name
+    folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
     result = run_soup(loaded, home, address, recipes, partial)
-    _finish(result, loaded, output or Path("results") / loaded.name, as_json)
+    _finish(result, loaded, folder, as_json)
 
 
 def _finish(result: Result, spec: SweepSpec, output: Path, as_json: bool) -> None:
@@ -194,6 +201,8 @@ def publish(spec: Path | None, home: Path) -> None:
     from soupray.results import publish as index
 
     _, loaded = _load(spec, home)
+    if loaded.tracking == "off":
+        raise ConfigError(f"{loaded.name} has `tracking: off`: there is nothing to publish to.")
     click.echo(f"{index(loaded, home)} runs of {loaded.name} are in the tracker.")
 
 

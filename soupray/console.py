@@ -77,6 +77,11 @@ class Progress:
         self._done += work
         self.refresh()
 
+    def finish(self) -> None:
+        """All is done: what was found, or turned out not to be needed, counts too."""
+        self._done = self._total
+        self.refresh()
+
     def line(self) -> str:
         """For example: trials 5/16, 3 running, 41 s left."""
         spent, made = time.monotonic() - self._started, self._done - self._first

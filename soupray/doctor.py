@@ -30,7 +30,7 @@ class Check(Record, frozen=True, kw_only=True):
 
 def examine(spec: SweepSpec, home: Path) -> Iterator[Check]:
     """All checks, one after another, each as soon as it is done."""
-    yield Check(what="versions", ok=True, seen=", ".join(map(_version, VERSIONS)))
+    yield _try("versions", _versions)
     yield _try("home", lambda: _home(home))
     settled: list[Settled] = []
     yield _try("services", lambda: _settle(spec, home, settled))
@@ -39,9 +39,9 @@ def examine(spec: SweepSpec, home: Path) -> Iterator[Check]:
         yield _try("credentials", lambda: _credentials(settled[0]))
         yield _try("bucket", lambda: _round_trip(place.open_store()))
         yield _try("mlflow", lambda: _mlflow(settled[0]))
-    yield _try("ray", _ray)
+    yield _try("ray", lambda: _ray(spec))
     yield _try("ray token", _token)
-    yield _try("gpu", lambda: _gpu(spec))
+    yield _try("gpu", _gpu)
 
 
 def _try(what: str, look: Callable[[], str]) -> Check:
@@ -51,11 +51,11 @@ def _try(what: str, look: Callable[[], str]) -> Check:
         return Check(what=what, ok=False, seen=str(error))
 
 
-def _version(name: str) -> str:
+def _versions() -> str:
     try:
-        return f"{name} {version(name)}"
-    except PackageNotFoundError:
-        return f"{name} missing"
+        return ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    except PackageNotFoundError as error:
+        raise OSError(f"{error.name} is not installed: pip install soupray") from error
 
 
 def _home(home: Path) -> str:
@@ -112,11 +112,13 @@ def _mlflow(settled: Settled) -> str:
     return f"{mask(settled.tracking_url)}: {ping(settled.tracking_url)}"
 
 
-def _ray() -> str:
-    address = os.environ.get("RAY_ADDRESS")
-    return (
-        f"RAY_ADDRESS = {address}" if address else "no RAY_ADDRESS: runs start Ray on this machine"
-    )
+def _ray(spec: SweepSpec) -> str:
+    """Attach as a sweep would: it also tells whether a trial fits on a node."""
+    from soupray.distributed.cluster import attach, describe
+
+    where = os.environ.get("RAY_ADDRESS") or "started on this machine"
+    with attach(None, spec):
+        return f"{where}: {describe()}"
 
 
 def _token() -> str:
@@ -133,11 +135,9 @@ def _token() -> str:
     return said
 
 
-def _gpu(spec: SweepSpec) -> str:
+def _gpu() -> str:
     import torch
 
     count = torch.cuda.device_count()
-    if spec.resources.gpu and not count:
-        return f"none on this machine; each trial asks for {spec.resources.gpu:g}, on the cluster"
     names = {torch.cuda.get_device_name(i) for i in range(count)}
-    return f"{count} ({', '.join(sorted(names))})" if count else "none; the spec asks for none"
+    return f"{count} ({', '.join(sorted(names))})" if count else "none on this machine"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from soupray.console import say
-from soupray.errors import StoreError, TrackingError
+from soupray.errors import SouprayError
 from soupray.ports import Tracker
 from soupray.records import Manifest
 from soupray.settling import Settled
@@ -48,7 +48,7 @@ class Indexer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self._thread.is_alive():
+        if self._settled.tracking_url is None:
             return
         self._keys.put(None)
         self._thread.join(PATIENCE_S)
@@ -71,7 +71,7 @@ class Indexer:
             while (batch := self._next_batch()) is not None:
                 tracker.write([trial_run(self._spec, self._read(key)) for key in batch])
             tracker.write([sweep_run(self._spec, started, time.time())])
-        except (TrackingError, StoreError) as error:
+        except SouprayError as error:
             self.problem = str(error)
 
     def _next_batch(self) -> list[str] | None:

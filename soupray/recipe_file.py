@@ -67,14 +67,17 @@ def rebuild(recipe: RecipeFile, place: Place, output: Path) -> str:
     checkpoints = Checkpoints(place.open_store(), Path(place.cache) / "weights")
     weights = dict(Mixer(checkpoints.open).tensors(recipe.candidate))
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_weights(output, weights, about(recipe.candidate))
-    sha256 = sha256_of(output)
+    part = output.with_name(f"{output.name}.part")
+    write_weights(part, weights, about(recipe.candidate))
+    sha256 = sha256_of(part)
     if recipe.sha256 not in (None, sha256):
+        part.unlink()
         raise ChecksumMismatch(
             f"{output}: SHA-256 {sha256}, but the recipe {recipe.name} recorded {recipe.sha256}. "
             "The ingredients are verified, so that the code that averages them must have changed: "
             "use the version of soupray that wrote the recipe."
         )
+    part.rename(output)
     return sha256
 
 

@@ -53,8 +53,20 @@ def write_results(result: Result, spec: SweepSpec, output: Path) -> list[Path]:
     store = result.settled.place.open_store()
     for name in (*files, *drawn):
         store.put(_in_store(spec, name), (output / name).read_bytes())
+    _remove_stale(store, spec, output, {*files, *drawn})
     weights = _copy_weights(result.settled.place, result.weights.sha256, result.soup.name, output)
     return [output / LEADERBOARD, output / "leaderboard.csv", *drawn.values(), weights]
+
+
+def _remove_stale(store: Store, spec: SweepSpec, output: Path, current: set[str]) -> None:
+    """What an earlier run with other recipes left: it would look like part of this one."""
+    for path in store.list(_in_store(spec, "").rstrip("/")):
+        if path.rpartition("/")[2] not in current:
+            store.delete(path)
+    for recipe in output.glob("*.recipe.json"):
+        if recipe.name not in current:
+            recipe.unlink()
+            recipe.with_suffix("").with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:

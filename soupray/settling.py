@@ -27,14 +27,13 @@ def settle(spec: SweepSpec, home: Path) -> Settled:
     """
     place = Place(storage=spec.storage, credentials=None, cache=str(home / "cache"))
     tracking, artifacts = spec.tracking, None
-    if "embedded" in (spec.storage, spec.tracking):
-        running = stack.up(home)
-        if spec.storage == "embedded":
-            place = Place(
-                storage=running.storage_url,
-                credentials=str(home / "stack" / "stack.json"),
-                cache=str(home / "cache"),
-            )
-        if spec.tracking == "embedded":
-            tracking, artifacts = running.tracking_url, f"{running.artifacts_url}/{spec.name}"
+    if spec.storage == "embedded":
+        place = Place(
+            storage=stack.up(home).storage_url,
+            credentials=str(home / "stack" / "stack.json"),
+            cache=str(home / "cache"),
+        )
+    if spec.tracking == "embedded":
+        tracking, folder = stack.tracker(home)
+        artifacts = f"{folder}/{spec.name}"
     return Settled(place, None if tracking == "off" else tracking, artifacts)

@@ -85,6 +85,7 @@ def run_soup(
             evaluator = Remembered(ray_evaluator, store, spec.setting, progress.advance)
             selection = HeldOut(evaluator, pool, basis.split("held_out"))
             choices = choose(store, spec, selection, recipes)
+            progress.finish()
         outcomes = choices.outcomes
         asked = to_report(outcomes, pool)
         with Progress("reporting", len(asked) * len(basis.reported)) as progress:

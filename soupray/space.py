@@ -107,6 +107,8 @@ class Space(SpecModel):
         for name, (low, high) in _LIMITS.items():
             entry = getattr(self, name)
             for value in entry.ends() if isinstance(entry, Dimension) else (entry,):
+                if isinstance(value, float) and name in ("epochs", "batch_size"):
+                    raise ValueError(f"{name} = {value!r}; use integer, or a choice of integers")
                 if isinstance(value, str) or not low <= value <= high:
                     raise ValueError(f"{name} = {value!r}; allowed is {low:g} to {high:g}")
         return self

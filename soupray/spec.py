@@ -46,8 +46,9 @@ class TaskSpec(SpecModel):
     @classmethod
     def _have_a_slot(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
-            if "{}" not in template:
-                raise ValueError(f"the template {template!r} has no {{}} for the class name")
+            rest = template.replace("{}", "", 1)
+            if rest == template or "{" in rest or "}" in rest:
+                raise ValueError(f"the template {template!r} needs one {{}}, for the class name")
         return templates
 
 
@@ -61,6 +62,13 @@ class DataSpec(SpecModel):
     train_per_class: Count = 20
     held_out: Annotated[int, Field(ge=0)] = 500
     shifts: tuple[Literal["inverted", "rotated", "noise", "low_contrast", "thickened"], ...] = ()
+
+    @pydantic.field_validator("shifts")
+    @classmethod
+    def _differ(cls, shifts: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(shifts)) < len(shifts):
+            raise ValueError("a shift is listed twice")
+        return shifts
 
 
 class Resources(SpecModel):
@@ -152,6 +160,8 @@ def load(path: Path) -> SweepSpec:
         text = path.read_text()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read: not UTF-8 text.") from error
     return parse(text, str(path))
 
 
@@ -181,8 +191,11 @@ def _explain(error: pydantic.ValidationError, source: str) -> str:
     """One message for the deepest of pydantic's errors (unions report every branch)."""
     vague = ("missing", "model_type")
     first = max(error.errors(), key=lambda e: (e["type"] not in vague, len(e["loc"])))
-    names = [p for p in first["loc"] if isinstance(p, int) or p.isidentifier()]
-    names = [p for p in names if not (isinstance(p, str) and (p[0].isupper() or p in _TYPES))]
+    *inner, last = first["loc"] or ("(top level)",)
+    names = [p for p in inner if isinstance(p, int) or p in _KEYS]
+    # The last part is the key itself, unless it is how pydantic names a branch of a union.
+    if isinstance(last, int) or first["type"] == "extra_forbidden" or last in _KEYS:
+        names.append(last)
     where = ".".join(map(str, names)) or "(top level)"
     if first["type"] == "extra_forbidden":
         allowed = _fields_at([str(p) for p in names[:-1]])
@@ -196,9 +209,6 @@ def _explain(error: pydantic.ValidationError, source: str) -> str:
     return f"{source}: {where}: {value!r} is not allowed: {message}."
 
 
-_TYPES = {"int", "float", "str"}  # how pydantic names the branches of a union in a location
-
-
 def _fields_at(names: list[str]) -> list[str]:
     """Keys allowed in the mapping that `names` lead to."""
     model: Any = SweepSpec
@@ -207,3 +217,16 @@ def _fields_at(names: list[str]) -> list[str]:
         options = getattr(annotation, "__args__", (annotation,))
         model = next(o for o in options if isinstance(o, type) and issubclass(o, SpecModel))
     return list(model.model_fields)
+
+
+def _all_keys(model: Any) -> set[str]:
+    """Keys of a model and of all models in it."""
+    keys = set(model.model_fields)
+    for field in model.model_fields.values():
+        for option in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(option, type) and issubclass(option, SpecModel):
+                keys |= _all_keys(option)
+    return keys
+
+
+_KEYS = _all_keys(SweepSpec)

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from soupray.errors import ConfigError, StoreUnavailable
 
-__all__ = ["BUCKET", "Stack", "down", "find", "ui", "up"]
+__all__ = ["BUCKET", "Stack", "down", "find", "tracker", "ui", "up"]
 
 BUCKET = "soupray"
 _HOST = "127.0.0.1"
@@ -63,7 +63,8 @@ class Stack:
     @property
     def tracking_url(self) -> str:
         """MLflow's database; clients open it without a server."""
-        return f"sqlite:///{self.home}/mlflow/mlflow.db"
+        home = str(self.home).replace("%", "%25")  # MLflow unquotes what follows
+        return f"sqlite:///{home}/mlflow/mlflow.db"
 
     @property
     def artifacts_url(self) -> str:
@@ -94,6 +95,13 @@ def up(home: Path) -> Stack:
         env = {"AWS_ACCESS_KEY_ID": stack.access_key, "AWS_SECRET_ACCESS_KEY": stack.secret_key}
         env |= {"HOME": f"{_folder(home)}", "GOMEMLIMIT": "512MiB"}  # HOME: its settings, not ours
         return replace(stack, pid=_launch(home, _STORE, command, env, lambda: bool(find(home))))
+
+
+def tracker(home: Path) -> tuple[str, str]:
+    """URLs of a home's MLflow database and artifacts: files, for which no server needs to run."""
+    with _locked(home):
+        stack = _saved(home)
+    return stack.tracking_url, stack.artifacts_url
 
 
 def find(home: Path) -> Stack | None:

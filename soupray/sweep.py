@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from soupray.checkpoints import create_record, find_record, read_record
+from soupray.checkpoints import create_record, read_record
 from soupray.console import duration, say
 from soupray.errors import StoreError, TrialError
 from soupray.evaluation.pool import Found, find_trials, manifest_path
@@ -30,6 +30,7 @@ class SweepReport(Record, frozen=True, kw_only=True):
     found: int
     diverged: int
     failed: dict[str, str]
+    unfinished: int
     seconds: float
     storage: str
 
@@ -66,6 +67,7 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
         found=len(found.over),
         diverged=len(found.diverged) + watch.diverged,
         failed=watch.errors,
+        unfinished=len(found.missing) - watch.complete - watch.diverged,
         seconds=time.time() - started,
         storage=settled.place.storage,
     )
@@ -95,13 +97,12 @@ def _train(spec: SweepSpec, settled: Settled, found: Found, lease: Lease) -> Wat
 def find_basis_or_make(spec: SweepSpec, settled: Settled) -> Basis:
     """The stored basis, else one made on a worker: the driver never loads weights."""
     from soupray.distributed import cluster
-    from soupray.wiring import basis_key
+    from soupray.wiring import basis_key, find_basis
 
-    path = f"bases/{basis_key(spec)}.json"
-    basis: Basis | None = find_record(settled.place.open_store(), path, Basis)
+    basis = find_basis(settled.place.open_store(), spec)
     if basis is None:
         say("decoding the data and building the initial model ...")
-        basis = cluster.make_basis_there(spec, settled.place)
+        basis = cluster.make_basis_there(spec, settled.place, basis_key(spec))
     return basis
 
 
@@ -116,6 +117,11 @@ def check_report(report: SweepReport) -> None:
         raise TrialError(
             f"{len(report.failed)} of {report.trials} trials failed, the first: {key}: {reason}. "
             "Run the same command again: finished trials are kept."
+        )
+    if report.unfinished:
+        raise TrialError(
+            f"{report.unfinished} of {report.trials} trials did not finish. Run the same command "
+            "again: finished trials are kept."
         )
 
 

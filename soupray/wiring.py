@@ -16,7 +16,7 @@ from soupray.plan import CODE_VERSION
 from soupray.records import Basis, Record, digest
 from soupray.spec import SweepSpec
 from soupray.storage import Credentials, Store, open_store
-from soupray.tasks.image import OpenClipTask
+from soupray.tasks.image import OpenClipTask, local_digests
 
 
 class Place(Record, frozen=True, kw_only=True):
@@ -60,6 +60,9 @@ class World:
 def world(spec: SweepSpec, place: Place) -> World:
     """The world of `spec`. Sets this process's thread count: it changes low bits of results."""
     torch.set_num_threads(spec.threads)
+    # float32 means float32 on every device, and the same from run to run.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     cache = Path(place.cache)
     return World(
         spec=spec,
@@ -72,7 +75,7 @@ def world(spec: SweepSpec, place: Place) -> World:
 def basis_key(spec: SweepSpec) -> str:
     """Names the basis of `spec`: everything that data and init follow from."""
     data, task = spec.data.model_dump(mode="json"), spec.task.model_dump(mode="json")
-    versions = [DATA_VERSION, CODE_VERSION]
+    versions = [DATA_VERSION, CODE_VERSION, *local_digests(spec.task)]
     return digest([data, task, spec.seed, spec.init, spec.anchor, spec.threads, versions])[:32]
 
 
@@ -82,9 +85,9 @@ def find_basis(store: Store, spec: SweepSpec) -> Basis | None:
     return basis
 
 
-def make_basis(spec: SweepSpec, place: Place) -> Basis:
+def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
     """Decode the data, build and store theta_0. Whoever comes second adopts the first's basis."""
     here = world(spec, place)
     init = here.checkpoints.save(here.task.init(), {"init": spec.init})
-    basis = Basis(key=basis_key(spec), splits=here.data.splits, init=init, anchor=init)
+    basis = Basis(key=key, splits=here.data.splits, init=init, anchor=init)
     return create_record(here.checkpoints.store, f"bases/{basis.key}.json", basis)

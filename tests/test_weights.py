@@ -134,3 +134,22 @@ def test_models_that_do_not_fit_are_refused_with_the_tensor_named(odd, said):
         mix(models, mean_of(["a", "b"]))
     with pytest.raises(IncompatibleWeights):
         mix(models, mean_of(["b", "a"]))
+
+
+def test_a_failed_read_leaves_no_half_sum_behind():
+    models = {f"m{i}": random_model(i) for i in range(3)}
+    failing = {"m1"}
+
+    class Broken(Model):
+        def __getitem__(self, name):
+            if name == "w" and failing:
+                raise OSError("the disk went away")
+            return super().__getitem__(name)
+
+    models["m1"] = Broken(models["m1"])
+    mixer = Mixer(models.__getitem__)
+    soup = mean_of(["m0", "m1", "m2"])
+    with pytest.raises(OSError, match="the disk went away"):
+        dict(mixer.tensors(soup))
+    failing.clear()
+    assert same(dict(mixer.tensors(soup)), mix(models, soup))

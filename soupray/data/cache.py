@@ -45,7 +45,7 @@ class Data:
             raise EvaluationError(
                 f"split {split.name}: the data here have digest {mine.digest[:12]}, the sweep was "
                 f"made with {split.digest[:12]}. The data or the code that decodes them changed: "
-                "run the sweep again under another name."
+                "restore them, or delete bases/ in the store and sweep again."
             )
         images = np.load(self._folder / f"{split.name}.images.npy", mmap_mode="r")
         labels = np.load(self._folder / f"{split.name}.labels.npy", mmap_mode="r")

@@ -11,6 +11,7 @@ import ray
 
 from soupray.distributed.cluster import get, slots
 from soupray.evaluation.local import reaches
+from soupray.evaluation.remembered import Remembered
 from soupray.ports import Accept, Reached
 from soupray.records import Candidate, CheckpointRef, Predictions, Scores, Split
 from soupray.spec import SweepSpec
@@ -18,10 +19,11 @@ from soupray.wiring import Place, world
 
 
 class _Worker:
-    """A LocalEvaluator in an actor. Candidates come in, scores go out; weights never travel."""
+    """A LocalEvaluator in an actor, which stores each score at once. Weights never travel."""
 
     def __init__(self, spec: SweepSpec, place: Place) -> None:
-        self._evaluator = world(spec, place).evaluator()
+        here = world(spec, place)
+        self._evaluator = Remembered(here.evaluator(), here.checkpoints.store, spec.setting)
 
     def score(self, candidate: Candidate, split: Split) -> Scores:
         return self._evaluator.scores([candidate], split)[0]

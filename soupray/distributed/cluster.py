@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep GPUs hi
 
 import ray
 
-from soupray.errors import ConfigError
+from soupray.console import say
+from soupray.errors import ConfigError, EvaluationError
 from soupray.records import Basis
 from soupray.spec import Resources, SweepSpec
 from soupray.wiring import Place, make_basis
@@ -41,10 +43,11 @@ def attach(address: str | None, spec: SweepSpec) -> Iterator[None]:
     """A Ray session: at `address`, else at RAY_ADDRESS (as inside a Ray job), else a new local one.
 
     Raises:
-        ConfigError: the address does not answer, or `storage: embedded` on several nodes.
+        ConfigError: Ray does not answer, the store is on one machine only, or no node can hold
+            a trial.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    carried = {name: os.environ[name] for name in CARRIED if name in os.environ}
+    carried = {n: os.environ[n] for n in CARRIED if n in os.environ and n not in _of_the_job()}
     try:
         ray.init(
             address=address or "local",
@@ -53,17 +56,24 @@ def attach(address: str | None, spec: SweepSpec) -> Iterator[None]:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        # Ray's own text may quote the job's environment, keys included: only its kind is shown.
         raise ConfigError(
-            f"Ray at {address or 'this machine'} does not answer: {str(error).splitlines()[0]} "
-            "Check `ray status`; `soupray doctor` explains Ray's token."
+            f"Ray at {address or 'this machine'} cannot be used ({type(error).__name__}). Check "
+            "the address with `ray status`, and Ray's token with `soupray doctor`."
         ) from error
     try:
         protect_token()
-        _refuse_embedded_on_many_nodes(spec)
+        _refuse_what_cannot_work(spec, started_here=address is None)
         yield
     finally:
         ray.shutdown()
+
+
+def _of_the_job() -> set[str]:
+    """Variables that this Ray job brought along: its workers have them, and Ray takes no others."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return set((config.get("runtime_env") or {}).get("env_vars") or {})
 
 
 def protect_token(token: Path = TOKEN) -> None:
@@ -72,14 +82,32 @@ def protect_token(token: Path = TOKEN) -> None:
         token.chmod(0o600)
 
 
-def _refuse_embedded_on_many_nodes(spec: SweepSpec) -> None:
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    if spec.storage == "embedded" and nodes > 1:
+def _refuse_what_cannot_work(spec: SweepSpec, started_here: bool) -> None:
+    """Raises ConfigError for a store that not all nodes reach, and for a request none can hold."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if spec.storage.startswith(("embedded", "file:")) and len(nodes) > 1:
         raise ConfigError(
-            f"storage: embedded is a server on this machine, but the cluster has {nodes} nodes. "
+            f"storage: {spec.storage} is on this machine, but the cluster has {len(nodes)} nodes. "
             "Write `storage: s3://bucket/prefix` in the spec, and set AWS_ENDPOINT_URL if it is "
             "not AWS."
         )
+    cpu, gpu = spec.resources.cpu, spec.resources.gpu
+    if not any(n.get("CPU", 0) >= cpu and n.get("GPU", 0) >= gpu for n in nodes):
+        largest = ", ".join(f"{n.get('CPU', 0):g} CPU {n.get('GPU', 0):g} GPU" for n in nodes)
+        message = (
+            f"a trial asks for {cpu:g} CPU and {gpu:g} GPU (`resources` in the spec); no node can "
+            f"hold it. Nodes: {largest}."
+        )
+        if started_here:
+            raise ConfigError(message)
+        say(f"note: {message} Waiting for the cluster to grow.")
+
+
+def describe() -> str:
+    """The cluster in a few words."""
+    total = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return f"{nodes} node(s), {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
 
 
 def slots(resources: Resources) -> int:
@@ -91,12 +119,12 @@ def slots(resources: Resources) -> int:
     return max(1, int(min(fits)))
 
 
-def make_basis_there(spec: SweepSpec, place: Place) -> Basis:
+def make_basis_there(spec: SweepSpec, place: Place, key: str) -> Basis:
     """`make_basis` on a worker: the driver never loads weights."""
     task = ray.remote(make_basis).options(
         num_cpus=spec.resources.cpu, num_gpus=spec.resources.gpu, max_retries=2
     )
-    basis: Basis = get(task.remote(spec, place))
+    basis: Basis = get(task.remote(spec, place, key))
     return basis
 
 
@@ -106,3 +134,8 @@ def get(reference: ray.ObjectRef) -> Any:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
+    except ray.exceptions.RayError as error:
+        raise EvaluationError(
+            f"a worker died ({type(error).__name__}): out of memory, or its node is gone. Run "
+            "again: what is stored is kept."
+        ) from error

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the sweep, not Tune's loop
 os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "60")
 
 from ray import tune
@@ -23,7 +24,7 @@ from soupray.training.fine_tune import Training, fine_tune
 from soupray.wiring import Place, world
 
 RETRIES = 3
-"""Of a trial whose worker died. A trial that diverged is recorded and not repeated."""
+"""Of a trial whose worker died. What the trial itself raises is told, not repeated."""
 
 
 class Watcher(Protocol):
@@ -52,23 +53,24 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any]) -> None:
         self._spec = SweepSpec.model_validate_json(config["spec"])
         self._place = decode(config["place"].encode(), Place)
-        self._begin(config["trial"])
+        self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._begin(new_config["trial"])
+        self._trial = decode(new_config["trial"].encode(), Trial)
+        self._training: Training | None = None
         return True
-
-    def _begin(self, trial: str) -> None:
-        here = world(self._spec, self._place)
-        self._training: Training = fine_tune(
-            decode(trial.encode(), Trial), here.task, here.data, here.checkpoints
-        )
 
     def step(self) -> dict[str, Any]:
         try:
+            if self._training is None:
+                here = world(self._spec, self._place)
+                self._training = fine_tune(self._trial, here.task, here.data, here.checkpoints)
             return {"epoch": encode(next(self._training)).decode(), "done": False}
         except StopIteration as end:
             return {"complete": isinstance(end.value, Ingredient), "done": True}
+        except Exception as error:  # noqa: BLE001 - whatever it is would come again in a retry
+            said = (str(error) or "no message").splitlines()[0][:500]
+            return {"failed": f"{type(error).__name__}: {said}", "done": True}
 
 
 class _Reporter(tune.Callback):  # type: ignore[misc]
@@ -91,7 +93,11 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
             self._watcher.epoch(_key_of(trial), decode(result["epoch"].encode(), EpochRecord))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._watcher.finished(_key_of(trial), bool(trial.last_result.get("complete")))
+        result = trial.last_result
+        if "failed" in result:
+            self._watcher.failed(_key_of(trial), result["failed"])
+        elif "complete" in result:
+            self._watcher.finished(_key_of(trial), result["complete"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.status == "ERROR":

@@ -23,6 +23,8 @@ from soupray.storage import Store
 class Remembered:
     """An `ports.Evaluator` around another one: looks scores up, and stores what it must ask for.
 
+    On Ray it stands twice: in each actor around the local evaluator, so that a score is stored as
+    soon as there is one, and in the driver, so that no actor is started for what is known.
     The key is made of contents: the candidate's digest (which names its weights), the split's
     digest, and the setting.
     """
@@ -41,10 +43,8 @@ class Remembered:
         """See `ports.Evaluator`."""
         known = {c: self._find(c, split) for c in dict.fromkeys(candidates)}
         missing = [c for c, scores in known.items() if scores is None]
-        # In rounds, so that a crash loses at most one round.
-        for start in range(0, len(missing), _ROUND):
-            asked = missing[start : start + _ROUND]
-            for candidate, scores in zip(asked, self._inner.scores(asked, split), strict=True):
+        if missing:
+            for candidate, scores in zip(missing, self._inner.scores(missing, split), strict=True):
                 known[candidate] = self._keep(candidate, split, scores)
         found = [known[c] for c in candidates]
         return [scores for scores in found if scores is not None]
@@ -93,6 +93,3 @@ class Remembered:
 
     def _keep(self, candidate: Candidate, split: Split, scores: Scores) -> Scores:
         return create_record(self._store, self._path(candidate, split), scores)
-
-
-_ROUND = 32

@@ -74,12 +74,16 @@ class Mixer:
         """Make `self._sums` the sum of `head`, going on from what is there if it is a prefix."""
         if head[: len(self._parts)] != self._parts:
             self._parts, self._sums = (), {}
-        like = self._open(head[0][0])
-        for sha, n in head[len(self._parts) :]:
-            source = self._open(sha)
-            for name in like.names:
-                self._sums[name] = _plus(self._sums.get(name), n, source, sha, name, like)
-            self._parts += ((sha, n),)
+        try:
+            like = self._open(head[0][0])
+            for sha, n in head[len(self._parts) :]:
+                source = self._open(sha)
+                for name in like.names:
+                    self._sums[name] = _plus(self._sums.get(name), n, source, sha, name, like)
+                self._parts += ((sha, n),)
+        except BaseException:
+            self._parts, self._sums = (), {}  # half a sum is worse than none
+            raise
 
 
 def _plus(

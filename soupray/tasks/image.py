@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -125,6 +126,15 @@ class OpenClipTask:
         return open_clip.get_tokenizer(
             f"{LOCAL}{self._folder}" if self._folder else self._spec.model
         )
+
+
+def local_digests(spec: TaskSpec) -> list[str]:
+    """SHA-256 of the local files that the model is made of: a name does not say what is in them."""
+    folder = _local_folder(spec.model)
+    files = sorted(p for p in folder.iterdir() if p.is_file()) if folder else []
+    if spec.pretrained and Path(spec.pretrained).is_file():
+        files.append(Path(spec.pretrained))
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
 
 
 def _local_folder(model: str) -> Path | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from soupray.checkpoints import Checkpoints, Weights, create_record, tensor_digests
+from soupray.checkpoints import Checkpoints, Weights, create_record, find_record, tensor_digests
 from soupray.data.cache import Data
 from soupray.errors import Diverged
 from soupray.evaluation.local import LocalEvaluator, predict
@@ -57,6 +57,9 @@ def fine_tune(trial: Trial, task: Task, data: Data, checkpoints: Checkpoints) ->
     A trial that diverges returns a tombstone. If another process stored the same trial first, its
     record is adopted: there is one ingredient for a key, whoever made it.
     """
+    known: Manifest | None = find_record(checkpoints.store, manifest_path(trial.key), Manifest)
+    if known is not None:  # stored by a worker that died before it could say so
+        return known
     started = time.time()
     history: list[EpochRecord] = []
     run = _Run(trial, task, data, checkpoints)

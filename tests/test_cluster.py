@@ -1,0 +1,88 @@
+"""Attaching to Ray: what is refused, what is carried, and how failures of trials are told."""
+
+import json
+
+import pytest
+from conftest import mini_text, soupray
+
+from soupray.distributed import cluster
+from soupray.errors import ConfigError
+from soupray.spec import SweepSpec, parse
+
+
+def spec(**edits: str) -> SweepSpec:
+    return parse(mini_text(**edits), "x.yaml")
+
+
+def nodes(monkeypatch, *resources: dict) -> None:
+    """Ray's own list of nodes, as this test wants it."""
+    listed = [{"Alive": True, "Resources": r} for r in resources]
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [*listed, {"Alive": False, "Resources": {}}])
+
+
+@pytest.mark.parametrize("storage", ["embedded", "file:///tmp/x"])
+def test_a_store_on_one_machine_is_refused_on_several_nodes(monkeypatch, storage):
+    nodes(monkeypatch, {"CPU": 2}, {"CPU": 2})
+    here = spec(**{"storage: embedded": f"storage: {storage}"})
+    with pytest.raises(ConfigError, match=r"cluster has 2 nodes.*s3://bucket/prefix"):
+        cluster._refuse_what_cannot_work(here, started_here=False)
+    away = spec(**{"storage: embedded": "storage: s3://bucket/x"})
+    cluster._refuse_what_cannot_work(away, started_here=False)
+
+
+def test_a_request_that_no_node_can_hold_is_told_at_once(monkeypatch, capsys):
+    nodes(monkeypatch, {"CPU": 2})
+    greedy = spec(**{"{cpu: 1, gpu: 0}": "{cpu: 1, gpu: 1}"})
+    with pytest.raises(ConfigError, match=r"asks for 1 CPU and 1 GPU.*Nodes: 2 CPU 0 GPU"):
+        cluster._refuse_what_cannot_work(greedy, started_here=True)
+    # A cluster may grow: there it is a note.
+    cluster._refuse_what_cannot_work(greedy, started_here=False)
+    assert "Waiting for the cluster to grow" in capsys.readouterr().err
+    nodes(monkeypatch, {"CPU": 2}, {"CPU": 1, "GPU": 1})
+    fits = spec(
+        **{"{cpu: 1, gpu: 0}": "{cpu: 1, gpu: 0.5}", "storage: embedded": "storage: s3://b/x"}
+    )
+    cluster._refuse_what_cannot_work(fits, started_here=True)
+
+
+def test_what_the_ray_job_brings_is_not_carried_again(monkeypatch):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert cluster._of_the_job() == set()
+    config = {"runtime_env": {"env_vars": {"AWS_ENDPOINT_URL": "x", "AWS_SECRET_ACCESS_KEY": "y"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
+    assert cluster._of_the_job() == {"AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY"}
+
+
+def test_the_token_becomes_the_owners_only(tmp_path):
+    token = tmp_path / "auth_token"
+    cluster.protect_token(token)
+    token.write_text("secret")
+    token.chmod(0o644)
+    cluster.protect_token(token)
+    assert token.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_sweep_whose_trials_fail_says_so_keeps_what_there_is_and_exits_1(run, tmp_path):
+    """theta_0 vanishes from the store: every new trial fails; the old ones stay ingredients."""
+    from soupray.wiring import find_basis
+
+    loaded, _, store = run.world()
+    path = find_basis(store, loaded).init.path
+    kept = store.get(path)
+    text = mini_text(**{"trials: 16": "trials: 5"})
+    (tmp_path / "five.yaml").write_text(text)
+    cached = list((run.home / "cache" / "weights").glob("*.safetensors"))
+    moved = [(p, p.rename(tmp_path / p.name)) for p in cached]
+    store.delete(path)
+    try:
+        done = soupray("sweep", tmp_path / "five.yaml", *run.where, check=False)
+    finally:
+        store.put(path, kept)
+        for old, new in moved:
+            new.rename(old)
+        (run.home / "sweeps" / "mini.yaml").write_text(run.spec.read_text())
+    assert done.returncode == 1, done.stderr
+    assert "5 trials planned, 4 in the store, 1 to train" in done.stderr
+    assert "NotFound" in done.stderr
+    assert "1 of 5 trials failed" in done.stderr
+    assert "Traceback" not in done.stderr
