@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 from soupray.checkpoints import Checkpoints, find_record
@@ -25,6 +26,8 @@ from soupray.wiring import Place, find_basis
 
 LEADERBOARD = "leaderboard.json"
 RUNS = "runs.json"
+SHOWN = (LEADERBOARD, "leaderboard.csv", "robustness.png", "greedy_trace.png")
+"""What the tracker shows beside the sweep."""
 
 
 def slug(name: str) -> str:
@@ -95,9 +98,18 @@ def publish(spec: SweepSpec, home: Path) -> int:
     Idempotent: what is there already is left alone. Raises TrackingError, StoreError.
     """
     settled = settle(spec, home)
-    runs = stored_runs(settled.place.open_store(), spec)
+    store = settled.place.open_store()
+    runs = stored_runs(store, spec)
     tracker = open_tracker(spec, settled)
     tracker.write(runs)
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for path in store.list(_in_store(spec, "").rstrip("/")):
+            name = path.rpartition("/")[2]
+            if name in SHOWN:
+                files.append(Path(folder, name))
+                files[-1].write_bytes(store.get(path))
+        tracker.attach(spec.name, files)
     return len(runs)
 
 
@@ -122,7 +134,7 @@ def publish_soup(result: Result, spec: SweepSpec, files: list[Path]) -> None:
     """Runs and figures of a soup into the tracker. Raises TrackingError."""
     tracker = open_tracker(spec, result.settled)
     tracker.write(stored_runs(result.settled.place.open_store(), spec))
-    tracker.attach(spec.name, [p for p in files if p.suffix in (".png", ".csv", ".json")])
+    tracker.attach(spec.name, [p for p in files if p.name in SHOWN])
 
 
 def tracked_runs(result: Result, spec: SweepSpec) -> list[TrackedRun]:

@@ -136,6 +136,15 @@ def test_mlflow_shows_the_sweep_its_trials_and_the_entries_side_by_side(run):
         assert metrics["accuracy/shift_mean"] == pytest.approx(entry["shift_mean"])
 
 
+def attached(run) -> set[str]:
+    """Files beside the sweep in MLflow."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{run.home}/mlflow/mlflow.db")
+    (parent,) = [r for r in run.tracked() if r.info.run_name == "sweep mini"]
+    return {f.path for f in client.list_artifacts(parent.info.run_id)}
+
+
 def test_the_index_can_be_deleted_and_published_again(run, tmp_path):
     def shape(runs):
         return sorted((r.info.run_name, sorted(r.data.metrics.items())) for r in runs)
@@ -148,6 +157,7 @@ def test_the_index_can_be_deleted_and_published_again(run, tmp_path):
     try:
         soupray("publish", run.spec, *run.where)
         assert shape(run.tracked()) == before
+        assert attached(run) >= {"leaderboard.json", "robustness.png", "greedy_trace.png"}
     finally:
         shutil.move(tmp_path / "old.db", database)
 
