@@ -1,5 +1,6 @@
 """The same program behind `ray job submit`, on a head node started by `ray start --head`."""
 
+import json
 import os
 import signal
 import socket
@@ -74,7 +75,9 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
 def submit(head, home: Path, *entrypoint: object) -> subprocess.CompletedProcess[str]:
     address, env = head
     command = [RAY, "job", "submit", "--address", address, "--working-dir", "."]
-    command += ["--runtime-env-json", f'{{"env_vars": {{"SOUPRAY_HOME": "{home}"}}}}', "--"]
+    # A region of the job's own: Ray refuses a driver that would set it again for its workers.
+    brought = {"env_vars": {"SOUPRAY_HOME": str(home), "AWS_DEFAULT_REGION": "eu-west-1"}}
+    command += ["--runtime-env-json", json.dumps(brought), "--"]
     return subprocess.run(
         [*command, sys.executable, "-m", *map(str, entrypoint)],
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=240,
