@@ -2,8 +2,7 @@
 
     python scripts/pretrain_digits.py
 
-No handwriting is seen here: the demo fine-tunes on the UCI digits, so they only give the zero-shot
-accuracy which is printed and recorded at the end.
+No handwriting is seen here: the UCI digits only give the accuracy recorded at the end.
 """
 
 from __future__ import annotations
