@@ -7,9 +7,9 @@ from pathlib import Path
 
 from soupray.data.cache import open_data
 from soupray.plan import plan
-from soupray.recipes.wise_ft import GRID
+from soupray.recipes.wise_ft import ALPHAS
 from soupray.records import Record
-from soupray.reporting.plots import LINE_POINTS
+from soupray.reporting.plots import LINE_GRID
 from soupray.spec import SweepSpec
 from soupray.tasks.image import OpenClipTask
 
@@ -39,8 +39,8 @@ def dry_run(spec: SweepSpec, home: Path) -> DryRun:
     reported = sum(s.size for s in data.splits if s.role in ("test", "shift"))
     epochs = sum(int(t.hparams["epochs"]) for t in plan(spec))
     lines = 2 if "wise_ft" in spec.recipes else 0
-    candidates = 1 + k * ("greedy" in spec.recipes) + 1 + lines * (GRID + 1)
-    models = k + 4 + lines * len(LINE_POINTS)
+    candidates = 1 + k * ("greedy" in spec.recipes) + 1 + lines * len(ALPHAS)
+    models = k + 4 + lines * (LINE_GRID + 1)
     logits = held_out * len(spec.task.classes) * 4
     return DryRun(
         trials=k,

@@ -4,45 +4,153 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from soupray.records import (
-    Candidate,
-    CheckpointRef,
-    Pool,
-    Predictions,
-    Record,
-    Rejected,
-    Scores,
-    Split,
-)
+from soupray.candidates import Candidate, LayerSoup, Step, WeightCandidate
+from soupray.records import CheckpointRef, Pool, Record, Rejected, Scores, Split, Tally
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 Accept = Literal["ge", "gt"]
 
 
 class Reached(Record, frozen=True, kw_only=True):
     """Answer of `first_reaching`: results in order, the last one reached the bound if `hit`."""
 
-    results: tuple[Scores | Rejected, ...]
+    results: tuple[Scores | Tally | Rejected, ...]
     hit: bool
+
+    def steps(self, candidates: Sequence[Candidate]) -> list[Step]:
+        """The trace of this answer about `candidates`."""
+        last = len(self.results) - 1
+        return [
+            Step(candidate=candidates[i], result=result, accepted=self.hit and i == last)
+            for i, result in enumerate(self.results)
+        ]
+
+
+class Hints(NamedTuple):
+    """What makes a decision cheap without changing it.
+
+    `order` lists the samples, those that earlier models got wrong first. Where the two largest
+    logits in bfloat16 differ by less than `tau`, the sample is run again in float32; None: float32
+    only.
+    """
+
+    order: tuple[int, ...]
+    tau: float | None
+
+
+class Request(Record, Generic[T], frozen=True, kw_only=True):
+    """A question about weights whose answer, of type T, is numbers that a recipe may see."""
+
+    answer: ClassVar[object]
+    """The type of the answer, for decoding it."""
+
+    on_train: ClassVar[bool] = False
+    """Asked of the training data, not of the held-out data."""
+
+
+class Temperature(Request[float], tag="temperature", frozen=True, kw_only=True):
+    """The temperature that minimises NLL on held-out data (one-dimensional and convex)."""
+
+    candidate: Candidate
+    answer: ClassVar[object] = float
+
+
+class FailureSet(Record, frozen=True, kw_only=True):
+    """Normalised features [size, D] of a zero-shot failure (ZSF) set, in the store."""
+
+    features: CheckpointRef | None
+    size: int
+
+
+class Failures(Request[FailureSet], tag="failures", frozen=True, kw_only=True):
+    """The training samples that `fine_tuned` gets right and `reference` wrong."""
+
+    fine_tuned: WeightCandidate
+    reference: WeightCandidate
+    answer: ClassVar[object] = FailureSet
+    on_train: ClassVar[bool] = True
+
+
+class Distances(Request[tuple[float, ...]], tag="distances", frozen=True, kw_only=True):
+    """Squared L2 distance of each sample to its k-th nearest neighbour in a failure set."""
+
+    fine_tuned: WeightCandidate
+    failures: CheckpointRef
+    k: int
+    answer: ClassVar[object] = tuple[float, ...]
+
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+class Gram(Request[dict[str, Matrix]], tag="gram", frozen=True, kw_only=True):
+    """By tensor: the inner products of all theta_i - theta_0, [K, K]. Uses no data."""
+
+    checkpoints: tuple[str, ...]
+    origin: str
+    answer: ClassVar[object] = dict[str, Matrix]
+
+
+class Slope(Record, frozen=True, kw_only=True):
+    """Loss at a point, and its derivatives by coefficient (a row for each group) and by beta."""
+
+    loss: float
+    coefficients: Matrix
+    beta: float
+
+
+class Gradient(Request[Slope], tag="gradient", frozen=True, kw_only=True):
+    """Of mean CE(beta * logits) over `rows` of the held-out data (all, if empty)."""
+
+    soup: LayerSoup
+    beta: float
+    rows: tuple[int, ...]
+    answer: ClassVar[object] = Slope
+
+
+class Fisher(Request[CheckpointRef], tag="fisher", frozen=True, kw_only=True):
+    """Diagonal Fisher information of a checkpoint over `samples` training samples."""
+
+    checkpoint: str
+    samples: int
+    answer: ClassVar[object] = CheckpointRef
+    on_train: ClassVar[bool] = True
+
+
+class Deviation(Request[float], tag="deviation", frozen=True, kw_only=True):
+    """The largest difference between a logit in bfloat16 and in float32, on a slice."""
+
+    candidate: WeightCandidate
+    samples: int
+    answer: ClassVar[object] = float
+
+
+class TensorNames(Request[tuple[str, ...]], tag="tensor_names", frozen=True, kw_only=True):
+    """Names of the floating-point tensors of a checkpoint, in the model's order."""
+
+    checkpoint: str
+    answer: ClassVar[object] = tuple[str, ...]
 
 
 class Evaluator(Protocol):
     """Scores candidates on a split. Only an evaluator ever holds weights."""
 
     def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
-        """Scores of each candidate, in order."""
-        ...
-
-    def predictions(self, candidate: Candidate, split: Split) -> Predictions:
-        """Logits of one candidate on every sample of `split`."""
+        """Scores of each candidate, in order, from float32 logits."""
         ...
 
     def first_reaching(
-        self, candidates: Sequence[Candidate], split: Split, bound: int, accept: Accept
+        self,
+        candidates: Sequence[Candidate],
+        split: Split,
+        bound: int,
+        accept: Accept,
+        hints: Hints | None = None,
     ) -> Reached:
         """The first candidate *in order* whose correct count is >= `bound` (`gt`: > `bound`).
 
@@ -51,13 +159,17 @@ class Evaluator(Protocol):
         """
         ...
 
-    def save(self, candidate: Candidate) -> CheckpointRef:
+    def measure(self, requests: Sequence[Request[T]], split: Split) -> list[T]:
+        """Answers to `requests` on `split`, in order."""
+        ...
+
+    def save(self, candidate: WeightCandidate) -> CheckpointRef:
         """The candidate's weights as one checkpoint in the store."""
         ...
 
 
 class Selection(Protocol):
-    """All that a recipe may see: the pool, and scores on held-out data. No split is named."""
+    """All that a recipe may see: the pool, and held-out data through scores and measures."""
 
     @property
     def pool(self) -> Pool:
@@ -72,6 +184,10 @@ class Selection(Protocol):
         self, candidates: Sequence[Candidate], bound: int, accept: Accept
     ) -> Reached:
         """See `Evaluator.first_reaching`, on held-out data."""
+        ...
+
+    def measure(self, requests: Sequence[Request[T]]) -> list[T]:
+        """See `Evaluator.measure`, on held-out data or, where the request says so, on train."""
         ...
 
 

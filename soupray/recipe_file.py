@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from soupray.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate
 from soupray.checkpoints import Checkpoints, sha256_of, write_weights
-from soupray.errors import CheckpointError, ChecksumMismatch, ConfigError
+from soupray.errors import ChecksumMismatch, ConfigError
 from soupray.evaluation.local import about
 from soupray.maths.weights import Mixer
-from soupray.records import Candidate, Record, decode
+from soupray.records import CheckpointRef, Record, decode
 from soupray.spec import SweepSpec, parse_data
 from soupray.wiring import Place
-
-Probabilities = npt.NDArray[np.float32]
 
 
 class RecipeFile(Record, frozen=True, kw_only=True):
     """What a soup is made of. `sha256` is that of its safetensors file, once it was made.
 
     `ingredients` names the checkpoints for people: trial key, or zero_shot. `spec` says where the
-    store is and what the model is; it holds no secret.
+    store is and what the model is; it holds no secret. `statistics` are the BatchNorm buffers that
+    soups were evaluated with, by the digest of the soup.
     """
 
     format: int = 1
@@ -35,6 +32,7 @@ class RecipeFile(Record, frozen=True, kw_only=True):
     options: dict[str, str | int | float]
     candidate: Candidate
     ingredients: dict[str, str]
+    statistics: dict[str, CheckpointRef]
     sha256: str | None
     spec: dict[str, Any]
 
@@ -61,14 +59,21 @@ def rebuild(recipe: RecipeFile, place: Place, output: Path) -> str:
     """Write the soup's safetensors file again; returns its SHA-256.
 
     Raises:
+        ConfigError: an ensemble, which is several models.
         ChecksumMismatch: the bytes are not those of the first time.
         NotFound: an ingredient is no longer in the store.
     """
     checkpoints = Checkpoints(place.open_store(), Path(place.cache) / "weights")
-    weights = dict(Mixer(checkpoints.open).tensors(recipe.candidate))
+    candidate = recipe.candidate
+    if isinstance(candidate, OutputEnsemble | VRFEnsemble):
+        raise ConfigError(
+            f"{recipe.name} is an ensemble of {len(candidate.members)} models: there are no "
+            "weights to write. Use it with soupray.load(RECIPE)."
+        )
+    weights = weights_of(candidate, recipe, checkpoints)
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f"{output.name}.part")
-    write_weights(part, weights, about(recipe.candidate))
+    write_weights(part, weights, about(candidate))
     sha256 = sha256_of(part)
     if recipe.sha256 not in (None, sha256):
         part.unlink()
@@ -81,45 +86,11 @@ def rebuild(recipe: RecipeFile, place: Place, output: Path) -> str:
     return sha256
 
 
-def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Probabilities]:
-    """The model of a leaderboard entry, as a function from a batch to probabilities.
-
-    Args:
-        recipe: a `*.recipe.json`.
-        home: where the embedded store is, if the sweep used it; default as everywhere.
-
-    Returns:
-        A function of uint8 images [N, 1 or 3, H, W] (array or tensor) that returns float32
-        probabilities [N, C]. Batches of any size; the classes are in the spec's order.
-
-    Raises:
-        ConfigError, NotFound, ChecksumMismatch: as `rebuild`.
-    """
-    from soupray.home import default_home
-    from soupray.settling import settle
-    from soupray.tasks.image import OpenClipTask
-
-    read = read_recipe(Path(recipe))
-    spec = spec_of(read)
-    place = settle(spec, home or default_home()).place
-    checkpoints = Checkpoints(place.open_store(), Path(place.cache) / "weights")
-    task = OpenClipTask(spec.task)
-    model = task.model()
-    try:
-        model.load_state_dict(dict(Mixer(checkpoints.open).tensors(read.candidate)))
-    except RuntimeError as error:
-        raise CheckpointError(f"{recipe}: the weights do not fit the model: {error}") from error
-    model.eval()
-
-    @torch.inference_mode()
-    def probabilities(batch: Any) -> Probabilities:
-        images = torch.as_tensor(np.asarray(batch))
-        if images.ndim != 4 or images.dtype != torch.uint8:
-            raise ConfigError(
-                f"a batch is uint8 images [N, 1 or 3, H, W], not {images.dtype} "
-                f"{list(images.shape)}."
-            )
-        answer: Probabilities = model(task.inputs(images)).softmax(dim=1).numpy()
-        return answer
-
-    return probabilities
+def weights_of(
+    member: WeightCandidate, recipe: RecipeFile, checkpoints: Checkpoints
+) -> dict[str, torch.Tensor]:
+    """All tensors of one of the recipe's models, as they were evaluated."""
+    weights = dict(Mixer(checkpoints.open).tensors(member))
+    if member.digest in recipe.statistics:
+        weights |= checkpoints.load(recipe.statistics[member.digest].sha256)
+    return weights

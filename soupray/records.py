@@ -85,7 +85,7 @@ class Basis(Record, frozen=True, kw_only=True):
 class Setting(Record, frozen=True, kw_only=True):
     """How a model is evaluated. All of it changes low bits, so all of it is in every cache key."""
 
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     batch_size: int = 250
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
@@ -137,62 +137,25 @@ def pack_right(right: npt.NDArray[np.bool_]) -> str:
     return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
+class Tally(Record, tag="tally", frozen=True, kw_only=True):
+    """A whole count without the rest of the scores: all that a decision needs."""
+
+    n: int
+    correct: int
+    right: str
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples classified correctly."""
+        return self.correct / self.n
+
+
 class Rejected(Record, tag="rejected", frozen=True, kw_only=True):
     """A candidate given up early: even if right on all samples left, it stays below `bound`."""
 
     seen: int
     correct: int
     bound: int
-
-
-class WeightSoup(Record, tag="weight_soup", frozen=True, kw_only=True):
-    """theta = sum_i n_i theta_i / d over stored checkpoints, in the order of `parts`.
-
-    A single model is the soup of one part. Coefficients are rational, so that equal soups are
-    equal records; `weight_soup` reduces them.
-    """
-
-    parts: tuple[tuple[str, int], ...]
-    denominator: int
-
-    @property
-    def digest(self) -> str:
-        """Names the soup in caches and recipe files."""
-        return digest(self)
-
-    @property
-    def checkpoints(self) -> tuple[str, ...]:
-        """SHA-256 of the ingredients' weights, in order."""
-        return tuple(sha for sha, _ in self.parts)
-
-    @property
-    def forward_passes(self) -> int:
-        """Forward passes per sample at inference."""
-        return 1
-
-
-Candidate = WeightSoup
-"""Any soup or ensemble under consideration (output-space candidates join this union later)."""
-
-
-def weight_soup(parts: list[tuple[str, int]], denominator: int) -> WeightSoup:
-    """A soup in lowest terms; parts with coefficient 0 are dropped.
-
-    Raises:
-        ValueError: if no part is left or the coefficients do not sum to one.
-    """
-    if sum(n for _, n in parts) != denominator or denominator <= 0:
-        raise ValueError(f"coefficients {[n for _, n in parts]} / {denominator} do not sum to 1")
-    kept = [(sha, n) for sha, n in parts if n != 0]
-    common = math.gcd(denominator, *(n for _, n in kept))
-    return WeightSoup(
-        parts=tuple((sha, n // common) for sha, n in kept), denominator=denominator // common
-    )
-
-
-def mean_of(checkpoints: list[str]) -> WeightSoup:
-    """The plain mean of checkpoints, in the order given."""
-    return weight_soup([(sha, 1) for sha in checkpoints], len(checkpoints))
 
 
 class EpochRecord(Record, frozen=True, kw_only=True):
@@ -253,23 +216,11 @@ def pool_of(basis: Basis, ingredients: list[Ingredient]) -> Pool:
     return Pool(init=basis.init, anchor=basis.anchor, ingredients=tuple(ranked))
 
 
-class Step(Record, frozen=True, kw_only=True):
-    """One decision of a recipe: what was tried, how it scored, whether it was kept."""
+class Evaluation(Record, frozen=True, kw_only=True):
+    """A model on a split, as the store keeps it: its scores, and its logits (with the labels)."""
 
-    candidate: Candidate
-    result: Scores | Rejected
-    accepted: bool
-
-
-class Outcome(Record, frozen=True, kw_only=True):
-    """A recipe's choice, with the whole way there. Frozen before anything is reported."""
-
-    name: str
-    recipe: str
-    options: dict[str, str | int | float]
-    candidate: Candidate
-    held_out: Scores
-    trace: tuple[Step, ...] = ()
+    scores: Scores
+    logits: CheckpointRef
 
 
 class Predictions(msgspec.Struct, frozen=True, kw_only=True):

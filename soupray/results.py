@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from soupray.candidates import Outcome, mean_of
 from soupray.checkpoints import Checkpoints, find_record
 from soupray.errors import NotFound
 from soupray.home import atomic_write
@@ -14,7 +15,7 @@ from soupray.indexer import open_tracker
 from soupray.plan import trials_of
 from soupray.ports import TrackedRun
 from soupray.recipe_file import RecipeFile
-from soupray.records import Manifest, Outcome, decode, encode, mean_of
+from soupray.records import Manifest, decode, encode
 from soupray.reporting.plots import draw_all
 from soupray.reporting.publish import entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import as_csv, names_of
@@ -170,6 +171,11 @@ def _recipe(outcome: Outcome, result: Result, spec: SweepSpec) -> RecipeFile:
         options=outcome.options,
         candidate=outcome.candidate,
         ingredients={sha: names[sha] for sha in outcome.candidate.checkpoints},
+        statistics={
+            m.digest: result.statistics[m.digest]
+            for m in outcome.candidate.members
+            if m.digest in result.statistics
+        },
         sha256=result.weights.sha256 if outcome.name == result.soup.name else None,
         spec=spec.model_dump(mode="json"),
     )

@@ -7,27 +7,25 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from soupray.checkpoints import create_record, find_record, read_record
+from soupray.candidates import (
+    Candidate,
+    Outcome,
+    OutputEnsemble,
+    VRFEnsemble,
+    WeightCandidate,
+    mean_of,
+)
+from soupray.checkpoints import Checkpoints, create_record, find_record, read_record
 from soupray.console import Progress, say
 from soupray.errors import ConfigError, EvaluationError
+from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.pool import Found, find_trials
-from soupray.evaluation.remembered import Remembered
 from soupray.evaluation.selection import HeldOut
+from soupray.evaluation.shelf import Shelf
 from soupray.plan import CODE_VERSION, trials_of
-from soupray.ports import Evaluator, Selection
+from soupray.ports import Selection
 from soupray.recipes import TABLE, Option
-from soupray.records import (
-    Basis,
-    Candidate,
-    CheckpointRef,
-    Outcome,
-    Pool,
-    Record,
-    Scores,
-    digest,
-    mean_of,
-    pool_of,
-)
+from soupray.records import Basis, CheckpointRef, Pool, Record, Scores, digest, pool_of
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Entry, leaderboard
 from soupray.settling import Settled, settle
@@ -39,11 +37,15 @@ Recipes = dict[str, dict[str, Option]]
 
 
 class Choices(Record, frozen=True, kw_only=True):
-    """What the recipes chose: stored before test and shifts are looked at, and never changed."""
+    """What the recipes chose: stored before test and shifts are looked at, and never changed.
+
+    `tau` is the margin of logits below which bfloat16 was not believed, if it was used.
+    """
 
     pool: list[str]
     recipes: Recipes
     outcomes: list[Outcome]
+    tau: float | None
     made: float
 
 
@@ -57,6 +59,7 @@ class Result(NamedTuple):
     reported: dict[tuple[Candidate, str], Scores]
     soup: Outcome
     weights: CheckpointRef
+    statistics: dict[str, CheckpointRef]
     settled: Settled
     made: float
 
@@ -72,7 +75,7 @@ def run_soup(
         StoreError: the store is away.
     """
     from soupray.distributed import cluster
-    from soupray.distributed.actors import RayEvaluator
+    from soupray.distributed.actors import RayWorkers
 
     with cluster.attach(address, spec):
         settled = settle(spec, home)
@@ -80,21 +83,30 @@ def run_soup(
         check_bucket(place.storage, place.read_credentials())
         store = place.open_store()
         pool, basis = find_pool(store, spec, partial)
+        shelf = Shelf(Checkpoints(store, Path(place.cache) / "weights"), spec.setting)
+        shelf.add(pool.ingredients)
+        evaluator = StoredEvaluator(RayWorkers(spec, place), shelf, spec.setting)
         with Progress("choosing", _choosing_work(pool, recipes)) as progress:
-            ray_evaluator = RayEvaluator(spec, place, progress.advance)
-            evaluator = Remembered(ray_evaluator, store, spec.setting, progress.advance)
-            selection = HeldOut(evaluator, pool, basis.split("held_out"))
+            evaluator.on_result = progress.advance
+            splits = [basis.split("held_out"), basis.split("train")]
+            selection = HeldOut(evaluator, pool, splits, cascade=spec.precision == "cascade")
             choices = choose(store, spec, selection, recipes)
             progress.finish()
         outcomes = choices.outcomes
+        for note in dict.fromkeys(n for o in outcomes for n in o.notes):
+            say(f"note: {note}.")
         asked = to_report(outcomes, pool)
-        with Progress("reporting", len(asked) * len(basis.reported)) as progress:
-            ray_evaluator.on_result = evaluator.on_result = progress.advance
+        members = len({m for c in asked for m in c.members})
+        with Progress("reporting", members * len(basis.reported)) as progress:
+            evaluator.on_result = progress.advance
             reported = report(evaluator, asked, basis)
         entries = leaderboard(outcomes, pool, basis, reported)
         soup = best_soup(entries, outcomes)
-        weights = evaluator.save(soup.candidate)
-    return Result(entries, outcomes, pool, basis, reported, soup, weights, settled, choices.made)
+        weights = evaluator.save(weights_of(soup))
+        statistics = shelf.statistics(asked, basis.split("train"))
+    return Result(
+        entries, outcomes, pool, basis, reported, soup, weights, statistics, settled, choices.made
+    )
 
 
 def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, Basis]:
@@ -157,7 +169,7 @@ def _flat(data: object, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def choose(store: Store, spec: SweepSpec, selection: Selection, recipes: Recipes) -> Choices:
+def choose(store: Store, spec: SweepSpec, selection: HeldOut, recipes: Recipes) -> Choices:
     """The frozen choices if they were made before, else run the recipes and freeze theirs.
 
     Create-only: of two drivers that choose at once, both go on with the first one's choices.
@@ -170,7 +182,13 @@ def choose(store: Store, spec: SweepSpec, selection: Selection, recipes: Recipes
     choices: Choices | None = find_record(store, path, Choices)
     if choices is None:
         outcomes = run_recipes(selection, wanted)
-        chosen = Choices(pool=pool.checkpoints, recipes=wanted, outcomes=outcomes, made=time.time())
+        chosen = Choices(
+            pool=pool.checkpoints,
+            recipes=wanted,
+            outcomes=outcomes,
+            tau=selection.tau,
+            made=time.time(),
+        )
         choices = create_record(store, path, chosen)
     return choices
 
@@ -194,9 +212,11 @@ def to_report(outcomes: list[Outcome], pool: Pool) -> list[Candidate]:
 
 
 def report(
-    evaluator: Evaluator, candidates: list[Candidate], basis: Basis
+    evaluator: StoredEvaluator, candidates: list[Candidate], basis: Basis
 ) -> dict[tuple[Candidate, str], Scores]:
-    """Test and shifts, after the choice, once."""
+    """Rank, test and shifts, after the choice, once; each model's weights are loaded once."""
+    evaluator.fill(candidates, basis.reported)
+    evaluator.on_result = lambda count: None
     reported = {}
     for split in basis.reported:
         for candidate, scores in zip(candidates, evaluator.scores(candidates, split), strict=True):
@@ -205,10 +225,21 @@ def report(
 
 
 def best_soup(entries: list[Entry], outcomes: list[Outcome]) -> Outcome:
-    """The highest entry that averages two or more checkpoints, else the highest of all."""
+    """The highest entry that is one model of two or more checkpoints, else of one."""
     by_name = {o.name: o for o in outcomes}
-    soups = [e for e in entries if len(e.ingredients) > 1]
-    return by_name[(soups or entries)[0].name]
+    models = [
+        o
+        for o in (by_name[e.name] for e in entries)
+        if not isinstance(o.candidate, OutputEnsemble | VRFEnsemble)
+    ]
+    soups = [o for o in models if len(o.candidate.checkpoints) > 1]
+    return (soups or models)[0]
+
+
+def weights_of(outcome: Outcome) -> WeightCandidate:
+    """The one model of a soup."""
+    assert not isinstance(outcome.candidate, OutputEnsemble | VRFEnsemble)
+    return outcome.candidate
 
 
 def chosen_recipes(spec: SweepSpec, flags: list[str], everything: bool) -> Recipes:
@@ -221,9 +252,9 @@ def chosen_recipes(spec: SweepSpec, flags: list[str], everything: bool) -> Recip
 
 
 def _choosing_work(pool: Pool, recipes: Recipes) -> int:
-    """An upper bound of the evaluations of a selection, for the progress bar."""
+    """About how many evaluations a selection takes, for the progress bar."""
     k = len(pool.ingredients)
-    work = {"uniform": 1, "greedy": k - 1, "wise_ft": 2 * 21}
+    work = {"greedy": k, "replacement": 2 * k, "pruned": k, "wise_ft": 40, "lines": 22}
     return 1 + sum(work.get(name, 1) for name in recipes)
 
 

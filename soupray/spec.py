@@ -87,6 +87,7 @@ class SweepSpec(SpecModel):
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Count = 1
     evaluation_batch: Count = 250
+    precision: Literal["fp32", "cascade", "bf16"] = "fp32"
     task: TaskSpec
     data: DataSpec
     init: Literal["zero_shot"] = "zero_shot"
@@ -114,6 +115,7 @@ class SweepSpec(SpecModel):
     def setting(self) -> Setting:
         """How every model of this sweep is trained and evaluated."""
         return Setting(
+            precision="bf16" if self.precision == "bf16" else "fp32",
             batch_size=self.evaluation_batch,
             threads=self.threads,
             device="cuda" if self.resources.gpu else "cpu",

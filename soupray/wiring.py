@@ -11,7 +11,8 @@ import torch
 
 from soupray.checkpoints import Checkpoints, create_record, find_record
 from soupray.data.cache import DATA_VERSION, Data, open_data
-from soupray.evaluation.local import LocalEvaluator
+from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.local import LocalWorkers
 from soupray.plan import CODE_VERSION
 from soupray.records import Basis, Record, digest
 from soupray.spec import SweepSpec
@@ -51,9 +52,14 @@ class World:
     data: Data
     task: OpenClipTask
 
-    def evaluator(self) -> LocalEvaluator:
+    def workers(self) -> LocalWorkers:
+        """Workers in this process."""
+        return LocalWorkers(self.task, self.data, self.checkpoints, self.spec.setting)
+
+    def evaluator(self) -> StoredEvaluator:
         """An evaluator in this process."""
-        return LocalEvaluator(self.task, self.data, self.checkpoints, self.spec.setting)
+        workers = self.workers()
+        return StoredEvaluator(workers, workers.shelf, self.spec.setting)
 
 
 @functools.lru_cache(maxsize=1)  # a worker serves one sweep; actors are reused by its trials

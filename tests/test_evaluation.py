@@ -9,23 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared import Small, ingredient, scores, small, split
+from soupray.evaluation.remembered import Remembered
 
+from soupray.candidates import WeightSoup, mean_of, weight_soup
 from soupray.errors import EvaluationError
 from soupray.evaluation.local import LocalEvaluator, predict, reaches
-from soupray.evaluation.remembered import Remembered
 from soupray.evaluation.selection import HeldOut
 from soupray.ports import Reached
-from soupray.records import (
-    CheckpointRef,
-    Pool,
-    Rejected,
-    Scores,
-    Setting,
-    Split,
-    WeightSoup,
-    mean_of,
-    weight_soup,
-)
+from soupray.records import CheckpointRef, Pool, Rejected, Scores, Setting, Split
 from soupray.storage import open_store
 
 N = 100

@@ -2,8 +2,8 @@
 
 import pytest
 
+from soupray.candidates import mean_of, weight_soup
 from soupray.ports import Evaluator
-from soupray.records import mean_of, weight_soup
 from soupray.wiring import world
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from soupray.candidates import WeightSoup, mean_of
 from soupray.evaluation.local import reaches
 from soupray.ports import Reached
 from soupray.recipes import TABLE
@@ -20,8 +21,6 @@ from soupray.records import (
     Scores,
     Setting,
     Trial,
-    WeightSoup,
-    mean_of,
     pack_right,
 )
 

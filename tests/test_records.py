@@ -6,19 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from soupray.records import (
-    CheckpointRef,
-    Rejected,
-    Scores,
-    Step,
-    WeightSoup,
-    decode,
-    digest,
-    encode,
-    mean_of,
-    pack_right,
-    weight_soup,
-)
+from soupray.candidates import Step, WeightSoup, mean_of, weight_soup
+from soupray.records import CheckpointRef, Rejected, Scores, decode, digest, encode, pack_right
 
 
 def scores(correct: int = 3, n: int = 4) -> Scores:

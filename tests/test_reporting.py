@@ -23,8 +23,9 @@ from board import (
 )
 from shared import scores, trial
 
+from soupray.candidates import Outcome, WeightSoup, mean_of
 from soupray.ports import TrackedRun
-from soupray.records import EpochRecord, Outcome, Tombstone, WeightSoup, mean_of
+from soupray.records import EpochRecord, Tombstone
 from soupray.reporting.plots import draw_all, greedy_trace, robustness
 from soupray.reporting.publish import entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import Versus, as_csv, leaderboard

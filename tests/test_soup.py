@@ -4,13 +4,14 @@ import msgspec
 import pytest
 from conftest import mini_text
 
+from soupray.candidates import mean_of
 from soupray.checkpoints import create_record
 from soupray.errors import ChecksumMismatch, EvaluationError, IncompatibleWeights
 from soupray.evaluation.local import LocalEvaluator
 from soupray.evaluation.pool import manifest_path
 from soupray.evaluation.selection import HeldOut
 from soupray.plan import trials_of
-from soupray.records import Pool, Tombstone, encode, mean_of, pool_of
+from soupray.records import Pool, Tombstone, encode, pool_of
 from soupray.soup import Choices, best_soup, choose, chosen_recipes, find_pool, run_recipes
 from soupray.spec import parse
 from soupray.storage import open_store

@@ -8,10 +8,11 @@ import pytest
 import torch
 from shared import Small, small
 
+from soupray.candidates import mean_of
 from soupray.checkpoints import read_record, tensor_digests
 from soupray.evaluation.local import LocalEvaluator
 from soupray.evaluation.pool import find_trials, manifest_path
-from soupray.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial, mean_of
+from soupray.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial
 from soupray.training.augment import rotate_and_shift
 from soupray.training.fine_tune import fine_tune
 from soupray.training.optim import lr_scale

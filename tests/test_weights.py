@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
+from soupray.candidates import WeightSoup, mean_of, weight_soup
 from soupray.errors import IncompatibleWeights
 from soupray.maths.weights import Mixer
 from soupray.recipes.wise_ft import GRID, interpolate
-from soupray.records import WeightSoup, mean_of, weight_soup
 
 
 class Model(dict):

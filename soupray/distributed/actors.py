@@ -1,52 +1,53 @@
-"""The evaluator on Ray: the same counts as the local one, on as many actors as there is room."""
+"""Workers on Ray: the same counts as in one process, on as many actors as there is room."""
 
 from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
+from soupray.candidates import WeightCandidate
 from soupray.distributed.cluster import get, slots
-from soupray.evaluation.local import reaches
-from soupray.evaluation.remembered import Remembered
-from soupray.ports import Accept, Reached
-from soupray.records import Candidate, CheckpointRef, Predictions, Scores, Split
+from soupray.evaluation.schedule import Answer, FirstReaching, Unit
+from soupray.ports import Reached, Request
+from soupray.records import CheckpointRef, Split
 from soupray.spec import SweepSpec
 from soupray.wiring import Place, world
 
 
 class _Worker:
-    """A LocalEvaluator in an actor, which stores each score at once. Weights never travel."""
+    """Local workers in an actor, which store each result at once. Weights never travel."""
 
     def __init__(self, spec: SweepSpec, place: Place) -> None:
-        here = world(spec, place)
-        self._evaluator = Remembered(here.evaluator(), here.checkpoints.store, spec.setting)
+        self._here = world(spec, place).workers()
 
-    def score(self, candidate: Candidate, split: Split) -> Scores:
-        return self._evaluator.scores([candidate], split)[0]
+    def evaluate(self, candidate: WeightCandidate, splits: Sequence[Split]) -> None:
+        self._here.evaluate([candidate], splits)
 
-    def predictions(self, candidate: Candidate, split: Split) -> Predictions:
-        return self._evaluator.predictions(candidate, split)
+    def run(
+        self, unit: Unit, candidate: WeightCandidate, split: Split, tau: float | None
+    ) -> Answer:
+        return self._here.run(unit, candidate, split, tau)
 
-    def save(self, candidate: Candidate) -> CheckpointRef:
-        return self._evaluator.save(candidate)
+    def measure(self, request: Request[Any], split: Split) -> Any:
+        return self._here.measure([request], split)[0]
+
+    def save(self, candidate: WeightCandidate) -> CheckpointRef:
+        return self._here.save(candidate)
 
 
-class RayEvaluator:
-    """A `ports.Evaluator`. An actor that dies is started again, and its candidate repeated."""
+class RayWorkers:
+    """See `evaluator.Workers`. An actor that dies is started again, and its work repeated."""
 
-    def __init__(
-        self, spec: SweepSpec, place: Place, on_result: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, spec: SweepSpec, place: Place) -> None:
         self._spec, self._place = spec, place
-        self.on_result = on_result
 
     @functools.cached_property
-    def _workers(self) -> list[Any]:
-        """As many as there is room for, started when the first candidate comes."""
+    def _actors(self) -> list[Any]:
+        """As many as there is room for, started when the first work comes."""
         remote = ray.remote(_Worker).options(
             num_cpus=self._spec.resources.cpu,
             num_gpus=self._spec.resources.gpu,
@@ -56,46 +57,57 @@ class RayEvaluator:
         count = slots(self._spec.resources)
         return [remote.remote(self._spec, self._place) for _ in range(count)]
 
-    def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
-        """See `ports.Evaluator`."""
-        return list(self._in_order(candidates, split))
+    def evaluate(self, candidates: Sequence[WeightCandidate], splits: Sequence[Split]) -> None:
+        """See `evaluator.Workers`. One candidate on each actor at a time."""
+        self._spread("evaluate", [(c, splits) for c in candidates])
 
-    def first_reaching(
-        self, candidates: Sequence[Candidate], split: Split, bound: int, accept: Accept
+    def decide(
+        self,
+        schedule: FirstReaching,
+        candidates: Sequence[WeightCandidate],
+        split: Split,
+        tau: float | None,
     ) -> Reached:
-        """See `ports.Evaluator`. Later ones are scored ahead; those after a hit are dropped."""
-        results: list[Scores] = []
-        for scores in self._in_order(candidates, split):
-            results.append(scores)
-            if reaches(scores, bound, accept):
-                return Reached(results=tuple(results), hit=True)
-        return Reached(results=tuple(results), hit=False)
+        """See `evaluator.Workers`. Work that is no longer needed is cancelled."""
+        idle = deque(self._actors)
+        running: dict[ray.ObjectRef, tuple[Unit, Any]] = {}
+        while (reached := schedule.settled()) is None:
+            while idle and (unit := schedule.next()) is not None:
+                actor = idle.popleft()
+                reference = actor.run.remote(unit, candidates[unit.candidate], split, tau)
+                running[reference] = (unit, actor)
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            unit, actor = running.pop(ready)
+            schedule.take(unit, get(ready))
+            idle.append(actor)
+        for reference in running:
+            ray.cancel(reference)
+        return reached
 
-    def predictions(self, candidate: Candidate, split: Split) -> Predictions:
-        """See `ports.Evaluator`."""
-        predictions: Predictions = get(self._workers[0].predictions.remote(candidate, split))
-        return predictions
+    def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:
+        """See `evaluator.Workers`."""
+        return self._spread("measure", [(r, split) for r in requests])
 
-    def save(self, candidate: Candidate) -> CheckpointRef:
-        """See `ports.Evaluator`."""
-        ref: CheckpointRef = get(self._workers[0].save.remote(candidate))
+    def save(self, candidate: WeightCandidate) -> CheckpointRef:
+        """See `evaluator.Workers`."""
+        ref: CheckpointRef = self._spread("save", [(candidate,)])[0]
         return ref
 
-    def _in_order(self, candidates: Sequence[Candidate], split: Split) -> Iterator[Scores]:
-        """Scores in the candidates' order, one candidate on each worker at a time."""
-        waiting = deque(candidates)
-        idle = deque(self._workers)
-        running: deque[tuple[ray.ObjectRef, ray.actor.ActorHandle]] = deque()
+    def _spread(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The results of `calls`, in order; each actor has one at a time."""
+        waiting, idle = deque(enumerate(calls)), deque(self._actors)
+        running: dict[ray.ObjectRef, tuple[int, Any]] = {}
+        results: list[Any] = [None] * len(calls)
         try:
             while waiting or running:
                 while waiting and idle:
-                    worker = idle.popleft()
-                    running.append((worker.score.remote(waiting.popleft(), split), worker))
-                reference, worker = running.popleft()
-                scores: Scores = get(reference)
-                idle.append(worker)
-                self.on_result()
-                yield scores
+                    (index, call), actor = waiting.popleft(), idle.popleft()
+                    running[getattr(actor, method).remote(*call)] = (index, actor)
+                (ready,), _ = ray.wait(list(running), num_returns=1)
+                index, actor = running.pop(ready)
+                results[index] = get(ready)
+                idle.append(actor)
         finally:
-            for reference, _ in running:
+            for reference in running:
                 ray.cancel(reference)
+        return results

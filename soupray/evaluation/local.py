@@ -1,116 +1,122 @@
-"""The evaluator in this process: builds a candidate's weights, runs it over a split, counts."""
+"""Workers in this process: one live model, the memory-mapped ingredients, and the data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from soupray.checkpoints import Checkpoints
+from soupray.candidates import WeightCandidate
+from soupray.checkpoints import Checkpoints, create_record, find_record
 from soupray.data.cache import Data
-from soupray.errors import EvaluationError
-from soupray.maths.metrics import score
-from soupray.maths.weights import Mixer
-from soupray.ports import Accept, Reached, Task
-from soupray.records import Candidate, CheckpointRef, Predictions, Scores, Setting, Split
+from soupray.evaluation import measures
+from soupray.evaluation.network import Network
+from soupray.evaluation.schedule import Answer, FirstReaching, Unit
+from soupray.evaluation.shelf import Shelf
+from soupray.ports import (
+    Deviation,
+    Distances,
+    Failures,
+    Fisher,
+    Gradient,
+    Gram,
+    Reached,
+    Request,
+    Task,
+    TensorNames,
+)
+from soupray.records import CheckpointRef, Predictions, Setting, Split
 
 
-class LocalEvaluator:
-    """Holds one live model, one running sum and the memory-mapped ingredients, however many."""
+class LocalWorkers:
+    """See `evaluator.Workers`. One of these works in each of Ray's actors."""
 
     def __init__(self, task: Task, data: Data, checkpoints: Checkpoints, setting: Setting) -> None:
-        self._task, self._data, self._setting = task, data, setting
-        self._checkpoints = checkpoints
-        self._mixer = Mixer(checkpoints.open)
-        self._model: torch.nn.Module | None = None
-        self._loaded: Candidate | None = None
+        self._data, self._checkpoints, self._setting = data, checkpoints, setting
+        train = data.split("train")
+        self._network = Network(task, checkpoints, setting, (train, data.samples(train)[0]))
+        self.shelf = Shelf(checkpoints, setting)
 
-    def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
-        """See `ports.Evaluator`."""
-        return [score(self.predictions(candidate, split)) for candidate in candidates]
-
-    def first_reaching(
-        self, candidates: Sequence[Candidate], split: Split, bound: int, accept: Accept
-    ) -> Reached:
-        """See `ports.Evaluator`."""
-        results: list[Scores] = []
+    def evaluate(self, candidates: Sequence[WeightCandidate], splits: Sequence[Split]) -> None:
+        """See `evaluator.Workers`."""
         for candidate in candidates:
-            results += self.scores([candidate], split)
-            if reaches(results[-1], bound, accept):
-                return Reached(results=tuple(results), hit=True)
-        return Reached(results=tuple(results), hit=False)
+            for split in splits:
+                if self.shelf.find(candidate, split) is None:
+                    self.shelf.keep(candidate, self.predictions(candidate, split))
 
-    def predictions(self, candidate: Candidate, split: Split) -> Predictions:
-        """See `ports.Evaluator`. Raises EvaluationError if a logit is not finite."""
+    def predictions(self, candidate: WeightCandidate, split: Split) -> Predictions:
+        """Logits on every sample, by a forward pass."""
         images, labels = self._data.samples(split)
-        logits = predict(self._load(candidate), self._task, images, self._setting)
-        if not np.isfinite(logits).all():
-            raise EvaluationError(
-                f"candidate {candidate.digest[:12]} gives logits that are not finite on "
-                f"{split.name}: one of its ingredients "
-                f"({', '.join(sha[:12] for sha in candidate.checkpoints)}) is broken."
-            )
+        logits, _ = self._network.predict(candidate, images, self._setting.precision == "bf16")
         return Predictions(split=split, logits=logits, labels=np.asarray(labels))
 
-    def save(self, candidate: Candidate) -> CheckpointRef:
-        """See `ports.Evaluator`."""
-        return self._checkpoints.save(dict(self._mixer.tensors(candidate)), about(candidate))
+    def decide(
+        self,
+        schedule: FirstReaching,
+        candidates: Sequence[WeightCandidate],
+        split: Split,
+        tau: float | None,
+    ) -> Reached:
+        """See `evaluator.Workers`."""
+        while (reached := schedule.settled()) is None:
+            unit = schedule.next()
+            assert unit is not None
+            schedule.take(unit, self.run(unit, candidates[unit.candidate], split, tau))
+        return reached
 
-    def _load(self, candidate: Candidate) -> torch.nn.Module:
-        """The live model with the candidate's weights, copied in tensor by tensor."""
-        if self._model is None:
-            self._model = self._task.model().to(self._setting.device)
-        if self._loaded != candidate:
-            self._loaded = None
-            slots = self._model.state_dict()
-            seen = set()
-            for name, tensor in self._mixer.tensors(candidate):
-                if name not in slots or slots[name].shape != tensor.shape:
-                    raise EvaluationError(
-                        f"tensor {name!r} {list(tensor.shape)} of candidate "
-                        f"{candidate.digest[:12]} does not fit the model of this spec."
-                    )
-                slots[name].copy_(tensor)
-                seen.add(name)
-            if seen != set(slots):
-                missing = sorted(set(slots) - seen)[0]
-                raise EvaluationError(
-                    f"candidate {candidate.digest[:12]} has no tensor {missing!r}, which the "
-                    "model of this spec needs."
-                )
-            self._loaded = candidate
-        return self._model
+    def run(
+        self, unit: Unit, candidate: WeightCandidate, split: Split, tau: float | None
+    ) -> Answer:
+        """One batch of one candidate. `tau`: the margin below which bfloat16 is not believed."""
+        images, labels = self._data.samples(split)
+        rows = np.asarray(unit.rows)
+        logits, _ = self._network.predict(candidate, images[rows], unit.low)
+        right = logits.argmax(axis=1) == labels[rows]
+        if not unit.low or tau is None:
+            return Answer(right, np.zeros(len(rows), bool))
+        top = np.partition(logits, -2, axis=1)[:, -2:]
+        return Answer(right, top[:, 1] - top[:, 0] < tau)
+
+    def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:
+        """See `evaluator.Workers`."""
+        return [self._measure(request, split) for request in requests]
+
+    def _measure(self, request: Request[Any], split: Split) -> Any:
+        known = self.shelf.answer(request, split)
+        if known is not None:
+            return known
+        data = self._data.samples(split)
+        match request:
+            case Failures():
+                answer: Any = measures.failures(self._network, self._checkpoints, request, data)
+            case Distances():
+                answer = measures.distances(self._network, self._checkpoints, request, data[0])
+            case Gram():
+                answer = measures.gram(self._checkpoints, request)
+            case Gradient():  # one of hundreds, of no use to anybody else: not kept
+                return measures.gradient(self._network, self._checkpoints, request, data)
+            case Fisher():
+                answer = measures.fisher(self._network, self._checkpoints, request, data[0])
+            case Deviation():
+                answer = measures.deviation(self._network, request, data[0])
+            case TensorNames():
+                answer = measures.tensor_names(self._checkpoints, request)
+            case _:
+                raise AssertionError(f"no measure for {request}")
+        return self.shelf.keep_answer(request, split, answer)
+
+    def save(self, candidate: WeightCandidate) -> CheckpointRef:
+        """See `evaluator.Workers`."""
+        path = f"soups/{candidate.digest}.json"
+        store = self._checkpoints.store
+        ref: CheckpointRef | None = find_record(store, path, CheckpointRef)
+        if ref is None:
+            saved = self._checkpoints.save(self._network.tensors(candidate), about(candidate))
+            ref = create_record(store, path, saved)
+        return ref
 
 
-def about(candidate: Candidate) -> dict[str, str]:
+def about(candidate: WeightCandidate) -> dict[str, str]:
     """What a soup's file says of itself."""
     return {"candidate": candidate.digest}
-
-
-def reaches(scores: Scores, bound: int, accept: Accept) -> bool:
-    """Whether a count is accepted against `bound`."""
-    return scores.correct > bound if accept == "gt" else scores.correct >= bound
-
-
-@torch.inference_mode()
-def predict(
-    model: torch.nn.Module, task: Task, images: npt.NDArray[np.uint8], setting: Setting
-) -> npt.NDArray[np.float32]:
-    """Logits [N, C] float32 of `images` [N, ...].
-
-    A short last batch is padded with zeros: the batch shape changes the low bits of every logit,
-    so that it must be the same for all models and shards.
-    """
-    model.eval()
-    parts = []
-    for start in range(0, len(images), setting.batch_size):
-        batch = torch.from_numpy(np.array(images[start : start + setting.batch_size]))
-        real = len(batch)
-        if real < setting.batch_size:
-            padding = batch.new_zeros((setting.batch_size - real, *batch.shape[1:]))
-            batch = torch.cat([batch, padding])
-        logits = model(task.inputs(batch.to(setting.device)))
-        parts.append(logits[:real].to(torch.float32).cpu().numpy())
-    return np.concatenate(parts)

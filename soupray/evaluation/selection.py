@@ -1,31 +1,63 @@
-"""What a recipe is given: an evaluator that can only see held-out data."""
+"""What a recipe is given: an evaluator that can only see held-out and training data."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TypeVar
 
+from soupray.candidates import Candidate, mean_of
 from soupray.errors import EvaluationError
-from soupray.ports import Accept, Evaluator, Reached
-from soupray.records import Candidate, Pool, Scores, Split
+from soupray.evaluation.schedule import hardest_first
+from soupray.ports import Accept, Deviation, Evaluator, Hints, Reached, Request
+from soupray.records import Pool, Scores, Split
+
+T = TypeVar("T")
+DEVIATION_SAMPLES = 500
+"""Held-out samples on which bfloat16 is compared with float32."""
+
+SAFETY = 4.0
+"""tau is so many times the largest deviation seen: twice what could turn a decision there."""
 
 
 class HeldOut:
     """A `ports.Selection`. No method takes a split, so that no recipe can name the test set."""
 
-    __slots__ = ("_first_reaching", "_pool", "_scores")
+    __slots__ = ("_cascade", "_first_reaching", "_held_out", "_hints", "_pool", "_scores", "_train")
 
-    def __init__(self, evaluator: Evaluator, pool: Pool, split: Split) -> None:
-        if split.role != "held_out":
-            raise EvaluationError(
-                f"recipes choose on held-out data only; {split.name!r} has role {split.role!r}."
-            )
+    def __init__(
+        self, evaluator: Evaluator, pool: Pool, splits: Sequence[Split], *, cascade: bool = False
+    ) -> None:
+        held_out = splits[0]
+        for split, role in zip(splits, ("held_out", "train"), strict=True):
+            if split.role != role:
+                raise EvaluationError(
+                    f"recipes see held-out and training data only, in this order; {split.name!r} "
+                    f"has role {split.role!r}."
+                )
         if not pool.ingredients:
             raise EvaluationError("the pool is empty: there is nothing to choose from.")
         self._pool = pool
-        # Bound here: the split, and the evaluator that would take another, stay out of reach.
-        self._scores = functools.partial(evaluator.scores, split=split)
-        self._first_reaching = functools.partial(evaluator.first_reaching, split=split)
+        # Bound here: the splits, and the evaluator that would take others, stay out of reach.
+        self._scores = functools.partial(evaluator.scores, split=held_out)
+        self._held_out = functools.partial(evaluator.measure, split=held_out)
+        self._train = functools.partial(evaluator.measure, split=splits[1])
+        self._first_reaching = functools.partial(evaluator.first_reaching, split=held_out)
+        self._cascade = cascade
+        self._hints: Hints | None = None
+
+    def _find_hints(self) -> Hints:
+        order = hardest_first([i.held_out.right_mask() for i in self._pool.ingredients])
+        if not self._cascade:
+            return Hints(order, None)
+        best = mean_of([self._pool.checkpoints[0]])
+        (seen,) = self._held_out([Deviation(candidate=best, samples=DEVIATION_SAMPLES)])
+        return Hints(order, SAFETY * seen)
+
+    @property
+    def tau(self) -> float | None:
+        """The margin below which bfloat16 was not believed, once it was used."""
+        return self._hints.tau if self._hints else None
 
     @property
     def pool(self) -> Pool:
@@ -40,4 +72,11 @@ class HeldOut:
         self, candidates: Sequence[Candidate], bound: int, accept: Accept
     ) -> Reached:
         """See `ports.Evaluator.first_reaching`."""
-        return self._first_reaching(candidates, bound=bound, accept=accept)
+        if self._hints is None:
+            self._hints = self._find_hints()
+        return self._first_reaching(candidates, bound=bound, accept=accept, hints=self._hints)
+
+    def measure(self, requests: Sequence[Request[T]]) -> list[T]:
+        """See `ports.Evaluator.measure`."""
+        on_train = bool(requests) and type(requests[0]).on_train
+        return self._train(requests) if on_train else self._held_out(requests)

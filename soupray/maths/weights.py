@@ -12,10 +12,13 @@ from typing import Protocol
 
 import torch
 
+from soupray.candidates import FisherSoup, LayerSoup, WeightCandidate, WeightSoup
 from soupray.errors import IncompatibleWeights
-from soupray.records import WeightSoup
 
 Parts = tuple[tuple[str, int], ...]
+
+FISHER_FLOOR = 1e-8
+"""Fisher-weighted averaging, arXiv:2111.09832, section 3: below it an element counts as this."""
 
 
 class Source(Protocol):
@@ -44,12 +47,19 @@ class Mixer:
         self._parts: Parts = ()
         self._sums: dict[str, torch.Tensor] = {}
 
-    def tensors(self, soup: WeightSoup) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self, soup: WeightCandidate) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of the soup, in the storage type of its first part.
 
         Raises:
             IncompatibleWeights: parts differ in keys, shapes, dtypes or integer buffers.
         """
+        if isinstance(soup, LayerSoup):
+            return self._by_layer(soup)
+        if isinstance(soup, FisherSoup):
+            return self._by_fisher(soup)
+        return self._mean(soup)
+
+    def _mean(self, soup: WeightSoup) -> Iterator[tuple[str, torch.Tensor]]:
         *head, last = soup.parts
         if self._worth_keeping(tuple(head)):
             self._advance(tuple(head))
@@ -65,6 +75,34 @@ class Mixer:
                 total = _plus(total, n, source, sha, name, like)
             assert total is not None
             yield name, _rounded(total, soup.denominator, like[name])
+
+    def _by_layer(self, soup: LayerSoup) -> Iterator[tuple[str, torch.Tensor]]:
+        sources = [(sha, self._open(sha)) for sha in soup.checkpoints]
+        like, numerators = sources[0][1], soup.numerators()
+        for name in like.names:
+            total = None
+            for (sha, source), n in zip(sources, numerators.get(name, soup.rest), strict=True):
+                if n != 0:
+                    total = _plus(total, n, source, sha, name, like)
+            assert total is not None
+            yield name, _rounded(total, soup.denominator, like[name])
+
+    def _by_fisher(self, soup: FisherSoup) -> Iterator[tuple[str, torch.Tensor]]:
+        """Tensors without Fisher information (buffers) are plain means."""
+        sources = [(sha, n, self._open(sha), self._open(fisher)) for sha, fisher, n in soup.parts]
+        like, total_n = sources[0][2], sum(n for _, _, n in soup.parts)
+        known = set(sources[0][3].names)
+        for name in like.names:
+            total, share = None, None
+            for sha, n, source, fisher in sources:
+                term = _plus(None, n, source, sha, name, like)
+                if name in known:
+                    own = fisher[name].to(torch.float64).clamp_min(FISHER_FLOOR)
+                    term = term * own
+                    share = own.mul_(n) if share is None else share.add_(own, alpha=n)
+                total = term if total is None or not term.is_floating_point() else total.add_(term)
+            assert total is not None
+            yield name, _rounded(total, total_n if share is None else share, like[name])
 
     def _worth_keeping(self, head: Parts) -> bool:
         # A plain mean is likely to grow by one; interpolations share no sum with their neighbours.
@@ -112,7 +150,9 @@ def _plus(
     return total.add_(tensor, alpha=n)  # each product is exact: n is small, the tensor float32
 
 
-def _rounded(total: torch.Tensor, denominator: int, like: torch.Tensor) -> torch.Tensor:
+def _rounded(
+    total: torch.Tensor, denominator: int | torch.Tensor, like: torch.Tensor
+) -> torch.Tensor:
     if not like.is_floating_point():
         return total
     return (total / denominator).to(like.dtype)

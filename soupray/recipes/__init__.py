@@ -11,23 +11,72 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from soupray.candidates import Outcome
 from soupray.errors import ConfigError
-from soupray.records import Outcome
 
-Option = str | int | float
+Option = str | int | float | list[float]
 RecipeFunction = Callable[..., list[Outcome]]
+
+
+@dataclass(frozen=True)
+class Within:
+    """Numbers from `low` to `high`, whole ones if these are."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        whole = isinstance(self.low, int)
+        return self.low <= value <= self.high and not (whole and value != int(value))
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}{', whole' if isinstance(self.low, int) else ''}"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.words
+
+    def __str__(self) -> str:
+        return ", ".join(self.words)
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list of numbers."""
+
+    each: Within
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, list) and len(value) > 0 and all(v in self.each for v in value)
+
+    def __str__(self) -> str:
+        return f"a list of numbers, each {self.each}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A row of the table. `where` is imported on use; `options` maps name -> allowed values."""
+    """A row of the table. `where` is imported on use; `options` maps name -> allowed values.
+
+    `cost` is what choosing costs, in evaluations of a model on held-out data with K ingredients;
+    `passes` what inference costs, in forward passes a sample; `uses` what the choice looks at.
+    """
 
     name: str
     summary: str
     paper: str
     cost: str
+    uses: str
     where: str
-    options: dict[str, tuple[Option, ...]] = field(default_factory=dict)
+    passes: str = "1"
+    options: dict[str, Within | OneOf | ListOf] = field(default_factory=dict)
     baseline: bool = False
 
     def function(self) -> RecipeFunction:
@@ -45,13 +94,22 @@ class Recipe:
                     f"{source}: recipe {self.name} has no option {name!r}. Its options: {allowed}."
                 )
             if value not in self.options[name]:
-                allowed = ", ".join(str(v) for v in self.options[name])
                 raise ConfigError(
-                    f"{source}: recipe {self.name}: {name} = {value!r}. Allowed: {allowed}."
+                    f"{source}: recipe {self.name}: {name} = {value!r}. "
+                    f"Allowed: {self.options[name]}."
                 )
 
 
 _MODEL_SOUPS = "Wortsman et al. 2022, arXiv:2203.05482"
+_WISE_FT = "Wortsman et al. 2021, arXiv:2109.01903"
+_ACCEPT = OneOf(("ge", "gt"))
+_SPACE = OneOf(("logits", "probabilities"))
+_LEARNED: dict[str, Within | OneOf | ListOf] = {
+    "lr": Within(1e-5, 10.0),
+    "epochs": Within(1, 1000),
+    "batch_size": Within(1, 10**6),
+    "max_read_gb": Within(0.0, 1e9),
+}
 
 TABLE: dict[str, Recipe] = {
     recipe.name: recipe
@@ -60,7 +118,8 @@ TABLE: dict[str, Recipe] = {
             name="anchor",
             summary="the zero-shot (or other reference) model",
             paper="-",
-            cost="1 evaluation",
+            cost="1",
+            uses="nothing",
             where="soupray.recipes.baselines:anchor",
             baseline=True,
         ),
@@ -68,7 +127,8 @@ TABLE: dict[str, Recipe] = {
             name="best_single",
             summary="the ingredient that is best on held-out data",
             paper="-",
-            cost="none: scored when trained",
+            cost="0: scored when trained",
+            uses="held-out counts",
             where="soupray.recipes.baselines:best_single",
             baseline=True,
         ),
@@ -76,23 +136,129 @@ TABLE: dict[str, Recipe] = {
             name="uniform",
             summary="mean of all ingredients",
             paper=_MODEL_SOUPS,
-            cost="1 evaluation",
+            cost="1",
+            uses="nothing",
             where="soupray.recipes.uniform:uniform",
         ),
         Recipe(
             name="greedy",
             summary="keep an ingredient if the mean with it does not score lower on held-out data",
             paper=_MODEL_SOUPS + ", recipe 1",
-            cost="K - 1 evaluations",
+            cost="K - 1",
+            uses="held-out counts",
             where="soupray.recipes.greedy:greedy",
-            options={"accept": ("ge", "gt")},
+            options={
+                "accept": _ACCEPT,
+                "order": OneOf(("held_out", "random")),
+                "seed": Within(0, 2**31),
+            },
+        ),
+        Recipe(
+            name="replacement",
+            summary="greedy, and an ingredient may be added more than once",
+            paper=_MODEL_SOUPS,
+            cost="up to passes K",
+            uses="held-out counts",
+            where="soupray.recipes.replacement:replacement",
+            options={"passes": Within(1, 100)},
+        ),
+        Recipe(
+            name="pruned",
+            summary="start from all, drop an ingredient if that does not hurt",
+            paper="arXiv:2301.10092",
+            cost="K",
+            uses="held-out counts",
+            where="soupray.recipes.pruned:pruned",
+        ),
+        Recipe(
+            name="learned",
+            summary="coefficients by gradient descent on held-out loss",
+            paper=_MODEL_SOUPS + ", appendix",
+            cost="epochs, forward and backward",
+            uses="held-out loss",
+            where="soupray.recipes.learned:learned",
+            options=_LEARNED,
+        ),
+        Recipe(
+            name="learned_by_layer",
+            summary="the same, with coefficients of its own for each tensor",
+            paper=_MODEL_SOUPS + ", appendix",
+            cost="epochs, forward and backward",
+            uses="held-out loss",
+            where="soupray.recipes.learned:learned_by_layer",
+            options=_LEARNED,
+        ),
+        Recipe(
+            name="fisher",
+            summary="mean weighted by each ingredient's diagonal Fisher information",
+            paper="Matena and Raffel 2021, arXiv:2111.09832",
+            cost="samples K gradients",
+            uses="training inputs",
+            where="soupray.recipes.fisher:fisher",
+            options={"samples": Within(1, 10**6)},
+        ),
+        Recipe(
+            name="model_stock",
+            summary="between init and mean, by the angles among the ingredients",
+            paper="Jang et al. 2024, arXiv:2403.19522",
+            cost="1",
+            uses="nothing",
+            where="soupray.recipes.model_stock:model_stock",
         ),
         Recipe(
             name="wise_ft",
             summary="interpolate from the anchor to the best single model and to the best soup",
-            paper="Wortsman et al. 2021, arXiv:2109.01903",
-            cost="19 evaluations a line",
+            paper=_WISE_FT,
+            cost="19 a line",
+            uses="held-out counts",
             where="soupray.recipes.wise_ft:wise_ft",
+            options={"alphas": ListOf(Within(0.0, 1.0)), "eps": Within(0.0, 1.0)},
+        ),
+        Recipe(
+            name="lines",
+            summary="interpolate by depth, shallow layers closer to the init",
+            paper="Wang et al. 2024, arXiv:2410.17146",
+            cost="10 a line",
+            uses="held-out counts",
+            where="soupray.recipes.lines:lines",
+        ),
+        Recipe(
+            name="ensemble",
+            summary="mean of the outputs of all ingredients",
+            paper=_MODEL_SOUPS,
+            cost="0: from stored logits",
+            uses="nothing",
+            passes="K",
+            where="soupray.recipes.ensembles:ensemble",
+            options={"space": _SPACE},
+        ),
+        Recipe(
+            name="greedy_ensemble",
+            summary="greedy over outputs instead of weights",
+            paper=_MODEL_SOUPS,
+            cost="0: from stored logits",
+            uses="held-out counts",
+            passes="up to K",
+            where="soupray.recipes.ensembles:greedy_ensemble",
+            options={"space": _SPACE, "accept": _ACCEPT},
+        ),
+        Recipe(
+            name="ose",
+            summary="mix the outputs of anchor and fine-tuned model, one alpha for all samples",
+            paper=_WISE_FT,
+            cost="0: from stored logits",
+            uses="held-out counts and NLL",
+            passes="2",
+            where="soupray.recipes.ose:ose",
+        ),
+        Recipe(
+            name="vrf",
+            summary="mix them sample by sample, by the distance to the zero-shot failure set",
+            paper="Zhu et al. 2024, arXiv:2411.06966",
+            cost="1, and 2 passes over train",
+            uses="training answers, held-out counts and NLL",
+            passes="2",
+            where="soupray.recipes.vrf:vrf",
         ),
     )
 }

@@ -7,41 +7,70 @@ One pass, without replacement; the result is never below the best single model o
 
 from __future__ import annotations
 
+import random
+
+from soupray.candidates import Candidate, Outcome, Step, mean_of
 from soupray.ports import Accept, Selection
-from soupray.records import Candidate, Outcome, Scores, Step, mean_of
+from soupray.records import Pool
 
 
 def greedy(
-    selection: Selection, earlier: tuple[Outcome, ...], *, accept: Accept = "ge"
+    selection: Selection,
+    earlier: tuple[Outcome, ...],
+    *,
+    accept: Accept = "ge",
+    order: str = "held_out",
+    seed: int = 0,
 ) -> list[Outcome]:
-    """The greedy soup with its trace.
+    """The greedy soup with its trace. `order: random` is for study: it starts anywhere.
 
     All candidates that extend the current soup are handed over at once: an evaluator may score
     them ahead of time, and the decisions stay those of the one-by-one procedure.
     """
-    pool = selection.pool.checkpoints
-    first = selection.pool.ingredients[0]
-    kept, best = [pool[0]], first.held_out
-    trace = [Step(candidate=mean_of(kept), result=best, accepted=True)]
+    ingredients = list(selection.pool.ingredients)
+    if order == "random":
+        random.Random(seed).shuffle(ingredients)  # noqa: S311 - not a secret
+    pool = [i.checkpoint.sha256 for i in ingredients]
+    kept, bound = [pool[0]], ingredients[0].held_out.correct
+    trace = [Step(candidate=mean_of(kept), result=ingredients[0].held_out, accepted=True)]
     position = 1
     while position < len(pool):
         candidates: list[Candidate] = [mean_of([*kept, sha]) for sha in pool[position:]]
-        reached = selection.first_reaching(candidates, best.correct, accept)
-        for candidate, result in zip(candidates, reached.results, strict=False):
-            trace.append(Step(candidate=candidate, result=result, accepted=False))
+        reached = selection.first_reaching(candidates, bound, accept)
+        trace += reached.steps(candidates)
         position += len(reached.results)
         if reached.hit:
-            last = reached.results[-1]
-            assert isinstance(last, Scores)
-            trace[-1] = Step(candidate=trace[-1].candidate, result=last, accepted=True)
-            kept, best = [*kept, pool[position - 1]], last
+            kept, bound = [*kept, pool[position - 1]], reached.results[-1].correct
+    candidate = mean_of(kept)
+    (scores,) = selection.scores([candidate])
+    options: dict[str, str | int | float] = {"accept": accept}
+    if order == "random":
+        options |= {"order": order, "seed": seed}
     return [
         Outcome(
             name="greedy",
             recipe="greedy",
-            options={"accept": accept},
-            candidate=mean_of(kept),
-            held_out=best,
+            options=options,
+            candidate=candidate,
+            held_out=scores,
             trace=tuple(trace),
+            notes=tuple(duplicates(selection.pool)),
         )
     ]
+
+
+def duplicates(pool: Pool) -> list[str]:
+    """A note on each ingredient that repeats an earlier one; `ge` would admit it."""
+    notes = []
+    first: dict[object, str] = {}
+    for i in pool.ingredients:
+        settings = tuple(sorted(i.trial.hparams.items()))
+        for what, key in (
+            ("the same weights", i.checkpoint.sha256),
+            ("the same hyperparameters and held-out answers", (settings, i.held_out.right)),
+        ):
+            if key in first:
+                notes.append(f"trials {first[key]} and {i.trial.key} have {what}")
+                break
+            first[key] = i.trial.key
+    return notes

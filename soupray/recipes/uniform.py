@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from soupray.candidates import Outcome, mean_of
 from soupray.ports import Selection
-from soupray.records import Outcome, mean_of
 
 
 def uniform(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:

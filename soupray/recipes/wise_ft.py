@@ -1,66 +1,72 @@
 """WiSE-FT (arXiv:2109.01903): theta(a) = (1 - a) anchor + a theta_1, head included.
 
-theta_1 is the best single model, and the best soup if a recipe made one. Two operating points
-are entered: a = 0.5, the paper's default without any data, and the a that is best on held-out
-data (ties to the smaller a, which stays closer to the robust anchor).
+theta_1 is the best single model, and the best soup if a recipe made one. Three operating points
+are entered: a = 0.5, the paper's default without any data; the a that is best on held-out data
+(ties to the smaller a, which stays closer to the robust anchor); and the smallest a whose
+held-out accuracy is within `eps` of the best.
 """
 
 from __future__ import annotations
 
+from fractions import Fraction
+
+from soupray.candidates import Candidate, Outcome, Step
 from soupray.ports import Selection
-from soupray.records import Candidate, Outcome, Scores, Step, WeightSoup, weight_soup
+from soupray.recipes.starts import interpolate, starts
+from soupray.records import Scores
 
-GRID = 20
-"""a = 0, .05, ..., 1 as in the paper; end points included."""
-
-
-def interpolate(anchor: str, theta_1: WeightSoup, numerator: int, grid: int = GRID) -> WeightSoup:
-    """(1 - a) anchor + a theta_1 with a = numerator / grid, in exact rationals.
-
-    a = 0 is the anchor and a = 1 is theta_1, as equal records and hence as equal bytes.
-    """
-    d = theta_1.denominator
-    parts = [(anchor, (grid - numerator) * d)]
-    parts += [(sha, numerator * n) for sha, n in theta_1.parts]
-    return weight_soup(parts, grid * d)
+ALPHAS = tuple(Fraction(k, 20) for k in range(21))
+"""0, .05, ..., 1 as in the paper."""
 
 
-def lines_from(earlier: tuple[Outcome, ...]) -> list[Outcome]:
-    """What to interpolate to: the best single model, and the soup best on held-out data."""
-    single = [o for o in earlier if o.recipe == "best_single"]
-    soups = [o for o in earlier if o.recipe not in ("anchor", "best_single", "wise_ft")]
-    best = sorted(soups, key=lambda o: (-o.held_out.correct, o.name))[:1]
-    return single + [o for o in best if o.candidate != single[0].candidate]
-
-
-def wise_ft(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
-    """Two outcomes for each line, the whole curve in their traces."""
+def wise_ft(
+    selection: Selection,
+    earlier: tuple[Outcome, ...],
+    *,
+    alphas: list[float] | None = None,
+    eps: float = 0.01,
+) -> list[Outcome]:
+    """Three outcomes for each line, the whole curve in their traces."""
+    grid, notes = grid_of(alphas)
+    anchor = selection.pool.anchor.sha256
     outcomes = []
-    for theta_1 in lines_from(earlier):
+    for name, theta_1 in starts(earlier):
         candidates: list[Candidate] = [
-            interpolate(selection.pool.anchor.sha256, theta_1.candidate, k) for k in range(GRID + 1)
+            interpolate(anchor, theta_1, a.numerator, a.denominator) for a in grid
         ]
         scores = selection.scores(candidates)
-        best = max(range(GRID + 1), key=lambda k: (scores[k].correct, -k))
-        outcomes += [
-            _entry(theta_1, candidates, scores, GRID // 2, "half"),
-            _entry(theta_1, candidates, scores, best, "best"),
-        ]
+        best = max(range(len(grid)), key=lambda k: (scores[k].correct, -k))
+        enough = scores[best].correct - eps * scores[best].n
+        within = next(k for k in range(len(grid)) if scores[k].correct >= enough)
+        points = {"half": grid.index(Fraction(1, 2)), "best": best, "within": within}
+        for point, k in points.items():
+            outcomes.append(
+                Outcome(
+                    name=f"wise_ft({name}, {point})",
+                    recipe="wise_ft",
+                    options={"theta_1": name, "point": point, "alpha": float(grid[k])},
+                    candidate=candidates[k],
+                    held_out=scores[k],
+                    trace=_trace(candidates, scores, k),
+                    notes=notes,
+                )
+            )
     return outcomes
 
 
-def _entry(
-    theta_1: Outcome, candidates: list[Candidate], scores: list[Scores], k: int, point: str
-) -> Outcome:
-    trace = tuple(
-        Step(candidate=c, result=s, accepted=i == k)
+def grid_of(alphas: list[float] | None) -> tuple[list[Fraction], tuple[str, ...]]:
+    """The grid as exact fractions, sorted; 0, 1/2 and 1 are added if missing, with a note."""
+    if alphas is None:
+        return list(ALPHAS), ()
+    asked = {Fraction(str(a)).limit_denominator(1000) for a in alphas}
+    missing = sorted({Fraction(0), Fraction(1, 2), Fraction(1)} - asked)
+    added = ", ".join(f"{float(a):g}" for a in missing)
+    notes = (f"wise_ft: {added} added to the grid of alphas",) if missing else ()
+    return sorted(asked | set(missing)), notes
+
+
+def _trace(candidates: list[Candidate], scores: list[Scores], chosen: int) -> tuple[Step, ...]:
+    return tuple(
+        Step(candidate=c, result=s, accepted=i == chosen)
         for i, (c, s) in enumerate(zip(candidates, scores, strict=True))
-    )
-    return Outcome(
-        name=f"wise_ft({theta_1.name}, {point})",
-        recipe="wise_ft",
-        options={"theta_1": theta_1.name, "point": point, "alpha": k / GRID},
-        candidate=candidates[k],
-        held_out=scores[k],
-        trace=trace,
     )

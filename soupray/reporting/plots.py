@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from soupray.candidates import LayerSoup, Outcome, WeightSoup
 from soupray.maths.metrics import logit
-from soupray.recipes.wise_ft import interpolate
-from soupray.records import Basis, Outcome, Pool, Record, Rejected
+from soupray.recipes.starts import interpolate
+from soupray.records import Basis, Pool, Record, Rejected
 from soupray.reporting.ranking import Entry, Reported
 
-LINE_POINTS = (0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20)
-"""Of wise_ft's grid of 20: every 0.1, evaluated on shifts to draw the curve."""
+LINE_GRID = 10
+"""Alphas 0, .1, ..., 1 are evaluated on shifts, to draw the curve of WiSE-FT."""
 
 INK, MUTED = "#1a1a2e", "#9aa0b4"
 COLOURS = {
@@ -47,8 +48,9 @@ def line_candidates(outcomes: list[Outcome], pool: Pool) -> dict[str, list[Any]]
     by_name = {o.name: o for o in outcomes}
     ends = {str(o.options["theta_1"]) for o in outcomes if o.recipe == "wise_ft"}
     return {
-        name: [interpolate(pool.anchor.sha256, by_name[name].candidate, k) for k in LINE_POINTS]
+        name: [interpolate(pool.anchor.sha256, theta_1, k, LINE_GRID) for k in range(LINE_GRID + 1)]
         for name in sorted(ends)
+        if isinstance(theta_1 := by_name[name].candidate, WeightSoup | LayerSoup)
     }
 
 
@@ -86,12 +88,13 @@ def robustness(
     lines = {
         name: [
             Point(
-                name=f"{k / LINE_POINTS[-1]:g}",
+                name=f"{k / LINE_GRID:g}",
                 kind="wise_ft",
                 held_out=held_out[candidate],
                 shift_mean=mean_over_shifts(candidate),
             )
-            for k, candidate in zip(LINE_POINTS, candidates, strict=True)
+            for k, candidate in enumerate(candidates)
+            if candidate in held_out
         ]
         for name, candidates in line_candidates(outcomes, pool).items()
     }
@@ -101,7 +104,7 @@ def robustness(
 
 
 def _single(sha256: str) -> Any:
-    from soupray.records import mean_of
+    from soupray.candidates import mean_of
 
     return mean_of([sha256])
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from soupray.candidates import Outcome
 from soupray.plan import plan
 from soupray.ports import TrackedRun
-from soupray.records import EpochRecord, Ingredient, Manifest, Outcome, Rejected, Scores
+from soupray.records import EpochRecord, Ingredient, Manifest, Rejected, Scores
 from soupray.reporting.ranking import Entry, Measured, measured, shift_mean
 from soupray.spec import SweepSpec
 

@@ -6,8 +6,9 @@ import csv
 import io
 from collections.abc import Mapping
 
+from soupray.candidates import Candidate, Outcome
 from soupray.maths.metrics import clopper_pearson, discordant, mcnemar
-from soupray.records import Basis, Candidate, Outcome, Pool, Record, Scores
+from soupray.records import Basis, Pool, Record, Scores
 
 Reported = Mapping[tuple[Candidate, str], Scores]
 """Scores by (candidate, name of a test or shift split)."""
@@ -99,7 +100,7 @@ def leaderboard(
 def _entry(outcome: Outcome, best: Outcome, pool: Pool, basis: Basis, reported: Reported) -> Entry:
     candidate, names = outcome.candidate, names_of(pool)
     sizes = {i.checkpoint.sha256: i.checkpoint.size_bytes for i in pool.ingredients}
-    sizes[pool.anchor.sha256] = pool.anchor.size_bytes
+    sizes |= {m.sha256: m.size_bytes for m in (pool.init, pool.anchor)}
     shifts = {
         split.name: measured(reported[candidate, split.name])
         for split in basis.reported
@@ -113,7 +114,7 @@ def _entry(outcome: Outcome, best: Outcome, pool: Pool, basis: Basis, reported: 
         recipe=outcome.recipe,
         options=outcome.options,
         ingredients=[names[sha] for sha in candidate.checkpoints],
-        coefficients=[n / candidate.denominator for _, n in candidate.parts],
+        coefficients=list(candidate.coefficients),
         held_out=measured(outcome.held_out),
         test=measured(test),
         shifts=shifts,
@@ -122,8 +123,8 @@ def _entry(outcome: Outcome, best: Outcome, pool: Pool, basis: Basis, reported: 
         test_versus_best_single=Versus(
             only_this=only_this, only_best_single=only_best, p=mcnemar(only_this, only_best)
         ),
-        forward_passes_per_sample=candidate.forward_passes,
-        size_bytes=sizes[candidate.checkpoints[0]],
+        forward_passes_per_sample=len(candidate.members),
+        size_bytes=sum(sizes[m.checkpoints[0]] for m in candidate.members),
         candidate=candidate.digest,
     )
 

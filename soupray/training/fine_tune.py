@@ -13,22 +13,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints, Weights, create_record, find_record, tensor_digests
 from soupray.data.cache import Data
 from soupray.errors import Diverged
-from soupray.evaluation.local import LocalEvaluator, predict
+from soupray.evaluation.local import LocalWorkers
+from soupray.evaluation.network import predict
 from soupray.evaluation.pool import manifest_path
+from soupray.evaluation.shelf import save_logits
 from soupray.maths.metrics import score
 from soupray.ports import Task
 from soupray.records import (
-    CheckpointRef,
     EpochRecord,
     Ingredient,
     Manifest,
     Split,
     Tombstone,
     Trial,
-    mean_of,
 )
 from soupray.training.augment import rotate_and_shift
 from soupray.training.optim import adamw, lr_scale
@@ -118,7 +119,7 @@ class _Run:
         loss = self._train_one_epoch(number)
         held_out = self.data.split("held_out")
         images, labels = self.data.samples(held_out)
-        logits = predict(self.model, self.task, images, self.trial.setting)
+        logits, _ = predict(self.model, self.task, images, self.trial.setting)
         if not np.isfinite(logits).all():
             raise Diverged(f"logits are not finite after epoch {number}")
         return EpochRecord(
@@ -165,13 +166,11 @@ def _store(
     """Weights and held-out logits into the store; the score is of the bytes as stored."""
     trial, checkpoints = run.trial, run.checkpoints
     ref = checkpoints.save(best, {"init": trial.init})
-    evaluator = LocalEvaluator(run.task, run.data, checkpoints, trial.setting)
+    workers = LocalWorkers(run.task, run.data, checkpoints, trial.setting)
     held_out = run.data.split("held_out")
-    predictions = evaluator.predictions(mean_of([ref.sha256]), held_out)
+    predictions = workers.predictions(mean_of([ref.sha256]), held_out)
     _refuse_collapse(predictions.logits, held_out)
-    logits: CheckpointRef = checkpoints.save(
-        {"logits": torch.from_numpy(predictions.logits)}, {"split": held_out.digest}
-    )
+    logits = save_logits(checkpoints, predictions)
     return Ingredient(
         trial=trial,
         checkpoint=ref,

@@ -1,0 +1,207 @@
+"""The evaluator: asks what is known, has workers do the rest, and mixes the outputs of models."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from soupray.candidates import (
+    Candidate,
+    OutputEnsemble,
+    VRFEnsemble,
+    WeightCandidate,
+)
+from soupray.evaluation.schedule import FirstReaching
+from soupray.evaluation.shelf import Shelf
+from soupray.maths.metrics import score
+from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
+from soupray.ports import Accept, Distances, Hints, Reached, Request, Temperature
+from soupray.records import CheckpointRef, Predictions, Rejected, Scores, Setting, Split, Tally
+
+T = TypeVar("T")
+CACHED_LOGITS = 4
+"""Models whose logits stay in memory: two that are mixed again and again, and one to add."""
+
+
+class Workers(Protocol):
+    """Where models run: in this process, or on Ray's actors."""
+
+    def evaluate(self, candidates: Sequence[WeightCandidate], splits: Sequence[Split]) -> None:
+        """Evaluate every candidate on every split, and store logits and scores."""
+        ...
+
+    def decide(
+        self,
+        schedule: FirstReaching,
+        candidates: Sequence[WeightCandidate],
+        split: Split,
+        tau: float | None,
+    ) -> Reached:
+        """Run the schedule's units until it is settled."""
+        ...
+
+    def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:
+        """Answers to requests about weights."""
+        ...
+
+    def save(self, candidate: WeightCandidate) -> CheckpointRef:
+        """Store the candidate's weights."""
+        ...
+
+
+class StoredEvaluator:
+    """A `ports.Evaluator` that does nothing twice, whoever did it first."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        shelf: Shelf,
+        setting: Setting,
+        on_result: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._workers, self._shelf, self._setting = workers, shelf, setting
+        self.on_result = on_result
+        self._blenders: dict[str, Blender] = {}
+        self._distances = functools.lru_cache(maxsize=16)(self._find_distances)
+        self._logits = functools.lru_cache(maxsize=CACHED_LOGITS)(self._load)
+
+    def fill(self, candidates: Sequence[Candidate], splits: Sequence[Split]) -> None:
+        """Run whatever models `candidates` need on `splits`, each one's weights loaded once."""
+        members = dict.fromkeys(m for c in candidates for m in c.members)
+        todo: dict[tuple[Split, ...], list[WeightCandidate]] = {}
+        for member in members:
+            missing = tuple(s for s in splits if self._shelf.find(member, s) is None)
+            self.on_result(len(splits) - len(missing))
+            if missing:
+                todo.setdefault(missing, []).append(member)
+        for missing, group in todo.items():
+            self._workers.evaluate(group, missing)
+
+    def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
+        """See `ports.Evaluator`."""
+        self.fill(candidates, [split])
+        found = []
+        for candidate in candidates:
+            if isinstance(candidate, OutputEnsemble | VRFEnsemble):
+                found.append(score(self.predictions(candidate, split)))
+            else:
+                evaluation = self._shelf.find(candidate, split)
+                assert evaluation is not None
+                found.append(evaluation.scores)
+        return found
+
+    def predictions(self, candidate: Candidate, split: Split) -> Predictions:
+        """Logits [N, C] of any candidate."""
+        if isinstance(candidate, OutputEnsemble):
+            blender = self._blenders.setdefault(
+                split.digest, Blender(lambda member: self._logits(member, split).logits)
+            )
+            logits = blender.logits(candidate)
+        elif isinstance(candidate, VRFEnsemble):
+            distances = self._distances(
+                Distances(
+                    fine_tuned=candidate.fine_tuned, failures=candidate.failures, k=candidate.k
+                ),
+                split,
+            )
+            ft, ref = (self._logits(m, split).logits for m in candidate.members)
+            omega = trust(distances, candidate.a, candidate.b)
+            logits = vrf_logits(ft, ref, candidate.temperatures, omega)
+        else:
+            return self._logits(candidate, split)
+        labels = self._logits(candidate.members[0], split).labels
+        return Predictions(split=split, logits=logits, labels=labels)
+
+    def first_reaching(
+        self,
+        candidates: Sequence[Candidate],
+        split: Split,
+        bound: int,
+        accept: Accept,
+        hints: Hints | None = None,
+    ) -> Reached:
+        """See `ports.Evaluator`. Ensembles are decided from stored logits."""
+        results: list[Scores | Tally | Rejected] = []
+        for position, candidate in enumerate(candidates):
+            result = self._known_or_cheap(candidate, split, bound, accept)
+            if result is None:
+                reached = self._decide(candidates[position:], split, (bound, accept), hints)
+                return Reached(results=(*results, *reached.results), hit=reached.hit)
+            results.append(result)
+            self.on_result(1)
+            if reaches(result, bound, accept):
+                return Reached(results=tuple(results), hit=True)
+        return Reached(results=tuple(results), hit=False)
+
+    def _known_or_cheap(
+        self, candidate: Candidate, split: Split, bound: int, accept: Accept
+    ) -> Scores | Tally | Rejected | None:
+        if isinstance(candidate, OutputEnsemble | VRFEnsemble):
+            return self.scores([candidate], split)[0]
+        evaluation = self._shelf.find(candidate, split)
+        if evaluation is not None:
+            return evaluation.scores
+        return self._shelf.decision(candidate, split, bound, accept)
+
+    def _decide(
+        self,
+        candidates: Sequence[Candidate],
+        split: Split,
+        against: tuple[int, Accept],
+        hints: Hints | None,
+    ) -> Reached:
+        hints = hints or Hints(tuple(range(split.size)), None)
+        low = self._setting.precision == "bf16" or hints.tau is not None
+        schedule = FirstReaching(len(candidates), hints, self._setting.batch_size, *against, low)
+        models = [c for c in candidates if not isinstance(c, OutputEnsemble | VRFEnsemble)]
+        assert len(models) == len(candidates), "weight soups and ensembles in one question"
+        reached = self._workers.decide(schedule, models, split, hints.tau)
+        for candidate, result in zip(models, reached.results, strict=False):
+            assert not isinstance(result, Scores)
+            self._shelf.keep_decision(candidate, split, against, result)
+            self.on_result(1)
+        return reached
+
+    def measure(self, requests: Sequence[Request[T]], split: Split) -> list[T]:
+        """See `ports.Evaluator`."""
+        answers = [self._shelf.answer(r, split) for r in requests]
+        todo = [i for i, answer in enumerate(answers) if answer is None]
+        asked = []
+        for i in todo:
+            request = requests[i]
+            if isinstance(request, Temperature):
+                self.fill([request.candidate], [split])
+                p = self.predictions(request.candidate, split)
+                answers[i] = fit_temperature(p.logits, p.labels)
+            else:
+                asked.append(i)
+        if asked:
+            made = self._workers.measure([requests[i] for i in asked], split)
+            for i, answer in zip(asked, made, strict=True):
+                answers[i] = answer
+        return answers
+
+    def save(self, candidate: WeightCandidate) -> CheckpointRef:
+        """See `ports.Evaluator`."""
+        return self._workers.save(candidate)
+
+    def _load(self, candidate: WeightCandidate, split: Split) -> Predictions:
+        evaluation = self._shelf.find(candidate, split)
+        if evaluation is None:
+            self.fill([candidate], [split])
+            evaluation = self._shelf.find(candidate, split)
+            assert evaluation is not None
+        return self._shelf.predictions(evaluation, split)
+
+    def _find_distances(self, request: Distances, split: Split) -> Any:
+        return np.asarray(self.measure([request], split)[0])
+
+
+def reaches(result: Scores | Tally | Rejected, bound: int, accept: Accept) -> bool:
+    """Whether a result is accepted against `bound`; what was given up early never is."""
+    if isinstance(result, Rejected):
+        return False
+    return result.correct > bound if accept == "gt" else result.correct >= bound

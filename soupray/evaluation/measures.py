@@ -1,0 +1,193 @@
+"""Answers to requests about weights: everything that a recipe needs of them but scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from soupray.candidates import mean_of
+from soupray.checkpoints import Checkpoints
+from soupray.data.digits import Images, Labels
+from soupray.evaluation.network import Network
+from soupray.maths.neighbours import kth_distances
+from soupray.ports import (
+    Deviation,
+    Distances,
+    Failures,
+    FailureSet,
+    Fisher,
+    Gradient,
+    Gram,
+    Matrix,
+    Slope,
+    TensorNames,
+)
+from soupray.records import CheckpointRef
+
+GRAM_CHUNK = 2**18
+"""Elements of a tensor whose differences from theta_0 are in memory at a time, for each model."""
+
+EXACT_CLASSES = 10
+"""Up to so many classes the expectation over y of a Fisher is a sum; above, y is drawn."""
+
+FISHER_BYTES = 2**28
+"""Of per-sample gradients in memory at a time."""
+
+
+def failures(
+    network: Network, checkpoints: Checkpoints, request: Failures, data: tuple[Images, Labels]
+) -> FailureSet:
+    """VRF, algorithm 1, step 1: an un-shuffled, un-augmented pass over the training data."""
+    images, labels = data
+    logits, features = network.predict(request.fine_tuned, images)
+    right = logits.argmax(axis=1) == labels
+    reference, _ = network.predict(request.reference, images)
+    rows = right & (reference.argmax(axis=1) != labels)
+    if not rows.any():
+        return FailureSet(features=None, size=0)
+    chosen = {"features": torch.from_numpy(_normalised(features[rows]))}
+    ref = checkpoints.save(chosen, {"fine_tuned": request.fine_tuned.digest})
+    return FailureSet(features=ref, size=int(rows.sum()))
+
+
+def _normalised(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    normalised: npt.NDArray[np.float32] = features / np.maximum(length, np.finfo(np.float32).tiny)
+    return normalised
+
+
+def distances(
+    network: Network, checkpoints: Checkpoints, request: Distances, images: Images
+) -> tuple[float, ...]:
+    """VRF, algorithm 1, step 2, for every sample."""
+    _, features = network.predict(request.fine_tuned, images)
+    points = checkpoints.load(request.failures.sha256)["features"].numpy()
+    found = kth_distances(
+        _normalised(features), points, request.k, network.threads, network.device == "cuda"
+    )
+    return tuple(found.astype(np.float64).tolist())
+
+
+def gram(checkpoints: Checkpoints, request: Gram) -> dict[str, Matrix]:
+    """In float64, a chunk of each tensor at a time; integer tensors have none."""
+    origin = checkpoints.open(request.origin)
+    models = [checkpoints.open(sha) for sha in request.checkpoints]
+    grams: dict[str, Matrix] = {}
+    for name in origin.names:
+        start = origin[name]
+        if not start.is_floating_point():
+            continue
+        flat = start.reshape(-1)
+        tensors = [model[name].reshape(-1) for model in models]
+        total = torch.zeros(len(models), len(models), dtype=torch.float64)
+        for at in range(0, flat.numel(), GRAM_CHUNK):
+            rows = slice(at, at + GRAM_CHUNK)
+            delta = torch.stack([t[rows].double() for t in tensors]) - flat[rows].double()
+            total += delta @ delta.T
+        grams[name] = tuple(tuple(row) for row in total.tolist())
+    return grams
+
+
+def gradient(
+    network: Network, checkpoints: Checkpoints, request: Gradient, data: tuple[Images, Labels]
+) -> Slope:
+    """D loss / d alpha_gi = sum over the tensors t of group g of <d loss / d theta_t, theta_it>.
+
+    Memory: the live model and its gradient; ingredients are read tensor by tensor.
+    """
+    images, labels = data
+    rows = np.asarray(request.rows or range(len(labels)))
+    model = network.load(request.soup, torch.float32).requires_grad_(True)
+    model.zero_grad(set_to_none=True)
+    beta = torch.tensor(request.beta, dtype=torch.float32, requires_grad=True)
+    loss = 0.0
+    try:
+        for start in range(0, len(rows), network.batch_size):
+            part = rows[start : start + network.batch_size]
+            inputs = network.inputs(images[part])
+            wanted = torch.from_numpy(np.asarray(labels[part])).to(network.device)
+            mean = F.cross_entropy(beta.to(inputs.device) * model(inputs), wanted, reduction="sum")
+            (mean / len(rows)).backward()
+            loss += float(mean.detach()) / len(rows)
+        gradients = {
+            n: p.grad.cpu().double() for n, p in model.named_parameters() if p.grad is not None
+        }
+    finally:
+        model.requires_grad_(False).zero_grad(set_to_none=True)
+    named = [set(names) for names, _ in request.soup.layers]
+    groups = [*named, set(gradients) - set().union(*named)]
+    sources = [checkpoints.open(sha) for sha in request.soup.checkpoints]
+    slopes = tuple(
+        tuple(
+            sum(
+                float((gradients[n] * source[n].double()).sum())
+                for n in sorted(group & set(gradients))
+            )
+            for source in sources
+        )
+        for group in groups
+    )
+    assert beta.grad is not None
+    return Slope(loss=loss, coefficients=slopes, beta=float(beta.grad))
+
+
+def fisher(
+    network: Network, checkpoints: Checkpoints, request: Fisher, images: Images
+) -> CheckpointRef:
+    """F_j = E_x E_{y ~ p(y | x)} (d log p(y | x) / d theta_j)^2, from per-sample gradients.
+
+    x runs over `samples` training samples, evenly spaced (Matena and Raffel, arXiv:2111.09832).
+    """
+    rows = np.unique(np.linspace(0, len(images) - 1, request.samples).astype(int))
+    model = network.load(mean_of([request.checkpoint]), torch.float32)
+    parameters = {n: p.detach() for n, p in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+    size = sum(p.numel() for p in parameters.values()) * 4
+
+    def log_p(weights: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        logits = torch.func.functional_call(model, (weights, buffers), (x[None],))
+        return F.log_softmax(logits, dim=1)[0, y]
+
+    one_each = torch.func.vmap(torch.func.grad(log_p), in_dims=(None, 0, 0))
+    total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in parameters.items()}
+    inputs, labels, shares = _drawn(network, model, images[rows])
+    chunk = max(1, FISHER_BYTES // size)
+    for start in range(0, len(labels), chunk):
+        part = slice(start, start + chunk)
+        for name, g in one_each(parameters, inputs[part], labels[part]).items():
+            wide = g.double().square_().mul_(shares[part].reshape(-1, *[1] * (g.ndim - 1)))
+            total[name] += wide.sum(dim=0)
+    information = {n: (t / len(rows)).to(torch.float32) for n, t in total.items()}
+    return checkpoints.save(information, {"fisher_of": request.checkpoint})
+
+
+@torch.no_grad()
+def _drawn(
+    network: Network, model: torch.nn.Module, images: Images
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(inputs [M, ...], labels [M], shares [M]): each sample with all its y, or with one drawn."""
+    inputs = network.inputs(images)
+    p = model(inputs).double().softmax(dim=1)
+    n, classes = p.shape
+    if classes <= EXACT_CLASSES:
+        labels = torch.arange(classes, device=p.device).repeat(n)
+        return inputs.repeat_interleave(classes, dim=0), labels, p.reshape(-1)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.multinomial(p.cpu(), 1, generator=generator)[:, 0].to(p.device)
+    return inputs, labels, torch.ones(n, dtype=torch.float64, device=p.device)
+
+
+def deviation(network: Network, request: Deviation, images: Images) -> float:
+    """The largest |logit in bfloat16 - logit in float32| over evenly spaced samples."""
+    rows = np.unique(np.linspace(0, len(images) - 1, request.samples).astype(int))
+    low, _ = network.predict(request.candidate, images[rows], low=True)
+    high, _ = network.predict(request.candidate, images[rows])
+    return float(np.abs(low - high).max())
+
+
+def tensor_names(checkpoints: Checkpoints, request: TensorNames) -> tuple[str, ...]:
+    """In the order of the names; buffers that are not floating-point are left out."""
+    weights = checkpoints.open(request.checkpoint)
+    return tuple(n for n in weights.names if weights[n].is_floating_point())

@@ -1,0 +1,221 @@
+"""The live model: a candidate's weights put into a network, in float32 and in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from soupray.candidates import WeightCandidate
+from soupray.checkpoints import Checkpoints, Weights, create_record, find_record
+from soupray.errors import EvaluationError
+from soupray.maths.weights import Mixer
+from soupray.ports import Task
+from soupray.records import CheckpointRef, Setting, Split, digest
+
+Images = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
+
+STATISTICS_SAMPLES = 2000
+"""Training samples on which BatchNorm statistics of a soup are re-estimated, evenly spaced."""
+
+
+class Network:
+    """One live model in each precision and one running sum, however many the ingredients."""
+
+    def __init__(
+        self, task: Task, checkpoints: Checkpoints, setting: Setting, train: tuple[Split, Images]
+    ) -> None:
+        self._task, self._checkpoints, self._setting = task, checkpoints, setting
+        self._train_split, self._train_images = train
+        self._mixer = Mixer(checkpoints.open)
+        self._models: dict[torch.dtype, torch.nn.Module] = {}
+        self._loaded: dict[torch.dtype, WeightCandidate | None] = {}
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a forward pass."""
+        return self._setting.batch_size
+
+    @property
+    def threads(self) -> int:
+        """Of this process."""
+        return self._setting.threads
+
+    @property
+    def device(self) -> str:
+        """Cpu or cuda."""
+        return self._setting.device
+
+    def inputs(self, images: Images) -> torch.Tensor:
+        """Model inputs of images, on the device."""
+        return self._task.inputs(torch.from_numpy(np.array(images)).to(self._setting.device))
+
+    def tensors(self, candidate: WeightCandidate) -> Weights:
+        """All tensors of the candidate, with the BatchNorm statistics that it is evaluated with."""
+        weights = dict(self._mixer.tensors(candidate))
+        return weights | self._statistics(candidate)
+
+    def predict(
+        self, candidate: WeightCandidate, images: Images, low: bool = False
+    ) -> tuple[Logits, Any]:
+        """(logits [N, C], features [N, D]) float32, at the setting's batch shape.
+
+        `low`: in bfloat16, weights cast too. Raises EvaluationError if a logit is not finite.
+        """
+        dtype = torch.bfloat16 if low else torch.float32
+        logits, features = predict(self.load(candidate, dtype), self._task, images, self._setting)
+        if not np.isfinite(logits).all():
+            names = ", ".join(sha[:12] for sha in candidate.checkpoints)
+            raise EvaluationError(
+                f"candidate {candidate.digest[:12]} gives logits that are not finite: one of its "
+                f"ingredients ({names}) is broken. `soupray check` names it."
+            )
+        return logits, features
+
+    def load(self, candidate: WeightCandidate, dtype: torch.dtype) -> torch.nn.Module:
+        """The live model of that type, with the candidate's weights copied in."""
+        if dtype not in self._models:
+            model = self._task.model().to(self._setting.device, dtype)
+            self._models[dtype] = model.eval().requires_grad_(False)
+        if self._loaded.get(dtype) != candidate:
+            self._loaded[dtype] = None
+            statistics = self._statistics(candidate)
+            self._fill(candidate, self._models[dtype], statistics)
+            self._loaded[dtype] = candidate
+        return self._models[dtype]
+
+    def _fill(
+        self, candidate: WeightCandidate, model: torch.nn.Module, statistics: Weights
+    ) -> None:
+        slots = model.state_dict()
+        seen = set()
+        for name, mixed in self._mixer.tensors(candidate):
+            tensor = statistics.get(name, mixed)
+            if name not in slots or slots[name].shape != tensor.shape:
+                raise EvaluationError(
+                    f"tensor {name!r} {list(tensor.shape)} of candidate "
+                    f"{candidate.digest[:12]} does not fit the model of this spec."
+                )
+            slots[name].copy_(tensor)
+            seen.add(name)
+        if seen != set(slots):
+            missing = sorted(set(slots) - seen)[0]
+            raise EvaluationError(
+                f"candidate {candidate.digest[:12]} has no tensor {missing!r}, which the "
+                "model of this spec needs."
+            )
+
+    def _statistics(self, candidate: WeightCandidate) -> Weights:
+        """BatchNorm buffers of a soup, from the store or estimated now; a single keeps its own."""
+        if len(candidate.checkpoints) < 2 or not self._has_batch_norm():
+            return {}
+        path = statistics_path(candidate, self._train_split, self._setting)
+        ref: CheckpointRef | None = find_record(self._checkpoints.store, path, CheckpointRef)
+        if ref is None:
+            model = self._models[torch.float32]
+            self._loaded[torch.float32] = None
+            self._fill(candidate, model, {})
+            rows = np.linspace(0, len(self._train_images) - 1, STATISTICS_SAMPLES).astype(int)
+            images = self._train_images[np.unique(rows)]
+            estimated = estimate_statistics(model, self._task, images, self._setting)
+            ref = self._checkpoints.save(estimated, {"statistics": candidate.digest})
+            ref = create_record(self._checkpoints.store, path, ref)
+        return self._checkpoints.load(ref.sha256)
+
+    def _has_batch_norm(self) -> bool:
+        if torch.float32 not in self._models:
+            model = self._task.model().to(self._setting.device)
+            self._models[torch.float32] = model.eval().requires_grad_(False)
+        return any(True for _ in _batch_norms(self._models[torch.float32]))
+
+
+def statistics_path(candidate: WeightCandidate, train: Split, setting: Setting) -> str:
+    """Where the record of a soup's BatchNorm statistics is."""
+    key = [candidate, train.digest, setting, STATISTICS_SAMPLES]
+    return f"statistics/{digest(key)[:32]}.json"
+
+
+def _batch_norms(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            yield name, module
+
+
+@torch.inference_mode()
+def estimate_statistics(
+    model: torch.nn.Module, task: Task, images: Images, setting: Setting
+) -> Weights:
+    """running_mean and running_var of every BatchNorm layer over `images`, by name.
+
+    Only these layers are in training mode: each batch is normalised by its own statistics, as in
+    training. Mean and variance are pooled over all samples, within plus between batches, so that
+    every sample weighs the same; the last short batch too.
+    """
+    model.eval()
+    layers = dict(_batch_norms(model))
+    sums: dict[str, list[torch.Tensor]] = {}
+    hooks = [m.register_forward_pre_hook(_summing(sums, name)) for name, m in layers.items()]
+    momentum = {name: m.momentum for name, m in layers.items()}
+    try:
+        for layer in layers.values():
+            layer.train()
+            layer.momentum = 0.0  # the buffers are written once, at the end
+        for start in range(0, len(images), setting.batch_size):
+            batch = torch.from_numpy(np.array(images[start : start + setting.batch_size]))
+            model(task.inputs(batch.to(setting.device)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, layer in layers.items():
+            layer.eval()
+            layer.momentum = momentum[name]
+    estimated = {}
+    for name, (count, total, squares) in sums.items():
+        mean = total / count
+        variance = (squares / count - mean * mean).clamp_min(0) * (count / (count - 1))
+        estimated[f"{name}.running_mean"] = mean.to(torch.float32).cpu()
+        estimated[f"{name}.running_var"] = variance.to(torch.float32).cpu()
+    return estimated
+
+
+def _summing(sums: dict[str, list[torch.Tensor]], name: str) -> Any:
+    """A hook that adds up count, sum and sum of squares of a layer's inputs, in float64."""
+
+    def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        wide = inputs[0].to(torch.float64)
+        over = [d for d in range(wide.ndim) if d != 1]
+        count = torch.tensor(wide.numel() // wide.shape[1], dtype=torch.float64)
+        new = [count.to(wide.device), wide.sum(over), (wide * wide).sum(over)]
+        old = sums.get(name)
+        sums[name] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
+
+    return hook
+
+
+@torch.inference_mode()
+def predict(
+    model: torch.nn.Module, task: Task, images: Images, setting: Setting
+) -> tuple[Logits, Logits]:
+    """(logits [N, C], features [N, D]) float32 of `images` [N, ...], in the model's own type.
+
+    A short last batch is padded with zeros: the batch shape changes the low bits of every logit,
+    so that it must be the same for all models and shards.
+    """
+    model.eval()
+    dtype = next(model.parameters()).dtype
+    logits, features = [], []
+    for start in range(0, len(images), setting.batch_size):
+        batch = torch.from_numpy(np.array(images[start : start + setting.batch_size]))
+        real = len(batch)
+        if real < setting.batch_size:
+            padding = batch.new_zeros((setting.batch_size - real, *batch.shape[1:]))
+            batch = torch.cat([batch, padding])
+        inputs = task.inputs(batch.to(setting.device)).to(dtype)
+        hidden = model.features(inputs)  # type: ignore[operator]
+        logits.append(model.head(hidden)[:real].to(torch.float32).cpu().numpy())  # type: ignore[operator]
+        features.append(hidden[:real].to(torch.float32).cpu().numpy())
+    return np.concatenate(logits), np.concatenate(features)

@@ -1,0 +1,155 @@
+"""Which batch of which candidate to run next, so that the first that reaches a bound is found soon.
+
+Pure bookkeeping: no model, no Ray, no clock. One worker asks for one unit of work at a time; eight
+workers ask for more, and get the next batches of the same candidate, then those of the candidates
+behind it. Answers are counted in each candidate's own order of units, so that decisions and
+records are the same whatever runs where and whatever comes back first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from soupray.ports import Accept, Hints, Reached
+from soupray.records import Rejected, Tally, pack_right
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Unit(NamedTuple):
+    """Work for one worker: these samples through that candidate, in low precision or not."""
+
+    candidate: int
+    rows: tuple[int, ...]
+    low: bool
+
+
+class Answer(NamedTuple):
+    """By row of the unit: whether it was right; and, in low precision, whether that is unsure."""
+
+    right: Mask
+    unsure: Mask
+
+
+class _Count:
+    """What is known of one candidate. Units are a function of the answers before them."""
+
+    def __init__(self, index: int, batches: list[tuple[int, ...]], low: bool) -> None:
+        self.index, self.low = index, low
+        self._batches = batches
+        self._issued: set[Unit] = set()
+        self._answers: dict[Unit, Answer] = {}
+        self._next = 0
+        self._unsure: list[int] = []
+        self._size = len(batches[0]) if batches else 1
+        self.right = np.zeros(sum(map(len, batches)), bool)
+        self.seen = self.correct = 0
+
+    def _required(self) -> Unit | None:
+        """The unit whose answer is counted next: unsure samples as soon as they fill a batch."""
+        done = self._next == len(self._batches)
+        if len(self._unsure) >= self._size or (done and self._unsure):
+            return Unit(self.index, tuple(self._unsure[: self._size]), False)
+        return None if done else Unit(self.index, self._batches[self._next], self.low)
+
+    def issue(self) -> Unit | None:
+        """A unit that nobody was given yet: what is required next, or a batch further on."""
+        required = self._required()
+        if required is not None and required not in self._issued:
+            self._issued.add(required)
+            return required
+        for rows in self._batches[self._next :]:
+            unit = Unit(self.index, rows, self.low)
+            if unit not in self._issued:
+                self._issued.add(unit)
+                return unit
+        return None
+
+    def take(self, unit: Unit, answer: Answer) -> None:
+        self._answers[unit] = answer
+
+    def advance(self) -> bool:
+        """Count one more unit, if its answer is here."""
+        unit = self._required()
+        if unit is None or unit not in self._answers:
+            return False
+        answer = self._answers.pop(unit)
+        sure = ~answer.unsure
+        rows = np.asarray(unit.rows)
+        self.right[rows[sure]] = answer.right[sure]
+        self.seen += int(sure.sum())
+        self.correct += int(answer.right[sure].sum())
+        if unit.low == self.low:
+            self._next += 1
+            self._unsure += rows[answer.unsure].tolist()
+        else:
+            self._unsure = self._unsure[len(unit.rows) :]
+        return True
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sample is counted."""
+        return self._required() is None
+
+
+class FirstReaching:
+    """The first of `count` candidates, in order, whose correct count reaches `bound`."""
+
+    def __init__(
+        self, count: int, hints: Hints, batch_size: int, bound: int, accept: Accept, low: bool
+    ) -> None:
+        order = hints.order
+        batches = [order[s : s + batch_size] for s in range(0, len(order), batch_size)]
+        self._n, self._bound = len(order), bound
+        self._needed = bound + 1 if accept == "gt" else bound
+        self._counts = [_Count(i, batches, low) for i in range(count)]
+        self._results: list[Tally | Rejected | None] = [None] * count
+        self.samples = 0
+
+    def next(self) -> Unit | None:
+        """Work for an idle worker; None if there is nothing to do but wait."""
+        for count, result in zip(self._counts, self._results, strict=True):
+            if isinstance(result, Tally) and result.correct >= self._needed:
+                return None  # what comes after a hit is tried against another soup
+            if result is None and (unit := count.issue()) is not None:
+                return unit
+        return None
+
+    def take(self, unit: Unit, answer: Answer) -> None:
+        """Count an answer. Answers to what is decided already are dropped."""
+        self.samples += len(unit.rows)
+        if self._results[unit.candidate] is not None:
+            return
+        count = self._counts[unit.candidate]
+        count.take(unit, answer)
+        while count.advance():
+            if count.correct + self._n - count.seen < self._needed:
+                self._results[unit.candidate] = Rejected(
+                    seen=count.seen, correct=count.correct, bound=self._bound
+                )
+                return
+        if count.complete:
+            self._results[unit.candidate] = Tally(
+                n=self._n, correct=count.correct, right=pack_right(count.right)
+            )
+
+    def settled(self) -> Reached | None:
+        """The answer, as soon as it is certain."""
+        found: list[Tally | Rejected] = []
+        for result in self._results:
+            if result is None:
+                return None
+            found.append(result)
+            if isinstance(result, Tally) and result.correct >= self._needed:
+                return Reached(results=tuple(found), hit=True)
+        return Reached(results=tuple(found), hit=False)
+
+
+def hardest_first(right: Sequence[Mask]) -> tuple[int, ...]:
+    """All samples, those that most models got wrong first; ties by index."""
+    wrong = np.sum([~mask for mask in right], axis=0)
+    return tuple(np.argsort(-wrong, kind="stable").tolist())

@@ -1,0 +1,123 @@
+"""What is known already: evaluations, decisions and measures in the store, by their contents.
+
+    evaluations/<key>.json    Evaluation: scores and logits of one model on one split
+    decisions/<key>.json      Tally or Rejected: a candidate against a bound
+    measures/<key>.json       answers to requests
+
+A key is made of digests: the candidate's (which names its weights), the split's, and the setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from soupray.candidates import Candidate, WeightCandidate, mean_of
+from soupray.checkpoints import Checkpoints, create_record, find_record
+from soupray.evaluation.network import statistics_path
+from soupray.maths.metrics import score
+from soupray.ports import Accept, Request
+from soupray.records import (
+    CheckpointRef,
+    Evaluation,
+    Ingredient,
+    Predictions,
+    Rejected,
+    Scores,
+    Setting,
+    Split,
+    Tally,
+    digest,
+)
+
+Decision = Tally | Rejected
+
+
+class Shelf:
+    """Finds and keeps results. Create-only: whoever comes second adopts the first's."""
+
+    def __init__(self, checkpoints: Checkpoints, setting: Setting) -> None:
+        self._checkpoints, self._store, self._setting = checkpoints, checkpoints.store, setting
+        self._known: dict[tuple[str, str], Evaluation] = {}
+
+    def add(self, ingredients: tuple[Ingredient, ...]) -> None:
+        """Ingredients were evaluated on held-out data when they were trained."""
+        for i in ingredients:
+            if i.trial.setting == self._setting:
+                key = (mean_of([i.checkpoint.sha256]).digest, i.held_out.split)
+                self._known[key] = Evaluation(scores=i.held_out, logits=i.logits)
+
+    def find(self, candidate: WeightCandidate, split: Split) -> Evaluation | None:
+        """The evaluation of a model, if there is one."""
+        key = (candidate.digest, split.digest)
+        if key not in self._known:
+            found = find_record(self._store, self._path("evaluations", *key), Evaluation)
+            if found is None:
+                return None
+            self._known[key] = found
+        return self._known[key]
+
+    def keep(self, candidate: WeightCandidate, predictions: Predictions) -> Evaluation:
+        """Store logits and scores."""
+        logits = save_logits(self._checkpoints, predictions)
+        made = Evaluation(scores=score(predictions), logits=logits)
+        path = self._path("evaluations", candidate.digest, predictions.split.digest)
+        return create_record(self._store, path, made)
+
+    def predictions(self, evaluation: Evaluation, split: Split) -> Predictions:
+        """The stored logits."""
+        stored = self._checkpoints.load(evaluation.logits.sha256)
+        return Predictions(
+            split=split, logits=stored["logits"].numpy(), labels=stored["labels"].numpy()
+        )
+
+    def decision(
+        self, candidate: Candidate, split: Split, bound: int, accept: Accept
+    ) -> Scores | Decision | None:
+        """What is known of a candidate against a bound."""
+        path = self._path("decisions", candidate.digest, split.digest, bound, accept)
+        found: Decision | None = find_record(self._store, path, Decision)
+        return found
+
+    def keep_decision(
+        self, candidate: Candidate, split: Split, against: tuple[int, Accept], made: Decision
+    ) -> None:
+        """Store what came out of a comparison with a bound."""
+        path = self._path("decisions", candidate.digest, split.digest, *against)
+        create_record(self._store, path, made, Decision)
+
+    def answer(self, request: Request[Any], split: Split) -> Any:
+        """The answer to an earlier request, or None."""
+        return find_record(
+            self._store, self._path("measures", request, split.digest), request.answer
+        )
+
+    def keep_answer(self, request: Request[Any], split: Split, answer: Any) -> Any:
+        """Store an answer."""
+        path = self._path("measures", request, split.digest)
+        return create_record(self._store, path, answer, request.answer)
+
+    def statistics(self, candidates: Sequence[Candidate], train: Split) -> dict[str, CheckpointRef]:
+        """The BatchNorm statistics that soups were evaluated with, by the soup's digest."""
+        members = dict.fromkeys(m for c in candidates for m in c.members)
+        found = {}
+        for member in members:
+            path = statistics_path(member, train, self._setting)
+            if len(member.checkpoints) > 1:
+                found[member.digest] = find_record(self._store, path, CheckpointRef)
+        return {name: ref for name, ref in found.items() if ref is not None}
+
+    def _path(self, folder: str, *parts: object) -> str:
+        return f"{folder}/{digest([*parts, self._setting])[:32]}.json"
+
+
+def save_logits(checkpoints: Checkpoints, predictions: Predictions) -> CheckpointRef:
+    """Logits [N, C] and labels [N] as one object."""
+    tensors = {
+        "logits": torch.from_numpy(np.ascontiguousarray(predictions.logits)),
+        "labels": torch.from_numpy(np.array(predictions.labels)),
+    }
+    return checkpoints.save(tensors, {"split": predictions.split.digest})

@@ -1,0 +1,82 @@
+"""LiNeS (arXiv:2410.17146): WiSE-FT by depth, shallow layers closer to theta_0 than deep ones.
+
+theta_0 + lambda_l (theta_1 - theta_0), lambda_l = alpha + (1 - alpha) l / (L - 1) for block l of
+L; the head counts as the last block, other tensors outside the blocks take alpha.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from soupray.candidates import Candidate, LayerSoup, Outcome, Step, WeightSoup
+from soupray.ports import Selection, TensorNames
+from soupray.recipes.starts import starts
+
+GRID = 10
+"""alpha = 0, .1, ..., 1."""
+
+_BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks?|layers?|stages?)\.?(\d+)\.")
+
+
+def lines(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
+    """The alpha that is best on held-out data (ties to the smaller), for each theta_1."""
+    pool = selection.pool
+    (names,) = selection.measure([TensorNames(checkpoint=pool.checkpoints[0])])
+    depth = depths(names)
+    outcomes = []
+    for name, theta_1 in starts(earlier):
+        candidates: list[Candidate] = [
+            scaled(pool.init.sha256, theta_1, depth, k) for k in range(GRID + 1)
+        ]
+        scores = selection.scores(candidates)
+        best = max(range(GRID + 1), key=lambda k: (scores[k].correct, -k))
+        outcomes.append(
+            Outcome(
+                name=f"lines({name})",
+                recipe="lines",
+                options={"theta_1": name, "alpha": best / GRID},
+                candidate=candidates[best],
+                held_out=scores[best],
+                trace=tuple(
+                    Step(candidate=c, result=s, accepted=k == best)
+                    for k, (c, s) in enumerate(zip(candidates, scores, strict=True))
+                ),
+            )
+        )
+    return outcomes
+
+
+def depths(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """(l, L - 1) by tensor name; l = 0 outside the blocks, and L - 1 = 0 where there are none."""
+    blocks = {n: int(m.group(1)) for n in names if (m := _BLOCK.search(n))}
+    order = {block: level for level, block in enumerate(sorted(set(blocks.values())))}
+    last = max(len(order) - 1, 0)
+    return {
+        n: (last if n.startswith("head.") else order[blocks[n]] if n in blocks else 0, last)
+        for n in names
+    }
+
+
+def scaled(
+    init: str, theta_1: WeightSoup | LayerSoup, depth: dict[str, tuple[int, int]], k: int
+) -> Candidate:
+    """The model at alpha = k / GRID, in exact rationals; theta_1 itself at alpha = 1."""
+    last = max((total for _, total in depth.values()), default=0)
+    if k == GRID or last == 0:
+        return theta_1
+    unit = GRID * last  # lambda = (k last + (GRID - k) l) / (GRID last)
+    own = theta_1.numerators() if isinstance(theta_1, LayerSoup) else {}
+    rest = theta_1.rest if isinstance(theta_1, LayerSoup) else tuple(n for _, n in theta_1.parts)
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, (level, _) in depth.items():
+        share = k * last + (GRID - k) * level
+        numerators = tuple(share * n for n in own.get(name, rest))
+        row = ((unit - share) * theta_1.denominator, *numerators)
+        groups.setdefault(row, []).append(name)
+    return LayerSoup(
+        checkpoints=(init, *theta_1.checkpoints),
+        layers=tuple((tuple(names), row) for row, names in groups.items()),
+        rest=(0, *(unit * n for n in rest)),
+        denominator=unit * theta_1.denominator,
+    )

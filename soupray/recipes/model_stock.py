@@ -1,0 +1,64 @@
+"""Model Stock (arXiv:2403.19522): how far to go from theta_0 to the mean, from angles alone.
+
+Per tensor: cos = mean pairwise cosine of theta_i - theta_0, t = K cos / (1 + (K - 1) cos),
+theta = t mean(theta_i) + (1 - t) theta_0. No data are used.
+"""
+
+from __future__ import annotations
+
+import math
+
+from soupray.candidates import QUANTUM, LayerSoup, Outcome, mean_of
+from soupray.ports import Gram, Matrix, Selection
+
+
+def model_stock(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
+    """The soup; a tensor that no trial changed stays that of theta_0."""
+    pool = selection.pool
+    models = pool.checkpoints
+    candidate: LayerSoup
+    (grams,) = selection.measure([Gram(checkpoints=tuple(models), origin=pool.init.sha256)])
+    layers: dict[int, list[str]] = {}
+    clamped = []
+    for name, gram in grams.items():
+        t = ratio(gram)
+        if not 0 <= t <= 1:
+            clamped.append(name)
+        layers.setdefault(round(min(max(t, 0.0), 1.0) * QUANTUM), []).append(name)
+    k = len(models)
+
+    def numerators(t: int) -> tuple[int, ...]:
+        return ((QUANTUM - t) * k, *[t] * k)
+
+    candidate = LayerSoup(
+        checkpoints=(pool.init.sha256, *models),
+        layers=tuple((tuple(names), numerators(t)) for t, names in sorted(layers.items())),
+        rest=numerators(0),
+        denominator=QUANTUM * k,
+    )
+    (scores,) = selection.scores([candidate if k > 1 else mean_of(models)])
+    notes = (f"model_stock: t clamped to [0, 1] for {', '.join(clamped)}",) if clamped else ()
+    return [
+        Outcome(
+            name="model_stock",
+            recipe="model_stock",
+            options={},
+            candidate=candidate if k > 1 else mean_of(models),
+            held_out=scores,
+            notes=notes,
+        )
+    ]
+
+
+def ratio(gram: Matrix) -> float:
+    """T from the inner products [K, K] of one tensor's differences; 0 if none of them changed."""
+    k = len(gram)
+    norms = [math.sqrt(gram[i][i]) for i in range(k)]
+    if k == 1:
+        return 1.0
+    if min(norms) == 0:
+        return 0.0
+    pairs = [gram[i][j] / (norms[i] * norms[j]) for i in range(k) for j in range(i)]
+    cos = sum(pairs) / len(pairs)
+    below = 1 + (k - 1) * cos
+    return k * cos / below if below > 0 else 0.0

@@ -1,0 +1,67 @@
+"""Output-space ensemble of a fine-tuned model and the anchor (WiSE-FT, arXiv:2109.01903).
+
+a f_ft + (1 - a) f_anchor, of logits, or of probabilities calibrated by temperatures; a is best on
+held-out data, end points included. Two forward passes a sample; WiSE-FT in weight space takes one.
+"""
+
+from __future__ import annotations
+
+from soupray.candidates import (
+    Candidate,
+    Outcome,
+    OutputEnsemble,
+    Space,
+    Step,
+    WeightCandidate,
+    ensemble_of,
+    mean_of,
+)
+from soupray.ports import Selection, Temperature
+from soupray.recipes.starts import starts
+
+GRID = 20
+"""a = 0, .05, ..., 1."""
+
+SPACES: tuple[Space, ...] = ("logits", "probabilities")
+
+
+def ose(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
+    """The best a, in both spaces, for each fine-tuned model."""
+    anchor = mean_of([selection.pool.anchor.sha256])
+    outcomes = []
+    for name, fine_tuned in starts(earlier):
+        asked = [Temperature(candidate=fine_tuned), Temperature(candidate=anchor)]
+        hot, cold = selection.measure(asked)
+        for space in SPACES:
+            t = (hot, cold) if space == "probabilities" else (1.0, 1.0)
+            candidates: list[Candidate] = [
+                mixed(fine_tuned, anchor, t, k, space) for k in range(GRID + 1)
+            ]
+            scores = selection.scores(candidates)
+            best = max(range(GRID + 1), key=lambda k: (scores[k].correct, -k))
+            outcomes.append(
+                Outcome(
+                    name=f"ose({name}, {space})",
+                    recipe="ose",
+                    options={"theta_1": name, "space": space, "alpha": best / GRID},
+                    candidate=candidates[best],
+                    held_out=scores[best],
+                    trace=tuple(
+                        Step(candidate=c, result=s, accepted=k == best)
+                        for k, (c, s) in enumerate(zip(candidates, scores, strict=True))
+                    ),
+                )
+            )
+    return outcomes
+
+
+def mixed(
+    fine_tuned: WeightCandidate,
+    anchor: WeightCandidate,
+    temperatures: tuple[float, float],
+    k: int,
+    space: Space,
+) -> OutputEnsemble:
+    """A = k / GRID of the fine-tuned model; a model whose share is 0 is not run."""
+    parts = [(fine_tuned, k, temperatures[0]), (anchor, GRID - k, temperatures[1])]
+    return ensemble_of(parts, GRID, space)

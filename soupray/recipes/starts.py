@@ -1,0 +1,48 @@
+"""What recipes that go on from another model start from: the best single one and the best soup."""
+
+from __future__ import annotations
+
+from soupray.candidates import LayerSoup, Outcome, WeightSoup, mean_of, weight_soup
+
+SOUPS = ("uniform", "greedy", "replacement", "pruned", "learned", "learned_by_layer", "model_stock")
+"""Recipes whose result is a set of coefficients, which can be interpolated exactly."""
+
+
+def starts(earlier: tuple[Outcome, ...]) -> list[tuple[str, WeightSoup | LayerSoup]]:
+    """(name, theta_1): the best single model, and the soup best on held-out data if another."""
+    single = [o for o in earlier if o.recipe == "best_single"]
+    soups = [o for o in earlier if o.recipe in SOUPS]
+    best = sorted(soups, key=lambda o: (-o.held_out.correct, o.name))[:1]
+    chosen = single + [o for o in best if o.candidate != single[0].candidate]
+    found = []
+    for outcome in chosen:
+        assert isinstance(outcome.candidate, WeightSoup | LayerSoup)
+        found.append((outcome.name, outcome.candidate))
+    return found
+
+
+def interpolate(
+    anchor: str, theta_1: WeightSoup | LayerSoup, numerator: int, grid: int
+) -> WeightSoup | LayerSoup:
+    """(1 - a) anchor + a theta_1 with a = numerator / grid, in exact rationals.
+
+    a = 0 is the anchor and a = 1 is theta_1, as equal records and hence as equal bytes.
+    """
+    if numerator == 0:
+        return mean_of([anchor])
+    if numerator == grid:
+        return theta_1
+    rest = (grid - numerator) * theta_1.denominator
+    if isinstance(theta_1, WeightSoup):
+        parts = [(anchor, rest), *((sha, numerator * n) for sha, n in theta_1.parts)]
+        return weight_soup(parts, grid * theta_1.denominator)
+
+    def mixed(numerators: tuple[int, ...]) -> tuple[int, ...]:
+        return (rest, *(numerator * n for n in numerators))
+
+    return LayerSoup(
+        checkpoints=(anchor, *theta_1.checkpoints),
+        layers=tuple((names, mixed(numerators)) for names, numerators in theta_1.layers),
+        rest=mixed(theta_1.rest),
+        denominator=grid * theta_1.denominator,
+    )

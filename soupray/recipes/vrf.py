@@ -1,0 +1,102 @@
+"""VRF, variance reduction fine-tuning (arXiv:2411.06966, algorithm 1): an ensemble by sample.
+
+The further a sample is from those that fine-tuning put right (the zero-shot failure set), the more
+the anchor is believed: omega = sigmoid(-(d - a) / b). a, b and k are chosen on held-out data, on a
+grid that spans the distances seen there; constant omegas, which make it an output-space ensemble
+(OSE), are among the choices, so that it is never below that on the data it was chosen on.
+"""
+
+from __future__ import annotations
+
+from soupray.candidates import Candidate, Outcome, Step, VRFEnsemble, WeightCandidate, mean_of
+from soupray.ports import Distances, Failures, FailureSet, Selection, Temperature
+from soupray.recipes.ose import GRID, mixed
+from soupray.recipes.starts import starts
+
+NEIGHBOURS = (0.001, 0.01, 0.1)
+"""k as a share of the failure set; the paper has 0.001."""
+
+QUANTILES = tuple(q / 10 for q in range(11))
+"""Of the held-out distances: the values of a."""
+
+WIDTHS = (0.1, 0.3, 1.0, 3.0)
+"""b in units of the spread between the 10 % and the 90 % quantile."""
+
+
+def vrf(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
+    """For the best single model, and for the best soup."""
+    return [_vrf(selection, name, fine_tuned) for name, fine_tuned in starts(earlier)]
+
+
+def _vrf(selection: Selection, name: str, fine_tuned: WeightCandidate) -> Outcome:
+    anchor = mean_of([selection.pool.anchor.sha256])
+    hot, cold = selection.measure(
+        [Temperature(candidate=fine_tuned), Temperature(candidate=anchor)]
+    )
+    (found,) = selection.measure([Failures(fine_tuned=fine_tuned, reference=anchor)])
+    candidates: list[Candidate] = [
+        mixed(fine_tuned, anchor, (hot, cold), k, "probabilities") for k in range(GRID + 1)
+    ]
+    notes = []
+    if found.features is None:
+        notes.append(
+            f"vrf({name}): the zero-shot failure set is empty (no training sample that the model "
+            "gets right and the anchor wrong): omega is constant"
+        )
+    else:
+        candidates += _grid(selection, fine_tuned, anchor, (hot, cold), found)
+    scores = selection.scores(candidates)
+    # Many of the grid make the same decisions: the better calibrated one wins, then the first.
+    best = max(range(len(candidates)), key=lambda i: (scores[i].correct, -scores[i].nll, -i))
+    chosen = candidates[best]
+    options: dict[str, str | int | float] = {"theta_1": name, "failures": found.size}
+    if isinstance(chosen, VRFEnsemble):
+        options |= {"k": chosen.k, "a": chosen.a, "b": chosen.b}
+    else:
+        options |= {"omega": best / GRID}
+    return Outcome(
+        name=f"vrf({name})",
+        recipe="vrf",
+        options=options,
+        candidate=chosen,
+        held_out=scores[best],
+        trace=(Step(candidate=chosen, result=scores[best], accepted=True),),
+        notes=tuple(notes),
+    )
+
+
+def _grid(
+    selection: Selection,
+    fine_tuned: WeightCandidate,
+    anchor: WeightCandidate,
+    temperatures: tuple[float, float],
+    found: FailureSet,
+) -> list[Candidate]:
+    assert found.features is not None
+    ks = list(dict.fromkeys(max(1, int(p * found.size)) for p in NEIGHBOURS))
+    asked = [Distances(fine_tuned=fine_tuned, failures=found.features, k=k) for k in ks]
+    candidates: list[Candidate] = []
+    for k, distances in zip(ks, selection.measure(asked), strict=True):
+        levels = sorted(set(quantiles(distances)))
+        low, high = quantiles(distances)[1], quantiles(distances)[-2]
+        spread = (high - low) or high or 1.0
+        candidates += [
+            VRFEnsemble(
+                fine_tuned=fine_tuned,
+                reference=anchor,
+                temperatures=temperatures,
+                failures=found.features,
+                k=k,
+                a=a,
+                b=width * spread,
+            )
+            for a in levels
+            for width in WIDTHS
+        ]
+    return candidates
+
+
+def quantiles(values: tuple[float, ...]) -> list[float]:
+    """At QUANTILES, of the sorted values, without interpolation."""
+    ranked = sorted(values)
+    return [ranked[round(q * (len(ranked) - 1))] for q in QUANTILES]
