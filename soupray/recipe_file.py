@@ -25,8 +25,8 @@ Probabilities = npt.NDArray[np.float32]
 class RecipeFile(Record, frozen=True, kw_only=True):
     """What a soup is made of. `sha256` is that of its safetensors file, once it was made.
 
-    `ingredients` names the checkpoints for people: trial key, or zero_shot. `spec` says where the
-    store is and what the model is; it holds no secret.
+    `ingredients` names the checkpoints for people: trial key, zero_shot or init. `spec` says where
+    the store is and what the model is; it holds no secret.
     """
 
     format: int = 1
@@ -97,13 +97,13 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Probab
     """
     from soupray.home import default_home
     from soupray.settling import settle
-    from soupray.tasks.image import OpenClipTask
+    from soupray.tasks import task_of
 
     read = read_recipe(Path(recipe))
     spec = spec_of(read)
     place = settle(spec, home or default_home()).place
     checkpoints = Checkpoints(place.open_store(), Path(place.cache) / "weights")
-    task = OpenClipTask(spec.task)
+    task = task_of(spec.task)
     model = task.model()
     try:
         model.load_state_dict(dict(Mixer(checkpoints.open).tensors(read.candidate)))
