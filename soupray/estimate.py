@@ -11,7 +11,8 @@ from soupray.recipes.wise_ft import ALPHAS
 from soupray.records import Record
 from soupray.reporting.plots import LINE_GRID
 from soupray.spec import SweepSpec
-from soupray.tasks.image import OpenClipTask
+from soupray.subject import TrainedInit
+from soupray.tasks import task_of
 
 
 class DryRun(Record, frozen=True, kw_only=True):
@@ -33,11 +34,14 @@ def dry_run(spec: SweepSpec, home: Path) -> DryRun:
     """
     data = open_data(spec, home / "cache" / "data")
     weights = sum(
-        t.numel() * t.element_size() for t in OpenClipTask(spec.task).model().state_dict().values()
+        t.numel() * t.element_size() for t in task_of(spec.task).model().state_dict().values()
     )
     held_out, k = data.split("held_out").size, spec.search.trials
-    reported = sum(s.size for s in data.splits if s.role in ("test", "shift"))
+    reported = sum(s.size for s in data.splits if s.role not in ("train", "held_out"))
     epochs = sum(int(t.hparams["epochs"]) for t in plan(spec))
+    init_epochs = 0
+    if isinstance(spec.init, TrainedInit):
+        init_epochs = spec.init.trained.numbers()["epochs"]
     lines = 2 if "wise_ft" in spec.recipes else 0
     candidates = 1 + k * ("greedy" in spec.recipes) + 1 + lines * len(ALPHAS)
     models = k + 4 + lines * (LINE_GRID + 1)
@@ -45,7 +49,7 @@ def dry_run(spec: SweepSpec, home: Path) -> DryRun:
     return DryRun(
         trials=k,
         epochs=epochs,
-        training_samples=epochs * data.split("train").size,
+        training_samples=(epochs + init_epochs) * data.split("train").size,
         held_out_samples=(epochs + k) * held_out,
         soup_held_out_samples=candidates * held_out,
         reported_samples=models * reported,

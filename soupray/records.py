@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 R = TypeVar("R")
-Role = Literal["train", "held_out", "test", "shift"]
+Role = Literal["train", "held_out", "rank", "test", "shift"]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,6 +71,7 @@ class Basis(Record, frozen=True, kw_only=True):
     splits: tuple[Split, ...]
     init: CheckpointRef
     anchor: CheckpointRef
+    anchor_name: str = "zero_shot"
 
     def split(self, name: str) -> Split:
         """The split called `name`."""
@@ -78,8 +79,8 @@ class Basis(Record, frozen=True, kw_only=True):
 
     @property
     def reported(self) -> tuple[Split, ...]:
-        """Test and shifts: the splits that nothing may be chosen on."""
-        return tuple(s for s in self.splits if s.role in ("test", "shift"))
+        """Rank, test and shifts: the splits that nothing may be chosen on."""
+        return tuple(s for s in self.splits if s.role in ("rank", "test", "shift"))
 
 
 class Setting(Record, frozen=True, kw_only=True):
@@ -203,6 +204,7 @@ class Pool(Record, frozen=True, kw_only=True):
     init: CheckpointRef
     anchor: CheckpointRef
     ingredients: tuple[Ingredient, ...]
+    anchor_name: str = "zero_shot"
 
     @property
     def checkpoints(self) -> list[str]:
@@ -213,7 +215,12 @@ class Pool(Record, frozen=True, kw_only=True):
 def pool_of(basis: Basis, ingredients: list[Ingredient]) -> Pool:
     """A pool in canonical order, whatever order `ingredients` come in."""
     ranked = sorted(ingredients, key=lambda i: (-i.held_out.correct, i.trial.key))
-    return Pool(init=basis.init, anchor=basis.anchor, ingredients=tuple(ranked))
+    return Pool(
+        init=basis.init,
+        anchor=basis.anchor,
+        ingredients=tuple(ranked),
+        anchor_name=basis.anchor_name,
+    )
 
 
 class Evaluation(Record, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
@@ -16,6 +16,7 @@ from soupray.errors import ConfigError
 from soupray.recipes import Option, check_recipes
 from soupray.records import Setting, digest
 from soupray.space import Count, NonNegative, Positive, Search, SpecModel
+from soupray.subject import DataSpec, Init, TaskSpec
 
 
 def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
@@ -27,48 +28,6 @@ def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
         return text
 
     return pydantic.AfterValidator(check)
-
-
-class TaskSpec(SpecModel):
-    """An open_clip model, classified zero-shot by prompts, fine-tuned end to end.
-
-    `model` is an architecture that open_clip knows, or `local-dir:PATH`, or `soupray:digits`, the
-    small model in this package. `pretrained` is open_clip's tag or a local file.
-    """
-
-    kind: Literal["open_clip"]
-    model: str
-    pretrained: str | None = None
-    classes: tuple[str, ...] = Field(min_length=2)
-    templates: tuple[str, ...] = Field(min_length=1)
-
-    @pydantic.field_validator("templates")
-    @classmethod
-    def _have_a_slot(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        for template in templates:
-            rest = template.replace("{}", "", 1)
-            if rest == template or "{" in rest or "}" in rest:
-                raise ValueError(f"the template {template!r} needs one {{}}, for the class name")
-        return templates
-
-
-class DataSpec(SpecModel):
-    """Scikit-learn's copy of the UCI digits, as 32 x 32 images.
-
-    `train_per_class` images a class to train on, `held_out` to choose with, the rest is ID test.
-    """
-
-    kind: Literal["digits"]
-    train_per_class: Count = 20
-    held_out: Annotated[int, Field(ge=0)] = 500
-    shifts: tuple[Literal["inverted", "rotated", "noise", "low_contrast", "thickened"], ...] = ()
-
-    @pydantic.field_validator("shifts")
-    @classmethod
-    def _differ(cls, shifts: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(shifts)) < len(shifts):
-            raise ValueError("a shift is listed twice")
-        return shifts
 
 
 class Resources(SpecModel):
@@ -88,10 +47,10 @@ class SweepSpec(SpecModel):
     threads: Count = 1
     evaluation_batch: Count = 250
     precision: Literal["fp32", "cascade", "bf16"] = "fp32"
-    task: TaskSpec
-    data: DataSpec
-    init: Literal["zero_shot"] = "zero_shot"
-    anchor: Literal["zero_shot"] = "zero_shot"
+    task: Annotated[TaskSpec, Field(discriminator="kind")]
+    data: Annotated[DataSpec, Field(discriminator="kind")]
+    init: Annotated[Init, Field(validate_default=True)] = "zero_shot"
+    anchor: Annotated[Literal["zero_shot", "init"], Field(validate_default=True)] = "zero_shot"
     search: Search
     resources: Resources = Resources()
     storage: Annotated[
@@ -107,6 +66,17 @@ class SweepSpec(SpecModel):
     ]
     recipes: dict[str, dict[str, Option]]
 
+    @pydantic.field_validator("init", "anchor")
+    @classmethod
+    def _suits_the_task(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        task = info.data.get("task")
+        if value == "zero_shot" and task is not None and task.kind != "open_clip":
+            write = {"init": "init: {trained: {lr: ..., epochs: ...}}", "anchor": "anchor: init"}
+            raise ValueError(
+                f"a {task.kind} model has no zero-shot head; write {write[str(info.field_name)]}"
+            )
+        return value
+
     def __hash__(self) -> int:
         """Of all fields; pydantic's own fails on the dictionary of recipes."""
         return hash(self.model_dump_json())
@@ -120,6 +90,11 @@ class SweepSpec(SpecModel):
             threads=self.threads,
             device="cuda" if self.resources.gpu else "cpu",
         )
+
+    @property
+    def init_name(self) -> str:
+        """How theta_0 is made: zero_shot or trained."""
+        return self.init if isinstance(self.init, str) else "trained"
 
     @property
     def digest(self) -> str:
@@ -200,7 +175,7 @@ def _explain(error: pydantic.ValidationError, source: str) -> str:
         names.append(last)
     where = ".".join(map(str, names)) or "(top level)"
     if first["type"] == "extra_forbidden":
-        allowed = _fields_at([str(p) for p in names[:-1]])
+        allowed = _fields_at(inner)
         close = difflib.get_close_matches(str(names[-1]), allowed, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"{source}: {where}: unknown key.{hint} Allowed: {', '.join(allowed)}."
@@ -211,23 +186,35 @@ def _explain(error: pydantic.ValidationError, source: str) -> str:
     return f"{source}: {where}: {value!r} is not allowed: {message}."
 
 
-def _fields_at(names: list[str]) -> list[str]:
-    """Keys allowed in the mapping that `names` lead to."""
-    model: Any = SweepSpec
-    for name in names:
-        annotation = model.model_fields[name].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, SpecModel))
-    return list(model.model_fields)
+def _fields_at(loc: list[int | str]) -> list[str]:
+    """Keys allowed in the mapping that `loc`, pydantic's path, leads to."""
+    models: list[Any] = [SweepSpec]
+    for part in loc:
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        # What is no field is the tag of a union, which says which of its models is meant.
+        tagged = [m for m in models if part in _kinds(m)]
+        models = [inner for f in fields for inner in _models(f.annotation)] or tagged or models
+    return list(models[0].model_fields)
+
+
+def _models(annotation: Any) -> list[Any]:
+    """The models in a field's type, through unions and annotations."""
+    if isinstance(annotation, type) and issubclass(annotation, SpecModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _kinds(model: Any) -> tuple[Any, ...]:
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation) if kind else ()
 
 
 def _all_keys(model: Any) -> set[str]:
     """Keys of a model and of all models in it."""
     keys = set(model.model_fields)
     for field in model.model_fields.values():
-        for option in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(option, type) and issubclass(option, SpecModel):
-                keys |= _all_keys(option)
+        for inner in _models(field.annotation):
+            keys |= _all_keys(inner)
     return keys
 
 

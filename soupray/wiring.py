@@ -9,15 +9,19 @@ from pathlib import Path
 
 import torch
 
-from soupray.checkpoints import Checkpoints, create_record, find_record
+from soupray.checkpoints import Checkpoints, Weights, create_record, find_record
 from soupray.data.cache import DATA_VERSION, Data, open_data
+from soupray.errors import Diverged
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.plan import CODE_VERSION
+from soupray.ports import Task
 from soupray.records import Basis, Record, digest
 from soupray.spec import SweepSpec
 from soupray.storage import Credentials, Store, open_store
-from soupray.tasks.image import OpenClipTask, local_digests
+from soupray.subject import TrainedInit
+from soupray.tasks import local_digests, task_of
+from soupray.training.loop import Hyperparameters, Start, trained
 
 
 class Place(Record, frozen=True, kw_only=True):
@@ -50,7 +54,7 @@ class World:
     spec: SweepSpec
     checkpoints: Checkpoints
     data: Data
-    task: OpenClipTask
+    task: Task
 
     def workers(self) -> LocalWorkers:
         """Workers in this process."""
@@ -74,15 +78,18 @@ def world(spec: SweepSpec, place: Place) -> World:
         spec=spec,
         checkpoints=Checkpoints(place.open_store(), cache / "weights"),
         data=open_data(spec, cache / "data"),
-        task=OpenClipTask(spec.task),
+        task=task_of(spec.task),
     )
 
 
 def basis_key(spec: SweepSpec) -> str:
     """Names the basis of `spec`: everything that data and init follow from."""
-    data, task = spec.data.model_dump(mode="json"), spec.task.model_dump(mode="json")
+    plain = spec.model_dump(mode="json")
     versions = [DATA_VERSION, CODE_VERSION, *local_digests(spec.task)]
-    return digest([data, task, spec.seed, spec.init, spec.anchor, spec.threads, versions])[:32]
+    if isinstance(spec.init, TrainedInit):  # a training differs in low bits from device to device
+        versions.append(spec.setting.device)
+    named = ("data", "task", "seed", "init", "anchor", "threads")
+    return digest([*(plain[name] for name in named), versions])[:32]
 
 
 def find_basis(store: Store, spec: SweepSpec) -> Basis | None:
@@ -92,8 +99,32 @@ def find_basis(store: Store, spec: SweepSpec) -> Basis | None:
 
 
 def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
-    """Decode the data, build and store theta_0. Whoever comes second adopts the first's basis."""
+    """Decode the data, build and store theta_0. Whoever comes second adopts the first's basis.
+
+    Raises:
+        Diverged: the training of theta_0 did.
+    """
     here = world(spec, place)
-    init = here.checkpoints.save(here.task.init(), {"init": spec.init})
-    basis = Basis(key=key, splits=here.data.splits, init=init, anchor=init)
+    torch.manual_seed(spec.seed)  # weights that are not pre-trained are drawn
+    start = here.task.init()
+    init = here.checkpoints.save(_trained_from(start, here), {"init": spec.init_name})
+    anchor = init
+    if spec.init_name != spec.anchor == "zero_shot":
+        anchor = here.checkpoints.save(start, {"init": spec.anchor})
+    basis = Basis(
+        key=key, splits=here.data.splits, init=init, anchor=anchor, anchor_name=spec.anchor
+    )
     return create_record(here.checkpoints.store, f"bases/{basis.key}.json", basis)
+
+
+def _trained_from(weights: Weights, here: World) -> Weights:
+    """theta_0: `weights`, trained first if the spec says so."""
+    spec = here.spec
+    if not isinstance(spec.init, TrainedInit):
+        return weights
+    hparams = Hyperparameters(**spec.init.trained.numbers())
+    start = Start(weights=weights, seed=spec.seed, device=spec.setting.device)
+    try:
+        return trained(here.task, here.data, hparams, start)
+    except Diverged as error:
+        raise Diverged(f"init.trained: {error}. Lower its lr in the spec.") from error

@@ -14,7 +14,8 @@ from soupray.data.cache import Data, open_data
 from soupray.data.digits import load_digits, split_digits
 from soupray.data.shifts import SHIFTS, apply_shift
 from soupray.errors import ConfigError, EvaluationError
-from soupray.spec import DataSpec, SweepSpec
+from soupray.spec import SweepSpec
+from soupray.subject import DigitsSpec
 
 SPEC = demo().data
 PARTS = ("train", "held_out", "test")
@@ -32,8 +33,8 @@ def data(cache) -> Data:
     return open_data(demo(), cache)
 
 
-def data_spec(**fields: int) -> DataSpec:
-    return DataSpec.model_validate(SPEC.model_dump() | fields)
+def data_spec(**fields: int) -> DigitsSpec:
+    return DigitsSpec.model_validate(SPEC.model_dump() | fields)
 
 
 def digests(spec: SweepSpec, cache) -> dict[str, str]:
@@ -105,7 +106,10 @@ def test_a_split_that_cannot_be_is_refused_with_the_numbers(fields, said):
 
 
 def test_class_names_must_be_ten(tmp_path):
-    with pytest.raises(ConfigError, match=r"task\.classes has 9 names; the digits are 10"):
+    with pytest.raises(
+        ConfigError,
+        match=r"task\.classes has 9 names; data of kind digits have 10 classes, labelled 0 to 9\.",
+    ):
         open_data(demo((", nine]", "]")), tmp_path)
 
 
@@ -239,12 +243,15 @@ def test_noise_has_a_standard_deviation_of_three_tenths_before_it_is_clipped():
     assert (noisy == 0).mean() == pytest.approx(0.047, abs=0.003)
 
 
+DRAWN = ("noise", "grainy", "moved", "occluded")
+
+
 @pytest.mark.parametrize("name", SHIFTS)
 def test_a_shift_is_deterministic_and_leaves_its_input_alone(name):
-    images = np.random.default_rng(0).integers(0, 256, (3, 1, 32, 32)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (8, 1, 32, 32)).astype(np.uint8)
     before = images.copy()
     shifted = apply_shift(name, images, 7)
     assert (shifted == apply_shift(name, images, 7)).all()
     assert (images == before).all()
     assert (shifted.shape, shifted.dtype) == (images.shape, np.uint8)
-    assert (shifted == apply_shift(name, images, 8)).all() == (name != "noise")
+    assert (shifted == apply_shift(name, images, 8)).all() == (name not in DRAWN)

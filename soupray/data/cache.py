@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from soupray.data.digits import CLASSES, Images, Labels, Samples, split_digits
+from soupray.data.digits import split_digits
+from soupray.data.idx import file_digests, split_idx
 from soupray.data.shifts import apply_shift
+from soupray.data.splits import Images, Labels, Samples
 from soupray.errors import ConfigError, EvaluationError
 from soupray.records import Role, Split, decode, digest, encode
 from soupray.spec import SweepSpec
+from soupray.subject import DataSpec, IdxSpec
 
 DATA_VERSION = "1"
 """Of the code that decodes and shifts; part of the cache's name."""
@@ -58,7 +61,9 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
     Raises:
         ConfigError: the spec asks for more than there is; see the data set's module.
     """
-    key = digest([DATA_VERSION, spec.data.model_dump(mode="json"), spec.task.classes, spec.seed])
+    source = [spec.data.model_dump(mode="json"), spec.task.classes, spec.seed]
+    files = file_digests(spec.data) if isinstance(spec.data, IdxSpec) else []
+    key = digest([DATA_VERSION, *source, *files])
     folder = cache / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -72,36 +77,57 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
 
 
 def _build(spec: SweepSpec, folder: Path) -> None:
-    if len(spec.task.classes) != CLASSES:
-        raise ConfigError(
-            f"task.classes has {len(spec.task.classes)} names; the digits are {CLASSES} classes. "
-            "Name them all, from zero to nine."
-        )
-    parts = split_digits(spec.data, spec.seed)
-    roles: list[tuple[str, Role, Samples, str]] = [
-        ("train", "train", parts["train"], ""),
-        ("held_out", "held_out", parts["held_out"], ""),
-        ("test", "test", parts["test"], ""),
-    ]
+    parts = _parts(spec.data, spec.seed)
+    _check_classes(parts, spec)
+    splits = []
+    for name, samples in parts.items():
+        splits.append(_split(spec, name, _ROLES[name], samples))
+        _write(folder, name, samples)
+    test = parts["test"]
     for shift in spec.data.shifts:
-        test = parts["test"]
         seed = int(digest([spec.seed, shift])[:15], 16)
         shifted = test._replace(images=apply_shift(shift, test.images, seed))
-        roles.append((shift, "shift", shifted, f"{shift}/{seed}"))
-    splits = []
-    for name, role, samples, corruption in roles:
-        np.save(folder / f"{name}.images.npy", samples.images)
-        np.save(folder / f"{name}.labels.npy", samples.labels)
-        splits.append(
-            Split(
-                name=name,
-                role=role,
-                digest=_digest(samples, spec.task.classes, corruption),
-                size=len(samples.labels),
-                classes=len(spec.task.classes),
-            )
-        )
+        splits.append(_split(spec, shift, "shift", shifted, f"{shift}/{seed}"))
+        _write(folder, shift, shifted)
     (folder / "splits.json").write_bytes(encode(splits))
+
+
+_ROLES: dict[str, Role] = {
+    "train": "train",
+    "held_out": "held_out",
+    "rank": "rank",
+    "test": "test",
+}
+
+
+def _parts(data: DataSpec, seed: int) -> dict[str, Samples]:
+    """The data set's samples by split, without shifts."""
+    return split_idx(data, seed) if isinstance(data, IdxSpec) else split_digits(data, seed)
+
+
+def _check_classes(parts: dict[str, Samples], spec: SweepSpec) -> None:
+    named = len(spec.task.classes)
+    labels = max(int(part.labels.max()) for part in parts.values()) + 1
+    if named != labels:
+        raise ConfigError(
+            f"task.classes has {named} names; data of kind {spec.data.kind} have {labels} "
+            f"classes, labelled 0 to {labels - 1}. Name them all, in that order."
+        )
+
+
+def _split(spec: SweepSpec, name: str, role: Role, samples: Samples, corruption: str = "") -> Split:
+    return Split(
+        name=name,
+        role=role,
+        digest=_digest(samples, spec.task.classes, corruption),
+        size=len(samples.labels),
+        classes=len(spec.task.classes),
+    )
+
+
+def _write(folder: Path, name: str, samples: Samples) -> None:
+    np.save(folder / f"{name}.images.npy", samples.images)
+    np.save(folder / f"{name}.labels.npy", samples.labels)
 
 
 def _digest(samples: Samples, classes: Sequence[str], corruption: str) -> str:

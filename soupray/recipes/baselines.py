@@ -10,9 +10,8 @@ def anchor(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
     """The reference model that the pool descends from, as it is."""
     candidate = mean_of([selection.pool.anchor.sha256])
     (scores,) = selection.scores([candidate])
-    return [
-        Outcome(name="zero_shot", recipe="anchor", options={}, candidate=candidate, held_out=scores)
-    ]
+    name = selection.pool.anchor_name
+    return [Outcome(name=name, recipe="anchor", options={}, candidate=candidate, held_out=scores)]
 
 
 def best_single(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:

@@ -117,6 +117,7 @@ def draw_robustness(numbers: Robustness, path: Path) -> None:
     def place(point: Point) -> tuple[float, float]:
         return logit(point.held_out, numbers.n), logit(point.shift_mean, numbers.shift_n)
 
+    anchor = next((p.name for p in numbers.models if p.kind == "anchor"), "anchor")
     for style, (name, points) in zip(("-", "--", ":"), numbers.lines.items(), strict=False):
         xs, ys = zip(*(place(p) for p in points), strict=True)
         axes.plot(
@@ -127,7 +128,7 @@ def draw_robustness(numbers: Robustness, path: Path) -> None:
             lw=1.4,
             marker=".",
             ms=5,
-            label=f"WiSE-FT, zero-shot to {name}",
+            label=f"WiSE-FT, {anchor.replace('_', '-')} to {name}",
             zorder=2,
         )
     trials = [place(p) for p in numbers.models if p.kind == "ingredient"]

@@ -34,7 +34,7 @@ def sweep_run(spec: SweepSpec, started: float, finished: float | None = None) ->
             "trials": str(spec.search.trials),
             "sampler": spec.search.sampler,
             "seed": str(spec.seed),
-            "init": spec.init,
+            "init": spec.init_name,
         },
         tags={"soupray.spec_digest": spec.digest},
         metrics={},

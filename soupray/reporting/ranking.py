@@ -76,7 +76,7 @@ def measured(scores: Scores) -> Measured:
 def names_of(pool: Pool) -> dict[str, str]:
     """What a checkpoint is called, by its digest: a trial's key, or the anchor."""
     names = {i.checkpoint.sha256: i.trial.key for i in reversed(pool.ingredients)}
-    return {pool.anchor.sha256: "zero_shot", **names}
+    return {pool.anchor.sha256: pool.anchor_name, **names}
 
 
 def shift_mean(shifts: Mapping[str, Measured]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from soupray.errors import ConfigError
-from soupray.spec import TaskSpec
+from soupray.subject import OpenClipSpec
+from soupray.tasks.pixels import Pixels
 from soupray.tasks.vocabulary import CutTokenizer
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -46,14 +46,16 @@ class ImageClassifier(torch.nn.Module):
 class OpenClipTask:
     """Fine-tunes an open_clip image tower end to end, from its zero-shot head."""
 
-    def __init__(self, spec: TaskSpec) -> None:
+    def __init__(self, spec: OpenClipSpec) -> None:
         self._spec = spec
-        self._folder = _local_folder(spec.model)
+        self._folder = local_folder(spec.model)
         empty = self._clip(pretrained=False)
-        self._mean = torch.tensor(empty.visual.image_mean).view(1, 3, 1, 1)
-        self._std = torch.tensor(empty.visual.image_std).view(1, 3, 1, 1)
         size = empty.visual.image_size
-        self._size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        self._pixels = Pixels(
+            (size, size) if isinstance(size, int) else tuple(size),
+            empty.visual.image_mean,
+            empty.visual.image_std,
+        )
 
     def model(self) -> ImageClassifier:
         """The image tower and a head, weights not loaded."""
@@ -68,12 +70,7 @@ class OpenClipTask:
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
         """[N, 1 or 3, H, W] in 0..255 -> [N, 3, h, w] float32, resized and normalised."""
-        images = samples.to(torch.float32) / 255
-        if images.shape[-2:] != self._size:
-            images = F.interpolate(images, self._size, mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = self._mean.to(images.device), self._std.to(images.device)
-        normalised: torch.Tensor = (images.expand(-1, 3, -1, -1) - mean) / std
-        return normalised
+        return self._pixels(samples)
 
     def _clip(self, pretrained: bool) -> Any:
         name = f"{LOCAL}{self._folder}" if self._folder else self._spec.model
@@ -128,16 +125,8 @@ class OpenClipTask:
         )
 
 
-def local_digests(spec: TaskSpec) -> list[str]:
-    """SHA-256 of the local files that the model is made of: a name does not say what is in them."""
-    folder = _local_folder(spec.model)
-    files = sorted(p for p in folder.iterdir() if p.is_file()) if folder else []
-    if spec.pretrained and Path(spec.pretrained).is_file():
-        files.append(Path(spec.pretrained))
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-
-
-def _local_folder(model: str) -> Path | None:
+def local_folder(model: str) -> Path | None:
+    """The folder in open_clip's layout that `model` names, if it names one."""
     if model.startswith(PACKAGED):
         folder = ASSETS / model.removeprefix(PACKAGED)
     elif model.startswith(LOCAL):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints, Weights, create_record, find_record, tensor_digests
@@ -31,25 +28,9 @@ from soupray.records import (
     Tombstone,
     Trial,
 )
-from soupray.training.augment import rotate_and_shift
-from soupray.training.optim import adamw, lr_scale
+from soupray.training.loop import Hyperparameters, Loop, Start
 
 Training = Generator[EpochRecord, None, Manifest]
-
-
-@dataclass(frozen=True)
-class Hyperparameters:
-    """A trial's `hparams`, typed. The names and defaults are those of `soupray.space.Space`."""
-
-    lr: float
-    epochs: int
-    batch_size: int
-    weight_decay: float
-    label_smoothing: float
-    rotation: float
-    shift: float
-    warmup: float
-    clip_norm: float
 
 
 def fine_tune(trial: Trial, task: Task, data: Data, checkpoints: Checkpoints) -> Training:
@@ -71,7 +52,7 @@ def fine_tune(trial: Trial, task: Task, data: Data, checkpoints: Checkpoints) ->
             record = run.epoch(epoch)
             # Ties go to the earlier epoch.
             if best is None or record.held_out_correct > max(e.held_out_correct for e in history):
-                best = {n: t.detach().to("cpu", copy=True) for n, t in run.state().items()}
+                best = run.loop.weights()
                 best_epoch = epoch
             history.append(record)
             yield record
@@ -89,37 +70,22 @@ def fine_tune(trial: Trial, task: Task, data: Data, checkpoints: Checkpoints) ->
 
 
 class _Run:
-    """The state of a training run."""
+    """The state of a trial."""
 
     def __init__(self, trial: Trial, task: Task, data: Data, checkpoints: Checkpoints) -> None:
         self.trial, self.task, self.data, self.checkpoints = trial, task, data, checkpoints
         self.hparams = Hyperparameters(**trial.hparams)  # type: ignore[arg-type]
-        self.device = torch.device(trial.setting.device)
-        torch.manual_seed(trial.seed)
-        self._generator = torch.Generator().manual_seed(trial.seed)
-        self.model = task.model()
-        self.model.load_state_dict(checkpoints.load(trial.init))
-        self.model.to(self.device)
-        images, labels = data.samples(data.split("train"))
-        self._images, self._labels = (
-            torch.from_numpy(np.array(images)),
-            torch.from_numpy(np.array(labels)),
-        )
-        self._steps_per_epoch = math.ceil(len(labels) / self.hparams.batch_size)
-        self._optimizer = adamw(self.model.parameters(), self.hparams.lr, self.hparams.weight_decay)
-        self._step = 0
-
-    def state(self) -> Weights:
-        """The live weights."""
-        return self.model.state_dict()
+        weights = checkpoints.load(trial.init)
+        start = Start(weights=weights, seed=trial.seed, device=trial.setting.device)
+        self.loop = Loop(task, data, self.hparams, start)
 
     def epoch(self, number: int) -> EpochRecord:
         """One pass over the training data, then one over the held-out data. Raises Diverged."""
         started = time.monotonic()
-        loss = self._train_one_epoch(number)
+        loss = self.loop.epoch(number)
         held_out = self.data.split("held_out")
         images, labels = self.data.samples(held_out)
-        logits, _ = predict(self.model, self.task, images, self.trial.setting)
+        logits, _ = predict(self.loop.model, self.task, images, self.trial.setting)
         if not np.isfinite(logits).all():
             raise Diverged(f"logits are not finite after epoch {number}")
         return EpochRecord(
@@ -129,35 +95,6 @@ class _Run:
             held_out_n=held_out.size,
             seconds=time.monotonic() - started,
         )
-
-    def _train_one_epoch(self, number: int) -> float:
-        self.model.train()
-        order = torch.randperm(len(self._labels), generator=self._generator)
-        total = 0.0
-        for rows in order.split(self.hparams.batch_size):
-            loss = self._train_one_batch(rows)
-            if not math.isfinite(loss):
-                raise Diverged(f"training loss is {loss} in epoch {number}, step {self._step}")
-            total += loss * len(rows)
-        return total / len(self._labels)
-
-    def _train_one_batch(self, rows: torch.Tensor) -> float:
-        h = self.hparams
-        scale = lr_scale(self._step, self._steps_per_epoch * h.epochs, h.warmup)
-        for group in self._optimizer.param_groups:
-            group["lr"] = h.lr * scale
-        self._step += 1
-        images = self._images[rows].to(self.device).to(torch.float32)
-        images = rotate_and_shift(images, h.rotation, h.shift, self._generator)
-        logits = self.model(self.task.inputs(images))
-        loss = F.cross_entropy(
-            logits, self._labels[rows].to(self.device), label_smoothing=h.label_smoothing
-        )
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), h.clip_norm)
-        self._optimizer.step()
-        return loss.item()
 
 
 def _store(
@@ -180,7 +117,7 @@ def _store(
         history=history,
         held_out=score(predictions),
         logits=logits,
-        made_with=_versions(run.device),
+        made_with=_versions(run.loop.device),
         started=started,
         finished=time.time(),
     )
@@ -196,7 +133,7 @@ def _refuse_collapse(
 
 def _versions(device: torch.device) -> dict[str, str]:
     """Not part of any key: what a person wants to know when two machines disagree."""
-    packages = ("soupray", "torch", "open_clip_torch", "numpy")
+    packages = ("soupray", "torch", "open_clip_torch", "timm", "numpy")
     made_with = {name: version(name) for name in packages}
     made_with["python"] = platform.python_version()
     made_with["machine"] = (

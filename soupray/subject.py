@@ -1,0 +1,172 @@
+"""What is learnt, on what, and from where: the `task`, `data` and `init` of a spec."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Discriminator, Field, JsonValue, Tag
+
+from soupray.space import Count, Dimension, Positive, Space, SpecModel
+
+Shift = Literal[
+    "inverted",
+    "rotated",
+    "noise",
+    "low_contrast",
+    "thickened",
+    "blurred",
+    "faded",
+    "grainy",
+    "moved",
+    "pixelated",
+    "occluded",
+]
+
+
+class OpenClipSpec(SpecModel):
+    """An open_clip model, classified zero-shot by prompts, fine-tuned end to end.
+
+    `model` is an architecture that open_clip knows, or `local-dir:PATH`, or `soupray:digits`, the
+    small model in this package. `pretrained` is open_clip's tag or a local file.
+    """
+
+    kind: Literal["open_clip"]
+    model: str
+    pretrained: str | None = None
+    classes: tuple[str, ...] = Field(min_length=2)
+    templates: tuple[str, ...] = Field(min_length=1)
+
+    @pydantic.field_validator("templates")
+    @classmethod
+    def _have_a_slot(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            rest = template.replace("{}", "", 1)
+            if rest == template or "{" in rest or "}" in rest:
+                raise ValueError(f"the template {template!r} needs one {{}}, for the class name")
+        return templates
+
+
+class TimmSpec(SpecModel):
+    """A timm model with a new linear head, trained end to end.
+
+    `args` go to `timm.create_model`. `pretrained` is one of timm's tags for `model`, or a local
+    file. Inputs are `size` x `size` pixels in 0..1, less `mean`, by `std`: a number a channel.
+    """
+
+    kind: Literal["timm"]
+    model: str
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+    pretrained: str | None = None
+    classes: tuple[str, ...] = Field(min_length=2)
+    size: Count
+    mean: tuple[float, ...] = Field(min_length=1)
+    std: tuple[Positive, ...] = Field(min_length=1)
+
+    @pydantic.field_validator("std")
+    @classmethod
+    def _one_a_channel(
+        cls, std: tuple[float, ...], info: pydantic.ValidationInfo
+    ) -> tuple[float, ...]:
+        channels = info.data.get("args", {}).get("in_chans", 3)
+        if not len(info.data.get("mean", std)) == len(std) == channels:
+            raise ValueError(
+                f"the model reads {channels} channels (args.in_chans, else 3): mean and std have "
+                "a number for each"
+            )
+        return std
+
+
+TaskSpec = OpenClipSpec | TimmSpec
+
+
+class HeldOutParts(SpecModel):
+    """Held-out data in two: `select` samples to choose a soup with, `rank` to compare soups on."""
+
+    select: Count
+    rank: Count
+
+
+HeldOut = Annotated[
+    Annotated[Annotated[int, Field(ge=0)], Tag("a number")]
+    | Annotated[HeldOutParts, Tag("two parts")],
+    # So that a mistake in one way of writing it is not answered with the other way.
+    Discriminator(lambda v: "two parts" if isinstance(v, dict | HeldOutParts) else "a number"),
+]
+
+
+class _Shifted(SpecModel):
+    """Data with shifts of its test set."""
+
+    shifts: tuple[Shift, ...] = ()
+
+    @pydantic.field_validator("shifts")
+    @classmethod
+    def _differ(cls, shifts: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(shifts)) < len(shifts):
+            raise ValueError("a shift is listed twice")
+        return shifts
+
+
+class DigitsSpec(_Shifted):
+    """Scikit-learn's copy of the UCI digits, as 32 x 32 images.
+
+    `train_per_class` images a class to train on, `held_out` to choose with, the rest is ID test.
+    """
+
+    kind: Literal["digits"]
+    train_per_class: Count = 20
+    held_out: HeldOut = 500
+
+
+class IdxSpec(_Shifted):
+    """Images and labels in the four IDX files of MNIST, Fashion-MNIST and their like.
+
+    They are in the first of `folders` that exists (`~` is the home folder). `train` and `held_out`
+    samples are drawn by class from the train files; the t10k files are ID test.
+    """
+
+    kind: Literal["idx"]
+    folders: tuple[str, ...] = Field(min_length=1)
+    train: Count
+    held_out: HeldOut
+
+
+DataSpec = DigitsSpec | IdxSpec
+
+
+class Trained(Space):
+    """Hyperparameters of one training. As in a search space, but each is a number."""
+
+    @pydantic.model_validator(mode="after")
+    def _are_numbers(self) -> Trained:
+        for name in Space.model_fields:
+            if isinstance(getattr(self, name), Dimension):
+                raise ValueError(f"{name} is a range; this is one training, so write a number")
+        return self
+
+    def numbers(self) -> dict[str, Any]:
+        """The hyperparameters by name."""
+        return self.model_dump()
+
+
+class TrainedInit(SpecModel):
+    """theta_0 is trained once, on the train split, and all trials branch from it."""
+
+    trained: Trained
+
+
+def _how(value: Any) -> str | None:
+    if isinstance(value, dict | TrainedInit):
+        return "a mapping"
+    return "a word" if value == "zero_shot" else None
+
+
+Init = Annotated[
+    Annotated[Literal["zero_shot"], Tag("a word")] | Annotated[TrainedInit, Tag("a mapping")],
+    Discriminator(
+        _how,
+        custom_error_type="init",
+        custom_error_message="write zero_shot, or {trained: {lr: ..., epochs: ...}}",
+    ),
+]
