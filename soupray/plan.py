@@ -9,7 +9,7 @@ from soupray.records import Basis, Record, Trial, digest
 from soupray.space import Dimension, Space, Value
 from soupray.spec import SweepSpec
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Of everything that turns a trial's record into weights. Raise it when training changes, so
 that trials of older code are not taken for trials of this one."""
 

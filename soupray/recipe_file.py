@@ -22,8 +22,8 @@ class RecipeFile(Record, frozen=True, kw_only=True):
     """What a soup is made of. `sha256` is that of its safetensors file, once it was made.
 
     `ingredients` names the checkpoints for people: trial key, zero_shot or init. `spec` says where
-    the store is and what the model is; it holds no secret. `statistics` are the BatchNorm buffers that
-    soups were evaluated with, by the digest of the soup.
+    the store is and what the model is; it holds no secret. `statistics` are the BatchNorm buffers
+    that soups were evaluated with, by the digest of the soup.
     """
 
     format: int = 1

@@ -9,7 +9,7 @@ from soupray.console import out, size, table
 from soupray.estimate import DryRun
 from soupray.plan import plan
 from soupray.records import Basis
-from soupray.reporting.ranking import Entry
+from soupray.reporting.ranking import Entry, ranked_on
 from soupray.spec import SweepSpec
 
 
@@ -22,30 +22,46 @@ def print_json(record: Any) -> None:
 
 def show_leaderboard(entries: list[Entry], basis: Basis) -> None:
     """Best first, and what the columns mean."""
-    right = ("models", "held-out ± s.e.", "test", "95 % interval", "p", "shifts", "passes", "MB")
+    right = ("K", "held-out", "test", "95 %", "p", "shifts", "NLL", "ECE", "fwd", "MB")
     shown = table("#", "entry", *right, right=right)
     for rank, e in enumerate(entries, 1):
+        score = ranked_on(e)
         shown.add_row(
             str(rank),
             e.name,
             str(len(e.ingredients)),
-            f"{_percent(e.held_out.accuracy)} ± {_percent(e.held_out.standard_error)}",
+            f"{_percent(score.accuracy)} ± {_percent(score.standard_error)}",
             _percent(e.test.accuracy),
-            f"{_percent(e.test.low)} - {_percent(e.test.high)}",
+            f"{_percent(e.test.low)}-{_percent(e.test.high)}",
             "" if e.recipe == "best_single" else _p_value(e.test_versus_best_single.p),
             _percent(e.shift_mean) if e.shifts else "-",
+            f"{score.nll:.3f}".lstrip("0"),
+            f"{score.ece:.3f}".lstrip("0"),
             str(e.forward_passes_per_sample),
-            f"{e.size_bytes / 1e6:.{4 if e.size_bytes < 1e10 else 5}g}",
+            f"{e.size_bytes / 1e6:.{1 if e.size_bytes < 1e9 else 0}f}",
         )
     out.print(shown)
+    out.print(_meaning(basis), style="dim")
+
+
+def _meaning(basis: Basis) -> str:
     held_out, test = basis.split("held_out").size, basis.split("test").size
     shifts = ", ".join(s.name for s in basis.reported if s.role == "shift") or "none"
-    out.print(
-        f"Ranked on held-out data (n = {held_out}), which also chose the models: its scores are "
-        f"optimistic.\nTest (n = {test}) and shifts (mean over {shifts}) were\nevaluated once, "
-        "after the choice. p: exact McNemar test against best_single on test.\n"
-        "Accuracies are in %.",
-        style="dim",
+    rank = [s for s in basis.reported if s.role == "rank"]
+    if rank:
+        protocol = (
+            f"Chosen on {held_out} held-out samples, ranked on {rank[0].size} others (held-out, "
+            "NLL, ECE)\nthat no recipe saw. "
+        )
+    else:
+        protocol = (
+            f"Ranked on the held-out data that also chose the models (n = {held_out}; NLL and ECE "
+            "too):\nits scores are optimistic, more so where a recipe has more freedom. "
+        )
+    return (
+        f"{protocol}± one standard error. Test (n = {test})\nand shifts (mean over {shifts})\n"
+        "were evaluated once, after the choice. p: exact McNemar test against best_single on "
+        "test.\nK: checkpoints. fwd: forward passes a sample. MB: models to keep. Scores in %."
     )
 
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soupray.candidates import WeightSoup, mean_of
-from soupray.evaluation.local import reaches
+from soupray.evaluation.evaluator import reaches
 from soupray.ports import Reached
 from soupray.recipes import TABLE
 from soupray.recipes.greedy import greedy
-from soupray.recipes.wise_ft import GRID, wise_ft
+from soupray.recipes.wise_ft import ALPHAS, wise_ft
 from soupray.records import (
     CheckpointRef,
     Ingredient,

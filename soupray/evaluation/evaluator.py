@@ -141,10 +141,12 @@ class StoredEvaluator:
     ) -> Scores | Tally | Rejected | None:
         if isinstance(candidate, OutputEnsemble | VRFEnsemble):
             return self.scores([candidate], split)[0]
+        # The decision first: a repetition then has the very records of the first run.
+        decision = self._shelf.decision(candidate, split, bound, accept)
+        if decision is not None:
+            return decision
         evaluation = self._shelf.find(candidate, split)
-        if evaluation is not None:
-            return evaluation.scores
-        return self._shelf.decision(candidate, split, bound, accept)
+        return evaluation.scores if evaluation else None
 
     def _decide(
         self,

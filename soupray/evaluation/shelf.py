@@ -76,7 +76,7 @@ class Shelf:
 
     def decision(
         self, candidate: Candidate, split: Split, bound: int, accept: Accept
-    ) -> Scores | Decision | None:
+    ) -> Decision | None:
         """What is known of a candidate against a bound."""
         path = self._path("decisions", candidate.digest, split.digest, bound, accept)
         found: Decision | None = find_record(self._store, path, Decision)

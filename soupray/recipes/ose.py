@@ -22,7 +22,8 @@ from soupray.recipes.starts import starts
 GRID = 20
 """a = 0, .05, ..., 1."""
 
-SPACES: tuple[Space, ...] = ("logits", "probabilities")
+SHORT: dict[Space, str] = {"logits": "logits", "probabilities": "probs"}
+"""What the spaces are called in the names of entries."""
 
 
 def ose(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
@@ -32,7 +33,7 @@ def ose(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
     for name, fine_tuned in starts(earlier):
         asked = [Temperature(candidate=fine_tuned), Temperature(candidate=anchor)]
         hot, cold = selection.measure(asked)
-        for space in SPACES:
+        for space in SHORT:
             t = (hot, cold) if space == "probabilities" else (1.0, 1.0)
             candidates: list[Candidate] = [
                 mixed(fine_tuned, anchor, t, k, space) for k in range(GRID + 1)
@@ -41,7 +42,7 @@ def ose(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
             best = max(range(GRID + 1), key=lambda k: (scores[k].correct, -k))
             outcomes.append(
                 Outcome(
-                    name=f"ose({name}, {space})",
+                    name=f"ose({name}, {SHORT[space]})",
                     recipe="ose",
                     options={"theta_1": name, "space": space, "alpha": best / GRID},
                     candidate=candidates[best],

@@ -17,13 +17,13 @@ def pruned(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
     bound = scores.correct
     left = kept[::-1]
     while left and len(kept) > 1:
-        candidates: list[Candidate] = [_without(kept, sha) for sha in left]
+        candidates: list[Candidate] = [mean_of(_without(kept, sha)) for sha in left]
         reached = selection.first_reaching(candidates, bound, "ge")
         trace += reached.steps(candidates)
         dropped = left[len(reached.results) - 1]
         left = left[len(reached.results) :]
         if reached.hit:
-            kept = [sha for sha in kept if sha != dropped]
+            kept = _without(kept, dropped)
             bound = reached.results[-1].correct
     candidate = mean_of(kept)
     (scores,) = selection.scores([candidate])
@@ -39,5 +39,7 @@ def pruned(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
     ]
 
 
-def _without(kept: list[str], sha: str) -> Candidate:
-    return mean_of([k for k in kept if k != sha])
+def _without(kept: list[str], sha: str) -> list[str]:
+    """Less one occurrence: two trials may have ended in the same weights."""
+    at = kept.index(sha)
+    return kept[:at] + kept[at + 1 :]

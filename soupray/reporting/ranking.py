@@ -48,6 +48,7 @@ class Entry(Record, frozen=True, kw_only=True):
     ingredients: list[str]
     coefficients: list[float]
     held_out: Measured
+    rank: Measured | None
     test: Measured
     shifts: dict[str, Measured]
     shift_mean: float
@@ -87,14 +88,21 @@ def shift_mean(shifts: Mapping[str, Measured]) -> float:
 def leaderboard(
     outcomes: list[Outcome], pool: Pool, basis: Basis, reported: Reported
 ) -> list[Entry]:
-    """All outcomes, best first: held-out count, then inference cost, then name.
+    """All outcomes, best first: count on rank (else held-out) data, inference cost, name.
 
     The order never depends on `reported`. Outcomes that chose the same model are all listed: that
     two recipes agree is a result.
     """
     best = next(o for o in outcomes if o.recipe == "best_single")
     entries = [_entry(outcome, best, pool, basis, reported) for outcome in outcomes]
-    return sorted(entries, key=lambda e: (-e.held_out.correct, e.forward_passes_per_sample, e.name))
+    return sorted(
+        entries, key=lambda e: (-ranked_on(e).correct, e.forward_passes_per_sample, e.name)
+    )
+
+
+def ranked_on(entry: Entry) -> Measured:
+    """The score that decides an entry's place: on `rank` data if there are any, else held-out."""
+    return entry.rank or entry.held_out
 
 
 def _entry(outcome: Outcome, best: Outcome, pool: Pool, basis: Basis, reported: Reported) -> Entry:
@@ -116,6 +124,7 @@ def _entry(outcome: Outcome, best: Outcome, pool: Pool, basis: Basis, reported: 
         ingredients=[names[sha] for sha in candidate.checkpoints],
         coefficients=list(candidate.coefficients),
         held_out=measured(outcome.held_out),
+        rank=measured(ranked) if (ranked := reported.get((candidate, "rank"))) else None,
         test=measured(test),
         shifts=shifts,
         shift_mean=shift_mean(shifts),

@@ -1,0 +1,189 @@
+"""Every recipe on every kind of pool, with the real evaluator on linear models.
+
+For models that are linear in their weights, averaging weights is averaging logits: each result is
+checked against the other way of computing it.
+"""
+
+import numpy as np
+import pytest
+import torch
+from toy import Toy, toy, truth
+
+from soupray.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mean_of
+from soupray.recipes import TABLE
+from soupray.soup import run_recipes
+
+RECIPES = list(TABLE)
+SOUPS = ["uniform", "greedy", "replacement", "pruned", "learned", "learned_by_layer", "fisher"]
+
+
+def equal_models(k: int) -> list[torch.Tensor]:
+    one = truth() + 0.1 * torch.randn(truth().shape, generator=torch.Generator().manual_seed(7))
+    return [one] * k
+
+
+POOLS = {
+    "six": lambda: 6,
+    "one": lambda: 1,
+    "two": lambda: 2,
+    "equal": lambda: equal_models(7),
+    "init": lambda: [truth() * 0.3] * 3,  # nothing was learnt: every trial is theta_0
+    "with_a_bad_one": lambda: [truth(), truth() * 1.1, -4 * truth()],
+}
+
+
+@pytest.fixture(scope="module", params=POOLS)
+def case(request, tmp_path_factory) -> tuple[str, Toy, dict]:
+    """(name, world, outcomes by name) with all recipes run."""
+    world = toy(tmp_path_factory.mktemp(request.param), POOLS[request.param]())
+    outcomes = run_recipes(world.selection(), {name: {} for name in RECIPES})
+    return request.param, world, {o.name: o for o in outcomes}
+
+
+def of(outcomes: dict, recipe: str) -> list:
+    return [o for o in outcomes.values() if o.recipe == recipe]
+
+
+def full_logits(world: Toy, candidate, split="held_out") -> np.ndarray:
+    return world.evaluator.predictions(candidate, world.basis.split(split)).logits
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_score_is_that_of_the_candidate_on_held_out_data(case, recipe):
+    _, world, outcomes = case
+    found = of(outcomes, recipe)
+    assert found
+    labels = world.data.samples(world.basis.split("held_out"))[1]
+    for outcome in found:
+        right = full_logits(world, outcome.candidate).argmax(axis=1) == labels
+        assert outcome.held_out.correct == right.sum()
+        assert (outcome.held_out.right_mask() == right).all()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_coefficients_sum_to_one_and_belong_to_checkpoints(case, recipe):
+    _, world, outcomes = case
+    known = {*world.pool.checkpoints, world.pool.anchor.sha256}
+    for outcome in of(outcomes, recipe):
+        candidate = outcome.candidate
+        assert set(candidate.checkpoints) <= known
+        if not isinstance(candidate, VRFEnsemble):
+            assert sum(candidate.coefficients) == pytest.approx(1)
+            assert len(candidate.coefficients) == len(candidate.checkpoints)
+
+
+@pytest.mark.parametrize("recipe", SOUPS)
+def test_averaging_weights_is_averaging_logits_for_linear_models(case, recipe):
+    name, world, outcomes = case
+    for outcome in of(outcomes, recipe):
+        if recipe == "fisher" and name in ("six", "two", "with_a_bad_one"):
+            continue  # its coefficients differ from element to element
+        c = outcome.candidate
+        singles = [full_logits(world, mean_of([sha])).astype(float) for sha in c.checkpoints]
+        mixed = sum(a * logits for a, logits in zip(c.coefficients, singles, strict=True))
+        assert np.allclose(full_logits(world, c), mixed, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["one", "equal", "init"], indirect=True)
+@pytest.mark.parametrize("recipe", [*SOUPS, "model_stock", "wise_ft", "lines"])
+def test_a_pool_of_equal_models_gives_that_model_bit_for_bit(case, recipe):
+    _, world, outcomes = case
+    single = world.weights(mean_of([world.pool.checkpoints[0]]))["head.weight"]
+    anchor = world.weights(mean_of([world.pool.anchor.sha256]))["head.weight"]
+    for outcome in of(outcomes, recipe):
+        alpha = outcome.options.get("alpha", 1.0)
+        if recipe == "wise_ft":
+            made = world.weights(outcome.candidate)["head.weight"]
+            expected = ((1 - alpha) * anchor.double() + alpha * single.double()).float()
+            assert torch.allclose(made, expected, atol=1e-6)
+            assert 0 < alpha < 1 or torch.equal(made, single if alpha else anchor)
+        else:
+            assert torch.equal(world.weights(outcome.candidate)["head.weight"], single)
+
+
+def test_nothing_that_selects_on_held_out_data_is_below_what_it_starts_from(case):
+    _, _, outcomes = case
+    best = outcomes["best_single"].held_out.correct
+    for name in ("greedy", "replacement", "greedy_ensemble"):
+        assert outcomes[name].held_out.correct >= best
+    assert outcomes["pruned"].held_out.correct >= outcomes["uniform"].held_out.correct
+    for outcome in [*of(outcomes, "wise_ft"), *of(outcomes, "ose"), *of(outcomes, "vrf")]:
+        if outcome.options.get("point", "best") == "best":
+            anchor, start = of(outcomes, "anchor")[0], outcomes[outcome.options["theta_1"]]
+            assert outcome.held_out.correct >= max(
+                anchor.held_out.correct, start.held_out.correct
+            )
+
+
+def test_vrf_is_never_below_the_ensemble_with_a_constant_share(case):
+    _, _, outcomes = case
+    for outcome in of(outcomes, "vrf"):
+        name = outcome.options["theta_1"]
+        assert outcome.held_out.correct >= outcomes[f"ose({name}, probs)"].held_out.correct
+
+
+def test_the_uniform_soup_of_linear_models_is_right_where_their_ensemble_is(case):
+    _, _, outcomes = case
+    assert outcomes["uniform"].held_out.right == outcomes["ensemble"].held_out.right
+
+
+def test_wise_ft_of_linear_models_is_the_ensemble_of_logits_with_the_same_alpha(case):
+    _, world, outcomes = case
+    for outcome in of(outcomes, "ose"):
+        if outcome.options["space"] != "logits":
+            continue
+        start = outcomes[outcome.options["theta_1"]]
+        wise = outcomes[f"wise_ft({start.name}, best)"]
+        assert wise.options["alpha"] == outcome.options["alpha"]
+        assert wise.held_out.correct == outcome.held_out.correct
+
+
+def test_only_ensembles_cost_more_than_one_forward_pass(case):
+    _, world, outcomes = case
+    k = len(set(world.pool.checkpoints))
+    for outcome in outcomes.values():
+        passes = len(outcome.candidate.members)
+        if outcome.recipe == "ensemble":
+            assert passes == k
+        elif not isinstance(outcome.candidate, OutputEnsemble | VRFEnsemble):
+            assert passes == 1
+        elif outcome.recipe in ("ose", "vrf"):
+            assert passes <= 2
+
+
+def test_a_bad_ingredient_is_kept_out_by_what_looks_at_held_out_data(tmp_path):
+    world = toy(tmp_path, POOLS["with_a_bad_one"]())
+    bad = world.pool.checkpoints[-1]
+    wanted = ["best_single", "greedy", "pruned", "greedy_ensemble", "learned"]
+    outcomes = run_recipes(world.selection(), {name: {} for name in wanted})
+    by_name = {o.name: o for o in outcomes}
+    assert bad not in by_name["greedy"].candidate.checkpoints
+    assert bad not in by_name["pruned"].candidate.checkpoints
+    assert bad not in by_name["greedy_ensemble"].candidate.checkpoints
+    learned = by_name["learned"].candidate
+    assert isinstance(learned, WeightSoup)
+    shares = dict(zip(learned.checkpoints, learned.coefficients, strict=True))
+    assert shares[bad] == min(shares.values())
+
+
+def test_running_again_asks_the_workers_for_nothing(tmp_path, monkeypatch):
+    world = toy(tmp_path)
+    wanted = {name: {} for name in RECIPES if "learned" not in name}
+    first = run_recipes(world.selection(), wanted)
+
+    def refuse(*arguments, **more):
+        raise AssertionError("a forward pass")
+
+    monkeypatch.setattr(world.workers._network, "predict", refuse)
+    assert run_recipes(world.selection(), wanted) == first
+
+
+@pytest.mark.parametrize("recipe", ["greedy", "replacement", "pruned"])
+def test_the_cascade_chooses_what_float32_chooses(tmp_path, recipe):
+    plain = toy(tmp_path / "a", 8)
+    cheap = toy(tmp_path / "b", 8)
+    (expected,) = run_recipes(plain.selection(), {recipe: {}})
+    (found,) = run_recipes(cheap.selection(cascade=True), {recipe: {}})
+    assert found.candidate == expected.candidate
+    assert found.held_out == expected.held_out
+    assert [s.accepted for s in found.trace] == [s.accepted for s in expected.trace]

@@ -1,0 +1,155 @@
+"""The scheduler decides as the plain sequential procedure, whatever runs where."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from soupray.evaluation.schedule import Answer, FirstReaching, hardest_first
+from soupray.ports import Hints, Reached
+from soupray.records import Rejected, Tally
+
+N, BATCH = 23, 5
+
+
+class Models:
+    """Made-up models: what each gets right, and in low precision where it is unsure and wrong."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        generator = np.random.default_rng(seed)
+        skill = generator.uniform(0.2, 1.0, size=count)
+        self.right = generator.random((count, N)) < skill[:, None]
+        self.unsure = generator.random((count, N)) < 0.3
+        self.order = tuple(generator.permutation(N).tolist())
+
+    def answer(self, unit) -> Answer:
+        rows = list(unit.rows)
+        right, unsure = self.right[unit.candidate, rows], self.unsure[unit.candidate, rows]
+        if not unit.low:
+            return Answer(right, np.zeros(len(rows), bool))
+        return Answer(right ^ unsure, unsure)  # low precision is wrong exactly where it is unsure
+
+
+def run(models: Models, bound: int, accept: str, low: bool, workers: int, seed: int):
+    """(answer, samples run): `workers` at a time, done in random order."""
+    chance = random.Random(seed)
+    hints = Hints(models.order, 0.5 if low else None)
+    schedule = FirstReaching(len(models.right), hints, BATCH, bound, accept, low)
+    running = []
+    while (settled := schedule.settled()) is None:
+        while len(running) < workers and (unit := schedule.next()) is not None:
+            running.append(unit)
+        assert running, "nothing to do, and nothing decided"
+        unit = running.pop(chance.randrange(len(running)))
+        schedule.take(unit, models.answer(unit))
+    return settled, schedule.samples
+
+
+cases = {
+    "seed": st.integers(0, 2**32),
+    "count": st.integers(1, 7),
+    "bound": st.integers(0, N + 1),
+    "accept": st.sampled_from(["ge", "gt"]),
+    "low": st.booleans(),
+    "workers": st.integers(1, 8),
+}
+
+
+@settings(max_examples=500, deadline=None)
+@given(**cases)
+def test_decisions_are_those_of_a_plain_loop_over_full_counts(
+    seed, count, bound, accept, low, workers
+):
+    models = Models(seed, count)
+    counts = models.right.sum(axis=1)
+    hits = [c > bound if accept == "gt" else c >= bound for c in counts]
+    settled, _ = run(models, bound, accept, low, workers, seed)
+    assert settled.hit == any(hits)
+    upto = hits.index(True) + 1 if any(hits) else count
+    assert len(settled.results) == upto
+    needed = bound + 1 if accept == "gt" else bound
+    for i, result in enumerate(settled.results):
+        if isinstance(result, Rejected):
+            assert not hits[i]
+            # What it says is enough to be certain, and true.
+            assert result.correct + N - result.seen < needed
+            assert result.correct <= counts[i]
+        else:
+            assert (result.n, result.correct) == (N, counts[i])
+            right = np.unpackbits(np.frombuffer(_bytes(result.right), np.uint8), count=N)
+            assert (right.astype(bool) == models.right[i]).all()
+
+
+def _bytes(text: str) -> bytes:
+    import base64
+
+    return base64.b64decode(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(**cases)
+def test_the_records_do_not_depend_on_how_many_work_or_who_is_first(
+    seed, count, bound, accept, low, workers
+):
+    models = Models(seed, count)
+    alone, least = run(models, bound, accept, low, 1, 0)
+    together, more = run(models, bound, accept, low, workers, seed)
+    assert together == alone
+    assert more >= least
+
+
+def one(right: list[int], bound: int, accept: str = "ge") -> tuple[Reached, int]:
+    """One candidate, ten samples in batches of two, in natural order."""
+    schedule = FirstReaching(1, Hints(tuple(range(10)), None), 2, bound, accept, False)
+    while (settled := schedule.settled()) is None:
+        unit = schedule.next()
+        mask = np.array(right, bool)[list(unit.rows)]
+        schedule.take(unit, Answer(mask, np.zeros(len(mask), bool)))
+    return settled, schedule.samples
+
+
+@pytest.mark.parametrize(
+    ("accept", "seen", "correct"),
+    # Four wrong leave 6 possible: below 7, and not above 6.
+    [("ge", 6, 2), ("gt", 4, 1)],
+)
+def test_a_candidate_is_given_up_as_soon_as_it_cannot_reach_the_bound(accept, seen, correct):
+    settled, samples = one([0, 1, 0, 0, 1, 0, 1, 1, 1, 1], 7 if accept == "ge" else 7, accept)
+    assert settled == Reached(results=(Rejected(seen=seen, correct=correct, bound=7),), hit=False)
+    assert samples == seen
+
+
+def test_a_bound_that_is_met_is_counted_to_the_end():
+    settled, samples = one([1] * 7 + [0] * 3, 7)
+    assert settled.hit
+    assert isinstance(settled.results[0], Tally)
+    assert (settled.results[0].correct, samples) == (7, 10)
+
+
+def test_idle_workers_get_later_batches_of_the_same_candidate_first():
+    schedule = FirstReaching(2, Hints(tuple(range(6)), None), 2, 3, "ge", False)
+    units = [schedule.next() for _ in range(7)]
+    assert [(u.candidate, u.rows) for u in units[:6]] == [
+        (0, (0, 1)), (0, (2, 3)), (0, (4, 5)), (1, (0, 1)), (1, (2, 3)), (1, (4, 5)),
+    ]  # fmt: skip
+    assert units[6] is None
+
+
+def test_unsure_samples_are_run_again_as_soon_as_they_fill_a_batch():
+    schedule = FirstReaching(1, Hints(tuple(range(6)), 1.0), 2, 0, "ge", True)
+    seen = []
+    while schedule.settled() is None:
+        unit = schedule.next()
+        seen.append((unit.rows, unit.low))
+        unsure = np.array([unit.low and r in (0, 2, 5) for r in unit.rows])
+        schedule.take(unit, Answer(np.ones(len(unit.rows), bool), unsure))
+    # 0 waits for 2; 5 is left for the end.
+    assert seen == [((0, 1), True), ((2, 3), True), ((0, 2), False), ((4, 5), True), ((5,), False)]
+    assert schedule.settled().results[0].correct == 6
+
+
+def test_hardest_first_is_by_how_many_were_wrong_then_by_index():
+    a, b = np.array([1, 0, 0, 1, 1], bool), np.array([1, 1, 0, 0, 1], bool)
+    assert hardest_first([a, b]) == (2, 1, 3, 0, 4)
