@@ -6,50 +6,50 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from shared import Small, ingredient, scores, small, split
-from soupray.evaluation.remembered import Remembered
+from toy import Toy, toy
 
 from soupray.candidates import WeightSoup, mean_of, weight_soup
 from soupray.errors import EvaluationError
-from soupray.evaluation.local import LocalEvaluator, predict, reaches
+from soupray.evaluation.evaluator import StoredEvaluator, reaches
+from soupray.evaluation.local import LocalWorkers
+from soupray.evaluation.network import predict
 from soupray.evaluation.selection import HeldOut
-from soupray.ports import Reached
+from soupray.evaluation.shelf import Shelf
+from soupray.ports import Failures, Fisher, Hints, Reached, Temperature
 from soupray.records import CheckpointRef, Pool, Rejected, Scores, Setting, Split
-from soupray.storage import open_store
 
 N = 100
 HELD_OUT = split("held_out", N, role="held_out")
 TEST = split("test", N, role="test")
+TRAIN = split("train", N, role="train")
+SPLITS = [HELD_OUT, TRAIN]
 ANCHOR = CheckpointRef(sha256="anchor", size_bytes=1)
 POOL = Pool(init=ANCHOR, anchor=ANCHOR, ingredients=(ingredient("a", scores(7)),))
 
 
 class Counting:
-    """An evaluator whose scores are a table; `early` rejects before it has seen everything."""
+    """An evaluator whose scores are a table."""
 
-    def __init__(self, table: dict[WeightSoup, int], early: bool = False):
-        self._table, self._early = table, early
+    def __init__(self, table: dict[WeightSoup, int]):
+        self._table = table
         self.asked: list[tuple[WeightSoup, str]] = []
 
     def scores(self, candidates, split):
         self.asked += [(c, split.name) for c in candidates]
         return [scores(self._table[c], N, split.digest) for c in candidates]
 
-    def first_reaching(self, candidates, split, bound, accept):
+    def first_reaching(self, candidates, split, bound, accept, hints=None):
         results: list[Scores | Rejected] = []
         for candidate in candidates:
-            (found,) = self.scores([candidate], split)
-            hit = reaches(found, bound, accept)
-            rejected = self._early and not hit
-            results.append(Rejected(seen=1, correct=0, bound=bound) if rejected else found)
-            if hit:
+            results += self.scores([candidate], split)
+            if reaches(results[-1], bound, accept):
                 return Reached(results=tuple(results), hit=True)
         return Reached(results=tuple(results), hit=False)
 
-    def predictions(self, candidate, split):
-        raise NotImplementedError
+    def measure(self, requests, split):
+        self.asked += [(r, split.name) for r in requests]
+        return [0.5 for _ in requests]
 
     def save(self, candidate):
         raise NotImplementedError
@@ -59,26 +59,40 @@ def soups(count: int) -> list[WeightSoup]:
     return [mean_of([f"m{i}"]) for i in range(count)]
 
 
-@pytest.mark.parametrize("role", ["train", "test", "shift"])
-def test_a_selection_is_made_of_held_out_data_and_of_nothing_else(role):
-    with pytest.raises(EvaluationError, match=f"held-out data only; 'x' has role '{role}'"):
-        HeldOut(Counting({}), POOL, split("x", N, role=role))
+@pytest.mark.parametrize("role", ["train", "rank", "test", "shift"])
+def test_a_selection_is_made_of_held_out_and_training_data_and_of_nothing_else(role):
+    said = f"see held-out and training data only.*'x' has role '{role}'"
+    with pytest.raises(EvaluationError, match=said):
+        HeldOut(Counting({}), POOL, [split("x", N, role=role), TRAIN])
+    if role != "train":
+        with pytest.raises(EvaluationError, match=said):
+            HeldOut(Counting({}), POOL, [HELD_OUT, split("x", N, role=role)])
 
 
 def test_a_selection_needs_an_ingredient():
     with pytest.raises(EvaluationError, match="the pool is empty"):
-        HeldOut(Counting({}), msgspec.structs.replace(POOL, ingredients=()), HELD_OUT)
+        HeldOut(Counting({}), msgspec.structs.replace(POOL, ingredients=()), SPLITS)
 
 
 def test_a_selection_asks_the_evaluator_about_held_out_data():
     a, b = soups(2)
     evaluator = Counting({a: 3, b: 5})
-    selection = HeldOut(evaluator, POOL, HELD_OUT)
+    selection = HeldOut(evaluator, POOL, SPLITS)
     assert [s.correct for s in selection.scores([b, a])] == [5, 3]
     reached = selection.first_reaching([a, b], 4, "ge")
     assert reached.hit
     assert [s.correct for s in reached.results] == [3, 5]
+    selection.measure([Temperature(candidate=a)])
     assert {name for _, name in evaluator.asked} == {"held_out"}
+
+
+def test_only_what_is_about_training_data_is_measured_there():
+    (a,) = soups(1)
+    evaluator = Counting({})
+    selection = HeldOut(evaluator, POOL, SPLITS)
+    selection.measure([Fisher(checkpoint="m0", samples=3)])
+    selection.measure([Failures(fine_tuned=a, reference=a)])
+    assert [name for _, name in evaluator.asked] == ["train", "train"]
 
 
 def public(thing: object) -> dict[str, object]:
@@ -102,8 +116,8 @@ def reachable(thing: object, seen: dict[int, object]) -> list[object]:
 
 
 def test_no_public_attribute_of_a_selection_leads_to_an_evaluator_or_a_split():
-    selection = HeldOut(Counting({}), POOL, HELD_OUT)
-    assert sorted(public(selection)) == ["first_reaching", "pool", "scores"]
+    selection = HeldOut(Counting({}), POOL, SPLITS)
+    assert sorted(public(selection)) == ["first_reaching", "measure", "pool", "scores", "tau"]
     found = reachable(selection, {})
     assert POOL in found  # it does look
     assert not [x for x in found if isinstance(x, Counting | Split)]
@@ -111,7 +125,7 @@ def test_no_public_attribute_of_a_selection_leads_to_an_evaluator_or_a_split():
 
 
 def test_no_method_of_a_selection_takes_a_split_and_nothing_can_be_replaced():
-    selection = HeldOut(Counting({}), POOL, HELD_OUT)
+    selection = HeldOut(Counting({}), POOL, SPLITS)
     for name, method in public(selection).items():
         if callable(method):
             assert "split" not in inspect.signature(method).parameters
@@ -123,77 +137,96 @@ def test_no_method_of_a_selection_takes_a_split_and_nothing_can_be_replaced():
         selection.anything = None  # type: ignore[attr-defined]
 
 
-def remembering(evaluator: Counting, store=None) -> Remembered:
-    return Remembered(evaluator, store or open_store("memory://"), Setting())
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Toy:
+    return toy(tmp_path_factory.mktemp("toy"))
 
 
-def test_what_was_scored_once_is_not_asked_again_by_anybody():
-    a, b, c = soups(3)
-    store = open_store("memory://")
-    first, second = Counting({a: 1, b: 2, c: 3}), Counting({c: 3})
-    scored = remembering(first, store).scores([a, b, a], HELD_OUT)
-    assert [s.correct for s in scored] == [1, 2, 1]
-    assert first.asked == [(a, "held_out"), (b, "held_out")]
-    again = remembering(second, store)
-    assert again.scores([a, b, a], HELD_OUT) == scored
-    assert second.asked == []
-    assert [s.correct for s in again.scores([b, c], HELD_OUT)] == [2, 3]
-    assert second.asked == [(c, "held_out")]
+class Watched:
+    """Local workers that say what they were asked to run."""
+
+    def __init__(self, workers):
+        self._workers, self.ran = workers, []
+
+    def evaluate(self, candidates, splits, done):
+        self.ran += [(c, s.name) for c in candidates for s in splits]
+        self._workers.evaluate(candidates, splits, done)
+
+    def decide(self, schedule, candidates, split, tau):
+        reached = self._workers.decide(schedule, candidates, split, tau)
+        self.ran += [(c, split.name) for c in candidates[: len(reached.results)]]
+        return reached
+
+    def measure(self, requests, split):
+        return self._workers.measure(requests, split)
 
 
-def test_another_split_or_setting_is_another_score():
-    (a,) = soups(1)
-    store, evaluator = open_store("memory://"), Counting({a: 1})
-    for setting in (Setting(), Setting(batch_size=10), Setting(threads=2)):
-        for on in (HELD_OUT, TEST):
-            (found,) = Remembered(evaluator, store, setting).scores([a], on)
-            assert found.split == on.digest
-    assert len(evaluator.asked) == 6
+def watched(world: Toy) -> tuple[Watched, StoredEvaluator]:
+    """A new evaluator over the world's store: as another process, later."""
+    fresh = Watched(LocalWorkers(world.task, world.data, world.checkpoints, world.setting))
+    return fresh, StoredEvaluator(fresh, Shelf(world.checkpoints, world.setting), world.setting)
 
 
-def test_every_result_is_counted_once_wherever_it_came_from():
-    candidates = soups(4)
-    store, evaluator = open_store("memory://"), Counting(dict.fromkeys(candidates, 1))
-    remembering(evaluator, store).scores(candidates[:3], HELD_OUT)
-    counted: list[None] = []
-    remembered = Remembered(evaluator, store, Setting(), lambda: counted.append(None))
-    remembered.scores(candidates, HELD_OUT)
-    assert len(counted) == 3  # the fourth is counted by the evaluator that is asked
+def test_what_was_scored_once_is_not_asked_again_by_anybody(world):
+    a, b, c = (mean_of(world.pool.checkpoints[:k]) for k in (2, 3, 4))
+    test = world.basis.split("test")
+    first, evaluator = watched(world)
+    scored = evaluator.scores([a, b, a], test)
+    assert first.ran == [(a, "test"), (b, "test")]
+    second, again = watched(world)
+    assert again.scores([a, b, a], test) == scored
+    assert second.ran == []
+    again.scores([b, c], test)
+    assert second.ran == [(c, "test")]
+    other, elsewhere = watched(world._replace(setting=Setting(batch_size=10)))
+    elsewhere.scores([a], test)
+    assert other.ran == [(a, "test")]
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    counts=st.lists(st.integers(0, 9), max_size=8),
-    known=st.sets(st.integers(0, 7)),
-    bound=st.integers(0, 10),
-    accept=st.sampled_from(["ge", "gt"]),
-    early=st.booleans(),
-)
-def test_first_reaching_decides_as_a_plain_loop(counts, known, bound, accept, early):
-    candidates = soups(len(counts))
-    table = dict(zip(candidates, counts, strict=True))
-    store = open_store("memory://")
-    earlier = [c for i, c in enumerate(candidates) if i in known]
-    remembering(Counting(table), store).scores(earlier, HELD_OUT)
+def test_every_result_is_counted_once_wherever_it_came_from(world):
+    candidates = [mean_of(world.pool.checkpoints[k : k + 2]) for k in range(4)]
+    _, evaluator = watched(world)
+    far = world.basis.split("far")
+    evaluator.scores(candidates[:3], far)
+    counted = []
+    _, again = watched(world)
+    again.on_result = counted.append
+    again.scores(candidates, far)
+    assert sum(counted) == 4
 
-    evaluator = Counting(table, early)
-    reached = remembering(evaluator, store).first_reaching(candidates, HELD_OUT, bound, accept)
 
-    hits = [i for i, c in enumerate(counts) if c > bound or (c == bound and accept == "ge")]
-    assert reached.hit == bool(hits)
-    expected = counts[: hits[0] + 1] if hits else counts
-    assert len(reached.results) == len(expected)
-    for result, count in zip(reached.results, expected, strict=True):
-        assert isinstance(result, Rejected) or result.correct == count
-        assert early or isinstance(result, Scores)
-    if hits:
-        assert isinstance(reached.results[-1], Scores)
+@pytest.mark.parametrize("accept", ["ge", "gt"])
+@pytest.mark.parametrize("hinted", [False, True])
+def test_first_reaching_decides_as_a_plain_loop_and_once(world, accept, hinted):
+    held_out = world.basis.split("held_out")
+    candidates = [mean_of(world.pool.checkpoints[k : k + 3]) for k in range(4)]
+    counts = [s.correct for s in toy_scores(world, candidates)]
+    order = tuple(np.random.default_rng(0).permutation(held_out.size).tolist())
+    hints = Hints(order, None) if hinted else None
+    for bound in sorted({c + d for c in counts for d in (-1, 0, 1)}):
+        hits = [c > bound if accept == "gt" else c >= bound for c in counts]
+        _, evaluator = watched(world)
+        reached = evaluator.first_reaching(candidates, held_out, bound, accept, hints)
+        assert reached.hit == any(hits)
+        upto = hits.index(True) + 1 if any(hits) else len(hits)
+        assert len(reached.results) == upto
+        for result, count in zip(reached.results, counts, strict=False):
+            assert isinstance(result, Rejected) or result.correct == count
+        again, repeated = watched(world)
+        assert repeated.first_reaching(candidates, held_out, bound, accept, hints) == reached
+        assert again.ran == []
 
-    asked_before = len(evaluator.asked)
-    again = remembering(evaluator, store).first_reaching(candidates, HELD_OUT, bound, accept)
-    if not early:
-        assert again == reached
-        assert len(evaluator.asked) == asked_before
+
+def toy_scores(world: Toy, candidates):
+    """By numpy, from the weights as stored."""
+    images, labels = world.data.samples(world.basis.split("held_out"))
+    x = images.reshape(len(images), -1) / 255 - 0.5
+    found = []
+    for candidate in candidates:
+        w = world.weights(candidate)["head.weight"].numpy().astype(float)
+        right = (x @ w.T).argmax(axis=1) == labels
+        found.append(scores(right.tolist()))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +235,13 @@ def here(tmp_path_factory) -> Small:
 
 
 @pytest.fixture(scope="module")
-def evaluator(here) -> LocalEvaluator:
-    return LocalEvaluator(here.task, here.data, here.checkpoints, here.spec.setting)
+def evaluator(here) -> StoredEvaluator:
+    return evaluator_of(here)
+
+
+def evaluator_of(here: Small) -> StoredEvaluator:
+    workers = LocalWorkers(here.task, here.data, here.checkpoints, here.spec.setting)
+    return StoredEvaluator(workers, workers.shelf, here.spec.setting)
 
 
 def stored(here: Small, **changes: torch.Tensor | None) -> str:
@@ -219,10 +257,11 @@ def test_a_padded_batch_gives_the_logits_of_a_full_one(here):
     model.load_state_dict(here.checkpoints.load(here.basis.init.sha256))
     images = np.array(here.data.samples(here.data.split("test"))[0][:20])
     setting = Setting(batch_size=10)
-    full = predict(model, here.task, images, setting)
+    full, features = predict(model, here.task, images, setting)
     assert (full.shape, full.dtype) == ((20, 10), np.float32)
+    assert (features.shape, features.dtype) == ((20, 128), np.float32)
     for n in (1, 7, 10, 13):
-        assert (predict(model, here.task, images[:n], setting) == full[:n]).all()
+        assert (predict(model, here.task, images[:n], setting)[0] == full[:n]).all()
 
 
 def test_scores_are_of_the_candidate_and_the_order_of_asking_does_not_matter(here, evaluator):
@@ -237,22 +276,12 @@ def test_scores_are_of_the_candidate_and_the_order_of_asking_does_not_matter(her
     assert np.allclose(evaluator.predictions(turned, split).logits, rolled, atol=1e-4)
 
 
-def test_the_first_that_reaches_is_the_last_that_is_evaluated(here, evaluator):
-    zero_shot = mean_of([here.basis.init.sha256])
-    split = here.data.split("held_out")
-    (alone,) = evaluator.scores([zero_shot], split)
-    reached = evaluator.first_reaching([zero_shot, zero_shot], split, alone.correct, "ge")
-    assert reached == Reached(results=(alone,), hit=True)
-    reached = evaluator.first_reaching([zero_shot, zero_shot], split, alone.correct, "gt")
-    assert reached == Reached(results=(alone, alone), hit=False)
-
-
 def test_a_weight_that_is_nan_is_an_error_that_names_the_ingredients(here, evaluator):
     head = here.checkpoints.load(here.basis.init.sha256)["head.weight"].clone()
     head[0, 0] = float("nan")
     broken = stored(here, head__weight=head)
     soup = mean_of([here.basis.init.sha256, broken])
-    with pytest.raises(EvaluationError, match=f"not finite on held_out.*{broken[:12]}"):
+    with pytest.raises(EvaluationError, match=f"not finite.*{broken[:12]}"):
         evaluator.scores([soup], here.data.split("held_out"))
 
 
@@ -271,7 +300,7 @@ def test_weights_of_another_model_are_refused_with_the_tensor_named(here, evalua
     # The live model is not left half-changed.
     after, fresh = (
         e.scores([mean_of([here.basis.init.sha256])], split)
-        for e in (evaluator, LocalEvaluator(here.task, here.data, here.checkpoints, Setting()))
+        for e in (evaluator, evaluator_of(here))
     )
     assert after == fresh
 

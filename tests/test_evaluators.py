@@ -1,9 +1,18 @@
-"""One contract for both evaluators: in this process, and on Ray's actors."""
+"""One contract for both kinds of workers: in this process, and on Ray's actors."""
+
+import threading
 
 import pytest
 
 from soupray.candidates import mean_of, weight_soup
-from soupray.ports import Evaluator
+from soupray.checkpoints import Checkpoints
+from soupray.errors import NotFound
+from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.local import LocalWorkers
+from soupray.evaluation.shelf import Shelf
+from soupray.ports import Deviation, Evaluator, Gram, Temperature
+from soupray.records import Rejected
+from soupray.storage import open_store
 from soupray.wiring import world
 
 
@@ -16,53 +25,58 @@ def split_and_checkpoints(run):
     return basis.split("held_out"), pool.checkpoints, pool.anchor.sha256
 
 
-@pytest.fixture(scope="module")
-def on_ray(run):
-    from soupray.distributed import cluster
-    from soupray.distributed.actors import RayEvaluator
+def forgetful(checkpoints: Checkpoints, folder) -> Checkpoints:
+    """The weights of a store, without what was found out about them: all is evaluated again."""
+    copy = open_store("memory://")
+    for path in checkpoints.store.list("weights"):
+        copy.put(path, checkpoints.store.get(path))
+    return Checkpoints(copy, folder)
 
-    spec, place, _ = run.world()
+
+@pytest.fixture(scope="module")
+def on_ray(run, tmp_path_factory):
+    """(workers, a function that makes an evaluator which knows nothing yet)."""
+    from soupray.distributed import cluster
+    from soupray.distributed.actors import RayWorkers
+
+    spec, place, store = run.world()
+    # A setting of its own gives keys of its own: what the main job stored is not found.
+    spec = spec.model_copy(update={"evaluation_batch": 50})
+    checkpoints = Checkpoints(store, tmp_path_factory.mktemp("ray"))
     with cluster.attach("local", spec):
-        yield RayEvaluator(spec, place)
+        workers = RayWorkers(spec, place)
+        yield (
+            workers,
+            lambda: StoredEvaluator(workers, Shelf(checkpoints, spec.setting), spec.setting),
+        )
 
 
 @pytest.fixture(scope="module", params=["local", "ray"])
-def evaluator(request, run) -> Evaluator:
+def evaluator(request, run, tmp_path_factory) -> Evaluator:
     if request.param == "ray":
-        return request.getfixturevalue("on_ray")
+        return request.getfixturevalue("on_ray")[1]()
+    return plain_evaluator(run, tmp_path_factory.mktemp("local"))
+
+
+def plain_evaluator(run, folder) -> StoredEvaluator:
     spec, place, _ = run.world()
-    return world(spec, place).evaluator()
+    setting = spec.model_copy(update={"evaluation_batch": 50}).setting
+    here = world(spec, place)
+    workers = LocalWorkers(here.task, here.data, forgetful(here.checkpoints, folder), setting)
+    return StoredEvaluator(workers, workers.shelf, setting)
 
 
 @pytest.fixture(scope="module")
-def plain(run, split_and_checkpoints):
+def plain(run, split_and_checkpoints, tmp_path_factory):
     """Scores of some candidates by the plainest way: a fresh local evaluator for each."""
     split, checkpoints, anchor = split_and_checkpoints
-    spec, place, _ = run.world()
     candidates = [mean_of(checkpoints[:k]) for k in (1, 2, 3, 4)]
     candidates.append(weight_soup([(anchor, 1), (checkpoints[0], 3)], 4))
-    return candidates, [world(spec, place).evaluator().scores([c], split)[0] for c in candidates]
-
-
-def test_scores_are_those_of_the_plain_way_in_order(evaluator, plain, split_and_checkpoints):
-    candidates, expected = plain
-    assert evaluator.scores(candidates, split_and_checkpoints[0]) == expected
-    backwards = evaluator.scores(candidates[::-1], split_and_checkpoints[0])
-    assert backwards == expected[::-1]
-    assert evaluator.scores([], split_and_checkpoints[0]) == []
-
-
-def test_the_score_of_an_ingredient_is_the_one_in_its_manifest(
-    evaluator, run, split_and_checkpoints
-):
-    from soupray.soup import find_pool
-
-    spec, _, store = run.world()
-    split, checkpoints, _ = split_and_checkpoints
-    pool, _ = find_pool(store, spec, partial=False)
-    scored = evaluator.scores([mean_of([c]) for c in checkpoints], split)
-    assert [s.correct for s in scored] == [i.held_out.correct for i in pool.ingredients]
-    assert [s.right for s in scored] == [i.held_out.right for i in pool.ingredients]
+    found = []
+    for candidate in candidates:
+        fresh = plain_evaluator(run, tmp_path_factory.mktemp("plain"))
+        found += fresh.scores([candidate], split)
+    return candidates, found
 
 
 @pytest.mark.parametrize("accept", ["ge", "gt"])
@@ -73,7 +87,21 @@ def test_first_reaching_is_the_plain_loop(evaluator, plain, split_and_checkpoint
         reached = evaluator.first_reaching(candidates, split_and_checkpoints[0], bound, accept)
         assert reached.hit == any(hits)
         upto = hits.index(True) + 1 if any(hits) else len(hits)
-        assert list(reached.results) == expected[:upto]
+        assert len(reached.results) == upto
+        for result, scores, hit in zip(reached.results, expected, hits, strict=False):
+            if isinstance(result, Rejected):
+                assert not hit
+                assert result.correct <= scores.correct
+            else:
+                assert (result.n, result.right) == (scores.n, scores.right)
+
+
+def test_scores_are_those_of_the_plain_way_in_order(evaluator, plain, split_and_checkpoints):
+    candidates, expected = plain
+    assert evaluator.scores(candidates, split_and_checkpoints[0]) == expected
+    backwards = evaluator.scores(candidates[::-1], split_and_checkpoints[0])
+    assert backwards == expected[::-1]
+    assert evaluator.scores([], split_and_checkpoints[0]) == []
 
 
 def test_predictions_agree_with_scores(evaluator, plain, split_and_checkpoints):
@@ -84,30 +112,51 @@ def test_predictions_agree_with_scores(evaluator, plain, split_and_checkpoints):
     assert int(right.sum()) == expected[1].correct
 
 
-def test_a_saved_soup_scores_as_its_candidate(evaluator, plain, split_and_checkpoints):
+def test_measures_are_the_same_wherever_they_are_made(
+    evaluator, run, split_and_checkpoints, tmp_path
+):
+    split, checkpoints, anchor = split_and_checkpoints
+    here = plain_evaluator(run, tmp_path)
+    requests = [
+        Gram(checkpoints=tuple(checkpoints), origin=anchor),
+        Deviation(candidate=mean_of(checkpoints), samples=20),
+        Temperature(candidate=mean_of(checkpoints)),
+    ]
+    assert evaluator.measure(requests, split) == here.measure(requests, split)
+
+
+def test_a_saved_soup_scores_as_its_candidate(on_ray, plain, split_and_checkpoints):
     candidates, expected = plain
+    evaluator = on_ray[1]()
     ref = evaluator.save(candidates[2])
     (scored,) = evaluator.scores([mean_of([ref.sha256])], split_and_checkpoints[0])
     assert scored == expected[2]
 
 
-def test_an_actor_that_dies_is_replaced_and_the_scores_stay_the_same(
-    on_ray, plain, split_and_checkpoints
+def test_an_actor_killed_in_the_middle_of_a_batch_changes_nothing(
+    on_ray, run, split_and_checkpoints, tmp_path
 ):
     import ray
 
-    candidates, expected = plain
-    on_ray.scores(candidates, split_and_checkpoints[0])
-    ray.kill(on_ray._workers[0], no_restart=False)
-    assert on_ray.scores(candidates, split_and_checkpoints[0]) == expected
+    split, checkpoints, anchor = split_and_checkpoints
+    workers, new_evaluator = on_ray
+    candidates = [
+        weight_soup([(anchor, k), *((sha, 1) for sha in checkpoints)], k + len(checkpoints))
+        for k in range(1, 13)
+    ]
+    bound = split.size - 1
+    kill = threading.Timer(0.1, lambda: ray.kill(workers._actors[0], no_restart=False))
+    kill.start()
+    reached = new_evaluator().first_reaching(candidates, split, bound, "ge")
+    kill.join()
+    assert reached == plain_evaluator(run, tmp_path).first_reaching(candidates, split, bound, "ge")
 
 
 def test_an_error_in_an_actor_is_raised_as_itself_and_the_next_scores_are_right(
     on_ray, plain, split_and_checkpoints
 ):
-    from soupray.errors import NotFound
-
+    evaluator = on_ray[1]()
     with pytest.raises(NotFound, match="weights/0000"):
-        on_ray.scores([mean_of(["0" * 64])], split_and_checkpoints[0])
+        evaluator.scores([mean_of(["0" * 64])], split_and_checkpoints[0])
     candidates, expected = plain
-    assert on_ray.scores(candidates, split_and_checkpoints[0]) == expected
+    assert evaluator.scores(candidates, split_and_checkpoints[0]) == expected

@@ -110,9 +110,7 @@ def test_nothing_that_selects_on_held_out_data_is_below_what_it_starts_from(case
     for outcome in [*of(outcomes, "wise_ft"), *of(outcomes, "ose"), *of(outcomes, "vrf")]:
         if outcome.options.get("point", "best") == "best":
             anchor, start = of(outcomes, "anchor")[0], outcomes[outcome.options["theta_1"]]
-            assert outcome.held_out.correct >= max(
-                anchor.held_out.correct, start.held_out.correct
-            )
+            assert outcome.held_out.correct >= max(anchor.held_out.correct, start.held_out.correct)
 
 
 def test_vrf_is_never_below_the_ensemble_with_a_constant_share(case):
@@ -128,7 +126,7 @@ def test_the_uniform_soup_of_linear_models_is_right_where_their_ensemble_is(case
 
 
 def test_wise_ft_of_linear_models_is_the_ensemble_of_logits_with_the_same_alpha(case):
-    _, world, outcomes = case
+    _, _, outcomes = case
     for outcome in of(outcomes, "ose"):
         if outcome.options["space"] != "logits":
             continue

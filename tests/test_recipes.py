@@ -1,18 +1,22 @@
 """Recipes on made-up score tables: no tensor, no store, decisions known beforehand."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soupray.candidates import WeightSoup, mean_of
+from soupray.candidates import QUANTUM, WeightSoup, mean_of, quantised, weight_soup
+from soupray.errors import EvaluationError
 from soupray.evaluation.evaluator import reaches
-from soupray.ports import Reached
-from soupray.recipes import TABLE
+from soupray.ports import Reached, Slope, TensorNames
+from soupray.recipes import TABLE, learned, lines, model_stock
 from soupray.recipes.greedy import greedy
-from soupray.recipes.wise_ft import ALPHAS, wise_ft
+from soupray.recipes.pruned import pruned
+from soupray.recipes.replacement import replacement
+from soupray.recipes.wise_ft import ALPHAS, grid_of, wise_ft
 from soupray.records import (
     CheckpointRef,
     Ingredient,
@@ -67,17 +71,21 @@ class Made:
     def __init__(self, singles: dict[str, int], table: dict[str, int], early: bool = False):
         ingredients = tuple(ingredient(n, c) for n, c in singles.items())
         self.pool = Pool(init=REF, anchor=REF, ingredients=ingredients)
-        self._table, self._early = table, early
+        self._singles, self._table, self._early = singles, table, early
         self.asked: list[str] = []
 
     def scores(self, candidates: Sequence[WeightSoup]) -> list[Scores]:
-        names = ["".join(sorted(c.checkpoints)) for c in candidates]
-        self.asked += names
-        return [scores(self._table[n]) for n in names]
+        return [scores(self._correct(c)) for c in candidates]
+
+    def _correct(self, c: WeightSoup) -> int:
+        """By the name of a multiset: 2 a + b is aab."""
+        name = "".join(sorted(sha * n for sha, n in c.parts))
+        return self._singles[name] if name in self._singles else self._table[name]
 
     def first_reaching(self, candidates, bound, accept) -> Reached:
         results: list[Scores | Rejected] = []
         for candidate in candidates:
+            self.asked.append("".join(sorted(sha * n for sha, n in candidate.parts)))
             (found,) = self.scores([candidate])
             if reaches(found, bound, accept):
                 return Reached(results=(*results, found), hit=True)
@@ -170,20 +178,20 @@ def baseline_outcomes(selection):
 
 def test_wise_ft_starts_from_the_best_single_model_and_the_best_soup():
     selection = Lines({"a": 90, "b": 88}, {})
-    outcomes = wise_ft(selection, tuple(baseline_outcomes(selection)))
+    outcomes = wise_ft(selection, tuple(baseline_outcomes(selection)), eps=0.03)
     assert [o.name for o in outcomes] == [
-        "wise_ft(best_single, half)",
-        "wise_ft(best_single, best)",
-        "wise_ft(uniform, half)",
-        "wise_ft(uniform, best)",
+        f"wise_ft({start}, {point})"
+        for start in ("best_single", "uniform")
+        for point in ("half", "best", "within")
     ]
-    assert [o.options["alpha"] for o in outcomes] == [0.5, 0.3, 0.5, 0.8]
-    assert all(len(o.trace) == GRID + 1 for o in outcomes)
+    # Peaks of 90 at .3 and .8; 3 of 100 less, where the slope is 20, is .15 before the peak.
+    assert [o.options["alpha"] for o in outcomes] == [0.5, 0.3, 0.15, 0.5, 0.8, 0.65]
+    assert all(len(o.trace) == len(ALPHAS) == 21 for o in outcomes)
     assert outcomes[0].trace[0].candidate == mean_of(["anchor"])
     assert outcomes[0].trace[-1].candidate == mean_of(["a"])
     # alpha .8 of mean(a, b): .2 anchor + .4 a + .4 b
-    assert outcomes[3].candidate.parts == (("anchor", 1), ("a", 2), ("b", 2))
-    assert outcomes[3].candidate.denominator == 5
+    assert outcomes[4].candidate.parts == (("anchor", 1), ("a", 2), ("b", 2))
+    assert outcomes[4].candidate.denominator == 5
 
 
 def test_wise_ft_prefers_the_smaller_alpha_on_a_tie():
@@ -193,7 +201,176 @@ def test_wise_ft_prefers_the_smaller_alpha_on_a_tie():
 
     selection = Flat({"a": 90}, {})
     outcomes = wise_ft(selection, tuple(baseline_outcomes(selection)))
-    assert [o.options["alpha"] for o in outcomes] == [0.5, 0.0]
+    assert [o.options["alpha"] for o in outcomes] == [0.5, 0.0, 0.0]
+
+
+def test_a_grid_without_its_end_points_gets_them_with_a_note():
+    selection = Lines({"a": 90}, {})
+    earlier = tuple(baseline_outcomes(selection))
+    outcomes = wise_ft(selection, earlier, alphas=[0.25, 0.7])
+    tried = [1 - dict(s.candidate.parts).get("anchor", 0) / s.candidate.denominator
+             for s in outcomes[0].trace]  # fmt: skip
+    assert tried == pytest.approx([0, 0.25, 0.5, 0.7, 1])
+    assert outcomes[0].notes == ("wise_ft: 0, 0.5, 1 added to the grid of alphas",)
+    assert grid_of([0, 0.5, 1]) == ([Fraction(0), Fraction(1, 2), Fraction(1)], ())
+
+
+def test_replacement_adds_an_ingredient_again_and_stops_when_a_pass_adds_nothing():
+    table = {"ab": 92, "ac": 1, "abc": 91, "aab": 93, "aabb": 92, "aabc": 93, "aaab": 93}
+    selection = Made({"a": 90, "b": 88, "c": 86}, table)
+    (outcome,) = replacement(selection, ())
+    assert outcome.candidate == weight_soup([("a", 2), ("b", 1)], 3)
+    assert outcome.held_out.correct == 93
+    # Pass 1 from b on; pass 2 adds a; pass 3 adds nothing. 2a + 2b is a + b: the same soup.
+    assert selection.asked == ["ab", "abc", "aab", "ab", "aabc", "aaab", "ab", "aabc"]
+
+
+def test_pruned_drops_from_the_worst_on_what_does_not_help():
+    table = {"abc": 80, "ab": 80, "a": 90, "b": 70}
+    selection = Made({"a": 90, "b": 88, "c": 86}, table | {"ac": 79, "bc": 79})
+    selection._singles = {}
+    (outcome,) = pruned(selection, ())
+    # c goes (80 is not less), then b goes (90), then a is the last and stays.
+    assert outcome.candidate == mean_of(["a"])
+    assert [s.accepted for s in outcome.trace] == [True, True, True]
+    assert selection.asked == ["ab", "a"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(count=st.integers(1, 6), seed=st.integers(0, 2**32), early=st.booleans())
+def test_pruned_and_replacement_decide_as_the_plain_procedures(count, seed, early):
+    names = [chr(97 + i) for i in range(count)]
+
+    class Random(dict):
+        def __missing__(self, key):
+            self[key] = int(np.random.default_rng([seed, *map(ord, key)]).integers(40, 63))
+            return self[key]
+
+    table = Random()
+    counts = sorted((table[n] for n in names), reverse=True)
+    singles = dict(zip(names, counts, strict=True))
+    table |= singles
+
+    def score_of(members: list[str]) -> int:
+        reduced = weight_soup([(m, 1) for m in members], len(members))
+        return table["".join(sorted(sha * n for sha, n in reduced.parts))]
+
+    kept = list(names)
+    best = score_of(kept)
+    for name in reversed(names):
+        rest = [k for k in kept if k != name]
+        if rest and score_of(rest) >= best:
+            kept, best = rest, score_of(rest)
+    (outcome,) = pruned(Made(singles, table, early), ())
+    assert outcome.candidate == mean_of(kept)
+
+    kept, best = [names[0]], singles[names[0]]
+    for number in range(3):
+        before = len(kept)
+        for name in names[1:] if number == 0 else names:
+            if score_of([*kept, name]) > best:
+                kept, best = [*kept, name], score_of([*kept, name])
+        if len(kept) == before:
+            break
+    (outcome,) = replacement(Made(singles, table, early), ())
+    assert outcome.candidate == mean_of(kept)
+    assert outcome.held_out.correct == best
+
+
+def test_equal_ingredients_are_reported_by_greedy():
+    selection = Made({"a": 90, "b": 90, "c": 80}, {"ab": 90, "abc": 89})
+    (outcome,) = greedy(selection, ())
+    # The same hyperparameters (none) and the same answers, by another checkpoint.
+    assert outcome.notes == ("trials a and b have the same hyperparameters and held-out answers",)
+
+
+@pytest.mark.parametrize(
+    ("cos", "k", "t"),
+    [(1.0, 2, 1.0), (0.0, 2, 0.0), (0.5, 2, 2 / 3), (0.5, 3, 0.75)],
+)
+def test_model_stock_goes_as_far_as_the_angle_allows(cos, k, t):
+    # Equal norms of 2: inner products 4 on the diagonal, 4 cos off it.
+    gram = tuple(tuple(4.0 if i == j else 4.0 * cos for j in range(k)) for i in range(k))
+    assert model_stock.ratio(gram) == pytest.approx(t)
+
+
+def test_model_stock_leaves_what_nobody_changed_and_clamps_opposites():
+    assert model_stock.ratio(((0.0, 0.0), (0.0, 0.0))) == 0.0
+    assert model_stock.ratio(((1.0, -0.5), (-0.5, 1.0))) < 0  # clamped, and noted, by the recipe
+    assert model_stock.ratio(((5.0,),)) == 1.0
+
+
+NAMES = ("visual.conv1", "visual.blocks.0.w", "visual.blocks.1.w", "visual.blocks.2.w", "head.w")
+
+
+def test_lines_scales_blocks_by_depth():
+    depth = lines.depths(NAMES)
+    assert [depth[n] for n in NAMES] == [(0, 2), (0, 2), (1, 2), (2, 2), (2, 2)]
+    soup = lines.scaled("init", mean_of(["a"]), depth, 2)  # alpha .2
+    shares = {n: row[1] / soup.denominator for n, row in soup.numerators().items()}
+    # alpha + (1 - alpha) l / 2: .2 outside and in block 0, .6 in block 1, 1 in block 2 and head
+    assert [shares[n] for n in NAMES] == pytest.approx([0.2, 0.2, 0.6, 1.0, 1.0])
+    assert all(sum(row) == soup.denominator for row in soup.numerators().values())
+    assert lines.scaled("init", mean_of(["a"]), depth, 10) == mean_of(["a"])
+
+
+def test_lines_of_one_block_is_theta_1():
+    depth = lines.depths(("layer1.0.w", "head.w"))
+    assert lines.scaled("init", mean_of(["a"]), depth, 0) == mean_of(["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("visual.transformer.resblocks.11.mlp.c_fc.weight", 11),
+        ("backbone.layer3.1.bn2.bias", 3),
+        ("trunk.stages.2.blocks.4.norm.weight", 2),
+        ("text.encoder.layer.7.output.dense.weight", 7),
+        ("visual.ln_post.weight", None),
+    ],
+)
+def test_blocks_are_found_in_the_names_of_open_clip_timm_and_transformers(name, block):
+    found = lines._BLOCK.search(name)
+    assert (int(found.group(1)) if found else None) == block
+
+
+def test_learned_steps_follow_the_chain_rule_of_softmax():
+    """A loss of its own: sum_i alpha_i c_i, whose best is all weight on the least c."""
+
+    class Bowl(Made):
+        def measure(self, requests):
+            (request,) = requests
+            if isinstance(request, TensorNames):
+                return [("x", "y")]
+            rows = [row for _, row in request.soup.layers] or [request.soup.rest]
+            costs = (3.0, 1.0, 2.0)
+            loss = sum(n * c for row in rows for n, c in zip(row, costs, strict=True))
+            layers = [costs] * len(request.soup.layers)
+            slope = Slope(
+                loss=loss / request.soup.denominator, coefficients=(*layers, costs), beta=0.0
+            )
+            return [slope]
+
+        def scores(self, candidates):
+            return [scores(50) for _ in candidates]
+
+    selection = Bowl({"a": 90, "b": 88, "c": 86}, {})
+    for recipe in (learned.learned, learned.learned_by_layer):
+        (outcome,) = recipe(selection, (), epochs=400, lr=0.05)
+        assert outcome.candidate.coefficients[1] > 0.95
+        assert sum(outcome.candidate.coefficients) == pytest.approx(1, abs=1e-12)
+        assert outcome.options["beta"] == 1.0
+
+
+def test_a_learned_soup_that_would_read_too_much_is_refused_with_the_amount():
+    selection = Made({"a": 90, "b": 88}, {})
+    with pytest.raises(EvaluationError, match=r"5 steps that read 0 GB.*max_read_gb is 0"):
+        learned.learned(selection, (), max_read_gb=0.0)
+
+
+def test_quantised_shares_sum_to_one_exactly():
+    for shares in ([1 / 3] * 3, [0.1, 0.2, 0.7], [1e-9, 1 - 1e-9], [1.0]):
+        assert sum(quantised(shares)) == QUANTUM
 
 
 def test_the_table_imports_every_recipe_and_names_its_source():

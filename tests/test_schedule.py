@@ -116,7 +116,7 @@ def one(right: list[int], bound: int, accept: str = "ge") -> tuple[Reached, int]
     [("ge", 6, 2), ("gt", 4, 1)],
 )
 def test_a_candidate_is_given_up_as_soon_as_it_cannot_reach_the_bound(accept, seen, correct):
-    settled, samples = one([0, 1, 0, 0, 1, 0, 1, 1, 1, 1], 7 if accept == "ge" else 7, accept)
+    settled, samples = one([0, 1, 0, 0, 1, 0, 1, 1, 1, 1], 7, accept)
     assert settled == Reached(results=(Rejected(seen=seen, correct=correct, bound=7),), hit=False)
     assert samples == seen
 

@@ -3,11 +3,13 @@
 import msgspec
 import pytest
 from conftest import mini_text
+from test_evaluators import forgetful
 
 from soupray.candidates import mean_of
 from soupray.checkpoints import create_record
 from soupray.errors import ChecksumMismatch, EvaluationError, IncompatibleWeights
-from soupray.evaluation.local import LocalEvaluator
+from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.pool import manifest_path
 from soupray.evaluation.selection import HeldOut
 from soupray.plan import trials_of
@@ -39,6 +41,7 @@ def pool_only(pool: Pool) -> HeldOut:
     """A selection that can show its pool but not score anything: asking it raises."""
     selection = HeldOut.__new__(HeldOut)
     object.__setattr__(selection, "_pool", pool)
+    object.__setattr__(selection, "_hints", None)
     return selection
 
 
@@ -141,14 +144,19 @@ def test_choices_once_frozen_are_not_made_again(run, pool):
     assert choices.pool == pool.checkpoints
 
 
-def test_the_local_evaluator_makes_the_same_choices_as_the_ray_driver(run, pool):
+def test_the_local_evaluator_makes_the_same_choices_as_the_ray_driver(run, pool, tmp_path):
     """The same job without Ray: its counts and decisions are those of the leaderboard."""
     import json
 
     spec, place, store = run.world()
     here = world(spec, place)
     basis = find_basis(store, spec)
-    selection = HeldOut(here.evaluator(), pool, basis.split("held_out"))
+    splits = [basis.split("held_out"), basis.split("train")]
+    workers = LocalWorkers(
+        here.task, here.data, forgetful(here.checkpoints, tmp_path), spec.setting
+    )
+    evaluator = StoredEvaluator(workers, workers.shelf, spec.setting)
+    selection = HeldOut(evaluator, pool, splits)
     wanted = {"anchor": {}, "best_single": {}, **chosen_recipes(spec, [], everything=True)}
     outcomes = run_recipes(selection, wanted)
     board = {e["name"]: e for e in json.loads((run.output / "leaderboard.json").read_text())}
@@ -168,9 +176,9 @@ def test_a_corrupt_ingredient_stops_the_soup_and_names_the_object(run, pool, tmp
     data[-1] ^= 1
     copy.put(path, bytes(data))
     checkpoints = type(here.checkpoints)(copy, tmp_path / "cache")
-    evaluator = LocalEvaluator(here.task, here.data, checkpoints, spec.setting)
+    workers = LocalWorkers(here.task, here.data, checkpoints, spec.setting)
     with pytest.raises(ChecksumMismatch, match=sha):
-        evaluator.scores([mean_of([sha])], find_basis(store, spec).split("held_out"))
+        workers.predictions(mean_of([sha]), find_basis(store, spec).split("held_out"))
 
 
 def test_the_soup_that_is_written_is_the_best_that_averages_anything(run, pool):
@@ -182,9 +190,10 @@ def test_the_soup_that_is_written_is_the_best_that_averages_anything(run, pool):
     selection = pool_only(pool)
     outcomes = choose(store, spec, selection, recipes).outcomes
     best = best_soup(entries, outcomes)
-    assert len(best.candidate.parts) > 1
+    assert len(best.candidate.checkpoints) > 1
+    assert len(best.candidate.members) == 1
     rank = [e.name for e in entries].index(best.name)
-    assert all(len(e.ingredients) == 1 for e in entries[:rank])
+    assert all(len(e.ingredients) == 1 or e.forward_passes_per_sample > 1 for e in entries[:rank])
 
 
 def test_pool_order_does_not_depend_on_the_order_of_manifests(run, pool):

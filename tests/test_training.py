@@ -10,8 +10,9 @@ from shared import Small, small
 
 from soupray.candidates import mean_of
 from soupray.checkpoints import read_record, tensor_digests
-from soupray.evaluation.local import LocalEvaluator
+from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.pool import find_trials, manifest_path
+from soupray.maths.metrics import score
 from soupray.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial
 from soupray.training.augment import rotate_and_shift
 from soupray.training.fine_tune import fine_tune
@@ -123,8 +124,8 @@ def test_the_same_trial_in_a_fresh_world_has_the_same_bytes(here, trained, tmp_p
 
 def test_training_learns_and_the_manifest_is_in_the_store(here, trained):
     zero_shot = mean_of([here.basis.init.sha256])
-    evaluator = LocalEvaluator(here.task, here.data, here.checkpoints, here.spec.setting)
-    (before,) = evaluator.scores([zero_shot], here.data.split("held_out"))
+    workers = LocalWorkers(here.task, here.data, here.checkpoints, here.spec.setting)
+    before = score(workers.predictions(zero_shot, here.data.split("held_out")))
     assert trained.held_out.correct > before.correct + 25
     path = manifest_path(here.trial.key)
     assert read_record(here.checkpoints.store, path, Manifest) == trained
@@ -156,11 +157,14 @@ def test_the_weights_of_an_earlier_best_epoch_are_those_that_are_stored(here):
 
 
 def test_the_stored_score_is_that_of_the_stored_weights(here, trained):
-    evaluator = LocalEvaluator(here.task, here.data, here.checkpoints, here.spec.setting)
+    workers = LocalWorkers(here.task, here.data, here.checkpoints, here.spec.setting)
     candidate, split = mean_of([trained.checkpoint.sha256]), here.data.split("held_out")
-    assert evaluator.scores([candidate], split) == [trained.held_out]
-    logits = here.checkpoints.load(trained.logits.sha256)["logits"].numpy()
-    assert (logits == evaluator.predictions(candidate, split).logits).all()
+    predictions = workers.predictions(candidate, split)
+    assert score(predictions) == trained.held_out
+    stored = here.checkpoints.load(trained.logits.sha256)
+    assert (stored["labels"].numpy() == predictions.labels).all()
+    logits = stored["logits"].numpy()
+    assert (logits == predictions.logits).all()
     assert logits.shape == (500, 10)
     weights = here.checkpoints.load(trained.checkpoint.sha256)
     assert tensor_digests(weights) == trained.tensors

@@ -1,7 +1,7 @@
 """A world of linear models, small enough to work out by hand and real in everything else.
 
 The model is logits = W x with x of four pixels: linear in its weights, so that averaging weights
-and averaging logits are the same thing. Store, checkpoints, evaluator and recipes are the real ones.
+and averaging logits are the same. Store, checkpoints, evaluator and recipes are the real ones.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -57,9 +57,15 @@ class RayWorkers:
         count = slots(self._spec.resources)
         return [remote.remote(self._spec, self._place) for _ in range(count)]
 
-    def evaluate(self, candidates: Sequence[WeightCandidate], splits: Sequence[Split]) -> None:
+    def evaluate(
+        self,
+        candidates: Sequence[WeightCandidate],
+        splits: Sequence[Split],
+        done: Callable[[int], None],
+    ) -> None:
         """See `evaluator.Workers`. One candidate on each actor at a time."""
-        self._spread("evaluate", [(c, splits) for c in candidates])
+        calls = [(c, splits) for c in candidates]
+        self._spread("evaluate", calls, lambda: done(len(splits)))
 
     def decide(
         self,
@@ -93,7 +99,12 @@ class RayWorkers:
         ref: CheckpointRef = self._spread("save", [(candidate,)])[0]
         return ref
 
-    def _spread(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _spread(
+        self,
+        method: str,
+        calls: Sequence[tuple[Any, ...]],
+        done: Callable[[], None] = lambda: None,
+    ) -> list[Any]:
         """The results of `calls`, in order; each actor has one at a time."""
         waiting, idle = deque(enumerate(calls)), deque(self._actors)
         running: dict[ray.ObjectRef, tuple[int, Any]] = {}
@@ -107,6 +118,7 @@ class RayWorkers:
                 index, actor = running.pop(ready)
                 results[index] = get(ready)
                 idle.append(actor)
+                done()
         finally:
             for reference in running:
                 ray.cancel(reference)

@@ -29,8 +29,13 @@ CACHED_LOGITS = 4
 class Workers(Protocol):
     """Where models run: in this process, or on Ray's actors."""
 
-    def evaluate(self, candidates: Sequence[WeightCandidate], splits: Sequence[Split]) -> None:
-        """Evaluate every candidate on every split, and store logits and scores."""
+    def evaluate(
+        self,
+        candidates: Sequence[WeightCandidate],
+        splits: Sequence[Split],
+        done: Callable[[int], None],
+    ) -> None:
+        """Evaluate every candidate on every split, store logits and scores, say so to `done`."""
         ...
 
     def decide(
@@ -78,7 +83,7 @@ class StoredEvaluator:
             if missing:
                 todo.setdefault(missing, []).append(member)
         for missing, group in todo.items():
-            self._workers.evaluate(group, missing)
+            self._workers.evaluate(group, missing, self.on_result)
 
     def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
         """See `ports.Evaluator`."""

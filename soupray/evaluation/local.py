@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,18 @@ class LocalWorkers:
         self._network = Network(task, checkpoints, setting, (train, data.samples(train)[0]))
         self.shelf = Shelf(checkpoints, setting)
 
-    def evaluate(self, candidates: Sequence[WeightCandidate], splits: Sequence[Split]) -> None:
+    def evaluate(
+        self,
+        candidates: Sequence[WeightCandidate],
+        splits: Sequence[Split],
+        done: Callable[[int], None] = lambda count: None,
+    ) -> None:
         """See `evaluator.Workers`."""
         for candidate in candidates:
             for split in splits:
                 if self.shelf.find(candidate, split) is None:
                     self.shelf.keep(candidate, self.predictions(candidate, split))
+                done(1)
 
     def predictions(self, candidate: WeightCandidate, split: Split) -> Predictions:
         """Logits on every sample, by a forward pass."""

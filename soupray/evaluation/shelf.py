@@ -26,7 +26,6 @@ from soupray.records import (
     Ingredient,
     Predictions,
     Rejected,
-    Scores,
     Setting,
     Split,
     Tally,
