@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo lint test gpu down clean
+.PHONY: setup demo fashion lint test gpu down clean
 
 setup: .venv/.installed
 
@@ -19,6 +19,21 @@ demo: setup
 	$(BIN)/soupray sweep sweeps/digits.yaml --home $(HOME_DIR)
 	$(BIN)/soupray soup sweeps/digits.yaml --home $(HOME_DIR) --all
 	@echo 'Compare in MLflow: $(BIN)/soupray ui --home $(HOME_DIR). Stop: make down.'
+
+# Where sweeps/fashion_mnist.yaml looks: the installed package, else what is fetched here.
+FASHION := $(firstword $(wildcard /usr/share/datasets/fashion-mnist) .home/fashion-mnist)
+
+fashion: setup $(FASHION)
+	$(BIN)/soupray sweep sweeps/fashion_mnist.yaml --home $(HOME_DIR)
+	$(BIN)/soupray soup sweeps/fashion_mnist.yaml --home $(HOME_DIR) --all
+
+.home/fashion-mnist:
+	mkdir -p $@.part
+	cd $@.part && apt-get download dataset-fashion-mnist && dpkg-deb -x *.deb . \
+	  || { echo 'Fashion-MNIST is fetched as a Debian package: on another system, put its four' \
+	            'files (train-images-idx3-ubyte.gz, ...) into $@.'; exit 1; }
+	mv $@.part/usr/share/datasets/fashion-mnist $@
+	rm -r $@.part
 
 lint: setup
 	$(BIN)/ruff format --check .

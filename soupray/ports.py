@@ -199,7 +199,11 @@ class Task(Protocol):
         ...
 
     def init(self) -> dict[str, torch.Tensor]:
-        """theta_0, head included: a full state dict of `model()`."""
+        """Initial weights, head included: a full state dict of `model()`.
+
+        They are theta_0, or what its training starts from. What is not pre-trained is drawn from
+        torch's global generator.
+        """
         ...
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
