@@ -36,8 +36,8 @@ def test_every_trial_is_an_ingredient_in_the_store(run):
     found = manifests(run)
     assert len(found) == 4
     for ingredient in found:
-        assert store.exists(ingredient.checkpoint.path)
-        assert store.exists(ingredient.logits.path)
+        for ref in (ingredient.checkpoint, ingredient.logits):
+            assert store.size(ref.path) == ref.size_bytes
         best = max(e.held_out_correct for e in ingredient.history)
         first = next(e.epoch for e in ingredient.history if e.held_out_correct == best)
         assert ingredient.best_epoch == first
