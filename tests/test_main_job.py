@@ -87,6 +87,9 @@ def test_a_recipe_rebuilds_the_soup_byte_for_byte_and_any_entry_loads(run, tmp_p
     said = inside("rebuild", recipe, *run.where, "--output", tmp_path / "again.safetensors")
     assert "the same bytes as recorded" in said.stdout
     assert sha256_of(tmp_path / "again.safetensors") == sha256_of(soup)
+    (tmp_path / "any file").touch()  # results are readable to whom the umask lets
+    modes = {p.stat().st_mode for p in [soup, *tmp_path.iterdir(), *run.output.iterdir()]}
+    assert len(modes) == 1
     spec, place, store = run.world()
     data = world(spec, place).data
     images, labels = data.samples(find_basis(store, spec).split("test"))
