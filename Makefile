@@ -42,7 +42,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -m 'not gpu' -n 2 --dist loadgroup
+	$(BIN)/pytest -m 'not gpu' -n 4 --dist loadfile
 
 gpu: setup
 	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \

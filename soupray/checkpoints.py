@@ -155,7 +155,10 @@ def write_weights(
 ) -> None:
     """A safetensors file whose bytes depend on nothing but the arguments."""
     metadata = {"soupray": json.dumps(dict(about), sort_keys=True)}
+    path.touch()
+    mode = path.stat().st_mode  # as any new file's; safetensors makes its own the owner's only
     save_file({n: t.detach().cpu().contiguous() for n, t in weights.items()}, path, metadata)
+    path.chmod(mode)
 
 
 def sha256_of(path: Path) -> str:

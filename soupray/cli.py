@@ -45,13 +45,18 @@ _address = click.option(
 )
 
 
+def _default_home() -> Path:
+    from soupray.home import default_home
+
+    return default_home()
+
+
 def _home(command: Command) -> Command:
     """--home, which every command takes."""
     return click.option(
         "--home",
         type=click.Path(path_type=Path, file_okay=False),
-        envvar="SOUPRAY_HOME",
-        default=lambda: Path("~/.local/share/soupray"),
+        default=_default_home,
         callback=lambda ctx, param, value: value.expanduser().resolve(),
         help="State of this machine: embedded servers, caches. "
         "Default: SOUPRAY_HOME, else ~/.local/share/soupray.",

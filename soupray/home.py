@@ -29,7 +29,8 @@ def find_spec(given: Path | None, home: Path) -> tuple[Path, str]:
     swept = sorted((home / "sweeps").glob("*.yaml"), key=lambda p: p.stat().st_mtime)
     if swept:
         return swept[-1], "the newest sweep of this home"
-    for folder in (Path.cwd(), Path(__file__).parent.parent):
+    package = Path(__file__).parent
+    for folder in (Path.cwd(), package.parent, package):  # here, a checkout, a wheel
         if (folder / DEMO).exists():
             return folder / DEMO, "the demo"
     raise ConfigError(f"no spec given, and {DEMO} is not here. Name one: soupray sweep SPEC.")

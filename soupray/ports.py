@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
@@ -236,4 +236,8 @@ class Tracker(Protocol):
 
     def attach(self, key: str, files: Sequence[Path]) -> None:
         """Attach local files to the run with this key, under their own names."""
+        ...
+
+    def keep(self, kind: str, keys: Collection[str]) -> None:
+        """Remove the runs of this `TrackedRun.kind` whose key is not among `keys`."""
         ...

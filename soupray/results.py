@@ -13,7 +13,7 @@ from soupray.errors import NotFound
 from soupray.home import atomic_write
 from soupray.indexer import open_tracker
 from soupray.plan import trials_of
-from soupray.ports import TrackedRun
+from soupray.ports import TrackedRun, Tracker
 from soupray.recipe_file import RecipeFile
 from soupray.records import Manifest, decode, encode
 from soupray.reporting.plots import draw_all
@@ -43,6 +43,7 @@ def write_results(result: Result, spec: SweepSpec, output: Path) -> list[Path]:
     are made of are create-only.
     """
     output.mkdir(parents=True, exist_ok=True)
+    earlier = _recipes_in(output)
     files = {
         LEADERBOARD: encode_pretty(result.entries),
         "leaderboard.csv": as_csv(result.entries).encode(),
@@ -57,20 +58,27 @@ def write_results(result: Result, spec: SweepSpec, output: Path) -> list[Path]:
     store = result.settled.place.open_store()
     for name in (*files, *drawn):
         store.put(_in_store(spec, name), (output / name).read_bytes())
-    _remove_stale(store, spec, output, {*files, *drawn})
+    for old in store.list(_in_store(spec, "").rstrip("/")):
+        if old.rpartition("/")[2] not in {*files, *drawn}:
+            store.delete(old)
+    _remove_stale(output, earlier, {*files, *drawn})
     weights = _copy_weights(result.settled.place, result.weights.sha256, result.soup.name, output)
     return [output / LEADERBOARD, output / "leaderboard.csv", *drawn.values(), weights]
 
 
-def _remove_stale(store: Store, spec: SweepSpec, output: Path, current: set[str]) -> None:
+def _recipes_in(output: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in output.glob("*.recipe.json")}
+
+
+def _remove_stale(output: Path, earlier: dict[Path, bytes], current: set[str]) -> None:
     """What an earlier run with other recipes left: it would look like part of this one."""
-    for path in store.list(_in_store(spec, "").rstrip("/")):
-        if path.rpartition("/")[2] not in current:
-            store.delete(path)
-    for recipe in output.glob("*.recipe.json"):
+    for recipe, data in earlier.items():
         if recipe.name not in current:
             recipe.unlink()
+        if recipe.name not in current or recipe.read_bytes() != data:
             recipe.with_suffix("").with_suffix(".safetensors").unlink(missing_ok=True)
+    for name in set(SHOWN) - current:
+        (output / name).unlink(missing_ok=True)
 
 
 def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
@@ -81,15 +89,16 @@ def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
     paths = store.list(prefix.rstrip("/"))
     if not paths:
         raise NotFound(f"no results of {spec.name} in {store.url}: run `soupray soup` first.")
+    earlier = _recipes_in(output)
     fetched = []
     for path in paths:
-        target = output / path.removeprefix(prefix)
-        atomic_write(target, store.get(path))
-        fetched.append(target)
-        if target.name.endswith(".recipe.json"):
-            recipe = decode(target.read_bytes(), RecipeFile)
-            if recipe.sha256 is not None:
-                fetched.append(_copy_weights(place, recipe.sha256, recipe.name, output))
+        fetched.append(output / path.removeprefix(prefix))
+        atomic_write(fetched[-1], store.get(path))
+    _remove_stale(output, earlier, {target.name for target in fetched})
+    for data in _recipes_in(output).values():
+        recipe = decode(data, RecipeFile)
+        if recipe.sha256 is not None:
+            fetched.append(_copy_weights(place, recipe.sha256, recipe.name, output))
     return fetched
 
 
@@ -102,7 +111,7 @@ def publish(spec: SweepSpec, home: Path) -> int:
     store = settled.place.open_store()
     runs = stored_runs(store, spec)
     tracker = open_tracker(spec, settled)
-    tracker.write(runs)
+    _index(tracker, runs)
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for path in store.list(_in_store(spec, "").rstrip("/")):
@@ -134,8 +143,14 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
 def publish_soup(result: Result, spec: SweepSpec, files: list[Path]) -> None:
     """Runs and figures of a soup into the tracker. Raises TrackingError."""
     tracker = open_tracker(spec, result.settled)
-    tracker.write(stored_runs(result.settled.place.open_store(), spec))
+    _index(tracker, stored_runs(result.settled.place.open_store(), spec))
     tracker.attach(spec.name, [p for p in files if p.name in SHOWN])
+
+
+def _index(tracker: Tracker, runs: list[TrackedRun]) -> None:
+    """Write `runs`; an entry of an earlier leaderboard goes: it would keep its old rank."""
+    tracker.write(runs)
+    tracker.keep("entry", {run.key for run in runs})
 
 
 def tracked_runs(result: Result, spec: SweepSpec) -> list[TrackedRun]:

@@ -93,15 +93,6 @@ class Store:
                 return False
             return True
 
-    def exists(self, path: str) -> bool:
-        """Whether the object is there."""
-        try:
-            with _mapped(self.url, path):
-                obstore.head(self._backend, path)
-        except NotFound:
-            return False
-        return True
-
     def size(self, path: str) -> int:
         """Bytes of the object. Raises NotFound."""
         with _mapped(self.url, path):
@@ -135,7 +126,22 @@ def open_store(url: str, credentials: Credentials | None = None) -> Store:
         return Store(LocalStore(parts.path, mkdir=True), url)
     if parts.scheme != "s3":
         raise ConfigError(f"storage {url!r}: write s3://bucket/prefix or file:///folder.")
-    retry: Any = {
+    options = _from_boto3(url) if credentials is None else _given(credentials)
+    allow_http = str(options.get("endpoint", "")).startswith("http://")
+    return Store(
+        S3Store(
+            bucket=parts.netloc,
+            prefix=parts.path.strip("/") or None,
+            retry_config=_retries(),
+            client_options={"allow_http": allow_http, "connect_timeout": "10s"},
+            **options,
+        ),
+        url,
+    )
+
+
+def _retries() -> Any:
+    return {
         "max_retries": 50,  # the time rules
         "retry_timeout": timedelta(seconds=RETRY_S),
         "backoff": {
@@ -144,23 +150,15 @@ def open_store(url: str, credentials: Credentials | None = None) -> Store:
             "base": 2,
         },
     }
-    options: dict[str, Any] = {
-        "bucket": parts.netloc,
-        "prefix": parts.path.strip("/") or None,
-        "retry_config": retry,
+
+
+def _given(credentials: Credentials) -> dict[str, Any]:
+    return {
+        "endpoint": credentials.endpoint,
+        "access_key_id": credentials.access_key,
+        "secret_access_key": credentials.secret_key,
+        "region": "us-east-1",
     }
-    if credentials is not None:
-        options |= {
-            "endpoint": credentials.endpoint,
-            "access_key_id": credentials.access_key,
-            "secret_access_key": credentials.secret_key,
-            "region": "us-east-1",
-        }
-    else:
-        options |= _from_boto3(url)
-    allow_http = str(options.get("endpoint", "")).startswith("http://")
-    options["client_options"] = {"allow_http": allow_http, "connect_timeout": "10s"}
-    return Store(S3Store(**options), url)
 
 
 def _from_boto3(url: str) -> dict[str, Any]:
@@ -217,22 +215,10 @@ def check_bucket(url: str, credentials: Credentials | None = None) -> None:
     parts = urlsplit(url)
     if parts.scheme != "s3":
         return
-    import boto3
-    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
-    settings = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 2})
-    options: dict[str, Any] = {"config": settings}
-    if credentials is not None:
-        options |= {
-            "endpoint_url": credentials.endpoint,
-            "aws_access_key_id": credentials.access_key,
-            "aws_secret_access_key": credentials.secret_key,
-            "region_name": "us-east-1",
-        }
     try:
-        session = boto3.Session() if credentials is not None else _session(url)
-        session.client("s3", **options).list_objects_v2(Bucket=parts.netloc, MaxKeys=1)
+        _client(url, credentials).list_objects_v2(Bucket=parts.netloc, MaxKeys=1)
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code in ("NoSuchBucket", "404"):
@@ -248,6 +234,24 @@ def check_bucket(url: str, credentials: Credentials | None = None) -> None:
         raise StoreUnavailable(
             f"storage {url}: {error}. Check AWS_ENDPOINT_URL, the network and the credentials."
         ) from error
+
+
+def _client(url: str, credentials: Credentials | None) -> Any:
+    """boto3's client for S3, which gives up within seconds."""
+    import boto3
+    from botocore.config import Config
+
+    settings = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 2})
+    if credentials is None:
+        return _session(url).client("s3", config=settings)
+    return boto3.Session().client(
+        "s3",
+        config=settings,
+        endpoint_url=credentials.endpoint,
+        aws_access_key_id=credentials.access_key,
+        aws_secret_access_key=credentials.secret_key,
+        region_name="us-east-1",
+    )
 
 
 @contextmanager
@@ -274,6 +278,12 @@ def _mapped(url: str, path: str) -> Iterator[None]:
             raise StoreUnavailable(
                 f"{url} is out of space while writing {path}. Free some and run again: what is "
                 "stored is kept, and the run goes on from there."
+            ) from error
+        if "500 Internal Server Error" in text:  # all that SeaweedFS says of a full disk
+            raise StoreUnavailable(
+                f"{url} answered 500 Internal Server Error at {path} for {RETRY_S} s, as a store "
+                "does whose disk is full. Free some space there (the embedded store's disk is that "
+                "of --home), and run again in a minute: what is stored is kept."
             ) from error
         raise StoreUnavailable(
             f"{url} failed at {path}: {_first_line(text)}. Run `soupray doctor`, then run again: "

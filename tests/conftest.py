@@ -1,13 +1,21 @@
-"""Shared fixtures: a small sweep of the demo's task, run once through the command line."""
+"""Shared fixtures: a small sweep of the demo's task, run once through the command line.
+
+Under `pytest -n 4 --dist loadfile` the tests of a module share a process, and all processes share
+the one main job. (`loadgroup` groups nothing with pytest 9.2 and xdist 3.8: its marks are lost.)
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,6 +25,9 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = os.environ["DO_NOT_TRACK"] = "true"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ.pop("SOUPRAY_SPEC", None)
 os.environ.pop("SOUPRAY_HOME", None)
+
+LONGEST = ("test_killed", "test_ray_job", "test_main_job")
+"""Modules that take longer than all others: they start at once."""
 
 MINI = {
     "name: digits\n": "name: mini\n",
@@ -29,7 +40,7 @@ MINI = {
 
 
 def mini_text(**edits: str) -> str:
-    """The demo's spec, made small; `edits` are further replacements."""
+    """The demo's spec, made small; `edits` are further replacements, or other ones."""
     text = (ROOT / "sweeps" / "digits.yaml").read_text()
     for old, new in (MINI | edits).items():
         assert old in text, old
@@ -51,16 +62,28 @@ def soupray(*arguments: object, check: bool = True, **env: str) -> subprocess.Co
     return done
 
 
-class Run:
-    """A home, a spec, and what the main job printed and wrote there."""
+def inside(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process: what `soupray` does, without its imports' time."""
+    from soupray.cli import cli
+
+    done = CliRunner().invoke(cli, list(map(str, arguments)), prog_name="soupray")
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+    assert not check or done.exit_code == 0, done.output
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+
+def leaderboard(folder: Path) -> list[dict]:
+    """The entries in a folder of results."""
+    return json.loads((folder / "leaderboard.json").read_text())
+
+
+class Home:
+    """A home, a spec, and the results of the main job."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.home, self.output = folder / "home", folder / "results"
         self.spec = folder / "mini.yaml"
-        self.spec.write_text(mini_text())
-        self.sweep = soupray("sweep", self.spec, "--home", self.home)
-        self.tracked_before = self.tracked()
-        self.soup = soupray("soup", self.spec, *self.where, "--all", "--output", self.output)
 
     @property
     def where(self) -> tuple[object, ...]:
@@ -84,24 +107,79 @@ class Run:
         return spec, place, place.open_store()
 
 
+class Run(Home):
+    """The main job, and what it printed; `early` are the runs MLflow had before the soup."""
+
+    def make(self) -> None:
+        self.folder.mkdir(parents=True)
+        self.spec.write_text(mini_text())
+        sweep = soupray("sweep", self.spec, *self.where)
+        early = {r.info.run_name: sorted(r.data.metrics) for r in self.tracked()}
+        soup = soupray("soup", self.spec, *self.where, "--all", "--output", self.output)
+        said = {"swept": sweep.stderr, "souped": soup.stdout, "early": early}
+        (self.folder / "said.json").write_text(json.dumps(said))
+
+    def recall(self) -> None:
+        said = json.loads((self.folder / "said.json").read_text())
+        self.swept, self.souped, self.early = said["swept"], said["souped"], said["early"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a process, under `-n 2`: those of the main job, and those of a module."""
-    for item in items:
-        name = "main job" if "run" in getattr(item, "fixturenames", ()) else item.path.name
-        item.add_marker(pytest.mark.xdist_group(name))
-    # The longest chain starts first.
-    items.sort(key=lambda item: "run" not in getattr(item, "fixturenames", ()))
+    """Which modules start first: the longest, then those that need no main job.
+
+    While one process makes the main job, the others have something else to do.
+    """
+    waiting = {item.path for item in items if "run" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.path.stem not in LONGEST, item.path in waiting))
+
+
+def _shared(factory: pytest.TempPathFactory) -> Path:
+    """The folder of this run of all tests, whichever process asks."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The main job's store runs until the last process is done."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        from soupray import stack
+
+        stack.down(_shared(session.config._tmp_path_factory) / "main job" / "home")
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory):
-    """The main job, once: sweep and soup of four small trials on the embedded stack."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The main job, once for all processes: sweep and soup of four small trials, embedded stack.
+
+    To be read, not to be changed: see `fresh`.
+    """
+    folder = _shared(tmp_path_factory)
+    made = Run(folder / "main job")
+    with FileLock(folder / "main job.lock"):
+        if not (made.folder / "said.json").exists():
+            shutil.rmtree(made.folder, ignore_errors=True)
+            made.make()
+    made.recall()
+    return made
+
+
+@pytest.fixture
+def fresh(run: Run, tmp_path: Path):
+    """A copy of the main job's home and store, to change."""
     from soupray import stack
 
-    made = None
-    folder = tmp_path_factory.mktemp("main")
+    copy = Home(tmp_path / "fresh")
+    copy.folder.mkdir()
+    shutil.copy(run.spec, copy.spec)
+    shutil.copytree(run.output, copy.output)
+    for part in ("mlflow", "sweeps"):
+        shutil.copytree(run.home / part, copy.home / part)
     try:
-        made = Run(folder)
-        yield made
+        stack.up(copy.home)
+        source, target = run.world()[2], copy.world()[2]
+        for prefix in ("bases", "trials", "sweeps", "evaluations", "soups", "weights"):
+            for path in source.list(prefix):
+                target.put(path, source.get(path))
+        yield copy
     finally:
-        stack.down(folder / "home")
+        stack.down(copy.home)

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, mini_text, soupray
+from conftest import ROOT, inside, mini_text, soupray
 
+from soupray import storage
 from soupray.cli import cli
 from soupray.recipes import TABLE
 
@@ -101,20 +102,29 @@ def test_the_spec_is_found_in_the_documented_order(tmp_path, monkeypatch):
     assert find_spec(newest, tmp_path)[0] == newest
 
 
-def test_doctor_says_a_line_for_each_check_and_fails_when_something_is_wrong(run, tmp_path):
-    done = soupray("doctor", run.spec, *run.where)
+def test_doctor_says_a_line_for_each_check(run):
+    done = inside("doctor", run.spec, *run.where)
     checks = ["versions", "home", "services", "credentials", "bucket", "mlflow", "ray", "gpu"]
     assert all(f"ok    {check}" in done.stdout for check in checks)
     assert "a second create is refused" in done.stdout
-    bad = tmp_path / "bad.yaml"
-    bad.write_text(mini_text(**{"storage: embedded": "storage: s3://nowhere"}))
-    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "hidden-secret"}
-    done = soupray(
-        "doctor", bad, "--home", tmp_path / "h", check=False,
-        AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_EC2_METADATA_DISABLED="true", **keys,
-    )  # fmt: skip
-    soupray("down", "--home", tmp_path / "h")
+
+
+def test_doctor_names_what_is_wrong_and_exits_1(tmp_path, monkeypatch):
+    edits = {
+        "storage: embedded": "storage: s3://nowhere",
+        "tracking: embedded": "tracking: http://127.0.0.1:9",
+        "resources: {cpu: 1,": "resources: {cpu: 4096,",
+    }
+    (tmp_path / "bad.yaml").write_text(mini_text(**edits))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret")
+    monkeypatch.setattr(storage, "RETRY_S", 1)
+    home = tmp_path / "h"
+    done = inside("doctor", tmp_path / "bad.yaml", "--home", home, "--json", check=False)
     assert done.returncode == 1
-    assert "FAIL  credentials" in done.stdout
-    assert "127.0.0.1:9" in done.stdout
+    seen = {c["what"]: c["seen"] for c in json.loads(done.stdout) if not c["ok"]}
+    assert seen.keys() == {"credentials", "bucket", "mlflow", "ray"}
+    assert all("127.0.0.1:9" in seen[what] for what in ("credentials", "bucket", "mlflow"))
+    assert "a trial asks for 4096 CPU" in seen["ray"]
     assert "hidden-secret" not in done.stdout + done.stderr

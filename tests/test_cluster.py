@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import mini_text, soupray
+from conftest import inside, mini_text
 
 from soupray.distributed import cluster
 from soupray.errors import ConfigError
@@ -62,27 +62,17 @@ def test_the_token_becomes_the_owners_only(tmp_path):
     assert token.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_sweep_whose_trials_fail_says_so_keeps_what_there_is_and_exits_1(run, tmp_path):
+def test_a_sweep_whose_trials_fail_says_so_keeps_what_there_is_and_exits_1(fresh):
     """theta_0 vanishes from the store: every new trial fails; the old ones stay ingredients."""
     from soupray.wiring import find_basis
 
-    loaded, _, store = run.world()
-    path = find_basis(store, loaded).init.path
-    kept = store.get(path)
-    text = mini_text(**{"trials: 16": "trials: 5"})
-    (tmp_path / "five.yaml").write_text(text)
-    cached = list((run.home / "cache" / "weights").glob("*.safetensors"))
-    moved = [(p, p.rename(tmp_path / p.name)) for p in cached]
-    store.delete(path)
-    try:
-        done = soupray("sweep", tmp_path / "five.yaml", *run.where, check=False)
-    finally:
-        store.put(path, kept)
-        for old, new in moved:
-            new.rename(old)
-        (run.home / "sweeps" / "mini.yaml").write_text(run.spec.read_text())
+    loaded, _, store = fresh.world()
+    store.delete(find_basis(store, loaded).init.path)
+    fresh.spec.write_text(mini_text(**{"trials: 16": "trials: 5"}))
+    done = inside("sweep", fresh.spec, *fresh.where, check=False)
     assert done.returncode == 1, done.stderr
     assert "5 trials planned, 4 in the store, 1 to train" in done.stderr
     assert "NotFound" in done.stderr
     assert "1 of 5 trials failed" in done.stderr
     assert "Traceback" not in done.stderr
+    assert len(store.list("trials")) == 4

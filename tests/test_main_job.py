@@ -2,27 +2,15 @@
 
 import csv
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, mini_text, soupray
+from conftest import inside, leaderboard, mini_text
 
 import soupray as package
-from soupray import stack
 from soupray.checkpoints import read_record, sha256_of
 from soupray.records import Ingredient, Manifest
 from soupray.wiring import find_basis, world
-
-
-def leaderboard(folder: Path) -> list[dict]:
-    return json.loads((folder / "leaderboard.json").read_text())
 
 
 def manifests(run) -> list[Ingredient]:
@@ -31,13 +19,13 @@ def manifests(run) -> list[Ingredient]:
 
 
 def test_every_trial_is_an_ingredient_in_the_store(run):
-    assert "4 trials planned, 0 in the store, 4 to train" in run.sweep.stderr
+    assert "4 trials planned, 0 in the store, 4 to train" in run.swept
     _, _, store = run.world()
     found = manifests(run)
     assert len(found) == 4
     for ingredient in found:
-        assert store.exists(ingredient.checkpoint.path)
-        assert store.exists(ingredient.logits.path)
+        for ref in (ingredient.checkpoint, ingredient.logits):
+            assert store.size(ref.path) == ref.size_bytes
         best = max(e.held_out_correct for e in ingredient.history)
         first = next(e.epoch for e in ingredient.history if e.held_out_correct == best)
         assert ingredient.best_epoch == first
@@ -70,20 +58,25 @@ def test_the_figures_and_the_soup_are_there_and_the_table_fits_100_columns(run):
     for name in ("robustness.png", "greedy_trace.png"):
         assert (run.output / name).read_bytes().startswith(b"\x89PNG")
     assert len(list(run.output.glob("*.safetensors"))) == 1
-    lines = run.soup.stdout.splitlines()
+    lines = run.souped.splitlines()
     assert max(map(len, lines)) <= 100
-    assert "…" not in run.soup.stdout
-    assert all(e["name"] in run.soup.stdout for e in leaderboard(run.output))
+    assert "…" not in run.souped
+    assert all(e["name"] in run.souped for e in leaderboard(run.output))
 
 
-def test_running_again_trains_nothing_and_evaluates_nothing(run, tmp_path):
-    _, _, store = run.world()
+def test_running_again_trains_nothing_and_evaluates_nothing(run, fresh, tmp_path):
+    """The store has lost the ingredients' weights: who trains or evaluates one, fails."""
+    _, _, store = fresh.world()
+    (soup,) = run.output.glob("*.safetensors")
+    for path in store.list("weights"):
+        if sha256_of(soup) not in path:
+            store.delete(path)
     before = store.list("")
-    again = soupray("sweep", run.spec, *run.where)
+    again = inside("sweep", fresh.spec, *fresh.where)
     assert "4 trials planned, 4 in the store, 0 to train" in again.stderr
-    printed = soupray("soup", *run.where, "--all", "--json", "--output", tmp_path)
-    assert json.loads(printed.stdout) == leaderboard(run.output) == leaderboard(tmp_path)
-    assert [p for p in store.list("") if p not in before] == []
+    printed = inside("soup", *fresh.where, "--all", "--json", "--output", tmp_path / "again")
+    assert json.loads(printed.stdout) == leaderboard(run.output) == leaderboard(tmp_path / "again")
+    assert store.list("") == before
     # SPEC was left out: the newest sweep of this home was taken, and named.
     assert "the newest sweep of this home" in printed.stderr
 
@@ -91,9 +84,12 @@ def test_running_again_trains_nothing_and_evaluates_nothing(run, tmp_path):
 def test_a_recipe_rebuilds_the_soup_byte_for_byte_and_any_entry_loads(run, tmp_path):
     (soup,) = run.output.glob("*.safetensors")
     recipe = soup.with_suffix(".recipe.json")
-    said = soupray("rebuild", recipe, *run.where, "--output", tmp_path / "again.safetensors")
+    said = inside("rebuild", recipe, *run.where, "--output", tmp_path / "again.safetensors")
     assert "the same bytes as recorded" in said.stdout
     assert sha256_of(tmp_path / "again.safetensors") == sha256_of(soup)
+    (tmp_path / "any file").touch()  # results are readable to whom the umask lets
+    modes = {p.stat().st_mode for p in [soup, *tmp_path.iterdir(), *run.output.iterdir()]}
+    assert len(modes) == 1
     spec, place, store = run.world()
     data = world(spec, place).data
     images, labels = data.samples(find_basis(store, spec).split("test"))
@@ -108,18 +104,17 @@ def test_a_recipe_rebuilds_the_soup_byte_for_byte_and_any_entry_loads(run, tmp_p
 
 
 def test_pull_fetches_the_same_files(run, tmp_path):
-    soupray("pull", run.spec, *run.where, "--output", tmp_path)
+    inside("pull", run.spec, *run.where, "--output", tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {p.name for p in run.output.iterdir()}
     for path in run.output.iterdir():
         assert sha256_of(path) == sha256_of(tmp_path / path.name)
 
 
 def test_mlflow_shows_the_sweep_its_trials_and_the_entries_side_by_side(run):
-    before = {r.info.run_name: r for r in run.tracked_before}
-    assert len(before) == 5
-    early = {k for r in before.values() for k in r.data.metrics}
+    assert len(run.early) == 5
+    early = {name for metrics in run.early.values() for name in metrics}
     assert "accuracy/held_out" in early
-    assert not [k for k in early if "test" in k or "shift" in k]
+    assert not [name for name in early if "test" in name or "shift" in name]
     runs = {r.info.run_name: r for r in run.tracked()}
     board = leaderboard(run.output)
     assert len(runs) == 1 + 4 + len(board)
@@ -136,92 +131,32 @@ def test_mlflow_shows_the_sweep_its_trials_and_the_entries_side_by_side(run):
         assert metrics["accuracy/shift_mean"] == pytest.approx(entry["shift_mean"])
 
 
-def attached(run) -> set[str]:
+def attached(home) -> set[str]:
     """Files beside the sweep in MLflow."""
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{run.home}/mlflow/mlflow.db")
-    (parent,) = [r for r in run.tracked() if r.info.run_name == "sweep mini"]
+    client = MlflowClient(f"sqlite:///{home.home}/mlflow/mlflow.db")
+    (parent,) = [r for r in home.tracked() if r.info.run_name == "sweep mini"]
     return {f.path for f in client.list_artifacts(parent.info.run_id)}
 
 
-def test_the_index_can_be_deleted_and_published_again(run, tmp_path):
-    def shape(runs):
-        return sorted((r.info.run_name, sorted(r.data.metrics.items())) for r in runs)
+def test_the_index_can_be_deleted_and_published_again(fresh):
+    def shape():
+        return sorted((r.info.run_name, sorted(r.data.metrics.items())) for r in fresh.tracked())
 
-    before = shape(run.tracked())
-    soupray("publish", run.spec, *run.where)
-    assert shape(run.tracked()) == before
-    database = run.home / "mlflow" / "mlflow.db"
-    shutil.move(database, tmp_path / "old.db")
-    try:
-        soupray("publish", run.spec, *run.where)
-        assert shape(run.tracked()) == before
-        assert attached(run) >= {"leaderboard.json", "robustness.png", "greedy_trace.png"}
-    finally:
-        shutil.move(tmp_path / "old.db", database)
+    before = shape()
+    inside("publish", fresh.spec, *fresh.where)
+    assert shape() == before
+    (fresh.home / "mlflow" / "mlflow.db").rename(fresh.folder / "old.db")
+    inside("publish", fresh.spec, *fresh.where)
+    assert shape() == before
+    assert attached(fresh) >= {"leaderboard.json", "robustness.png", "greedy_trace.png"}
 
 
-def test_mlflow_away_is_not_fatal(run, tmp_path):
-    spec = tmp_path / "away.yaml"
+def test_mlflow_away_is_not_fatal(fresh):
     text = mini_text(**{"tracking: embedded": "tracking: http://127.0.0.1:9"})
-    spec.write_text(text)
-    done = soupray("sweep", spec, *run.where)
+    fresh.spec.write_text(text)
+    done = inside("sweep", fresh.spec, *fresh.where)
     assert "4 in the store, 0 to train" in done.stderr
     assert "note: MLflow at http://127.0.0.1:9" in done.stderr
     assert "soupray publish" in done.stderr
-    os.utime(run.home / "sweeps" / "mini.yaml")
-    (run.home / "sweeps" / "mini.yaml").write_text(run.spec.read_text())
-
-
-def killed_when(condition, *arguments: object) -> None:
-    """Start the command in a process group of its own and kill -9 the group at `condition`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "soupray", *map(str, arguments)],
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(3)  # Ray's workers are in other groups: they end the step that they are in
-
-
-def test_kill_9_of_the_driver_loses_nothing_that_was_finished(run, tmp_path):
-    home, spec = tmp_path / "home", run.spec
-    where = ("--home", home)
-    try:
-        stack.up(home)
-        from soupray.settling import settle
-        from soupray.spec import load
-
-        store = settle(load(spec), home).place.open_store()
-
-        def stored(prefix: str) -> list[str]:
-            return [p for p in store.list(prefix) if p.endswith(".json")]
-
-        killed_when(lambda: len(stored("trials")) >= 2, "sweep", spec, *where)
-        survivors = {p: store.get(p) for p in stored("trials")}
-        assert 2 <= len(survivors) < 4
-        again = soupray("sweep", spec, *where)
-        assert f"{len(survivors)} in the store, {4 - len(survivors)} to train" in again.stderr
-        assert all(store.get(p) == data for p, data in survivors.items())
-
-        output = tmp_path / "results"
-        flags = (spec, *where, "--greedy", "--uniform", "--output", output)
-        killed_when(lambda: len(stored("evaluations")) >= 2, "soup", *flags)
-        evaluated = {p: store.get(p) for p in stored("evaluations")}
-        soupray("soup", *flags)
-        assert all(store.get(p) == data for p, data in evaluated.items())
-        # The undisturbed run, in another home, ends in the same leaderboard.
-        undisturbed = [e for e in leaderboard(run.output) if e["recipe"] != "wise_ft"]
-        assert leaderboard(output) == undisturbed
-        assert len(undisturbed) == 4
-    finally:
-        stack.down(home)

@@ -11,9 +11,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, mini_text
+from conftest import ROOT, inside, leaderboard, mini_text
+from shared import embedded
 
 from soupray import stack
+from soupray.storage import open_store
 
 RAY = Path(sys.executable).with_name("ray")
 
@@ -72,32 +74,52 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
             time.sleep(0.3)
 
 
-def submit(head, home: Path, *entrypoint: object) -> subprocess.CompletedProcess[str]:
+def submit(head, brought: dict[str, str], *entrypoint: object) -> subprocess.CompletedProcess[str]:
+    """Run a job that brings these variables along, as one with credentials of its own does."""
     address, env = head
     command = [RAY, "job", "submit", "--address", address, "--working-dir", "."]
-    # A region of the job's own: Ray refuses a driver that would set it again for its workers.
-    brought = {"env_vars": {"SOUPRAY_HOME": str(home), "AWS_DEFAULT_REGION": "eu-west-1"}}
-    command += ["--runtime-env-json", json.dumps(brought), "--"]
+    command += ["--runtime-env-json", json.dumps({"env_vars": brought}), "--"]
     return subprocess.run(
         [*command, sys.executable, "-m", *map(str, entrypoint)],
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
 
 
-def test_sweep_and_soup_run_as_ray_jobs_and_the_results_can_be_pulled(head, tmp_path):
-    from conftest import soupray
-
+def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pulled(
+    head, tmp_path, monkeypatch
+):
     home, spec = tmp_path / "home", tmp_path / "mini.yaml"
-    spec.write_text(mini_text(**{"trials: 16": "trials: 2"}))
-    try:
-        swept = submit(head, home, "soupray.sweep", spec)
+    edits = {"trials: 16": "trials: 2", "storage: embedded": "storage: s3://soupray/team/digits"}
+    spec.write_text(mini_text(**edits))
+    with embedded(tmp_path / "elsewhere") as s3:  # in the role of a store that is not ours
+        # A region too: Ray refuses a driver that would set again what the job brings.
+        brought = {
+            "SOUPRAY_HOME": str(home),
+            "AWS_ENDPOINT_URL": s3.endpoint,
+            "AWS_ACCESS_KEY_ID": s3.access_key,
+            "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        swept = submit(head, brought, "soupray.sweep", spec)
         assert swept.returncode == 0, swept.stdout
         assert "2 trained, 0 found in the store" in swept.stdout
         # SPEC is left out: the newest sweep of this home.
-        souped = submit(head, home, "soupray.soup", "--greedy")
+        souped = submit(head, brought, "soupray.soup", "--greedy")
         assert souped.returncode == 0, souped.stdout
         assert "best_single" in souped.stdout
-        soupray("pull", spec, "--home", home, "--output", tmp_path / "out")
-        assert (tmp_path / "out" / "leaderboard.json").exists()
-    finally:
-        stack.down(home)
+        store = open_store("s3://soupray/team/digits", s3)
+        assert len([p for p in store.list("trials") if p.endswith("manifest.json")]) == 2
+        assert stack.find(home) is None  # nothing embedded was started
+        for job in (swept, souped):
+            assert s3.secret_key not in job.stdout + job.stderr
+            assert s3.access_key not in job.stdout + job.stderr
+        leaks = [p for p in store.list("") if s3.secret_key.encode() in store.get(p)]
+        assert leaks == []
+        for name, value in brought.items():
+            monkeypatch.setenv(name, value)
+        inside("pull", spec, "--output", tmp_path / "out")
+    assert {e["name"] for e in leaderboard(tmp_path / "out")} == {
+        "zero_shot",
+        "best_single",
+        "greedy",
+    }

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Barrier
 
 import pytest
@@ -113,9 +114,9 @@ class TestContract:
 
     def test_delete_removes_and_does_not_mind_what_is_gone(self, store):
         store.put("a", b"1")
-        assert store.exists("a")
+        assert store.list("") == ["a"]
         store.delete("a")
-        assert not store.exists("a")
+        assert store.list("") == []
         store.delete("a")
 
     @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_a_wrong_key_is_called_that_and_the_secret_is_not_shown(s3, field):
         lambda: store.put("a", b""),
         lambda: store.create("a", b""),
         lambda: store.list(""),
-        lambda: store.exists("a"),
+        lambda: store.size("a"),
         lambda: store.delete("a"),
     ]
     for ask in asks:
@@ -245,14 +246,23 @@ def test_an_unknown_scheme_is_refused():
         open_store("gs://b")
 
 
-def test_a_full_disk_is_called_that_and_leaves_no_half_object(tmp_path):
-    (tmp_path / "small").mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path / "small")]
+@contextmanager
+def small_disk(folder, size: str):
+    """A tmpfs of `size` at `folder`; skips the test where none can be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True)
     if done.returncode != 0:
         pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
     try:
-        store = open_store(f"file://{tmp_path}/small/store")
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_called_that_and_leaves_no_half_object(tmp_path):
+    with small_disk(tmp_path / "small", "1m") as disk:
+        store = open_store(f"file://{disk}/store")
         store.put("fits", b"x" * 900_000)
         for write in (store.put, store.create):
             with pytest.raises(StoreUnavailable, match="out of space while writing more"):
@@ -260,5 +270,35 @@ def test_a_full_disk_is_called_that_and_leaves_no_half_object(tmp_path):
         assert store.list("") == ["fits"]
         store.delete("fits")
         store.create("more", b"x" * 300_000)
-    finally:
-        subprocess.run(["umount", str(tmp_path / "small")], check=True)
+
+
+def fill(store: Store, stored: dict[str, bytes]) -> None:
+    """Put 4 MB after 4 MB, and note what was taken."""
+    for number in range(20):
+        data = os.urandom(4_000_000)
+        store.put(f"o{number}", data)
+        stored[f"o{number}"] = data
+
+
+def test_the_embedded_store_on_a_full_disk_says_so_keeps_what_it_has_and_goes_on(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(storage, "RETRY_S", 1)
+    with small_disk(tmp_path / "small", "48m") as disk:
+        (disk / "others").write_bytes(b"x" * 30_000_000)
+        stored = {}
+        with embedded(disk / "home") as credentials:
+            store = open_store("s3://soupray/full", credentials)
+            with pytest.raises(StoreUnavailable, match=r"at o\d+ .* whose disk is full") as error:
+                fill(store, stored)
+            assert credentials.secret_key not in str(error.value)
+            assert 2 <= len(stored) < 5
+            assert store.list("") == sorted(stored)
+            assert all(store.get(path) == data for path, data in stored.items())
+            (disk / "others").unlink()
+        # A store that stays up notices within a minute that there is room; a new one, at once.
+        with embedded(disk / "home") as credentials:
+            store = open_store("s3://soupray/full", credentials)
+            store.create("more", b"x" * 4_000_000)
+            assert store.get("more") == b"x" * 4_000_000
+            assert all(store.get(path) == kept for path, kept in stored.items())

@@ -66,11 +66,11 @@ class InMlflow:
     def __init__(self, folder, experiment: str) -> None:
         from mlflow.tracking import MlflowClient
 
-        from soupray.tracking.mlflow import MlflowTracker, artifact_folder
+        from soupray.tracking.mlflow import MlflowTracker
 
         self._file, self.experiment = folder / "mlflow.db", experiment
         self.url = f"sqlite:///{self._file}"
-        self.tracker = MlflowTracker(self.url, experiment, artifact_folder(folder, experiment))
+        self.tracker = MlflowTracker(self.url, experiment, (folder / experiment).as_uri())
         self.client = MlflowClient(self.url)
         self.id = self.client.get_experiment_by_name(experiment).experiment_id
 
@@ -188,6 +188,15 @@ class TestContract:
         assert runs["s/entry/greedy"].tags == after.tags
         assert {r.parent for r in runs.values()} == {None, "s"}
         assert looked.rows() == 4 + 2
+
+    def test_only_runs_of_the_kind_that_are_not_kept_are_removed(self, looked):
+        entries = [trial_run(f"s/entry/{n}", kind="entry", name=n) for n in ("greedy", "uniform")]
+        looked.tracker.write([SWEEP, trial_run(), *entries])
+        for _ in range(2):
+            looked.tracker.keep("entry", {"s/entry/uniform"})
+            assert looked.runs().keys() == {"s", "s/trial/a", "s/entry/uniform"}
+        looked.tracker.write(entries)  # chosen again, it is there again
+        assert looked.runs()["s/entry/greedy"] == entries[0]
 
     def test_a_file_is_attached_to_its_run(self, looked, tmp_path):
         (tmp_path / "board.csv").write_text("rank,name\n")

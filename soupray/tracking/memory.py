@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from soupray.ports import TrackedRun
@@ -22,3 +22,7 @@ class MemoryTracker:
     def attach(self, key: str, files: Sequence[Path]) -> None:
         """See `ports.Tracker`."""
         self.files.setdefault(key, []).extend(files)
+
+    def keep(self, kind: str, keys: Collection[str]) -> None:
+        """See `ports.Tracker`."""
+        self.runs = {k: run for k, run in self.runs.items() if run.kind != kind or k in keys}

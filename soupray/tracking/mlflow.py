@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 # Read at import. Two tries of ten seconds instead of MLflow's four minutes a request.
@@ -27,7 +26,7 @@ from soupray.records import digest
 logging.getLogger("alembic").setLevel(logging.WARNING)  # they tell of every migration
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
-KEY, DIGEST = "soupray.key", "soupray.digest"
+KEY, TYPE, DIGEST = "soupray.key", "soupray.kind", "soupray.digest"
 PARENT = "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens the UI on training runs
 PAGE = 1000
@@ -44,7 +43,7 @@ class MlflowTracker:
 
     def __init__(self, url: str, experiment: str, artifacts: str | None = None) -> None:
         self._url = url
-        with self._mapped():
+        with _mapped(self._url):
             self._client = MlflowClient(tracking_uri=url)
             found = self._client.get_experiment_by_name(experiment)
             self._experiment: str = (
@@ -57,7 +56,7 @@ class MlflowTracker:
 
     def write(self, runs: Sequence[TrackedRun]) -> None:
         """See `ports.Tracker`. Raises TrackingError."""
-        with self._mapped():
+        with _mapped(self._url):
             known = self._known()
             for run in runs:
                 there = known.get(run.key)
@@ -73,10 +72,17 @@ class MlflowTracker:
 
     def attach(self, key: str, files: Sequence[Path]) -> None:
         """See `ports.Tracker`. Raises TrackingError."""
-        with self._mapped():
+        with _mapped(self._url):
             run_id = self._known()[key].info.run_id
             for path in files:
                 self._client.log_artifact(run_id, str(path))
+
+    def keep(self, kind: str, keys: Collection[str]) -> None:
+        """See `ports.Tracker`. MLflow only marks runs as deleted: its UI can restore them."""
+        with _mapped(self._url):
+            for key, run in self._known().items():
+                if run.data.tags.get(TYPE) == kind and key not in keys:
+                    self._client.delete_run(run.info.run_id)
 
     def _known(self) -> dict[str, Run]:
         """All runs of the experiment that we wrote, by key."""
@@ -95,7 +101,7 @@ class MlflowTracker:
                 return known
 
     def _create(self, run: TrackedRun, known: dict[str, Run]) -> Run:
-        tags = {KEY: run.key, "soupray.kind": run.kind}
+        tags = {KEY: run.key, TYPE: run.kind}
         if run.parent is not None:
             tags[PARENT] = known[run.parent].info.run_id
         return self._client.create_run(
@@ -126,15 +132,17 @@ class MlflowTracker:
             self._client.set_terminated(run_id, status, end_time=when)
         self._client.set_tag(run_id, DIGEST, digest(run))
 
-    @contextmanager
-    def _mapped(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # MLflow lets requests', SQLAlchemy's and its own through
-            # Messages of requests quote the URL with its password.
-            said = str(error).replace(self._url.rstrip("/"), mask(self._url).rstrip("/"))
-            first = (said.strip() or type(error).__name__).splitlines()[0][:300]
-            raise TrackingError(f"MLflow at {mask(self._url)}: {first}") from error
+
+@contextmanager
+def _mapped(url: str) -> Iterator[None]:
+    """Foreign exceptions as TrackingError."""
+    try:
+        yield
+    except Exception as error:  # MLflow lets requests', SQLAlchemy's and its own through
+        # Messages of requests quote the URL with its password.
+        said = str(error).replace(url.rstrip("/"), mask(url).rstrip("/"))
+        first = (said.strip() or type(error).__name__).splitlines()[0][:300]
+        raise TrackingError(f"MLflow at {mask(url)}: {first}") from error
 
 
 def _contradicts(there: Run, run: TrackedRun) -> bool:
@@ -156,12 +164,5 @@ def mask(url: str) -> str:
 
 def ping(url: str) -> str:
     """One read, for `doctor`: how many experiments there are. Raises TrackingError."""
-    tracker: Any = MlflowTracker.__new__(MlflowTracker)
-    tracker._url = url
-    with tracker._mapped():
+    with _mapped(url):
         return f"{len(MlflowClient(tracking_uri=url).search_experiments())} experiments"
-
-
-def artifact_folder(home: Path, experiment: str) -> str:
-    """Where the embedded tracker keeps files: MLflow's default is the working directory."""
-    return (home / "mlflow" / "artifacts" / experiment).as_uri()

@@ -1,0 +1,92 @@
+"""Drivers that are killed with -9: what was finished stays, and the end is the same."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, inside, leaderboard, mini_text
+
+from soupray import stack
+from soupray.evaluation.remembered import Remembered
+from soupray.settling import settle
+from soupray.spec import load
+
+
+def killed_when(condition, *arguments: object) -> None:
+    """Start the command in a process group of its own and kill -9 the group at `condition`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "soupray", *map(str, arguments)],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(3)  # Ray's workers are in other groups: they end the step that they are in
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What is asked of the actors from this process; they answer as ever."""
+    from soupray.distributed.actors import RayEvaluator
+
+    seen, scores, first_reaching = [], RayEvaluator.scores, RayEvaluator.first_reaching
+
+    def noted_scores(self, candidates, split):
+        seen.extend((candidate, split) for candidate in candidates)
+        return scores(self, candidates, split)
+
+    def noted_first_reaching(self, candidates, split, bound, accept):
+        seen.append((candidates[0], split))  # of those after it an actor may remember some
+        return first_reaching(self, candidates, split, bound, accept)
+
+    monkeypatch.setattr(RayEvaluator, "scores", noted_scores)
+    monkeypatch.setattr(RayEvaluator, "first_reaching", noted_first_reaching)
+    return seen
+
+
+def test_kill_9_of_the_driver_loses_nothing_that_was_finished(request, asked, tmp_path):
+    home, spec = tmp_path / "home", tmp_path / "mini.yaml"
+    spec.write_text(mini_text())
+    where = ("--home", home)
+    try:
+        stack.up(home)
+        loaded = load(spec)
+        store = settle(loaded, home).place.open_store()
+
+        def stored(prefix: str) -> list[str]:
+            return [p for p in store.list(prefix) if p.endswith(".json")]
+
+        killed_when(lambda: len(stored("trials")) >= 2, "sweep", spec, *where)
+        survivors = {p: store.get(p) for p in stored("trials")}
+        assert 2 <= len(survivors) < 4
+        again = inside("sweep", spec, *where)
+        assert f"{len(survivors)} in the store, {4 - len(survivors)} to train" in again.stderr
+        assert all(store.get(p) == data for p, data in survivors.items())
+
+        output = tmp_path / "results"
+        flags = (spec, *where, "--greedy", "--uniform", "--output", output)
+        killed_when(lambda: len(stored("evaluations")) >= 2, "soup", *flags)
+        evaluated = set(stored("evaluations"))
+        inside("soup", *flags)
+        remembered = Remembered(None, store, loaded.setting)
+        repeated = {remembered._path(candidate, split) for candidate, split in asked}
+        assert repeated <= set(stored("evaluations"))
+        assert repeated
+        assert not repeated & evaluated
+    finally:
+        stack.down(home)
+    # The undisturbed run, in another home, ends in the same leaderboard.
+    run = request.getfixturevalue("run")
+    undisturbed = [e for e in leaderboard(run.output) if e["recipe"] != "wise_ft"]
+    assert leaderboard(output) == undisturbed
+    assert len(undisturbed) == 4

@@ -1,0 +1,126 @@
+"""What a sweep counts and shows while trials come, go, diverge, fail and are repeated."""
+
+import msgspec
+import pytest
+from rich.console import Console
+from shared import ingredient, scores, trial
+
+from soupray import console
+from soupray.records import EpochRecord, Manifest, Tombstone, Trial
+from soupray.watch import Watch
+
+TRIALS = [
+    msgspec.structs.replace(trial(key, lr=1e-3, epochs=2), index=i) for i, key in enumerate("abc")
+]
+TOLD = {
+    "a": msgspec.structs.replace(ingredient("a", scores(9, 10)), trial=TRIALS[0]),
+    "b": Tombstone(trial=TRIALS[1], reason="loss is nan", history=(), started=0, finished=1),
+}
+
+
+def read(key: str) -> Manifest:
+    return TOLD[key]
+
+
+def epoch(number: int, correct: int = 5) -> EpochRecord:
+    return EpochRecord(
+        epoch=number, train_loss=1.0, held_out_correct=correct, held_out_n=10, seconds=1
+    )
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def watch(told) -> Watch:
+    return Watch(TRIALS, read, told.append)
+
+
+def test_what_finished_is_counted_and_passed_on_in_order(watch, told, capsys):
+    for key in "ab":
+        watch.started(key)
+        watch.epoch(key, epoch(1))
+    watch.epoch("a", epoch(2))
+    watch.finished("a", complete=True)
+    assert (watch.complete, watch.diverged, told) == (1, 0, ["a"])
+    watch.finished("b", complete=False)
+    assert (watch.complete, watch.diverged, told) == (1, 1, ["a", "b"])
+    assert "trial b diverged: loss is nan. Recorded; the sweep goes on." in capsys.readouterr().err
+    assert watch.errors == {}
+
+
+def test_progress_is_epochs_done_of_epochs_planned(watch):
+    def share() -> str:
+        return watch._progress.line().split(" (")[0]
+
+    assert share() == "training:   0 %"
+    watch.started("a")
+    watch.epoch("a", epoch(1))
+    assert share() == "training:  16 %"  # 1 of 6
+    watch.epoch("a", epoch(2))
+    watch.finished("a", complete=True)
+    assert share() == "training:  33 %"
+    watch.finished("b", complete=False)  # it stopped early: its epochs need no doing
+    assert share() == "training:  66 %"
+
+
+def test_a_repeated_trial_does_its_epochs_again_but_they_count_once(watch):
+    for _ in range(2):
+        watch.started("a")
+        watch.epoch("a", epoch(1))
+        watch.epoch("a", epoch(2))
+    watch.epoch("b", epoch(1))
+    watch.finished("a", complete=True)
+    assert watch._progress.line().startswith("training:  50 %")  # 2 and 1 of 6
+
+
+def test_a_failed_trial_is_told_with_its_reason_and_no_longer_runs(watch, told, capsys):
+    watch.started("c")
+    assert "(0 of 3 trials, 1 running)" in watch._progress.line()
+    watch.failed("c", "OSError: the disk is on fire")
+    assert watch.errors == {"c": "OSError: the disk is on fire"}
+    assert (watch.complete, watch.diverged, told) == (0, 0, [])
+    said = capsys.readouterr().err
+    assert "trial c failed: OSError: the disk is on fire. Nothing of it is stored" in said
+    watch.started("a")
+    assert "(0 of 3 trials, 1 running)" in watch._progress.line()
+
+
+def test_the_table_shows_running_and_finished_trials_with_their_scores(watch, monkeypatch):
+    shown = []
+    monkeypatch.setattr(watch._progress, "refresh", lambda table=None: shown.append(table))
+    watch.started("a")
+    watch.started("c")
+    watch.epoch("a", epoch(1, correct=4))
+    watch.epoch("c", epoch(1, correct=5))
+    watch.finished("a", complete=True)
+    watch.finished("b", complete=False)
+    lines = [row.split() for row in text(shown[-1])]
+    assert lines[0] == ["trial", "lr", "epoch", "held-out", "state"]
+    assert lines[1:] == [
+        ["00", "a", "1.0e-03", "1/2", "0.900", "done"],  # of the manifest, not of the last epoch
+        ["01", "b", "1.0e-03", "0/2", "diverged"],
+        ["02", "c", "1.0e-03", "1/2", "0.500", "running"],
+    ]
+
+
+def test_of_many_finished_trials_the_last_eight_are_shown(monkeypatch):
+    trials: list[Trial] = [
+        msgspec.structs.replace(trial(f"k{i:02d}", lr=1e-3, epochs=1), index=i) for i in range(20)
+    ]
+    watch = Watch(trials, lambda key: ingredient(key, scores(9, 10)), lambda key: None)
+    shown = []
+    monkeypatch.setattr(watch._progress, "refresh", lambda table=None: shown.append(table))
+    for one in trials:
+        watch.finished(one.key, complete=True)
+    assert [row.split()[0] for row in text(shown[-1])[1:]] == [str(i) for i in range(12, 20)]
+
+
+def text(table) -> list[str]:
+    """The lines of a table, as a terminal shows them, without its rules."""
+    terminal = Console(width=console.WIDTH, highlight=False)
+    with terminal.capture() as capture:
+        terminal.print(table)
+    return [line for line in capture.get().splitlines() if any(c.isalnum() for c in line)]
