@@ -195,7 +195,11 @@ class Task(Protocol):
     """What is learnt: an architecture, its initial weights, and how samples become inputs."""
 
     def model(self) -> torch.nn.Module:
-        """A new module with unspecified weights, whose forward maps inputs to logits [N, C]."""
+        """A new module with unspecified weights.
+
+        It has `features(inputs) -> [N, D]` (penultimate) and `head(features) -> [N, C]`, and its
+        forward is the one after the other: inputs to logits.
+        """
         ...
 
     def init(self) -> dict[str, torch.Tensor]:

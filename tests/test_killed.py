@@ -8,9 +8,9 @@ import time
 
 import pytest
 from conftest import ROOT, inside, leaderboard, mini_text
+from soupray.evaluation.remembered import Remembered
 
 from soupray import stack
-from soupray.evaluation.remembered import Remembered
 from soupray.settling import settle
 from soupray.spec import load
 

@@ -9,6 +9,7 @@ from conftest import inside, leaderboard, mini_text
 
 import soupray as package
 from soupray.checkpoints import read_record, sha256_of
+from soupray.recipes import TABLE
 from soupray.records import Ingredient, Manifest
 from soupray.wiring import find_basis, world
 

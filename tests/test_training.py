@@ -190,8 +190,14 @@ class Constant(torch.nn.Module):
         super().__init__()
         self.bias = torch.nn.Parameter(torch.zeros(10))
 
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.flatten(1)
+
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        return self.bias.expand(len(features), -1)
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.bias.expand(len(inputs), -1)
+        return self.head(self.features(inputs))
 
     def model(self) -> torch.nn.Module:
         return Constant()
