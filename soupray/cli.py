@@ -185,6 +185,37 @@ def _finish(result: Result, spec: SweepSpec, output: Path, as_json: bool) -> Non
 
 
 @cli.command()
+@_home
+@_json
+def recipes(home: Path, as_json: bool) -> None:
+    """List the recipes: what each does, its paper, what it costs, what it chooses on."""
+    from soupray.tables import show_recipes
+
+    show_recipes(as_json)
+
+
+@cli.command()
+@_spec
+@_home
+@_json
+def rank(spec: Path | None, home: Path, as_json: bool) -> None:
+    r"""Print the leaderboard of SPEC's last soup, from the store alone.
+
+    \b
+    soupray rank sweeps/digits.yaml --json
+    """
+    from soupray.results import stored_leaderboard
+    from soupray.tables import print_json, show_leaderboard
+
+    _, loaded = _load(spec, home)
+    entries, basis = stored_leaderboard(loaded, home)
+    if as_json:
+        print_json(entries)
+    else:
+        show_leaderboard(entries, basis)
+
+
+@cli.command()
 @_spec
 @_home
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False))

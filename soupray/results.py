@@ -15,10 +15,10 @@ from soupray.indexer import open_tracker
 from soupray.plan import trials_of
 from soupray.ports import TrackedRun, Tracker
 from soupray.recipe_file import RecipeFile
-from soupray.records import Manifest, decode, encode
+from soupray.records import Basis, Manifest, decode, encode
 from soupray.reporting.plots import draw_all
 from soupray.reporting.publish import entry_run, sweep_run, trial_run
-from soupray.reporting.ranking import as_csv, names_of
+from soupray.reporting.ranking import Entry, as_csv, names_of
 from soupray.settling import settle
 from soupray.soup import Result
 from soupray.spec import SweepSpec
@@ -100,6 +100,16 @@ def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
         if recipe.sha256 is not None:
             fetched.append(_copy_weights(place, recipe.sha256, recipe.name, output))
     return fetched
+
+
+def stored_leaderboard(spec: SweepSpec, home: Path) -> tuple[list[Entry], Basis]:
+    """The leaderboard of the last soup. Raises NotFound if there is none."""
+    store = settle(spec, home).place.open_store()
+    basis = find_basis(store, spec)
+    entries = find_record(store, _in_store(spec, LEADERBOARD), list[Entry])
+    if basis is None or entries is None:
+        raise NotFound(f"no leaderboard of {spec.name} in {store.url}: run `soupray soup` first.")
+    return entries, basis
 
 
 def publish(spec: SweepSpec, home: Path) -> int:

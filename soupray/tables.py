@@ -8,6 +8,7 @@ from typing import Any
 from soupray.console import out, size, table
 from soupray.estimate import DryRun
 from soupray.plan import plan
+from soupray.recipes import TABLE
 from soupray.records import Basis
 from soupray.reporting.ranking import Entry, ranked_on
 from soupray.spec import SweepSpec
@@ -71,6 +72,38 @@ def _percent(share: float) -> str:
 
 def _p_value(p: float | None) -> str:
     return "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+
+
+def show_recipes(as_json: bool) -> None:
+    """The table of recipes, two lines each."""
+    if as_json:
+        rows = [
+            {
+                "name": r.name,
+                "summary": r.summary,
+                "paper": r.paper,
+                "cost": r.cost,
+                "uses": r.uses,
+                "passes": r.passes,
+                "options": {name: str(allowed) for name, allowed in r.options.items()},
+            }
+            for r in TABLE.values()
+        ]
+        print_json(rows)
+        return
+    for r in TABLE.values():
+        flag = "" if r.baseline else f"--{r.name.replace('_', '-')}"
+        out.print(f"[bold]{r.name}[/]  {r.summary}")
+        out.print(f"    {flag or 'always run':<20} {r.paper}", style="dim", highlight=False)
+        out.print(
+            f"    chooses on {r.uses}; costs {r.cost}; inference {r.passes} forward pass(es)",
+            style="dim",
+            highlight=False,
+        )
+    out.print(
+        "\nCosts are evaluations of one model on the held-out data; K is the number of "
+        "ingredients.\nOptions are set in the spec: recipes: {greedy: {accept: gt}}."
+    )
 
 
 def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:

@@ -44,12 +44,18 @@ def test_the_command_line_is_what_it_was():
         for name, command in cli.commands.items()
     }
     recipes = [f"--{r.name.replace('_', '-')}" for r in TABLE.values() if not r.baseline]
-    assert recipes == ["--uniform", "--greedy", "--wise-ft"]
+    assert recipes == [
+        "--uniform", "--greedy", "--replacement", "--pruned", "--learned", "--learned-by-layer",
+        "--fisher", "--model-stock", "--wise-ft", "--lines", "--ensemble", "--greedy-ensemble",
+        "--ose", "--vrf",
+    ]  # fmt: skip
     assert options == {
         "sweep": ["--address", "--dry-run", "--home", "--json"],
         "soup": sorted(
             ["--address", "--all", "--home", "--json", "--output", "--partial", *recipes]
         ),
+        "recipes": ["--home", "--json"],
+        "rank": ["--home", "--json"],
         "pull": ["--home", "--output"],
         "publish": ["--home"],
         "rebuild": ["--home", "--output"],

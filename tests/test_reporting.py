@@ -21,9 +21,9 @@ from board import (
     N,
     Reports,
 )
-from shared import scores, trial
+from shared import scores, split, trial
 
-from soupray.candidates import Outcome, WeightSoup, mean_of
+from soupray.candidates import Candidate, Outcome, ensemble_of, mean_of
 from soupray.ports import TrackedRun
 from soupray.records import EpochRecord, Tombstone
 from soupray.reporting.plots import draw_all, greedy_trace, robustness
@@ -31,26 +31,42 @@ from soupray.reporting.publish import entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import Versus, as_csv, leaderboard
 
 
-class Twice(WeightSoup, tag="twice", frozen=True):
-    """Something that costs two forward passes."""
-
-    @property
-    def forward_passes(self) -> int:
-        return 2
-
-
 def test_the_order_is_held_out_then_cost_then_name_whatever_comes_first():
-    def made(name: str, right: int, kind: type[WeightSoup] = WeightSoup) -> Outcome:
-        candidate = kind(parts=(("sha of a", 1),), denominator=1)
+    one = mean_of(["sha of a"])
+    # Two members, the same model at two temperatures: two forward passes.
+    two = ensemble_of([(one, 1, 1.0), (one, 1, 2.0)], 2, "probabilities")
+
+    def made(name: str, right: int, candidate: Candidate = one) -> Outcome:
         recipe = "best_single" if name == "c" else "x"
         return Outcome(
             name=name, recipe=recipe, options={}, candidate=candidate, held_out=scores(right, N)
         )
 
-    rows = [made("a", 80, Twice), made("b", 80), made("c", 80), made("d", 81, Twice), made("e", 3)]
+    rows = [made("a", 80, two), made("b", 80), made("c", 80), made("d", 81, two), made("e", 3)]
+    same = {
+        (c, name): scores(5, 10, f"digest of {name}")
+        for c in (one, two)
+        for name in ("test", "inverted", "noise")
+    }
     for shuffled in itertools.permutations(rows):
-        entries = leaderboard(list(shuffled), POOL, BASIS, Reports())
+        entries = leaderboard(list(shuffled), POOL, BASIS, same)
         assert [e.name for e in entries] == ["d", "b", "c", "a", "e"]
+    assert [e.size_bytes for e in entries] == [4000, 2000, 2000, 4000, 2000]
+
+
+def test_with_a_rank_split_the_order_is_by_it_and_nothing_else():
+    basis = msgspec.structs.replace(BASIS, splits=(*BASIS.splits, split("rank", 10, role="rank")))
+    a, b = mean_of(["sha of a"]), mean_of(["sha of b"])
+    outcomes = [
+        Outcome(name=n, recipe=r, options={}, candidate=c, held_out=scores(right, N))
+        for n, r, c, right in (("x", "best_single", a, 90), ("y", "y", b, 80))
+    ]
+    reported = Reports({(a, "rank"): scores(6), (b, "rank"): scores(7)})
+    entries = leaderboard(outcomes, POOL, basis, reported)
+    assert [(e.name, e.rank.correct, e.held_out.correct) for e in entries] == [
+        ("y", 7, 80),
+        ("x", 6, 90),
+    ]
 
 
 def test_recipes_that_chose_the_same_model_are_all_listed():
@@ -59,7 +75,9 @@ def test_recipes_that_chose_the_same_model_are_all_listed():
         "best_single",  # 90 from here on, by name
         "uniform",
         "wise_ft(best_single, best)",
+        "wise_ft(best_single, within)",  # alpha .95 gives 88, and 89 is the least that is within
         "wise_ft(greedy, best)",
+        "wise_ft(greedy, within)",
         "wise_ft(best_single, half)",  # 70
         "wise_ft(greedy, half)",
         "zero_shot",  # 50
@@ -96,7 +114,7 @@ def test_against_the_best_single_model_by_hand():
 def test_the_table_survives_csv():
     rows = list(csv.DictReader(io.StringIO(as_csv(ENTRIES))))
     assert [r["name"] for r in rows] == [e.name for e in ENTRIES]
-    assert [int(r["rank"]) for r in rows] == list(range(1, 9))
+    assert [int(r["rank"]) for r in rows] == list(range(1, 11))
     first = rows[0]
     assert first["held_out"] == "0.910000"
     assert (first["inverted"], first["noise"]) == ("0.500000", "0.600000")

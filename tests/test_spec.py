@@ -62,7 +62,7 @@ def edited(old: str, new: str) -> SweepSpec:
         ("batch_size: 20", "batch_size: {choice: [5, 7.5]}", "use integer, or a choice"),
         ("[inverted, rotated,", "[inverted, inverted,", "a shift is listed twice"),
         ("accept: ge", "accept: maybe", "greedy: accept = 'maybe'. Allowed: ge, gt."),
-        ("accept: ge", "acept: ge", "has no option 'acept'. Its options: accept."),
+        ("accept: ge", "acept: ge", "has no option 'acept'. Its options: accept, order, seed."),
     ],
 )
 def test_a_mistake_is_named_with_file_field_value_and_what_is_allowed(old, new, said):

@@ -8,7 +8,7 @@ import torch
 from soupray.candidates import WeightSoup, mean_of, weight_soup
 from soupray.errors import IncompatibleWeights
 from soupray.maths.weights import Mixer
-from soupray.recipes.wise_ft import GRID, interpolate
+from soupray.recipes.starts import interpolate
 
 
 class Model(dict):
@@ -109,10 +109,10 @@ def test_half_precision_is_summed_in_double_and_rounded_once():
 def test_wise_ft_end_points_are_their_models_bit_for_bit_and_so_are_their_records():
     models = {n: random_model(i) for i, n in enumerate(["anchor", "x", "y"])}
     theta_1 = mean_of(["x", "y"])
-    assert interpolate("anchor", theta_1, 0) == mean_of(["anchor"])
-    assert interpolate("anchor", theta_1, GRID) == theta_1
-    assert same(mix(models, interpolate("anchor", theta_1, 0)), models["anchor"])
-    half = interpolate("anchor", theta_1, GRID // 2)
+    assert interpolate("anchor", theta_1, 0, 20) == mean_of(["anchor"])
+    assert interpolate("anchor", theta_1, 20, 20) == theta_1
+    assert same(mix(models, interpolate("anchor", theta_1, 0, 20)), models["anchor"])
+    half = interpolate("anchor", theta_1, 10, 20)
     assert half.parts == (("anchor", 2), ("x", 1), ("y", 1))
     assert half.denominator == 4
 
