@@ -153,7 +153,7 @@ def estimate_statistics(
 
     Only these layers are in training mode: each batch is normalised by its own statistics, as in
     training. Mean and variance are pooled over all samples, within plus between batches, so that
-    every sample weighs the same; the last short batch too.
+    every sample weighs the same. Batches differ in size by one at most: one sample has no variance.
     """
     model.eval()
     layers = dict(_batch_norms(model))
@@ -164,9 +164,8 @@ def estimate_statistics(
         for layer in layers.values():
             layer.train()
             layer.momentum = 0.0  # the buffers are written once, at the end
-        for start in range(0, len(images), setting.batch_size):
-            batch = torch.from_numpy(np.array(images[start : start + setting.batch_size]))
-            model(task.inputs(batch.to(setting.device)))
+        for part in np.array_split(images, -(-len(images) // setting.batch_size)):
+            model(task.inputs(torch.from_numpy(np.array(part)).to(setting.device)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,0 +1,140 @@
+"""Measures of weights, each against another way of computing it."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from toy import CLASSES, Toy, toy
+
+from soupray.candidates import QUANTUM, FisherSoup, LayerSoup, mean_of
+from soupray.ports import (
+    Deviation,
+    Distances,
+    Failures,
+    Fisher,
+    Gradient,
+    Gram,
+    Temperature,
+    TensorNames,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Toy:
+    return toy(tmp_path_factory.mktemp("toy"), 4)
+
+
+def ask(world: Toy, request, split="held_out"):
+    (answer,) = world.evaluator.measure([request], world.basis.split(split))
+    return answer
+
+
+def weights(world: Toy, sha: str) -> torch.Tensor:
+    return world.checkpoints.load(sha)["head.weight"].double()
+
+
+def data(world: Toy, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = world.data.samples(world.basis.split(split))
+    x = torch.from_numpy(np.array(images)).double().flatten(1) / 255 - 0.5
+    return x, torch.from_numpy(np.array(labels))
+
+
+def test_the_gram_matrix_is_of_differences_from_the_origin(world):
+    shas = tuple(world.pool.checkpoints)
+    gram = ask(world, Gram(checkpoints=shas, origin=world.pool.init.sha256))
+    origin = weights(world, world.pool.init.sha256)
+    deltas = torch.stack([(weights(world, s) - origin).flatten() for s in shas])
+    assert list(gram) == ["head.weight"]
+    assert np.allclose(gram["head.weight"], deltas @ deltas.T)
+
+
+@pytest.mark.parametrize("rows", [(), (0, 3, 8, 40)])
+def test_the_gradient_is_that_of_autograd_through_the_mixture(world, rows):
+    shas = world.pool.checkpoints
+    numerators = (QUANTUM // 2, QUANTUM // 4, QUANTUM // 8, QUANTUM // 8)
+    soup = LayerSoup(
+        checkpoints=tuple(shas),
+        layers=((("head.weight",), numerators),),
+        rest=(QUANTUM, 0, 0, 0),
+        denominator=QUANTUM,
+    )
+    slope = ask(world, Gradient(soup=soup, beta=1.3, rows=rows))
+    alpha = torch.tensor([n / QUANTUM for n in numerators], dtype=torch.float64)
+    alpha.requires_grad_(True)
+    beta = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    x, y = data(world, "held_out")
+    chosen = list(rows) or list(range(len(y)))
+    mixed = sum(a * weights(world, s) for a, s in zip(alpha, shas, strict=True))
+    loss = F.cross_entropy(beta * (x[chosen] @ mixed.T), y[chosen])
+    loss.backward()
+    assert slope.loss == pytest.approx(loss.item(), abs=1e-5)
+    assert slope.coefficients[0] == pytest.approx(alpha.grad.tolist(), abs=1e-5)
+    assert slope.coefficients[1] == (0, 0, 0, 0)  # no tensor is left over
+    assert slope.beta == pytest.approx(beta.grad.item(), abs=1e-5)
+
+
+def test_fisher_information_is_the_mean_of_squared_gradients_of_drawn_labels(world):
+    sha = world.pool.checkpoints[0]
+    ref = ask(world, Fisher(checkpoint=sha, samples=60), "train")
+    found = world.checkpoints.load(ref.sha256)["head.weight"]
+    x, _ = data(world, "train")
+    w = weights(world, sha)
+    p = (x.float() @ w.float().T).double().softmax(dim=1)
+    drawn = torch.multinomial(p, 1, generator=torch.Generator().manual_seed(0))[:, 0]
+    # d log p_y / d w_cj = (1[c = y] - p_c) x_j
+    one_hot = F.one_hot(drawn, CLASSES).double()
+    expected = (((one_hot - p)[:, :, None] * x[:, None, :]) ** 2).mean(dim=0)
+    assert torch.allclose(found.double(), expected, atol=1e-6)
+
+
+def test_a_fisher_soup_by_hand_and_with_equal_fishers(world, tmp_path):
+    first, second = world.pool.checkpoints[:2]
+    shape = weights(world, first).shape
+
+    def stored(value: float) -> str:
+        return world.checkpoints.save({"head.weight": torch.full(shape, value)}, {}).sha256
+
+    soup = FisherSoup(parts=((first, stored(3.0), 1), (second, stored(1.0), 1)))
+    expected = (3 * weights(world, first) + weights(world, second)) / 4
+    assert torch.equal(world.weights(soup)["head.weight"], expected.float())
+    equal = FisherSoup(parts=((first, stored(0.7), 1), (second, stored(0.7), 1)))
+    mean = world.weights(mean_of([first, second]))["head.weight"]
+    assert torch.allclose(world.weights(equal)["head.weight"], mean, rtol=1e-7)
+    # Below the floor both count as the floor: again the mean.
+    nothing = FisherSoup(parts=((first, stored(0.0), 1), (second, stored(1e-12), 1)))
+    assert torch.allclose(world.weights(nothing)["head.weight"], mean, rtol=1e-7)
+
+
+def test_the_failure_set_and_distances_by_brute_force(world):
+    best, anchor = mean_of([world.pool.checkpoints[0]]), mean_of([world.pool.anchor.sha256])
+    found = ask(world, Failures(fine_tuned=best, reference=anchor), "train")
+    x, y = data(world, "train")
+    right = (x @ weights(world, world.pool.checkpoints[0]).T).argmax(1) == y
+    wrong = (x @ weights(world, world.pool.anchor.sha256).T).argmax(1) != y
+    chosen = F.normalize(x[right & wrong])
+    assert found.size == len(chosen) > 3
+    stored = world.checkpoints.load(found.features.sha256)["features"]
+    assert torch.allclose(stored.double(), chosen, atol=1e-6)
+    distances = ask(world, Distances(fine_tuned=best, failures=found.features, k=3))
+    queries = F.normalize(data(world, "held_out")[0])
+    expected = (torch.cdist(queries, chosen) ** 2).sort(dim=1).values[:, 2]
+    assert np.allclose(distances, expected, atol=1e-5)
+
+
+def test_a_model_fails_nowhere_that_it_does_not_fail_itself(world):
+    best = mean_of([world.pool.checkpoints[0]])
+    empty = ask(world, Failures(fine_tuned=best, reference=best), "train")
+    assert (empty.features, empty.size) == (None, 0)
+
+
+def test_the_deviation_is_that_of_the_logits(world):
+    best = mean_of([world.pool.checkpoints[0]])
+    images, _ = world.data.samples(world.basis.split("held_out"))
+    network = world.workers._network
+    low, high = (network.predict(best, np.array(images), low)[0] for low in (True, False))
+    assert ask(world, Deviation(candidate=best, samples=90)) == np.abs(low - high).max()
+
+
+def test_temperatures_and_names(world):
+    assert ask(world, TensorNames(checkpoint=world.pool.init.sha256)) == ("head.weight",)
+    assert ask(world, Temperature(candidate=mean_of(world.pool.checkpoints))) > 0
