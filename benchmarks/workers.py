@@ -120,8 +120,10 @@ def main() -> None:
             chain = (ACCEPTED + 1) * (1 + LOADING)
             rows[workers].append(max(work / workers, chain) / time)
         shares.append(work / ((INGREDIENTS - 1) * (SAMPLES / BATCH + LOADING)))
-    print(f"{TRACES} traces; share of all batches that one worker runs: "
-          f"{statistics.median(shares):.0%} (median)")
+    print(
+        f"{TRACES} traces; share of all batches that one worker runs: "
+        f"{statistics.median(shares):.0%} (median)"
+    )
     print("workers  utilisation: median   least")
     for workers, found in rows.items():
         print(f"{workers:>7}  {statistics.median(found):>19.0%}  {min(found):>6.0%}")

@@ -231,6 +231,17 @@ class TrackedRun(Record, frozen=True, kw_only=True):
     failed: bool = False
 
 
+class Champion(Record, frozen=True, kw_only=True):
+    """The best soup, for a registry of models: where its weights are, and what made them."""
+
+    model: str
+    entry: str
+    candidate: str
+    weights: str
+    sha256: str
+    size_bytes: int
+
+
 class Tracker(Protocol):
     """An index of what the store holds; it can be deleted and written again."""
 
@@ -244,4 +255,8 @@ class Tracker(Protocol):
 
     def keep(self, kind: str, keys: Collection[str]) -> None:
         """Remove the runs of this `TrackedRun.kind` whose key is not among `keys`."""
+        ...
+
+    def register(self, champion: Champion) -> None:
+        """Make it the model's champion; a new version only if this candidate has none yet."""
         ...

@@ -13,11 +13,11 @@ from soupray.errors import NotFound
 from soupray.home import atomic_write
 from soupray.indexer import open_tracker
 from soupray.plan import trials_of
-from soupray.ports import TrackedRun, Tracker
+from soupray.ports import Champion, TrackedRun, Tracker
 from soupray.recipe_file import RecipeFile
 from soupray.records import Basis, Manifest, decode, encode
 from soupray.reporting.plots import draw_all
-from soupray.reporting.publish import entry_run, sweep_run, trial_run
+from soupray.reporting.publish import entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import Entry, as_csv, names_of
 from soupray.settling import settle
 from soupray.soup import Result
@@ -27,6 +27,7 @@ from soupray.wiring import Place, find_basis
 
 LEADERBOARD = "leaderboard.json"
 RUNS = "runs.json"
+CHAMPION = "champion.json"
 SHOWN = (LEADERBOARD, "leaderboard.csv", "robustness.png", "greedy_trace.png")
 """What the tracker shows beside the sweep."""
 
@@ -48,6 +49,7 @@ def write_results(result: Result, spec: SweepSpec, output: Path) -> list[Path]:
         LEADERBOARD: encode_pretty(result.entries),
         "leaderboard.csv": as_csv(result.entries).encode(),
         RUNS: encode(tracked_runs(result, spec)),
+        CHAMPION: encode(_champion(result, spec)),
     }
     for outcome in result.outcomes:
         files[f"{slug(outcome.name)}.recipe.json"] = encode_pretty(_recipe(outcome, result, spec))
@@ -121,7 +123,7 @@ def publish(spec: SweepSpec, home: Path) -> int:
     store = settled.place.open_store()
     runs = stored_runs(store, spec)
     tracker = open_tracker(spec, settled)
-    _index(tracker, runs)
+    _index(tracker, runs, find_record(store, _in_store(spec, CHAMPION), Champion))
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for path in store.list(_in_store(spec, "").rstrip("/")):
@@ -153,14 +155,29 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
 def publish_soup(result: Result, spec: SweepSpec, files: list[Path]) -> None:
     """Runs and figures of a soup into the tracker. Raises TrackingError."""
     tracker = open_tracker(spec, result.settled)
-    _index(tracker, stored_runs(result.settled.place.open_store(), spec))
+    runs = stored_runs(result.settled.place.open_store(), spec)
+    _index(tracker, runs, _champion(result, spec))
     tracker.attach(spec.name, [p for p in files if p.name in SHOWN])
 
 
-def _index(tracker: Tracker, runs: list[TrackedRun]) -> None:
+def _champion(result: Result, spec: SweepSpec) -> Champion:
+    """The best soup as the registry of models has it: by where its weights are."""
+    return Champion(
+        model=f"soupray-{spec.name}",
+        entry=entry_key(spec, result.soup.name),
+        candidate=result.soup.candidate.digest,
+        weights=f"{result.settled.place.storage}/{result.weights.path}",
+        sha256=result.weights.sha256,
+        size_bytes=result.weights.size_bytes,
+    )
+
+
+def _index(tracker: Tracker, runs: list[TrackedRun], champion: Champion | None) -> None:
     """Write `runs`; an entry of an earlier leaderboard goes: it would keep its old rank."""
     tracker.write(runs)
     tracker.keep("entry", {run.key for run in runs})
+    if champion is not None:
+        tracker.register(champion)
 
 
 def tracked_runs(result: Result, spec: SweepSpec) -> list[TrackedRun]:

@@ -163,3 +163,21 @@ def test_mlflow_away_is_not_fatal(fresh):
     assert "4 in the store, 0 to train" in done.stderr
     assert "note: MLflow at http://127.0.0.1:9" in done.stderr
     assert "soupray publish" in done.stderr
+
+
+def test_the_best_soup_is_the_champion_and_a_version_only_once(run, fresh):
+    from mlflow.tracking import MlflowClient
+
+    inside("publish", fresh.spec, *fresh.where)
+    inside("publish", fresh.spec, *fresh.where)
+    client = MlflowClient(f"sqlite:///{fresh.home}/mlflow/mlflow.db")
+    (version,) = client.search_model_versions("name = 'soupray-mini'")
+    champion = client.get_model_version_by_alias("soupray-mini", "champion")
+    assert champion.version == version.version
+    (soup,) = run.output.glob("*.safetensors")
+    assert champion.source.endswith(f"/weights/{sha256_of(soup)}.safetensors")
+    entry = next(
+        e for e in leaderboard(run.output)
+        if e["candidate"] == champion.tags["soupray.candidate"]
+    )  # fmt: skip
+    assert client.get_run(champion.run_id).info.run_name == entry["name"]

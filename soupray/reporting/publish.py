@@ -82,17 +82,24 @@ def trial_run(
     )
 
 
+def entry_key(spec: SweepSpec, name: str) -> str:
+    """Of a leaderboard entry, in the tracker."""
+    return f"{spec.name}/entry/{name}"
+
+
 def entry_run(
     spec: SweepSpec, entry: Entry, outcome: Outcome, rank: int, when: float
 ) -> TrackedRun:
     """A leaderboard entry, with the recipe's trace as a curve."""
     metrics = comparable(entry.held_out, entry.test, entry.shifts)
+    if entry.rank is not None:
+        metrics["accuracy/rank"] = entry.rank.accuracy
     metrics["rank"] = float(rank)
     metrics["forward_passes_per_sample"] = float(entry.forward_passes_per_sample)
     metrics["size_mb"] = entry.size_bytes / 1e6
     options = {f"recipe.{k}": v for k, v in entry.options.items()}
     return TrackedRun(
-        key=f"{spec.name}/entry/{entry.name}",
+        key=entry_key(spec, entry.name),
         kind="entry",
         name=entry.name,
         parent=spec.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from soupray.ports import TrackedRun
+from soupray.ports import Champion, TrackedRun
 
 
 class MemoryTracker:
@@ -14,6 +14,7 @@ class MemoryTracker:
     def __init__(self) -> None:
         self.runs: dict[str, TrackedRun] = {}
         self.files: dict[str, list[Path]] = {}
+        self.champions: list[Champion] = []
 
     def write(self, runs: Sequence[TrackedRun]) -> None:
         """See `ports.Tracker`."""
@@ -26,3 +27,8 @@ class MemoryTracker:
     def keep(self, kind: str, keys: Collection[str]) -> None:
         """See `ports.Tracker`."""
         self.runs = {k: run for k, run in self.runs.items() if run.kind != kind or k in keys}
+
+    def register(self, champion: Champion) -> None:
+        """See `ports.Tracker`."""
+        if champion not in self.champions:
+            self.champions.append(champion)

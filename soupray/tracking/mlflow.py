@@ -20,13 +20,14 @@ from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.tracking import MlflowClient
 
 from soupray.errors import TrackingError
-from soupray.ports import TrackedRun
+from soupray.ports import Champion, TrackedRun
 from soupray.records import digest
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # they tell of every migration
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 KEY, TYPE, DIGEST = "soupray.key", "soupray.kind", "soupray.digest"
+CANDIDATE = "soupray.candidate"
 PARENT = "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens the UI on training runs
 PAGE = 1000
@@ -83,6 +84,33 @@ class MlflowTracker:
             for key, run in self._known().items():
                 if run.data.tags.get(TYPE) == kind and key not in keys:
                     self._client.delete_run(run.info.run_id)
+
+    def register(self, champion: Champion) -> None:
+        """See `ports.Tracker`: an external model, whose weights stay in the store."""
+        with _mapped(self._url):
+            name, client = champion.model, self._client
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name)
+            for known in client.search_model_versions(f"name = '{name}'"):
+                if known.tags.get(CANDIDATE) == champion.candidate:
+                    version = known
+                    break
+            else:
+                run_id = self._known()[champion.entry].info.run_id
+                tags = {
+                    CANDIDATE: champion.candidate,
+                    "soupray.sha256": champion.sha256,
+                    "soupray.size_bytes": str(champion.size_bytes),
+                    "mlflow.model.is_external": "true",
+                }
+                model = client.create_logged_model(
+                    self._experiment, name=name, source_run_id=run_id, tags=tags
+                )
+                client.finalize_logged_model(model.model_id, "READY")
+                version = client.create_model_version(
+                    name, champion.weights, run_id=run_id, model_id=model.model_id, tags=tags
+                )
+            client.set_registered_model_alias(name, "champion", version.version)
 
     def _known(self) -> dict[str, Run]:
         """All runs of the experiment that we wrote, by key."""
