@@ -180,10 +180,14 @@ class Selection(Protocol):
         """Held-out scores of each candidate, in order."""
         ...
 
+    def value(self, result: Scores | Tally | Rejected) -> float:
+        """The metric that is selected by, as a number of which more is better."""
+        ...
+
     def first_reaching(
-        self, candidates: Sequence[Candidate], bound: int, accept: Accept
+        self, candidates: Sequence[Candidate], bound: float, accept: Accept
     ) -> Reached:
-        """See `Evaluator.first_reaching`, on held-out data."""
+        """The first candidate in order whose value is >= `bound` (`gt`: > `bound`)."""
         ...
 
     def measure(self, requests: Sequence[Request[T]]) -> list[T]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 R = TypeVar("R")
+Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "worst_class", "nll"]
 Role = Literal["train", "held_out", "rank", "test", "shift"]
 
 
@@ -108,7 +109,10 @@ class Trial(Record, frozen=True, kw_only=True):
 
 
 class Scores(Record, tag="scores", frozen=True, kw_only=True):
-    """How a model did on one split; `right` packs per sample whether it was right."""
+    """How a model did on one split; `right` packs per sample whether it was right.
+
+    `by_class` counts for each class its samples, how often it was answered, and how often rightly.
+    """
 
     split: str
     n: int
@@ -116,6 +120,7 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
     nll: float
     ece: float
     right: str
+    by_class: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def accuracy(self) -> float:

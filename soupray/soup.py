@@ -89,7 +89,9 @@ def run_soup(
         with Progress("choosing", _choosing_work(pool, recipes)) as progress:
             evaluator.on_result = progress.advance
             splits = [basis.split("held_out"), basis.split("train")]
-            selection = HeldOut(evaluator, pool, splits, cascade=spec.precision == "cascade")
+            selection = HeldOut(
+                evaluator, pool, splits, cascade=spec.precision == "cascade", metric=spec.metric
+            )
             choices = choose(store, spec, selection, recipes)
             progress.finish()
         outcomes = choices.outcomes
@@ -100,7 +102,7 @@ def run_soup(
         with Progress("reporting", members * len(basis.reported)) as progress:
             evaluator.on_result = progress.advance
             reported = report(evaluator, asked, basis)
-        entries = leaderboard(outcomes, pool, basis, reported)
+        entries = leaderboard(outcomes, pool, basis, reported, spec.metric)
         soup = best_soup(entries, outcomes)
         weights = evaluator.save(weights_of(soup))
         statistics = shelf.statistics(asked, basis.split("train"))
@@ -176,7 +178,7 @@ def choose(store: Store, spec: SweepSpec, selection: HeldOut, recipes: Recipes) 
     """
     pool = selection.pool
     wanted = {**{r.name: {} for r in TABLE.values() if r.baseline}, **recipes}
-    parts = [pool.checkpoints, pool.anchor.sha256, wanted, spec.setting, CODE_VERSION]
+    parts = [pool.checkpoints, pool.anchor.sha256, wanted, spec.setting, spec.metric, CODE_VERSION]
     held_out = pool.ingredients[0].held_out.split
     path = f"sweeps/{spec.name}/choices/{digest([*parts, held_out])[:32]}.json"
     choices: Choices | None = find_record(store, path, Choices)

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from soupray.errors import ConfigError
 from soupray.recipes import Option, check_recipes
-from soupray.records import Setting, digest
+from soupray.records import Metric, Setting, digest
 from soupray.space import Count, NonNegative, Positive, Search, SpecModel
 from soupray.subject import DataSpec, Init, TaskSpec
 
@@ -47,6 +47,7 @@ class SweepSpec(SpecModel):
     threads: Count = 1
     evaluation_batch: Count = 250
     precision: Literal["fp32", "cascade", "bf16"] = "fp32"
+    metric: Metric = "accuracy"
     task: Annotated[TaskSpec, Field(discriminator="kind")]
     data: Annotated[DataSpec, Field(discriminator="kind")]
     init: Annotated[Init, Field(validate_default=True)] = "zero_shot"

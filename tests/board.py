@@ -56,6 +56,9 @@ class Line:
 
     pool = POOL
 
+    def value(self, result):
+        return result.correct / result.n
+
     def scores(self, candidates):
         return [scores(round(50 + 40 * alpha(c)), N) for c in candidates]
 

@@ -82,8 +82,15 @@ def split(name: str, size: int, role: str = "shift") -> Split:
 def scores(right: list[int] | int, n: int = 10, of: str = "digest of held_out") -> Scores:
     """Right where `right` has a 1; or on the first `right` of `n` samples."""
     mask = np.array(right, bool) if isinstance(right, list) else np.arange(n) < right
+    count = int(mask.sum())
     return Scores(
-        split=of, n=len(mask), correct=int(mask.sum()), nll=0.5, ece=0.25, right=pack_right(mask)
+        split=of,
+        n=len(mask),
+        correct=count,
+        nll=0.5,
+        ece=0.25,
+        right=pack_right(mask),
+        by_class=((len(mask), count, count),),
     )
 
 

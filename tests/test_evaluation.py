@@ -25,7 +25,7 @@ TEST = split("test", N, role="test")
 TRAIN = split("train", N, role="train")
 SPLITS = [HELD_OUT, TRAIN]
 ANCHOR = CheckpointRef(sha256="anchor", size_bytes=1)
-POOL = Pool(init=ANCHOR, anchor=ANCHOR, ingredients=(ingredient("a", scores(7)),))
+POOL = Pool(init=ANCHOR, anchor=ANCHOR, ingredients=(ingredient("a", scores(7, N)),))
 
 
 class Counting:
@@ -79,7 +79,7 @@ def test_a_selection_asks_the_evaluator_about_held_out_data():
     evaluator = Counting({a: 3, b: 5})
     selection = HeldOut(evaluator, POOL, SPLITS)
     assert [s.correct for s in selection.scores([b, a])] == [5, 3]
-    reached = selection.first_reaching([a, b], 4, "ge")
+    reached = selection.first_reaching([a, b], 4 / N, "ge")
     assert reached.hit
     assert [s.correct for s in reached.results] == [3, 5]
     selection.measure([Temperature(candidate=a)])
@@ -117,7 +117,14 @@ def reachable(thing: object, seen: dict[int, object]) -> list[object]:
 
 def test_no_public_attribute_of_a_selection_leads_to_an_evaluator_or_a_split():
     selection = HeldOut(Counting({}), POOL, SPLITS)
-    assert sorted(public(selection)) == ["first_reaching", "measure", "pool", "scores", "tau"]
+    assert sorted(public(selection)) == [
+        "first_reaching",
+        "measure",
+        "pool",
+        "scores",
+        "tau",
+        "value",
+    ]
     found = reachable(selection, {})
     assert POOL in found  # it does look
     assert not [x for x in found if isinstance(x, Counting | Split)]

@@ -12,8 +12,9 @@ from soupray.maths.metrics import (
     logit,
     mcnemar,
     score,
+    value,
 )
-from soupray.records import Predictions, Split
+from soupray.records import Predictions, Split, Tally
 
 SPLIT = Split(name="held_out", role="held_out", digest="d", size=4, classes=2)
 
@@ -83,3 +84,24 @@ def test_logit_is_clipped_by_half_a_sample():
     assert logit(0.5, 10) == 0
     assert logit(1.0, 10) == pytest.approx(math.log(0.95 / 0.05))
     assert logit(0.0, 10) == pytest.approx(-math.log(0.95 / 0.05))
+
+
+def test_metrics_by_class_by_hand():
+    # Labels 0 0 0 0 1 1 2; answers 0 0 0 1 1 0 2. Class 3 has no sample and is never answered.
+    labels, answers = [0, 0, 0, 0, 1, 1, 2], [0, 0, 0, 1, 1, 0, 2]
+    logits = np.eye(4)[answers]
+    scored = score(predictions(logits, labels))
+    assert scored.by_class == ((4, 4, 3), (2, 2, 1), (1, 1, 1), (0, 0, 0))
+    assert value(scored, "accuracy") == 5 / 7
+    assert value(scored, "balanced_accuracy") == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
+    assert value(scored, "worst_class") == 0.5
+    # F1: 6/8, 2/4, 2/2
+    assert value(scored, "macro_f1") == pytest.approx((0.75 + 0.5 + 1) / 3)
+    assert value(scored, "nll") == -scored.nll
+
+
+def test_a_count_alone_has_no_other_metric():
+    tally = Tally(n=4, correct=3, right="8A==")
+    assert value(tally, "accuracy") == 0.75
+    with pytest.raises(ValueError, match="a count alone has no macro_f1"):
+        value(tally, "macro_f1")

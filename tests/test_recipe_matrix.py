@@ -10,6 +10,7 @@ import torch
 from toy import Toy, toy, truth
 
 from soupray.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mean_of
+from soupray.evaluation.selection import HeldOut
 from soupray.recipes import TABLE
 from soupray.soup import run_recipes
 
@@ -185,3 +186,24 @@ def test_the_cascade_chooses_what_float32_chooses(tmp_path, recipe):
     assert found.candidate == expected.candidate
     assert found.held_out == expected.held_out
     assert [s.accepted for s in found.trace] == [s.accepted for s in expected.trace]
+
+
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1", "worst_class", "nll"])
+def test_recipes_select_by_the_metric_that_is_asked_for(tmp_path, metric):
+    world = toy(tmp_path, 5)
+    splits = [world.basis.split("held_out"), world.basis.split("train")]
+    selection = HeldOut(world.evaluator, world.pool, splits, metric=metric)
+    values = [selection.value(i.held_out) for i in selection.pool.ingredients]
+    assert values == sorted(values, reverse=True)
+    wanted = ["best_single", "uniform", "greedy", "pruned", "greedy_ensemble", "wise_ft", "vrf"]
+    outcomes = {
+        o.name: o for o in run_recipes(selection, {name: {} for name in ("anchor", *wanted)})
+    }
+    best = selection.value(outcomes["best_single"].held_out)
+    assert best == values[0]
+    assert selection.value(outcomes["greedy"].held_out) >= best
+    assert selection.value(outcomes["greedy_ensemble"].held_out) >= best
+    uniform = selection.value(outcomes["uniform"].held_out)
+    assert selection.value(outcomes["pruned"].held_out) >= uniform
+    curve = outcomes["wise_ft(best_single, best)"]
+    assert selection.value(curve.held_out) == max(selection.value(s.result) for s in curve.trace)

@@ -77,6 +77,9 @@ class Made:
     def scores(self, candidates: Sequence[WeightSoup]) -> list[Scores]:
         return [scores(self._correct(c)) for c in candidates]
 
+    def value(self, result) -> float:
+        return result.correct / result.n
+
     def _correct(self, c: WeightSoup) -> int:
         """By the name of a multiset: 2 a + b is aab."""
         name = "".join(sorted(sha * n for sha, n in c.parts))
@@ -87,9 +90,9 @@ class Made:
         for candidate in candidates:
             self.asked.append("".join(sorted(sha * n for sha, n in candidate.parts)))
             (found,) = self.scores([candidate])
-            if reaches(found, bound, accept):
+            if reaches(found, round(bound * N), accept):
                 return Reached(results=(*results, found), hit=True)
-            rejected = Rejected(seen=N // 2, correct=0, bound=bound)
+            rejected = Rejected(seen=N // 2, correct=0, bound=round(bound * N))
             results.append(rejected if self._early else found)
         return Reached(results=tuple(results), hit=False)
 

@@ -6,11 +6,14 @@ import functools
 from collections.abc import Sequence
 from typing import TypeVar
 
+import msgspec
+
 from soupray.candidates import Candidate, mean_of
 from soupray.errors import EvaluationError
 from soupray.evaluation.schedule import hardest_first
+from soupray.maths.metrics import value
 from soupray.ports import Accept, Deviation, Evaluator, Hints, Reached, Request
-from soupray.records import Pool, Scores, Split
+from soupray.records import Ingredient, Metric, Pool, Rejected, Scores, Split, Tally
 
 T = TypeVar("T")
 DEVIATION_SAMPLES = 500
@@ -23,10 +26,25 @@ SAFETY = 4.0
 class HeldOut:
     """A `ports.Selection`. No method takes a split, so that no recipe can name the test set."""
 
-    __slots__ = ("_cascade", "_first_reaching", "_held_out", "_hints", "_pool", "_scores", "_train")
+    __slots__ = (
+        "_cascade",
+        "_first_reaching",
+        "_held_out",
+        "_hints",
+        "_metric",
+        "_pool",
+        "_scores",
+        "_train",
+    )
 
     def __init__(
-        self, evaluator: Evaluator, pool: Pool, splits: Sequence[Split], *, cascade: bool = False
+        self,
+        evaluator: Evaluator,
+        pool: Pool,
+        splits: Sequence[Split],
+        *,
+        cascade: bool = False,
+        metric: Metric = "accuracy",
     ) -> None:
         held_out = splits[0]
         for split, role in zip(splits, ("held_out", "train"), strict=True):
@@ -37,7 +55,8 @@ class HeldOut:
                 )
         if not pool.ingredients:
             raise EvaluationError("the pool is empty: there is nothing to choose from.")
-        self._pool = pool
+        self._metric = metric
+        self._pool = msgspec.structs.replace(pool, ingredients=self._best_first(pool))
         # Bound here: the splits, and the evaluator that would take others, stay out of reach.
         self._scores = functools.partial(evaluator.scores, split=held_out)
         self._held_out = functools.partial(evaluator.measure, split=held_out)
@@ -68,13 +87,34 @@ class HeldOut:
         """Held-out scores, in order."""
         return self._scores(candidates)
 
+    def value(self, result: Scores | Tally | Rejected) -> float:
+        """See `ports.Selection`. What was rejected has no value that could be compared."""
+        return float("-inf") if isinstance(result, Rejected) else value(result, self._metric)
+
+    def _best_first(self, pool: Pool) -> tuple[Ingredient, ...]:
+        return tuple(sorted(pool.ingredients, key=lambda i: (-self.value(i.held_out), i.trial.key)))
+
     def first_reaching(
-        self, candidates: Sequence[Candidate], bound: int, accept: Accept
+        self, candidates: Sequence[Candidate], bound: float, accept: Accept
     ) -> Reached:
-        """See `ports.Evaluator.first_reaching`."""
+        """See `ports.Selection`. Only accuracy can be given up early, and decided by counts."""
+        if self._metric != "accuracy":
+            return self._one_by_one(candidates, bound, accept)
         if self._hints is None:
             self._hints = self._find_hints()
-        return self._first_reaching(candidates, bound=bound, accept=accept, hints=self._hints)
+        n = self._pool.ingredients[0].held_out.n
+        return self._first_reaching(
+            candidates, bound=round(bound * n), accept=accept, hints=self._hints
+        )
+
+    def _one_by_one(self, candidates: Sequence[Candidate], bound: float, accept: Accept) -> Reached:
+        results: list[Scores] = []
+        for candidate in candidates:
+            results += self._scores([candidate])
+            found = self.value(results[-1])
+            if found > bound or (accept == "ge" and found == bound):
+                return Reached(results=tuple(results), hit=True)
+        return Reached(results=tuple(results), hit=False)
 
     def measure(self, requests: Sequence[Request[T]]) -> list[T]:
         """See `ports.Evaluator.measure`."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 from scipy.special import logsumexp
 
-from soupray.records import Predictions, Scores, pack_right
+from soupray.records import Metric, Predictions, Scores, Tally, pack_right
 
 ECE_BINS = 15
 """Equal-mass bins, as in the field's reports."""
@@ -16,7 +18,8 @@ ECE_BINS = 15
 def score(predictions: Predictions) -> Scores:
     """Correct count, NLL (float64) and ECE of logits [N, C]. Ties go to the lower class."""
     logits, labels = predictions.logits.astype(np.float64), predictions.labels
-    right = logits.argmax(axis=1) == labels
+    answers = logits.argmax(axis=1)
+    right = answers == labels
     log_p = logits - logsumexp(logits, axis=1, keepdims=True)
     return Scores(
         split=predictions.split.digest,
@@ -25,7 +28,37 @@ def score(predictions: Predictions) -> Scores:
         nll=float(-log_p[np.arange(len(labels)), labels].mean()),
         ece=expected_calibration_error(np.exp(log_p.max(axis=1)), right),
         right=pack_right(right),
+        by_class=_by_class(answers, labels, logits.shape[1]),
     )
+
+
+def _by_class(
+    answers: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], classes: int
+) -> tuple[tuple[int, int, int], ...]:
+    there = np.bincount(labels, minlength=classes)
+    answered = np.bincount(answers, minlength=classes)
+    rightly = np.bincount(labels[answers == labels], minlength=classes)
+    return tuple(zip(there.tolist(), answered.tolist(), rightly.tolist(), strict=True))
+
+
+def value(result: Scores | Tally, metric: Metric) -> float:
+    """The metric of a result, as a number of which more is better.
+
+    From integer counts, so that equal counts give equal numbers; NLL with its sign turned.
+    Balanced accuracy, macro-F1 and the worst class are over the classes that have samples.
+    """
+    if metric == "accuracy":
+        return result.correct / result.n
+    if isinstance(result, Tally):
+        raise ValueError(f"a count alone has no {metric}")
+    if metric == "nll":
+        return -result.nll
+    there = [c for c in result.by_class if c[0] > 0]
+    if metric == "macro_f1":
+        # 2 TP / (2 TP + FP + FN): twice the right ones over those there plus those answered.
+        return float(sum(Fraction(2 * right, n + said) for n, said, right in there) / len(there))
+    recalls = [Fraction(right, n) for n, _, right in there]
+    return float(min(recalls) if metric == "worst_class" else sum(recalls) / len(recalls))
 
 
 def expected_calibration_error(

@@ -40,14 +40,14 @@ def greedy_ensemble(
     kept = [pool[0]]
     (best,) = selection.scores([_mean(kept, temperatures, space)])
     trace = [Step(candidate=_mean(kept, temperatures, space), result=best, accepted=True)]
-    bound, position = best.correct, 1
+    bound, position = selection.value(best), 1
     while position < len(pool):
         candidates = [_mean([*kept, sha], temperatures, space) for sha in pool[position:]]
         reached = selection.first_reaching(candidates, bound, accept)
         trace += reached.steps(candidates)
         position += len(reached.results)
         if reached.hit:
-            kept, bound = [*kept, pool[position - 1]], reached.results[-1].correct
+            kept, bound = [*kept, pool[position - 1]], selection.value(reached.results[-1])
     candidate = _mean(kept, temperatures, space)
     (scores,) = selection.scores([candidate])
     return [

@@ -31,7 +31,7 @@ def greedy(
     if order == "random":
         random.Random(seed).shuffle(ingredients)  # noqa: S311 - not a secret
     pool = [i.checkpoint.sha256 for i in ingredients]
-    kept, bound = [pool[0]], ingredients[0].held_out.correct
+    kept, bound = [pool[0]], selection.value(ingredients[0].held_out)
     trace = [Step(candidate=mean_of(kept), result=ingredients[0].held_out, accepted=True)]
     position = 1
     while position < len(pool):
@@ -40,7 +40,7 @@ def greedy(
         trace += reached.steps(candidates)
         position += len(reached.results)
         if reached.hit:
-            kept, bound = [*kept, pool[position - 1]], reached.results[-1].correct
+            kept, bound = [*kept, pool[position - 1]], selection.value(reached.results[-1])
     candidate = mean_of(kept)
     (scores,) = selection.scores([candidate])
     options: dict[str, str | int | float] = {"accept": accept}

@@ -25,12 +25,12 @@ def lines(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
     (names,) = selection.measure([TensorNames(checkpoint=pool.checkpoints[0])])
     depth = depths(names)
     outcomes = []
-    for name, theta_1 in starts(earlier):
+    for name, theta_1 in starts(selection, earlier):
         candidates: list[Candidate] = [
             scaled(pool.init.sha256, theta_1, depth, k) for k in range(GRID + 1)
         ]
         scores = selection.scores(candidates)
-        best = max(range(GRID + 1), key=lambda k: (scores[k].correct, -k))
+        best = max(range(GRID + 1), key=lambda k: (selection.value(scores[k]), -k))
         outcomes.append(
             Outcome(
                 name=f"lines({name})",

@@ -30,7 +30,7 @@ def ose(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
     """The best a, in both spaces, for each fine-tuned model."""
     anchor = mean_of([selection.pool.anchor.sha256])
     outcomes = []
-    for name, fine_tuned in starts(earlier):
+    for name, fine_tuned in starts(selection, earlier):
         asked = [Temperature(candidate=fine_tuned), Temperature(candidate=anchor)]
         hot, cold = selection.measure(asked)
         for space in SHORT:
@@ -39,7 +39,7 @@ def ose(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
                 mixed(fine_tuned, anchor, t, k, space) for k in range(GRID + 1)
             ]
             scores = selection.scores(candidates)
-            best = max(range(GRID + 1), key=lambda k: (scores[k].correct, -k))
+            best = max(range(GRID + 1), key=lambda k: (selection.value(scores[k]), -k))
             outcomes.append(
                 Outcome(
                     name=f"ose({name}, {SHORT[space]})",

@@ -14,7 +14,7 @@ def pruned(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
     kept = selection.pool.checkpoints
     (scores,) = selection.scores([mean_of(kept)])
     trace = [Step(candidate=mean_of(kept), result=scores, accepted=True)]
-    bound = scores.correct
+    bound = selection.value(scores)
     left = kept[::-1]
     while left and len(kept) > 1:
         candidates: list[Candidate] = [mean_of(_without(kept, sha)) for sha in left]
@@ -24,7 +24,7 @@ def pruned(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
         left = left[len(reached.results) :]
         if reached.hit:
             kept = _without(kept, dropped)
-            bound = reached.results[-1].correct
+            bound = selection.value(reached.results[-1])
     candidate = mean_of(kept)
     (scores,) = selection.scores([candidate])
     return [

@@ -16,7 +16,7 @@ def replacement(
     """At most `passes` passes over the pool."""
     pool = selection.pool.checkpoints
     first = selection.pool.ingredients[0]
-    kept, bound = [pool[0]], first.held_out.correct
+    kept, bound = [pool[0]], selection.value(first.held_out)
     trace = [Step(candidate=mean_of(kept), result=first.held_out, accepted=True)]
     for number in range(passes):
         size = len(kept)
@@ -27,7 +27,7 @@ def replacement(
             trace += reached.steps(candidates)
             position += len(reached.results)
             if reached.hit:
-                kept, bound = [*kept, pool[position - 1]], reached.results[-1].correct
+                kept, bound = [*kept, pool[position - 1]], selection.value(reached.results[-1])
         if len(kept) == size:
             break
     candidate = mean_of(kept)

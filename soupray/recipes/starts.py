@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from soupray.candidates import LayerSoup, Outcome, WeightSoup, mean_of, weight_soup
+from soupray.ports import Selection
 
 SOUPS = ("uniform", "greedy", "replacement", "pruned", "learned", "learned_by_layer", "model_stock")
 """Recipes whose result is a set of coefficients, which can be interpolated exactly."""
 
 
-def starts(earlier: tuple[Outcome, ...]) -> list[tuple[str, WeightSoup | LayerSoup]]:
+def starts(
+    selection: Selection, earlier: tuple[Outcome, ...]
+) -> list[tuple[str, WeightSoup | LayerSoup]]:
     """(name, theta_1): the best single model, and the soup best on held-out data if another."""
     single = [o for o in earlier if o.recipe == "best_single"]
     soups = [o for o in earlier if o.recipe in SOUPS]
-    best = sorted(soups, key=lambda o: (-o.held_out.correct, o.name))[:1]
+    best = sorted(soups, key=lambda o: (-selection.value(o.held_out), o.name))[:1]
     chosen = single + [o for o in best if o.candidate != single[0].candidate]
     found = []
     for outcome in chosen:

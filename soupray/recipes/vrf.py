@@ -25,7 +25,7 @@ WIDTHS = (0.1, 0.3, 1.0, 3.0)
 
 def vrf(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
     """For the best single model, and for the best soup."""
-    return [_vrf(selection, name, fine_tuned) for name, fine_tuned in starts(earlier)]
+    return [_vrf(selection, name, fine_tuned) for name, fine_tuned in starts(selection, earlier)]
 
 
 def _vrf(selection: Selection, name: str, fine_tuned: WeightCandidate) -> Outcome:
@@ -47,7 +47,8 @@ def _vrf(selection: Selection, name: str, fine_tuned: WeightCandidate) -> Outcom
         candidates += _grid(selection, fine_tuned, anchor, (hot, cold), found)
     scores = selection.scores(candidates)
     # Many of the grid make the same decisions: the better calibrated one wins, then the first.
-    best = max(range(len(candidates)), key=lambda i: (scores[i].correct, -scores[i].nll, -i))
+    values = [selection.value(s) for s in scores]
+    best = max(range(len(candidates)), key=lambda i: (values[i], -scores[i].nll, -i))
     chosen = candidates[best]
     options: dict[str, str | int | float] = {"theta_1": name, "failures": found.size}
     if isinstance(chosen, VRFEnsemble):

@@ -3,7 +3,7 @@
 theta_1 is the best single model, and the best soup if a recipe made one. Three operating points
 are entered: a = 0.5, the paper's default without any data; the a that is best on held-out data
 (ties to the smaller a, which stays closer to the robust anchor); and the smallest a whose
-held-out accuracy is within `eps` of the best.
+held-out score is within `eps` of the best.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from soupray.records import Scores
 ALPHAS = tuple(Fraction(k, 20) for k in range(21))
 """0, .05, ..., 1 as in the paper."""
 
+ROUNDING = 1e-9
+"""Shares are floats: less than one sample of any held-out set, more than their rounding."""
+
 
 def wise_ft(
     selection: Selection,
@@ -30,14 +33,14 @@ def wise_ft(
     grid, notes = grid_of(alphas)
     anchor = selection.pool.anchor.sha256
     outcomes = []
-    for name, theta_1 in starts(earlier):
+    for name, theta_1 in starts(selection, earlier):
         candidates: list[Candidate] = [
             interpolate(anchor, theta_1, a.numerator, a.denominator) for a in grid
         ]
         scores = selection.scores(candidates)
-        best = max(range(len(grid)), key=lambda k: (scores[k].correct, -k))
-        enough = scores[best].correct - eps * scores[best].n
-        within = next(k for k in range(len(grid)) if scores[k].correct >= enough)
+        values = [selection.value(s) for s in scores]
+        best = max(range(len(grid)), key=lambda k: (values[k], -k))
+        within = next(k for k in range(len(grid)) if values[k] >= values[best] - eps - ROUNDING)
         points = {"half": grid.index(Fraction(1, 2)), "best": best, "within": within}
         for point, k in points.items():
             outcomes.append(

@@ -7,8 +7,8 @@ import io
 from collections.abc import Mapping
 
 from soupray.candidates import Candidate, Outcome
-from soupray.maths.metrics import clopper_pearson, discordant, mcnemar
-from soupray.records import Basis, Pool, Record, Scores
+from soupray.maths.metrics import clopper_pearson, discordant, mcnemar, value
+from soupray.records import Basis, Metric, Pool, Record, Scores
 
 Reported = Mapping[tuple[Candidate, str], Scores]
 """Scores by (candidate, name of a test or shift split)."""
@@ -25,6 +25,13 @@ class Measured(Record, frozen=True, kw_only=True):
     standard_error: float
     nll: float
     ece: float
+    balanced_accuracy: float
+    macro_f1: float
+    worst_class: float
+
+    def by(self, metric: Metric) -> float:
+        """The metric as a number of which more is better."""
+        return -self.nll if metric == "nll" else float(getattr(self, metric))
 
 
 class Versus(Record, frozen=True, kw_only=True):
@@ -71,6 +78,9 @@ def measured(scores: Scores) -> Measured:
         standard_error=scores.standard_error,
         nll=scores.nll,
         ece=scores.ece,
+        balanced_accuracy=value(scores, "balanced_accuracy"),
+        macro_f1=value(scores, "macro_f1"),
+        worst_class=value(scores, "worst_class"),
     )
 
 
@@ -86,9 +96,13 @@ def shift_mean(shifts: Mapping[str, Measured]) -> float:
 
 
 def leaderboard(
-    outcomes: list[Outcome], pool: Pool, basis: Basis, reported: Reported
+    outcomes: list[Outcome],
+    pool: Pool,
+    basis: Basis,
+    reported: Reported,
+    metric: Metric = "accuracy",
 ) -> list[Entry]:
-    """All outcomes, best first: count on rank (else held-out) data, inference cost, name.
+    """All outcomes, best first: metric on rank (else held-out) data, inference cost, name.
 
     The order never depends on `reported`. Outcomes that chose the same model are all listed: that
     two recipes agree is a result.
@@ -96,7 +110,7 @@ def leaderboard(
     best = next(o for o in outcomes if o.recipe == "best_single")
     entries = [_entry(outcome, best, pool, basis, reported) for outcome in outcomes]
     return sorted(
-        entries, key=lambda e: (-ranked_on(e).correct, e.forward_passes_per_sample, e.name)
+        entries, key=lambda e: (-ranked_on(e).by(metric), e.forward_passes_per_sample, e.name)
     )
 
 
