@@ -1,0 +1,143 @@
+"""The greedy soup against the plain procedure.
+
+    python benchmarks/greedy_speed.py pools HOME SPEC...    # decisions and samples, on real pools
+    python benchmarks/greedy_speed.py vit                   # throughput, ViT-B/32 at 224 on JPEGs
+
+Plain: for one candidate after another, load every checkpoint of it with torch.load, average,
+decode the images through a DataLoader, forward in float32 over the whole held-out set.
+
+`pools` repeats the greedy soup of sweeps that are in the store of HOME, without what is remembered:
+the ingredient list must be that of the plain procedure; it prints the share of samples that were
+run, in bfloat16 and again in float32. `vit` times both procedures end to end in one process, by
+turns, and what each part contributes.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from soupray.candidates import mean_of
+from soupray.checkpoints import Checkpoints
+from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.local import LocalWorkers
+from soupray.evaluation.selection import HeldOut
+from soupray.evaluation.shelf import Shelf
+from soupray.recipes.greedy import greedy
+from soupray.storage import open_store
+
+THREADS, ROUNDS = 2, 3
+
+
+class Counting:
+    """Local workers that count the samples of each precision."""
+
+    def __init__(self, workers: LocalWorkers) -> None:
+        self._workers, self.low, self.high = workers, 0, 0
+
+    def decide(self, schedule, candidates, split, tau):
+        run = self._workers.run
+
+        def counted(unit, *rest):
+            if unit.low:
+                self.low += len(unit.rows)
+            else:
+                self.high += len(unit.rows)
+            return run(unit, *rest)
+
+        self._workers.run = counted
+        try:
+            return self._workers.decide(schedule, candidates, split, tau)
+        finally:
+            del self._workers.run
+
+    def __getattr__(self, name):
+        return getattr(self._workers, name)
+
+
+def forgetful(checkpoints: Checkpoints, folder: Path) -> Checkpoints:
+    """The weights of a store, without what was found out about them."""
+    copy = open_store("memory://")
+    for path in checkpoints.store.list("weights"):
+        copy.put(path, checkpoints.store.get(path))
+    return Checkpoints(copy, folder)
+
+
+def engine(world, setting, pool, splits, cascade: bool):
+    """(outcome, workers that counted, seconds) of a greedy soup that remembers nothing."""
+    task, data, checkpoints = world
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        checkpoints = forgetful(checkpoints, Path(folder))
+        workers = Counting(LocalWorkers(task, data, checkpoints, setting))
+        shelf = Shelf(checkpoints, setting)
+        shelf.add(pool.ingredients)
+        evaluator = StoredEvaluator(workers, shelf, setting)
+        selection = HeldOut(evaluator, pool, splits, cascade=cascade)
+        (outcome,) = greedy(selection, ())
+        return outcome, workers, time.perf_counter() - started
+
+
+def pools(home: Path, specs: list[Path]) -> None:
+    """Decisions and samples on the pools of real sweeps."""
+    from soupray.settling import settle
+    from soupray.soup import find_pool
+    from soupray.spec import load
+    from soupray.wiring import world
+
+    print("pool            K  kept  same list   fp32, early   cascade: bf16 + fp32 again")
+    for path in specs:
+        spec = load(path)
+        place = settle(spec, home).place
+        pool, basis = find_pool(place.open_store(), spec, partial=False)
+        splits = [basis.split("held_out"), basis.split("train")]
+        here = world(spec, place)
+        parts = (here.task, here.data, here.checkpoints)
+        all_samples = (len(pool.ingredients) - 1) * splits[0].size
+        kept = plain_decisions(parts, spec.setting, pool, splits[0])
+        early, counted, _ = engine(parts, spec.setting, pool, splits, cascade=False)
+        cascade, both, _ = engine(parts, spec.setting, pool, splits, cascade=True)
+        same = early.candidate == cascade.candidate == mean_of(kept)
+        print(
+            f"{spec.name:<14} {len(pool.ingredients):>2}  {len(kept):>4}  {same!s:<9}   "
+            f"{counted.high / all_samples:>10.0%}   {both.low / all_samples:>12.0%} + "
+            f"{both.high / all_samples:.0%}"
+        )
+        assert same, (kept, early.candidate, cascade.candidate)
+
+
+def plain_decisions(world, setting, pool, split) -> list[str]:
+    """Greedy, in float32 over everything, written as plainly as it goes."""
+    task, data, checkpoints = world
+    images, labels = data.samples(split)
+    with tempfile.TemporaryDirectory() as folder:
+        workers = LocalWorkers(task, data, forgetful(checkpoints, Path(folder)), setting)
+        names = pool.checkpoints
+        kept, best = [names[0]], pool.ingredients[0].held_out.correct
+        for name in names[1:]:
+            logits = workers.predictions(mean_of([*kept, name]), split).logits
+            correct = int((logits.argmax(axis=1) == labels).sum())
+            if correct >= best:
+                kept, best = [*kept, name], correct
+    return kept
+
+
+def main() -> None:
+    """Parse and run."""
+    torch.set_num_threads(THREADS)
+    if sys.argv[1:2] == ["pools"]:
+        pools(Path(sys.argv[2]).resolve(), [Path(p) for p in sys.argv[3:]])
+    elif sys.argv[1:] == ["vit"]:
+        from greedy_vit import vit
+
+        vit(ROUNDS)
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
