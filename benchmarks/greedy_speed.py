@@ -113,7 +113,7 @@ def pools(home: Path, specs: list[Path]) -> None:
 def plain_decisions(world, setting, pool, split) -> list[str]:
     """Greedy, in float32 over everything, written as plainly as it goes."""
     task, data, checkpoints = world
-    images, labels = data.samples(split)
+    _, labels = data.samples(split)
     with tempfile.TemporaryDirectory() as folder:
         workers = LocalWorkers(task, data, forgetful(checkpoints, Path(folder)), setting)
         names = pool.checkpoints

@@ -146,7 +146,7 @@ def _pool(base: CheckpointRef, copies: list[CheckpointRef], workers: LocalWorker
                 made_with={},
                 started=0.0,
                 finished=0.0,
-            )  # fmt: skip
+            )
         )
     ranked = sorted(ingredients, key=lambda i: (-i.held_out.correct, i.trial.key))
     return Pool(init=base, anchor=base, ingredients=tuple(ranked))

@@ -11,6 +11,7 @@ import click
 
 from soupray import __version__
 from soupray.errors import ConfigError, SouprayError
+from soupray.home import default_home, load_spec
 
 if TYPE_CHECKING:
     from soupray.soup import Result
@@ -45,18 +46,12 @@ _address = click.option(
 )
 
 
-def _default_home() -> Path:
-    from soupray.home import default_home
-
-    return default_home()
-
-
 def _home(command: Command) -> Command:
     """--home, which every command takes."""
     return click.option(
         "--home",
         type=click.Path(path_type=Path, file_okay=False),
-        default=_default_home,
+        default=default_home,
         callback=lambda ctx, param, value: value.expanduser().resolve(),
         help="State of this machine: embedded servers, caches. "
         "Default: SOUPRAY_HOME, else ~/.local/share/soupray.",
@@ -316,8 +311,6 @@ def doctor(spec: Path | None, home: Path, as_json: bool) -> None:
 
 def _load(spec: Path | None, home: Path) -> tuple[Path, SweepSpec]:
     """The spec, named on stderr if it was not given."""
-    from soupray.home import load_spec
-
     path, loaded, said = load_spec(spec, home)
     if spec is None:
         click.echo(said, err=True)

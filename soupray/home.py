@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from soupray.errors import ConfigError
-from soupray.spec import SweepSpec, load
+
+if TYPE_CHECKING:
+    from soupray.spec import SweepSpec
 
 DEMO = "sweeps/digits.yaml"
 
@@ -48,6 +51,8 @@ def remember_spec(spec_path: Path, spec: SweepSpec, home: Path) -> None:
 
 def load_spec(given: Path | None, home: Path) -> tuple[Path, SweepSpec, str]:
     """The spec with its path, and a line that says which it is."""
+    from soupray.spec import load
+
     path, why = find_spec(given, home)
     spec = load(path)
     return path, spec, f"spec: {path} ({why})"

@@ -1,11 +1,13 @@
 """What several test modules need: the demo cut short, the embedded store, records made by hand."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import torch
 
 from soupray import stack
@@ -63,6 +65,20 @@ def small(cache: Path, data: Data | None = None) -> Small:
     init = checkpoints.save(task.init(), {"init": "zero_shot"})
     basis = Basis(key="basis", splits=data.splits, init=init, anchor=init)
     return Small(spec, data, task, checkpoints, basis)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A tmpfs of `size` at `folder`; skips the test where none can be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @contextmanager

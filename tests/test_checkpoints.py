@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from shared import ingredient, scores, trial
+from shared import ingredient, scores, small_disk, trial
 
 from soupray.checkpoints import (
     Checkpoints,
@@ -143,13 +143,7 @@ def test_a_damaged_local_file_is_a_checkpoint_error(checkpoints):
 
 
 def test_a_full_local_disk_is_an_error_of_ours(checkpoints, tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "small", "1m") as small:
         full = Checkpoints(checkpoints.store, small)
         large = {"w": torch.zeros(500_000)}
         with pytest.raises(StoreUnavailable, match=f"cache {small} on this machine: .*No space"):
@@ -158,8 +152,6 @@ def test_a_full_local_disk_is_an_error_of_ours(checkpoints, tmp_path):
         with pytest.raises(StoreUnavailable, match=f"cache {small} on this machine: .*No space"):
             full.fetch(ref.sha256)
         assert list(small.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_tensor_digests_are_those_of_the_bytes():

@@ -1,6 +1,8 @@
 """Attaching to Ray: what is refused, what is carried, and how failures of trials are told."""
 
 import json
+import socket
+import time
 
 import pytest
 from conftest import inside, mini_text
@@ -43,6 +45,20 @@ def test_a_request_that_no_node_can_hold_is_told_at_once(monkeypatch, capsys):
         **{"{cpu: 1, gpu: 0}": "{cpu: 1, gpu: 0.5}", "storage: embedded": "storage: s3://b/x"}
     )
     cluster._refuse_what_cannot_work(fits, started_here=True)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nothing_listens_is_told_within_seconds(scheme):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"{scheme}127.0.0.1:{port}"
+    started = time.monotonic()
+    with (
+        pytest.raises(ConfigError, match=f"Ray at {address} does not answer: .*refused"),
+        cluster.attach(address, spec()),
+    ):
+        pass
+    assert time.monotonic() - started < 5
 
 
 def test_what_the_ray_job_brings_is_not_carried_again(monkeypatch):

@@ -54,11 +54,6 @@ def test_the_first_driver_stops_and_the_sweep_can_be_finished_afterwards(fresh, 
     assert before.items() <= kept.items()
     assert b"thief" in store.get(PATH)  # its lease is not released by the driver that lost it
 
-    refused = inside("sweep", fresh.spec, *fresh.where, check=False)
-    assert refused.returncode == 1
-    assert "Another driver (host9, pid 7) holds this sweep" in refused.stderr
-    assert manifests(store) == kept
-
     store.put(PATH, other_driver(expires=0))
     done = inside("sweep", fresh.spec, *fresh.where)
     assert f"{len(kept)} in the store, {PLANNED - len(kept)} to train" in done.stderr

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def attach(address: str | None, spec: SweepSpec) -> Iterator[None]:
             a trial.
     """
     address = address or os.environ.get("RAY_ADDRESS")
+    _refuse_dead(address)
     carried = {n: os.environ[n] for n in CARRIED if n in os.environ and n not in _of_the_job()}
     try:
         ray.init(
@@ -68,6 +70,20 @@ def attach(address: str | None, spec: SweepSpec) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_dead(address: str | None) -> None:
+    """Raises ConfigError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # none, auto, local: Ray finds it
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(
+            f"Ray at {address} does not answer: {error}. Check the address (--address, RAY_ADDRESS)"
+            " with `ray status`."
+        ) from error
 
 
 def _of_the_job() -> set[str]:

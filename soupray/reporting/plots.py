@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from soupray.candidates import LayerSoup, Outcome, WeightSoup
+from soupray.candidates import LayerSoup, Outcome, WeightSoup, mean_of
 from soupray.maths.metrics import logit
 from soupray.recipes.starts import interpolate
 from soupray.records import Basis, Pool, Record, Rejected
@@ -69,7 +69,7 @@ def robustness(
             name=i.trial.key,
             kind="ingredient",
             held_out=i.held_out.accuracy,
-            shift_mean=mean_over_shifts(_single(i.checkpoint.sha256)),
+            shift_mean=mean_over_shifts(mean_of([i.checkpoint.sha256])),
         )
         for i in pool.ingredients
     ]
@@ -77,6 +77,18 @@ def robustness(
         Point(name=e.name, kind=e.recipe, held_out=e.held_out.accuracy, shift_mean=e.shift_mean)
         for e in entries
     ]
+    return Robustness(
+        n=basis.split("held_out").size,
+        shift_n=shifts[0].size,
+        models=models,
+        lines=_lines(outcomes, pool, mean_over_shifts),
+    )
+
+
+def _lines(
+    outcomes: list[Outcome], pool: Pool, mean_over_shifts: Callable[[Any], float]
+) -> dict[str, list[Point]]:
+    """The points of the WiSE-FT lines, by the name of theta_1."""
     # Held-out scores along a line are in the traces of its outcomes.
     held_out = {
         step.candidate: step.result.accuracy
@@ -85,7 +97,7 @@ def robustness(
         for step in o.trace
         if not isinstance(step.result, Rejected)
     }
-    lines = {
+    return {
         name: [
             Point(
                 name=f"{k / LINE_GRID:g}",
@@ -98,45 +110,43 @@ def robustness(
         ]
         for name, candidates in line_candidates(outcomes, pool).items()
     }
-    return Robustness(
-        n=basis.split("held_out").size, shift_n=shifts[0].size, models=models, lines=lines
-    )
-
-
-def _single(sha256: str) -> Any:
-    from soupray.candidates import mean_of
-
-    return mean_of([sha256])
 
 
 def draw_robustness(numbers: Robustness, path: Path) -> None:
     """Held-out accuracy against mean shift accuracy, both axes logit-scaled."""
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 5.4), layout="constrained")
+    _draw_lines(axes, numbers)
+    _draw_models(axes, numbers)
+    _logit_ticks(axes.xaxis, [p.held_out for p in _all(numbers)], numbers.n)
+    _logit_ticks(axes.yaxis, [p.shift_mean for p in _all(numbers)], numbers.shift_n)
+    axes.set_xlabel("held-out accuracy (ID)")
+    axes.set_ylabel("mean accuracy over shifts")
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
-    def place(point: Point) -> tuple[float, float]:
-        return logit(point.held_out, numbers.n), logit(point.shift_mean, numbers.shift_n)
 
+def _place(point: Point, numbers: Robustness) -> tuple[float, float]:
+    return logit(point.held_out, numbers.n), logit(point.shift_mean, numbers.shift_n)
+
+
+def _draw_lines(axes: Any, numbers: Robustness) -> None:
+    look = {"color": COLOURS["wise_ft"], "lw": 1.4, "marker": ".", "ms": 5, "zorder": 2}
     anchor = next((p.name for p in numbers.models if p.kind == "anchor"), "anchor")
     for style, (name, points) in zip(("-", "--", ":"), numbers.lines.items(), strict=False):
-        xs, ys = zip(*(place(p) for p in points), strict=True)
-        axes.plot(
-            xs,
-            ys,
-            style,
-            color=COLOURS["wise_ft"],
-            lw=1.4,
-            marker=".",
-            ms=5,
-            label=f"WiSE-FT, {anchor.replace('_', '-')} to {name}",
-            zorder=2,
-        )
-    trials = [place(p) for p in numbers.models if p.kind == "ingredient"]
+        xs, ys = zip(*(_place(p, numbers) for p in points), strict=True)
+        label = f"WiSE-FT, {anchor.replace('_', '-')} to {name}"
+        axes.plot(xs, ys, style, label=label, **look)
+
+
+def _draw_models(axes: Any, numbers: Robustness) -> None:
+    trials = [_place(p, numbers) for p in numbers.models if p.kind == "ingredient"]
     axes.scatter(*zip(*trials, strict=True), s=26, color=MUTED, label="trials", zorder=3)
     markers = {"anchor": "D", "best_single": "o", "uniform": "s", "greedy": "*"}
     for point in numbers.models:
         if point.kind in markers:
-            x, y = place(point)
+            x, y = _place(point, numbers)
             axes.scatter(
                 [x],
                 [y],
@@ -148,13 +158,6 @@ def draw_robustness(numbers: Robustness, path: Path) -> None:
                 label=point.name.replace("_", " "),
                 zorder=4,
             )
-    _logit_ticks(axes.xaxis, [p.held_out for p in _all(numbers)], numbers.n)
-    _logit_ticks(axes.yaxis, [p.shift_mean for p in _all(numbers)], numbers.shift_n)
-    axes.set_xlabel("held-out accuracy (ID)")
-    axes.set_ylabel("mean accuracy over shifts")
-    axes.legend(frameon=False, fontsize=8, loc="best")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _all(numbers: Robustness) -> list[Point]:
