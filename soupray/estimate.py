@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from soupray.data.cache import open_data
 from soupray.plan import plan
+from soupray.recipes.lines import GRID
 from soupray.recipes.wise_ft import ALPHAS
 from soupray.records import Record
 from soupray.reporting.plots import LINE_GRID
@@ -25,6 +28,38 @@ class DryRun(Record, frozen=True, kw_only=True):
     soup_held_out_samples: int
     reported_samples: int
     stored_bytes: int
+    soup_stored_bytes: int
+
+
+class _Cost(NamedTuple):
+    """Candidates of a recipe, at most: decided by counts, scored in full, and reported on.
+
+    Early rejection makes the first cheaper. Logits are stored of the other two.
+    """
+
+    decided: int = 0
+    scored: int = 0
+    models: int = 0
+
+
+_LINES = 2
+"""Recipes that start from another model start from the best single one and the best soup."""
+
+_SOUP: dict[str, Callable[[int], _Cost]] = {
+    "anchor": lambda k: _Cost(scored=1, models=1),
+    "uniform": lambda k: _Cost(scored=1, models=1),
+    "greedy": lambda k: _Cost(decided=k - 1, scored=1, models=1),
+    "replacement": lambda k: _Cost(decided=3 * k, scored=1, models=1),
+    "pruned": lambda k: _Cost(decided=k, scored=2, models=1),
+    "learned": lambda k: _Cost(decided=5, scored=1, models=1),
+    "learned_by_layer": lambda k: _Cost(decided=5, scored=1, models=1),
+    "fisher": lambda k: _Cost(scored=1, models=1),
+    "model_stock": lambda k: _Cost(scored=1, models=1),
+    "wise_ft": lambda k: _Cost(scored=_LINES * (len(ALPHAS) - 2), models=_LINES * LINE_GRID),
+    "lines": lambda k: _Cost(scored=_LINES * GRID, models=_LINES),
+    "vrf": lambda k: _Cost(decided=_LINES * 3),
+}
+"""Ensembles need no forward pass that is not here. Learned: five epochs, forward and backward."""
 
 
 def dry_run(spec: SweepSpec, home: Path) -> DryRun:
@@ -42,16 +77,18 @@ def dry_run(spec: SweepSpec, home: Path) -> DryRun:
     init_epochs = 0
     if isinstance(spec.init, TrainedInit):
         init_epochs = spec.init.trained.numbers()["epochs"]
-    lines = 2 if "wise_ft" in spec.recipes else 0
-    candidates = 1 + k * ("greedy" in spec.recipes) + 1 + lines * len(ALPHAS)
-    models = k + 4 + lines * (LINE_GRID + 1)
-    logits = held_out * len(spec.task.classes) * 4
+    soup = [_SOUP[name](k) for name in ("anchor", *spec.recipes) if name in _SOUP]
+    decided, scored = sum(c.decided for c in soup), sum(c.scored for c in soup)
+    models = k + sum(c.models for c in soup)
+    row = len(spec.task.classes) * 4
+    logits = held_out * row
     return DryRun(
         trials=k,
         epochs=epochs,
         training_samples=(epochs + init_epochs) * data.split("train").size,
         held_out_samples=(epochs + k) * held_out,
-        soup_held_out_samples=candidates * held_out,
+        soup_held_out_samples=(decided + scored) * held_out,
         reported_samples=models * reported,
-        stored_bytes=math.ceil(k * (weights + logits) + 2 * weights),
+        stored_bytes=math.ceil(k * (weights + logits) + weights),
+        soup_stored_bytes=weights + scored * logits + models * reported * row,
     )

@@ -121,6 +121,7 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
         )
     out.print(shown)
     out.print(f"{cost.trials} trials, {cost.epochs} epochs; {size(cost.stored_bytes)} to be stored")
+    out.print(f"soup: {size(cost.soup_stored_bytes)} more at most, mostly logits")
     out.print(f"training         {cost.training_samples:>12,} samples, forward and backward")
     out.print(f"held-out         {cost.held_out_samples:>12,} samples, forward, while training")
     out.print(f"soup, held-out   {cost.soup_held_out_samples:>12,} samples, forward, at most")

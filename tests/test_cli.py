@@ -87,8 +87,14 @@ def test_a_dry_run_prints_trials_bytes_and_forward_passes_and_stores_nothing(tmp
     # 1000 training images an epoch; 200 held-out images an epoch and once more as stored.
     assert shown["cost"]["training_samples"] == 1000 * epochs
     assert shown["cost"]["held_out_samples"] == 200 * (epochs + 4)
-    # 4 checkpoints, their logits, theta_0 and the soup
-    per_model = shown["cost"]["stored_bytes"] / 6
+    # 4 checkpoints with their logits, and theta_0; then the soup, and logits: 10 classes, 4 bytes,
+    # of 1 + 1 + 1 + 38 models on held-out data, of 4 + 3 + 10 on test and on two shifts
+    test = (shown["cost"]["reported_samples"] // 17) // 3
+    assert shown["cost"]["reported_samples"] == 17 * 3 * test
+    soup = shown["cost"]["soup_stored_bytes"] - 40 * (41 * 200 + 17 * 3 * test)
+    assert shown["cost"]["soup_held_out_samples"] == 200 * (41 + 3)
+    assert soup == pytest.approx(3.35e6, rel=0.02)
+    per_model = shown["cost"]["stored_bytes"] / 5
     assert per_model == pytest.approx(3.35e6, rel=0.02)
     assert not (tmp_path / "h" / "stack").exists()
 

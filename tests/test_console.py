@@ -160,6 +160,7 @@ def test_a_plan_shows_what_varies_and_what_it_costs():
         soup_held_out_samples=30_000,
         reported_samples=1_000_000,
         stored_bytes=57_000_000,
+        soup_stored_bytes=3_000_000,
     )
     with console.out.capture() as captured:
         show_plan(spec, cost, as_json=False)

@@ -143,7 +143,7 @@ def test_the_robustness_figure_by_hand():
     assert sorted(numbers.lines) == ["best_single", "greedy"]
     for points in numbers.lines.values():
         alphas = [float(p.name) for p in points]
-        assert alphas == [k / 10 for k in range(11)]
+        assert alphas == [k / 5 for k in range(6)]
         assert [p.held_out for p in points] == pytest.approx([0.5 + 0.4 * a for a in alphas])
         assert [p.shift_mean for p in points] == pytest.approx([0.7 - 0.15 * a for a in alphas])
     models = {(p.kind, p.name): (p.held_out, p.shift_mean) for p in numbers.models}

@@ -12,8 +12,8 @@ from soupray.recipes.starts import interpolate
 from soupray.records import Basis, Pool, Record, Rejected
 from soupray.reporting.ranking import Entry, Reported
 
-LINE_GRID = 10
-"""Alphas 0, .1, ..., 1 are evaluated on shifts, to draw the curve of WiSE-FT."""
+LINE_GRID = 5
+"""Alphas 0, .2, ..., 1 are evaluated on shifts, to draw the curve of WiSE-FT."""
 
 INK, MUTED = "#1a1a2e", "#9aa0b4"
 COLOURS = {
