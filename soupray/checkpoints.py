@@ -12,9 +12,13 @@ bytes. Every read is verified against the digest; local copies are kept by diges
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import shutil
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +40,12 @@ from soupray.storage import Store
 
 R = TypeVar("R")
 Weights = dict[str, torch.Tensor]
+
+RANGE_BYTES, READERS = 16 * 2**20, 8
+"""A checkpoint is fetched in ranges of this size, so many at a time."""
+
+CACHE_SHARE = 0.5
+"""Of the disk that the local copies may take."""
 
 
 class Checkpoints:
@@ -71,28 +81,28 @@ class Checkpoints:
             ChecksumMismatch: the stored bytes are not those that were written.
         """
         local = self._local(sha256)
-        if sha256 in self._verified and local.exists():
-            return local
         # A copy that an earlier process left is hashed once before it is believed.
-        if not local.exists() or sha256_of(local) != sha256:
+        if not local.exists() or (sha256 not in self._verified and sha256_of(local) != sha256):
             self._download(sha256, local)
         self._verified.add(sha256)
+        local.touch()  # used last: `_make_room` takes the others first
         return local
 
     def _download(self, sha256: str, local: Path) -> None:
         path = CheckpointRef(sha256=sha256, size_bytes=0).path
+        size = self.store.size(path)
+        self._make_room(size)
         seen = hashlib.sha256()
         part = self._new_part()
         try:
             with _local_disk(self._cache), part.open("wb") as file:
-                for chunk in self.store.stream(path):
+                for chunk in self._ranges(path, size):
                     seen.update(chunk)
                     file.write(chunk)
         except BaseException:
             part.unlink()
             raise
         if seen.hexdigest() != sha256:
-            size = part.stat().st_size
             part.unlink()
             raise ChecksumMismatch(
                 f"{path} in {self.store.url} has SHA-256 {seen.hexdigest()} ({size} bytes): it is "
@@ -101,9 +111,44 @@ class Checkpoints:
             )
         part.rename(local)
 
+    def _ranges(self, path: str, size: int) -> Iterator[bytes]:
+        """The object in order, READERS ranges of it on their way at a time."""
+        starts = iter(range(0, size, RANGE_BYTES))
+        with ThreadPoolExecutor(READERS) as threads:
+
+            def ask(start: int) -> Future[bytes]:
+                length = min(RANGE_BYTES, size - start)
+                return threads.submit(self.store.get_range, path, start, length)
+
+            coming = deque(ask(start) for start in itertools.islice(starts, READERS))
+            while coming:
+                chunk = coming.popleft().result()
+                coming.extend(ask(start) for start in itertools.islice(starts, 1))
+                yield chunk
+
+    def _make_room(self, size: int) -> None:
+        """Remove the copies used longest ago while the cache is too large, or the disk too full.
+
+        What another process has mapped stays readable for it; it is fetched again when needed.
+        """
+        with _local_disk(self._cache):
+            copies = sorted(self._cache.glob("*.safetensors"), key=lambda p: p.stat().st_mtime)
+            sizes = {copy: copy.stat().st_size for copy in copies}
+            disk = shutil.disk_usage(self._cache)
+            free, kept = disk.free, sum(sizes.values())
+            for copy in copies:
+                if kept + size <= disk.total * CACHE_SHARE and free >= size:
+                    break
+                copy.unlink(missing_ok=True)
+                self._verified.discard(copy.stem)
+                free, kept = free + sizes[copy], kept - sizes[copy]
+
     def open(self, sha256: str) -> MappedWeights:
         """The weights, memory-mapped."""
-        return MappedWeights(self.fetch(sha256))
+        try:
+            return MappedWeights(self.fetch(sha256))
+        except FileNotFoundError:  # another process made room just now
+            return MappedWeights(self.fetch(sha256))
 
     def load(self, sha256: str) -> Weights:
         """The weights, in memory."""
@@ -140,6 +185,8 @@ class MappedWeights:
         self.path = path
         try:
             self._file = safe_open(path, framework="pt")
+        except FileNotFoundError:
+            raise
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a safetensors file: {error}.") from error
         self.names: tuple[str, ...] = tuple(sorted(self._file.keys()))

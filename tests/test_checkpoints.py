@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -241,3 +242,35 @@ def test_a_spoilt_local_copy_is_noticed_and_fetched_again(tmp_path):
     local.write_bytes(local.read_bytes()[:-1] + b"x")
     assert sha256_of(local) != ref.sha256
     assert sha256_of(Checkpoints(store, tmp_path).fetch(ref.sha256)) == ref.sha256
+
+
+@pytest.mark.parametrize("size", [1, 99, 100, 101, 250, 1000])
+def test_ranges_put_together_are_the_object(tmp_path, monkeypatch, size):
+    monkeypatch.setattr("soupray.checkpoints.RANGE_BYTES", 100)
+    store = open_store("memory://")
+    data = np.random.default_rng(size).bytes(size)
+    store.put("weights/x.safetensors", data)
+    checkpoints = Checkpoints(store, tmp_path)
+    ranges = list(checkpoints._ranges("weights/x.safetensors", size))
+    assert b"".join(ranges) == data
+    assert len(ranges) == -(-size // 100)
+
+
+def test_the_copies_used_longest_ago_make_room(tmp_path, monkeypatch):
+    store = open_store("memory://")
+    writer = Checkpoints(store, tmp_path / "writer")
+    refs = [writer.save({"x": torch.full((1000,), float(i))}, {}) for i in range(4)]
+    size = refs[0].size_bytes
+    total = shutil.disk_usage(tmp_path).total
+    monkeypatch.setattr("soupray.checkpoints.CACHE_SHARE", 2.5 * size / total)
+    cache = tmp_path / "cache"
+    reader = Checkpoints(store, cache)
+    for now, i in enumerate((0, 1, 0, 2)):  # 1 is what was used longest ago when 2 comes
+        os.utime(reader.fetch(refs[i].sha256), (now, now))
+    assert {p.stem for p in cache.glob("*.safetensors")} == {refs[0].sha256, refs[2].sha256}
+    held = reader.open(refs[0].sha256)
+    reader.fetch(refs[3].sha256)
+    reader.fetch(refs[1].sha256)
+    assert not (cache / f"{refs[0].sha256}.safetensors").exists()
+    assert held["x"].tolist() == [0.0] * 1000  # what is mapped stays readable
+    assert reader.load(refs[0].sha256)["x"].tolist() == [0.0] * 1000  # and is fetched again
