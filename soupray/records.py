@@ -120,7 +120,7 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
     nll: float
     ece: float
     right: str
-    by_class: tuple[tuple[int, int, int], ...] = ()
+    by_class: tuple[tuple[int, int, int], ...]
 
     @property
     def accuracy(self) -> float:

@@ -34,7 +34,9 @@ REF = CheckpointRef(sha256="anchor", size_bytes=1)
 
 def scores(correct: int, n: int = N) -> Scores:
     right = np.arange(n) < correct
-    return Scores(split="d", n=n, correct=correct, nll=0.0, ece=0.0, right=pack_right(right))
+    return Scores(
+        split="d", n=n, correct=correct, nll=0.0, ece=0.0, right=pack_right(right), by_class=()
+    )
 
 
 def ingredient(name: str, correct: int) -> Ingredient:

@@ -12,7 +12,9 @@ from soupray.records import CheckpointRef, Rejected, Scores, decode, digest, enc
 
 def scores(correct: int = 3, n: int = 4) -> Scores:
     right = np.arange(n) < correct
-    return Scores(split="s", n=n, correct=correct, nll=0.5, ece=0.1, right=pack_right(right))
+    return Scores(
+        split="s", n=n, correct=correct, nll=0.5, ece=0.1, right=pack_right(right), by_class=()
+    )
 
 
 def test_a_soup_is_in_lowest_terms_so_that_equal_soups_are_equal_records():
@@ -61,7 +63,9 @@ def test_the_digest_of_plain_data_does_not_depend_on_key_order():
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 1000])
 def test_right_is_kept_per_sample(n):
     right = np.random.default_rng(n).random(n) < 0.5
-    kept = Scores(split="s", n=n, correct=int(right.sum()), nll=0, ece=0, right=pack_right(right))
+    kept = Scores(
+        split="s", n=n, correct=int(right.sum()), nll=0, ece=0, right=pack_right(right), by_class=()
+    )
     assert (kept.right_mask() == right).all()
 
 

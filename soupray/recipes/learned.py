@@ -10,11 +10,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from soupray.candidates import QUANTUM, LayerSoup, Outcome, Step, quantised, weight_soup
+from soupray.candidates import (
+    QUANTUM,
+    LayerSoup,
+    Outcome,
+    Step,
+    WeightCandidate,
+    quantised,
+    weight_soup,
+)
 from soupray.errors import EvaluationError
 from soupray.ports import Gradient, Selection, Slope, TensorNames
 
@@ -34,20 +43,10 @@ def learned(
 ) -> list[Outcome]:
     """One coefficient an ingredient."""
     pool = selection.pool.checkpoints
-    _refuse_if_long(selection, epochs, batch_size, max_read_gb)
-    rows, beta, loss = _descend(selection, [()], lr, epochs, batch_size)
-    candidate = weight_soup(list(zip(pool, quantised(_softmax(rows)[0]), strict=True)), QUANTUM)
-    (scores,) = selection.scores([candidate])
-    return [
-        Outcome(
-            name="learned",
-            recipe="learned",
-            options={"epochs": epochs, "lr": lr, "beta": beta, "loss": loss},
-            candidate=candidate,
-            held_out=scores,
-            trace=(Step(candidate=candidate, result=scores, accepted=True),),
-        )
-    ]
+    point = _descend(selection, [()], _Options(lr, epochs, batch_size, max_read_gb))
+    shares = quantised(_softmax(point.w)[0])
+    candidate = weight_soup(list(zip(pool, shares, strict=True)), QUANTUM)
+    return [_outcome("learned", selection, candidate, point)]
 
 
 def learned_by_layer(
@@ -61,26 +60,43 @@ def learned_by_layer(
 ) -> list[Outcome]:
     """One coefficient an ingredient and tensor."""
     pool = selection.pool.checkpoints
-    _refuse_if_long(selection, epochs, batch_size, max_read_gb)
     (names,) = selection.measure([TensorNames(checkpoint=pool[0])])
-    rows, beta, loss = _descend(selection, [(n,) for n in names], lr, epochs, batch_size)
-    candidate = _soup(pool, [(n,) for n in names], rows)
+    groups = [(name,) for name in names]
+    point = _descend(selection, groups, _Options(lr, epochs, batch_size, max_read_gb))
+    return [_outcome("learned_by_layer", selection, _soup(pool, groups, point.w), point)]
+
+
+class _Options(NamedTuple):
+    lr: float
+    epochs: int
+    batch_size: int
+    max_read_gb: float
+
+
+class _Point(NamedTuple):
+    """Where the descent ended: w [groups, K], beta, and the last loss."""
+
+    w: Array
+    beta: float
+    loss: float
+    epochs: int
+
+
+def _outcome(name: str, selection: Selection, candidate: WeightCandidate, point: _Point) -> Outcome:
     (scores,) = selection.scores([candidate])
-    return [
-        Outcome(
-            name="learned_by_layer",
-            recipe="learned_by_layer",
-            options={"epochs": epochs, "lr": lr, "beta": beta, "loss": loss},
-            candidate=candidate,
-            held_out=scores,
-            trace=(Step(candidate=candidate, result=scores, accepted=True),),
-        )
-    ]
+    return Outcome(
+        name=name,
+        recipe=name,
+        options={"epochs": point.epochs, "beta": point.beta, "loss": point.loss},
+        candidate=candidate,
+        held_out=scores,
+        trace=(Step(candidate=candidate, result=scores, accepted=True),),
+    )
 
 
-def _refuse_if_long(selection: Selection, epochs: int, batch_size: int, max_gb: float) -> None:
-    ingredients = selection.pool.ingredients
-    steps = epochs * -(-ingredients[0].held_out.n // batch_size)
+def _refuse_if_long(selection: Selection, options: _Options) -> None:
+    ingredients, max_gb = selection.pool.ingredients, options.max_read_gb
+    steps = options.epochs * -(-ingredients[0].held_out.n // options.batch_size)
     read = 2 * steps * sum(i.checkpoint.size_bytes for i in ingredients) / 1e9
     if read > max_gb:
         raise EvaluationError(
@@ -90,29 +106,24 @@ def _refuse_if_long(selection: Selection, epochs: int, batch_size: int, max_gb: 
         )
 
 
-def _descend(
-    selection: Selection,
-    groups: Sequence[tuple[str, ...]],
-    lr: float,
-    epochs: int,
-    batch_size: int,
-) -> tuple[Array, float, float]:
-    """(w [groups, K], beta, last loss). An empty group stands for all tensors."""
+def _descend(selection: Selection, groups: Sequence[tuple[str, ...]], options: _Options) -> _Point:
+    """An empty group stands for all tensors."""
+    _refuse_if_long(selection, options)
     pool, n = selection.pool.checkpoints, selection.pool.ingredients[0].held_out.n
     whole = list(groups) == [()]
     w, beta = np.zeros((len(groups), len(pool))), 1.0
-    adam = _Adam(lr, w.size + 1)
+    adam = _Adam(options.lr, w.size + 1)
     generator = random.Random(0)  # noqa: S311 - not a secret
     loss = float("nan")
-    for _ in range(epochs):
+    for _ in range(options.epochs):
         order = generator.sample(range(n), n)
-        for start in range(0, n, batch_size):
+        for start in range(0, n, options.batch_size):
             soup = _soup(pool, [] if whole else groups, w)
-            rows = tuple(sorted(order[start : start + batch_size]))
+            rows = tuple(sorted(order[start : start + options.batch_size]))
             (slope,) = selection.measure([Gradient(soup=soup, beta=beta, rows=rows)])
             step = adam.step(np.append(_by_w(slope, w, whole), slope.beta))
             w, beta, loss = w + step[:-1].reshape(w.shape), beta + float(step[-1]), slope.loss
-    return w, round(beta, 6), round(loss, 6)
+    return _Point(w, round(beta, 6), round(loss, 6), options.epochs)
 
 
 def _soup(pool: list[str], groups: Sequence[tuple[str, ...]], w: Array) -> LayerSoup:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from soupray.candidates import Candidate, LayerSoup, Outcome, Step, WeightSoup
+from soupray.candidates import Candidate, LayerSoup, Outcome, WeightSoup
 from soupray.ports import Selection, TensorNames
-from soupray.recipes.starts import starts
+from soupray.recipes.starts import curve, starts
 
 GRID = 10
 """alpha = 0, .1, ..., 1."""
@@ -38,10 +38,7 @@ def lines(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
                 options={"theta_1": name, "alpha": best / GRID},
                 candidate=candidates[best],
                 held_out=scores[best],
-                trace=tuple(
-                    Step(candidate=c, result=s, accepted=k == best)
-                    for k, (c, s) in enumerate(zip(candidates, scores, strict=True))
-                ),
+                trace=curve(candidates, scores, best),
             )
         )
     return outcomes

@@ -11,13 +11,12 @@ from soupray.candidates import (
     Outcome,
     OutputEnsemble,
     Space,
-    Step,
     WeightCandidate,
     ensemble_of,
     mean_of,
 )
 from soupray.ports import Selection, Temperature
-from soupray.recipes.starts import starts
+from soupray.recipes.starts import curve, starts
 
 GRID = 20
 """a = 0, .05, ..., 1."""
@@ -47,10 +46,7 @@ def ose(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
                     options={"theta_1": name, "space": space, "alpha": best / GRID},
                     candidate=candidates[best],
                     held_out=scores[best],
-                    trace=tuple(
-                        Step(candidate=c, result=s, accepted=k == best)
-                        for k, (c, s) in enumerate(zip(candidates, scores, strict=True))
-                    ),
+                    trace=curve(candidates, scores, best),
                 )
             )
     return outcomes

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from soupray.candidates import LayerSoup, Outcome, WeightSoup, mean_of, weight_soup
+from soupray.candidates import (
+    Candidate,
+    LayerSoup,
+    Outcome,
+    Step,
+    WeightSoup,
+    mean_of,
+    weight_soup,
+)
 from soupray.ports import Selection
+from soupray.records import Scores
 
 SOUPS = ("uniform", "greedy", "replacement", "pruned", "learned", "learned_by_layer", "model_stock")
 """Recipes whose result is a set of coefficients, which can be interpolated exactly."""
@@ -22,6 +31,14 @@ def starts(
         assert isinstance(outcome.candidate, WeightSoup | LayerSoup)
         found.append((outcome.name, outcome.candidate))
     return found
+
+
+def curve(candidates: list[Candidate], scores: list[Scores], chosen: int) -> tuple[Step, ...]:
+    """The trace of a grid of which one point is chosen."""
+    return tuple(
+        Step(candidate=c, result=s, accepted=i == chosen)
+        for i, (c, s) in enumerate(zip(candidates, scores, strict=True))
+    )
 
 
 def interpolate(

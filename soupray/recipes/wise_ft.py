@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from soupray.candidates import Candidate, Outcome, Step
+from soupray.candidates import Candidate, Outcome
 from soupray.ports import Selection
-from soupray.recipes.starts import interpolate, starts
-from soupray.records import Scores
+from soupray.recipes.starts import curve, interpolate, starts
 
 ALPHAS = tuple(Fraction(k, 20) for k in range(21))
 """0, .05, ..., 1 as in the paper."""
@@ -50,7 +49,7 @@ def wise_ft(
                     options={"theta_1": name, "point": point, "alpha": float(grid[k])},
                     candidate=candidates[k],
                     held_out=scores[k],
-                    trace=_trace(candidates, scores, k),
+                    trace=curve(candidates, scores, k),
                     notes=notes,
                 )
             )
@@ -66,10 +65,3 @@ def grid_of(alphas: list[float] | None) -> tuple[list[Fraction], tuple[str, ...]
     added = ", ".join(f"{float(a):g}" for a in missing)
     notes = (f"wise_ft: {added} added to the grid of alphas",) if missing else ()
     return sorted(asked | set(missing)), notes
-
-
-def _trace(candidates: list[Candidate], scores: list[Scores], chosen: int) -> tuple[Step, ...]:
-    return tuple(
-        Step(candidate=c, result=s, accepted=i == chosen)
-        for i, (c, s) in enumerate(zip(candidates, scores, strict=True))
-    )
