@@ -84,8 +84,8 @@ def test_a_dry_run_prints_trials_bytes_and_forward_passes_and_stores_nothing(tmp
     shown = json.loads(done.stdout)
     assert len(shown["trials"]) == shown["cost"]["trials"] == 4
     epochs = sum(t["hparams"]["epochs"] for t in shown["trials"])
-    # 1000 training images an epoch; 200 held-out images an epoch and once more as stored.
-    assert shown["cost"]["training_samples"] == 1000 * epochs
+    # 1400 training images an epoch; 200 held-out images an epoch and once more as stored.
+    assert shown["cost"]["training_samples"] == 1400 * epochs
     assert shown["cost"]["held_out_samples"] == 200 * (epochs + 4)
     # 4 checkpoints with their logits, and theta_0; then the soup, and logits: 10 classes, 4 bytes,
     # of 1 + 1 + 1 + 38 models on held-out data, of 4 + 3 + 10 on test and on two shifts

@@ -24,7 +24,7 @@ def killed_when(condition, *arguments: object) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300  # of a machine that is busy with other tests
     while not condition():
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
@@ -66,9 +66,9 @@ def test_kill_9_of_the_driver_loses_nothing_that_was_finished(request, asked, tm
         def stored(prefix: str) -> list[str]:
             return [p for p in store.list(prefix) if p.endswith(".json")]
 
-        killed_when(lambda: len(stored("trials")) >= 2, "sweep", spec, *where)
+        killed_when(lambda: stored("trials"), "sweep", spec, *where)
         survivors = {p: store.get(p) for p in stored("trials")}
-        assert 2 <= len(survivors) < 4
+        assert 1 <= len(survivors) < 4  # two workers may have ended theirs
         again = inside("sweep", spec, *where)
         assert f"{len(survivors)} in the store, {4 - len(survivors)} to train" in again.stderr
         assert all(store.get(p) == data for p, data in survivors.items())

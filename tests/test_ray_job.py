@@ -81,7 +81,7 @@ def submit(head, brought: dict[str, str], *entrypoint: object) -> subprocess.Com
     command += ["--runtime-env-json", json.dumps({"env_vars": brought}), "--"]
     return subprocess.run(
         [*command, sys.executable, "-m", *map(str, entrypoint)],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=240,
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
