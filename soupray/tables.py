@@ -11,6 +11,7 @@ from soupray.plan import plan
 from soupray.records import Basis
 from soupray.reporting.ranking import Entry, ranked_on
 from soupray.spec import SweepSpec
+from soupray.verdict import Report
 
 
 def print_json(record: Any) -> None:
@@ -92,3 +93,41 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     out.print(f"held-out         {cost.held_out_samples:>12,} samples, forward, while training")
     out.print(f"soup, held-out   {cost.soup_held_out_samples:>12,} samples, forward, at most")
     out.print(f"soup, reporting  {cost.reported_samples:>12,} samples, forward")
+
+
+def show_check(report: Report) -> None:
+    """The ingredients, what was found, and the verdict last, where it is looked for."""
+    rows = report.ingredients
+    rates = ("lr",) if all("lr" in row.hparams for row in rows) else ()
+    right = (*rates, "held-out", "distance", "° best", "° others", "with best")
+    finds = ("found",) if any(row.finds for row in rows) else ()
+    shown = table("trial", *right, *finds, right=right)
+    for row in rows:
+        shown.add_row(
+            row.trial,
+            *(f"{row.hparams[name]:.3g}" for name in rates),
+            f"{_percent(row.held_out)} ± {_percent(row.standard_error)}",
+            _or_dash(row.distance, "#.3g"),
+            _or_dash(row.angle_best, ".0f"),
+            _or_dash(row.angle_others, ".0f"),
+            "-" if row.with_best is None else _percent(row.with_best),
+            *([", ".join(kind.replace("_", " ") for kind in row.finds)] if finds else ()),
+        )
+    out.print(shown)
+    out.print(
+        f"Held-out accuracy in % (n = {report.n}) ± one standard error. distance: from theta_0, "
+        "|theta_i - theta_0|.\n°: angle between the ways that two trials went from theta_0, to the "
+        "best trial and to the others\n(median). with best: held-out accuracy of the mean of its "
+        "weights and the best trial's, if sampled.",
+        style="dim",
+    )
+    out.print()
+    for finding in report.findings:
+        out.print(f"{finding.severity}: {finding.what}. {finding.advice}.", markup=False)
+    out.print()
+    for sentence in report.verdict:
+        out.print(sentence, markup=False)
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

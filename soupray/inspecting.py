@@ -1,0 +1,69 @@
+"""The verbs that look at a pool and change nothing: check and diagnose."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from soupray.options import (
+    Command,
+    address_option,
+    home_option,
+    json_option,
+    load_named,
+    partial_option,
+    spec_argument,
+)
+
+# Imports that take time are made inside the commands: `soupray --help` is instant.
+
+
+def pairs_option(default: int) -> Callable[[Command], Command]:
+    """--pairs."""
+    return click.option(
+        "--pairs",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help="Pairs of ingredients to look at, at most; a seeded sample.",
+    )
+
+
+@click.command()
+@spec_argument
+@home_option
+@address_option
+@json_option
+@partial_option
+@pairs_option(8)
+def check(
+    spec: Path | None, home: Path, address: str | None, as_json: bool, partial: bool, pairs: int
+) -> None:
+    r"""Say which of SPEC's trials would hurt a soup, and why. Held-out data only.
+
+    Same theta_0, tensors and heads; NaN; duplicates; how far each trial went from theta_0, and in
+    which direction; the mean of sampled pairs. Exit status 1 if the pool cannot be averaged.
+
+    \b
+    soupray check sweeps/digits.yaml
+    soupray check --pairs 20 --json
+    """
+    from soupray.check import run_check
+    from soupray.tables import print_json, show_check
+
+    _, loaded = load_named(spec, home)
+    report = run_check(loaded, home, address, partial, pairs)
+    if as_json:
+        print_json(report)
+    else:
+        show_check(report)
+    sys.exit(0 if report.averageable else 1)
+
+
+@click.command()
+@spec_argument
+def diagnose(spec: Path | None) -> None:
+    """X."""
