@@ -65,5 +65,45 @@ def check(
 
 @click.command()
 @spec_argument
-def diagnose(spec: Path | None) -> None:
-    """X."""
+@home_option
+@address_option
+@json_option
+@partial_option
+@pairs_option(20)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for diagnostics.json and the figures. Default: results/NAME.",
+)
+def diagnose(
+    spec: Path | None,
+    home: Path,
+    address: str | None,
+    as_json: bool,
+    partial: bool,
+    pairs: int,
+    output: Path | None,
+) -> None:
+    r"""Measure how SPEC's trials differ and what averaging makes of it. Held-out data only.
+
+    Error inconsistency, kappa and conversion rate of pairs; interpolation advantage against angle;
+    soup against ensemble, predicted and measured. A table, diagnostics.json and three figures.
+
+    \b
+    soupray diagnose sweeps/digits.yaml
+    soupray diagnose --pairs 40 --output results/more
+    """
+    from soupray.console import say
+    from soupray.diagnose import run_diagnose, write_diagnosis
+    from soupray.tables import print_json, show_diagnosis
+
+    _, loaded = load_named(spec, home)
+    folder = output or Path("results") / loaded.name
+    folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
+    made = run_diagnose(loaded, home, address, partial, pairs)
+    files = write_diagnosis(made, folder)
+    if as_json:
+        print_json(made)
+    else:
+        show_diagnosis(made)
+    say(f"files: {folder}/ ({', '.join(f.name for f in files)})")

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from soupray.console import out, size, table
+from soupray.diversity import Diagnosis, summary
 from soupray.estimate import DryRun
 from soupray.plan import plan
 from soupray.records import Basis
@@ -116,8 +117,8 @@ def show_check(report: Report) -> None:
     out.print(shown)
     out.print(
         f"Held-out accuracy in % (n = {report.n}) ± one standard error. distance: from theta_0, "
-        "|theta_i - theta_0|.\n°: angle between the ways that two trials went from theta_0, to the "
-        "best trial and to the others\n(median). with best: held-out accuracy of the mean of its "
+        "|theta_i - theta_0|. °: angle between the ways that two trials went from theta_0, to the "
+        "best trial and to the others (median). with best: held-out accuracy of the mean of its "
         "weights and the best trial's, if sampled.",
         style="dim",
     )
@@ -131,3 +132,50 @@ def show_check(report: Report) -> None:
 
 def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def show_diagnosis(made: Diagnosis) -> None:
+    """The sampled pairs, what the columns mean, and what the numbers say."""
+    right = (
+        "acc.",
+        "dist.",
+        "°",
+        "incons.",
+        "1-κ",
+        "soup",
+        "conv.",
+        "ens.",
+        "conv",
+        "ΔL",
+        "predicted",
+    )
+    shown = table("pair", *right, right=right)
+    for d in made.pairs:
+        shown.add_row(
+            " ".join(key[:8] for key in d.trials),
+            _percent(sum(d.accuracies) / 2),
+            f"{d.distance:#.3g}",
+            _or_dash(d.angle, ".0f"),
+            _percent(d.error_inconsistency),
+            _or_dash(d.kappa_complement, ".2f"),
+            f"{100 * d.soup.advantage:+.1f}",
+            "-" if d.soup.conversion is None else f"{100 * d.soup.conversion:.0f}",
+            f"{100 * d.ensemble.advantage:+.1f}",
+            "-" if d.ensemble.conversion is None else f"{100 * d.ensemble.conversion:.0f}",
+            f"{d.measured:+.4f}",
+            f"{d.predicted:+.4f}",
+        )
+    out.print(shown)
+    out.print(
+        f"Held-out data only (n = {made.n}), in %. acc.: mean of the two. dist.: "
+        "|theta_i - theta_j|. °: angle between their "
+        "ways from theta_0. incons.: samples that exactly one gets right. 1-κ: complement of "
+        "Cohen's kappa of being right. soup, ens.: accuracy of the mean of weights, of logits, "
+        "minus acc. conv.: of the inconsistent samples, those that it gets right. ΔL: measured "
+        "L(soup) - L(ensemble) in nats, with logits times beta = 1 / the soup's best "
+        "temperature; predicted: by Model soups (arXiv:2203.05482), section 4.",
+        style="dim",
+    )
+    out.print()
+    for sentence in summary(made):
+        out.print(sentence, markup=False)

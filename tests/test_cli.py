@@ -50,6 +50,8 @@ def test_the_command_line_is_what_it_was():
         "soup": sorted(
             ["--address", "--all", "--home", "--json", "--output", "--partial", *recipes]
         ),
+        "check": ["--address", "--home", "--json", "--pairs", "--partial"],
+        "diagnose": ["--address", "--home", "--json", "--output", "--pairs", "--partial"],
         "pull": ["--home", "--output"],
         "publish": ["--home"],
         "rebuild": ["--home", "--output"],

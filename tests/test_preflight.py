@@ -16,6 +16,7 @@ from soupray.ports import Defect, Gram, Health
 from soupray.preflight import Facts, Middle, alike, below_init, blocked, has_barrier, sampled_pairs
 from soupray.records import Pool, Tombstone
 from soupray.session import Session
+from soupray.tables import show_check
 from soupray.verdict import Report, judged, report
 
 N = 100
@@ -132,9 +133,9 @@ def test_nan_is_named_by_trial_and_tensor_and_refused(tmp_path):
     assert "cannot be averaged" in made.verdict[0]
     (error,) = [f for f in made.findings if f.severity == "error"]
     assert error.what == (
-        f"trial {bad.trial.key}: tensor 'head.weight' has 2 values of 12 that are NaN or infinite"
+        f"trial {bad.trial.key}: tensor 'head.weight' is NaN or infinite at 2 of its 12 elements"
     )
-    with pytest.raises(EvaluationError, match=rf"{bad.trial.key}: tensor 'head.weight' has 2"):
+    with pytest.raises(EvaluationError, match=rf"{bad.trial.key}: tensor 'head.weight' is NaN"):
         refuse_or_note(session(world))
 
 
@@ -264,3 +265,13 @@ def test_the_gram_matrix_is_the_one_that_model_stock_asked_for(tmp_path):
 def test_a_report_is_json_whatever_is_not_a_number(tmp_path):
     made = examined(toy(tmp_path, [truth() * 0.3, truth() * 0.3]))
     assert msgspec.json.decode(msgspec.json.encode(made), type=Report) == made
+
+
+def test_the_table_fits_100_columns_and_ends_with_the_verdict(tmp_path, capsys):
+    made = examined(toy(tmp_path, [*noisy(5, 0.1), -truth()]))
+    show_check(made)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    said = " ".join(shown.split())
+    assert all(f"{f.severity}: {f.what}. {f.advice}." in said for f in made.findings)
+    assert said.endswith(" ".join(made.verdict))

@@ -213,5 +213,5 @@ def _defect(name: str, tensor: torch.Tensor, start: torch.Tensor) -> Defect | No
         problem = "holds integers that are not those of theta_0"
         return None if same else Defect(tensor=name, kind="integer", problem=problem)
     broken = tensor.numel() - int(torch.isfinite(tensor).sum())
-    problem = f"has {broken} values of {tensor.numel()} that are NaN or infinite"
+    problem = f"is NaN or infinite at {broken} of its {tensor.numel()} elements"
     return Defect(tensor=name, kind="not_finite", problem=problem) if broken else None

@@ -35,6 +35,14 @@ def norms(gram: Array) -> Array:
     return lengths
 
 
+def distances(gram: Array) -> Array:
+    """[K, K]: |theta_i - theta_j|, of a Gram matrix [K, K] of theta_i - theta_0."""
+    own = np.diagonal(gram)
+    # Of equal models, the three terms cancel but for their last digits.
+    between: Array = np.sqrt(np.maximum(own[:, None] + own - 2 * gram, 0.0))
+    return between
+
+
 def angles(gram: Array) -> Array:
     """[K, K]: degrees between theta_i - theta_0 and theta_j - theta_0 (Model soups, section 4).
 
