@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from soupray import __version__
+from soupray import __version__, inspecting
 from soupray.errors import ConfigError, SouprayError
-from soupray.home import default_home, load_spec
+from soupray.options import Command
+from soupray.options import address_option as _address
+from soupray.options import home_option as _home
+from soupray.options import json_option as _json
+from soupray.options import load_named as _load
+from soupray.options import partial_option as _partial
+from soupray.options import spec_argument as _spec
 
 if TYPE_CHECKING:
     from soupray.soup import Result
@@ -38,26 +43,6 @@ class _Group(click.Group):
             ctx.exit(1)
 
 
-Command = Callable[..., None]
-_spec = click.argument("spec", required=False, type=click.Path(path_type=Path))
-_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_address = click.option(
-    "--address", help="Ray cluster; default: RAY_ADDRESS, else Ray is started on this machine."
-)
-
-
-def _home(command: Command) -> Command:
-    """--home, which every command takes."""
-    return click.option(
-        "--home",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=default_home,
-        callback=lambda ctx, param, value: value.expanduser().resolve(),
-        help="State of this machine: embedded servers, caches. "
-        "Default: SOUPRAY_HOME, else ~/.local/share/soupray.",
-    )(command)
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(__version__, prog_name="soupray")
@@ -66,6 +51,7 @@ def cli(debug: bool) -> None:
 
     \b
     soupray sweep sweeps/digits.yaml     train the trials; run again to go on
+    soupray check sweeps/digits.yaml     which trials would hurt a soup, and why
     soupray soup sweeps/digits.yaml      average them, rank on held-out data
     soupray ui                           compare everything in MLflow
 
@@ -125,7 +111,7 @@ def _recipe_flags(command: Command) -> Command:
 @_json
 @_recipe_flags
 @click.option("--all", "everything", is_flag=True, help="All recipes.")
-@click.option("--partial", is_flag=True, help="Go on without the trials that are missing.")
+@_partial
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -177,37 +163,6 @@ def _finish(result: Result, spec: SweepSpec, output: Path, as_json: bool) -> Non
     else:
         show_leaderboard(result.entries, result.basis)
     say(f"files: {output}/ ({', '.join(f.name for f in files)})")
-
-
-@cli.command()
-@_home
-@_json
-def recipes(home: Path, as_json: bool) -> None:
-    """List the recipes: what each does, its paper, what it costs, what it chooses on."""
-    from soupray.tables import show_recipes
-
-    show_recipes(as_json)
-
-
-@cli.command()
-@_spec
-@_home
-@_json
-def rank(spec: Path | None, home: Path, as_json: bool) -> None:
-    r"""Print the leaderboard of SPEC's last soup, from the store alone.
-
-    \b
-    soupray rank sweeps/digits.yaml --json
-    """
-    from soupray.results import stored_leaderboard
-    from soupray.tables import print_json, show_leaderboard
-
-    _, loaded = _load(spec, home)
-    entries, basis = stored_leaderboard(loaded, home)
-    if as_json:
-        print_json(entries)
-    else:
-        show_leaderboard(entries, basis)
 
 
 @cli.command()
@@ -309,12 +264,10 @@ def doctor(spec: Path | None, home: Path, as_json: bool) -> None:
     sys.exit(0 if all(c.ok for c in checks) else 1)
 
 
-def _load(spec: Path | None, home: Path) -> tuple[Path, SweepSpec]:
-    """The spec, named on stderr if it was not given."""
-    path, loaded, said = load_spec(spec, home)
-    if spec is None:
-        click.echo(said, err=True)
-    return path, loaded
+cli.add_command(inspecting.recipes)
+cli.add_command(inspecting.rank)
+cli.add_command(inspecting.check)
+cli.add_command(inspecting.diagnose)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -137,6 +137,22 @@ class TensorNames(Request[tuple[str, ...]], tag="tensor_names", frozen=True, kw_
     answer: ClassVar[object] = tuple[str, ...]
 
 
+class Defect(Record, frozen=True, kw_only=True):
+    """What is wrong with one tensor of a checkpoint, in words."""
+
+    tensor: str
+    kind: Literal["not_finite", "differs", "integer"]
+    problem: str
+
+
+class Health(Request[tuple[Defect, ...]], tag="health", frozen=True, kw_only=True):
+    """Whether a checkpoint can be averaged: its tensors against those of `origin`, all finite."""
+
+    checkpoint: str
+    origin: str
+    answer: ClassVar[object] = tuple[Defect, ...]
+
+
 class Evaluator(Protocol):
     """Scores candidates on a split. Only an evaluator ever holds weights."""
 

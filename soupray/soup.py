@@ -15,23 +15,22 @@ from soupray.candidates import (
     WeightCandidate,
     mean_of,
 )
-from soupray.checkpoints import Checkpoints, create_record, find_record, read_record
+from soupray.check import refuse_or_note
+from soupray.checkpoints import create_record, find_record
 from soupray.console import Progress, say
-from soupray.errors import ConfigError, EvaluationError
+from soupray.errors import ConfigError
 from soupray.evaluation.evaluator import StoredEvaluator
-from soupray.evaluation.pool import Found, find_trials
 from soupray.evaluation.selection import HeldOut
-from soupray.evaluation.shelf import Shelf
-from soupray.plan import CODE_VERSION, trials_of
+from soupray.plan import CODE_VERSION
 from soupray.ports import Selection
 from soupray.recipes import TABLE, Option
-from soupray.records import Basis, CheckpointRef, Pool, Record, Scores, digest, pool_of
+from soupray.records import Basis, CheckpointRef, Pool, Record, Scores, digest
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Entry, leaderboard
-from soupray.settling import Settled, settle
+from soupray.session import opened
+from soupray.settling import Settled
 from soupray.spec import SweepSpec
-from soupray.storage import Store, check_bucket
-from soupray.wiring import find_basis
+from soupray.storage import Store
 
 Recipes = dict[str, dict[str, Option]]
 
@@ -70,29 +69,21 @@ def run_soup(
     """Choose with `recipes`, then report. Running it again evaluates nothing twice.
 
     Raises:
-        EvaluationError: no ingredients, or some are missing and `partial` is false.
+        EvaluationError: no ingredients, some are missing and `partial` is false, or NaN weights.
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store is away.
     """
-    from soupray.distributed import cluster
-    from soupray.distributed.actors import RayWorkers
-
-    with cluster.attach(address, spec):
-        settled = settle(spec, home)
-        place = settled.place
-        check_bucket(place.storage, place.read_credentials())
-        store = place.open_store()
-        pool, basis = find_pool(store, spec, partial)
-        shelf = Shelf(Checkpoints(store, Path(place.cache) / "weights"), spec.setting)
-        shelf.add(pool.ingredients)
-        evaluator = StoredEvaluator(RayWorkers(spec, place), shelf, spec.setting)
+    with opened(spec, home, address, partial) as session:
+        pool, basis, evaluator = session.pool, session.basis, session.evaluator
+        for finding in refuse_or_note(session):
+            say(f"note: {finding.what}. {finding.advice}")
         with Progress("choosing", _choosing_work(pool, recipes)) as progress:
             evaluator.on_result = progress.advance
             splits = [basis.split("held_out"), basis.split("train")]
             selection = HeldOut(
                 evaluator, pool, splits, cascade=spec.precision == "cascade", metric=spec.metric
             )
-            choices = choose(store, spec, selection, recipes)
+            choices = choose(session.store, spec, selection, recipes)
             progress.finish()
         outcomes = choices.outcomes
         for note in dict.fromkeys(n for o in outcomes for n in o.notes):
@@ -105,70 +96,11 @@ def run_soup(
         entries = leaderboard(outcomes, pool, basis, reported, spec.metric)
         soup = best_soup(entries, outcomes)
         weights = evaluator.save(weights_of(soup))
-        statistics = shelf.statistics(asked, basis.split("train"))
+        statistics = session.shelf.statistics(asked, basis.split("train"))
+        settled = session.settled
     return Result(
         entries, outcomes, pool, basis, reported, soup, weights, statistics, settled, choices.made
     )
-
-
-def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, Basis]:
-    """The plan intersected with the store's manifests."""
-    basis = find_basis(store, spec)
-    if basis is None:
-        raise EvaluationError(
-            f"nothing was swept with this spec ({spec.name}) in {store.url}. "
-            f"{_edits(store, spec)}Run `soupray sweep` first."
-        )
-    trials = trials_of(spec, basis)
-    found = find_trials(store, trials, basis)
-    for tombstone in found.diverged:
-        say(f"trial {tombstone.trial.key} diverged and is left out: {tombstone.reason}.")
-    if found.missing:
-        _missing(store, spec, found, len(trials), partial)
-    if not found.complete:
-        raise EvaluationError(
-            f"the pool of {spec.name} is empty: all {len(trials)} trials diverged. Lower the "
-            "learning rates of the search space and sweep again."
-        )
-    if len(found.complete) == 1:
-        say("note: the pool has one ingredient: every soup of it is that model.")
-    return pool_of(basis, found.complete), basis
-
-
-def _missing(store: Store, spec: SweepSpec, found: Found, planned: int, partial: bool) -> None:
-    keys = ", ".join(t.key for t in found.missing[:8]) + (" ..." if len(found.missing) > 8 else "")
-    message = f"{len(found.missing)} of {planned} trials are not in the store: {keys}. "
-    if not partial or not found.complete:
-        raise EvaluationError(
-            f"{message}{_edits(store, spec)}Run `soupray sweep` to train them, or say --partial to "
-            "go on without them."
-        )
-    say(f"note: {message}Going on without them (--partial).")
-
-
-def _edits(store: Store, spec: SweepSpec) -> str:
-    """What was edited since the sweep ran, if that explains missing trials; else nothing."""
-    known = store.list(f"sweeps/{spec.name}/specs")
-    mine = _flat(spec.model_dump(mode="json"))
-    diffs = []
-    for path in known:
-        if path.endswith(f"/{spec.digest}.json"):
-            return ""
-        theirs = _flat(read_record(store, path, dict))
-        diffs.append([k for k in sorted(mine.keys() | theirs) if mine.get(k) != theirs.get(k)])
-    if not diffs:
-        return ""
-    fields = ", ".join(min(diffs, key=len)[:6])
-    return f"The spec was edited since the sweep ran ({fields}), which plans other trials. "
-
-
-def _flat(data: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(data, dict):
-        return {prefix: data}
-    flat: dict[str, object] = {}
-    for key, value in data.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def choose(store: Store, spec: SweepSpec, selection: HeldOut, recipes: Recipes) -> Choices:

@@ -6,12 +6,14 @@ import sys
 from typing import Any
 
 from soupray.console import out, size, table
+from soupray.diversity import Diagnosis, summary
 from soupray.estimate import DryRun
 from soupray.plan import plan
 from soupray.recipes import TABLE
 from soupray.records import Basis
 from soupray.reporting.ranking import Entry, ranked_on
 from soupray.spec import SweepSpec
+from soupray.verdict import Report
 
 
 def print_json(record: Any) -> None:
@@ -126,3 +128,88 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     out.print(f"held-out         {cost.held_out_samples:>12,} samples, forward, while training")
     out.print(f"soup, held-out   {cost.soup_held_out_samples:>12,} samples, forward, at most")
     out.print(f"soup, reporting  {cost.reported_samples:>12,} samples, forward")
+
+
+def show_check(report: Report) -> None:
+    """The ingredients, what was found, and the verdict last, where it is looked for."""
+    rows = report.ingredients
+    rates = ("lr",) if all("lr" in row.hparams for row in rows) else ()
+    right = (*rates, "held-out", "distance", "° best", "° others", "with best")
+    finds = ("found",) if any(row.finds for row in rows) else ()
+    shown = table("trial", *right, *finds, right=right)
+    for row in rows:
+        shown.add_row(
+            row.trial,
+            *(f"{row.hparams[name]:.3g}" for name in rates),
+            f"{_percent(row.held_out)} ± {_percent(row.standard_error)}",
+            _or_dash(row.distance, "#.3g"),
+            _or_dash(row.angle_best, ".0f"),
+            _or_dash(row.angle_others, ".0f"),
+            "-" if row.with_best is None else _percent(row.with_best),
+            *([", ".join(kind.replace("_", " ") for kind in row.finds)] if finds else ()),
+        )
+    out.print(shown)
+    out.print(
+        f"Held-out accuracy in % (n = {report.n}) ± one standard error. distance: from theta_0, "
+        "|theta_i - theta_0|. °: angle between the ways that two trials went from theta_0, to the "
+        "best trial and to the others (median). with best: held-out accuracy of the mean of its "
+        "weights and the best trial's, if sampled.",
+        style="dim",
+    )
+    out.print()
+    for finding in report.findings:
+        out.print(f"{finding.severity}: {finding.what}. {finding.advice}.", markup=False)
+    out.print()
+    for sentence in report.verdict:
+        out.print(sentence, markup=False)
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def show_diagnosis(made: Diagnosis) -> None:
+    """The sampled pairs, what the columns mean, and what the numbers say."""
+    right = (
+        "acc.",
+        "dist.",
+        "°",
+        "incons.",
+        "1-κ",
+        "soup",
+        "conv.",
+        "ens.",
+        "conv",
+        "ΔL",
+        "predicted",
+    )
+    shown = table("pair", *right, right=right)
+    for d in made.pairs:
+        shown.add_row(
+            " ".join(key[:8] for key in d.trials),
+            _percent(sum(d.accuracies) / 2),
+            f"{d.distance:#.3g}",
+            _or_dash(d.angle, ".0f"),
+            _percent(d.error_inconsistency),
+            _or_dash(d.kappa_complement, ".2f"),
+            f"{100 * d.soup.advantage:+.1f}",
+            "-" if d.soup.conversion is None else f"{100 * d.soup.conversion:.0f}",
+            f"{100 * d.ensemble.advantage:+.1f}",
+            "-" if d.ensemble.conversion is None else f"{100 * d.ensemble.conversion:.0f}",
+            f"{d.measured:+.4f}",
+            f"{d.predicted:+.4f}",
+        )
+    out.print(shown)
+    out.print(
+        f"Held-out data only (n = {made.n}), in %. acc.: mean of the two. dist.: "
+        "|theta_i - theta_j|. °: angle between their "
+        "ways from theta_0. incons.: samples that exactly one gets right. 1-κ: complement of "
+        "Cohen's kappa of being right. soup, ens.: accuracy of the mean of weights, of logits, "
+        "minus acc. conv.: of the inconsistent samples, those that it gets right. ΔL: measured "
+        "L(soup) - L(ensemble) in nats, with logits times beta = 1 / the soup's best "
+        "temperature; predicted: by Model soups (arXiv:2203.05482), section 4.",
+        style="dim",
+    )
+    out.print()
+    for sentence in summary(made):
+        out.print(sentence, markup=False)

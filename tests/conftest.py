@@ -78,6 +78,10 @@ def leaderboard(folder: Path) -> list[dict]:
     return json.loads((folder / "leaderboard.json").read_text())
 
 
+COPIED = ("bases", "trials", "sweeps", "evaluations", "measures", "soups", "weights")
+"""What the store of the main job holds that its copies need."""
+
+
 class Home:
     """A home, a spec, and the results of the main job."""
 
@@ -178,7 +182,7 @@ def fresh(run: Run, tmp_path: Path):
     try:
         stack.up(copy.home)
         source, target = run.world()[2], copy.world()[2]
-        for prefix in ("bases", "trials", "sweeps", "evaluations", "soups", "weights"):
+        for prefix in COPIED:
             for path in source.list(prefix):
                 target.put(path, source.get(path))
         yield copy

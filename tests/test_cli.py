@@ -56,6 +56,8 @@ def test_the_command_line_is_what_it_was():
         ),
         "recipes": ["--home", "--json"],
         "rank": ["--home", "--json"],
+        "check": ["--address", "--home", "--json", "--pairs", "--partial"],
+        "diagnose": ["--address", "--home", "--json", "--output", "--pairs", "--partial"],
         "pull": ["--home", "--output"],
         "publish": ["--home"],
         "rebuild": ["--home", "--output"],

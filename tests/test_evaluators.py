@@ -19,7 +19,7 @@ from soupray.wiring import world
 @pytest.fixture(scope="module")
 def split_and_checkpoints(run):
     spec, _, store = run.world()
-    from soupray.soup import find_pool
+    from soupray.session import find_pool
 
     pool, basis = find_pool(store, spec, partial=False)
     return basis.split("held_out"), pool.checkpoints, pool.anchor.sha256

@@ -14,7 +14,8 @@ from soupray.evaluation.pool import manifest_path
 from soupray.evaluation.selection import HeldOut
 from soupray.plan import trials_of
 from soupray.records import Pool, Tombstone, encode, pool_of
-from soupray.soup import Choices, best_soup, choose, chosen_recipes, find_pool, run_recipes
+from soupray.session import find_pool
+from soupray.soup import Choices, best_soup, choose, chosen_recipes, run_recipes
 from soupray.spec import parse
 from soupray.storage import open_store
 from soupray.wiring import find_basis, world

@@ -21,6 +21,7 @@ from soupray.ports import (
     Fisher,
     Gradient,
     Gram,
+    Health,
     Reached,
     Request,
     Task,
@@ -106,6 +107,8 @@ class LocalWorkers:
                 answer = measures.fisher(self._network, self._checkpoints, request, data[0])
             case Deviation():
                 answer = measures.deviation(self._network, request, data[0])
+            case Health():
+                answer = measures.health(self._checkpoints, request)
             case TensorNames():
                 answer = measures.tensor_names(self._checkpoints, request)
             case _:

@@ -15,6 +15,7 @@ from soupray.data.splits import Images, Labels
 from soupray.evaluation.network import Network
 from soupray.maths.neighbours import kth_distances
 from soupray.ports import (
+    Defect,
     Deviation,
     Distances,
     Failures,
@@ -22,6 +23,7 @@ from soupray.ports import (
     Fisher,
     Gradient,
     Gram,
+    Health,
     Matrix,
     Slope,
     TensorNames,
@@ -185,3 +187,31 @@ def tensor_names(checkpoints: Checkpoints, request: TensorNames) -> tuple[str, .
     """In the order of the names; buffers that are not floating-point are left out."""
     weights = checkpoints.open(request.checkpoint)
     return tuple(n for n in weights.names if weights[n].is_floating_point())
+
+
+def health(checkpoints: Checkpoints, request: Health) -> tuple[Defect, ...]:
+    """Every tensor of a checkpoint that stands in the way of an average, in order of the names."""
+    model, origin = checkpoints.open(request.checkpoint), checkpoints.open(request.origin)
+    defects = []
+    for name in sorted({*model.names, *origin.names}):
+        if name not in model.names or name not in origin.names:
+            which = "missing" if name in origin.names else "not a tensor of theta_0"
+            defects.append(Defect(tensor=name, kind="differs", problem=f"is {which}"))
+        elif defect := _defect(name, model[name], origin[name]):
+            defects.append(defect)
+    return tuple(defects)
+
+
+def _defect(name: str, tensor: torch.Tensor, start: torch.Tensor) -> Defect | None:
+    """What is wrong with `tensor`, which was `start` at first."""
+    if tensor.shape != start.shape or tensor.dtype != start.dtype:
+        kinds = [f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (tensor, start)]
+        problem = f"is {kinds[0]}, but {kinds[1]} in theta_0"
+        return Defect(tensor=name, kind="differs", problem=problem)
+    if not tensor.is_floating_point():
+        same = torch.equal(tensor, start)
+        problem = "holds integers that are not those of theta_0"
+        return None if same else Defect(tensor=name, kind="integer", problem=problem)
+    broken = tensor.numel() - int(torch.isfinite(tensor).sum())
+    problem = f"is NaN or infinite at {broken} of its {tensor.numel()} elements"
+    return Defect(tensor=name, kind="not_finite", problem=problem) if broken else None

@@ -1,0 +1,110 @@
+"""Pre-flight of a pool (`soupray check`): measures it, and hands the numbers to the verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import structs
+
+from soupray.candidates import mean_of
+from soupray.console import Progress
+from soupray.errors import EvaluationError, IncompatibleWeights
+from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.pool import find_trials
+from soupray.maths.geometry import total_gram
+from soupray.plan import trials_of
+from soupray.ports import Defect, Gram, Health
+from soupray.preflight import Facts, Finding, Middle, sampled_pairs
+from soupray.records import Pool, Split
+from soupray.session import Session, opened
+from soupray.spec import SweepSpec
+from soupray.verdict import Report, judged, report
+
+AT_A_TIME = 8
+"""Checkpoints whose tensors are looked at before the progress line moves."""
+
+
+def run_check(
+    spec: SweepSpec, home: Path, address: str | None, partial: bool, pairs: int
+) -> Report:
+    """Everything about the pool of `spec`: weights, and the middles of `pairs` pairs at most.
+
+    Held-out data only. Nothing is dropped or changed; what is evaluated, `soup` finds again.
+
+    Raises:
+        EvaluationError: no ingredients, or some are missing and `partial` is false.
+        IncompatibleWeights: an ingredient that did not start from the pool's init.
+        StoreError: the store is away.
+    """
+    with opened(spec, home, address, partial) as session:
+        pool, held_out = session.pool, session.basis.split("held_out")
+        facts = weighed(session.evaluator, pool, held_out)
+        found = judged(pool, facts)
+        if not any(f.severity == "error" for f in found):
+            facts = scored(session.evaluator, pool, held_out, facts, (pairs, spec.seed))
+        trials = trials_of(spec, session.basis)
+        diverged = find_trials(session.store, trials, session.basis).diverged
+    return report(pool, structs.replace(facts, diverged=tuple(diverged)))
+
+
+def weighed(evaluator: StoredEvaluator, pool: Pool, held_out: Split) -> Facts:
+    """What the weights alone say: no forward pass. Every checkpoint is read twice."""
+    origin, models = pool.init.sha256, pool.checkpoints
+    defects: list[tuple[Defect, ...]] = []
+    with Progress("looking at weights", len(models) + 1) as progress:
+        for start in range(0, len(models), AT_A_TIME):
+            part = models[start : start + AT_A_TIME]
+            asked = [Health(checkpoint=sha, origin=origin) for sha in part]
+            defects += evaluator.measure(asked, held_out)
+            progress.advance(len(part))
+        gram = None
+        # Tensors of another shape, or NaN, have no inner products.
+        if all(d.kind == "integer" for own in defects for d in own):
+            (grams,) = evaluator.measure([Gram(checkpoints=tuple(models), origin=origin)], held_out)
+            gram = total_gram(grams)
+        progress.finish()
+    rows = () if gram is None else tuple(tuple(row) for row in gram.tolist())
+    return Facts(defects=tuple(defects), gram=rows)
+
+
+def scored(
+    evaluator: StoredEvaluator,
+    pool: Pool,
+    held_out: Split,
+    facts: Facts,
+    sample: tuple[int, int],
+) -> Facts:
+    """`facts` with theta_0 and the middles of a sample of pairs: one forward pass each.
+
+    `sample` is (pairs at most, seed); ingredients with a finding are among the pairs first.
+    """
+    named = {t for f in judged(pool, facts) for t in f.trials}
+    first = [i for i, ingredient in enumerate(pool.ingredients) if ingredient.trial.key in named]
+    pairs = sampled_pairs(len(pool.ingredients), *sample, first)
+    middles = [mean_of([pool.checkpoints[i] for i in ends]) for ends in pairs]
+    with Progress("evaluating means of pairs", 1 + len(middles)) as progress:
+        evaluator.on_result = progress.advance
+        start, *scores = evaluator.scores([mean_of([pool.init.sha256]), *middles], held_out)
+        progress.finish()
+    evaluator.on_result = lambda count: None
+    measured = zip(pairs, scores, strict=True)
+    return structs.replace(
+        facts, init=start, middles=tuple(Middle(ends=e, scores=s) for e, s in measured)
+    )
+
+
+def refuse_or_note(session: Session) -> list[Finding]:
+    """The part of a pre-flight that a soup starts with: what to tell, if nothing is broken.
+
+    Raises:
+        EvaluationError: weights that are NaN or infinite; trial and tensor are named.
+        IncompatibleWeights: weights of another architecture.
+    """
+    found = judged(
+        session.pool, weighed(session.evaluator, session.pool, session.basis.split("held_out"))
+    )
+    errors = [f for f in found if f.severity == "error"]
+    if errors:
+        kind = EvaluationError if errors[0].kind == "not_finite" else IncompatibleWeights
+        raise kind(" ".join(f"{f.what}. {f.advice}." for f in errors[:3]))
+    return found

@@ -1,0 +1,85 @@
+"""`soupray diagnose`: measures how a pool's models differ, on held-out data; never test, shifts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from soupray.candidates import WeightSoup, weight_soup
+from soupray.check import refuse_or_note
+from soupray.console import Progress, say
+from soupray.diversity import Diagnosis, Duo, diagnosis, drawn_pairs, duo
+from soupray.errors import EvaluationError
+from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.home import atomic_write
+from soupray.maths.geometry import Array, angles, distances, total_gram
+from soupray.ports import Gram
+from soupray.records import Pool, Split
+from soupray.reporting.diagnostics import draw_diagnosis
+from soupray.results import encode_pretty
+from soupray.session import opened
+from soupray.spec import SweepSpec
+
+NUMBERS = "diagnostics.json"
+
+
+def run_diagnose(
+    spec: SweepSpec, home: Path, address: str | None, partial: bool, pairs: int
+) -> Diagnosis:
+    """The diagnostics of Model soups and No One Representation on the pool of `spec`.
+
+    Three models are evaluated for each of `pairs` pairs; running it again evaluates nothing.
+
+    Raises:
+        EvaluationError: fewer than two ingredients, or NaN weights.
+        IncompatibleWeights: ingredients that cannot be averaged.
+        StoreError: the store is away.
+    """
+    with opened(spec, home, address, partial) as session:
+        if len(session.pool.ingredients) < 2:
+            raise EvaluationError("the pool has one ingredient: there is nothing to compare it to.")
+        for finding in refuse_or_note(session):
+            say(f"note: {finding.what}. {finding.advice}.")
+        held_out = session.basis.split("held_out")
+        return diagnosed(session.evaluator, session.pool, held_out, (pairs, spec.seed))
+
+
+def diagnosed(
+    evaluator: StoredEvaluator, pool: Pool, held_out: Split, sample: tuple[int, int]
+) -> Diagnosis:
+    """The numbers; `sample` is (pairs at most, seed). Memory: the logits of five models."""
+    ends = drawn_pairs(len(pool.ingredients), *sample)
+    asked = Gram(checkpoints=tuple(pool.checkpoints), origin=pool.init.sha256)
+    (grams,) = evaluator.measure([asked], held_out)
+    gram = total_gram(grams)
+    between = np.stack([distances(gram), angles(gram)])
+    with Progress("evaluating pairs", 5 * len(ends)) as progress:
+        evaluator.on_result = progress.advance
+        # All at once: Ray spreads models, not pairs.
+        evaluator.fill([m for i, j in ends for m in segment(pool, i, j)], [held_out])
+        evaluator.on_result = lambda count: None
+        progress.finish()
+    duos = [_duo(evaluator, pool, held_out, (i, j), between) for i, j in ends]
+    return diagnosis(pool, duos)
+
+
+def segment(pool: Pool, i: int, j: int) -> list[WeightSoup]:
+    """theta_i + a (theta_j - theta_i) at a = 0, 1/4, 1/2, 3/4, 1."""
+    a, b = pool.checkpoints[i], pool.checkpoints[j]
+    return [weight_soup([(a, 4 - k), (b, k)], 4) for k in range(5)]
+
+
+def _duo(
+    evaluator: StoredEvaluator, pool: Pool, held_out: Split, ends: tuple[int, int], between: Array
+) -> Duo:
+    along = [evaluator.predictions(model, held_out) for model in segment(pool, *ends)]
+    keys = (pool.ingredients[ends[0]].trial.key, pool.ingredients[ends[1]].trial.key)
+    distance, angle = between[:, ends[0], ends[1]].tolist()
+    return duo(keys, distance, angle if np.isfinite(angle) else None, along)
+
+
+def write_diagnosis(made: Diagnosis, output: Path) -> list[Path]:
+    """The numbers as JSON, and their figures."""
+    atomic_write(output / NUMBERS, encode_pretty(made))
+    return [output / NUMBERS, *draw_diagnosis(made, output)]

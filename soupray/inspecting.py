@@ -1,0 +1,140 @@
+"""The verbs that look and change nothing: recipes, rank, check, diagnose."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from soupray.options import (
+    Command,
+    address_option,
+    home_option,
+    json_option,
+    load_named,
+    partial_option,
+    spec_argument,
+)
+
+# Imports that take time are made inside the commands: `soupray --help` is instant.
+
+
+def pairs_option(default: int) -> Callable[[Command], Command]:
+    """--pairs."""
+    return click.option(
+        "--pairs",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help="Pairs of ingredients to look at, at most; a seeded sample.",
+    )
+
+
+@click.command()
+@spec_argument
+@home_option
+@address_option
+@json_option
+@partial_option
+@pairs_option(8)
+def check(
+    spec: Path | None, home: Path, address: str | None, as_json: bool, partial: bool, pairs: int
+) -> None:
+    r"""Say which of SPEC's trials would hurt a soup, and why. Held-out data only.
+
+    Same theta_0, tensors and heads; NaN; duplicates; how far each trial went from theta_0, and in
+    which direction; the mean of sampled pairs. Exit status 1 if the pool cannot be averaged.
+
+    \b
+    soupray check sweeps/digits.yaml
+    soupray check --pairs 20 --json
+    """
+    from soupray.check import run_check
+    from soupray.tables import print_json, show_check
+
+    _, loaded = load_named(spec, home)
+    report = run_check(loaded, home, address, partial, pairs)
+    if as_json:
+        print_json(report)
+    else:
+        show_check(report)
+    sys.exit(0 if report.averageable else 1)
+
+
+@click.command()
+@spec_argument
+@home_option
+@address_option
+@json_option
+@partial_option
+@pairs_option(20)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for diagnostics.json and the figures. Default: results/NAME.",
+)
+def diagnose(
+    spec: Path | None,
+    home: Path,
+    address: str | None,
+    as_json: bool,
+    partial: bool,
+    pairs: int,
+    output: Path | None,
+) -> None:
+    r"""Measure how SPEC's trials differ and what averaging makes of it. Held-out data only.
+
+    Error inconsistency, kappa and conversion rate of pairs; interpolation advantage against angle;
+    soup against ensemble, predicted and measured. A table, diagnostics.json and three figures.
+
+    \b
+    soupray diagnose sweeps/digits.yaml
+    soupray diagnose --pairs 40 --output results/more
+    """
+    from soupray.console import say
+    from soupray.diagnose import run_diagnose, write_diagnosis
+    from soupray.tables import print_json, show_diagnosis
+
+    _, loaded = load_named(spec, home)
+    folder = output or Path("results") / loaded.name
+    folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
+    made = run_diagnose(loaded, home, address, partial, pairs)
+    files = write_diagnosis(made, folder)
+    if as_json:
+        print_json(made)
+    else:
+        show_diagnosis(made)
+    say(f"files: {folder}/ ({', '.join(f.name for f in files)})")
+
+
+@click.command()
+@home_option
+@json_option
+def recipes(home: Path, as_json: bool) -> None:
+    """List the recipes: what each does, its paper, what it costs, what it chooses on."""
+    from soupray.tables import show_recipes
+
+    show_recipes(as_json)
+
+
+@click.command()
+@spec_argument
+@home_option
+@json_option
+def rank(spec: Path | None, home: Path, as_json: bool) -> None:
+    r"""Print the leaderboard of SPEC's last soup, from the store alone.
+
+    \b
+    soupray rank sweeps/digits.yaml --json
+    """
+    from soupray.results import stored_leaderboard
+    from soupray.tables import print_json, show_leaderboard
+
+    _, loaded = load_named(spec, home)
+    entries, basis = stored_leaderboard(loaded, home)
+    if as_json:
+        print_json(entries)
+    else:
+        show_leaderboard(entries, basis)

@@ -1,0 +1,264 @@
+"""Pre-flight: what is known of a pool's models, and what it means for a soup. Pure.
+
+People meet two disappointments: a uniform soup collapses, and a greedy soup keeps one model. Both
+have causes that can be seen before: weights that cannot be averaged at all, ingredients in another
+basin than the rest, ingredients that are much worse than the best. Nothing is dropped here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from soupray.maths.geometry import Array, angles, barrier, norms, paired_difference
+from soupray.ports import Defect, Matrix
+from soupray.records import Ingredient, Pool, Record, Scores, Tombstone
+
+FAR = 10.0
+"""|theta_i - theta_0| beyond so many times the pool's median is outlying. Distances grow with the
+learning rate, and searches span decades of it: 4 is ordinary (sweeps/digits.yaml, where it is the
+best model's); at 10, a mean with a typical ingredient is nine tenths this one's way."""
+
+APART = 85.0
+"""Degrees. Models fine-tuned from one theta_0 share part of their way (20 to 72 in
+sweeps/digits.yaml); random directions of so many dimensions are at 90, another basin near or over
+that. An ingredient is judged by the median of its angles to the others."""
+
+ERRORS = 2.0
+"""Differences of held-out accuracy below so many standard errors are noise: about one in twenty
+is larger by chance."""
+
+Severity = Literal["error", "warning", "note"]
+Kind = Literal[
+    "not_finite", "differs", "integer", "duplicate", "unchanged", "far", "apart", "below_init",
+    "barrier", "diverged", "alone",
+]  # fmt: skip
+
+
+class Finding(Record, frozen=True, kw_only=True):
+    """Something about some trials of a pool, and what to do about it. One sentence each.
+
+    `error`: no soup can be made. `warning`: these ingredients hurt. `note`: worth knowing.
+    """
+
+    severity: Severity
+    kind: Kind
+    trials: tuple[str, ...]
+    what: str
+    advice: str
+
+
+class Middle(Record, frozen=True, kw_only=True):
+    """Held-out scores of the mean of two ingredients; `ends` are their places in the pool."""
+
+    ends: tuple[int, int]
+    scores: Scores
+
+
+class Facts(Record, frozen=True, kw_only=True):
+    """What was measured. `defects` and `gram` [K, K] (summed over tensors) in the pool's order."""
+
+    defects: tuple[tuple[Defect, ...], ...]
+    gram: Matrix
+    init: Scores | None = None
+    middles: tuple[Middle, ...] = ()
+    diverged: tuple[Tombstone, ...] = ()
+
+
+def sampled_pairs(
+    k: int, count: int, seed: int, first: Sequence[int] = ()
+) -> list[tuple[int, int]]:
+    """At most `count` pairs i < j of k models: most with model 0, the best; a few without it.
+
+    The models in `first` are paired with the best before others, which are drawn. Every model of
+    a pair is also paired with the best: so it can be said which of the two is at fault.
+    """
+    draw = random.Random(seed)  # noqa: S311 - not a secret
+    others = [i for i in range(1, k) if i not in first]
+    order = [i for i in dict.fromkeys(first) if i] + draw.sample(others, len(others))
+    with_best = order[: count if k - 1 <= count else max(1, 3 * count // 4)]
+    between = [(i, j) for i in sorted(with_best) for j in sorted(with_best) if i < j]
+    left = min(len(between), count - len(with_best))
+    return [(0, i) for i in with_best] + draw.sample(between, left)
+
+
+def broken(pool: Pool, defects: Sequence[Sequence[Defect]]) -> list[Finding]:
+    """Ingredients with tensors that cannot be averaged."""
+    found = []
+    for ingredient, own in zip(pool.ingredients, defects, strict=True):
+        by_kind: dict[str, list[Defect]] = defaultdict(list)
+        for defect in own:
+            by_kind[defect.kind].append(defect)
+        found += [_broken(ingredient, list_) for list_ in by_kind.values()]
+    return found
+
+
+def _broken(ingredient: Ingredient, defects: Sequence[Defect]) -> Finding:
+    key, first = ingredient.trial.key, defects[0]
+    more = f" (and {len(defects) - 1} more tensors)" if len(defects) > 1 else ""
+    advice = {
+        "not_finite": f"Delete trials/{key}/manifest.json from the store and sweep again: only "
+        "this trial is repeated",
+        "differs": "Only models of one architecture and one head can be averaged: give it a sweep "
+        "of its own",
+        "integer": "Integers have no average: a soup of models in which they differ is refused",
+    }
+    return Finding(
+        severity="warning" if first.kind == "integer" else "error",
+        kind=first.kind,
+        trials=(key,),
+        what=f"trial {key}: tensor {first.tensor!r} {first.problem}{more}",
+        advice=advice[first.kind],
+    )
+
+
+def alike(pool: Pool) -> list[Finding]:
+    """Ingredients with the same weights, or with equal hyperparameters and equal answers."""
+    groups: dict[object, list[Ingredient]] = defaultdict(list)
+    for i in pool.ingredients:
+        groups[i.checkpoint.sha256].append(i)
+    twins: dict[object, list[Ingredient]] = defaultdict(list)
+    for same in groups.values():
+        settings = tuple(sorted(same[0].trial.hparams.items()))
+        twins[settings, same[0].held_out.right, same[0].held_out.nll].append(same[0])
+    found = [_alike(g, "the same weights") for g in groups.values() if len(g) > 1]
+    same_scores = "equal hyperparameters and equal held-out scores"
+    return found + [_alike(g, same_scores) for g in twins.values() if len(g) > 1]
+
+
+def _alike(group: Sequence[Ingredient], what: str) -> Finding:
+    return Finding(
+        severity="note",
+        kind="duplicate",
+        trials=tuple(i.trial.key for i in group),
+        what=f"trials {_listed([i.trial.key for i in group])} have {what}",
+        advice="A mean counts each of them; greedy with accept: ge may keep them all, with gt none",
+    )
+
+
+def misplaced(pool: Pool, gram: Array) -> list[Finding]:
+    """Ingredients that lie unusually far from theta_0, in another direction, or at theta_0."""
+    length, apart = norms(gram), median_angles(angles(gram))
+    usual = float(np.median(length))
+    found = []
+    for i, ingredient in enumerate(pool.ingredients):
+        key = ingredient.trial.key
+        if length[i] == 0:
+            what, advice = "is theta_0: training changed nothing", "Raise its learning rate"
+            found.append(_warn("unchanged", key, what, advice))
+        elif length[i] > FAR * usual:
+            what = f"is {length[i] / usual:.0f} times as far from theta_0 as the median ingredient"
+            found.append(_warn("far", key, what, "Its learning rate was probably too high"))
+        if apart[i] >= APART:
+            what = f"left theta_0 in another direction: {apart[i]:.0f} degrees to the others"
+            advice = "It shares no way with them, and so probably no basin: lower its learning rate"
+            found.append(_warn("apart", key, what, advice))
+    return found
+
+
+def median_angles(degrees: Array) -> Array:
+    """[K]: the median angle of each model to the others, of [K, K]; NaN where there are none."""
+    k = len(degrees)
+    others = [np.delete(degrees[i], i) for i in range(k)]
+    known = [row[np.isfinite(row)] for row in others]
+    return np.array([np.median(row) if len(row) else np.nan for row in known])
+
+
+def below_init(pool: Pool, init: Scores) -> list[Finding]:
+    """Ingredients that fine-tuning made worse on held-out data than theta_0."""
+    found = []
+    for ingredient in pool.ingredients:
+        own = ingredient.held_out
+        difference, error = paired_difference(own.right_mask(), init.right_mask())
+        if difference < -ERRORS * error:
+            what = f"has {_percent(own.accuracy)} held-out, below theta_0's"
+            what += f" {_percent(init.accuracy)}"
+            advice = "Training made it worse: lower its learning rate"
+            found.append(_warn("below_init", ingredient.trial.key, what, advice))
+    return found
+
+
+def has_barrier(pool: Pool, middle: Middle) -> bool:
+    """Whether the mean of two models is worse than the worse of the two, beyond noise."""
+    ends = [pool.ingredients[i].held_out for i in middle.ends]
+    worse = min(ends, key=lambda s: s.correct)
+    difference, error = paired_difference(middle.scores.right_mask(), worse.right_mask())
+    return difference < -ERRORS * error
+
+
+def blocked(pool: Pool, middles: Sequence[Middle]) -> list[Finding]:
+    """Ingredients with a barrier at the middle of more than half of their sampled pairs.
+
+    Where that is so of the best model, the others are judged by the pairs without it.
+    """
+    found = _mostly_behind(pool, middles)
+    if 0 in found and len(found[0][1]) > 1:
+        rest = _mostly_behind(pool, [m for m in middles if 0 not in m.ends])
+        found = {0: found[0]} | rest
+    elif 0 in found:
+        del found[0]  # one pair: the worse of the two is named
+    return [_blocked(pool, i, *found[i]) for i in sorted(found)]
+
+
+def _mostly_behind(
+    pool: Pool, middles: Sequence[Middle]
+) -> dict[int, tuple[list[Middle], list[Middle]]]:
+    """By model: (its middles behind a barrier, all of its middles), if that is more than half."""
+    tried: dict[int, list[Middle]] = defaultdict(list)
+    for middle in middles:
+        for i in middle.ends:
+            tried[i].append(middle)
+    behind = {i: [m for m in own if has_barrier(pool, m)] for i, own in tried.items()}
+    return {i: (behind[i], tried[i]) for i in tried if 2 * len(behind[i]) > len(tried[i])}
+
+
+def _blocked(pool: Pool, i: int, worst: Sequence[Middle], tried: Sequence[Middle]) -> Finding:
+    def height(middle: Middle) -> float:
+        a, b = (pool.ingredients[e].held_out.accuracy for e in middle.ends)
+        return barrier(middle.scores.accuracy, (a, b))
+
+    top = max(worst, key=height)
+    other = pool.ingredients[top.ends[0] + top.ends[1] - i]
+    what = (
+        f"is behind a barrier from {len(worst)} of {len(tried)} others: its mean with "
+        f"{other.trial.key} has {_percent(top.scores.accuracy)} held-out, "
+        f"{_points(height(top))} below the mean of the two"
+    )
+    advice = "It is in another basin, most often by a learning rate that was too high"
+    return _warn("barrier", pool.ingredients[i].trial.key, what, advice)
+
+
+def left_out(diverged: Sequence[Tombstone]) -> list[Finding]:
+    """Trials that have no ingredient."""
+    return [
+        Finding(
+            severity="note",
+            kind="diverged",
+            trials=(t.trial.key,),
+            what=f"trial {t.trial.key} diverged and is no ingredient: {t.reason}",
+            advice="If many do, lower the learning rates of the search space",
+        )
+        for t in diverged
+    ]
+
+
+def _warn(kind: Kind, key: str, what: str, advice: str) -> Finding:
+    return Finding(
+        severity="warning", kind=kind, trials=(key,), what=f"trial {key} {what}", advice=advice
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f} points"
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:-1]) + f" and {keys[-1]}" if len(keys) > 1 else keys[0]

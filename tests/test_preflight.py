@@ -1,0 +1,277 @@
+"""Pre-flight: pools of linear models that a soup should be warned of, one evil at a time."""
+
+import math
+
+import msgspec
+import pytest
+import torch
+from board import POOL as BOARD
+from shared import ingredient, scores, trial
+from toy import Toy, toy, truth
+
+from soupray.check import refuse_or_note, scored, weighed
+from soupray.errors import EvaluationError, IncompatibleWeights
+from soupray.maths.geometry import total_gram
+from soupray.ports import Defect, Gram, Health
+from soupray.preflight import Facts, Middle, alike, below_init, blocked, has_barrier, sampled_pairs
+from soupray.records import Pool, Tombstone
+from soupray.session import Session
+from soupray.tables import show_check
+from soupray.verdict import Report, judged, report
+
+N = 100
+
+
+def noisy(count: int, step: float = 0.3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [truth() + step * torch.randn(truth().shape, generator=generator) for _ in range(count)]
+
+
+def examined(world: Toy, pairs: int = 8) -> Report:
+    held_out = world.basis.split("held_out")
+    facts = weighed(world.evaluator, world.pool, held_out)
+    if facts.gram:
+        facts = scored(world.evaluator, world.pool, held_out, facts, (pairs, 0))
+    return report(world.pool, facts)
+
+
+def kinds(made: Report) -> dict[str, tuple[str, ...]]:
+    """Findings by trial."""
+    return {row.trial: row.finds for row in made.ingredients if row.finds}
+
+
+def warnings(made: Report) -> set[str]:
+    return {t for f in made.findings if f.severity == "warning" for t in f.trials}
+
+
+def pool_of_counts(*correct: int) -> Pool:
+    """Ingredients t0, t1, ... right on the first so many of 100 samples, best first."""
+    made = [ingredient(f"t{i}", scores(c, N)) for i, c in enumerate(correct)]
+    return msgspec.structs.replace(BOARD, ingredients=tuple(made))
+
+
+def middle(a: int, b: int, correct: int) -> Middle:
+    return Middle(ends=(a, b), scores=scores(correct, N))
+
+
+def test_a_healthy_pool_has_no_warning_and_says_that_greedy_may_go_on(tmp_path):
+    made = examined(toy(tmp_path, noisy(6)))
+    assert made.averageable
+    assert not warnings(made)
+    assert "All 6 ingredients started from the same theta_0" in made.verdict[0]
+    assert "No ingredient stands out" in made.verdict[1]
+    assert all(p.middle >= min(p.ends) for p in made.pairs)
+
+
+def test_distances_and_angles_are_those_of_the_weights(tmp_path):
+    models = noisy(3)
+    world = toy(tmp_path, models)
+    made = examined(world)
+    start = world.task.init()["head.weight"].double()
+    by_sha = {}
+    for model in models:
+        ref = world.checkpoints.save({"head.weight": model}, {"init": "toy"})
+        by_sha[ref.sha256] = (model.double() - start).flatten()
+    steps = [by_sha[sha] for sha in world.pool.checkpoints]
+    for row, step in zip(made.ingredients, steps, strict=True):
+        assert row.distance == pytest.approx(float(step.norm()), rel=1e-6)
+    cosine = float(steps[0] @ steps[2] / steps[0].norm() / steps[2].norm())
+    assert made.ingredients[2].angle_best == pytest.approx(math.degrees(math.acos(cosine)))
+    assert made.ingredients[0].angle_best is None
+
+
+def test_equal_models_are_named_as_duplicates_and_nothing_is_dropped(tmp_path):
+    made = examined(toy(tmp_path, [truth()] * 3 + noisy(1)))
+    same = [f for f in made.findings if f.kind == "duplicate"]
+    assert [f.trials for f in same] == [("t0", "t1", "t2")]
+    assert same[0].severity == "note"
+    assert len(made.ingredients) == 4
+    assert not warnings(made)
+
+
+def test_equal_scores_and_hyperparameters_are_named_too():
+    found = alike(pool_of_counts(90, 90, 80))
+    assert [f.trials for f in found] == [("t0", "t1")]
+    assert "equal hyperparameters" in found[0].what
+
+
+def test_a_model_that_ran_away_is_named(tmp_path):
+    """60 times the way from theta_0: so far that a mean with it is it."""
+    start = truth() * 0.3
+    away = start + 60 * (noisy(6)[5] - start)
+    made = examined(toy(tmp_path, [*noisy(5), away]))
+    assert "far" in kinds(made)["t5"]
+    assert warnings(made) == {"t5"}
+    assert "1 of 6 hurt: t5" in made.verdict[1]
+
+
+def test_a_model_in_another_basin_is_named_by_angle_score_and_barrier(tmp_path):
+    """Negated weights: its mean with the truth is nearly nothing, and it answers all wrong."""
+    made = examined(toy(tmp_path, [*noisy(5, 0.1), -truth()]))
+    assert set(kinds(made)["t5"]) == {"apart", "below_init"}
+    assert warnings(made) == {"t5"}
+    assert made.averageable
+
+
+def test_a_trial_that_learnt_nothing_is_named(tmp_path):
+    made = examined(toy(tmp_path, [*noisy(4), truth() * 0.3]))
+    assert kinds(made) == {"t4": ("unchanged",)}
+    (row,) = [r for r in made.ingredients if r.trial == "t4"]
+    assert (row.distance, row.angle_best, row.angle_others) == (0, None, None)
+
+
+def test_nan_is_named_by_trial_and_tensor_and_refused(tmp_path):
+    world = toy(tmp_path, noisy(3))
+    broken = truth()
+    broken[1, 2], broken[0, 0] = float("nan"), float("inf")
+    ref = world.checkpoints.save({"head.weight": broken}, {"init": "toy"})
+    bad, *rest = world.pool.ingredients
+    bad = msgspec.structs.replace(bad, checkpoint=ref)
+    world = world._replace(pool=msgspec.structs.replace(world.pool, ingredients=(bad, *rest)))
+    made = examined(world)
+    assert not made.averageable
+    assert "cannot be averaged" in made.verdict[0]
+    (error,) = [f for f in made.findings if f.severity == "error"]
+    assert error.what == (
+        f"trial {bad.trial.key}: tensor 'head.weight' is NaN or infinite at 2 of its 12 elements"
+    )
+    with pytest.raises(EvaluationError, match=rf"{bad.trial.key}: tensor 'head.weight' is NaN"):
+        refuse_or_note(session(world))
+
+
+def session(world: Toy) -> Session:
+    return Session(None, None, world.pool, world.basis, None, world.evaluator)
+
+
+def test_another_architecture_is_refused_with_both_shapes(tmp_path):
+    world = toy(tmp_path, noisy(3))
+    ref = world.checkpoints.save({"head.weight": torch.zeros(2, 4)}, {"init": "toy"})
+    bad, *rest = world.pool.ingredients
+    bad = msgspec.structs.replace(bad, checkpoint=ref)
+    world = world._replace(pool=msgspec.structs.replace(world.pool, ingredients=(bad, *rest)))
+    with pytest.raises(IncompatibleWeights) as error:
+        refuse_or_note(session(world))
+    assert "'head.weight' is float32 [2, 4], but float32 [3, 4] in theta_0" in str(error.value)
+
+
+def test_every_defect_of_a_checkpoint_is_found(tmp_path):
+    world = toy(tmp_path, 1)
+    start = {"a": torch.zeros(2), "b": torch.zeros(2), "n": torch.tensor([1]), "x": torch.ones(1)}
+    other = {
+        "a": torch.zeros(2).double(),
+        "n": torch.tensor([2]),
+        "x": torch.ones(1),
+        "z": start["b"],
+    }
+    origin, model = (world.checkpoints.save(w, {}).sha256 for w in (start, other))
+    asked = [Health(checkpoint=c, origin=origin) for c in (model, origin)]
+    found, none = world.evaluator.measure(asked, world.basis.split("held_out"))
+    assert none == ()
+    assert found == (
+        Defect(tensor="a", kind="differs", problem="is float64 [2], but float32 [2] in theta_0"),
+        Defect(tensor="b", kind="differs", problem="is missing"),
+        Defect(tensor="n", kind="integer", problem="holds integers that are not those of theta_0"),
+        Defect(tensor="z", kind="differs", problem="is not a tensor of theta_0"),
+    )
+
+
+def test_a_soup_is_told_without_a_forward_pass(tmp_path, monkeypatch):
+    world = toy(tmp_path, [*noisy(5, 0.1), -truth()])
+    monkeypatch.setattr(world.workers._network, "predict", None)
+    found = refuse_or_note(session(world))
+    assert [(f.kind, f.trials) for f in found] == [("apart", ("t5",))]
+
+
+def test_a_barrier_is_a_middle_below_the_worse_end_by_two_standard_errors():
+    # Right on the first so many: against 80, 70 is 10 discordant samples one way,
+    # difference -.1, standard error sqrt((.1 - .01) / 100) = .03; 77: -.03 and .0171.
+    pool = pool_of_counts(90, 80)
+    assert has_barrier(pool, middle(0, 1, 70))
+    assert not has_barrier(pool, middle(0, 1, 77))
+    assert not has_barrier(pool, middle(0, 1, 85))
+
+
+def test_the_one_behind_most_barriers_is_blamed_not_its_partners():
+    pool = pool_of_counts(90, 88, 86, 84)
+    bad = blocked(pool, [middle(0, 1, 90), middle(0, 2, 89), middle(0, 3, 50), middle(1, 3, 40)])
+    assert [f.trials for f in bad] == [("t3",)]
+    assert "from 2 of 2 others: its mean with t1 has 40.0 % held-out, 46.0 points below" in (
+        bad[0].what
+    )
+    odd = blocked(pool, [middle(0, 1, 50), middle(0, 2, 50), middle(0, 3, 50), middle(1, 2, 88)])
+    assert [f.trials for f in odd] == [("t0",)]  # the best is elsewhere, the rest belong together
+    two = pool_of_counts(90, 80)
+    assert [f.trials for f in blocked(two, [middle(0, 1, 50)])] == [("t1",)]
+
+
+def test_worse_than_theta_0_is_beyond_noise():
+    pool = pool_of_counts(90, 77, 70)
+    assert [f.trials for f in below_init(pool, scores(80, N))] == [("t2",)]
+
+
+def said(pool: Pool, *middles: Middle) -> str:
+    k = len(pool.ingredients)
+    gram = [[1.0 if i == j else 0.5 for j in range(k)] for i in range(k)]  # all at 60 degrees
+    facts = Facts(
+        defects=((),) * k, gram=tuple(map(tuple, gram)), init=scores(10, N), middles=middles
+    )
+    assert report(pool, facts).averageable
+    return report(pool, facts).verdict[-1]
+
+
+def test_the_verdict_says_why_greedy_may_keep_only_one():
+    pool = pool_of_counts(90, 88, 86)
+    assert said(pool, middle(0, 1, 90), middle(0, 2, 80)).startswith(
+        "Greedy should keep more than one: 1 of 2 sampled means with the best ingredient (90.0 %"
+    )
+    behind = said(pool, middle(0, 1, 50), middle(0, 2, 50), middle(1, 2, 50))
+    assert "none of 2" in behind
+    assert "Most of them have a finding above" in behind
+    assert "within noise of it" in said(pool, middle(0, 1, 89), middle(0, 2, 80))
+    assert "much weaker" in said(pool_of_counts(90, 60), middle(0, 1, 75))
+
+
+def test_diverged_trials_are_listed():
+    gone = Tombstone(trial=trial("t9"), reason="loss is nan", history=(), started=0, finished=1)
+    facts = Facts(defects=((),) * 2, gram=(), diverged=(gone,))
+    (found,) = judged(pool_of_counts(90, 80), facts)
+    assert found.what == "trial t9 diverged and is no ingredient: loss is nan"
+
+
+def test_pairs_are_seeded_few_and_mostly_with_the_best():
+    pairs = sampled_pairs(16, 8, seed=0, first=[12, 0, 9])
+    assert pairs == sampled_pairs(16, 8, seed=0, first=[12, 0, 9])
+    assert pairs != sampled_pairs(16, 8, seed=1, first=[12, 0, 9])
+    assert len(set(pairs)) == 8
+    assert pairs[:2] == [(0, 12), (0, 9)]
+    with_best = {j for i, j in pairs if i == 0}
+    assert len(with_best) == 6
+    assert all({i, j} <= with_best for i, j in pairs if i > 0)
+    assert sampled_pairs(1, 8, 0) == []
+    assert sampled_pairs(2, 8, 0) == [(0, 1)]
+    assert sorted(sampled_pairs(4, 8, 0)) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+
+
+def test_the_gram_matrix_is_the_one_that_model_stock_asked_for(tmp_path):
+    """The same request, hence the same stored answer: a soup with both computes it once."""
+    world = toy(tmp_path, noisy(3))
+    held_out = world.basis.split("held_out")
+    facts = weighed(world.evaluator, world.pool, held_out)
+    asked = Gram(checkpoints=tuple(world.pool.checkpoints), origin=world.pool.init.sha256)
+    (grams,) = world.selection().measure([asked])
+    assert facts.gram == tuple(map(tuple, total_gram(grams).tolist()))
+
+
+def test_a_report_is_json_whatever_is_not_a_number(tmp_path):
+    made = examined(toy(tmp_path, [truth() * 0.3, truth() * 0.3]))
+    assert msgspec.json.decode(msgspec.json.encode(made), type=Report) == made
+
+
+def test_the_table_fits_100_columns_and_ends_with_the_verdict(tmp_path, capsys):
+    made = examined(toy(tmp_path, [*noisy(5, 0.1), -truth()]))
+    show_check(made)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    said = " ".join(shown.split())
+    assert all(f"{f.severity}: {f.what}. {f.advice}." in said for f in made.findings)
+    assert said.endswith(" ".join(made.verdict))
