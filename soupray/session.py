@@ -34,7 +34,7 @@ class Session(NamedTuple):
 
 @contextmanager
 def opened(spec: SweepSpec, home: Path, address: str | None, partial: bool) -> Iterator[Session]:
-    """The pool of `spec` on Ray's workers; what was evaluated before is known.
+    """The pool of `spec` on Ray's workers; what was evaluated before is known, without Ray.
 
     Raises:
         EvaluationError: no ingredients, or some are missing and `partial` is false.
@@ -44,7 +44,7 @@ def opened(spec: SweepSpec, home: Path, address: str | None, partial: bool) -> I
     from soupray.distributed import cluster
     from soupray.distributed.actors import RayWorkers
 
-    with cluster.attach(address, spec):
+    with cluster.when_needed(address, spec) as attach:
         settled = settle(spec, home)
         place = settled.place
         check_bucket(place.storage, place.read_credentials())
@@ -52,7 +52,7 @@ def opened(spec: SweepSpec, home: Path, address: str | None, partial: bool) -> I
         pool, basis = find_pool(store, spec, partial)
         shelf = Shelf(Checkpoints(store, Path(place.cache) / "weights"), spec.setting)
         shelf.add(pool.ingredients)
-        evaluator = StoredEvaluator(RayWorkers(spec, place), shelf, spec.setting)
+        evaluator = StoredEvaluator(RayWorkers(spec, place, attach), shelf, spec.setting)
         yield Session(settled, store, pool, basis, shelf, evaluator)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from soupray.checkpoints import create_record, read_record
@@ -45,18 +46,20 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
     from soupray.distributed import cluster
 
     started = time.time()
-    with cluster.attach(address, spec):
+    with cluster.when_needed(address, spec) as attach:
         settled = settle(spec, home)
         check_bucket(settled.place.storage, settled.place.read_credentials())
         store = settled.place.open_store()
         remember_spec(spec_path, spec, home)
         with Lease(store, f"sweeps/{spec.name}/lease.json") as lease:
-            basis = find_basis_or_make(spec, settled)
+            basis = find_basis_or_make(spec, settled, attach)
             create_record(store, f"sweeps/{spec.name}/specs/{spec.digest}.json", _as_data(spec))
             trials = trials_of(spec, basis)
             found = find_trials(store, trials, basis)
             todo = len(found.missing)
             say(f"{len(trials)} trials planned, {len(found.over)} in the store, {todo} to train.")
+            if found.missing:
+                attach()
             watch = _train(spec, settled, found, lease)
         if lease.lost.is_set():
             raise StoreError(f"Another driver took the sweep {spec.name} over; this one stops.")
@@ -94,7 +97,7 @@ def _train(spec: SweepSpec, settled: Settled, found: Found, lease: Lease) -> Wat
     return watch
 
 
-def find_basis_or_make(spec: SweepSpec, settled: Settled) -> Basis:
+def find_basis_or_make(spec: SweepSpec, settled: Settled, attach: Callable[[], None]) -> Basis:
     """The stored basis, else one made on a worker: the driver never loads weights."""
     from soupray.distributed import cluster
     from soupray.wiring import basis_key, find_basis
@@ -102,6 +105,7 @@ def find_basis_or_make(spec: SweepSpec, settled: Settled) -> Basis:
     basis = find_basis(settled.place.open_store(), spec)
     if basis is None:
         say("decoding the data and building the initial model ...")
+        attach()
         basis = cluster.make_basis_there(spec, settled.place, basis_key(spec))
     return basis
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import Any
 
 from soupray.console import out, size, table
@@ -54,18 +55,19 @@ def _meaning(basis: Basis) -> str:
     if rank:
         protocol = (
             f"Chosen on {held_out} held-out samples, ranked on {rank[0].size} others (held-out, "
-            "NLL, ECE)\nthat no recipe saw. "
+            "NLL, ECE) that no recipe saw."
         )
     else:
         protocol = (
             f"Ranked on the held-out data that also chose the models (n = {held_out}; NLL and ECE "
-            "too):\nits scores are optimistic, more so where a recipe has more freedom. "
+            "too): its scores are optimistic, more so where a recipe has more freedom."
         )
-    return (
-        f"{protocol}± one standard error. Test (n = {test})\nand shifts (mean over {shifts})\n"
+    meaning = (
+        f"{protocol} ± one standard error. Test (n = {test}) and shifts (mean over {shifts}) "
         "were evaluated once, after the choice. p: exact McNemar test against best_single on "
-        "test.\nK: checkpoints. fwd: forward passes a sample. MB: models to keep. Scores in %."
+        "test. K: checkpoints. fwd: forward passes a sample. MB: models to keep. Scores in %."
     )
+    return textwrap.fill(meaning, 98)
 
 
 def _percent(share: float) -> str:

@@ -42,12 +42,16 @@ class _Worker:
 class RayWorkers:
     """See `evaluator.Workers`. An actor that dies is started again, and its work repeated."""
 
-    def __init__(self, spec: SweepSpec, place: Place) -> None:
-        self._spec, self._place = spec, place
+    def __init__(
+        self, spec: SweepSpec, place: Place, attach: Callable[[], None] = lambda: None
+    ) -> None:
+        """`attach` is called before the first actor is started."""
+        self._spec, self._place, self._attach = spec, place, attach
 
     @functools.cached_property
     def _actors(self) -> list[Any]:
         """As many as there is room for, started when the first work comes."""
+        self._attach()
         remote = ray.remote(_Worker).options(
             num_cpus=self._spec.resources.cpu,
             num_gpus=self._spec.resources.gpu,

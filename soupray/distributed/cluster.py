@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,21 @@ def attach(address: str | None, spec: SweepSpec) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def when_needed(address: str | None, spec: SweepSpec) -> Iterator[Callable[[], None]]:
+    """`attach`, but only once the function that this yields is called: work may be done already."""
+    with contextlib.ExitStack() as stack:
+        attached = False
+
+        def needed() -> None:
+            nonlocal attached
+            if not attached:
+                stack.enter_context(attach(address, spec))
+                attached = True
+
+        yield needed
 
 
 def _refuse_dead(address: str | None) -> None:

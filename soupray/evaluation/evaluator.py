@@ -193,7 +193,7 @@ class StoredEvaluator:
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
         """See `ports.Evaluator`."""
-        return self._workers.save(candidate)
+        return self._shelf.saved(candidate) or self._workers.save(candidate)
 
     def _load(self, candidate: WeightCandidate, split: Split) -> Predictions:
         evaluation = self._shelf.find(candidate, split)

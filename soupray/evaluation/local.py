@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from soupray.candidates import WeightCandidate
-from soupray.checkpoints import Checkpoints, create_record, find_record
+from soupray.checkpoints import Checkpoints, create_record
 from soupray.data.cache import Data
 from soupray.evaluation import measures
 from soupray.evaluation.network import Network
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
-from soupray.evaluation.shelf import Shelf
+from soupray.evaluation.shelf import Shelf, saved_path
 from soupray.ports import (
     Deviation,
     Distances,
@@ -117,13 +117,11 @@ class LocalWorkers:
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
         """See `evaluator.Workers`."""
-        path = f"soups/{candidate.digest}.json"
-        store = self._checkpoints.store
-        ref: CheckpointRef | None = find_record(store, path, CheckpointRef)
-        if ref is None:
-            saved = self._checkpoints.save(self._network.tensors(candidate), about(candidate))
-            ref = create_record(store, path, saved)
-        return ref
+        known = self.shelf.saved(candidate)
+        if known is not None:
+            return known
+        saved = self._checkpoints.save(self._network.tensors(candidate), about(candidate))
+        return create_record(self._checkpoints.store, saved_path(candidate), saved)
 
 
 def about(candidate: WeightCandidate) -> dict[str, str]:

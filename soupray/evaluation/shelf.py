@@ -99,6 +99,11 @@ class Shelf:
         path = self._path("measures", request, split.digest)
         return create_record(self._store, path, answer, request.answer)
 
+    def saved(self, candidate: WeightCandidate) -> CheckpointRef | None:
+        """The candidate's weights, if somebody put them into the store."""
+        ref: CheckpointRef | None = find_record(self._store, saved_path(candidate), CheckpointRef)
+        return ref
+
     def statistics(self, candidates: Sequence[Candidate], train: Split) -> dict[str, CheckpointRef]:
         """The BatchNorm statistics that soups were evaluated with, by the soup's digest."""
         members = dict.fromkeys(m for c in candidates for m in c.members)
@@ -111,6 +116,11 @@ class Shelf:
 
     def _path(self, folder: str, *parts: object) -> str:
         return f"{folder}/{digest([*parts, self._setting])[:32]}.json"
+
+
+def saved_path(candidate: WeightCandidate) -> str:
+    """Where the record of a soup's stored weights is."""
+    return f"soups/{candidate.digest}.json"
 
 
 def save_logits(checkpoints: Checkpoints, predictions: Predictions) -> CheckpointRef:
