@@ -8,7 +8,7 @@ from typing import Any
 
 from soupray.candidates import LayerSoup, Outcome, WeightSoup, mean_of
 from soupray.maths.metrics import logit
-from soupray.recipes.starts import interpolate
+from soupray.recipes.starts import SOUPS, interpolate
 from soupray.records import Basis, Pool, Record, Rejected
 from soupray.reporting.ranking import Entry, Reported
 
@@ -23,6 +23,13 @@ COLOURS = {
     "greedy": "#e76f51",
     "wise_ft": "#3a86c8",
 }
+
+
+OTHERS = (
+    ("other soups", "s", {*SOUPS, "fisher", "lines"} - {"uniform", "greedy"}),
+    ("ensembles", "^", {"ensemble", "greedy_ensemble", "ose", "vrf"}),
+)
+"""(label, marker, recipes) of what is drawn with open markers."""
 
 
 class Point(Record, frozen=True, kw_only=True):
@@ -158,6 +165,12 @@ def _draw_models(axes: Any, numbers: Robustness) -> None:
                 label=point.name.replace("_", " "),
                 zorder=4,
             )
+
+    for label, marker, kinds in OTHERS:
+        others = [_place(p, numbers) for p in numbers.models if p.kind in kinds]
+        if others:
+            look = {"facecolor": "none", "edgecolor": COLOURS["uniform"], "zorder": 4}
+            axes.scatter(*zip(*others, strict=True), s=40, marker=marker, label=label, **look)
 
 
 def _all(numbers: Robustness) -> list[Point]:
