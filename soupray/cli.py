@@ -270,6 +270,11 @@ cli.add_command(inspecting.check)
 cli.add_command(inspecting.diagnose)
 
 
+# Click's mark for lines that stay as they are is this character, which a docstring spells out.
+for _verb in (cli, *cli.commands.values()):
+    _verb.help = (_verb.help or "").replace(r"\b", "\b")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `soupray` and of `python -m soupray.sweep`."""
     cli(args=arguments, prog_name="soupray")

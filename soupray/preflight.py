@@ -148,16 +148,27 @@ def misplaced(pool: Pool, gram: Array) -> list[Finding]:
     for i, ingredient in enumerate(pool.ingredients):
         key = ingredient.trial.key
         if length[i] == 0:
-            what, advice = "is theta_0: training changed nothing", "Raise its learning rate"
-            found.append(_warn("unchanged", key, what, advice))
+            found.append(_unchanged(key))
         elif length[i] > FAR * usual:
             what = f"is {length[i] / usual:.0f} times as far from theta_0 as the median ingredient"
             found.append(_warn("far", key, what, "Its learning rate was probably too high"))
         if apart[i] >= APART:
             what = f"left theta_0 in another direction: {apart[i]:.0f} degrees to the others"
-            advice = "It shares no way with them, and so probably no basin: lower its learning rate"
+            advice = "It shares nothing of their way, and probably not their basin: lower its"
+            advice += " learning rate"
             found.append(_warn("apart", key, what, advice))
     return found
+
+
+def _unchanged(key: str) -> Finding:
+    """A note: theta_0 in a mean is WiSE-FT's way to robustness, and no harm."""
+    return Finding(
+        severity="note",
+        kind="unchanged",
+        trials=(key,),
+        what=f"trial {key} is theta_0: training changed nothing",
+        advice="It pulls every mean towards theta_0: raise its learning rate",
+    )
 
 
 def median_angles(degrees: Array) -> Array:

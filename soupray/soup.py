@@ -76,7 +76,7 @@ def run_soup(
     with opened(spec, home, address, partial) as session:
         pool, basis, evaluator = session.pool, session.basis, session.evaluator
         for finding in refuse_or_note(session):
-            say(f"note: {finding.what}. {finding.advice}")
+            say(f"note: {finding.what}. {finding.advice}.")
         with Progress("choosing", _choosing_work(pool, recipes)) as progress:
             evaluator.on_result = progress.advance
             splits = [basis.split("held_out"), basis.split("train")]

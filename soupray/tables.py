@@ -202,16 +202,19 @@ def show_diagnosis(made: Diagnosis) -> None:
             f"{d.predicted:+.4f}",
         )
     out.print(shown)
-    out.print(
-        f"Held-out data only (n = {made.n}), in %. acc.: mean of the two. dist.: "
+    out.print(_meaning_of_pairs(made.n), style="dim")
+    out.print()
+    for sentence in summary(made):
+        out.print(sentence, markup=False)
+
+
+def _meaning_of_pairs(n: int) -> str:
+    return (
+        f"Held-out data only (n = {n}), in %. acc.: mean of the two. dist.: "
         "|theta_i - theta_j|. °: angle between their "
         "ways from theta_0. incons.: samples that exactly one gets right. 1-κ: complement of "
         "Cohen's kappa of being right. soup, ens.: accuracy of the mean of weights, of logits, "
         "minus acc. conv.: of the inconsistent samples, those that it gets right. ΔL: measured "
         "L(soup) - L(ensemble) in nats, with logits times beta = 1 / the soup's best "
-        "temperature; predicted: by Model soups (arXiv:2203.05482), section 4.",
-        style="dim",
+        "temperature; predicted: by Model soups (arXiv:2203.05482), section 4."
     )
-    out.print()
-    for sentence in summary(made):
-        out.print(sentence, markup=False)

@@ -37,6 +37,13 @@ def test_every_command_has_help_and_takes_home():
         assert "--home" in shown.output
 
 
+def test_examples_in_help_are_lines_of_their_own():
+    shown = CliRunner().invoke(cli, ["sweep", "--help"]).output
+    assert "  soupray sweep sweeps/digits.yaml --dry-run" in shown.splitlines()
+    verbs = [CliRunner().invoke(cli, [name, "--help"]).output for name in cli.commands]
+    assert not any("\\b" in text or "\b" in text for text in [shown, *verbs])
+
+
 def test_the_command_line_is_what_it_was():
     """A new verb or option is a decision: make it here too."""
     options = {
