@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -75,10 +76,15 @@ class StoredEvaluator:
 
     def fill(self, candidates: Sequence[Candidate], splits: Sequence[Split]) -> None:
         """Run whatever models `candidates` need on `splits`, each one's weights loaded once."""
-        members = dict.fromkeys(m for c in candidates for m in c.members)
+        members = list(dict.fromkeys(m for c in candidates for m in c.members))
         todo: dict[tuple[Split, ...], list[WeightCandidate]] = {}
-        for member in members:
-            missing = tuple(s for s in splits if self._shelf.find(member, s) is None)
+
+        def unknown(member: WeightCandidate) -> tuple[Split, ...]:
+            return tuple(s for s in splits if self._shelf.find(member, s) is None)
+
+        with ThreadPoolExecutor(16) as threads:
+            found = list(threads.map(unknown, members))
+        for member, missing in zip(members, found, strict=True):
             self.on_result(len(splits) - len(missing))
             if missing:
                 todo.setdefault(missing, []).append(member)
@@ -174,7 +180,8 @@ class StoredEvaluator:
 
     def measure(self, requests: Sequence[Request[T]], split: Split) -> list[T]:
         """See `ports.Evaluator`."""
-        answers = [self._shelf.answer(r, split) for r in requests]
+        with ThreadPoolExecutor(16) as threads:
+            answers = list(threads.map(lambda r: self._shelf.answer(r, split), requests))
         todo = [i for i, answer in enumerate(answers) if answer is None]
         asked = []
         for i in todo:
