@@ -30,7 +30,7 @@ from soupray.evaluation.shelf import Shelf
 from soupray.recipes.greedy import greedy
 from soupray.storage import open_store
 
-THREADS, ROUNDS = 2, 3
+THREADS, ROUNDS = 2, 2
 
 
 class Counting:
@@ -84,8 +84,8 @@ def engine(world, setting, pool, splits, cascade: bool):
 
 def pools(home: Path, specs: list[Path]) -> None:
     """Decisions and samples on the pools of real sweeps."""
+    from soupray.session import find_pool
     from soupray.settling import settle
-    from soupray.soup import find_pool
     from soupray.spec import load
     from soupray.wiring import world
 

@@ -44,7 +44,7 @@ from soupray.storage import open_store
 from soupray.subject import OpenClipSpec
 from soupray.tasks.image import OpenClipTask
 
-MODELS, HELD_OUT, BATCH, CLASSES = 16, 384, 32, 10
+MODELS, HELD_OUT, BATCH, CLASSES = 16, 160, 16, 10
 SETTING = Setting(batch_size=BATCH, threads=2)
 
 

@@ -153,3 +153,16 @@ def test_unsure_samples_are_run_again_as_soon_as_they_fill_a_batch():
 def test_hardest_first_is_by_how_many_were_wrong_then_by_index():
     a, b = np.array([1, 0, 0, 1, 1], bool), np.array([1, 1, 0, 0, 1], bool)
     assert hardest_first([a, b]) == (2, 1, 3, 0, 4)
+
+
+def test_a_candidate_that_lives_on_unsure_samples_only_is_settled_at_once():
+    # Ten samples, bound 9: two wrong are one too many. 0 is wrong, 1 is unsure.
+    schedule = FirstReaching(1, Hints(tuple(range(10)), 1.0), 2, 9, "ge", True)
+    asked = []
+    while schedule.settled() is None:
+        unit = schedule.next()
+        asked.append((unit.rows, unit.low))
+        right = np.array([r > 1 for r in unit.rows])
+        schedule.take(unit, Answer(right, np.array([unit.low and r == 1 for r in unit.rows])))
+    assert asked == [((0, 1), True), ((1,), False)]
+    assert schedule.settled().results[0] == Rejected(seen=2, correct=0, bound=9)

@@ -38,23 +38,33 @@ class Answer(NamedTuple):
 class _Count:
     """What is known of one candidate. Units are a function of the answers before them."""
 
-    def __init__(self, index: int, batches: list[tuple[int, ...]], low: bool) -> None:
-        self.index, self.low = index, low
+    def __init__(self, index: int, batches: list[tuple[int, ...]], needed: int, low: bool) -> None:
+        self.index, self.low, self._needed = index, low, needed
         self._batches = batches
         self._issued: set[Unit] = set()
         self._answers: dict[Unit, Answer] = {}
         self._next = 0
         self._unsure: list[int] = []
+        self._patience = 1
         self._size = len(batches[0]) if batches else 1
         self.right = np.zeros(sum(map(len, batches)), bool)
         self.seen = self.correct = 0
 
     def _required(self) -> Unit | None:
-        """The unit whose answer is counted next: unsure samples as soon as they fill a batch."""
+        """The unit whose answer is counted next.
+
+        Unsure samples are run again when they fill a batch, at the end, and as soon as the
+        candidate is only alive because they may all be right; if it survives that, the next time
+        twice as many must have come together.
+        """
         done = self._next == len(self._batches)
-        if len(self._unsure) >= self._size or (done and self._unsure):
+        if len(self._unsure) >= self._size or (self._unsure and (done or self._hangs_on_unsure())):
             return Unit(self.index, tuple(self._unsure[: self._size]), False)
         return None if done else Unit(self.index, self._batches[self._next], self.low)
+
+    def _hangs_on_unsure(self) -> bool:
+        left = len(self.right) - self.seen - len(self._unsure)
+        return self.correct + left < self._needed and len(self._unsure) >= self._patience
 
     def issue(self) -> Unit | None:
         """A unit that nobody was given yet: what is required next, or a batch further on."""
@@ -88,6 +98,7 @@ class _Count:
             self._unsure += rows[answer.unsure].tolist()
         else:
             self._unsure = self._unsure[len(unit.rows) :]
+            self._patience *= 2
         return True
 
     @property
@@ -106,7 +117,7 @@ class FirstReaching:
         batches = [order[s : s + batch_size] for s in range(0, len(order), batch_size)]
         self._n, self._bound = len(order), bound
         self._needed = bound + 1 if accept == "gt" else bound
-        self._counts = [_Count(i, batches, low) for i in range(count)]
+        self._counts = [_Count(i, batches, self._needed, low) for i in range(count)]
         self._results: list[Tally | Rejected | None] = [None] * count
         self.samples = 0
 
