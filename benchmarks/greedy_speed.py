@@ -74,7 +74,7 @@ def engine(world, setting, pool, splits, cascade: bool):
         started = time.perf_counter()
         checkpoints = forgetful(checkpoints, Path(folder))
         workers = Counting(LocalWorkers(task, data, checkpoints, setting))
-        shelf = Shelf(checkpoints, setting)
+        shelf = Shelf(checkpoints, setting, splits[1])
         shelf.add(pool.ingredients)
         evaluator = StoredEvaluator(workers, shelf, setting)
         selection = HeldOut(evaluator, pool, splits, cascade=cascade)

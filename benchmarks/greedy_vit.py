@@ -48,12 +48,12 @@ MODELS, HELD_OUT, BATCH, CLASSES = 16, 160, 16, 10
 SETTING = Setting(batch_size=BATCH, threads=2)
 
 
-def make_photos(folder: Path, count: int) -> list[int]:
+def make_photos(folder: Path, count: int, seed: int) -> list[int]:
     """`count` JPEG files of 256 pixels, and their classes."""
     from sklearn.datasets import load_sample_images
 
     photos = [Image.fromarray(a) for a in load_sample_images().images]
-    g = np.random.default_rng(0)
+    g = np.random.default_rng(seed)
     labels = []
     for i in range(count):
         label = int(g.integers(CLASSES))
@@ -82,12 +82,12 @@ class Jpegs(torch.utils.data.Dataset):
         return torch.from_numpy(np.array(image)).permute(2, 0, 1), self._labels[i]
 
 
-def make_data(jpegs: Jpegs, folder: Path) -> Data:
+def make_data(jpegs: Jpegs, train: Jpegs, folder: Path) -> Data:
     """The decoded cache: made once a node, when a sweep starts."""
-    images = np.stack([jpegs[i][0].numpy() for i in range(len(jpegs))])
-    labels = np.array([jpegs[i][1] for i in range(len(jpegs))])
     splits = []
-    for name, role in (("train", "train"), ("held_out", "held_out")):
+    for name, role, part in (("held_out", "held_out", jpegs), ("train", "train", train)):
+        images = np.stack([part[i][0].numpy() for i in range(len(part))])
+        labels = np.array([part[i][1] for i in range(len(part))])
         np.save(folder / f"{name}.images.npy", images)
         np.save(folder / f"{name}.labels.npy", labels)
         splits.append(
@@ -98,22 +98,24 @@ def make_data(jpegs: Jpegs, folder: Path) -> Data:
 
 
 def make_pool(task: OpenClipTask, data: Data, checkpoints: Checkpoints) -> Pool:
-    """A fitted head, and copies of everything with noise of one to three per cent."""
+    """A fitted head, and copies of everything with noise of two to five per cent."""
     torch.manual_seed(0)
     model = task.model()
-    images, labels = data.samples(data.split("held_out"))
+    images, labels = data.samples(data.split("train"))
     _, features = predict(model, task, images, SETTING)
-    centred = features - features.mean(axis=0)
-    wanted = np.eye(CLASSES)[labels] - 0.1
-    ridge = centred.T @ centred + 1e-4 * np.trace(centred.T @ centred) * np.eye(512) / 512
-    head = np.linalg.solve(ridge, centred.T @ wanted).T
+    mean = features.mean(axis=0)
+    centred = features - mean
+    scatter = centred.T @ centred
+    ridge = scatter + 1e-2 * np.trace(scatter) / len(mean) * np.eye(len(mean))
+    head = np.linalg.solve(ridge, centred.T @ (np.eye(CLASSES)[labels] - 1 / CLASSES)).T
+    head -= np.outer(head @ mean, mean) / (mean @ mean)  # there is no bias to take it up
     weights = {n: t.clone() for n, t in model.state_dict().items()}
-    weights["head.weight"] = torch.from_numpy(head * 20).float()
+    weights["head.weight"] = torch.from_numpy(head * 10).float()
     base = checkpoints.save(weights, {})
     generator = torch.Generator().manual_seed(1)
     copies = []
     for i in range(MODELS):
-        share = 0.01 + 0.02 * i / MODELS
+        share = 0.02 + 0.03 * i / MODELS
         copy = {
             n: t + share * t.std() * torch.randn(t.shape, generator=generator)
             if t.is_floating_point() and t.numel() > 1
@@ -177,7 +179,7 @@ def engine(task, data: Data, checkpoints: Checkpoints, pool: Pool, cascade: bool
     setting = msgspec.structs.replace(SETTING)
     fresh = Checkpoints(open_store("memory://"), checkpoints._cache)
     workers = LocalWorkers(task, data, fresh, setting)
-    shelf = Shelf(fresh, setting)
+    shelf = Shelf(fresh, setting, data.split("train"))
     shelf.add(pool.ingredients)
     evaluator = StoredEvaluator(workers, shelf, setting)
     splits = [data.split("held_out"), data.split("train")]
@@ -220,10 +222,11 @@ def vit(rounds: int) -> None:
     task = OpenClipTask(spec)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for sub in ("jpeg", "data", "weights", "pt"):
+        for sub in ("jpeg", "train", "data", "weights", "pt"):
             (folder / sub).mkdir()
-        jpegs = Jpegs(folder / "jpeg", make_photos(folder / "jpeg", HELD_OUT))
-        data = make_data(jpegs, folder / "data")
+        jpegs = Jpegs(folder / "jpeg", make_photos(folder / "jpeg", HELD_OUT, 0))
+        train = Jpegs(folder / "train", make_photos(folder / "train", HELD_OUT, 1))
+        data = make_data(jpegs, train, folder / "data")
         checkpoints = Checkpoints(open_store(f"file://{folder}/store"), folder / "weights")
         pool = make_pool(task, data, checkpoints)
         order = hardest_first([i.held_out.right_mask() for i in pool.ingredients])

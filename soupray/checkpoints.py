@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +46,9 @@ Weights = dict[str, torch.Tensor]
 RANGE_BYTES, READERS = 16 * 2**20, 8
 """A checkpoint is fetched in ranges of this size, so many at a time."""
 
+ABANDONED_S = 24 * 3600
+"""A part of a download that is this old was left by a process that died."""
+
 CACHE_SHARE = 0.5
 """Of the disk that the local copies may take."""
 
@@ -67,6 +72,7 @@ class Checkpoints:
             with _local_disk(self._cache):
                 write_weights(part, weights, about)
             ref = CheckpointRef(sha256=sha256_of(part), size_bytes=part.stat().st_size)
+            self._make_room(ref.size_bytes)
             self.store.put(ref.path, part)
             part.rename(self._local(ref.sha256))
         finally:
@@ -81,12 +87,16 @@ class Checkpoints:
             ChecksumMismatch: the stored bytes are not those that were written.
         """
         local = self._local(sha256)
-        # A copy that an earlier process left is hashed once before it is believed.
-        if not local.exists() or (sha256 not in self._verified and sha256_of(local) != sha256):
-            self._download(sha256, local)
-        self._verified.add(sha256)
-        local.touch()  # used last: `_make_room` takes the others first
-        return local
+        while True:
+            try:
+                # A copy that an earlier process left is hashed once before it is believed.
+                if sha256 not in self._verified and sha256_of(local) != sha256:
+                    self._download(sha256, local)
+                self._verified.add(sha256)
+                os.utime(local)  # used last: `_make_room` takes the others first
+                return local
+            except FileNotFoundError:  # not here yet, or another process made room
+                self._download(sha256, local)
 
     def _download(self, sha256: str, local: Path) -> None:
         path = CheckpointRef(sha256=sha256, size_bytes=0).path
@@ -132,8 +142,14 @@ class Checkpoints:
         What another process has mapped stays readable for it; it is fetched again when needed.
         """
         with _local_disk(self._cache):
-            copies = sorted(self._cache.glob("*.safetensors"), key=lambda p: p.stat().st_mtime)
-            sizes = {copy: copy.stat().st_size for copy in copies}
+            found = []
+            for copy in self._cache.iterdir():
+                with suppress(FileNotFoundError):  # another process makes room too
+                    stat = copy.stat()
+                    if copy.suffix == ".safetensors" or time.time() - stat.st_mtime > ABANDONED_S:
+                        found.append((stat.st_mtime, copy, stat.st_size))
+            copies = [copy for _, copy, _ in sorted(found)]
+            sizes = {copy: bytes_ for _, copy, bytes_ in found}
             disk = shutil.disk_usage(self._cache)
             free, kept = disk.free, sum(sizes.values())
             for copy in copies:

@@ -98,9 +98,9 @@ def _recipe_flags(command: Command) -> Command:
 
     for recipe in reversed([r for r in TABLE.values() if not r.baseline]):
         flag = f"--{recipe.name.replace('_', '-')}"
-        command = click.option(flag, is_flag=True, help=f"{recipe.summary} ({recipe.cost}).")(
-            command
-        )
+        command = click.option(
+            flag, is_flag=True, help=f"{recipe.summary[0].upper()}{recipe.summary[1:]}."
+        )(command)
     return command
 
 
@@ -129,7 +129,7 @@ def soup(
 ) -> None:
     r"""Average SPEC's trials, choose on held-out data, report on test and shifts.
 
-    Without recipe flags, the recipes that SPEC lists.
+    Without recipe flags, the recipes that SPEC lists. `soupray recipes` has papers, costs, options.
 
     \b
     soupray soup sweeps/digits.yaml --greedy --wise-ft
@@ -161,7 +161,7 @@ def _finish(result: Result, spec: SweepSpec, output: Path, as_json: bool) -> Non
     if as_json:
         print_json(result.entries)
     else:
-        show_leaderboard(result.entries, result.basis)
+        show_leaderboard(result.entries, result.basis, spec)
     say(f"files: {output}/ ({', '.join(f.name for f in files)})")
 
 

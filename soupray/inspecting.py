@@ -137,4 +137,4 @@ def rank(spec: Path | None, home: Path, as_json: bool) -> None:
     if as_json:
         print_json(entries)
     else:
-        show_leaderboard(entries, basis)
+        show_leaderboard(entries, basis, loaded)

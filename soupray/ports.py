@@ -52,6 +52,9 @@ class Request(Record, Generic[T], frozen=True, kw_only=True):
     on_train: ClassVar[bool] = False
     """Asked of the training data, not of the held-out data."""
 
+    kept: ClassVar[bool] = True
+    """Its answer is stored: somebody may ask again."""
+
 
 class Temperature(Request[float], tag="temperature", frozen=True, kw_only=True):
     """The temperature that minimises NLL on held-out data (one-dimensional and convex)."""
@@ -111,6 +114,7 @@ class Gradient(Request[Slope], tag="gradient", frozen=True, kw_only=True):
     beta: float
     rows: tuple[int, ...]
     answer: ClassVar[object] = Slope
+    kept: ClassVar[bool] = False
 
 
 class Fisher(Request[CheckpointRef], tag="fisher", frozen=True, kw_only=True):

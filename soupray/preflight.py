@@ -143,7 +143,7 @@ def _alike(group: Sequence[Ingredient], what: str) -> Finding:
 def misplaced(pool: Pool, gram: Array) -> list[Finding]:
     """Ingredients that lie unusually far from theta_0, in another direction, or at theta_0."""
     length, apart = norms(gram), median_angles(angles(gram))
-    usual = float(np.median(length))
+    usual = float(np.median(length[length > 0])) if (length > 0).any() else 0.0
     found = []
     for i, ingredient in enumerate(pool.ingredients):
         key = ingredient.trial.key

@@ -50,7 +50,9 @@ def opened(spec: SweepSpec, home: Path, address: str | None, partial: bool) -> I
         check_bucket(place.storage, place.read_credentials())
         store = place.open_store()
         pool, basis = find_pool(store, spec, partial)
-        shelf = Shelf(Checkpoints(store, Path(place.cache) / "weights"), spec.setting)
+        shelf = Shelf(
+            Checkpoints(store, Path(place.cache) / "weights"), spec.setting, basis.split("train")
+        )
         shelf.add(pool.ingredients)
         evaluator = StoredEvaluator(RayWorkers(spec, place, attach), shelf, spec.setting)
         yield Session(settled, store, pool, basis, shelf, evaluator)

@@ -20,6 +20,7 @@ from soupray.checkpoints import create_record, find_record
 from soupray.console import Progress, say
 from soupray.errors import ConfigError
 from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.network import EVALUATION_VERSION
 from soupray.evaluation.selection import HeldOut
 from soupray.plan import CODE_VERSION
 from soupray.ports import Selection
@@ -96,7 +97,7 @@ def run_soup(
         entries = leaderboard(outcomes, pool, basis, reported, spec.metric)
         soup = best_soup(entries, outcomes)
         weights = evaluator.save(weights_of(soup))
-        statistics = session.shelf.statistics(asked, basis.split("train"))
+        statistics = session.shelf.statistics(asked)
         settled = session.settled
     return Result(
         entries, outcomes, pool, basis, reported, soup, weights, statistics, settled, choices.made
@@ -110,7 +111,16 @@ def choose(store: Store, spec: SweepSpec, selection: HeldOut, recipes: Recipes) 
     """
     pool = selection.pool
     wanted = {**{r.name: {} for r in TABLE.values() if r.baseline}, **recipes}
-    parts = [pool.checkpoints, pool.anchor.sha256, wanted, spec.setting, spec.metric, CODE_VERSION]
+    parts = [
+        pool.checkpoints,
+        pool.anchor.sha256,
+        wanted,
+        spec.setting,
+        spec.precision,
+        spec.metric,
+        CODE_VERSION,
+        EVALUATION_VERSION,
+    ]
     held_out = pool.ingredients[0].held_out.split
     path = f"sweeps/{spec.name}/choices/{digest([*parts, held_out])[:32]}.json"
     choices: Choices | None = find_record(store, path, Choices)

@@ -104,6 +104,7 @@ class SweepSpec(SpecModel):
             "seed",
             "threads",
             "evaluation_batch",
+            "precision",
             "task",
             "data",
             "init",

@@ -24,7 +24,7 @@ def print_json(record: Any) -> None:
     sys.stdout.write(encode_pretty(record).decode())
 
 
-def show_leaderboard(entries: list[Entry], basis: Basis) -> None:
+def show_leaderboard(entries: list[Entry], basis: Basis, spec: SweepSpec) -> None:
     """Best first, and what the columns mean."""
     right = ("K", "held-out", "test", "95 %", "p", "shifts", "NLL", "ECE", "fwd", "MB")
     shown = table("#", "entry", *right, right=right)
@@ -45,10 +45,10 @@ def show_leaderboard(entries: list[Entry], basis: Basis) -> None:
             f"{e.size_bytes / 1e6:.{1 if e.size_bytes < 1e9 else 0}f}",
         )
     out.print(shown)
-    out.print(_meaning(basis), style="dim")
+    out.print(_meaning(basis, spec), style="dim")
 
 
-def _meaning(basis: Basis) -> str:
+def _meaning(basis: Basis, spec: SweepSpec) -> str:
     held_out, test = basis.split("held_out").size, basis.split("test").size
     shifts = ", ".join(s.name for s in basis.reported if s.role == "shift") or "none"
     rank = [s for s in basis.reported if s.role == "rank"]
@@ -62,6 +62,10 @@ def _meaning(basis: Basis) -> str:
             f"Ranked on the held-out data that also chose the models (n = {held_out}; NLL and ECE "
             "too): its scores are optimistic, more so where a recipe has more freedom."
         )
+    if spec.metric != "accuracy":
+        protocol += f" Chosen and ordered by {spec.metric}."
+    if spec.precision == "bf16":
+        protocol += " All in bfloat16, without a second pass in float32."
     meaning = (
         f"{protocol} ± one standard error. Test (n = {test}) and shifts (mean over {shifts}) "
         "were evaluated once, after the choice. p: exact McNemar test against best_single on "

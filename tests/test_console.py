@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from board import BASIS, BY_NAME, ENTRIES, NO_SHIFTS
+from board import BASIS, BY_NAME, ENTRIES, NO_SHIFTS, SPEC
 from shared import DIGITS, demo
 
 from soupray import console
@@ -97,13 +97,21 @@ def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(clock, capsy
     assert lines[-1] == "training:  50 %, 50 s left"
 
 
-def shown(entries: list[Entry], basis=BASIS) -> list[str]:
+def shown(entries: list[Entry], basis=BASIS, spec=SPEC) -> list[str]:
     with console.out.capture() as captured:
-        show_leaderboard(entries, basis)
+        show_leaderboard(entries, basis, spec)
     lines = captured.get().splitlines()
     assert max(map(len, lines)) <= 100
     assert not [line for line in lines if "…" in line]
     return lines
+
+
+def test_another_metric_and_precision_are_named_under_the_table():
+    other = SPEC.model_copy(update={"metric": "macro_f1", "precision": "bf16"})
+    text = " ".join(shown(ENTRIES, spec=other))
+    assert "Chosen and ordered by macro_f1." in text
+    assert "All in bfloat16, without a second pass" in text
+    assert "macro_f1" not in " ".join(shown(ENTRIES))
 
 
 def test_a_leaderboard_shows_every_entry_in_order():

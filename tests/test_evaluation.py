@@ -171,7 +171,8 @@ class Watched:
 def watched(world: Toy) -> tuple[Watched, StoredEvaluator]:
     """A new evaluator over the world's store: as another process, later."""
     fresh = Watched(LocalWorkers(world.task, world.data, world.checkpoints, world.setting))
-    return fresh, StoredEvaluator(fresh, Shelf(world.checkpoints, world.setting), world.setting)
+    shelf = Shelf(world.checkpoints, world.setting, world.basis.split("train"))
+    return fresh, StoredEvaluator(fresh, shelf, world.setting)
 
 
 def test_what_was_scored_once_is_not_asked_again_by_anybody(world):

@@ -13,7 +13,7 @@ from soupray.evaluation.shelf import Shelf
 from soupray.ports import Deviation, Evaluator, Gram, Temperature
 from soupray.records import Rejected
 from soupray.storage import open_store
-from soupray.wiring import world
+from soupray.wiring import find_basis, world
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,12 @@ def on_ray(run, tmp_path_factory):
     # A setting of its own gives keys of its own: what the main job stored is not found.
     spec = spec.model_copy(update={"evaluation_batch": 50})
     checkpoints = Checkpoints(store, tmp_path_factory.mktemp("ray"))
+    train = find_basis(store, spec).split("train")
     with cluster.attach("local", spec):
         workers = RayWorkers(spec, place)
         yield (
             workers,
-            lambda: StoredEvaluator(workers, Shelf(checkpoints, spec.setting), spec.setting),
+            lambda: StoredEvaluator(workers, Shelf(checkpoints, spec.setting, train), spec.setting),
         )
 
 

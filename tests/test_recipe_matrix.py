@@ -23,12 +23,17 @@ def equal_models(k: int) -> list[torch.Tensor]:
     return [one] * k
 
 
+def with_a_trial_that_learnt_nothing() -> list[torch.Tensor]:
+    return [truth() * 0.3, truth(), truth() * 1.2]
+
+
 POOLS = {
     "six": lambda: 6,
     "one": lambda: 1,
     "two": lambda: 2,
     "equal": lambda: equal_models(7),
     "init": lambda: [truth() * 0.3] * 3,  # nothing was learnt: every trial is theta_0
+    "one_unchanged": with_a_trial_that_learnt_nothing,
     "with_a_bad_one": lambda: [truth(), truth() * 1.1, -4 * truth()],
 }
 
@@ -77,7 +82,7 @@ def test_coefficients_sum_to_one_and_belong_to_checkpoints(case, recipe):
 def test_averaging_weights_is_averaging_logits_for_linear_models(case, recipe):
     name, world, outcomes = case
     for outcome in of(outcomes, recipe):
-        if recipe == "fisher" and name in ("six", "two", "with_a_bad_one"):
+        if recipe == "fisher" and name in ("six", "two", "one_unchanged", "with_a_bad_one"):
             continue  # its coefficients differ from element to element
         c = outcome.candidate
         singles = [full_logits(world, mean_of([sha])).astype(float) for sha in c.checkpoints]
@@ -207,3 +212,25 @@ def test_recipes_select_by_the_metric_that_is_asked_for(tmp_path, metric):
     assert selection.value(outcomes["pruned"].held_out) >= uniform
     curve = outcomes["wise_ft(best_single, best)"]
     assert selection.value(curve.held_out) == max(selection.value(s.result) for s in curve.trace)
+
+
+def test_one_trial_that_is_theta_0_does_not_make_model_stock_theta_0(tmp_path):
+    world = toy(tmp_path, with_a_trial_that_learnt_nothing())
+    (stock,) = run_recipes(world.selection(), {"model_stock": {}})
+    # Two of three in one direction, the third in none: mean cosine 1/3, t = 1 / (1 + 2/3) = .6
+    init = world.checkpoints.load(world.pool.init.sha256)["head.weight"].double()
+    mean = world.weights(mean_of(world.pool.checkpoints))["head.weight"].double()
+    expected = (0.6 * mean + 0.4 * init).float()
+    assert torch.allclose(world.weights(stock.candidate)["head.weight"], expected, atol=1e-5)
+    assert stock.notes == ()
+
+
+def test_what_the_cascade_chose_is_not_taken_for_float32(tmp_path):
+    world = toy(tmp_path, 5)
+    (cheap,) = run_recipes(world.selection(cascade=True), {"greedy": {}})
+    decided = set(world.checkpoints.store.list("decisions"))
+    (plain,) = run_recipes(world.selection(), {"greedy": {}})
+    assert plain.candidate == cheap.candidate
+    # All are decided again, but for the choice itself, whose full float32 scores are known.
+    again = set(world.checkpoints.store.list("decisions")) - decided
+    assert len(again) == len(decided) - 1 > 0

@@ -15,6 +15,7 @@ from board import (
     NO_SHIFTS,
     OUTCOMES,
     POOL,
+    REF,
     REPORTED,
     SPEC,
     A,
@@ -265,3 +266,23 @@ def test_the_sweep_is_the_parent_of_all():
     assert (run.key, run.parent, run.finished) == ("digits", None, None)
     entry = entry_run(SPEC, BY_NAME["greedy"], GREEDY, rank=1, when=3.0)
     assert {trial_run(SPEC, TRIED).parent, entry.parent} == {run.key}
+
+
+def test_an_init_that_is_not_the_anchor_has_a_name_of_its_own():
+    init = msgspec.structs.replace(REF, sha256="theta_0")
+    pool = msgspec.structs.replace(POOL, init=init)
+    stock = mean_of(["theta_0", "sha of a"])
+    best = Outcome(
+        name="b", recipe="best_single", options={}, candidate=mean_of(["sha of a"]),
+        held_out=scores(90, N),
+    )  # fmt: skip
+    outcome = Outcome(
+        name="x", recipe="model_stock", options={}, candidate=stock, held_out=scores(80, N)
+    )
+    reported = {
+        (c, s.name): scores(5, 10, s.digest)
+        for c in (stock, best.candidate)
+        for s in BASIS.reported
+    }
+    entries = leaderboard([best, outcome], pool, BASIS, reported)
+    assert entries[1].ingredients == ["init", "a"]

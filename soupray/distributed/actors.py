@@ -81,17 +81,19 @@ class RayWorkers:
         """See `evaluator.Workers`. Work that is no longer needed is cancelled."""
         idle = deque(self._actors)
         running: dict[ray.ObjectRef, tuple[Unit, Any]] = {}
-        while (reached := schedule.settled()) is None:
-            while idle and (unit := schedule.next()) is not None:
-                actor = idle.popleft()
-                reference = actor.run.remote(unit, candidates[unit.candidate], split, tau)
-                running[reference] = (unit, actor)
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            unit, actor = running.pop(ready)
-            schedule.take(unit, get(ready))
-            idle.append(actor)
-        for reference in running:
-            ray.cancel(reference)
+        try:
+            while (reached := schedule.settled()) is None:
+                while idle and (unit := schedule.next()) is not None:
+                    actor = idle.popleft()
+                    reference = actor.run.remote(unit, candidates[unit.candidate], split, tau)
+                    running[reference] = (unit, actor)
+                (ready,), _ = ray.wait(list(running), num_returns=1)
+                unit, actor = running.pop(ready)
+                schedule.take(unit, get(ready))
+                idle.append(actor)
+        finally:
+            for reference in running:
+                ray.cancel(reference)
         return reached
 
     def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:

@@ -16,7 +16,7 @@ from soupray.candidates import (
     WeightCandidate,
 )
 from soupray.evaluation.schedule import FirstReaching
-from soupray.evaluation.shelf import Shelf
+from soupray.evaluation.shelf import Against, Shelf
 from soupray.maths.metrics import score
 from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
 from soupray.ports import Accept, Distances, Hints, Reached, Request, Temperature
@@ -135,11 +135,13 @@ class StoredEvaluator:
         hints: Hints | None = None,
     ) -> Reached:
         """See `ports.Evaluator`. Ensembles are decided from stored logits."""
+        hints = hints or Hints(tuple(range(split.size)), None)
         results: list[Scores | Tally | Rejected] = []
         for position, candidate in enumerate(candidates):
-            result = self._known_or_cheap(candidate, split, bound, accept)
+            result = self._known_or_cheap(candidate, split, (bound, accept, hints.tau))
             if result is None:
-                reached = self._decide(candidates[position:], split, (bound, accept), hints)
+                rest = candidates[position:]
+                reached = self._decide(rest, split, (bound, accept, hints.tau), hints)
                 return Reached(results=(*results, *reached.results), hit=reached.hit)
             results.append(result)
             self.on_result(1)
@@ -148,12 +150,12 @@ class StoredEvaluator:
         return Reached(results=tuple(results), hit=False)
 
     def _known_or_cheap(
-        self, candidate: Candidate, split: Split, bound: int, accept: Accept
+        self, candidate: Candidate, split: Split, against: Against
     ) -> Scores | Tally | Rejected | None:
         if isinstance(candidate, OutputEnsemble | VRFEnsemble):
             return self.scores([candidate], split)[0]
         # The decision first: a repetition then has the very records of the first run.
-        decision = self._shelf.decision(candidate, split, bound, accept)
+        decision = self._shelf.decision(candidate, split, against)
         if decision is not None:
             return decision
         evaluation = self._shelf.find(candidate, split)
@@ -163,12 +165,13 @@ class StoredEvaluator:
         self,
         candidates: Sequence[Candidate],
         split: Split,
-        against: tuple[int, Accept],
-        hints: Hints | None,
+        against: Against,
+        hints: Hints,
     ) -> Reached:
-        hints = hints or Hints(tuple(range(split.size)), None)
         low = self._setting.precision == "bf16" or hints.tau is not None
-        schedule = FirstReaching(len(candidates), hints, self._setting.batch_size, *against, low)
+        schedule = FirstReaching(
+            len(candidates), hints, self._setting.batch_size, *against[:2], low
+        )
         models = [c for c in candidates if not isinstance(c, OutputEnsemble | VRFEnsemble)]
         assert len(models) == len(candidates), "weight soups and ensembles in one question"
         reached = self._workers.decide(schedule, models, split, hints.tau)
@@ -181,7 +184,7 @@ class StoredEvaluator:
     def measure(self, requests: Sequence[Request[T]], split: Split) -> list[T]:
         """See `ports.Evaluator`."""
         with ThreadPoolExecutor(16) as threads:
-            answers = list(threads.map(lambda r: self._shelf.answer(r, split), requests))
+            answers = list(threads.map(lambda r: self._answer(r, split), requests))
         todo = [i for i, answer in enumerate(answers) if answer is None]
         asked = []
         for i in todo:
@@ -197,6 +200,9 @@ class StoredEvaluator:
             for i, answer in zip(asked, made, strict=True):
                 answers[i] = answer
         return answers
+
+    def _answer(self, request: Request[Any], split: Split) -> Any:
+        return self._shelf.answer(request, split) if type(request).kept else None
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
         """See `ports.Evaluator`."""

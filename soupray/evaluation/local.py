@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from soupray.candidates import WeightCandidate
-from soupray.checkpoints import Checkpoints, create_record
+from soupray.checkpoints import Checkpoints
 from soupray.data.cache import Data
 from soupray.evaluation import measures
 from soupray.evaluation.network import Network
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
-from soupray.evaluation.shelf import Shelf, saved_path
+from soupray.evaluation.shelf import Shelf
 from soupray.ports import (
     Deviation,
     Distances,
@@ -37,7 +37,7 @@ class LocalWorkers:
         self._data, self._checkpoints, self._setting = data, checkpoints, setting
         train = data.split("train")
         self._network = Network(task, checkpoints, setting, (train, data.samples(train)[0]))
-        self.shelf = Shelf(checkpoints, setting)
+        self.shelf = Shelf(checkpoints, setting, train)
 
     def evaluate(
         self,
@@ -90,7 +90,7 @@ class LocalWorkers:
         return [self._measure(request, split) for request in requests]
 
     def _measure(self, request: Request[Any], split: Split) -> Any:
-        known = self.shelf.answer(request, split)
+        known = self.shelf.answer(request, split) if type(request).kept else None
         if known is not None:
             return known
         data = self._data.samples(split)
@@ -121,7 +121,7 @@ class LocalWorkers:
         if known is not None:
             return known
         saved = self._checkpoints.save(self._network.tensors(candidate), about(candidate))
-        return create_record(self._checkpoints.store, saved_path(candidate), saved)
+        return self.shelf.keep_saved(candidate, saved)
 
 
 def about(candidate: WeightCandidate) -> dict[str, str]:

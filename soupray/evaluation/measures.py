@@ -30,6 +30,8 @@ from soupray.ports import (
 )
 from soupray.records import CheckpointRef
 
+STATISTICS = (".running_mean", ".running_var")
+
 GRAM_CHUNK = 2**18
 """Elements of a tensor whose differences from theta_0 are in memory at a time, for each model."""
 
@@ -72,13 +74,16 @@ def distances(
 
 
 def gram(checkpoints: Checkpoints, request: Gram) -> dict[str, Matrix]:
-    """In float64, a chunk of each tensor at a time; integer tensors have none."""
+    """In float64, a chunk of each tensor at a time.
+
+    Integer tensors have none, nor BatchNorm statistics: they are measured, not learnt.
+    """
     origin = checkpoints.open(request.origin)
     models = [checkpoints.open(sha) for sha in request.checkpoints]
     grams: dict[str, Matrix] = {}
     for name in origin.names:
         start = origin[name]
-        if not start.is_floating_point():
+        if not start.is_floating_point() or name.endswith(STATISTICS):
             continue
         flat = start.reshape(-1)
         tensors = [model[name].reshape(-1) for model in models]
@@ -100,7 +105,7 @@ def gradient(
     """
     images, labels = data
     rows = np.asarray(request.rows or range(len(labels)))
-    model = network.load(request.soup, torch.float32).requires_grad_(True)
+    model = network.load(request.soup, torch.float32, keep=False).requires_grad_(True)
     model.zero_grad(set_to_none=True)
     beta = torch.tensor(request.beta, dtype=torch.float32, requires_grad=True)
     loss = 0.0
@@ -154,24 +159,25 @@ def fisher(
 
     one_each = torch.func.vmap(torch.func.grad(log_p), in_dims=(None, 0, 0))
     total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in parameters.items()}
-    inputs = network.inputs(images[rows])
-    labels = _drawn(model, inputs)
+    generator = torch.Generator().manual_seed(0)
     chunk = max(1, FISHER_BYTES // size)
     with warnings.catch_warnings():  # attention on a CPU runs sample by sample, still faster so
         warnings.filterwarnings("ignore", "There is a performance drop")
-        for start in range(0, len(labels), chunk):
-            part = slice(start, start + chunk)
-            for name, g in one_each(parameters, inputs[part], labels[part]).items():
+        for start in range(0, len(rows), chunk):
+            inputs = network.inputs(images[rows[start : start + chunk]])
+            labels = _drawn(model, inputs, generator)
+            for name, g in one_each(parameters, inputs, labels).items():
                 total[name] += g.double().square_().sum(dim=0)
     information = {n: (t / len(rows)).to(torch.float32) for n, t in total.items()}
     return checkpoints.save(information, {"fisher_of": request.checkpoint})
 
 
 @torch.no_grad()
-def _drawn(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+def _drawn(
+    model: torch.nn.Module, inputs: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     """[N]: a label for each input, drawn from what the model says of it."""
     p = model(inputs).double().softmax(dim=1).cpu()
-    generator = torch.Generator().manual_seed(0)
     return torch.multinomial(p, 1, generator=generator)[:, 0].to(inputs.device)
 
 

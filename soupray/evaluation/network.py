@@ -19,6 +19,10 @@ from soupray.records import CheckpointRef, Setting, Split, digest
 Images = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 
+EVALUATION_VERSION = "1"
+"""Of the code that evaluates, measures and chooses. Raise it when its results change: what is
+stored of the old is then not found, and no trial is trained again."""
+
 STATISTICS_SAMPLES = 2000
 """Training samples on which BatchNorm statistics of a soup are re-estimated, evenly spaced."""
 
@@ -76,14 +80,19 @@ class Network:
             )
         return logits, features
 
-    def load(self, candidate: WeightCandidate, dtype: torch.dtype) -> torch.nn.Module:
-        """The live model of that type, with the candidate's weights copied in."""
+    def load(
+        self, candidate: WeightCandidate, dtype: torch.dtype, keep: bool = True
+    ) -> torch.nn.Module:
+        """The live model of that type, with the candidate's weights copied in.
+
+        `keep`: BatchNorm statistics that are estimated for it go into the store.
+        """
         if dtype not in self._models:
             model = self._task.model().to(self._setting.device, dtype)
             self._models[dtype] = model.eval().requires_grad_(False)
         if self._loaded.get(dtype) != candidate:
             self._loaded[dtype] = None
-            statistics = self._statistics(candidate)
+            statistics = self._statistics(candidate, keep)
             self._fill(candidate, self._models[dtype], statistics)
             self._loaded[dtype] = candidate
         return self._models[dtype]
@@ -109,9 +118,10 @@ class Network:
                 "model of this spec needs."
             )
 
-    def _statistics(self, candidate: WeightCandidate) -> Weights:
+    def _statistics(self, candidate: WeightCandidate, keep: bool = True) -> Weights:
         """BatchNorm buffers of a soup, from the store or estimated now; a single keeps its own."""
-        if len(candidate.checkpoints) < 2 or not self._has_batch_norm():
+        mixture = sum(share != 0 for share in candidate.coefficients) > 1
+        if not mixture or not self._has_batch_norm():
             return {}
         path = statistics_path(candidate, self._train_split, self._setting)
         ref: CheckpointRef | None = find_record(self._checkpoints.store, path, CheckpointRef)
@@ -122,6 +132,8 @@ class Network:
             rows = np.linspace(0, len(self._train_images) - 1, STATISTICS_SAMPLES).astype(int)
             images = self._train_images[np.unique(rows)]
             estimated = estimate_statistics(model, self._task, images, self._setting)
+            if not keep:
+                return estimated
             ref = self._checkpoints.save(estimated, {"statistics": candidate.digest})
             ref = create_record(self._checkpoints.store, path, ref)
         return self._checkpoints.load(ref.sha256)
@@ -135,7 +147,7 @@ class Network:
 
 def statistics_path(candidate: WeightCandidate, train: Split, setting: Setting) -> str:
     """Where the record of a soup's BatchNorm statistics is."""
-    key = [candidate, train.digest, setting, STATISTICS_SAMPLES]
+    key = [candidate, train.digest, setting, STATISTICS_SAMPLES, EVALUATION_VERSION]
     return f"statistics/{digest(key)[:32]}.json"
 
 

@@ -118,5 +118,7 @@ class HeldOut:
 
     def measure(self, requests: Sequence[Request[T]]) -> list[T]:
         """See `ports.Evaluator.measure`."""
-        on_train = bool(requests) and type(requests[0]).on_train
-        return self._train(requests) if on_train else self._held_out(requests)
+        on_train = {type(request).on_train for request in requests}
+        if len(on_train) > 1:
+            raise ValueError("measures of training and of held-out data in one question")
+        return self._train(requests) if True in on_train else self._held_out(requests)

@@ -17,7 +17,7 @@ import torch
 
 from soupray.candidates import Candidate, WeightCandidate, mean_of
 from soupray.checkpoints import Checkpoints, create_record, find_record
-from soupray.evaluation.network import statistics_path
+from soupray.evaluation.network import EVALUATION_VERSION, statistics_path
 from soupray.maths.metrics import score
 from soupray.ports import Accept, Request
 from soupray.records import (
@@ -33,13 +33,17 @@ from soupray.records import (
 )
 
 Decision = Tally | Rejected
+Against = tuple[int, Accept, float | None]
+"""What a candidate is compared with: bound, accept, and tau (None: float32 only)."""
 
 
 class Shelf:
     """Finds and keeps results. Create-only: whoever comes second adopts the first's."""
 
-    def __init__(self, checkpoints: Checkpoints, setting: Setting) -> None:
+    def __init__(self, checkpoints: Checkpoints, setting: Setting, train: Split) -> None:
+        """`train`: BatchNorm statistics of soups are estimated on it."""
         self._checkpoints, self._store, self._setting = checkpoints, checkpoints.store, setting
+        self._train = train
         self._known: dict[tuple[str, str], Evaluation] = {}
 
     def add(self, ingredients: tuple[Ingredient, ...]) -> None:
@@ -73,16 +77,14 @@ class Shelf:
             split=split, logits=stored["logits"].numpy(), labels=stored["labels"].numpy()
         )
 
-    def decision(
-        self, candidate: Candidate, split: Split, bound: int, accept: Accept
-    ) -> Decision | None:
+    def decision(self, candidate: Candidate, split: Split, against: Against) -> Decision | None:
         """What is known of a candidate against a bound."""
-        path = self._path("decisions", candidate.digest, split.digest, bound, accept)
+        path = self._path("decisions", candidate.digest, split.digest, *against)
         found: Decision | None = find_record(self._store, path, Decision)
         return found
 
     def keep_decision(
-        self, candidate: Candidate, split: Split, against: tuple[int, Accept], made: Decision
+        self, candidate: Candidate, split: Split, against: Against, made: Decision
     ) -> None:
         """Store what came out of a comparison with a bound."""
         path = self._path("decisions", candidate.digest, split.digest, *against)
@@ -101,26 +103,29 @@ class Shelf:
 
     def saved(self, candidate: WeightCandidate) -> CheckpointRef | None:
         """The candidate's weights, if somebody put them into the store."""
-        ref: CheckpointRef | None = find_record(self._store, saved_path(candidate), CheckpointRef)
+        ref: CheckpointRef | None = find_record(self._store, self._saved(candidate), CheckpointRef)
         return ref
 
-    def statistics(self, candidates: Sequence[Candidate], train: Split) -> dict[str, CheckpointRef]:
+    def keep_saved(self, candidate: WeightCandidate, ref: CheckpointRef) -> CheckpointRef:
+        """Store where the candidate's weights are."""
+        return create_record(self._store, self._saved(candidate), ref)
+
+    def _saved(self, candidate: WeightCandidate) -> str:
+        # The statistics that are in the file depend on setting and training data.
+        return self._path("soups", candidate.digest, self._train.digest)
+
+    def statistics(self, candidates: Sequence[Candidate]) -> dict[str, CheckpointRef]:
         """The BatchNorm statistics that soups were evaluated with, by the soup's digest."""
         members = dict.fromkeys(m for c in candidates for m in c.members)
         found = {}
         for member in members:
-            path = statistics_path(member, train, self._setting)
+            path = statistics_path(member, self._train, self._setting)
             if len(member.checkpoints) > 1:
                 found[member.digest] = find_record(self._store, path, CheckpointRef)
         return {name: ref for name, ref in found.items() if ref is not None}
 
     def _path(self, folder: str, *parts: object) -> str:
-        return f"{folder}/{digest([*parts, self._setting])[:32]}.json"
-
-
-def saved_path(candidate: WeightCandidate) -> str:
-    """Where the record of a soup's stored weights is."""
-    return f"soups/{candidate.digest}.json"
+        return f"{folder}/{digest([*parts, self._setting, EVALUATION_VERSION])[:32]}.json"
 
 
 def save_logits(checkpoints: Checkpoints, predictions: Predictions) -> CheckpointRef:

@@ -8,6 +8,7 @@ memory, and every ingredient read twice a step.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -111,7 +112,7 @@ def _descend(selection: Selection, groups: Sequence[tuple[str, ...]], options: _
     _refuse_if_long(selection, options)
     pool, n = selection.pool.checkpoints, selection.pool.ingredients[0].held_out.n
     whole = list(groups) == [()]
-    w, beta = np.zeros((len(groups), len(pool))), 1.0
+    w, log_beta = np.zeros((len(groups), len(pool))), 0.0  # beta stays positive
     adam = _Adam(options.lr, w.size + 1)
     generator = random.Random(0)  # noqa: S311 - not a secret
     loss = float("nan")
@@ -120,10 +121,12 @@ def _descend(selection: Selection, groups: Sequence[tuple[str, ...]], options: _
         for start in range(0, n, options.batch_size):
             soup = _soup(pool, [] if whole else groups, w)
             rows = tuple(sorted(order[start : start + options.batch_size]))
+            beta = math.exp(log_beta)
             (slope,) = selection.measure([Gradient(soup=soup, beta=beta, rows=rows)])
-            step = adam.step(np.append(_by_w(slope, w, whole), slope.beta))
-            w, beta, loss = w + step[:-1].reshape(w.shape), beta + float(step[-1]), slope.loss
-    return _Point(w, round(beta, 6), round(loss, 6), options.epochs)
+            step = adam.step(np.append(_by_w(slope, w, whole), slope.beta * beta))
+            w, log_beta = w + step[:-1].reshape(w.shape), log_beta + float(step[-1])
+            loss = slope.loss
+    return _Point(w, round(math.exp(log_beta), 6), round(loss, 6), options.epochs)
 
 
 def _soup(pool: list[str], groups: Sequence[tuple[str, ...]], w: Array) -> LayerSoup:

@@ -11,6 +11,9 @@ import math
 from soupray.candidates import QUANTUM, LayerSoup, Outcome, mean_of
 from soupray.ports import Gram, Matrix, Selection
 
+ROUNDING = 1e-9
+"""Of t in float64; equal models give 1 up to this."""
+
 
 def model_stock(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
     """The soup; a tensor that no trial changed stays that of theta_0."""
@@ -22,7 +25,7 @@ def model_stock(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outc
     clamped = []
     for name, gram in grams.items():
         t = ratio(gram)
-        if not 0 <= t <= 1:
+        if not -ROUNDING <= t <= 1 + ROUNDING:
             clamped.append(name)
         layers.setdefault(round(min(max(t, 0.0), 1.0) * QUANTUM), []).append(name)
     k = len(models)
@@ -51,14 +54,22 @@ def model_stock(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outc
 
 
 def ratio(gram: Matrix) -> float:
-    """T from the inner products [K, K] of one tensor's differences; 0 if none of them changed."""
+    """The t of one tensor, from the inner products [K, K] of its differences; 0 if none changed it.
+
+    A model that did not change it has no direction there: its cosines count as 0. Where the
+    models pull against each other (1 + (K - 1) cos <= 0) t is negative: the caller clamps it.
+    """
     k = len(gram)
     norms = [math.sqrt(gram[i][i]) for i in range(k)]
     if k == 1:
         return 1.0
-    if min(norms) == 0:
+    if max(norms) == 0:
         return 0.0
-    pairs = [gram[i][j] / (norms[i] * norms[j]) for i in range(k) for j in range(i)]
+    pairs = [
+        gram[i][j] / (norms[i] * norms[j]) if norms[i] * norms[j] > 0 else 0.0
+        for i in range(k)
+        for j in range(i)
+    ]
     cos = sum(pairs) / len(pairs)
     below = 1 + (k - 1) * cos
-    return k * cos / below if below > 0 else 0.0
+    return k * cos / below if below > 0 else float("-inf")

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping
 
-from soupray.candidates import Candidate, Outcome
+from soupray.candidates import Candidate, Outcome, VRFEnsemble
 from soupray.maths.metrics import clopper_pearson, discordant, mcnemar, value
 from soupray.records import Basis, Metric, Pool, Record, Scores
 
@@ -87,7 +87,7 @@ def measured(scores: Scores) -> Measured:
 def names_of(pool: Pool) -> dict[str, str]:
     """What a checkpoint is called, by its digest: a trial's key, or the anchor."""
     names = {i.checkpoint.sha256: i.trial.key for i in reversed(pool.ingredients)}
-    return {pool.anchor.sha256: pool.anchor_name, **names}
+    return {pool.init.sha256: "init", pool.anchor.sha256: pool.anchor_name, **names}
 
 
 def shift_mean(shifts: Mapping[str, Measured]) -> float:
@@ -147,7 +147,8 @@ def _entry(outcome: Outcome, best: Outcome, pool: Pool, basis: Basis, reported: 
             only_this=only_this, only_best_single=only_best, p=mcnemar(only_this, only_best)
         ),
         forward_passes_per_sample=len(candidate.members),
-        size_bytes=sum(sizes[m.checkpoints[0]] for m in candidate.members),
+        size_bytes=sum(sizes[m.checkpoints[0]] for m in candidate.members)
+        + (candidate.failures.size_bytes if isinstance(candidate, VRFEnsemble) else 0),
         candidate=candidate.digest,
     )
 
@@ -155,17 +156,29 @@ def _entry(outcome: Outcome, best: Outcome, pool: Pool, basis: Basis, reported: 
 def as_csv(entries: list[Entry]) -> str:
     """The leaderboard as a table: one row an entry, accuracies and intervals as shares."""
     shifts = list(entries[0].shifts)
-    header = ["rank", "name", "recipe", "ingredients"]
+    header = ["rank", "name", "recipe", "ingredients", "rank_accuracy"]
     for name in ("held_out", "test"):
         header += [name, f"{name}_low", f"{name}_high"]
-    header += ["shift_mean", *shifts, "p_vs_best_single", "forward_passes", "size_bytes"]
+    header += [
+        "standard_error",
+        "nll",
+        "ece",
+        "shift_mean",
+        *shifts,
+        "p_vs_best_single",
+        "forward_passes",
+        "size_bytes",
+    ]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
     for rank, entry in enumerate(entries, 1):
         row: list[object] = [rank, entry.name, entry.recipe, len(entry.ingredients)]
+        row += [f"{entry.rank.accuracy:.6f}" if entry.rank else ""]
         for m in (entry.held_out, entry.test):
             row += [f"{m.accuracy:.6f}", f"{m.low:.6f}", f"{m.high:.6f}"]
+        score = ranked_on(entry)
+        row += [f"{v:.6f}" for v in (score.standard_error, score.nll, score.ece)]
         row += [f"{entry.shift_mean:.6f}"]
         row += [f"{entry.shifts[name].accuracy:.6f}" for name in shifts]
         row += [f"{entry.test_versus_best_single.p:.6g}"]
