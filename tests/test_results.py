@@ -6,7 +6,7 @@ from conftest import inside, leaderboard
 
 from soupray.results import _recipes_in, _remove_stale, slug
 
-FILES = {"leaderboard.json", "leaderboard.csv", "runs.json", "robustness.png"}
+FILES = {"leaderboard.json", "leaderboard.csv", "runs.json", "champion.json", "robustness.png"}
 
 
 def entries(home) -> dict[str, float]:
