@@ -10,6 +10,8 @@ import torch
 from toy import Toy, toy, truth
 
 from soupray.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mean_of
+from soupray.errors import EvaluationError
+from soupray.evaluation.schedule import Answer
 from soupray.evaluation.selection import HeldOut
 from soupray.recipes import TABLE
 from soupray.soup import run_recipes
@@ -234,3 +236,17 @@ def test_what_the_cascade_chose_is_not_taken_for_float32(tmp_path):
     # All are decided again, but for the choice itself, whose full float32 scores are known.
     again = set(world.checkpoints.store.list("decisions")) - decided
     assert len(again) == len(decided) - 1 > 0
+
+
+def test_a_cascade_that_miscounts_what_it_accepts_is_an_error_and_no_result(tmp_path, monkeypatch):
+    world = toy(tmp_path, 5)
+    run = world.workers.run
+
+    def too_sure(unit, *rest):
+        """Low precision calls everything right, and is sure of it."""
+        answer = run(unit, *rest)
+        return Answer(np.ones_like(answer.right), np.zeros_like(answer.unsure))
+
+    monkeypatch.setattr(world.workers, "run", too_sure)
+    with pytest.raises(EvaluationError, match=r"the cascade counted 90 of 90 right, float32 \d+"):
+        run_recipes(world.selection(cascade=True), {"greedy": {}})

@@ -43,6 +43,7 @@ def pool_only(pool: Pool) -> HeldOut:
     selection = HeldOut.__new__(HeldOut)
     object.__setattr__(selection, "_pool", pool)
     object.__setattr__(selection, "_hints", None)
+    object.__setattr__(selection, "_tallies", {})
     return selection
 
 

@@ -34,6 +34,7 @@ class HeldOut:
         "_metric",
         "_pool",
         "_scores",
+        "_tallies",
         "_train",
     )
 
@@ -64,6 +65,7 @@ class HeldOut:
         self._first_reaching = functools.partial(evaluator.first_reaching, split=held_out)
         self._cascade = cascade
         self._hints: Hints | None = None
+        self._tallies: dict[Candidate, Tally] = {}
 
     def _find_hints(self) -> Hints:
         order = hardest_first([i.held_out.right_mask() for i in self._pool.ingredients])
@@ -84,8 +86,21 @@ class HeldOut:
         return self._pool
 
     def scores(self, candidates: Sequence[Candidate]) -> list[Scores]:
-        """Held-out scores, in order."""
-        return self._scores(candidates)
+        """Held-out scores, in order.
+
+        Raises:
+            EvaluationError: a count that bfloat16 helped to decide is not that of float32.
+        """
+        found = self._scores(candidates)
+        for candidate, scores in zip(candidates, found, strict=True):
+            tally = self._tallies.get(candidate)
+            if tally is not None and tally.right != scores.right:
+                raise EvaluationError(
+                    f"candidate {candidate.digest[:12]}: the cascade counted {tally.correct} of "
+                    f"{tally.n} right, float32 {scores.correct}: tau = {self.tau:.3g} was too "
+                    "small here. Write `precision: fp32` in the spec and run again."
+                )
+        return found
 
     def value(self, result: Scores | Tally | Rejected) -> float:
         """See `ports.Selection`. What was rejected has no value that could be compared."""
@@ -103,9 +118,12 @@ class HeldOut:
         if self._hints is None:
             self._hints = self._find_hints()
         n = self._pool.ingredients[0].held_out.n
-        return self._first_reaching(
+        reached = self._first_reaching(
             candidates, bound=round(bound * n), accept=accept, hints=self._hints
         )
+        if reached.hit and self._cascade and isinstance(reached.results[-1], Tally):
+            self._tallies[candidates[len(reached.results) - 1]] = reached.results[-1]
+        return reached
 
     def _one_by_one(self, candidates: Sequence[Candidate], bound: float, accept: Accept) -> Reached:
         results: list[Scores] = []
