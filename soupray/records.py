@@ -85,12 +85,16 @@ class Basis(Record, frozen=True, kw_only=True):
 
 
 class Setting(Record, frozen=True, kw_only=True):
-    """How a model is evaluated. All of it changes low bits, so all of it is in every cache key."""
+    """How a model is evaluated. All of it changes results, so all of it is in every cache key.
+
+    `inputs` is the digest of what makes inputs of samples: sizes, means, tokenizers.
+    """
 
     precision: Literal["fp32", "bf16"] = "fp32"
     batch_size: int = 250
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
+    inputs: str = ""
 
 
 class Trial(Record, frozen=True, kw_only=True):

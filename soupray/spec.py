@@ -96,6 +96,7 @@ class SweepSpec(SpecModel):
             batch_size=self.evaluation_batch,
             threads=self.threads,
             device="cuda" if self.resources.gpu else "cpu",
+            inputs=digest(self.task.model_dump(mode="json"))[:16],
         )
 
     @property

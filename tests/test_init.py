@@ -9,7 +9,7 @@ from shared import DIGITS, ingredient, scores
 from soupray.checkpoints import Checkpoints
 from soupray.data.cache import Data
 from soupray.errors import Diverged
-from soupray.estimate import dry_run
+from soupray.estimate import DryRun, dry_run
 from soupray.plan import plan, trials_of
 from soupray.records import Basis, Ingredient, pool_of
 from soupray.reporting.ranking import names_of
@@ -166,3 +166,25 @@ def test_a_dry_run_counts_the_training_of_the_init(folder, tmp_path):
     spec = tiny(folder, INIT)
     of_trials = sum(int(t.hparams["epochs"]) for t in plan(spec))
     assert dry_run(spec, tmp_path).training_samples == (of_trials + 2) * 30
+
+
+def recipes_of(folder, tmp_path, **recipes: dict) -> DryRun:
+    spec = tiny(folder, INIT).model_copy(update={"recipes": recipes})
+    return dry_run(spec, tmp_path)
+
+
+def test_a_dry_run_counts_what_the_options_of_the_recipes_ask_for(folder, tmp_path):
+    none = recipes_of(folder, tmp_path)
+    held_out = none.held_out_samples // (none.epochs + none.trials)
+    # Each trial's Fisher information: 7 training samples, and a file as large as the model.
+    fisher = recipes_of(folder, tmp_path, fisher={"samples": 7})
+    assert fisher.soup_train_samples == 7 * none.trials
+    model = (none.stored_bytes - none.trials * held_out * 40) // (none.trials + 1)
+    assert fisher.soup_stored_bytes - none.soup_stored_bytes > none.trials * model
+    # VRF: answers of the anchor and of two models on the 30 training images, then features of two.
+    assert recipes_of(folder, tmp_path, vrf={}).soup_train_samples == 5 * 30
+    # Two lines of one inner point each, and the anchor.
+    wise_ft = recipes_of(folder, tmp_path, wise_ft={"alphas": [0.0, 0.5, 1.0]})
+    assert wise_ft.soup_held_out_samples == (2 + 1) * held_out
+    learned = recipes_of(folder, tmp_path, learned={"epochs": 9})
+    assert learned.soup_held_out_samples == (9 + 1 + 1) * held_out
