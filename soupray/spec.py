@@ -15,8 +15,9 @@ from pydantic import Field
 from soupray.errors import ConfigError
 from soupray.recipes import Option, check_recipes
 from soupray.records import Metric, Setting, digest
+from soupray.sources import DataSpec
 from soupray.space import Count, NonNegative, Positive, Search, SpecModel
-from soupray.subject import DataSpec, Init, TaskSpec
+from soupray.subject import Init, TaskSpec
 
 
 def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:

@@ -5,9 +5,10 @@ from idx_files import FASHION
 
 from soupray.errors import ConfigError
 from soupray.plan import plan
+from soupray.sources import HeldOutParts
 from soupray.space import Space
 from soupray.spec import SweepSpec, load, parse
-from soupray.subject import HeldOutParts, Trained
+from soupray.subject import Trained
 
 TEXTS = {"fashion": FASHION.read_text(), "digits": (FASHION.parent / "digits.yaml").read_text()}
 INIT = (

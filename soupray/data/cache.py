@@ -17,8 +17,8 @@ from soupray.data.shifts import apply_shift
 from soupray.data.splits import Images, Labels, Samples
 from soupray.errors import ConfigError, EvaluationError
 from soupray.records import Role, Split, decode, digest, encode
+from soupray.sources import DataSpec, IdxSpec
 from soupray.spec import SweepSpec
-from soupray.subject import DataSpec, IdxSpec
 
 DATA_VERSION = "1"
 """Of the code that decodes and shifts; part of the cache's name."""

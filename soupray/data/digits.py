@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from soupray.data.splits import Samples, draw, held_out_shares
 from soupray.errors import ConfigError
-from soupray.subject import DigitsSpec
+from soupray.sources import DigitsSpec
 
 CLASSES, SIDE = 10, 32
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from soupray.data.splits import Samples, draw, held_out_shares, shares
 from soupray.errors import ConfigError
-from soupray.subject import IdxSpec
+from soupray.sources import IdxSpec
 
 IMAGES = "{part}-images-idx3-ubyte"
 LABELS = "{part}-labels-idx1-ubyte"

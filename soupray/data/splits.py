@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from soupray.errors import ConfigError
-from soupray.subject import HeldOutParts
+from soupray.sources import HeldOutParts
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
