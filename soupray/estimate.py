@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-from soupray.data.cache import open_data
+from soupray.data.cache import planned_sizes
 from soupray.plan import plan
 from soupray.recipes.lines import GRID
 from soupray.recipes.wise_ft import ALPHAS
@@ -62,17 +61,18 @@ _SOUP: dict[str, Callable[[int], _Cost]] = {
 """Ensembles need no forward pass that is not here. Learned: five epochs, forward and backward."""
 
 
-def dry_run(spec: SweepSpec, home: Path) -> DryRun:
+def dry_run(spec: SweepSpec) -> DryRun:
     """Counts for `--dry-run`: forward passes in samples, bytes for weights and logits.
 
-    Decodes the data and builds the model's shapes on this machine; nothing is stored.
+    Lists the data and builds the model's shapes on this machine; nothing is decoded or stored.
     """
-    data = open_data(spec, home / "cache" / "data")
+    sizes = planned_sizes(spec)
+    size = {name: count for name, _, count in sizes}
     weights = sum(
         t.numel() * t.element_size() for t in task_of(spec.task).model().state_dict().values()
     )
-    held_out, k = data.split("held_out").size, spec.search.trials
-    reported = sum(s.size for s in data.splits if s.role not in ("train", "held_out"))
+    held_out, k = size["held_out"], spec.search.trials
+    reported = sum(count for _, role, count in sizes if role not in ("train", "held_out"))
     epochs = sum(int(t.hparams["epochs"]) for t in plan(spec))
     init_epochs = 0
     if isinstance(spec.init, TrainedInit):
@@ -85,7 +85,7 @@ def dry_run(spec: SweepSpec, home: Path) -> DryRun:
     return DryRun(
         trials=k,
         epochs=epochs,
-        training_samples=(epochs + init_epochs) * data.split("train").size,
+        training_samples=(epochs + init_epochs) * size["train"],
         held_out_samples=(epochs + k) * held_out,
         soup_held_out_samples=(decided + scored) * held_out,
         reported_samples=models * reported,

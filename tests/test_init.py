@@ -165,4 +165,4 @@ def test_the_device_is_part_of_the_key_only_if_the_init_is_trained():
 def test_a_dry_run_counts_the_training_of_the_init(folder, tmp_path):
     spec = tiny(folder, INIT)
     of_trials = sum(int(t.hparams["epochs"]) for t in plan(spec))
-    assert dry_run(spec, tmp_path).training_samples == (of_trials + 2) * 30
+    assert dry_run(spec).training_samples == (of_trials + 2) * 30

@@ -53,7 +53,7 @@ def edited(which: str, *edits: tuple[str, str]) -> SweepSpec:
             "fashion",
             "held_out: 2600 ",
             "held_out: {select: 9, ranks: 9} ",
-            "data.held_out.ranks: unknown key. Did you mean 'rank'? Allowed: select, rank.",
+            "data.held_out.ranks: unknown key. Did you mean 'rank'? Allowed: select, rank, ids.",
         ),
         ("fashion", "in_chans: 1", "in_chans: 3", "task.std: [0.353] is not allowed: the model "),
         (
