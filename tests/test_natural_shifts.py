@@ -2,19 +2,24 @@
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
+import torch
 from pictures import encoded, pixels, spec_of, write_folders, write_image
 from scipy.special import log_softmax
 from timm.data import ImageNetInfo
 from torchvision.datasets import STL10
+from toy import toy
 
+from soupray.candidates import OutputEnsemble, mean_of
 from soupray.data.cache import open_data, planned_sizes
 from soupray.data.decoding import Look, decode
 from soupray.data.natural import list_shift, timm_list
 from soupray.errors import ConfigError
 from soupray.maths.metrics import on_classes_of, score
 from soupray.records import Predictions, Split
+from soupray.soup import report
 from soupray.sources import NaturalShift
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
@@ -311,3 +316,29 @@ def test_a_shift_that_cannot_be_is_refused(shifts, said):
             f"kind: folder\ntrain: a\ntest: b\nsize: 16\nheld_out: 3\nshifts: {shifts}",
         )
     assert said in str(error.value)
+
+
+def test_ensembles_are_mixed_over_all_classes_and_then_mapped(tmp_path):
+    here = toy(tmp_path, models=3)
+    label_map = ((0,), (1, 2), (2,))
+    far = msgspec.structs.replace(here.basis.split("far"), label_map=label_map)
+    shas = here.pool.checkpoints
+    parts = tuple((mean_of([sha]), 1, 1.0) for sha in shas)
+    ensemble = OutputEnsemble(parts=parts, denominator=3, space="probabilities")
+    images, labels = here.data.samples(far)
+    x = here.task.inputs(torch.from_numpy(np.array(images))).flatten(1).double()
+    each = [x @ here.checkpoints.load(sha)["head.weight"].double().T for sha in shas]
+    mean_p = torch.stack([m.softmax(dim=1) for m in each]).mean(dim=0)
+    mixed = {mean_of(shas): sum(each) / 3, ensemble: mean_p}
+    for candidate, outputs in mixed.items():
+        answers = torch.stack([outputs[:, list(g)].amax(dim=1) for g in label_map], 1).argmax(1)
+        found = here.evaluator.scores([candidate], far)[0]
+        assert found.right_mask().tolist() == (answers.numpy() == labels).tolist()
+        # All logits are kept.
+        assert here.evaluator.predictions(candidate, far).logits.shape == (70, 3)
+    basis = msgspec.structs.replace(here.basis, splits=(*here.basis.splits[:3], far))
+    reported = report(here.evaluator, list(mixed), basis)
+    for candidate in mixed:
+        test = here.evaluator.predictions(candidate, here.basis.split("test"))
+        assert reported[candidate, "test on far"] == score(on_classes_of(test, far))
+        assert reported[candidate, "test on far"].correct != reported[candidate, "test"].correct
