@@ -8,6 +8,7 @@ import pytest
 import torch
 from pictures import encoded, pixels, spec_of, write_folders, write_image
 from scipy.special import log_softmax
+from shared import demo
 from timm.data import ImageNetInfo
 from torchvision.datasets import STL10
 from toy import toy
@@ -295,6 +296,18 @@ def test_shifts_made_here_and_natural_ones_side_by_side(tmp_path):
     again = open_data(spec, tmp_path / "cache")
     assert again.split("more").digest != data.split("more").digest
     assert again.split("drawn").digest == data.split("drawn").digest
+
+
+def test_natural_shifts_of_data_that_are_arrays_look_as_those_do(tmp_path):
+    write_folders(tmp_path / "x", {"seven": 2, "one": 1})
+    natural = f"{{kind: folder, name: x, root: {tmp_path}/x}}, inverted,"
+    data = open_data(demo(("shifts: [inverted,", f"shifts: [{natural}")), tmp_path / "cache")
+    found = data.split("x")
+    assert (found.size, found.label_map) == (3, ((1,), (7,)))
+    images, labels = data.samples(found)
+    assert (images.shape, labels.tolist()) == ((3, 1, 32, 32), [0, 1, 1])
+    raw = (tmp_path / "x" / "seven" / "0.jpg").read_bytes()
+    assert (images[1] == decode(raw, Look(32, 1))).all()
 
 
 @pytest.mark.parametrize(

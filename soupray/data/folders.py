@@ -84,8 +84,9 @@ def list_folders(root: Path, labels: Mapping[str, int], field: str) -> Listing:
 
 def _images_in(root: Path, name: str) -> list[str]:
     """Paths from `root`, in the order of torchvision."""
+    skipped = len(str(root)) + 1
     return [
-        os.path.relpath(os.path.join(folder, file), root)  # noqa: PTH118 - a million times
+        f"{folder[skipped:]}/{file}"
         for folder, _, files in sorted(os.walk(root / name, followlinks=True))
         for file in sorted(files)
         if file.lower().endswith(EXTENSIONS)
