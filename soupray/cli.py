@@ -79,7 +79,7 @@ def sweep(spec: Path | None, home: Path, address: str | None, as_json: bool, dry
         from soupray.estimate import dry_run
         from soupray.tables import show_plan
 
-        show_plan(loaded, dry_run(loaded, home), as_json)
+        show_plan(loaded, dry_run(loaded), as_json)
         return
     from soupray.console import say
     from soupray.sweep import check_report, describe, run_sweep

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from soupray.data.cache import open_data
+from soupray.data.cache import planned_sizes
 from soupray.plan import plan
 from soupray.recipes import Option
 from soupray.recipes.fisher import SAMPLES
@@ -98,17 +97,17 @@ _SOUP: dict[str, Callable[[int, Options], _Cost]] = {
 """Ensembles need no forward pass that is not here. Learned: five epochs, forward and backward."""
 
 
-def dry_run(spec: SweepSpec, home: Path) -> DryRun:
+def dry_run(spec: SweepSpec) -> DryRun:
     """Counts for `--dry-run`: forward passes in samples, bytes for weights and logits.
 
-    Decodes the data and builds the model's shapes on this machine; nothing is stored.
+    Lists the data and builds the model's shapes on this machine; nothing is decoded or stored.
     """
-    data = open_data(spec, home / "cache" / "data")
+    sizes = planned_sizes(spec)
+    size = {name: count for name, _, count in sizes}
     state = task_of(spec.task).model().state_dict()
     weights = sum(t.numel() * t.element_size() for t in state.values())
-    held_out, k = data.split("held_out").size, spec.search.trials
-    train = data.split("train").size
-    reported = sum(s.size for s in data.splits if s.role not in ("train", "held_out"))
+    train, held_out, k = size["train"], size["held_out"], spec.search.trials
+    reported = sum(count for _, role, count in sizes if role not in ("train", "held_out"))
     epochs = sum(int(t.hparams["epochs"]) for t in plan(spec))
     init_epochs = 0
     if isinstance(spec.init, TrainedInit):

@@ -23,6 +23,7 @@ from soupray.errors import ConfigError, EvaluationError
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.network import EVALUATION_VERSION
 from soupray.evaluation.selection import HeldOut
+from soupray.maths.metrics import on_classes_of, score
 from soupray.plan import CODE_VERSION
 from soupray.ports import Selection
 from soupray.recipes import TABLE, Option
@@ -220,7 +221,22 @@ def report(
     for split in basis.reported:
         for candidate, scores in zip(candidates, evaluator.scores(candidates, split), strict=True):
             reported[candidate, split.name] = scores
-    return reported
+    return reported | _on_classes_of_shifts(evaluator, candidates, basis)
+
+
+def _on_classes_of_shifts(
+    evaluator: StoredEvaluator, candidates: list[Candidate], basis: Basis
+) -> dict[tuple[Candidate, str], Scores]:
+    """ID test on the classes of each shift that has only some: from stored logits."""
+    shifts = [s for s in basis.reported if s.label_map is not None]
+    found = {}
+    for candidate in candidates if shifts else []:
+        predictions = evaluator.predictions(candidate, basis.split("test"))
+        for shift in shifts:
+            there = on_classes_of(predictions, shift)
+            if there is not None:
+                found[candidate, there.split.name] = score(there)
+    return found
 
 
 def best_soup(entries: list[Entry], outcomes: list[Outcome]) -> Outcome:

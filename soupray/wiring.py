@@ -112,7 +112,12 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
     if spec.init_name != spec.anchor == "zero_shot":
         anchor = here.checkpoints.save(start, {"init": spec.anchor})
     basis = Basis(
-        key=key, splits=here.data.splits, init=init, anchor=anchor, anchor_name=spec.anchor
+        key=key,
+        splits=here.data.splits,
+        init=init,
+        anchor=anchor,
+        anchor_name=spec.anchor,
+        notes=here.data.notes,
     )
     return create_record(here.checkpoints.store, f"bases/{basis.key}.json", basis)
 

@@ -7,9 +7,10 @@ from shared import split
 from soupray.errors import ConfigError
 from soupray.plan import plan, trials_of
 from soupray.records import Basis, CheckpointRef
+from soupray.sources import HeldOutParts
 from soupray.space import Space
 from soupray.spec import SweepSpec, load, parse
-from soupray.subject import HeldOutParts, Trained
+from soupray.subject import Trained
 
 TEXTS = {"fashion": FASHION.read_text(), "digits": (FASHION.parent / "digits.yaml").read_text()}
 INIT = (
@@ -54,7 +55,7 @@ def edited(which: str, *edits: tuple[str, str]) -> SweepSpec:
             "fashion",
             "held_out: 2600 ",
             "held_out: {select: 9, ranks: 9} ",
-            "data.held_out.ranks: unknown key. Did you mean 'rank'? Allowed: select, rank.",
+            "data.held_out.ranks: unknown key. Did you mean 'rank'? Allowed: select, rank, ids.",
         ),
         ("fashion", "in_chans: 1", "in_chans: 3", "task.std: [0.353] is not allowed: the model "),
         (

@@ -258,6 +258,7 @@ def draw_all(
 
 
 def pyplot() -> Any:
+    """Matplotlib without a screen, in the style of all our figures."""
     import matplotlib as mpl
 
     mpl.use("Agg")

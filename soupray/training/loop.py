@@ -52,11 +52,9 @@ class Loop:
         self.model = task.model()
         self.model.load_state_dict(start.weights)
         self.model.to(self.device)
-        images, labels = data.samples(data.split("train"))
-        self._images, self._labels = (
-            torch.from_numpy(np.array(images)),
-            torch.from_numpy(np.array(labels)),
-        )
+        # Images stay on disk: a train set may be larger than memory.
+        self._images, labels = data.samples(data.split("train"))
+        self._labels = torch.from_numpy(np.array(labels))
         self._steps_per_epoch = math.ceil(len(labels) / hparams.batch_size)
         self._optimizer = adamw(self.model.parameters(), hparams.lr, hparams.weight_decay)
         self._step = 0
@@ -83,7 +81,8 @@ class Loop:
         for group in self._optimizer.param_groups:
             group["lr"] = h.lr * scale
         self._step += 1
-        images = self._images[rows].to(self.device).to(torch.float32)
+        images = torch.from_numpy(self._images[rows.numpy()])
+        images = images.to(self.device).to(torch.float32)
         images = rotate_and_shift(images, h.rotation, h.shift, self._generator)
         logits = self.model(self._task.inputs(images))
         loss = F.cross_entropy(
