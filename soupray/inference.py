@@ -17,7 +17,9 @@ from soupray.maths.neighbours import kth_distances
 from soupray.maths.outputs import Blender, trust, vrf_logits
 from soupray.ports import Task
 from soupray.recipe_file import RecipeFile, read_recipe, spec_of, weights_of
+from soupray.subject import TransformersSpec
 from soupray.tasks import task_of
+from soupray.texts import pack
 
 Array = npt.NDArray[np.float32]
 
@@ -30,8 +32,9 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Array]
         home: where the embedded store is, if the sweep used it; default as everywhere.
 
     Returns:
-        A function of uint8 images [N, 1 or 3, H, W] (array or tensor) that returns float32
-        probabilities [N, C]. Batches of any size; the classes are in the spec's order.
+        A function of uint8 images [N, 1 or 3, H, W] (array or tensor), or of a list of N texts,
+        that returns float32 probabilities [N, C]. Batches of any size; the classes are in the
+        spec's order.
 
     Raises:
         ConfigError, NotFound, ChecksumMismatch: as `rebuild`.
@@ -43,14 +46,38 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Array]
     spec = spec_of(read)
     place = settle(spec, home or default_home()).place
     checkpoints = Checkpoints(place.open_store(), Path(place.cache) / "weights")
-    return _Predictor(read, task_of(spec.task), checkpoints)
+    samples = _texts if isinstance(spec.task, TransformersSpec) else _images
+    return _Predictor(read, task_of(spec.task), checkpoints, samples)
+
+
+def _images(batch: Any) -> torch.Tensor:
+    """A batch of images as the data cache would hold it. Raises ConfigError."""
+    images = torch.as_tensor(np.asarray(batch))
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        raise ConfigError(
+            f"a batch is uint8 images [N, 1 or 3, H, W], not {images.dtype} {list(images.shape)}."
+        )
+    return images
+
+
+def _texts(batch: Any) -> torch.Tensor:
+    """A batch of texts as the data cache would hold it. Raises ConfigError."""
+    if isinstance(batch, str) or not all(isinstance(text, str) for text in batch):
+        raise ConfigError(f"a batch is a list of texts, not {str(batch)[:60]!r}.")
+    return torch.from_numpy(pack(list(batch)))
 
 
 class _Predictor:
     """Holds each of the recipe's models once."""
 
-    def __init__(self, recipe: RecipeFile, task: Task, checkpoints: Checkpoints) -> None:
-        self._candidate, self._task = recipe.candidate, task
+    def __init__(
+        self,
+        recipe: RecipeFile,
+        task: Task,
+        checkpoints: Checkpoints,
+        samples: Callable[[Any], torch.Tensor],
+    ) -> None:
+        self._candidate, self._task, self._samples = recipe.candidate, task, samples
         self._models: dict[WeightCandidate, torch.nn.Module] = {}
         for member in recipe.candidate.members:
             model = task.model()
@@ -67,13 +94,8 @@ class _Predictor:
 
     @torch.inference_mode()
     def __call__(self, batch: Any) -> Array:
-        images = torch.as_tensor(np.asarray(batch))
-        if images.ndim != 4 or images.dtype != torch.uint8:
-            raise ConfigError(
-                f"a batch is uint8 images [N, 1 or 3, H, W], not {images.dtype} "
-                f"{list(images.shape)}."
-            )
-        logits = torch.from_numpy(self._logits(self._task.inputs(images)))
+        inputs = self._task.inputs(self._samples(batch))
+        logits = torch.from_numpy(self._logits(inputs))
         answer: Array = logits.softmax(dim=1).numpy()
         return answer
 

@@ -71,11 +71,34 @@ class SweepSpec(SpecModel):
     @classmethod
     def _suits_the_task(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         task = info.data.get("task")
-        if value == "zero_shot" and task is not None and task.kind != "open_clip":
+        if value == "zero_shot" and task is not None and not getattr(task, "templates", ()):
             write = {"init": "init: {trained: {lr: ..., epochs: ...}}", "anchor": "anchor: init"}
+            prompts = ", or prompts in task.templates" if task.kind == "transformers" else ""
             raise ValueError(
-                f"a {task.kind} model has no zero-shot head; write {write[str(info.field_name)]}"
+                f"a {task.kind} model has no zero-shot head; write "
+                f"{write[str(info.field_name)]}{prompts}"
             )
+        return value
+
+    @pydantic.field_validator("data")
+    @classmethod
+    def _can_be_read(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        task = info.data.get("task")
+        if task is not None and (task.kind == "transformers") != (value.kind == "text"):
+            raise ValueError(
+                f"a {task.kind} model cannot read data of kind {value.kind}: texts are for "
+                "transformers, images for the others"
+            )
+        return value
+
+    @pydantic.field_validator("search")
+    @classmethod
+    def _texts_do_not_turn(cls, value: Search, info: pydantic.ValidationInfo) -> Search:
+        task = info.data.get("task")
+        if task is not None and task.kind == "transformers":
+            for name in ("rotation", "shift"):
+                if getattr(value.space, name) != 0:
+                    raise ValueError(f"{name} is for images; leave it out")
         return value
 
     def __hash__(self) -> int:

@@ -40,11 +40,15 @@ class OpenClipSpec(SpecModel):
     @pydantic.field_validator("templates")
     @classmethod
     def _have_a_slot(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        for template in templates:
-            rest = template.replace("{}", "", 1)
-            if rest == template or "{" in rest or "}" in rest:
-                raise ValueError(f"the template {template!r} needs one {{}}, for the class name")
-        return templates
+        return _with_a_slot(templates)
+
+
+def _with_a_slot(templates: tuple[str, ...]) -> tuple[str, ...]:
+    for template in templates:
+        rest = template.replace("{}", "", 1)
+        if rest == template or "{" in rest or "}" in rest:
+            raise ValueError(f"the template {template!r} needs one {{}}, for the class name")
+    return templates
 
 
 class TimmSpec(SpecModel):
@@ -77,7 +81,42 @@ class TimmSpec(SpecModel):
         return std
 
 
-TaskSpec = OpenClipSpec | TimmSpec
+class TransformersSpec(SpecModel):
+    """A text model of transformers that classifies sequences, fine-tuned end to end.
+
+    `model` is a folder in the library's layout, `package:NAME/FOLDER` for one inside an installed
+    Python package, or a name on the hub (nothing is asked of it under HF_HUB_OFFLINE=1). `pooling`
+    makes one feature vector of a text: the `mean` over its tokens, the first token (`cls`), or as
+    the library's `own` classifier of that architecture does. With `templates`, the head is
+    zero-shot: `scale` times the normalised embeddings of the prompts; 20 is the scale that
+    sentence encoders are trained with (the default of sentence-transformers' ranking loss).
+    """
+
+    kind: Literal["transformers"]
+    model: str
+    classes: tuple[str, ...] = Field(min_length=2)
+    templates: tuple[str, ...] = ()
+    pooling: Literal["mean", "cls", "own"] = "mean"
+    normalise: bool = True
+    scale: Positive = 20.0
+    max_tokens: Annotated[int, Field(ge=2)] = 128
+
+    @pydantic.model_validator(mode="after")
+    def _head_suits_the_pooling(self) -> TransformersSpec:
+        _with_a_slot(self.templates)
+        if self.pooling == "own" and (self.templates or self.normalise):
+            raise ValueError(
+                "pooling: own is a classifier with a new head: leave `templates` out and write "
+                "normalise: false"
+            )
+        if self.templates and not self.normalise:
+            raise ValueError(
+                "a zero-shot head compares directions: with `templates`, write normalise: true"
+            )
+        return self
+
+
+TaskSpec = OpenClipSpec | TimmSpec | TransformersSpec
 
 
 class HeldOutParts(SpecModel):
@@ -132,7 +171,37 @@ class IdxSpec(_Shifted):
     held_out: HeldOut
 
 
-DataSpec = DigitsSpec | IdxSpec
+class TextSpec(SpecModel):
+    """Texts and their labels in files: CSV, TSV or JSON lines, told by the ending of the name.
+
+    A label is one of the task's classes, in words. `held_out` samples are drawn by class from the
+    train file, and so are `test` samples, where `test` is a number and not a file of its own.
+    `shifts` names further files, reported on like test. Texts beyond `max_bytes` (of UTF-8), or
+    beyond the task's max_tokens, fail, or are cut to it.
+    """
+
+    kind: Literal["text"]
+    train: str
+    test: str | Count
+    held_out: HeldOut
+    shifts: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,62}$")], str] = Field(
+        default_factory=dict
+    )
+    text_column: str = "text"
+    label_column: str = "label"
+    max_bytes: Count = 2000
+    on_long: Literal["fail", "cut"] = "fail"
+
+    @pydantic.field_validator("shifts")
+    @classmethod
+    def _are_not_splits(cls, shifts: dict[str, str]) -> dict[str, str]:
+        for name in ("train", "held_out", "rank", "test"):
+            if name in shifts:
+                raise ValueError(f"a shift cannot be called {name!r}, which is a split; rename it")
+        return shifts
+
+
+DataSpec = DigitsSpec | IdxSpec | TextSpec
 
 
 class Trained(Space):

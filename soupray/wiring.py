@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from soupray.checkpoints import Checkpoints, Weights, create_record, find_record
@@ -19,7 +20,7 @@ from soupray.ports import Task
 from soupray.records import Basis, Record, digest
 from soupray.spec import SweepSpec
 from soupray.storage import Credentials, Store, open_store
-from soupray.subject import TrainedInit
+from soupray.subject import TextSpec, TrainedInit
 from soupray.tasks import local_digests, task_of
 from soupray.training.loop import Hyperparameters, Start, trained
 
@@ -105,6 +106,7 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
         Diverged: the training of theta_0 did.
     """
     here = world(spec, place)
+    _refuse_long_texts(here)
     torch.manual_seed(spec.seed)  # weights that are not pre-trained are drawn
     start = here.task.init()
     init = here.checkpoints.save(_trained_from(start, here), {"init": spec.init_name})
@@ -115,6 +117,18 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
         key=key, splits=here.data.splits, init=init, anchor=anchor, anchor_name=spec.anchor
     )
     return create_record(here.checkpoints.store, f"bases/{basis.key}.json", basis)
+
+
+def _refuse_long_texts(here: World) -> None:
+    """Here, where all splits are at hand and before anything is stored. Raises ConfigError."""
+    if not isinstance(here.spec.data, TextSpec) or here.spec.data.on_long == "cut":
+        return
+    from soupray.tasks.text import TextTask
+
+    assert isinstance(here.task, TextTask)
+    for split in here.data.splits:
+        samples, _ = here.data.samples(split)
+        here.task.refuse_long(split.name, torch.from_numpy(np.array(samples)))
 
 
 def _trained_from(weights: Weights, here: World) -> Weights:

@@ -15,10 +15,11 @@ from soupray.data.digits import split_digits
 from soupray.data.idx import file_digests, split_idx
 from soupray.data.shifts import apply_shift
 from soupray.data.splits import Images, Labels, Samples
+from soupray.data.text import split_texts, text_digests
 from soupray.errors import ConfigError, EvaluationError
 from soupray.records import Role, Split, decode, digest, encode
 from soupray.spec import SweepSpec
-from soupray.subject import DataSpec, IdxSpec
+from soupray.subject import IdxSpec, TextSpec
 
 DATA_VERSION = "1"
 """Of the code that decodes and shifts; part of the cache's name."""
@@ -63,6 +64,8 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
     """
     source = [spec.data.model_dump(mode="json"), spec.task.classes, spec.seed]
     files = file_digests(spec.data) if isinstance(spec.data, IdxSpec) else []
+    if isinstance(spec.data, TextSpec):
+        files = text_digests(spec.data)
     key = digest([DATA_VERSION, *source, *files])
     folder = cache / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +80,14 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
 
 
 def _build(spec: SweepSpec, folder: Path) -> None:
-    parts = _parts(spec.data, spec.seed)
+    parts = _parts(spec)
     _check_classes(parts, spec)
     splits = []
     for name, samples in parts.items():
-        splits.append(_split(spec, name, _ROLES[name], samples))
+        splits.append(_split(spec, name, _ROLES.get(name, "shift"), samples))
         _write(folder, name, samples)
     test = parts["test"]
-    for shift in spec.data.shifts:
+    for shift in () if isinstance(spec.data, TextSpec) else spec.data.shifts:
         seed = int(digest([spec.seed, shift])[:15], 16)
         shifted = test._replace(images=apply_shift(shift, test.images, seed))
         splits.append(_split(spec, shift, "shift", shifted, f"{shift}/{seed}"))
@@ -100,9 +103,14 @@ _ROLES: dict[str, Role] = {
 }
 
 
-def _parts(data: DataSpec, seed: int) -> dict[str, Samples]:
-    """The data set's samples by split, without shifts."""
-    return split_idx(data, seed) if isinstance(data, IdxSpec) else split_digits(data, seed)
+def _parts(spec: SweepSpec) -> dict[str, Samples]:
+    """The data set's samples by split; shifts only where they have samples of their own."""
+    data = spec.data
+    if isinstance(data, TextSpec):
+        return split_texts(data, spec.task.classes, spec.seed)
+    return (
+        split_idx(data, spec.seed) if isinstance(data, IdxSpec) else split_digits(data, spec.seed)
+    )
 
 
 def _check_classes(parts: dict[str, Samples], spec: SweepSpec) -> None:
