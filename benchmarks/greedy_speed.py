@@ -23,7 +23,7 @@ import torch
 
 from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
-from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOut
 from soupray.evaluation.shelf import Shelf
@@ -76,7 +76,7 @@ def engine(world, setting, pool, splits, cascade: bool):
         workers = Counting(LocalWorkers(task, data, checkpoints, setting))
         shelf = Shelf(checkpoints, setting, splits[1])
         shelf.add(pool.ingredients)
-        evaluator = StoredEvaluator(workers, shelf, setting)
+        evaluator = StoredEvaluator(Site(workers, shelf, setting))
         selection = HeldOut(evaluator, pool, splits, cascade=cascade)
         (outcome,) = greedy(selection, ())
         return outcome, workers, time.perf_counter() - started

@@ -22,7 +22,7 @@ from PIL import Image, ImageEnhance
 from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
 from soupray.data.cache import Data
-from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.network import predict
 from soupray.evaluation.schedule import hardest_first
@@ -181,7 +181,7 @@ def engine(task, data: Data, checkpoints: Checkpoints, pool: Pool, cascade: bool
     workers = LocalWorkers(task, data, fresh, setting)
     shelf = Shelf(fresh, setting, data.split("train"))
     shelf.add(pool.ingredients)
-    evaluator = StoredEvaluator(workers, shelf, setting)
+    evaluator = StoredEvaluator(Site(workers, shelf, setting))
     splits = [data.split("held_out"), data.split("train")]
     (outcome,) = greedy(HeldOut(evaluator, pool, splits, cascade=cascade), ())
     return list(outcome.candidate.checkpoints), time.perf_counter() - started

@@ -105,7 +105,7 @@ def _recipe_flags(command: Command) -> Command:
 
 
 @cli.command()
-@_spec
+@click.argument("specs", nargs=-1, metavar="[SPEC]...", type=click.Path(path_type=Path))
 @_home
 @_address
 @_json
@@ -118,7 +118,7 @@ def _recipe_flags(command: Command) -> Command:
     help="Folder for leaderboard, figures, soup. Default: results/NAME.",
 )
 def soup(
-    spec: Path | None,
+    specs: tuple[Path, ...],
     home: Path,
     address: str | None,
     as_json: bool,
@@ -131,18 +131,22 @@ def soup(
 
     Without recipe flags, the recipes that SPEC lists. `soupray recipes` has papers, costs, options.
 
+    Several SPECs on the same data are one pool for ensembles, whatever their models are.
+
     \b
     soupray soup sweeps/digits.yaml --greedy --wise-ft
     soupray soup --all
+    soupray soup clip.yaml resnet.yaml --greedy-ensemble
     """
-    from soupray.soup import chosen_recipes, run_soup
+    from soupray.soup import chosen_recipes, joint, run_soup
 
-    _, loaded = _load(spec, home)
+    loaded = [_load(spec, home)[1] for spec in specs or (None,)]
     recipes = chosen_recipes(loaded, [name for name, on in flags.items() if on], everything)
-    folder = output or Path("results") / loaded.name
+    shown = joint(loaded)
+    folder = output or Path("results") / shown.name
     folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
     result = run_soup(loaded, home, address, recipes, partial)
-    _finish(result, loaded, folder, as_json)
+    _finish(result, shown, folder, as_json)
 
 
 def _finish(result: Result, spec: SweepSpec, output: Path, as_json: bool) -> None:

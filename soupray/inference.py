@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,8 @@ from soupray.errors import CheckpointError, ConfigError
 from soupray.maths.neighbours import kth_distances
 from soupray.maths.outputs import Blender, trust, vrf_logits
 from soupray.ports import Task
-from soupray.recipe_file import RecipeFile, read_recipe, spec_of, weights_of
-from soupray.subject import TransformersSpec
+from soupray.recipe_file import RecipeFile, read_recipe, spec_of, specs_of, weights_of
+from soupray.spec import SweepSpec
 from soupray.tasks import task_of
 from soupray.texts import pack
 
@@ -43,11 +44,16 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Array]
     from soupray.settling import settle
 
     read = read_recipe(Path(recipe))
-    spec = spec_of(read)
-    place = settle(spec, home or default_home()).place
-    checkpoints = Checkpoints(place.open_store(), Path(place.cache) / "weights")
-    samples = _texts if isinstance(spec.task, TransformersSpec) else _images
-    return _Predictor(read, task_of(spec.task), checkpoints, samples)
+    home = home or default_home()
+
+    @functools.cache
+    def source(spec: SweepSpec) -> _Source:
+        place = settle(spec, home).place
+        weights = Checkpoints(place.open_store(), Path(place.cache) / "weights")
+        return _Source(task_of(spec.task), weights, spec.setting.precision)
+
+    sources = {digest: source(spec) for digest, spec in specs_of(read).items()}
+    return _Predictor(read, sources, _texts if spec_of(read).data.kind == "text" else _images)
 
 
 def _images(batch: Any) -> torch.Tensor:
@@ -67,19 +73,27 @@ def _texts(batch: Any) -> torch.Tensor:
     return torch.from_numpy(pack(list(batch)))
 
 
+class _Source(NamedTuple):
+    """What makes the models of one spec."""
+
+    task: Task
+    checkpoints: Checkpoints
+    precision: str
+
+
 class _Predictor:
-    """Holds each of the recipe's models once."""
+    """Holds each of the recipe's models once. `sources`: by checkpoint, of the others by ""."""
 
     def __init__(
         self,
         recipe: RecipeFile,
-        task: Task,
-        checkpoints: Checkpoints,
+        sources: dict[str, _Source],
         samples: Callable[[Any], torch.Tensor],
     ) -> None:
-        self._candidate, self._task, self._samples = recipe.candidate, task, samples
-        self._models: dict[WeightCandidate, torch.nn.Module] = {}
+        self._candidate, self._samples = recipe.candidate, samples
+        self._models: dict[WeightCandidate, tuple[Task, torch.nn.Module]] = {}
         for member in recipe.candidate.members:
+            task, checkpoints, precision = sources.get(member.checkpoints[0], sources[""])
             model = task.model()
             try:
                 model.load_state_dict(weights_of(member, recipe, checkpoints))
@@ -87,34 +101,39 @@ class _Predictor:
                 raise CheckpointError(
                     f"{recipe.name}: the weights do not fit the model: {error}"
                 ) from error
-            self._models[member] = model.eval()
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            self._models[member] = (task, model.to(dtype).eval())
         if isinstance(recipe.candidate, VRFEnsemble):
-            failures = checkpoints.load(recipe.candidate.failures.sha256)
+            home = sources.get(recipe.candidate.fine_tuned.checkpoints[0], sources[""])
+            failures = home.checkpoints.load(recipe.candidate.failures.sha256)
             self._failures = failures["features"].numpy()
 
     @torch.inference_mode()
     def __call__(self, batch: Any) -> Array:
-        inputs = self._task.inputs(self._samples(batch))
-        logits = torch.from_numpy(self._logits(inputs))
+        logits = torch.from_numpy(self._logits(self._samples(batch)))
         answer: Array = logits.softmax(dim=1).numpy()
         return answer
 
-    def _logits(self, inputs: torch.Tensor) -> Array:
+    def _logits(self, images: torch.Tensor) -> Array:
         candidate = self._candidate
         if isinstance(candidate, OutputEnsemble):
-            return Blender(lambda member: self._run(member, inputs)[0]).logits(candidate)
+            return Blender(lambda member: self._run(member, images)[0]).logits(candidate)
         if isinstance(candidate, VRFEnsemble):
-            fine_tuned, features = self._run(candidate.fine_tuned, inputs)
+            fine_tuned, features = self._run(candidate.fine_tuned, images)
             length = np.linalg.norm(features, axis=1, keepdims=True)
             normalised = features / np.maximum(length, np.finfo(np.float32).tiny)
             distances = kth_distances(normalised, self._failures, candidate.k)
             omega = trust(distances.astype(np.float64), candidate.a, candidate.b)
-            reference, _ = self._run(candidate.reference, inputs)
+            reference, _ = self._run(candidate.reference, images)
             return vrf_logits(fine_tuned, reference, candidate.temperatures, omega)
-        return self._run(candidate, inputs)[0]
+        return self._run(candidate, images)[0]
 
-    def _run(self, member: WeightCandidate, inputs: torch.Tensor) -> tuple[Array, Array]:
+    def _run(self, member: WeightCandidate, images: torch.Tensor) -> tuple[Array, Array]:
         """(logits [N, C], features [N, D])."""
-        model: Any = self._models[member]
+        task, module = self._models[member]
+        model: Any = module
+        inputs = task.inputs(images)
+        if inputs.is_floating_point():
+            inputs = inputs.to(next(module.parameters()).dtype)
         features = model.features(inputs)
-        return model.head(features).numpy(), features.numpy()
+        return model.head(features).float().numpy(), features.float().numpy()

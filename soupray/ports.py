@@ -44,7 +44,10 @@ class Hints(NamedTuple):
 
 
 class Request(Record, Generic[T], frozen=True, kw_only=True):
-    """A question about weights whose answer, of type T, is numbers that a recipe may see."""
+    """A question about weights whose answer, of type T, is numbers that a recipe may see.
+
+    The first field says what it is about: a model, a checkpoint, or several.
+    """
 
     answer: ClassVar[object]
     """The type of the answer, for decoding it."""
@@ -55,12 +58,41 @@ class Request(Record, Generic[T], frozen=True, kw_only=True):
     kept: ClassVar[bool] = True
     """Its answer is stored: somebody may ask again."""
 
+    @property
+    def about(self) -> str:
+        """SHA-256 of the checkpoint that it is about, or of the first of several."""
+        first = getattr(self, self.__struct_fields__[0])
+        if isinstance(first, str):
+            return first
+        sha: str = first[0] if isinstance(first, tuple) else first.checkpoints[0]
+        return sha
+
 
 class Temperature(Request[float], tag="temperature", frozen=True, kw_only=True):
     """The temperature that minimises NLL on held-out data (one-dimensional and convex)."""
 
     candidate: Candidate
     answer: ClassVar[object] = float
+
+
+class Right(Request[str], tag="right", frozen=True, kw_only=True):
+    """Which samples a model gets right, packed as in `Scores.right`. A pass without augmentation.
+
+    Of training data this is all that is kept.
+    """
+
+    model: WeightCandidate
+    answer: ClassVar[object] = str
+    on_train: ClassVar[bool] = True
+
+
+class Features(Request[CheckpointRef], tag="features", frozen=True, kw_only=True):
+    """A model's features [n, D], normalised, of the samples that `rows` (packed) marks."""
+
+    model: WeightCandidate
+    rows: str
+    answer: ClassVar[object] = CheckpointRef
+    on_train: ClassVar[bool] = True
 
 
 class FailureSet(Record, frozen=True, kw_only=True):
@@ -77,6 +109,7 @@ class Failures(Request[FailureSet], tag="failures", frozen=True, kw_only=True):
     reference: WeightCandidate
     answer: ClassVar[object] = FailureSet
     on_train: ClassVar[bool] = True
+    kept: ClassVar[bool] = False  # it is made of `Right` and `Features`, which are
 
 
 class Distances(Request[tuple[float, ...]], tag="distances", frozen=True, kw_only=True):

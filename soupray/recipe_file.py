@@ -18,6 +18,13 @@ from soupray.spec import SweepSpec, parse_data
 from soupray.wiring import Place
 
 
+class Foreign(Record, frozen=True, kw_only=True):
+    """Checkpoints in an ensemble that come from the pool of another spec."""
+
+    checkpoints: tuple[str, ...]
+    spec: dict[str, Any]
+
+
 class RecipeFile(Record, frozen=True, kw_only=True):
     """What a soup is made of. `sha256` is that of its safetensors file, once it was made.
 
@@ -35,6 +42,7 @@ class RecipeFile(Record, frozen=True, kw_only=True):
     statistics: dict[str, CheckpointRef]
     sha256: str | None
     spec: dict[str, Any]
+    foreign: tuple[Foreign, ...] = ()
 
 
 def read_recipe(path: Path) -> RecipeFile:
@@ -53,6 +61,15 @@ def read_recipe(path: Path) -> RecipeFile:
 def spec_of(recipe: RecipeFile) -> SweepSpec:
     """The spec that the recipe was made under."""
     return parse_data(recipe.spec, f"the spec in recipe {recipe.name}")
+
+
+def specs_of(recipe: RecipeFile) -> dict[str, SweepSpec]:
+    """The specs of an ensemble's checkpoints, that of most under ""."""
+    specs = {"": spec_of(recipe)}
+    for foreign in recipe.foreign:
+        spec = parse_data(foreign.spec, f"a spec in recipe {recipe.name}")
+        specs |= dict.fromkeys(foreign.checkpoints, spec)
+    return specs
 
 
 def rebuild(recipe: RecipeFile, place: Place, output: Path) -> str:

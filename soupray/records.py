@@ -134,13 +134,18 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
 
     def right_mask(self) -> npt.NDArray[np.bool_]:
         """Bool [n]: sample i was classified correctly."""
-        packed = np.frombuffer(base64.b64decode(self.right), dtype=np.uint8)
-        return np.unpackbits(packed, count=self.n).astype(bool)
+        return unpack_right(self.right, self.n)
 
 
 def pack_right(right: npt.NDArray[np.bool_]) -> str:
     """`Scores.right` of a bool array [n]: packed bits in base64."""
     return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+def unpack_right(packed: str, n: int) -> npt.NDArray[np.bool_]:
+    """The bool array [n] that `pack_right` was given."""
+    bits = np.frombuffer(base64.b64decode(packed), dtype=np.uint8)
+    return np.unpackbits(bits, count=n).astype(bool)
 
 
 class Tally(Record, tag="tally", frozen=True, kw_only=True):

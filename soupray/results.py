@@ -14,7 +14,7 @@ from soupray.home import atomic_write
 from soupray.indexer import open_tracker
 from soupray.plan import trials_of
 from soupray.ports import Champion, TrackedRun, Tracker
-from soupray.recipe_file import RecipeFile
+from soupray.recipe_file import Foreign, RecipeFile
 from soupray.records import Basis, Manifest, decode, encode
 from soupray.reporting.plots import draw_all
 from soupray.reporting.publish import entry_key, entry_run, sweep_run, trial_run
@@ -220,7 +220,19 @@ def _recipe(outcome: Outcome, result: Result, spec: SweepSpec) -> RecipeFile:
         },
         sha256=result.weights.sha256 if outcome.name == result.soup.name else None,
         spec=spec.model_dump(mode="json"),
+        foreign=_foreign(outcome, result),
     )
+
+
+def _foreign(outcome: Outcome, result: Result) -> tuple[Foreign, ...]:
+    """By spec, the checkpoints of an outcome that are of another pool."""
+    found: dict[str, Foreign] = {}
+    for sha in outcome.candidate.checkpoints:
+        spec = result.foreign.get(sha)
+        if spec is not None:
+            known = found[spec.name].checkpoints if spec.name in found else ()
+            found[spec.name] = Foreign(checkpoints=(*known, sha), spec=spec.model_dump(mode="json"))
+    return tuple(found.values())
 
 
 def _in_store(spec: SweepSpec, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from soupray.checkpoints import Checkpoints, read_record
 from soupray.console import say
 from soupray.errors import EvaluationError
-from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.pool import Found, find_trials
 from soupray.evaluation.shelf import Shelf
 from soupray.plan import trials_of
@@ -22,40 +22,115 @@ from soupray.wiring import find_basis
 
 
 class Session(NamedTuple):
-    """A pool, and everything to evaluate its models with."""
+    """A pool, and everything to evaluate its models with.
+
+    `foreign`: the specs of the checkpoints that come from another spec's pool.
+    """
 
     settled: Settled
     store: Store
     pool: Pool
     basis: Basis
-    shelf: Shelf
     evaluator: StoredEvaluator
+    foreign: dict[str, SweepSpec]
 
 
 @contextmanager
-def opened(spec: SweepSpec, home: Path, address: str | None, partial: bool) -> Iterator[Session]:
+def opened(
+    spec: SweepSpec,
+    home: Path,
+    address: str | None,
+    partial: bool,
+    others: Sequence[SweepSpec] = (),
+) -> Iterator[Session]:
     """The pool of `spec` on Ray's workers; what was evaluated before is known, without Ray.
 
+    The ingredients of `others` join the pool: they can be ensembled, not averaged.
+
     Raises:
-        EvaluationError: no ingredients, or some are missing and `partial` is false.
-        IncompatibleWeights: an ingredient that did not start from the pool's init.
+        EvaluationError: no ingredients, some are missing and `partial` is false, or other data
+            in `others`.
+        IncompatibleWeights: an ingredient that did not start from its pool's init.
         StoreError: the store is away.
     """
     from soupray.distributed import cluster
-    from soupray.distributed.actors import RayWorkers
+    from soupray.distributed.actors import Actors, RayWorkers
 
-    with cluster.when_needed(address, spec) as attach:
-        settled = settle(spec, home)
-        place = settled.place
-        check_bucket(place.storage, place.read_credentials())
-        store = place.open_store()
-        pool, basis = find_pool(store, spec, partial)
-        shelf = Shelf(
-            Checkpoints(store, Path(place.cache) / "weights"), spec.setting, basis.split("train")
+    with cluster.when_needed(address, spec, *others) as attach:
+        actors = Actors([spec, *others], attach)
+
+        def site(of: Brought) -> Site:
+            workers = RayWorkers(of.spec, of.settled.place, actors)
+            return Site(workers, of.shelf, of.spec.setting)
+
+        mine, *theirs = [_brought(s, home, partial) for s in (spec, *others)]
+        sites: dict[str, Site] = {}
+        foreign: dict[str, SweepSpec] = {}
+        ingredients = {i.checkpoint.sha256: i for i in mine.pool.ingredients}
+        for other in theirs:
+            refuse_other_data(mine, other)
+            new = [i for i in other.pool.ingredients if i.checkpoint.sha256 not in ingredients]
+            ingredients |= {i.checkpoint.sha256: i for i in new}
+            foreign |= dict.fromkeys((i.checkpoint.sha256 for i in new), other.spec)
+            sites |= dict.fromkeys((i.checkpoint.sha256 for i in new), site(other))
+        yield Session(
+            mine.settled,
+            mine.store,
+            pool_of(mine.basis, list(ingredients.values())),
+            mine.basis,
+            StoredEvaluator(site(mine), sites),
+            foreign,
         )
-        shelf.add(pool.ingredients)
-        evaluator = StoredEvaluator(RayWorkers(spec, place, attach), shelf, spec.setting)
-        yield Session(settled, store, pool, basis, shelf, evaluator)
+
+
+class Brought(NamedTuple):
+    """What one spec brings to a session."""
+
+    spec: SweepSpec
+    settled: Settled
+    store: Store
+    pool: Pool
+    basis: Basis
+    shelf: Shelf
+
+
+def _brought(spec: SweepSpec, home: Path, partial: bool) -> Brought:
+    settled = settle(spec, home)
+    place = settled.place
+    check_bucket(place.storage, place.read_credentials())
+    store = place.open_store()
+    pool, basis = find_pool(store, spec, partial)
+    shelf = Shelf(
+        Checkpoints(store, Path(place.cache) / "weights"), spec.setting, basis.split("train")
+    )
+    shelf.add(pool.ingredients)
+    return Brought(spec, settled, store, pool, basis, shelf)
+
+
+def refuse_other_data(mine: Brought, other: Brought) -> None:
+    """Raises EvaluationError unless both pools were made, and are measured, on the same samples."""
+    names = (mine.spec.name, other.spec.name)
+    labels = [p.spec.task.classes for p in (mine, other)]
+    if labels[0] != labels[1]:
+        differ = [pair for pair in zip(*labels, strict=False) if pair[0] != pair[1]]
+        what = f"{differ[0][0]!r} and {differ[0][1]!r}" if differ else "in number"
+        raise EvaluationError(
+            f"{names[0]} and {names[1]} have different classes ({what}): outputs of their models "
+            "cannot be mixed. Name the classes alike and in the same order in both specs."
+        )
+    theirs = {s.name: s for s in other.basis.splits}
+    for split in mine.basis.splits:
+        if split.name not in theirs:
+            raise EvaluationError(f"{names[1]} has no split {split.name}, {names[0]} has.")
+        if theirs[split.name].digest != split.digest:
+            raise EvaluationError(
+                f"split {split.name} of {names[0]} ({split.digest[:12]}) is not that of {names[1]} "
+                f"({theirs[split.name].digest[:12]}): write the same data, seed and held_out in "
+                "both specs."
+            )
+    extra = sorted(set(theirs) - {s.name for s in mine.basis.splits})
+    if extra:
+        raise EvaluationError(f"{names[0]} has no split {extra[0]}, {names[1]} has.")
 
 
 def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, Basis]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Entry, leaderboard
 from soupray.session import opened
 from soupray.settling import Settled
-from soupray.spec import SweepSpec
+from soupray.spec import NAME_LENGTH, SweepSpec
 from soupray.storage import Store
 
 Recipes = dict[str, dict[str, Option]]
@@ -62,29 +63,34 @@ class Result(NamedTuple):
     statistics: dict[str, CheckpointRef]
     settled: Settled
     made: float
+    foreign: dict[str, SweepSpec]
 
 
 def run_soup(
-    spec: SweepSpec, home: Path, address: str | None, recipes: Recipes, partial: bool
+    specs: Sequence[SweepSpec], home: Path, address: str | None, recipes: Recipes, partial: bool
 ) -> Result:
     """Choose with `recipes`, then report. Running it again evaluates nothing twice.
+
+    Several specs are one pool whose outputs, not weights, are mixed; the first one's anchor counts.
 
     Raises:
         EvaluationError: no ingredients, some are missing and `partial` is false, or NaN weights.
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store is away.
     """
-    with opened(spec, home, address, partial) as session:
+    spec, *others = specs
+    with opened(spec, home, address, partial, others) as session:
         pool, basis, evaluator = session.pool, session.basis, session.evaluator
-        for finding in refuse_or_note(session):
-            say(f"note: {finding.what}. {finding.advice}.")
+        if not others:
+            for finding in refuse_or_note(session):
+                say(f"note: {finding.what}. {finding.advice}.")
         with Progress("choosing", _choosing_work(pool, recipes)) as progress:
             evaluator.on_result = progress.advance
             splits = [basis.split("held_out"), basis.split("train")]
             selection = HeldOut(
                 evaluator, pool, splits, cascade=spec.precision == "cascade", metric=spec.metric
             )
-            choices = choose(session.store, spec, selection, recipes)
+            choices = choose(session.store, joint(specs), selection, recipes)
             progress.finish()
         outcomes = choices.outcomes
         for note in dict.fromkeys(n for o in outcomes for n in o.notes):
@@ -96,12 +102,25 @@ def run_soup(
             reported = report(evaluator, asked, basis)
         entries = leaderboard(outcomes, pool, basis, reported, spec.metric)
         soup = best_soup(entries, outcomes)
-        weights = evaluator.save(weights_of(soup))
-        statistics = session.shelf.statistics(asked)
-        settled = session.settled
-    return Result(
-        entries, outcomes, pool, basis, reported, soup, weights, statistics, settled, choices.made
-    )
+        return Result(
+            entries=entries,
+            outcomes=outcomes,
+            pool=pool,
+            basis=basis,
+            reported=reported,
+            soup=soup,
+            weights=evaluator.save(weights_of(soup)),
+            statistics=evaluator.statistics(asked),
+            settled=session.settled,
+            made=choices.made,
+            foreign=session.foreign,
+        )
+
+
+def joint(specs: Sequence[SweepSpec]) -> SweepSpec:
+    """What the results of several specs are kept under: the first, with all their names."""
+    name = "_and_".join(s.name for s in specs)
+    return specs[0].model_copy(update={"name": name[:NAME_LENGTH]})
 
 
 def choose(store: Store, spec: SweepSpec, selection: HeldOut, recipes: Recipes) -> Choices:
@@ -186,12 +205,23 @@ def weights_of(outcome: Outcome) -> WeightCandidate:
     return outcome.candidate
 
 
-def chosen_recipes(spec: SweepSpec, flags: list[str], everything: bool) -> Recipes:
-    """What to run: the flags, or all of the table, or what the spec lists."""
-    offered = [r.name for r in TABLE.values() if not r.baseline]
-    names = offered if everything else flags or list(spec.recipes)
+def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: bool) -> Recipes:
+    """What to run: the flags, or all of the table, or what the spec lists.
+
+    Raises:
+        ConfigError: no recipe, or one that averages weights for several specs.
+    """
+    spec, several = specs[0], len(specs) > 1
+    offered = [r.name for r in TABLE.values() if not r.baseline and (r.ensemble or not several)]
+    listed = [name for name in spec.recipes if name in offered]
+    names = offered if everything else flags or listed or (offered if several else [])
     if not names:
         raise ConfigError(f"no recipe chosen: name one of {', '.join(offered)}, or --all.")
+    for name in set(names) - set(offered):
+        raise ConfigError(
+            f"--{name.replace('_', '-')} averages weights, which models of several specs do not "
+            f"share: with several specs, choose among {', '.join(offered)}, or --all."
+        )
     return {name: dict(spec.recipes.get(name, {})) for name in names}
 
 

@@ -18,6 +18,8 @@ from soupray.records import Metric, Setting, digest
 from soupray.space import Count, NonNegative, Positive, Search, SpecModel
 from soupray.subject import DataSpec, Init, TaskSpec
 
+NAME_LENGTH = 63
+
 
 def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
     """A text that starts with `pattern`; the message says what is allowed."""
@@ -41,7 +43,11 @@ class SweepSpec(SpecModel):
     """A sweep. Everything that is done follows from it; see `soupray.plan.plan`."""
 
     name: Annotated[
-        str, _matching(r"[a-z0-9][a-z0-9_-]{0,62}$", "1 to 63 lower-case letters, digits, - and _")
+        str,
+        _matching(
+            rf"[a-z0-9][a-z0-9_-]{{0,{NAME_LENGTH - 1}}}$",
+            f"1 to {NAME_LENGTH} lower-case letters, digits, - and _",
+        ),
     ]
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Count = 1

@@ -13,7 +13,7 @@ import torch
 from soupray.checkpoints import Checkpoints, Weights, create_record, find_record
 from soupray.data.cache import DATA_VERSION, Data, open_data
 from soupray.errors import Diverged
-from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.plan import CODE_VERSION
 from soupray.ports import Task
@@ -64,7 +64,7 @@ class World:
     def evaluator(self) -> StoredEvaluator:
         """An evaluator in this process."""
         workers = self.workers()
-        return StoredEvaluator(workers, workers.shelf, self.spec.setting)
+        return StoredEvaluator(Site(workers, workers.shelf, self.spec.setting))
 
 
 @functools.lru_cache(maxsize=1)  # a worker serves one sweep; actors are reused by its trials

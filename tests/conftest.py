@@ -11,6 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -168,12 +170,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return made
 
 
-@pytest.fixture
-def fresh(run: Run, tmp_path: Path):
+@contextmanager
+def copied(run: Run, folder: Path) -> Iterator[Home]:
     """A copy of the main job's home and store, to change."""
     from soupray import stack
 
-    copy = Home(tmp_path / "fresh")
+    copy = Home(folder)
     copy.folder.mkdir()
     shutil.copy(run.spec, copy.spec)
     shutil.copytree(run.output, copy.output)
@@ -188,3 +190,10 @@ def fresh(run: Run, tmp_path: Path):
         yield copy
     finally:
         stack.down(copy.home)
+
+
+@pytest.fixture
+def fresh(run: Run, tmp_path: Path):
+    """A copy of the main job's home and store for one test."""
+    with copied(run, tmp_path / "fresh") as copy:
+        yield copy

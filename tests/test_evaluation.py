@@ -11,7 +11,7 @@ from toy import Toy, toy
 
 from soupray.candidates import WeightSoup, mean_of, weight_soup
 from soupray.errors import EvaluationError
-from soupray.evaluation.evaluator import StoredEvaluator, reaches
+from soupray.evaluation.evaluator import Site, StoredEvaluator, reaches
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.network import predict
 from soupray.evaluation.selection import HeldOut
@@ -172,7 +172,7 @@ def watched(world: Toy) -> tuple[Watched, StoredEvaluator]:
     """A new evaluator over the world's store: as another process, later."""
     fresh = Watched(LocalWorkers(world.task, world.data, world.checkpoints, world.setting))
     shelf = Shelf(world.checkpoints, world.setting, world.basis.split("train"))
-    return fresh, StoredEvaluator(fresh, shelf, world.setting)
+    return fresh, StoredEvaluator(Site(fresh, shelf, world.setting))
 
 
 def test_what_was_scored_once_is_not_asked_again_by_anybody(world):
@@ -249,7 +249,7 @@ def evaluator(here) -> StoredEvaluator:
 
 def evaluator_of(here: Small) -> StoredEvaluator:
     workers = LocalWorkers(here.task, here.data, here.checkpoints, here.spec.setting)
-    return StoredEvaluator(workers, workers.shelf, here.spec.setting)
+    return StoredEvaluator(Site(workers, workers.shelf, here.spec.setting))
 
 
 def stored(here: Small, **changes: torch.Tensor | None) -> str:

@@ -7,7 +7,7 @@ import pytest
 from soupray.candidates import mean_of, weight_soup
 from soupray.checkpoints import Checkpoints
 from soupray.errors import NotFound
-from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.shelf import Shelf
 from soupray.ports import Deviation, Evaluator, Gram, Temperature
@@ -37,7 +37,7 @@ def forgetful(checkpoints: Checkpoints, folder) -> Checkpoints:
 def on_ray(run, tmp_path_factory):
     """(workers, a function that makes an evaluator which knows nothing yet)."""
     from soupray.distributed import cluster
-    from soupray.distributed.actors import RayWorkers
+    from soupray.distributed.actors import Actors, RayWorkers
 
     spec, place, store = run.world()
     # A setting of its own gives keys of its own: what the main job stored is not found.
@@ -45,10 +45,12 @@ def on_ray(run, tmp_path_factory):
     checkpoints = Checkpoints(store, tmp_path_factory.mktemp("ray"))
     train = find_basis(store, spec).split("train")
     with cluster.attach("local", spec):
-        workers = RayWorkers(spec, place)
+        workers = RayWorkers(spec, place, Actors([spec], lambda: None))
         yield (
             workers,
-            lambda: StoredEvaluator(workers, Shelf(checkpoints, spec.setting, train), spec.setting),
+            lambda: StoredEvaluator(
+                Site(workers, Shelf(checkpoints, spec.setting, train), spec.setting)
+            ),
         )
 
 
@@ -64,7 +66,7 @@ def plain_evaluator(run, folder) -> StoredEvaluator:
     setting = spec.model_copy(update={"evaluation_batch": 50}).setting
     here = world(spec, place)
     workers = LocalWorkers(here.task, here.data, forgetful(here.checkpoints, folder), setting)
-    return StoredEvaluator(workers, workers.shelf, setting)
+    return StoredEvaluator(Site(workers, workers.shelf, setting))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from test_evaluators import forgetful
 from soupray.candidates import mean_of
 from soupray.checkpoints import create_record
 from soupray.errors import ChecksumMismatch, EvaluationError, IncompatibleWeights
-from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.pool import manifest_path
 from soupray.evaluation.selection import HeldOut
@@ -140,7 +140,7 @@ def test_an_edited_data_section_is_explained_too(copied):
 def test_choices_once_frozen_are_not_made_again(run, pool):
     spec, _, store = run.world()
     selection = pool_only(pool)
-    recipes = chosen_recipes(spec, [], everything=True)
+    recipes = chosen_recipes([spec], [], everything=True)
     choices = choose(store, spec, selection, recipes)
     assert isinstance(choices, Choices)
     assert choices.pool == pool.checkpoints
@@ -157,9 +157,9 @@ def test_the_local_evaluator_makes_the_same_choices_as_the_ray_driver(run, pool,
     workers = LocalWorkers(
         here.task, here.data, forgetful(here.checkpoints, tmp_path), spec.setting
     )
-    evaluator = StoredEvaluator(workers, workers.shelf, spec.setting)
+    evaluator = StoredEvaluator(Site(workers, workers.shelf, spec.setting))
     selection = HeldOut(evaluator, pool, splits)
-    wanted = {"anchor": {}, "best_single": {}, **chosen_recipes(spec, [], everything=True)}
+    wanted = {"anchor": {}, "best_single": {}, **chosen_recipes([spec], [], everything=True)}
     outcomes = run_recipes(selection, wanted)
     board = {e["name"]: e for e in json.loads((run.output / "leaderboard.json").read_text())}
     assert {o.name for o in outcomes} == set(board)
@@ -188,7 +188,7 @@ def test_the_soup_that_is_written_is_the_best_that_averages_anything(run, pool):
 
     spec, _, store = run.world()
     entries = msgspec.json.decode((run.output / "leaderboard.json").read_bytes(), type=list[Entry])
-    recipes = chosen_recipes(spec, [], everything=True)
+    recipes = chosen_recipes([spec], [], everything=True)
     selection = pool_only(pool)
     outcomes = choose(store, spec, selection, recipes).outcomes
     best = best_soup(entries, outcomes)

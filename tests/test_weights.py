@@ -7,7 +7,7 @@ import torch
 
 from soupray.candidates import WeightSoup, mean_of, weight_soup
 from soupray.errors import IncompatibleWeights
-from soupray.maths.weights import Mixer
+from soupray.maths.weights import CHUNK, Mixer
 from soupray.recipes.starts import interpolate
 
 
@@ -21,8 +21,11 @@ class Model(dict):
 
 def random_model(seed: int, dtype: torch.dtype = torch.float32) -> Model:
     generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(64, 33, generator=generator).to(dtype)
+    w[:2] = torch.tensor([0.0, -0.0]).to(dtype)[:, None]  # equal, but not the same bytes
     return Model(
-        w=torch.randn(64, 33, generator=generator).to(dtype),
+        w=w,
+        long=torch.randn(CHUNK + 3, generator=generator).to(dtype),
         b=torch.randn(33, generator=generator).to(dtype) * 1e-3,
         steps=torch.tensor(7),
     )
@@ -33,9 +36,13 @@ def mix(models: dict[str, Model], soup: WeightSoup) -> dict[str, torch.Tensor]:
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(
-        a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a
-    )
+    """To the last bit: torch.equal takes -0.0 for 0.0."""
+
+    def raw(tensor: torch.Tensor) -> tuple:
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return tensor.dtype, tensor.shape, data
+
+    return a.keys() == b.keys() and all(raw(a[n]) == raw(b[n]) for n in a)
 
 
 @pytest.mark.parametrize("k", [1, 3, 7, 11])

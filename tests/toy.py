@@ -17,7 +17,7 @@ from shared import trial
 from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
 from soupray.data.cache import Data
-from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOut
 from soupray.records import Basis, Ingredient, Pool, Setting, Split, digest, encode, pool_of
@@ -112,7 +112,7 @@ def toy(folder: Path, models: list[torch.Tensor] | int = 6, batch_size: int = 8)
     init = checkpoints.save(task.init(), {"init": "toy"})
     basis = Basis(key="toy", splits=data.splits, init=init, anchor=init)
     workers = LocalWorkers(task, data, checkpoints, setting)
-    evaluator = StoredEvaluator(workers, workers.shelf, setting)
+    evaluator = StoredEvaluator(Site(workers, workers.shelf, setting))
     ingredients = [
         _ingredient(f"t{i}", weights, basis, (workers, checkpoints))
         for i, weights in enumerate(models)

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from soupray.candidates import WeightCandidate
-from soupray.distributed.cluster import get, slots
+from soupray.distributed.cluster import get, largest, slots
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
 from soupray.ports import Reached, Request
 from soupray.records import CheckpointRef, Split
@@ -19,47 +19,54 @@ from soupray.wiring import Place, world
 
 
 class _Worker:
-    """Local workers in an actor, which store each result at once. Weights never travel."""
+    """Local workers in an actor, which store each result at once. Weights never travel.
 
-    def __init__(self, spec: SweepSpec, place: Place) -> None:
-        self._here = world(spec, place).workers()
+    It serves one spec at a time, and whichever the next call is for.
+    """
 
-    def evaluate(self, candidate: WeightCandidate, splits: Sequence[Split]) -> None:
-        self._here.evaluate([candidate], splits)
+    def __init__(self) -> None:
+        self._of = functools.lru_cache(maxsize=1)(lambda spec, place: world(spec, place).workers())
 
-    def run(
-        self, unit: Unit, candidate: WeightCandidate, split: Split, tau: float | None
-    ) -> Answer:
-        return self._here.run(unit, candidate, split, tau)
+    def evaluate(
+        self, spec: SweepSpec, place: Place, candidate: WeightCandidate, splits: Sequence[Split]
+    ) -> None:
+        self._of(spec, place).evaluate([candidate], splits)
 
-    def measure(self, request: Request[Any], split: Split) -> Any:
-        return self._here.measure([request], split)[0]
+    def run(self, spec: SweepSpec, place: Place, *work: Any) -> Answer:
+        return self._of(spec, place).run(*work)
 
-    def save(self, candidate: WeightCandidate) -> CheckpointRef:
-        return self._here.save(candidate)
+    def measure(self, spec: SweepSpec, place: Place, request: Request[Any], split: Split) -> Any:
+        return self._of(spec, place).measure([request], split)[0]
+
+    def save(self, spec: SweepSpec, place: Place, candidate: WeightCandidate) -> CheckpointRef:
+        return self._of(spec, place).save(candidate)
+
+
+class Actors:
+    """As many as there is room for, started when the first work comes. Several specs share them."""
+
+    def __init__(self, specs: Sequence[SweepSpec], attach: Callable[[], None]) -> None:
+        """`attach` is called before the first actor is started."""
+        self._resources, self._attach = largest([s.resources for s in specs]), attach
+
+    @functools.cached_property
+    def all(self) -> list[Any]:
+        """The actors."""
+        self._attach()
+        remote = ray.remote(_Worker).options(
+            num_cpus=self._resources.cpu,
+            num_gpus=self._resources.gpu,
+            max_restarts=3,
+            max_task_retries=3,
+        )
+        return [remote.remote() for _ in range(slots(self._resources))]
 
 
 class RayWorkers:
     """See `evaluator.Workers`. An actor that dies is started again, and its work repeated."""
 
-    def __init__(
-        self, spec: SweepSpec, place: Place, attach: Callable[[], None] = lambda: None
-    ) -> None:
-        """`attach` is called before the first actor is started."""
-        self._spec, self._place, self._attach = spec, place, attach
-
-    @functools.cached_property
-    def _actors(self) -> list[Any]:
-        """As many as there is room for, started when the first work comes."""
-        self._attach()
-        remote = ray.remote(_Worker).options(
-            num_cpus=self._spec.resources.cpu,
-            num_gpus=self._spec.resources.gpu,
-            max_restarts=3,
-            max_task_retries=3,
-        )
-        count = slots(self._spec.resources)
-        return [remote.remote(self._spec, self._place) for _ in range(count)]
+    def __init__(self, spec: SweepSpec, place: Place, actors: Actors) -> None:
+        self._there, self._actors = (spec, place), actors
 
     def evaluate(
         self,
@@ -79,13 +86,15 @@ class RayWorkers:
         tau: float | None,
     ) -> Reached:
         """See `evaluator.Workers`. Work that is no longer needed is cancelled."""
-        idle = deque(self._actors)
+        idle = deque(self._actors.all)
         running: dict[ray.ObjectRef, tuple[Unit, Any]] = {}
         try:
             while (reached := schedule.settled()) is None:
                 while idle and (unit := schedule.next()) is not None:
                     actor = idle.popleft()
-                    reference = actor.run.remote(unit, candidates[unit.candidate], split, tau)
+                    reference = actor.run.remote(
+                        *self._there, unit, candidates[unit.candidate], split, tau
+                    )
                     running[reference] = (unit, actor)
                 (ready,), _ = ray.wait(list(running), num_returns=1)
                 unit, actor = running.pop(ready)
@@ -112,14 +121,14 @@ class RayWorkers:
         done: Callable[[], None] = lambda: None,
     ) -> list[Any]:
         """The results of `calls`, in order; each actor has one at a time."""
-        waiting, idle = deque(enumerate(calls)), deque(self._actors)
+        waiting, idle = deque(enumerate(calls)), deque(self._actors.all)
         running: dict[ray.ObjectRef, tuple[int, Any]] = {}
         results: list[Any] = [None] * len(calls)
         try:
             while waiting or running:
                 while waiting and idle:
                     (index, call), actor = waiting.popleft(), idle.popleft()
-                    running[getattr(actor, method).remote(*call)] = (index, actor)
+                    running[getattr(actor, method).remote(*self._there, *call)] = (index, actor)
                 (ready,), _ = ray.wait(list(running), num_returns=1)
                 index, actor = running.pop(ready)
                 results[index] = get(ready)

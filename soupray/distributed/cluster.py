@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ those come from the nodes (instance role, pod environment) or from the job's own
 
 
 @contextlib.contextmanager
-def attach(address: str | None, spec: SweepSpec) -> Iterator[None]:
+def attach(address: str | None, *specs: SweepSpec) -> Iterator[None]:
     """A Ray session: at `address`, else at RAY_ADDRESS (as inside a Ray job), else a new local one.
 
     Raises:
@@ -66,14 +66,15 @@ def attach(address: str | None, spec: SweepSpec) -> Iterator[None]:
         ) from error
     try:
         protect_token()
-        _refuse_what_cannot_work(spec, started_here=address is None)
+        for spec in specs:
+            _refuse_what_cannot_work(spec, started_here=address is None)
         yield
     finally:
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def when_needed(address: str | None, spec: SweepSpec) -> Iterator[Callable[[], None]]:
+def when_needed(address: str | None, *specs: SweepSpec) -> Iterator[Callable[[], None]]:
     """`attach`, but only once the function that this yields is called: work may be done already."""
     with contextlib.ExitStack() as stack:
         attached = False
@@ -81,7 +82,7 @@ def when_needed(address: str | None, spec: SweepSpec) -> Iterator[Callable[[], N
         def needed() -> None:
             nonlocal attached
             if not attached:
-                stack.enter_context(attach(address, spec))
+                stack.enter_context(attach(address, *specs))
                 attached = True
 
         yield needed
@@ -148,6 +149,11 @@ def slots(resources: Resources) -> int:
     if resources.gpu:
         fits.append(total.get("GPU", 0) / resources.gpu)
     return max(1, int(min(fits)))
+
+
+def largest(resources: Sequence[Resources]) -> Resources:
+    """What is enough for each of them."""
+    return Resources(cpu=max(r.cpu for r in resources), gpu=max(r.gpu for r in resources))
 
 
 def make_basis_there(spec: SweepSpec, place: Place, key: str) -> Basis:

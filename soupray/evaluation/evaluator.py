@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,8 +19,29 @@ from soupray.evaluation.schedule import FirstReaching
 from soupray.evaluation.shelf import Against, Shelf
 from soupray.maths.metrics import score
 from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
-from soupray.ports import Accept, Distances, Hints, Reached, Request, Temperature
-from soupray.records import CheckpointRef, Predictions, Rejected, Scores, Setting, Split, Tally
+from soupray.ports import (
+    Accept,
+    Distances,
+    Failures,
+    FailureSet,
+    Features,
+    Hints,
+    Reached,
+    Request,
+    Right,
+    Temperature,
+)
+from soupray.records import (
+    CheckpointRef,
+    Predictions,
+    Rejected,
+    Scores,
+    Setting,
+    Split,
+    Tally,
+    pack_right,
+    unpack_right,
+)
 
 T = TypeVar("T")
 CACHED_LOGITS = 4
@@ -58,38 +79,47 @@ class Workers(Protocol):
         ...
 
 
+class Site(NamedTuple):
+    """Where models of one spec run, and what is known of them."""
+
+    workers: Workers
+    shelf: Shelf
+    setting: Setting
+
+
 class StoredEvaluator:
     """A `ports.Evaluator` that does nothing twice, whoever did it first."""
 
-    def __init__(
-        self,
-        workers: Workers,
-        shelf: Shelf,
-        setting: Setting,
-        on_result: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        self._workers, self._shelf, self._setting = workers, shelf, setting
-        self.on_result = on_result
+    def __init__(self, site: Site, others: dict[str, Site] | None = None) -> None:
+        """`others`: where the checkpoints are at home that are not at home at `site`."""
+        self._home, self._others = site, others or {}
+        self.on_result: Callable[[int], None] = lambda count: None
         self._blenders: dict[str, Blender] = {}
         self._distances = functools.lru_cache(maxsize=16)(self._find_distances)
         self._logits = functools.lru_cache(maxsize=CACHED_LOGITS)(self._load)
 
+    def _site(self, checkpoint: str) -> Site:
+        return self._others.get(checkpoint, self._home)
+
+    def _of(self, model: WeightCandidate) -> Site:
+        return self._site(model.checkpoints[0])
+
     def fill(self, candidates: Sequence[Candidate], splits: Sequence[Split]) -> None:
         """Run whatever models `candidates` need on `splits`, each one's weights loaded once."""
         members = list(dict.fromkeys(m for c in candidates for m in c.members))
-        todo: dict[tuple[Split, ...], list[WeightCandidate]] = {}
+        todo: dict[tuple[Site, tuple[Split, ...]], list[WeightCandidate]] = {}
 
         def unknown(member: WeightCandidate) -> tuple[Split, ...]:
-            return tuple(s for s in splits if self._shelf.find(member, s) is None)
+            return tuple(s for s in splits if self._of(member).shelf.find(member, s) is None)
 
         with ThreadPoolExecutor(16) as threads:
             found = list(threads.map(unknown, members))
         for member, missing in zip(members, found, strict=True):
             self.on_result(len(splits) - len(missing))
             if missing:
-                todo.setdefault(missing, []).append(member)
-        for missing, group in todo.items():
-            self._workers.evaluate(group, missing, self.on_result)
+                todo.setdefault((self._of(member), missing), []).append(member)
+        for (site, missing), group in todo.items():
+            site.workers.evaluate(group, missing, self.on_result)
 
     def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
         """See `ports.Evaluator`."""
@@ -99,7 +129,7 @@ class StoredEvaluator:
             if isinstance(candidate, OutputEnsemble | VRFEnsemble):
                 found.append(score(self.predictions(candidate, split)))
             else:
-                evaluation = self._shelf.find(candidate, split)
+                evaluation = self._of(candidate).shelf.find(candidate, split)
                 assert evaluation is not None
                 found.append(evaluation.scores)
         return found
@@ -154,11 +184,12 @@ class StoredEvaluator:
     ) -> Scores | Tally | Rejected | None:
         if isinstance(candidate, OutputEnsemble | VRFEnsemble):
             return self.scores([candidate], split)[0]
+        shelf = self._of(candidate).shelf
         # The decision first: a repetition then has the very records of the first run.
-        decision = self._shelf.decision(candidate, split, against)
+        decision = shelf.decision(candidate, split, against)
         if decision is not None:
             return decision
-        evaluation = self._shelf.find(candidate, split)
+        evaluation = shelf.find(candidate, split)
         return evaluation.scores if evaluation else None
 
     def _decide(
@@ -168,53 +199,74 @@ class StoredEvaluator:
         against: Against,
         hints: Hints,
     ) -> Reached:
-        low = self._setting.precision == "bf16" or hints.tau is not None
-        schedule = FirstReaching(
-            len(candidates), hints, self._setting.batch_size, *against[:2], low
-        )
         models = [c for c in candidates if not isinstance(c, OutputEnsemble | VRFEnsemble)]
         assert len(models) == len(candidates), "weight soups and ensembles in one question"
-        reached = self._workers.decide(schedule, models, split, hints.tau)
+        site = self._of(models[0])
+        low = site.setting.precision == "bf16" or hints.tau is not None
+        schedule = FirstReaching(len(candidates), hints, site.setting.batch_size, *against[:2], low)
+        reached = site.workers.decide(schedule, models, split, hints.tau)
         for candidate, result in zip(models, reached.results, strict=False):
             assert not isinstance(result, Scores)
-            self._shelf.keep_decision(candidate, split, against, result)
+            site.shelf.keep_decision(candidate, split, against, result)
             self.on_result(1)
         return reached
 
     def measure(self, requests: Sequence[Request[T]], split: Split) -> list[T]:
         """See `ports.Evaluator`."""
         with ThreadPoolExecutor(16) as threads:
-            answers = list(threads.map(lambda r: self._answer(r, split), requests))
-        todo = [i for i, answer in enumerate(answers) if answer is None]
-        asked = []
-        for i in todo:
-            request = requests[i]
+            answers = list(threads.map(lambda r: self._known(r, split), requests))
+        todo: dict[Site, list[int]] = {}
+        for i in (i for i, answer in enumerate(answers) if answer is None):
+            request: Request[Any] = requests[i]
             if isinstance(request, Temperature):
                 self.fill([request.candidate], [split])
                 p = self.predictions(request.candidate, split)
                 answers[i] = fit_temperature(p.logits, p.labels)
+            elif isinstance(request, Failures):
+                answers[i] = self._failures(request, split)
             else:
-                asked.append(i)
-        if asked:
-            made = self._workers.measure([requests[i] for i in asked], split)
+                todo.setdefault(self._site(request.about), []).append(i)
+        for site, asked in todo.items():
+            made = site.workers.measure([requests[i] for i in asked], split)
             for i, answer in zip(asked, made, strict=True):
                 answers[i] = answer
         return answers
 
-    def _answer(self, request: Request[Any], split: Split) -> Any:
-        return self._shelf.answer(request, split) if type(request).kept else None
+    def _known(self, request: Request[Any], split: Split) -> Any:
+        if not type(request).kept:
+            return None
+        return self._site(request.about).shelf.answer(request, split)
+
+    def _failures(self, request: Failures, split: Split) -> FailureSet:
+        """VRF, algorithm 1, step 1; the two models may be at home at different sites."""
+        asked = [Right(model=request.fine_tuned), Right(model=request.reference)]
+        right, reference = (unpack_right(r, split.size) for r in self.measure(asked, split))
+        rows = right & ~reference
+        if not rows.any():
+            return FailureSet(features=None, size=0)
+        wanted = Features(model=request.fine_tuned, rows=pack_right(rows))
+        (features,) = self.measure([wanted], split)
+        return FailureSet(features=features, size=int(rows.sum()))
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
         """See `ports.Evaluator`."""
-        return self._shelf.saved(candidate) or self._workers.save(candidate)
+        site = self._of(candidate)
+        return site.shelf.saved(candidate) or site.workers.save(candidate)
+
+    def statistics(self, candidates: Iterable[Candidate]) -> dict[str, CheckpointRef]:
+        """The BatchNorm statistics that soups were evaluated with, by the soup's digest."""
+        members = dict.fromkeys(m for c in candidates for m in c.members)
+        found = {m.digest: self._of(m).shelf.statistics(m) for m in members}
+        return {name: ref for name, ref in found.items() if ref is not None}
 
     def _load(self, candidate: WeightCandidate, split: Split) -> Predictions:
-        evaluation = self._shelf.find(candidate, split)
+        shelf = self._of(candidate).shelf
+        evaluation = shelf.find(candidate, split)
         if evaluation is None:
             self.fill([candidate], [split])
-            evaluation = self._shelf.find(candidate, split)
+            evaluation = shelf.find(candidate, split)
             assert evaluation is not None
-        return self._shelf.predictions(evaluation, split)
+        return shelf.predictions(evaluation, split)
 
     def _find_distances(self, request: Distances, split: Split) -> Any:
         return np.asarray(self.measure([request], split)[0])

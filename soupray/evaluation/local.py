@@ -10,6 +10,7 @@ import numpy as np
 from soupray.candidates import WeightCandidate
 from soupray.checkpoints import Checkpoints
 from soupray.data.cache import Data
+from soupray.data.splits import Images, Labels
 from soupray.evaluation import measures
 from soupray.evaluation.network import Network
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
@@ -17,13 +18,14 @@ from soupray.evaluation.shelf import Shelf
 from soupray.ports import (
     Deviation,
     Distances,
-    Failures,
+    Features,
     Fisher,
     Gradient,
     Gram,
     Health,
     Reached,
     Request,
+    Right,
     Task,
     TensorNames,
 )
@@ -93,27 +95,29 @@ class LocalWorkers:
         known = self.shelf.answer(request, split) if type(request).kept else None
         if known is not None:
             return known
-        data = self._data.samples(split)
-        match request:
-            case Failures():
-                answer: Any = measures.failures(self._network, self._checkpoints, request, data)
-            case Distances():
-                answer = measures.distances(self._network, self._checkpoints, request, data[0])
-            case Gram():
-                answer = measures.gram(self._checkpoints, request)
-            case Gradient():  # one of hundreds, of no use to anybody else: not kept
-                return measures.gradient(self._network, self._checkpoints, request, data)
-            case Fisher():
-                answer = measures.fisher(self._network, self._checkpoints, request, data[0])
-            case Deviation():
-                answer = measures.deviation(self._network, request, data[0])
-            case Health():
-                answer = measures.health(self._checkpoints, request)
-            case TensorNames():
-                answer = measures.tensor_names(self._checkpoints, request)
-            case _:
-                raise AssertionError(f"no measure for {request}")
+        answer = self._answer(request, self._data.samples(split))
+        if not type(request).kept:
+            return answer
         return self.shelf.keep_answer(request, split, answer)
+
+    def _answer(self, request: Request[Any], data: tuple[Images, Labels]) -> Any:
+        about_data: dict[Any, Callable[..., Any]] = {
+            Right: measures.right,
+            Features: measures.features,
+            Distances: measures.distances,
+            Gradient: measures.gradient,
+            Fisher: measures.fisher,
+            Deviation: measures.deviation,
+        }
+        about_weights: dict[Any, Callable[..., Any]] = {
+            Gram: measures.gram,
+            Health: measures.health,
+            TensorNames: measures.tensor_names,
+        }
+        kind = type(request)
+        if kind in about_weights:
+            return about_weights[kind](self._checkpoints, request)
+        return about_data[kind](self._network, self._checkpoints, request, data)
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
         """See `evaluator.Workers`."""

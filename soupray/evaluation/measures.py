@@ -19,17 +19,17 @@ from soupray.ports import (
     Defect,
     Deviation,
     Distances,
-    Failures,
-    FailureSet,
+    Features,
     Fisher,
     Gradient,
     Gram,
     Health,
     Matrix,
+    Right,
     Slope,
     TensorNames,
 )
-from soupray.records import CheckpointRef
+from soupray.records import CheckpointRef, pack_right, unpack_right
 
 STATISTICS = (".running_mean", ".running_var")
 
@@ -40,20 +40,32 @@ FISHER_BYTES = 2**28
 """Of per-sample gradients in memory at a time."""
 
 
-def failures(
-    network: Network, checkpoints: Checkpoints, request: Failures, data: tuple[Images, Labels]
-) -> FailureSet:
+TRAIN_CHUNK = 20
+"""Batches of training data whose logits are in memory at a time."""
+
+
+def right(
+    network: Network, checkpoints: Checkpoints, request: Right, data: tuple[Images, Labels]
+) -> str:
     """VRF, algorithm 1, step 1: an un-shuffled, un-augmented pass over the training data."""
     images, labels = data
-    logits, features = network.predict(request.fine_tuned, images)
-    right = logits.argmax(axis=1) == labels
-    reference, _ = network.predict(request.reference, images)
-    rows = right & (reference.argmax(axis=1) != labels)
-    if not rows.any():
-        return FailureSet(features=None, size=0)
-    chosen = {"features": torch.from_numpy(_normalised(features[rows]))}
-    ref = checkpoints.save(chosen, {"fine_tuned": request.fine_tuned.digest})
-    return FailureSet(features=ref, size=int(rows.sum()))
+    chunk = TRAIN_CHUNK * network.batch_size
+    answers = [
+        network.predict(request.model, images[at : at + chunk])[0].argmax(axis=1)
+        for at in range(0, len(labels), chunk)
+    ]
+    return pack_right(np.concatenate(answers) == labels)
+
+
+def features(
+    network: Network, checkpoints: Checkpoints, request: Features, data: tuple[Images, Labels]
+) -> CheckpointRef:
+    """The features of the failure set, as the store keeps them."""
+    images, labels = data
+    rows = np.flatnonzero(unpack_right(request.rows, len(labels)))
+    _, found = network.predict(request.model, images[rows])
+    chosen = {"features": torch.from_numpy(_normalised(found))}
+    return checkpoints.save(chosen, {"features_of": request.model.digest})
 
 
 def _normalised(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -63,10 +75,10 @@ def _normalised(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def distances(
-    network: Network, checkpoints: Checkpoints, request: Distances, images: Images
+    network: Network, checkpoints: Checkpoints, request: Distances, data: tuple[Images, Labels]
 ) -> tuple[float, ...]:
     """VRF, algorithm 1, step 2, for every sample."""
-    _, features = network.predict(request.fine_tuned, images)
+    _, features = network.predict(request.fine_tuned, data[0])
     points = checkpoints.load(request.failures.sha256)["features"].numpy()
     found = kth_distances(
         _normalised(features), points, request.k, network.threads, network.device == "cuda"
@@ -141,13 +153,14 @@ def gradient(
 
 
 def fisher(
-    network: Network, checkpoints: Checkpoints, request: Fisher, images: Images
+    network: Network, checkpoints: Checkpoints, request: Fisher, data: tuple[Images, Labels]
 ) -> CheckpointRef:
     """F_j = E_x E_{y ~ p(y | x)} (d log p(y | x) / d theta_j)^2, from per-sample gradients.
 
     x runs over `samples` training samples, evenly spaced; one y is drawn for each, as the paper
     does where classes are many (Matena and Raffel, arXiv:2111.09832).
     """
+    images, _ = data
     rows = np.unique(np.linspace(0, len(images) - 1, request.samples).astype(int))
     model = network.load(mean_of([request.checkpoint]), torch.float32)
     parameters = {n: p.detach() for n, p in model.named_parameters()}
@@ -190,8 +203,11 @@ def _drawn(
     return torch.multinomial(p, 1, generator=generator)[:, 0].to(inputs.device)
 
 
-def deviation(network: Network, request: Deviation, images: Images) -> float:
+def deviation(
+    network: Network, checkpoints: Checkpoints, request: Deviation, data: tuple[Images, Labels]
+) -> float:
     """The largest |logit in bfloat16 - logit in float32| over evenly spaced samples."""
+    images, _ = data
     rows = np.unique(np.linspace(0, len(images) - 1, request.samples).astype(int))
     low, _ = network.predict(request.candidate, images[rows], low=True)
     high, _ = network.predict(request.candidate, images[rows])

@@ -9,7 +9,6 @@ A key is made of digests: the candidate's (which names its weights), the split's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -114,15 +113,13 @@ class Shelf:
         # The statistics that are in the file depend on setting and training data.
         return self._path("soups", candidate.digest, self._train.digest)
 
-    def statistics(self, candidates: Sequence[Candidate]) -> dict[str, CheckpointRef]:
-        """The BatchNorm statistics that soups were evaluated with, by the soup's digest."""
-        members = dict.fromkeys(m for c in candidates for m in c.members)
-        found = {}
-        for member in members:
-            path = statistics_path(member, self._train, self._setting)
-            if len(member.checkpoints) > 1:
-                found[member.digest] = find_record(self._store, path, CheckpointRef)
-        return {name: ref for name, ref in found.items() if ref is not None}
+    def statistics(self, model: WeightCandidate) -> CheckpointRef | None:
+        """The BatchNorm statistics that a soup was evaluated with, if it has any."""
+        if len(model.checkpoints) < 2:
+            return None
+        path = statistics_path(model, self._train, self._setting)
+        ref: CheckpointRef | None = find_record(self._store, path, CheckpointRef)
+        return ref
 
     def _path(self, folder: str, *parts: object) -> str:
         return f"{folder}/{digest([*parts, self._setting, EVALUATION_VERSION])[:32]}.json"

@@ -79,6 +79,11 @@ class Recipe:
     options: dict[str, Within | OneOf | ListOf] = field(default_factory=dict)
     baseline: bool = False
 
+    @property
+    def ensemble(self) -> bool:
+        """It mixes outputs, not weights."""
+        return self.passes != "1"
+
     def function(self) -> RecipeFunction:
         """The implementation."""
         module, _, name = self.where.partition(":")

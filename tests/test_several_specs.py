@@ -1,0 +1,144 @@
+"""Ensembles of models of two families, swept by two specs on the same data."""
+
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import soupray
+from soupray.candidates import mean_of
+from soupray.data.cache import open_data
+from soupray.errors import ConfigError, EvaluationError
+from soupray.session import Brought, opened, refuse_other_data
+from soupray.soup import chosen_recipes, joint
+from soupray.spec import SweepSpec, load, parse
+from tests.conftest import copied, inside, leaderboard
+
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+TRAINED = {"trained": {"lr": 3e-3, "epochs": 1, "batch_size": 50}}
+NETWORK = {
+    "kind": "timm",
+    "model": "resnet10t",
+    "args": {"stem_width": 8, "channels": [8, 16, 16, 16]},
+    "classes": DIGITS,
+    "size": 32,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+}
+
+
+def network_spec(mini: SweepSpec, **edits: object) -> str:
+    """The main job's spec with a network of timm's instead of CLIP, and two trials."""
+    plain = mini.model_dump(mode="json")
+    plain |= {"name": "network", "task": NETWORK, "init": TRAINED, "anchor": "init"}
+    plain |= {"evaluation_batch": 40, "search": plain["search"] | {"trials": 2}}
+    return json.dumps(plain | edits)  # JSON is YAML
+
+
+@pytest.fixture(scope="module")
+def both(run, tmp_path_factory):
+    """(home, specs) after an ensemble of the main job's pool and a network's."""
+    with copied(run, tmp_path_factory.mktemp("both") / "copy") as copy:
+        other = copy.folder / "network.yaml"
+        other.write_text(network_spec(load(copy.spec)))
+        inside("sweep", other, *copy.where)
+        inside("soup", copy.spec, other, *copy.where, "--all", "--output", copy.output)
+        yield copy, [load(copy.spec), load(other)]
+
+
+def test_only_outputs_are_mixed_and_all_models_take_part(both):
+    copy, specs = both
+    entries = {e["name"]: e for e in leaderboard(copy.output)}
+    assert {e["recipe"] for e in entries.values()} == {
+        "anchor",
+        "best_single",
+        "ensemble",
+        "greedy_ensemble",
+        "ose",
+        "vrf",
+    }
+    assert entries["ensemble"]["forward_passes_per_sample"] == 6  # four trials and two
+    assert joint(specs).name == "mini_and_network"
+
+
+def test_the_ensemble_is_the_mean_of_both_families_logits(both):
+    """By hand: each family's own evaluations, averaged."""
+    copy, specs = both
+    total, labels = 0.0, None
+    for spec in specs:
+        with opened(spec, copy.home, None, partial=False) as session:
+            test = session.basis.split("test")
+            for ingredient in session.pool.ingredients:
+                found = session.evaluator.predictions(mean_of([ingredient.checkpoint.sha256]), test)
+                total, labels = total + found.logits.astype(np.float64) / 6, found.labels
+    entries = {e["name"]: e for e in leaderboard(copy.output)}
+    assert (total.argmax(axis=1) == labels).sum() == entries["ensemble"]["test"]["correct"]
+
+
+def test_its_recipe_file_loads_each_model_from_its_own_spec(both):
+    copy, specs = both
+    recipe = json.loads((copy.output / "ensemble.recipe.json").read_text())
+    (foreign,) = recipe["foreign"]
+    assert foreign["spec"]["name"] == "network"
+    assert len(foreign["checkpoints"]) == 2
+    model = soupray.load(copy.output / "ensemble.recipe.json", copy.home)
+    data = open_data(specs[0], copy.home / "cache" / "data")
+    images, labels = data.samples(data.split("test"))
+    entries = {e["name"]: e for e in leaderboard(copy.output)}
+    right = (model(np.array(images)).argmax(axis=1) == labels).sum()
+    assert right == entries["ensemble"]["test"]["correct"]
+
+
+def test_vrf_knows_failures_of_a_model_of_one_family_by_one_of_the_other(both):
+    """The anchor is CLIP's; whichever family the best single model is of."""
+    copy, _ = both
+    recipe = json.loads((copy.output / "vrf_best_single.recipe.json").read_text())
+    assert recipe["options"]["failures"] > 0
+
+
+def test_a_second_run_starts_no_ray_and_gives_the_same_leaderboard(both, tmp_path, monkeypatch):
+    from soupray.distributed import cluster
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("Ray was asked for")
+
+    copy, _ = both
+    monkeypatch.setattr(cluster, "attach", refuse)
+    other = copy.folder / "network.yaml"
+    inside("soup", copy.spec, other, *copy.where, "--all", "--output", tmp_path / "again")
+    assert leaderboard(tmp_path / "again") == leaderboard(copy.output)
+
+
+def test_soups_of_several_specs_are_refused(both):
+    _, specs = both
+    with pytest.raises(ConfigError, match="--greedy averages weights"):
+        chosen_recipes(specs, ["greedy"], everything=False)
+
+
+def test_other_labels_are_refused_before_anything_is_mixed(both):
+    _, specs = both
+    swapped = NETWORK | {"classes": ["one", "zero", *DIGITS[2:]]}
+    other = parse(network_spec(specs[0], task=swapped), "other.yaml")
+    with pytest.raises(EvaluationError, match=r"different classes \('zero' and 'one'\)"):
+        refuse_other_data(ensembled(specs[0]), ensembled(other))
+
+
+def test_other_data_are_refused_by_the_name_of_the_split(both):
+    copy, specs = both
+    with opened(specs[0], copy.home, None, partial=False) as session:
+        splits = session.basis.splits
+    moved = [msgspec.structs.replace(splits[0], digest="0" * 64), *splits[1:]]
+    mine, other = (ensembled(s) for s in specs)
+    with pytest.raises(EvaluationError, match=rf"split {splits[0].name} of mini .*network \(00000"):
+        refuse_other_data(
+            mine._replace(basis=session.basis),
+            other._replace(basis=msgspec.structs.replace(session.basis, splits=tuple(moved))),
+        )
+
+
+def ensembled(spec: SweepSpec) -> Brought:
+    """What a spec brings, as far as the check of the data looks."""
+    nothing: Any = None
+    return Brought(spec, nothing, nothing, nothing, nothing, nothing)
