@@ -14,7 +14,7 @@ from soupray.recipes.wise_ft import ALPHAS
 from soupray.records import Record
 from soupray.reporting.plots import LINE_GRID
 from soupray.spec import SweepSpec
-from soupray.subject import TrainedInit
+from soupray.subject import ProbeInit, TrainedInit
 from soupray.tasks import task_of
 
 
@@ -74,7 +74,8 @@ def dry_run(spec: SweepSpec, home: Path) -> DryRun:
     held_out, k = data.split("held_out").size, spec.search.trials
     reported = sum(s.size for s in data.splits if s.role not in ("train", "held_out"))
     epochs = sum(int(t.hparams["epochs"]) for t in plan(spec))
-    init_epochs = 0
+    passes = 1 if spec.search.train == "head" else epochs  # features are computed once
+    init_epochs = int(isinstance(spec.init, ProbeInit))
     if isinstance(spec.init, TrainedInit):
         init_epochs = spec.init.trained.numbers()["epochs"]
     soup = [_SOUP[name](k) for name in ("anchor", *spec.recipes) if name in _SOUP]
@@ -85,8 +86,8 @@ def dry_run(spec: SweepSpec, home: Path) -> DryRun:
     return DryRun(
         trials=k,
         epochs=epochs,
-        training_samples=(epochs + init_epochs) * data.split("train").size,
-        held_out_samples=(epochs + k) * held_out,
+        training_samples=(passes + init_epochs) * data.split("train").size,
+        held_out_samples=(passes + k) * held_out,
         soup_held_out_samples=(decided + scored) * held_out,
         reported_samples=models * reported,
         stored_bytes=math.ceil(k * (weights + logits) + weights),

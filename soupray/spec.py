@@ -16,7 +16,7 @@ from soupray.errors import ConfigError
 from soupray.recipes import Option, check_recipes
 from soupray.records import Metric, Setting, digest
 from soupray.space import Count, NonNegative, Positive, Search, SpecModel
-from soupray.subject import DataSpec, Init, TaskSpec
+from soupray.subject import DataSpec, Init, ProbeInit, TaskSpec
 
 NAME_LENGTH = 63
 
@@ -78,7 +78,8 @@ class SweepSpec(SpecModel):
     def _suits_the_task(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         task = info.data.get("task")
         if value == "zero_shot" and task is not None and not getattr(task, "templates", ()):
-            write = {"init": "init: {trained: {lr: ..., epochs: ...}}", "anchor": "anchor: init"}
+            new = "init: {probe: {l2: ...}}, or init: {trained: {lr: ..., epochs: ...}}"
+            write = {"init": new, "anchor": "anchor: init"}
             prompts = ", or prompts in task.templates" if task.kind == "transformers" else ""
             raise ValueError(
                 f"a {task.kind} model has no zero-shot head; write "
@@ -99,12 +100,13 @@ class SweepSpec(SpecModel):
 
     @pydantic.field_validator("search")
     @classmethod
-    def _texts_do_not_turn(cls, value: Search, info: pydantic.ValidationInfo) -> Search:
+    def _augments_images(cls, value: Search, info: pydantic.ValidationInfo) -> Search:
         task = info.data.get("task")
-        if task is not None and task.kind == "transformers":
-            for name in ("rotation", "shift"):
-                if getattr(value.space, name) != 0:
-                    raise ValueError(f"{name} is for images; leave it out")
+        text = task is not None and task.kind == "transformers"
+        for name in ("rotation", "shift"):
+            if getattr(value.space, name) != 0 and (text or value.train == "head"):
+                why = "is for images" if text else "needs the body: train: head sees it once"
+                raise ValueError(f"{name} {why}; leave it out")
         return value
 
     def __hash__(self) -> int:
@@ -123,8 +125,10 @@ class SweepSpec(SpecModel):
 
     @property
     def init_name(self) -> str:
-        """How theta_0 is made: zero_shot or trained."""
-        return self.init if isinstance(self.init, str) else "trained"
+        """How theta_0 is made: zero_shot, trained or probe."""
+        if isinstance(self.init, str):
+            return self.init
+        return "probe" if isinstance(self.init, ProbeInit) else "trained"
 
     @property
     def digest(self) -> str:

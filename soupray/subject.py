@@ -225,17 +225,34 @@ class TrainedInit(SpecModel):
     trained: Trained
 
 
+class Probe(SpecModel):
+    """A logistic regression on the features; `l2` times half the squared norm is added to it."""
+
+    l2: Positive = 1e-3
+
+
+class ProbeInit(SpecModel):
+    """theta_0 is the pre-trained body with a head that is fitted to the train split's features."""
+
+    probe: Probe
+
+
 def _how(value: Any) -> str | None:
+    if isinstance(value, ProbeInit) or (isinstance(value, dict) and "probe" in value):
+        return "a probe"
     if isinstance(value, dict | TrainedInit):
         return "a mapping"
     return "a word" if value == "zero_shot" else None
 
 
 Init = Annotated[
-    Annotated[Literal["zero_shot"], Tag("a word")] | Annotated[TrainedInit, Tag("a mapping")],
+    Annotated[Literal["zero_shot"], Tag("a word")]
+    | Annotated[TrainedInit, Tag("a mapping")]
+    | Annotated[ProbeInit, Tag("a probe")],
     Discriminator(
         _how,
         custom_error_type="init",
-        custom_error_message="write zero_shot, or {trained: {lr: ..., epochs: ...}}",
+        custom_error_message="write zero_shot, {trained: {lr: ..., epochs: ...}}, or "
+        "{probe: {l2: ...}}",
     ),
 ]

@@ -20,9 +20,10 @@ from soupray.ports import Task
 from soupray.records import Basis, Record, digest
 from soupray.spec import SweepSpec
 from soupray.storage import Credentials, Store, open_store
-from soupray.subject import TextSpec, TrainedInit
+from soupray.subject import ProbeInit, TextSpec, TrainedInit
 from soupray.tasks import local_digests, task_of
 from soupray.training.loop import Hyperparameters, Start, trained
+from soupray.training.probe import probed
 
 
 class Place(Record, frozen=True, kw_only=True):
@@ -89,6 +90,8 @@ def basis_key(spec: SweepSpec) -> str:
     versions = [DATA_VERSION, CODE_VERSION, *local_digests(spec.task)]
     if isinstance(spec.init, TrainedInit):  # a training differs in low bits from device to device
         versions.append(spec.setting.device)
+    if isinstance(spec.init, ProbeInit):  # features differ in low bits with all of it
+        versions.append(digest(spec.setting))
     named = ("data", "task", "seed", "init", "anchor", "threads")
     return digest([*(plain[name] for name in named), versions])[:32]
 
@@ -132,8 +135,10 @@ def _refuse_long_texts(here: World) -> None:
 
 
 def _trained_from(weights: Weights, here: World) -> Weights:
-    """theta_0: `weights`, trained first if the spec says so."""
+    """theta_0: `weights`, trained or with a fitted head if the spec says so."""
     spec = here.spec
+    if isinstance(spec.init, ProbeInit):
+        return probed(here.task, here.data, weights, spec.init.probe.l2, spec.setting)
     if not isinstance(spec.init, TrainedInit):
         return weights
     hparams = Hyperparameters(**spec.init.trained.numbers())
