@@ -6,13 +6,13 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo fashion lint test gpu down clean
+.PHONY: setup demo fashion wordnet lint test gpu down clean
 
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[local,cpu,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[local,cpu,text,dev]'
 	touch $@
 
 demo: setup
@@ -33,6 +33,25 @@ fashion: setup $(FASHION)
 	  || { echo 'Fashion-MNIST is fetched as a Debian package: on another system, put its four' \
 	            'files (train-images-idx3-ubyte.gz, ...) into $@.'; exit 1; }
 	mv $@.part/usr/share/datasets/fashion-mnist $@
+	rm -r $@.part
+
+# WordNet, from the installed package, else from what is fetched here.
+WORDNET := $(firstword $(wildcard /usr/share/wordnet) .home/wordnet/database)
+
+wordnet: setup .home/wordnet/topics
+	$(BIN)/python -m pip install --quiet --editable '.[wordnet]'
+	$(BIN)/soupray sweep sweeps/wordnet_topics.yaml --home $(HOME_DIR)
+	$(BIN)/soupray soup sweeps/wordnet_topics.yaml --home $(HOME_DIR) --all
+
+.home/wordnet/topics: $(WORDNET) scripts/wordnet_topics.py
+	$(BIN)/python scripts/wordnet_topics.py $(WORDNET) $@
+
+.home/wordnet/database:
+	mkdir -p $@.part
+	cd $@.part && apt-get download wordnet-base && dpkg-deb -x *.deb . \
+	  || { echo 'WordNet is fetched as a Debian package: on another system, put data.noun and' \
+	            'data.verb of WordNet 3.0 into $@.'; exit 1; }
+	mv $@.part/usr/share/wordnet $@
 	rm -r $@.part
 
 lint: setup

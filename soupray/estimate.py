@@ -18,7 +18,7 @@ from soupray.recipes.wise_ft import ALPHAS
 from soupray.records import Record
 from soupray.reporting.plots import LINE_GRID
 from soupray.spec import SweepSpec
-from soupray.subject import TrainedInit
+from soupray.subject import ProbeInit, TrainedInit
 from soupray.tasks import task_of
 
 
@@ -109,7 +109,8 @@ def dry_run(spec: SweepSpec) -> DryRun:
     train, held_out, k = size["train"], size["held_out"], spec.search.trials
     reported = sum(count for _, role, count in sizes if role not in ("train", "held_out"))
     epochs = sum(int(t.hparams["epochs"]) for t in plan(spec))
-    init_epochs = 0
+    passes = 1 if spec.search.train == "head" else epochs  # features are computed once
+    init_epochs = int(isinstance(spec.init, ProbeInit))
     if isinstance(spec.init, TrainedInit):
         init_epochs = spec.init.trained.numbers()["epochs"]
     chosen = {"anchor": {}, **spec.recipes}
@@ -122,8 +123,8 @@ def dry_run(spec: SweepSpec) -> DryRun:
     return DryRun(
         trials=k,
         epochs=epochs,
-        training_samples=(epochs + init_epochs) * train,
-        held_out_samples=(epochs + k) * held_out,
+        training_samples=(passes + init_epochs) * train,
+        held_out_samples=(passes + k) * held_out,
         soup_held_out_samples=(total.decided + total.scored) * held_out,
         soup_train_samples=total.train_passes * train + total.train_samples,
         reported_samples=models * reported,

@@ -17,9 +17,10 @@ from soupray.errors import CheckpointError, ConfigError
 from soupray.maths.neighbours import kth_distances
 from soupray.maths.outputs import Blender, trust, vrf_logits
 from soupray.ports import Task
-from soupray.recipe_file import RecipeFile, read_recipe, specs_of, weights_of
+from soupray.recipe_file import RecipeFile, read_recipe, spec_of, specs_of, weights_of
 from soupray.spec import SweepSpec
 from soupray.tasks import task_of
+from soupray.texts import pack
 
 Array = npt.NDArray[np.float32]
 
@@ -32,8 +33,9 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Array]
         home: where the embedded store is, if the sweep used it; default as everywhere.
 
     Returns:
-        A function of uint8 images [N, 1 or 3, H, W] (array or tensor) that returns float32
-        probabilities [N, C]. Batches of any size; the classes are in the spec's order.
+        A function of uint8 images [N, 1 or 3, H, W] (array or tensor), or of a list of N texts,
+        that returns float32 probabilities [N, C]. Batches of any size; the classes are in the
+        spec's order.
 
     Raises:
         ConfigError, NotFound, ChecksumMismatch: as `rebuild`.
@@ -50,7 +52,25 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Array]
         weights = Checkpoints(place.open_store(), Path(place.cache) / "weights")
         return _Source(task_of(spec.task), weights, spec.setting.precision)
 
-    return _Predictor(read, {digest: source(spec) for digest, spec in specs_of(read).items()})
+    sources = {digest: source(spec) for digest, spec in specs_of(read).items()}
+    return _Predictor(read, sources, _texts if spec_of(read).data.kind == "text" else _images)
+
+
+def _images(batch: Any) -> torch.Tensor:
+    """A batch of images as the data cache would hold it. Raises ConfigError."""
+    images = torch.as_tensor(np.asarray(batch))
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        raise ConfigError(
+            f"a batch is uint8 images [N, 1 or 3, H, W], not {images.dtype} {list(images.shape)}."
+        )
+    return images
+
+
+def _texts(batch: Any) -> torch.Tensor:
+    """A batch of texts as the data cache would hold it. Raises ConfigError."""
+    if isinstance(batch, str) or not all(isinstance(text, str) for text in batch):
+        raise ConfigError(f"a batch is a list of texts, not {str(batch)[:60]!r}.")
+    return torch.from_numpy(pack(list(batch)))
 
 
 class _Source(NamedTuple):
@@ -64,8 +84,13 @@ class _Source(NamedTuple):
 class _Predictor:
     """Holds each of the recipe's models once. `sources`: by checkpoint, of the others by ""."""
 
-    def __init__(self, recipe: RecipeFile, sources: dict[str, _Source]) -> None:
-        self._candidate = recipe.candidate
+    def __init__(
+        self,
+        recipe: RecipeFile,
+        sources: dict[str, _Source],
+        samples: Callable[[Any], torch.Tensor],
+    ) -> None:
+        self._candidate, self._samples = recipe.candidate, samples
         self._models: dict[WeightCandidate, tuple[Task, torch.nn.Module]] = {}
         for member in recipe.candidate.members:
             task, checkpoints, precision = sources.get(member.checkpoints[0], sources[""])
@@ -85,13 +110,7 @@ class _Predictor:
 
     @torch.inference_mode()
     def __call__(self, batch: Any) -> Array:
-        images = torch.as_tensor(np.asarray(batch))
-        if images.ndim != 4 or images.dtype != torch.uint8:
-            raise ConfigError(
-                f"a batch is uint8 images [N, 1 or 3, H, W], not {images.dtype} "
-                f"{list(images.shape)}."
-            )
-        logits = torch.from_numpy(self._logits(images))
+        logits = torch.from_numpy(self._logits(self._samples(batch)))
         answer: Array = logits.softmax(dim=1).numpy()
         return answer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 
-from soupray.records import Basis, Record, Trial, digest
+from soupray.records import Basis, Method, Record, Trial, digest
 from soupray.space import Dimension, Space, Value
 from soupray.spec import SweepSpec
 
@@ -48,12 +48,13 @@ def plan(spec: SweepSpec) -> list[PlannedTrial]:
 def trials_of(spec: SweepSpec, basis: Basis) -> list[Trial]:
     """The plan as trials with their keys, which need the digests of data and init."""
     data = tuple(basis.split(name).digest for name in ("train", "held_out"))
+    method: Method = "lp" if spec.search.train == "head" else "ft"
     trials = []
     for planned in plan(spec):
         shaping = {
             "hparams": planned.hparams,
             "seed": planned.seed,
-            "method": "ft",
+            "method": method,
             "init": basis.init.sha256,
             "data": data,
             "code": CODE_VERSION,
@@ -64,6 +65,7 @@ def trials_of(spec: SweepSpec, basis: Basis) -> list[Trial]:
                 key=digest(shaping)[:16],
                 index=planned.index,
                 sweep=spec.name,
+                method=method,
                 hparams=planned.hparams,
                 seed=planned.seed,
                 init=basis.init.sha256,

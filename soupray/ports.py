@@ -268,7 +268,7 @@ class Task(Protocol):
         ...
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
-        """Model inputs, float32, of raw samples as the data cache holds them."""
+        """Model inputs, float32 or token ids, of raw samples as the data cache holds them."""
         ...
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 R = TypeVar("R")
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "worst_class", "nll"]
+Method = Literal["ft", "lp", "imported"]
 Role = Literal["train", "held_out", "rank", "test", "shift"]
 
 
@@ -110,7 +111,7 @@ class Trial(Record, frozen=True, kw_only=True):
     key: str
     index: int
     sweep: str
-    method: Literal["ft"] = "ft"
+    method: Method = "ft"
     hparams: dict[str, float | int | str]
     seed: int
     init: str

@@ -230,5 +230,46 @@ class HuggingFaceSpec(Pictures):
     label: str = "label"
 
 
+class TextSpec(SpecModel):
+    """Texts and their labels in files: CSV, TSV or JSON lines, told by the ending of the name.
+
+    A label is one of the task's classes, in words. `held_out` samples are drawn by class from the
+    train file, and so are `test` samples, where `test` is a number and not a file of its own.
+    `shifts` names further files, reported on like test. Texts beyond `max_bytes` (of UTF-8), or
+    beyond the task's max_tokens, fail, or are cut to it. `overlap` is as for images.
+    """
+
+    kind: Literal["text"]
+    train: str
+    test: str | Count
+    held_out: HeldOut
+    shifts: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,62}$")], str] = Field(
+        default_factory=dict
+    )
+    text_column: str = "text"
+    label_column: str = "label"
+    max_bytes: Count = 2000
+    on_long: Literal["fail", "cut"] = "fail"
+    overlap: Literal["fail", "drop"] = "fail"
+
+    @pydantic.field_validator("shifts")
+    @classmethod
+    def _are_not_splits(cls, shifts: dict[str, str]) -> dict[str, str]:
+        for name in ("train", "held_out", "rank", "test"):
+            if name in shifts:
+                raise ValueError(f"a shift cannot be called {name!r}, which is a split; rename it")
+        return shifts
+
+    @property
+    def corruptions(self) -> tuple[str, ...]:
+        """None: texts have shifts of their own only."""
+        return ()
+
+    @property
+    def natural_shifts(self) -> tuple[NaturalShift, ...]:
+        """None of the named suites."""
+        return ()
+
+
 ImagesSpec = FolderSpec | WebDatasetSpec | TorchvisionSpec | HuggingFaceSpec
-DataSpec = DigitsSpec | IdxSpec | ImagesSpec
+DataSpec = DigitsSpec | IdxSpec | TextSpec | ImagesSpec

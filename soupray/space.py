@@ -115,8 +115,9 @@ class Space(SpecModel):
 
 
 class Search(SpecModel):
-    """How many trials, drawn how, from where."""
+    """How many trials, drawn how, from where; and whether they train `all` weights or the head."""
 
     trials: Count
     sampler: Literal["random", "qmc"] = "random"
+    train: Literal["all", "head"] = "all"
     space: Space

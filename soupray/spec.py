@@ -18,7 +18,7 @@ from soupray.recipes import Option, check_recipes
 from soupray.records import Metric, Setting, digest
 from soupray.sources import DataSpec
 from soupray.space import Count, NonNegative, Positive, Search, SpecModel
-from soupray.subject import Init, TaskSpec
+from soupray.subject import Init, ProbeInit, TaskSpec
 
 NAME_LENGTH = 63
 
@@ -79,11 +79,36 @@ class SweepSpec(SpecModel):
     @classmethod
     def _suits_the_task(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         task = info.data.get("task")
-        if value == "zero_shot" and task is not None and task.kind != "open_clip":
-            write = {"init": "init: {trained: {lr: ..., epochs: ...}}", "anchor": "anchor: init"}
+        if value == "zero_shot" and task is not None and not getattr(task, "templates", ()):
+            new = "init: {probe: {l2: ...}}, or init: {trained: {lr: ..., epochs: ...}}"
+            write = {"init": new, "anchor": "anchor: init"}
+            prompts = ", or prompts in task.templates" if task.kind == "transformers" else ""
             raise ValueError(
-                f"a {task.kind} model has no zero-shot head; write {write[str(info.field_name)]}"
+                f"a {task.kind} model has no zero-shot head; write "
+                f"{write[str(info.field_name)]}{prompts}"
             )
+        return value
+
+    @pydantic.field_validator("data")
+    @classmethod
+    def _can_be_read(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        task = info.data.get("task")
+        if task is not None and (task.kind == "transformers") != (value.kind == "text"):
+            raise ValueError(
+                f"a {task.kind} model cannot read data of kind {value.kind}: texts are for "
+                "transformers, images for the others"
+            )
+        return value
+
+    @pydantic.field_validator("search")
+    @classmethod
+    def _augments_images(cls, value: Search, info: pydantic.ValidationInfo) -> Search:
+        task = info.data.get("task")
+        text = task is not None and task.kind == "transformers"
+        for name in ("rotation", "shift"):
+            if getattr(value.space, name) != 0 and (text or value.train == "head"):
+                why = "is for images" if text else "needs the body: train: head sees it once"
+                raise ValueError(f"{name} {why}; leave it out")
         return value
 
     def __hash__(self) -> int:
@@ -103,8 +128,10 @@ class SweepSpec(SpecModel):
 
     @property
     def init_name(self) -> str:
-        """How theta_0 is made: zero_shot or trained."""
-        return self.init if isinstance(self.init, str) else "trained"
+        """How theta_0 is made: zero_shot, trained or probe."""
+        if isinstance(self.init, str):
+            return self.init
+        return "probe" if isinstance(self.init, ProbeInit) else "trained"
 
     @property
     def digest(self) -> str:

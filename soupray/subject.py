@@ -26,11 +26,15 @@ class OpenClipSpec(SpecModel):
     @pydantic.field_validator("templates")
     @classmethod
     def _have_a_slot(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        for template in templates:
-            rest = template.replace("{}", "", 1)
-            if rest == template or "{" in rest or "}" in rest:
-                raise ValueError(f"the template {template!r} needs one {{}}, for the class name")
-        return templates
+        return _with_a_slot(templates)
+
+
+def _with_a_slot(templates: tuple[str, ...]) -> tuple[str, ...]:
+    for template in templates:
+        rest = template.replace("{}", "", 1)
+        if rest == template or "{" in rest or "}" in rest:
+            raise ValueError(f"the template {template!r} needs one {{}}, for the class name")
+    return templates
 
 
 class TimmSpec(SpecModel):
@@ -63,7 +67,42 @@ class TimmSpec(SpecModel):
         return std
 
 
-TaskSpec = OpenClipSpec | TimmSpec
+class TransformersSpec(SpecModel):
+    """A text model of transformers that classifies sequences, fine-tuned end to end.
+
+    `model` is a folder in the library's layout, `package:NAME/FOLDER` for one inside an installed
+    Python package, or a name on the hub (nothing is asked of it under HF_HUB_OFFLINE=1). `pooling`
+    makes one feature vector of a text: the `mean` over its tokens, the first token (`cls`), or as
+    the library's `own` classifier of that architecture does. With `templates`, the head is
+    zero-shot: `scale` times the normalised embeddings of the prompts; 20 is the scale that
+    sentence encoders are trained with (the default of sentence-transformers' ranking loss).
+    """
+
+    kind: Literal["transformers"]
+    model: str
+    classes: tuple[str, ...] = Field(min_length=2)
+    templates: tuple[str, ...] = ()
+    pooling: Literal["mean", "cls", "own"] = "mean"
+    normalise: bool = True
+    scale: Positive = 20.0
+    max_tokens: Annotated[int, Field(ge=2)] = 128
+
+    @pydantic.model_validator(mode="after")
+    def _head_suits_the_pooling(self) -> TransformersSpec:
+        _with_a_slot(self.templates)
+        if self.pooling == "own" and (self.templates or self.normalise):
+            raise ValueError(
+                "pooling: own is a classifier with a new head: leave `templates` out and write "
+                "normalise: false"
+            )
+        if self.templates and not self.normalise:
+            raise ValueError(
+                "a zero-shot head compares directions: with `templates`, write normalise: true"
+            )
+        return self
+
+
+TaskSpec = OpenClipSpec | TimmSpec | TransformersSpec
 
 
 class Trained(Space):
@@ -87,17 +126,34 @@ class TrainedInit(SpecModel):
     trained: Trained
 
 
+class Probe(SpecModel):
+    """A logistic regression on the features; `l2` times half the squared norm is added to it."""
+
+    l2: Positive = 1e-3
+
+
+class ProbeInit(SpecModel):
+    """theta_0 is the pre-trained body with a head that is fitted to the train split's features."""
+
+    probe: Probe
+
+
 def _how(value: Any) -> str | None:
+    if isinstance(value, ProbeInit) or (isinstance(value, dict) and "probe" in value):
+        return "a probe"
     if isinstance(value, dict | TrainedInit):
         return "a mapping"
     return "a word" if value == "zero_shot" else None
 
 
 Init = Annotated[
-    Annotated[Literal["zero_shot"], Tag("a word")] | Annotated[TrainedInit, Tag("a mapping")],
+    Annotated[Literal["zero_shot"], Tag("a word")]
+    | Annotated[TrainedInit, Tag("a mapping")]
+    | Annotated[ProbeInit, Tag("a probe")],
     Discriminator(
         _how,
         custom_error_type="init",
-        custom_error_message="write zero_shot, or {trained: {lr: ..., epochs: ...}}",
+        custom_error_message="write zero_shot, {trained: {lr: ..., epochs: ...}}, or "
+        "{probe: {l2: ...}}",
     ),
 ]

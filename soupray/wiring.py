@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from soupray.checkpoints import Checkpoints, Weights, create_record, find_record
@@ -17,11 +18,13 @@ from soupray.evaluation.local import LocalWorkers
 from soupray.plan import CODE_VERSION
 from soupray.ports import Task
 from soupray.records import Basis, Record, digest
+from soupray.sources import TextSpec
 from soupray.spec import SweepSpec
 from soupray.storage import Credentials, Store, open_store
-from soupray.subject import TrainedInit
+from soupray.subject import ProbeInit, TrainedInit
 from soupray.tasks import local_digests, task_of
 from soupray.training.loop import Hyperparameters, Start, trained
+from soupray.training.probe import probed
 
 
 class Place(Record, frozen=True, kw_only=True):
@@ -88,6 +91,8 @@ def basis_key(spec: SweepSpec) -> str:
     versions = [DATA_VERSION, CODE_VERSION, *local_digests(spec.task)]
     if isinstance(spec.init, TrainedInit):  # a training differs in low bits from device to device
         versions.append(spec.setting.device)
+    if isinstance(spec.init, ProbeInit):  # features differ in low bits with all of it
+        versions.append(digest(spec.setting))
     named = ("data", "task", "seed", "init", "anchor", "threads")
     return digest([*(plain[name] for name in named), versions])[:32]
 
@@ -105,6 +110,7 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
         Diverged: the training of theta_0 did.
     """
     here = world(spec, place)
+    _refuse_long_texts(here)
     torch.manual_seed(spec.seed)  # weights that are not pre-trained are drawn
     start = here.task.init()
     init = here.checkpoints.save(_trained_from(start, here), {"init": spec.init_name})
@@ -122,9 +128,23 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
     return create_record(here.checkpoints.store, f"bases/{basis.key}.json", basis)
 
 
+def _refuse_long_texts(here: World) -> None:
+    """Here, where all splits are at hand and before anything is stored. Raises ConfigError."""
+    if not isinstance(here.spec.data, TextSpec) or here.spec.data.on_long == "cut":
+        return
+    from soupray.tasks.text import TextTask
+
+    assert isinstance(here.task, TextTask)
+    for split in here.data.splits:
+        samples, _ = here.data.samples(split)
+        here.task.refuse_long(split.name, torch.from_numpy(np.array(samples)))
+
+
 def _trained_from(weights: Weights, here: World) -> Weights:
-    """theta_0: `weights`, trained first if the spec says so."""
+    """theta_0: `weights`, trained or with a fitted head if the spec says so."""
     spec = here.spec
+    if isinstance(spec.init, ProbeInit):
+        return probed(here.task, here.data, weights, spec.init.probe.l2, spec.setting)
     if not isinstance(spec.init, TrainedInit):
         return weights
     hparams = Hyperparameters(**spec.init.trained.numbers())

@@ -78,14 +78,15 @@ def edited(which: str, *edits: tuple[str, str]) -> SweepSpec:
             f"{INIT}\n{TRAINED}",
             "init: zero_shot",
             "init: 'zero_shot' is not allowed: a timm model has no zero-shot head; write init: "
-            "{trained: {lr: ..., epochs: ...}}.",
+            "{probe: {l2: ...}}, or init: {trained: {lr: ..., epochs: ...}}.",
         ),
         ("fashion", f"{INIT}\n{TRAINED}", "", "init: 'zero_shot' is not allowed: a timm model"),
         (
             "fashion",
             f"{INIT}\n{TRAINED}",
             "init: trained",
-            "init: 'trained' is not allowed: write zero_shot, or {trained: {lr: ..., epochs: ...}}",
+            "init: 'trained' is not allowed: write zero_shot, {trained: {lr: ..., epochs: ...}}, "
+            "or {probe: {l2: ...}}.",
         ),
         ("fashion", "epochs: 4, batch", "epoch: 3, batch", "init.trained.epoch: unknown key. Did"),
         ("fashion", "epochs: 4, batch", "batch", "init.trained.epochs: required, but not given."),

@@ -26,7 +26,7 @@ from soupray.data.shifts import shifted_parts
 from soupray.data.splits import Labels, Part, Samples
 from soupray.errors import ConfigError
 from soupray.records import Role, Split, digest, encode
-from soupray.sources import DigitsSpec, IdxSpec
+from soupray.sources import DigitsSpec, IdxSpec, TextSpec
 from soupray.spec import SweepSpec
 
 SHOWN = 5
@@ -102,7 +102,8 @@ class _Builder:
         path = self._images(name)
         if isinstance(part, Samples):
             np.save(path, part.images)
-            shas = [sha256(image) for image in part.images]
+            texts = part.images.ndim == 2  # filled up with zeros, in each file to another length
+            shas = [sha256(np.trim_zeros(row, "b") if texts else row) for row in part.images]
             return [Content(sha, sha) for sha in shas]
         look = self._look(train=name == "train")
         if self._streams(name):
@@ -117,12 +118,13 @@ class _Builder:
 
     def _streams(self, name: str) -> bool:
         data = self._spec.data
-        if isinstance(data, DigitsSpec | IdxSpec):
+        if isinstance(data, DigitsSpec | IdxSpec | TextSpec):
             return False
         return name == "train" and data.keep == "stream"
 
     def _look(self, train: bool) -> Look:
         data = self._spec.data
+        assert not isinstance(data, TextSpec)  # its parts are samples already
         if isinstance(data, DigitsSpec | IdxSpec):  # natural shifts of them look as they do
             assert isinstance(self._test, Samples)
             channels, side = self._test.images.shape[1:3]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from soupray.data.folders import existing, list_folders
-from soupray.data.splits import Listing, Raw, listing
+from soupray.data.splits import Listing, Part, Raw, listing
 from soupray.errors import ConfigError
 from soupray.naming import class_folders, read_label_map
 from soupray.sources import NaturalShift
@@ -39,7 +39,7 @@ class Shifted(NamedTuple):
     None where they are the model's.
     """
 
-    samples: Listing
+    samples: Part
     label_map: LabelMap | None
 
 
@@ -170,6 +170,7 @@ def _objectnet(root: Path, field: str) -> Shifted:
     if missing:
         raise ConfigError(f"{field}: {images} lacks {len(missing)} folders, like {missing[0]!r}.")
     shifted = _mapped(images, meaning, 1000, field)
+    assert isinstance(shifted.samples, Listing)
     return shifted._replace(samples=shifted.samples._replace(border=BORDER))
 
 

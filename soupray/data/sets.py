@@ -20,6 +20,7 @@ from soupray.data.idx import file_digests, split_idx
 from soupray.data.natural import Shifted, list_shift
 from soupray.data.shards import list_shards, shards
 from soupray.data.splits import Listing, Part, draw, held_out_shares, set_aside, shares
+from soupray.data.text import split_texts, text_digests, text_shifts
 from soupray.errors import ConfigError
 from soupray.sources import (
     DataSpec,
@@ -29,6 +30,7 @@ from soupray.sources import (
     HuggingFaceSpec,
     IdxSpec,
     ImagesSpec,
+    TextSpec,
     TorchvisionSpec,
     WebDatasetSpec,
 )
@@ -36,8 +38,10 @@ from soupray.sources import (
 TRAIN, TEST = "data.train", "data.test"
 
 
-def parts_of(data: DataSpec, seed: int) -> dict[str, Part]:
+def parts_of(data: DataSpec, classes: Sequence[str], seed: int) -> dict[str, Part]:
     """`train`, `held_out`, `rank` if the spec asks for it, and `test`, without shifts.
+
+    `classes`: the task's.
 
     Raises:
         ConfigError: the spec asks for more than there is; see the data set's module.
@@ -46,12 +50,14 @@ def parts_of(data: DataSpec, seed: int) -> dict[str, Part]:
         return dict(split_digits(data, seed))
     if isinstance(data, IdxSpec):
         return dict(split_idx(data, seed))
+    if isinstance(data, TextSpec):
+        return dict(split_texts(data, classes, seed))
     every, test = _sources(data)
     every, listed = set_aside(every, data.held_out)
-    classes = int(every.labels.max()) + 1
-    wanted = held_out_shares(data.held_out, classes)
+    labels = int(every.labels.max()) + 1
+    wanted = held_out_shares(data.held_out, labels)
     if isinstance(data.test, int):
-        wanted["test"] = shares(data.test, classes)
+        wanted["test"] = shares(data.test, labels)
     _check_enough(every, wanted)
     parts = {**draw(every, wanted, rest="train", seed=seed), **listed}
     if test is not None:
@@ -101,6 +107,8 @@ def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
     Raises:
         ConfigError: see `natural.list_shift`.
     """
+    if isinstance(data, TextSpec):
+        return {name: Shifted(s, None) for name, s in text_shifts(data, classes).items()}
     if isinstance(data, FolderSpec) and data.label_map is None and data.natural_shifts:
         classes = list(train_folders(data))
     return {shift.split: list_shift(shift, classes) for shift in data.natural_shifts}
@@ -108,6 +116,8 @@ def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
 
 def fingerprints(data: DataSpec) -> list[str]:
     """What the data's files are now; part of the name of their cache."""
+    if isinstance(data, TextSpec):
+        return text_digests(data)
     found = file_digests(data) if isinstance(data, IdxSpec) else []
     files = [s.label_map for s in data.natural_shifts]
     if isinstance(data, FolderSpec):

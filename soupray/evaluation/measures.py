@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -170,7 +171,13 @@ def fisher(
         logits = torch.func.functional_call(model, (weights, buffers), (x[None],))
         return F.log_softmax(logits, dim=1)[0].gather(0, y[None])[0]
 
-    one_each = torch.func.vmap(torch.func.grad(log_p), in_dims=(None, 0, 0))
+    one = torch.func.grad(log_p)
+    at_once = torch.func.vmap(one, in_dims=(None, 0, 0))
+
+    def one_by_one(weights: dict[str, torch.Tensor], *rows: torch.Tensor) -> Any:
+        found = [one(weights, x, y) for x, y in zip(*rows, strict=True)]
+        return {name: torch.stack([each[name] for each in found]) for name in weights}
+
     total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in parameters.items()}
     generator = torch.Generator().manual_seed(0)
     chunk = max(1, FISHER_BYTES // size)
@@ -179,7 +186,9 @@ def fisher(
         for start in range(0, len(rows), chunk):
             inputs = network.inputs(images[rows[start : start + chunk]])
             labels = _drawn(model, inputs, generator)
-            for name, g in one_each(parameters, inputs, labels).items():
+            # A text model looks at its mask to choose its way, which vmap cannot follow.
+            each = at_once if inputs.is_floating_point() else one_by_one
+            for name, g in each(parameters, inputs, labels).items():
                 total[name] += g.double().square_().sum(dim=0)
     information = {n: (t / len(rows)).to(torch.float32) for n, t in total.items()}
     return checkpoints.save(information, {"fisher_of": request.checkpoint})

@@ -225,7 +225,9 @@ def predict(
         if real < setting.batch_size:
             padding = batch.new_zeros((setting.batch_size - real, *batch.shape[1:]))
             batch = torch.cat([batch, padding])
-        inputs = task.inputs(batch.to(setting.device)).to(dtype)
+        inputs = task.inputs(batch.to(setting.device))
+        if inputs.is_floating_point():  # token ids stay integers
+            inputs = inputs.to(dtype)
         hidden = model.features(inputs)  # type: ignore[operator]
         logits.append(model.head(hidden)[:real].to(torch.float32).cpu().numpy())  # type: ignore[operator]
         features.append(hidden[:real].to(torch.float32).cpu().numpy())

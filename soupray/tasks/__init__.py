@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
+from soupray.errors import ConfigError
 from soupray.ports import Task
-from soupray.subject import OpenClipSpec, TaskSpec
+from soupray.subject import OpenClipSpec, TaskSpec, TransformersSpec
+from soupray.tasks.files import local_path
 
 
 def task_of(spec: TaskSpec) -> Task:
@@ -16,6 +19,11 @@ def task_of(spec: TaskSpec) -> Task:
         from soupray.tasks.image import OpenClipTask
 
         return OpenClipTask(spec)
+    if isinstance(spec, TransformersSpec):
+        _require_transformers()
+        from soupray.tasks.text import TextTask
+
+        return TextTask(spec)
     from soupray.tasks.network import TimmTask
 
     return TimmTask(spec)
@@ -28,7 +36,27 @@ def local_digests(spec: TaskSpec) -> list[str]:
         from soupray.tasks.image import local_folder
 
         folder = local_folder(spec.model)
-        files = sorted(p for p in folder.iterdir() if p.is_file()) if folder else []
-    if spec.pretrained and Path(spec.pretrained).is_file():
-        files.append(Path(spec.pretrained))
+        files = _files_in(folder) if folder else []
+    elif isinstance(spec, TransformersSpec):
+        folder = local_path(spec.model)
+        return _digests(_files_in(folder) if folder.is_dir() else [])
+    if spec.pretrained and local_path(spec.pretrained).is_file():
+        files.append(local_path(spec.pretrained))
+    return _digests(files)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_file())
+
+
+def _digests(files: list[Path]) -> list[str]:
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+
+
+def _require_transformers() -> None:
+    """It is an extra: most sweeps are of images."""
+    if find_spec("transformers") is None:
+        raise ConfigError(
+            "task.kind = transformers needs the library of that name, which is not installed "
+            "here: pip install 'soupray[text]'."
+        )

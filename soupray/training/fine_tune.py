@@ -29,6 +29,7 @@ from soupray.records import (
     Trial,
 )
 from soupray.training.loop import Hyperparameters, Loop, Start
+from soupray.training.probe import frozen
 
 Training = Generator[EpochRecord, None, Manifest]
 
@@ -52,7 +53,7 @@ def fine_tune(trial: Trial, task: Task, data: Data, checkpoints: Checkpoints) ->
             record = run.epoch(epoch)
             # Ties go to the earlier epoch.
             if best is None or record.held_out_correct > max(e.held_out_correct for e in history):
-                best = run.loop.weights()
+                best = run.weights()
                 best_epoch = epoch
             history.append(record)
             yield record
@@ -75,17 +76,27 @@ class _Run:
     def __init__(self, trial: Trial, task: Task, data: Data, checkpoints: Checkpoints) -> None:
         self.trial, self.task, self.data, self.checkpoints = trial, task, data, checkpoints
         self.hparams = Hyperparameters(**trial.hparams)  # type: ignore[arg-type]
-        weights = checkpoints.load(trial.init)
+        self._init = weights = checkpoints.load(trial.init)
+        self._seen: tuple[Task, Data] = (task, data)
+        if trial.method == "lp":
+            # Tasks and data are told apart by identity, which mypy does not take for a hash.
+            self._seen = frozen(task, data, checkpoints, trial.init, trial.setting)  # type: ignore[arg-type]
+            weights = self._seen[0].init()
         start = Start(weights=weights, seed=trial.seed, device=trial.setting.device)
-        self.loop = Loop(task, data, self.hparams, start)
+        self.loop = Loop(*self._seen, self.hparams, start)
+
+    def weights(self) -> Weights:
+        """All weights of the model; those that are not trained are theta_0's, bit for bit."""
+        return self._init | self.loop.weights()
 
     def epoch(self, number: int) -> EpochRecord:
         """One pass over the training data, then one over the held-out data. Raises Diverged."""
         started = time.monotonic()
         loss = self.loop.epoch(number)
-        held_out = self.data.split("held_out")
-        images, labels = self.data.samples(held_out)
-        logits, _ = predict(self.loop.model, self.task, images, self.trial.setting)
+        task, data = self._seen
+        held_out = data.split("held_out")
+        images, labels = data.samples(held_out)
+        logits, _ = predict(self.loop.model, task, images, self.trial.setting)
         if not np.isfinite(logits).all():
             raise Diverged(f"logits are not finite after epoch {number}")
         return EpochRecord(

@@ -81,10 +81,11 @@ class Loop:
         for group in self._optimizer.param_groups:
             group["lr"] = h.lr * scale
         self._step += 1
-        images = torch.from_numpy(self._images[rows.numpy()])
-        images = images.to(self.device).to(torch.float32)
-        images = rotate_and_shift(images, h.rotation, h.shift, self._generator)
-        logits = self.model(self._task.inputs(images))
+        samples = torch.from_numpy(self._images[rows.numpy()]).to(self.device)
+        if samples.ndim == 4:  # images; texts stay the bytes that they are
+            samples = samples.to(torch.float32)
+            samples = rotate_and_shift(samples, h.rotation, h.shift, self._generator)
+        logits = self.model(self._task.inputs(samples))
         loss = F.cross_entropy(
             logits, self._labels[rows].to(self.device), label_smoothing=h.label_smoothing
         )

@@ -1,0 +1,146 @@
+"""Texts with labels in CSV, TSV or JSON lines, and who gets which."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from soupray.data.splits import Samples, draw, held_out_shares, shares
+from soupray.errors import ConfigError
+from soupray.sources import TextSpec
+from soupray.texts import cut, pack
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = (".jsonl", ".ndjson")
+
+
+class _Row(NamedTuple):
+    """A sample, and where it was found: FILE:LINE."""
+
+    text: str
+    label: int
+    where: str
+
+
+def split_texts(spec: TextSpec, classes: Sequence[str], seed: int) -> dict[str, Samples]:
+    """`train`, `held_out` (`rank`) and `test`, texts packed as bytes [N, L].
+
+    Raises:
+        ConfigError: a file is missing or broken, a column or a label is unknown, a text is too
+            long, or there are fewer samples than asked for.
+    """
+    every = _samples(Path(spec.train), spec, classes)
+    wanted = held_out_shares(spec.held_out, len(classes))
+    if isinstance(spec.test, int):
+        wanted["test"] = shares(spec.test, len(classes))
+    asked = [sum(counts) for counts in zip(*wanted.values(), strict=True)]
+    there = np.bincount(every.labels, minlength=len(classes))
+    for name, have, count in zip(classes, there, asked, strict=True):
+        if have <= count:
+            raise ConfigError(
+                f"data.held_out = {spec.held_out} and data.test = {spec.test} ask for {count} "
+                f"texts of class {name!r} and leave none to train on: {spec.train} has {have}."
+            )
+    parts = draw(every, wanted, rest="train", seed=seed)
+    ordered = {"train": parts.pop("train"), **parts}
+    if isinstance(spec.test, str):
+        ordered["test"] = _samples(Path(spec.test), spec, classes)
+    return ordered
+
+
+def text_shifts(spec: TextSpec, classes: Sequence[str]) -> dict[str, Samples]:
+    """Every shift, as `split_texts`."""
+    return {n: _samples(Path(f), spec, classes) for n, f in spec.shifts.items()}
+
+
+def text_digests(spec: TextSpec) -> list[str]:
+    """SHA-256 (hex) of every file: a name does not say what is in it."""
+    named = [spec.train, *([spec.test] if isinstance(spec.test, str) else [])]
+    files = [Path(name).expanduser() for name in (*named, *spec.shifts.values())]
+    return [hashlib.sha256(_read(path)).hexdigest() for path in files]
+
+
+def _samples(path: Path, spec: TextSpec, classes: Sequence[str]) -> Samples:
+    rows = list(_rows(path.expanduser(), spec, {name: i for i, name in enumerate(classes)}))
+    if not rows:
+        raise ConfigError(f"{path}: there is no sample in it.")
+    long = [row for row in rows if len(row.text.encode()) > spec.max_bytes]
+    if long and spec.on_long == "fail":
+        size = len(long[0].text.encode())
+        raise ConfigError(
+            f"{path}: {len(long)} of {len(rows)} texts are longer than data.max_bytes = "
+            f"{spec.max_bytes}, the first at {long[0].where} with {size} bytes. Raise it, or write "
+            "on_long: cut."
+        )
+    texts = pack([cut(row.text, spec.max_bytes) for row in rows])
+    ids = [f"{path.stem}/{i}" for i in range(len(rows))]
+    return Samples(ids, texts, np.array([row.label for row in rows], np.int64))
+
+
+def _rows(path: Path, spec: TextSpec, labels: dict[str, int]) -> Iterator[_Row]:
+    for where, found in _records(path, _read(path)):
+        for column in (spec.text_column, spec.label_column):
+            if not isinstance(found.get(column), str):
+                raise ConfigError(
+                    f"{where}: no text in column {column!r}. Its columns are: "
+                    f"{', '.join(map(str, found))}; data.text_column and data.label_column name "
+                    "the two to read."
+                )
+        text, label = found[spec.text_column].strip(), found[spec.label_column]
+        if not text:
+            raise ConfigError(f"{where}: the text is empty. Remove that line.")
+        if label not in labels:
+            raise ConfigError(
+                f"{where}: the label {label!r} is not one of task.classes: {', '.join(labels)}."
+            )
+        yield _Row(text, labels[label], where)
+
+
+def _records(path: Path, data: bytes) -> Iterator[tuple[str, dict[str, str]]]:
+    """(FILE:LINE, the columns of a sample) for each sample of a file."""
+    try:
+        # Not splitlines(), which also splits at characters that a text may hold.
+        lines = io.StringIO(data.decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}.") from error
+    if path.suffix in DELIMITERS:
+        reader = csv.DictReader(lines, delimiter=DELIMITERS[path.suffix], strict=True)
+        try:
+            for found in reader:
+                yield f"{path}:{reader.line_num}", found
+        except csv.Error as error:
+            raise ConfigError(f"{path}: after line {reader.line_num}: {error}.") from error
+        return
+    if path.suffix not in JSON_LINES:
+        known = ", ".join((*DELIMITERS, *JSON_LINES))
+        raise ConfigError(f"{path}: what is in it is told by its ending, one of {known}.")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield f"{path}:{number}", _object(line, f"{path}:{number}")
+
+
+def _object(line: str, where: str) -> dict[str, str]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: a line is an object with named columns, not {line[:40]!r}.")
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}. data.train, data.test and data.shifts name "
+            "the files, from the folder in which soupray runs."
+        ) from error

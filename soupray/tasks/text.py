@@ -1,0 +1,228 @@
+"""Sequence classification with a model of transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Read when the libraries are imported. Tokens are made on the trial's own cores.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+import torch.nn.functional as F
+import transformers
+
+from soupray.errors import ConfigError
+from soupray.subject import TransformersSpec
+from soupray.tasks.files import PACKAGE, local_path
+from soupray.texts import unpack
+
+
+class TextClassifier(torch.nn.Module):
+    """logits = head(features).
+
+    Inputs [N, T] int64 (token ids, filled up with `pad`), features [N, D], logits [N, C].
+    """
+
+    def __init__(
+        self, body: torch.nn.Module, head: torch.nn.Linear, spec: TransformersSpec, pad: int
+    ) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+        self._pooling, self._normalise, self._pad = spec.pooling, spec.normalise, pad
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[N, D], of length one if the spec normalises."""
+        mask = (inputs != self._pad).to(torch.int64)
+        found = self.body(input_ids=inputs, attention_mask=mask)
+        if self._pooling == "own":  # the library's classifier without its last layer
+            pooled: torch.Tensor = found.logits
+        elif self._pooling == "cls":
+            pooled = found.last_hidden_state[:, 0]
+        else:
+            share = mask.to(found.last_hidden_state.dtype)[..., None]
+            pooled = (found.last_hidden_state * share).sum(1) / share.sum(1).clamp_min(1)
+        return F.normalize(pooled, dim=-1) if self._normalise else pooled
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[N, C]."""
+        logits: torch.Tensor = self.head(self.features(inputs))
+        return logits
+
+
+class TextTask:
+    """Fine-tunes a text model end to end, from a zero-shot head, a probe or a drawn head."""
+
+    def __init__(self, spec: TransformersSpec) -> None:
+        self._spec = spec
+        self._source = str(local_folder(spec.model) or spec.model)
+        with _explained(spec):
+            self._config = transformers.AutoConfig.from_pretrained(self._source)
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(self._source)
+        self._tokenizer.padding_side = "right"
+        if self._tokenizer.pad_token_id is None:
+            raise ConfigError(
+                f"task.model = {spec.model!r}: its tokenizer has no padding token, so that texts "
+                "of different length cannot be told from their padding. Choose another model."
+            )
+        limit = getattr(self._config, "max_position_embeddings", spec.max_tokens)
+        if spec.max_tokens > limit:
+            raise ConfigError(
+                f"task.max_tokens = {spec.max_tokens}: {spec.model} reads at most {limit}."
+            )
+
+    def model(self) -> TextClassifier:
+        """The body and a head, weights not loaded."""
+        return self._classifier(pretrained=False)
+
+    def init(self) -> dict[str, torch.Tensor]:
+        """The pre-trained body; the head is zero-shot if there are templates, else drawn."""
+        model = self._classifier(pretrained=True)
+        if self._spec.templates:
+            model.head.weight.data = self._zero_shot_head(model)
+        return model.state_dict()
+
+    def inputs(self, samples: torch.Tensor) -> torch.Tensor:
+        """[N, L] bytes of UTF-8 -> [N, max_tokens] int64 token ids; what is longer is cut."""
+        tokens = self._tokens(unpack(samples.cpu().numpy()))
+        return tokens.to(samples.device)
+
+    def refuse_long(self, split: str, samples: torch.Tensor) -> None:
+        """Raises ConfigError if `inputs` would cut one of `samples` [N, L]."""
+        texts, limit = unpack(samples.numpy()), self._spec.max_tokens
+        lengths = [len(ids) for ids in self._tokenizer(texts)["input_ids"]]
+        longest = max(range(len(texts)), key=lambda i: lengths[i])
+        if lengths[longest] > limit:
+            raise ConfigError(
+                f"{split}: {sum(n > limit for n in lengths)} of {len(texts)} texts have more than "
+                f"task.max_tokens = {limit} tokens, the longest {lengths[longest]}: "
+                f"{texts[longest][:60]!r}. Raise it, or write data.on_long: cut."
+            )
+
+    def _tokens(self, texts: list[str]) -> torch.Tensor:
+        # One shape for all batches: the shape of an input changes low bits of the logits.
+        tokens: torch.Tensor = self._tokenizer(
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=self._spec.max_tokens,
+            return_tensors="pt",
+        )["input_ids"]
+        return tokens
+
+    @torch.inference_mode()
+    def _zero_shot_head(self, model: TextClassifier) -> torch.Tensor:
+        """[C, D]: mean of the prompts' features, normalised, times `scale`, as WiSE-FT's."""
+        model.eval()
+        rows = []
+        for name in self._spec.classes:
+            prompts = [template.format(name) for template in self._spec.templates]
+            rows.append(F.normalize(model.features(self._tokens(prompts)).mean(dim=0), dim=-1))
+        return (torch.stack(rows) * self._spec.scale).clone()
+
+    def _classifier(self, pretrained: bool) -> TextClassifier:
+        body, classes = self._body(pretrained), len(self._spec.classes)
+        if self._spec.pooling == "own":
+            body.config.pad_token_id = self._tokenizer.pad_token_id
+            head = _take_last_layer(body, classes)
+        else:
+            if getattr(body, "pooler", None) is not None:
+                body.pooler = None  # nothing reads it, and nothing would train it
+            # As in open_clip, a head that is compared with prompts has no bias.
+            head = torch.nn.Linear(self._config.hidden_size, classes, not self._spec.templates)
+        return TextClassifier(body, head, self._spec, self._tokenizer.pad_token_id)
+
+    def _body(self, pretrained: bool) -> Any:
+        kind: Any = transformers.AutoModel
+        more: dict[str, Any] = {}
+        if self._spec.pooling == "own":
+            kind = transformers.AutoModelForSequenceClassification
+            more = {"num_labels": len(self._spec.classes)}
+        # Eager: the plain formula, equal from run to run on every device, with no choice of kernel.
+        more |= {"attn_implementation": "eager", "dtype": torch.float32}
+        with _explained(self._spec), _quiet():
+            config = transformers.AutoConfig.from_pretrained(self._source)
+            if not pretrained:
+                if "num_labels" in more:
+                    config.num_labels = more.pop("num_labels")
+                return kind.from_config(config, **more)
+            more |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            body, report = kind.from_pretrained(self._source, **more)
+        _refuse_partial(body, report, self._spec)
+        return body
+
+
+def _refuse_partial(body: Any, report: dict[str, Any], spec: TransformersSpec) -> None:
+    """Weights that do not fit: what transformers would draw anew, and only warn of."""
+
+    def needed(name: str) -> bool:  # a pooler and a classifier may be new
+        inside = spec.pooling != "own" or name.startswith(f"{body.base_model_prefix}.")
+        return inside and "pooler." not in name
+
+    problems = [f"{name!r} is not there" for name in report["missing_keys"] if needed(name)]
+    problems += [
+        f"{name!r} is {list(theirs)} and should be {list(ours)}"
+        for name, theirs, ours in report["mismatched_keys"]
+        if needed(name)
+    ]
+    if problems:
+        raise ConfigError(
+            f"task.model = {spec.model!r}: its weights are not what its config.json says in "
+            f"{len(problems)} tensors, the first: {min(problems)}. They are of another "
+            "architecture: put the two that belong together into the folder."
+        )
+
+
+def _take_last_layer(body: torch.nn.Module, classes: int) -> torch.nn.Linear:
+    """The last linear layer, which the body then leaves out: its `logits` become the features."""
+    linear = [(n, m) for n, m in body.named_modules() if isinstance(m, torch.nn.Linear)]
+    name, head = linear[-1]
+    if head.out_features != classes:
+        raise ConfigError(
+            f"task.pooling = own: the last layer of {type(body).__name__}, {name!r}, is not what "
+            "makes its logits. Write pooling: mean, or cls."
+        )
+    parent, _, own = name.rpartition(".")
+    setattr(body.get_submodule(parent), own, torch.nn.Identity())
+    return head
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that `model` names, or None if it is a name on the hub. Raises ConfigError."""
+    folder = local_path(model)
+    if folder.is_dir():
+        return folder
+    if model.startswith((PACKAGE, ".", "/", "~")):
+        raise ConfigError(f"task.model = {model!r}: there is no folder {folder}.")
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no remarks about weights: `_refuse_partial` reads the report."""
+    logging: Any = transformers.utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def _explained(spec: TransformersSpec) -> Iterator[None]:
+    """The library's errors about a model, as one ConfigError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"task.model = {spec.model!r}: transformers cannot make it: {said} Name a folder, "
+            "package:NAME/FOLDER, or a model on the hub (HF_HUB_OFFLINE=1 asks the local cache "
+            "only)."
+        ) from error

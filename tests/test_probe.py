@@ -1,0 +1,255 @@
+"""Linear probes: against scikit-learn, against a frozen body, and as theta_0 of LP-FT."""
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from shared import demo
+from sklearn.linear_model import LogisticRegression
+
+from soupray.candidates import mean_of
+from soupray.data.cache import Data
+from soupray.errors import ConfigError, TrialError
+from soupray.estimate import dry_run
+from soupray.evaluation.network import predict
+from soupray.plan import trials_of
+from soupray.records import Ingredient
+from soupray.training.fine_tune import fine_tune
+from soupray.training.loop import Hyperparameters, Loop, Start
+from soupray.training.probe import fit_head, probed
+from soupray.wiring import Place, basis_key, make_basis, world
+
+PROBE = ("init: zero_shot ", "init: {probe: {l2: 1e-3}} ")
+HEAD = ("  sampler: random ", "  sampler: random\n  train: head ")
+STILL = (
+    ("rotation: {uniform: [0, 15], off: 0.3}", "rotation: 0"),
+    ("shift: {uniform: [0, 0.1], off: 0.3}", "shift: 0"),
+)
+
+
+def problem(seed: int, n: int = 60, d: int = 5, classes: int = 3):
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(n, d)).astype(np.float32)
+    noise = generator.gumbel(size=(n, classes))
+    labels = (features @ generator.normal(size=(d, classes)) + noise).argmax(1)
+    return features, labels
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("l2", [1e-3, 0.1])
+def test_the_fit_is_that_of_scikit_learn(l2, bias):
+    features, labels = problem(0)
+    w, b = fit_head(features, labels, 3, l2, bias)
+    oracle = LogisticRegression(C=1 / (l2 * len(labels)), fit_intercept=bias, tol=1e-9)
+    oracle.fit(features.astype(np.float64), labels)
+    assert np.allclose(w, oracle.coef_, atol=2e-4)
+    # Adding a number to all biases changes nothing: compare them centred.
+    centred = oracle.intercept_ - oracle.intercept_.mean() if bias else np.zeros(3)
+    assert np.allclose(b - b.mean(), centred, atol=2e-4)
+    assert b.any() == bias
+
+
+def test_a_heavy_penalty_leaves_the_class_frequencies():
+    features, labels = problem(1)
+    w, b = fit_head(features, labels, 3, 1e6, bias=True)
+    assert np.abs(w).max() < 1e-5
+    assert np.allclose(np.exp(b) / np.exp(b).sum(), np.bincount(labels) / len(labels), atol=1e-5)
+
+
+def test_a_fit_that_does_not_end_is_told(monkeypatch):
+    monkeypatch.setattr("soupray.training.probe.ITERATIONS", 2)
+    with pytest.raises(TrialError, match=r"init\.probe: the fit did not converge .* l2 = 0\.001"):
+        fit_head(*problem(0), 3, 1e-3, bias=True)
+
+
+class Made:
+    """Basis and world of an edited demo, in a store of its own."""
+
+    def __init__(self, folder, cache, *edits: tuple[str, str]) -> None:
+        store = folder / "store"
+        store.mkdir(parents=True)
+        place = Place(storage=f"file://{store}", credentials=None, cache=str(cache))
+        self.spec = demo(*edits)
+        self.basis = make_basis(self.spec, place, basis_key(self.spec))
+        self.here = world(self.spec, place)
+
+    def weights(self, which: str) -> dict[str, torch.Tensor]:
+        return self.here.checkpoints.load(getattr(self.basis, which).sha256)
+
+    def ingredient(self, number: int) -> Ingredient:
+        trial, here = trials_of(self.spec, self.basis)[number], self.here
+        training = fine_tune(trial, here.task, here.data, here.checkpoints)
+        while True:
+            try:
+                next(training)
+            except StopIteration as end:
+                return end.value
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory, cache) -> Made:
+    """theta_0 is a probe, the anchor the zero-shot model; trials train the head."""
+    return Made(tmp_path_factory.mktemp("probe"), cache, PROBE, HEAD, *STILL)
+
+
+@pytest.fixture(scope="module")
+def pair(probe) -> list[Ingredient]:
+    return [probe.ingredient(i) for i in range(2)]
+
+
+def held_out(made: Made, sha256: str):
+    split = made.basis.split("held_out")
+    return made.here.workers().predictions(mean_of([sha256]), split)
+
+
+def accuracy(predictions) -> float:
+    return float((predictions.logits.argmax(1) == predictions.labels).mean())
+
+
+def test_the_probe_is_the_pre_trained_body_with_a_better_head(probe):
+    init, anchor = probe.weights("init"), probe.weights("anchor")
+    assert probe.basis.anchor_name == "zero_shot"
+    assert [n for n in init if not torch.equal(init[n], anchor[n])] == ["head.weight"]
+    accuracies = [
+        accuracy(held_out(probe, s.sha256)) for s in (probe.basis.init, probe.basis.anchor)
+    ]
+    assert accuracies[0] > accuracies[1] + 0.1  # 500 samples: five standard errors
+
+
+def test_the_head_is_scikit_learns_on_the_features_of_the_train_split(probe):
+    here = probe.here
+    model = here.task.model()
+    model.load_state_dict(probe.weights("anchor"))
+    images, labels = here.data.samples(here.data.split("train"))
+    _, features = predict(model, here.task, images, here.spec.setting)
+    oracle = LogisticRegression(
+        C=1 / (1e-3 * len(labels)), fit_intercept=False, max_iter=9999, tol=1e-9
+    )
+    oracle.fit(features.astype(np.float64), labels)
+    head = probe.weights("init")["head.weight"].numpy()
+    assert np.allclose(head, oracle.coef_, atol=2e-3)  # entries of up to seven
+
+
+def test_it_reads_the_train_split_and_no_other(probe):
+    asked = []
+
+    class Watched(Data):
+        def samples(self, split):
+            asked.append(split.name)
+            return super().samples(split)
+
+    here = probe.here
+    again = probed(
+        here.task, Watched(here.data._folder), probe.weights("anchor"), 1e-3, here.spec.setting
+    )
+    assert asked == ["train"]
+    assert torch.equal(again["head.weight"], probe.weights("init")["head.weight"])
+
+
+def test_a_trial_of_the_head_is_a_training_through_the_frozen_body(probe, pair):
+    trial, here = trials_of(probe.spec, probe.basis)[0], probe.here
+    assert trial.method == "lp"
+    start = Start(weights=probe.weights("init"), seed=trial.seed, device="cpu")
+    loop = Loop(here.task, here.data, Hyperparameters(**trial.hparams), start)
+    for name, parameter in loop.model.named_parameters():
+        parameter.requires_grad_(name.startswith("head."))
+    loop.model.visual.requires_grad_(False)
+    heads = []
+    for number in (1, 2):
+        loop.epoch(number)
+        heads.append(loop.weights()["head.weight"])
+    stored = here.checkpoints.load(pair[0].checkpoint.sha256)
+    assert torch.allclose(stored["head.weight"], heads[pair[0].best_epoch - 1], atol=1e-4)
+    init = probe.weights("init")
+    assert stored.keys() == init.keys()
+    assert [n for n in init if not torch.equal(init[n], stored[n])] == ["head.weight"]
+
+
+def test_a_soup_of_probes_is_their_ensemble(probe, pair):
+    # The features are the same, and the logits linear in the head.
+    shas = [i.checkpoint.sha256 for i in pair]
+    split = probe.basis.split("held_out")
+    soup = probe.here.workers().predictions(mean_of(shas), split).logits
+    logits = [held_out(probe, sha).logits for sha in shas]
+    assert np.allclose(soup, np.mean(logits, axis=0), atol=1e-4)
+    assert not np.allclose(logits[0], logits[1], atol=1e-2)
+
+
+def test_probe_and_zero_shot_model_share_their_features(probe, pair):
+    # What VRF with a linear probe needs: one backbone for both of its models.
+    here, found = probe.here, []
+    for sha in (pair[0].checkpoint.sha256, probe.basis.anchor.sha256):
+        model = here.task.model()
+        model.load_state_dict(here.checkpoints.load(sha))
+        images, _ = here.data.samples(here.data.split("held_out"))
+        found.append(predict(model, here.task, images[:50], here.spec.setting)[1])
+    assert np.array_equal(*found)
+
+
+def test_trials_of_all_weights_and_of_the_head_have_other_keys(probe):
+    whole = msgspec.structs.replace(probe.basis)
+    text = demo(PROBE, *STILL)
+    keys = [{t.key for t in trials_of(spec, whole)} for spec in (probe.spec, text)]
+    assert not keys[0] & keys[1]
+
+
+def test_lp_ft_starts_from_the_probe_and_moves_the_body(tmp_path, cache):
+    made = Made(tmp_path, cache, PROBE, ("trials: 2", "trials: 1"), ("epochs: 2", "epochs: 1"))
+    ingredient = made.ingredient(0)
+    assert ingredient.trial.method == "ft"
+    assert ingredient.init == made.basis.init.sha256 != made.basis.anchor.sha256
+    stored, init = made.here.checkpoints.load(ingredient.checkpoint.sha256), made.weights("init")
+    moved = [n for n in init if not torch.equal(init[n], stored[n])]
+    assert len(moved) > len(init) / 2
+
+
+def test_a_dry_run_counts_the_features_once():
+    costs = dry_run(demo(PROBE, HEAD, *STILL))
+    assert costs.training_samples == 2 * 200  # for theta_0, and for all trials
+    assert costs.held_out_samples == 3 * 500  # once, and every trial as it is stored
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (HEAD, "rotation needs the body: train: head sees it once; leave it out"),
+        ((PROBE[0], "init: {probe: {l2: 0}} "), "init.probe.l2: 0 is not allowed"),
+        ((PROBE[0], "init: {probe: {c: 1}} "), "init.probe.c: unknown key. Allowed: l2."),
+        ((PROBE[0], "init: linear "), "write zero_shot, {trained: {lr: ..., epochs: ...}}, or {p"),
+    ],
+)
+def test_a_spec_that_cannot_work_is_refused(edit, said):
+    with pytest.raises(ConfigError) as error:
+        demo(edit)
+    assert said in str(error.value)
+
+
+def test_models_without_prompts_get_their_head_by_probe(tmp_path):
+    from idx_files import tiny, write_data_set
+    from tiny_text import tiny_text, write_world
+
+    write_data_set(tmp_path / "idx")
+    trained = "  trained: {lr: 3e-3, epochs: 4, batch_size: 64}"
+    write_world(tmp_path / "text")
+    new = ("search:", "init: {probe: {l2: 0.01}}\nanchor: init\nsearch:")
+    specs = [
+        tiny(tmp_path / "idx", (trained, "  probe: {l2: 0.01}")),
+        tiny_text(tmp_path / "text", ('templates: ["about {}"]', ""), new),
+    ]
+    for spec, chance in zip(specs, (2, 6), strict=True):
+        place = Place(
+            storage=f"file://{tmp_path}/text/store", credentials=None, cache=str(tmp_path)
+        )
+        basis = make_basis(spec, place, basis_key(spec))
+        predictions = (
+            world(spec, place)
+            .workers()
+            .predictions(mean_of([basis.init.sha256]), basis.split("held_out"))
+        )
+        assert (predictions.logits.argmax(1) == predictions.labels).sum() > 1.5 * chance
+        assert basis.anchor == basis.init

@@ -1,0 +1,169 @@
+"""Texts in CSV, TSV and JSON lines: who gets which, and one message for every mistake."""
+
+import numpy as np
+import pytest
+from tiny_text import CLASSES, texts, tiny_text, write_texts
+
+from soupray.data.cache import open_data
+from soupray.errors import ConfigError
+from soupray.sources import TextSpec
+from soupray.texts import cut, pack, unpack
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_texts(tmp_path)
+    return tmp_path
+
+
+def opened(folder, *edits):
+    return open_data(tiny_text(folder, *edits), folder / "cache")
+
+
+def read(data, name) -> tuple[list[str], list[int]]:
+    rows, labels = data.samples(data.split(name))
+    return unpack(np.asarray(rows)), labels.tolist()
+
+
+def test_texts_come_back_as_they_were():
+    given = ["plain", "", "zwölf Boxkämpfer", "日本語", "\x00 inside"]
+    rows = pack(given)
+    assert rows.dtype == np.uint8
+    assert rows.shape == (5, 18)  # "zwölf Boxkämpfer" has 16 characters, two of them of two bytes
+    assert unpack(rows) == given
+    assert cut("日本", 5) == "日"  # of three bytes each
+    assert cut("short", 99) == "short"
+
+
+def test_every_text_is_in_one_split_with_its_label(folder):
+    data = opened(folder)
+    assert [(s.name, s.role, s.size) for s in data.splits] == [
+        ("train", "train", 48),
+        ("held_out", "held_out", 12),
+        ("test", "test", 30),
+        ("short", "shift", 8),
+    ]
+    train, held_out = read(data, "train"), read(data, "held_out")
+    assert sorted(train[0] + held_out[0]) == sorted(t for of in CLASSES for t in texts(of, 30))
+    assert sorted(held_out[1]) == [0] * 6 + [1] * 6
+    for found, labels in (train, held_out, read(data, "test")):
+        for text, label in zip(found, labels, strict=True):
+            assert text.split()[-1] in list(CLASSES.values())[label]
+    assert read(data, "short") == (
+        [w for words in CLASSES.values() for w in words],
+        [0] * 4 + [1] * 4,
+    )
+
+
+def test_test_and_rank_samples_may_come_from_the_train_file(folder):
+    data = opened(
+        folder,
+        (f"test: {folder}/test.tsv", "test: 10"),
+        ("held_out: 12", "held_out: {select: 8, rank: 4}"),
+    )
+    sizes = {s.name: s.size for s in data.splits}
+    assert sizes == {"train": 38, "held_out": 8, "rank": 4, "test": 10, "short": 8}
+    found = [t for name in ("train", "held_out", "rank", "test") for t in read(data, name)[0]]
+    assert len(set(found)) == len(found) == 60
+
+
+def test_another_content_is_another_split(folder):
+    before = opened(folder).split("test").digest
+    path = folder / "test.tsv"
+    path.write_text(path.read_text().replace("salt", "brine", 1))
+    assert opened(folder).split("test").digest != before
+
+
+def test_a_quoted_text_with_lines_and_a_separator_is_one_sample(folder):
+    with (folder / "train.csv").open("a", newline="") as file:
+        file.write('food,"bread, said ""he""\nand\u2028soup"\n')
+    assert 'bread, said "he"\nand\u2028soup' in read(opened(folder), "train")[0]
+
+
+def test_what_is_too_long_fails_or_is_cut(folder):
+    lines = [f'{{"text": "{t}", "label": "food"}}' for t in ("bread", "x" * 41, "ä" * 21)]
+    (folder / "short.jsonl").write_text("\n".join(lines))
+    limit = ("held_out: 12", "held_out: 12\n  max_bytes: 40")
+    with pytest.raises(ConfigError) as error:
+        opened(folder, limit)
+    assert "2 of 3 texts are longer than data.max_bytes = 40, the first at " in str(error.value)
+    assert "short.jsonl:2 with 41 bytes. Raise it, or write on_long: cut." in str(error.value)
+    data = opened(folder, (limit[0], limit[1] + "\n  on_long: cut"))
+    assert read(data, "short")[0] == ["bread", "x" * 40, "ä" * 20]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("train.csv", "label,text\nfruit,bread\n", "train.csv:2: the label 'fruit' is not one of"),
+        ("train.csv", "label,text\nfood,bread\n", "ask for 6 texts of class 'food' and leave none"),
+        ("train.csv", "label,texts\nfood,a\n", "train.csv:2: no text in column 'text'. Its colu"),
+        ("train.csv", "label,text\nfood\n", "train.csv:2: no text in column 'text'"),
+        ("train.csv", "label,text\nfood,   \n", "train.csv:2: the text is empty"),
+        ("train.csv", 'label,text\nfood,"a\n', "train.csv: after line 1: unexpected end of data"),
+        ("train.csv", "", "train.csv: there is no sample in it."),
+        ("short.jsonl", '{"text": "a"}\n', "short.jsonl:1: no text in column 'label'"),
+        (
+            "short.jsonl",
+            '{"text": 3, "label": "food"}\n',
+            "short.jsonl:1: no text in column 'text'",
+        ),
+        ("short.jsonl", "\n[1]\n", "short.jsonl:2: a line is an object with named columns, not"),
+        ("short.jsonl", "{'text'}\n", "short.jsonl:1: not JSON: "),
+    ],
+)
+def test_a_broken_file_is_named_with_the_line(folder, name, content, said):
+    (folder / name).write_text(content)
+    with pytest.raises(ConfigError) as error:
+        opened(folder)
+    assert said in str(error.value)
+
+
+def test_files_that_are_not_there_or_not_text(folder):
+    with pytest.raises(ConfigError, match=r"gone\.csv: cannot be read: No such file"):
+        opened(folder, ("train.csv", "gone.csv"))
+    (folder / "train.xls").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"one of \.csv, \.tsv, \.jsonl, \.ndjson"):
+        opened(folder, ("train.csv", "train.xls"))
+    (folder / "train.csv").write_bytes("label,text\nfood,Käse\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"train\.csv: not UTF-8 text"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("kind: text", "kind: texts", "'texts' found using 'kind' does not match"),
+        ("short: ", "test: ", "data.shifts: 'this mapping' is not allowed: a shift cannot"),
+        ("lr: 5e-3", "rotation: 5, lr: 5e-3", "rotation is for images; leave it out"),
+        ('templates: ["about {}"]', "", "init: 'zero_shot' is not allowed: a transformers model"),
+        ("max_tokens: 8", "max_tokens: 8\n  pooling: own", "leave `templates` out and write"),
+        ("max_tokens: 8", "normalise: false", "a zero-shot head compares directions"),
+        ("about {}", "about", "the template 'about' needs one {}"),
+    ],
+)
+def test_a_spec_that_cannot_work_is_refused(folder, old, new, said):
+    with pytest.raises(ConfigError) as error:
+        tiny_text(folder, (old, new))
+    assert said in str(error.value)
+
+
+def test_images_for_a_text_model_and_texts_for_an_image_model():
+    from shared import demo
+
+    with pytest.raises(ConfigError, match="a open_clip model cannot read data of kind text"):
+        demo(
+            ("kind: digits ", "kind: text "),
+            ("train_per_class: 20", "train: a.csv\n  test: 20"),
+            ("shifts: [inverted, rotated, noise, low_contrast, thickened]", ""),
+        )
+
+
+def test_the_defaults():
+    spec = TextSpec(kind="text", train="a.csv", test="b.csv", held_out=5)
+    assert (spec.text_column, spec.label_column, spec.max_bytes, spec.on_long) == (
+        "text",
+        "label",
+        2000,
+        "fail",
+    )
