@@ -101,9 +101,10 @@ def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
     Raises:
         ConfigError: see `natural.list_shift`.
     """
+    folders = None
     if isinstance(data, FolderSpec) and data.label_map is None and data.natural_shifts:
-        classes = list(train_folders(data))
-    return {shift.split: list_shift(shift, classes) for shift in data.natural_shifts}
+        folders = list(train_folders(data))
+    return {shift.split: list_shift(shift, classes, folders) for shift in data.natural_shifts}
 
 
 def fingerprints(data: DataSpec) -> list[str]:
