@@ -109,9 +109,10 @@ def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
     """
     if isinstance(data, TextSpec):
         return {name: Shifted(s, None) for name, s in text_shifts(data, classes).items()}
+    folders = None
     if isinstance(data, FolderSpec) and data.label_map is None and data.natural_shifts:
-        classes = list(train_folders(data))
-    return {shift.split: list_shift(shift, classes) for shift in data.natural_shifts}
+        folders = list(train_folders(data))
+    return {shift.split: list_shift(shift, classes, folders) for shift in data.natural_shifts}
 
 
 def fingerprints(data: DataSpec) -> list[str]:
