@@ -79,7 +79,7 @@ def sweep(spec: Path | None, home: Path, address: str | None, as_json: bool, dry
         from soupray.estimate import dry_run
         from soupray.tables import show_plan
 
-        show_plan(loaded, dry_run(loaded, home), as_json)
+        show_plan(loaded, dry_run(loaded), as_json)
         return
     from soupray.console import say
     from soupray.sweep import check_report, describe, run_sweep
@@ -112,6 +112,7 @@ def _recipe_flags(command: Command) -> Command:
 @_recipe_flags
 @click.option("--all", "everything", is_flag=True, help="All recipes.")
 @_partial
+@click.option("--yes", is_flag=True, help="However much a recipe has to read.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -124,6 +125,7 @@ def soup(
     as_json: bool,
     everything: bool,
     partial: bool,
+    yes: bool,
     output: Path | None,
     **flags: bool,
 ) -> None:
@@ -145,7 +147,7 @@ def soup(
     shown = joint(loaded)
     folder = output or Path("results") / shown.name
     folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
-    result = run_soup(loaded, home, address, recipes, partial)
+    result = run_soup(loaded, home, address, recipes, partial=partial, yes=yes)
     _finish(result, shown, folder, as_json)
 
 

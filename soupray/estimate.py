@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from soupray.data.cache import open_data
+from soupray.data.cache import planned_sizes
 from soupray.plan import plan
+from soupray.recipes import Option
+from soupray.recipes.fisher import SAMPLES
+from soupray.recipes.learned import EPOCHS
 from soupray.recipes.lines import GRID
+from soupray.recipes.replacement import PASSES
+from soupray.recipes.vrf import NEIGHBOURS
 from soupray.recipes.wise_ft import ALPHAS
 from soupray.records import Record
 from soupray.reporting.plots import LINE_GRID
@@ -19,77 +23,114 @@ from soupray.tasks import task_of
 
 
 class DryRun(Record, frozen=True, kw_only=True):
-    """What a sweep and its soups will do."""
+    """What a sweep and its soups will do, in samples and bytes."""
 
     trials: int
     epochs: int
     training_samples: int
     held_out_samples: int
     soup_held_out_samples: int
+    soup_train_samples: int
     reported_samples: int
     stored_bytes: int
     soup_stored_bytes: int
 
 
 class _Cost(NamedTuple):
-    """Candidates of a recipe, at most: decided by counts, scored in full, and reported on.
+    """What a recipe costs at most.
 
-    Early rejection makes the first cheaper. Logits are stored of the other two.
+    Candidates that are decided by counts, scored in full, and reported on: early rejection makes
+    the first cheaper, logits are stored of the other two. Passes over all training data, with
+    features of some of it stored; single training samples; further files as large as a model.
     """
 
     decided: int = 0
     scored: int = 0
     models: int = 0
+    train_passes: int = 0
+    train_samples: int = 0
+    files: int = 0
 
 
 _LINES = 2
 """Recipes that start from another model start from the best single one and the best soup."""
 
-_SOUP: dict[str, Callable[[int], _Cost]] = {
-    "anchor": lambda k: _Cost(scored=1, models=1),
-    "uniform": lambda k: _Cost(scored=1, models=1),
-    "greedy": lambda k: _Cost(decided=k - 1, scored=1, models=1),
-    "replacement": lambda k: _Cost(decided=3 * k, scored=1, models=1),
-    "pruned": lambda k: _Cost(decided=k, scored=2, models=1),
-    "learned": lambda k: _Cost(decided=5, scored=1, models=1),
-    "learned_by_layer": lambda k: _Cost(decided=5, scored=1, models=1),
-    "fisher": lambda k: _Cost(scored=1, models=1),
-    "model_stock": lambda k: _Cost(scored=1, models=1),
-    "wise_ft": lambda k: _Cost(scored=_LINES * (len(ALPHAS) - 2), models=_LINES * LINE_GRID),
-    "lines": lambda k: _Cost(scored=_LINES * GRID, models=_LINES),
-    "vrf": lambda k: _Cost(decided=_LINES * 3),
+Options = dict[str, Option]
+
+
+def _learned(k: int, options: Options) -> _Cost:
+    epochs = options.get("epochs", EPOCHS)
+    return _Cost(decided=int(epochs), scored=1, models=1)  # type: ignore[arg-type]
+
+
+def _fisher(k: int, options: Options) -> _Cost:
+    samples = int(options.get("samples", SAMPLES))  # type: ignore[arg-type]
+    return _Cost(scored=1, models=1, train_samples=k * samples, files=k)
+
+
+def _replacement(k: int, options: Options) -> _Cost:
+    passes = int(options.get("passes", PASSES))  # type: ignore[arg-type]
+    return _Cost(decided=passes * k, scored=1, models=1)
+
+
+def _wise_ft(k: int, options: Options) -> _Cost:
+    alphas: Any = options.get("alphas", ALPHAS)
+    inner = sum(0 < a < 1 for a in alphas)  # the end points are there already
+    return _Cost(scored=_LINES * inner, models=_LINES * LINE_GRID)
+
+
+_SOUP: dict[str, Callable[[int, Options], _Cost]] = {
+    "anchor": lambda k, options: _Cost(scored=1, models=1),
+    "uniform": lambda k, options: _Cost(scored=1, models=1),
+    "greedy": lambda k, options: _Cost(decided=k - 1, scored=1, models=1),
+    "replacement": _replacement,
+    "pruned": lambda k, options: _Cost(decided=k, scored=2, models=1),
+    "learned": _learned,
+    "learned_by_layer": _learned,
+    "fisher": _fisher,
+    "model_stock": lambda k, options: _Cost(scored=1, models=1),
+    "wise_ft": _wise_ft,
+    "lines": lambda k, options: _Cost(scored=_LINES * GRID, models=_LINES),
+    # Answers of the anchor and of each start; then features of what one got right, one wrong.
+    "vrf": lambda k, options: _Cost(decided=_LINES * len(NEIGHBOURS), train_passes=1 + 2 * _LINES),
 }
 """Ensembles need no forward pass that is not here. Learned: five epochs, forward and backward."""
 
 
-def dry_run(spec: SweepSpec, home: Path) -> DryRun:
+def dry_run(spec: SweepSpec) -> DryRun:
     """Counts for `--dry-run`: forward passes in samples, bytes for weights and logits.
 
-    Decodes the data and builds the model's shapes on this machine; nothing is stored.
+    Lists the data and builds the model's shapes on this machine; nothing is decoded or stored.
     """
-    data = open_data(spec, home / "cache" / "data")
-    weights = sum(
-        t.numel() * t.element_size() for t in task_of(spec.task).model().state_dict().values()
-    )
-    held_out, k = data.split("held_out").size, spec.search.trials
-    reported = sum(s.size for s in data.splits if s.role not in ("train", "held_out"))
+    sizes = planned_sizes(spec)
+    size = {name: count for name, _, count in sizes}
+    state = task_of(spec.task).model().state_dict()
+    weights = sum(t.numel() * t.element_size() for t in state.values())
+    train, held_out, k = size["train"], size["held_out"], spec.search.trials
+    reported = sum(count for _, role, count in sizes if role not in ("train", "held_out"))
     epochs = sum(int(t.hparams["epochs"]) for t in plan(spec))
     passes = 1 if spec.search.train == "head" else epochs  # features are computed once
     init_epochs = int(isinstance(spec.init, ProbeInit))
     if isinstance(spec.init, TrainedInit):
         init_epochs = spec.init.trained.numbers()["epochs"]
-    soup = [_SOUP[name](k) for name in ("anchor", *spec.recipes) if name in _SOUP]
-    decided, scored = sum(c.decided for c in soup), sum(c.scored for c in soup)
-    models = k + sum(c.models for c in soup)
+    chosen = {"anchor": {}, **spec.recipes}
+    soup = [_SOUP[name](k, options) for name, options in chosen.items() if name in _SOUP]
+    total = _Cost(*(sum(column) for column in zip(*soup, strict=True)))
+    models = k + total.models
     row = len(spec.task.classes) * 4
     logits = held_out * row
+    features = _LINES * train * state["head.weight"].shape[1] * 4 if total.train_passes else 0
     return DryRun(
         trials=k,
         epochs=epochs,
-        training_samples=(passes + init_epochs) * data.split("train").size,
+        training_samples=(passes + init_epochs) * train,
         held_out_samples=(passes + k) * held_out,
-        soup_held_out_samples=(decided + scored) * held_out,
+        soup_held_out_samples=(total.decided + total.scored) * held_out,
+        soup_train_samples=total.train_passes * train + total.train_samples,
         reported_samples=models * reported,
         stored_bytes=math.ceil(k * (weights + logits) + weights),
-        soup_stored_bytes=weights + scored * logits + models * reported * row,
+        soup_stored_bytes=weights * (1 + total.files)
+        + total.scored * logits
+        + models * reported * row
+        + features,
     )

@@ -45,6 +45,8 @@ class Split(Record, frozen=True, kw_only=True):
     """A fixed, ordered set of labelled samples.
 
     `digest` covers (id, content, label) in order, the label map, the corruption and its seed.
+    `label_map` lists, for each class of the split, the model's classes that mean it; None where
+    they are the same. `classes` counts the split's own.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Split(Record, frozen=True, kw_only=True):
     digest: str
     size: int
     classes: int
+    label_map: tuple[tuple[int, ...], ...] | None = None
 
 
 class CheckpointRef(Record, frozen=True, kw_only=True):
@@ -67,13 +70,17 @@ class CheckpointRef(Record, frozen=True, kw_only=True):
 
 
 class Basis(Record, frozen=True, kw_only=True):
-    """What all trials of a sweep share: the splits, theta_0 (`init`) and the `anchor`."""
+    """What all trials of a sweep share: the splits, theta_0 (`init`) and the `anchor`.
+
+    `notes` say what was left out of the data, and why.
+    """
 
     key: str
     splits: tuple[Split, ...]
     init: CheckpointRef
     anchor: CheckpointRef
     anchor_name: str = "zero_shot"
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> Split:
         """The split called `name`."""
@@ -86,12 +93,16 @@ class Basis(Record, frozen=True, kw_only=True):
 
 
 class Setting(Record, frozen=True, kw_only=True):
-    """How a model is evaluated. All of it changes low bits, so all of it is in every cache key."""
+    """How a model is evaluated. All of it changes results, so all of it is in every cache key.
+
+    `inputs` is the digest of what makes inputs of samples: sizes, means, tokenizers.
+    """
 
     precision: Literal["fp32", "bf16"] = "fp32"
     batch_size: int = 250
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
+    inputs: str = ""
 
 
 class Trial(Record, frozen=True, kw_only=True):
@@ -244,7 +255,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
 class Predictions(msgspec.Struct, frozen=True, kw_only=True):
     """A model's logits on one split. Arrays, so never JSON; stored as safetensors.
 
-    logits: [N, C] float32; labels: [N] int64.
+    logits: [N, C] float32, of all of the model's classes; labels: [N] int64, of the split's.
     """
 
     split: Split

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from soupray.candidates import (
     Candidate,
@@ -19,13 +19,15 @@ from soupray.candidates import (
 from soupray.check import refuse_or_note
 from soupray.checkpoints import create_record, find_record
 from soupray.console import Progress, say
-from soupray.errors import ConfigError
+from soupray.errors import ConfigError, EvaluationError
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.network import EVALUATION_VERSION
 from soupray.evaluation.selection import HeldOut
+from soupray.maths.metrics import on_classes_of, score
 from soupray.plan import CODE_VERSION
 from soupray.ports import Selection
 from soupray.recipes import TABLE, Option
+from soupray.recipes.learned import bytes_read
 from soupray.records import Basis, CheckpointRef, Pool, Record, Scores, digest
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Entry, leaderboard
@@ -35,6 +37,9 @@ from soupray.spec import NAME_LENGTH, SweepSpec
 from soupray.storage import Store
 
 Recipes = dict[str, dict[str, Option]]
+
+LARGE, READ_LIMIT = 50 * 10**9, 1000 * 10**9
+"""Bytes of weights that a recipe reads: from the first on it is said, above the second asked."""
 
 
 class Choices(Record, frozen=True, kw_only=True):
@@ -67,11 +72,18 @@ class Result(NamedTuple):
 
 
 def run_soup(
-    specs: Sequence[SweepSpec], home: Path, address: str | None, recipes: Recipes, partial: bool
+    specs: Sequence[SweepSpec],
+    home: Path,
+    address: str | None,
+    recipes: Recipes,
+    *,
+    partial: bool = False,
+    yes: bool = False,
 ) -> Result:
     """Choose with `recipes`, then report. Running it again evaluates nothing twice.
 
     Several specs are one pool whose outputs, not weights, are mixed; the first one's anchor counts.
+    `partial`: go on without missing trials. `yes`: however much there is to read.
 
     Raises:
         EvaluationError: no ingredients, some are missing and `partial` is false, or NaN weights.
@@ -90,7 +102,7 @@ def run_soup(
             selection = HeldOut(
                 evaluator, pool, splits, cascade=spec.precision == "cascade", metric=spec.metric
             )
-            choices = choose(session.store, joint(specs), selection, recipes)
+            choices = choose(session.store, joint(specs), selection, recipes, yes)
             progress.finish()
         outcomes = choices.outcomes
         for note in dict.fromkeys(n for o in outcomes for n in o.notes):
@@ -123,10 +135,15 @@ def joint(specs: Sequence[SweepSpec]) -> SweepSpec:
     return specs[0].model_copy(update={"name": name[:NAME_LENGTH]})
 
 
-def choose(store: Store, spec: SweepSpec, selection: HeldOut, recipes: Recipes) -> Choices:
+def choose(
+    store: Store, spec: SweepSpec, selection: HeldOut, recipes: Recipes, yes: bool = False
+) -> Choices:
     """The frozen choices if they were made before, else run the recipes and freeze theirs.
 
     Create-only: of two drivers that choose at once, both go on with the first one's choices.
+
+    Raises:
+        EvaluationError: a recipe would read very much, and `yes` is false.
     """
     pool = selection.pool
     wanted = {**{r.name: {} for r in TABLE.values() if r.baseline}, **recipes}
@@ -144,6 +161,7 @@ def choose(store: Store, spec: SweepSpec, selection: HeldOut, recipes: Recipes) 
     path = f"sweeps/{spec.name}/choices/{digest([*parts, held_out])[:32]}.json"
     choices: Choices | None = find_record(store, path, Choices)
     if choices is None:
+        _say_what_is_read(pool, wanted, yes)
         outcomes = run_recipes(selection, wanted)
         chosen = Choices(
             pool=pool.checkpoints,
@@ -154,6 +172,25 @@ def choose(store: Store, spec: SweepSpec, selection: HeldOut, recipes: Recipes) 
         )
         choices = create_record(store, path, chosen)
     return choices
+
+
+def _say_what_is_read(pool: Pool, recipes: Recipes, yes: bool) -> None:
+    """Learned soups read every ingredient twice a step."""
+    for name in ("learned", "learned_by_layer"):
+        if name not in recipes:
+            continue
+        options: dict[str, Any] = {
+            k: v for k, v in recipes[name].items() if k in ("epochs", "batch_size")
+        }
+        read = bytes_read(pool.ingredients, **options)
+        if read > LARGE:
+            say(f"{name} reads {read / 1e9:,.0f} GB of weights.")
+        if read > READ_LIMIT and not yes:
+            raise EvaluationError(
+                f"{name} would read {read / 1e9:,.0f} GB of weights, of {len(pool.ingredients)} "
+                f"ingredients; more than {READ_LIMIT / 1e9:,.0f} GB need your word: --yes. A larger"
+                " batch_size or fewer epochs (recipes in the spec) read less."
+            )
 
 
 def run_recipes(selection: Selection, recipes: Recipes) -> list[Outcome]:
@@ -184,7 +221,22 @@ def report(
     for split in basis.reported:
         for candidate, scores in zip(candidates, evaluator.scores(candidates, split), strict=True):
             reported[candidate, split.name] = scores
-    return reported
+    return reported | _on_classes_of_shifts(evaluator, candidates, basis)
+
+
+def _on_classes_of_shifts(
+    evaluator: StoredEvaluator, candidates: list[Candidate], basis: Basis
+) -> dict[tuple[Candidate, str], Scores]:
+    """ID test on the classes of each shift that has only some: from stored logits."""
+    shifts = [s for s in basis.reported if s.label_map is not None]
+    found = {}
+    for candidate in candidates if shifts else []:
+        predictions = evaluator.predictions(candidate, basis.split("test"))
+        for shift in shifts:
+            there = on_classes_of(predictions, shift)
+            if there is not None:
+                found[candidate, there.split.name] = score(there)
+    return found
 
 
 def best_soup(entries: list[Entry], outcomes: list[Outcome]) -> Outcome:

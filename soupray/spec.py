@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import pydantic
-import yaml
 from pydantic import Field
 
+from soupray.documents import parse_yaml, read_text
 from soupray.errors import ConfigError
+from soupray.naming import resolved
 from soupray.recipes import Option, check_recipes
 from soupray.records import Metric, Setting, digest
+from soupray.sources import DataSpec
 from soupray.space import Count, NonNegative, Positive, Search, SpecModel
-from soupray.subject import DataSpec, Init, TaskSpec
+from soupray.subject import Init, TaskSpec
 
 NAME_LENGTH = 63
 
@@ -121,6 +123,7 @@ class SweepSpec(SpecModel):
             batch_size=self.evaluation_batch,
             threads=self.threads,
             device="cuda" if self.resources.gpu else "cpu",
+            inputs=digest(self.task.model_dump(mode="json"))[:16],
         )
 
     @property
@@ -147,42 +150,18 @@ class SweepSpec(SpecModel):
         return digest({k: v for k, v in self.model_dump(mode="json").items() if k in shaping})
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans and floats: `off` is a word here, and 5e-5 a number."""
-
-
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
-_Loader.add_implicit_resolver(
-    _FLOAT, re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
 def load(path: Path) -> SweepSpec:
     """The spec in a YAML file.
 
     Raises:
         ConfigError: with file, field, offending value and what is allowed.
     """
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: cannot be read: not UTF-8 text.") from error
-    return parse(text, str(path))
+    return parse(read_text(path), str(path))
 
 
 def parse(text: str, source: str) -> SweepSpec:
     """The spec in YAML `text`; `source` names it in messages. Raises ConfigError as `load`."""
-    try:
-        data = yaml.load(text, _Loader)  # noqa: S506 - derived from SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not YAML: {error}") from error
+    data = parse_yaml(text, source)
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: a spec is a mapping, not {type(data).__name__}.")
     return parse_data(data, source)
@@ -190,6 +169,7 @@ def parse(text: str, source: str) -> SweepSpec:
 
 def parse_data(data: dict[str, Any], source: str) -> SweepSpec:
     """The spec in plain data, as YAML or JSON gave it. Raises ConfigError as `load`."""
+    data = resolved(data, source)
     try:
         # Through JSON, because pydantic's strict mode takes a list for a tuple only there.
         spec = SweepSpec.model_validate_json(json.dumps(data, default=str))
@@ -229,7 +209,7 @@ def _fields_at(loc: list[int | str]) -> list[str]:
         # What is no field is the tag of a union, which says which of its models is meant.
         tagged = [m for m in models if part in _kinds(m)]
         models = [inner for f in fields for inner in _models(f.annotation)] or tagged or models
-    return list(models[0].model_fields)
+    return list(dict.fromkeys(name for m in models for name in m.model_fields))
 
 
 def _models(annotation: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What is learnt, on what, and from where: the `task`, `data` and `init` of a spec."""
+"""What is learnt, and from where: the `task` and `init` of a spec."""
 
 from __future__ import annotations
 
@@ -8,20 +8,6 @@ import pydantic
 from pydantic import Discriminator, Field, JsonValue, Tag
 
 from soupray.space import Count, Dimension, Positive, Space, SpecModel
-
-Shift = Literal[
-    "inverted",
-    "rotated",
-    "noise",
-    "low_contrast",
-    "thickened",
-    "blurred",
-    "faded",
-    "grainy",
-    "moved",
-    "pixelated",
-    "occluded",
-]
 
 
 class OpenClipSpec(SpecModel):
@@ -120,91 +106,6 @@ class TransformersSpec(SpecModel):
 
 
 TaskSpec = OpenClipSpec | TimmSpec | TransformersSpec
-
-
-class HeldOutParts(SpecModel):
-    """Held-out data in two: `select` samples to choose a soup with, `rank` to compare soups on."""
-
-    select: Count
-    rank: Count
-
-
-HeldOut = Annotated[
-    Annotated[Annotated[int, Field(ge=0)], Tag("a number")]
-    | Annotated[HeldOutParts, Tag("two parts")],
-    # So that a mistake in one way of writing it is not answered with the other way.
-    Discriminator(lambda v: "two parts" if isinstance(v, dict | HeldOutParts) else "a number"),
-]
-
-
-class _Shifted(SpecModel):
-    """Data with shifts of its test set."""
-
-    shifts: tuple[Shift, ...] = ()
-
-    @pydantic.field_validator("shifts")
-    @classmethod
-    def _differ(cls, shifts: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(shifts)) < len(shifts):
-            raise ValueError("a shift is listed twice")
-        return shifts
-
-
-class DigitsSpec(_Shifted):
-    """Scikit-learn's copy of the UCI digits, as 32 x 32 images.
-
-    `train_per_class` images a class to train on, `held_out` to choose with, the rest is ID test.
-    """
-
-    kind: Literal["digits"]
-    train_per_class: Count = 20
-    held_out: HeldOut = 500
-
-
-class IdxSpec(_Shifted):
-    """Images and labels in the four IDX files of MNIST, Fashion-MNIST and their like.
-
-    They are in the first of `folders` that exists (`~` is the home folder). `train` and `held_out`
-    samples are drawn by class from the train files; the t10k files are ID test.
-    """
-
-    kind: Literal["idx"]
-    folders: tuple[str, ...] = Field(min_length=1)
-    train: Count
-    held_out: HeldOut
-
-
-class TextSpec(SpecModel):
-    """Texts and their labels in files: CSV, TSV or JSON lines, told by the ending of the name.
-
-    A label is one of the task's classes, in words. `held_out` samples are drawn by class from the
-    train file, and so are `test` samples, where `test` is a number and not a file of its own.
-    `shifts` names further files, reported on like test. Texts beyond `max_bytes` (of UTF-8), or
-    beyond the task's max_tokens, fail, or are cut to it.
-    """
-
-    kind: Literal["text"]
-    train: str
-    test: str | Count
-    held_out: HeldOut
-    shifts: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,62}$")], str] = Field(
-        default_factory=dict
-    )
-    text_column: str = "text"
-    label_column: str = "label"
-    max_bytes: Count = 2000
-    on_long: Literal["fail", "cut"] = "fail"
-
-    @pydantic.field_validator("shifts")
-    @classmethod
-    def _are_not_splits(cls, shifts: dict[str, str]) -> dict[str, str]:
-        for name in ("train", "held_out", "rank", "test"):
-            if name in shifts:
-                raise ValueError(f"a shift cannot be called {name!r}, which is a split; rename it")
-        return shifts
-
-
-DataSpec = DigitsSpec | IdxSpec | TextSpec
 
 
 class Trained(Space):

@@ -107,6 +107,8 @@ def find_basis_or_make(spec: SweepSpec, settled: Settled, attach: Callable[[], N
         say("decoding the data and building the initial model ...")
         attach()
         basis = cluster.make_basis_there(spec, settled.place, basis_key(spec))
+        for note in basis.notes:
+            say(f"note: {note}.")
     return basis
 
 

@@ -133,6 +133,8 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     out.print(f"training         {cost.training_samples:>12,} samples, forward and backward")
     out.print(f"held-out         {cost.held_out_samples:>12,} samples, forward, while training")
     out.print(f"soup, held-out   {cost.soup_held_out_samples:>12,} samples, forward, at most")
+    if cost.soup_train_samples:
+        out.print(f"soup, training   {cost.soup_train_samples:>12,} samples, forward, at most")
     out.print(f"soup, reporting  {cost.reported_samples:>12,} samples, forward")
 
 

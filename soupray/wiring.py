@@ -18,9 +18,10 @@ from soupray.evaluation.local import LocalWorkers
 from soupray.plan import CODE_VERSION
 from soupray.ports import Task
 from soupray.records import Basis, Record, digest
+from soupray.sources import TextSpec
 from soupray.spec import SweepSpec
 from soupray.storage import Credentials, Store, open_store
-from soupray.subject import FileInit, ProbeInit, TextSpec, TrainedInit
+from soupray.subject import FileInit, ProbeInit, TrainedInit
 from soupray.tasks import file_digests, local_digests, task_of
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign
@@ -121,7 +122,12 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
     if spec.init_name != spec.anchor == "zero_shot":
         anchor = here.checkpoints.save(start, {"init": spec.anchor})
     basis = Basis(
-        key=key, splits=here.data.splits, init=init, anchor=anchor, anchor_name=spec.anchor
+        key=key,
+        splits=here.data.splits,
+        init=init,
+        anchor=anchor,
+        anchor_name=spec.anchor,
+        notes=here.data.notes,
     )
     return create_record(here.checkpoints.store, f"bases/{basis.key}.json", basis)
 

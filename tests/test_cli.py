@@ -59,7 +59,7 @@ def test_the_command_line_is_what_it_was():
     assert options == {
         "sweep": ["--address", "--dry-run", "--home", "--json"],
         "soup": sorted(
-            ["--address", "--all", "--home", "--json", "--output", "--partial", *recipes]
+            ["--address", "--all", "--home", "--json", "--output", "--partial", "--yes", *recipes]
         ),
         "recipes": ["--home", "--json"],
         "rank": ["--home", "--json"],

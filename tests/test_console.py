@@ -169,6 +169,7 @@ def test_a_plan_shows_what_varies_and_what_it_costs():
         training_samples=30_000,
         held_out_samples=83_000,
         soup_held_out_samples=30_000,
+        soup_train_samples=1_500,
         reported_samples=1_000_000,
         stored_bytes=57_000_000,
         soup_stored_bytes=3_000_000,
@@ -181,6 +182,7 @@ def test_a_plan_shows_what_varies_and_what_it_costs():
     assert "batch_size" not in lines[0]
     assert [line.split()[0] for line in lines[1:17]] == [str(i) for i in range(16)]
     assert "16 trials, 150 epochs; 57.0 MB to be stored" in lines
+    assert "1,500 samples, forward, at most" in lines[-2]
     assert "1,000,000 samples, forward" in lines[-1]
 
 

@@ -14,8 +14,8 @@ from soupray.data.cache import Data, open_data
 from soupray.data.digits import load_digits, split_digits
 from soupray.data.shifts import SHIFTS, apply_shift
 from soupray.errors import ConfigError, EvaluationError
+from soupray.sources import DigitsSpec
 from soupray.spec import SweepSpec
-from soupray.subject import DigitsSpec
 
 SPEC = demo().data
 PARTS = ("train", "held_out", "test")

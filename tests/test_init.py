@@ -9,7 +9,7 @@ from shared import DIGITS, ingredient, scores
 from soupray.checkpoints import Checkpoints
 from soupray.data.cache import Data
 from soupray.errors import Diverged
-from soupray.estimate import dry_run
+from soupray.estimate import DryRun, dry_run
 from soupray.plan import plan, trials_of
 from soupray.records import Basis, Ingredient, pool_of
 from soupray.reporting.ranking import names_of
@@ -151,7 +151,7 @@ def test_open_clip_trained_first_descends_from_its_zero_shot_model(anchor, tmp_p
 
 def test_what_shapes_the_basis_of_the_demo_changes_with_code_version_only():
     # A change here makes every stored basis of every user unfindable.
-    assert basis_key(load(DIGITS)) == "5ff405c5a73d77985f9bb183a61be32e"
+    assert basis_key(load(DIGITS)) == "0f463c180ed1ba0c3cc536124a392673"
 
 
 def test_the_device_is_part_of_the_key_only_if_the_init_is_trained():
@@ -162,7 +162,29 @@ def test_the_device_is_part_of_the_key_only_if_the_init_is_trained():
     assert key(FASHION.read_text(), 0) != key(FASHION.read_text(), 1)
 
 
-def test_a_dry_run_counts_the_training_of_the_init(folder, tmp_path):
+def test_a_dry_run_counts_the_training_of_the_init(folder):
     spec = tiny(folder, INIT)
     of_trials = sum(int(t.hparams["epochs"]) for t in plan(spec))
-    assert dry_run(spec, tmp_path).training_samples == (of_trials + 2) * 30
+    assert dry_run(spec).training_samples == (of_trials + 2) * 30
+
+
+def recipes_of(folder, **recipes: dict) -> DryRun:
+    spec = tiny(folder, INIT).model_copy(update={"recipes": recipes})
+    return dry_run(spec)
+
+
+def test_a_dry_run_counts_what_the_options_of_the_recipes_ask_for(folder):
+    none = recipes_of(folder)
+    held_out = none.held_out_samples // (none.epochs + none.trials)
+    # Each trial's Fisher information: 7 training samples, and a file as large as the model.
+    fisher = recipes_of(folder, fisher={"samples": 7})
+    assert fisher.soup_train_samples == 7 * none.trials
+    model = (none.stored_bytes - none.trials * held_out * 40) // (none.trials + 1)
+    assert fisher.soup_stored_bytes - none.soup_stored_bytes > none.trials * model
+    # VRF: answers of the anchor and of two models on the 30 training images, then features of two.
+    assert recipes_of(folder, vrf={}).soup_train_samples == 5 * 30
+    # Two lines of one inner point each, and the anchor.
+    wise_ft = recipes_of(folder, wise_ft={"alphas": [0.0, 0.5, 1.0]})
+    assert wise_ft.soup_held_out_samples == (2 + 1) * held_out
+    learned = recipes_of(folder, learned={"epochs": 9})
+    assert learned.soup_held_out_samples == (9 + 1 + 1) * held_out

@@ -208,8 +208,8 @@ def test_lp_ft_starts_from_the_probe_and_moves_the_body(tmp_path, cache):
     assert len(moved) > len(init) / 2
 
 
-def test_a_dry_run_counts_the_features_once(tmp_path):
-    costs = dry_run(demo(PROBE, HEAD, *STILL), tmp_path)
+def test_a_dry_run_counts_the_features_once():
+    costs = dry_run(demo(PROBE, HEAD, *STILL))
     assert costs.training_samples == 2 * 200  # for theta_0, and for all trials
     assert costs.held_out_samples == 3 * 500  # once, and every trial as it is stored
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soupray.candidates import QUANTUM, WeightSoup, mean_of, quantised, weight_soup
-from soupray.errors import EvaluationError
 from soupray.evaluation.evaluator import reaches
 from soupray.ports import Reached, Slope, TensorNames
 from soupray.recipes import TABLE, learned, lines, model_stock
@@ -367,10 +366,12 @@ def test_learned_steps_follow_the_chain_rule_of_softmax():
         assert outcome.options["beta"] == 1.0
 
 
-def test_a_learned_soup_that_would_read_too_much_is_refused_with_the_amount():
-    selection = Made({"a": 90, "b": 88}, {})
-    with pytest.raises(EvaluationError, match=r"5 steps that read 0 GB.*max_read_gb is 0"):
-        learned.learned(selection, (), max_read_gb=0.0)
+def test_a_learned_soup_reads_every_ingredient_twice_a_step():
+    pool = Made({"a": 90, "b": 88}, {}).pool.ingredients
+    size = sum(i.checkpoint.size_bytes for i in pool)
+    n = pool[0].held_out.n
+    assert learned.bytes_read(pool, epochs=3, batch_size=n) == 2 * 3 * size
+    assert learned.bytes_read(pool, epochs=3, batch_size=n - 1) == 2 * 6 * size
 
 
 def test_quantised_shares_sum_to_one_exactly():

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from conftest import copied, inside, leaderboard
 
 import soupray
 from soupray.candidates import mean_of
@@ -14,7 +15,6 @@ from soupray.errors import ConfigError, EvaluationError
 from soupray.session import Brought, opened, refuse_other_data
 from soupray.soup import chosen_recipes, joint
 from soupray.spec import SweepSpec, load, parse
-from tests.conftest import copied, inside, leaderboard
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TRAINED = {"trained": {"lr": 3e-3, "epochs": 1, "batch_size": 50}}

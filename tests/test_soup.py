@@ -202,3 +202,11 @@ def test_pool_order_does_not_depend_on_the_order_of_manifests(run, pool):
     spec, _, store = run.world()
     basis = find_basis(store, spec)
     assert pool_of(basis, list(reversed(pool.ingredients))) == pool
+
+
+def test_a_recipe_that_reads_very_much_waits_for_a_word(pool, monkeypatch):
+    monkeypatch.setattr("soupray.soup.READ_LIMIT", 10**6)
+    store, selection, spec = open_store("memory://"), pool_only(pool), parse(mini_text(), "x.yaml")
+    with pytest.raises(EvaluationError, match=r"learned would read .* GB of weights.*--yes"):
+        choose(store, spec, selection, {"learned": {"epochs": 2}})
+    assert store.list("sweeps") == []

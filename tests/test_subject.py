@@ -2,12 +2,15 @@
 
 import pytest
 from idx_files import FASHION
+from shared import split
 
 from soupray.errors import ConfigError
-from soupray.plan import plan
+from soupray.plan import plan, trials_of
+from soupray.records import Basis, CheckpointRef
+from soupray.sources import HeldOutParts
 from soupray.space import Space
 from soupray.spec import SweepSpec, load, parse
-from soupray.subject import HeldOutParts, Trained
+from soupray.subject import Trained
 
 TEXTS = {"fashion": FASHION.read_text(), "digits": (FASHION.parent / "digits.yaml").read_text()}
 INIT = (
@@ -52,7 +55,7 @@ def edited(which: str, *edits: tuple[str, str]) -> SweepSpec:
             "fashion",
             "held_out: 2600 ",
             "held_out: {select: 9, ranks: 9} ",
-            "data.held_out.ranks: unknown key. Did you mean 'rank'? Allowed: select, rank.",
+            "data.held_out.ranks: unknown key. Did you mean 'rank'? Allowed: select, rank, ids.",
         ),
         ("fashion", "in_chans: 1", "in_chans: 3", "task.std: [0.353] is not allowed: the model "),
         (
@@ -129,3 +132,19 @@ def test_open_clip_may_be_trained_first_and_keep_either_anchor(anchor):
         ("anchor: zero_shot ", f"anchor: {anchor} "),
     )
     assert (spec.init_name, spec.anchor) == ("trained", anchor)
+
+
+def test_how_samples_become_inputs_is_in_every_key():
+    """The same weights on inputs that are normalised otherwise are another model."""
+    spec = load(FASHION)
+    task = spec.task.model_copy(update={"mean": (0.5,)})
+    other = spec.model_copy(update={"task": task})
+    assert other.setting != spec.setting
+    basis = Basis(
+        key="b",
+        splits=tuple(split(name, 10, name) for name in ("train", "held_out")),
+        init=CheckpointRef(sha256="0", size_bytes=1),
+        anchor=CheckpointRef(sha256="0", size_bytes=1),
+    )
+    keys = [{t.key for t in trials_of(s, basis)} for s in (spec, other)]
+    assert not keys[0] & keys[1]

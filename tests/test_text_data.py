@@ -6,7 +6,7 @@ from tiny_text import CLASSES, texts, tiny_text, write_texts
 
 from soupray.data.cache import open_data
 from soupray.errors import ConfigError
-from soupray.subject import TextSpec
+from soupray.sources import TextSpec
 from soupray.texts import cut, pack, unpack
 
 

@@ -4,10 +4,11 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
+from shared import demo
 
 from soupray.data.digits import load_digits
 from soupray.errors import ConfigError
-from soupray.tasks.image import ASSETS
+from soupray.tasks.image import ASSETS, OpenClipTask
 from soupray.tasks.vocabulary import CutTokenizer, cut_vocabulary
 
 FOLDER = ASSETS / "digits"
@@ -101,3 +102,11 @@ def test_zero_shot_accuracy_is_the_recorded_one(clip, tokenize):
     predicted = (clip.encode_image(images) @ sum(heads).T).argmax(dim=1).numpy()
     accuracy = float((predicted == samples.labels).mean())
     assert accuracy == pytest.approx(card["zero_shot_accuracy_uci_digits"], abs=0.005)
+
+
+def test_many_prompts_in_large_batches_give_the_head_of_few():
+    few = demo().task
+    many = few.model_copy(update={"classes": few.classes * 30})  # 600 prompts
+    wanted, found = (OpenClipTask(spec).init()["head.weight"] for spec in (few, many))
+    assert len(found) == 300
+    assert torch.allclose(found.view(30, 10, -1), wanted[None], atol=1e-5, rtol=0)

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from filelock import FileLock
 
-from soupray.data.digits import split_digits
-from soupray.data.idx import file_digests, split_idx
-from soupray.data.shifts import apply_shift
-from soupray.data.splits import Images, Labels, Samples
-from soupray.data.text import split_texts, text_digests
+from soupray.data.building import build
+from soupray.data.decoding import Look
+from soupray.data.reading import Stream
+from soupray.data.sets import fingerprints, parts_of, shifts_of
+from soupray.data.splits import Images, Labels, Listing
 from soupray.errors import ConfigError, EvaluationError
-from soupray.records import Role, Split, decode, digest, encode
+from soupray.records import Role, Split, decode, digest
+from soupray.sources import ImagesSpec
 from soupray.spec import SweepSpec
-from soupray.subject import IdxSpec, TextSpec
 
-DATA_VERSION = "1"
+DATA_VERSION = "2"
 """Of the code that decodes and shifts; part of the cache's name."""
 
 
 class Data:
-    """The splits of a sweep, as memory maps."""
+    """The splits of a sweep, as memory maps; a train split may be decoded as it is read."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, streamed: Callable[[], Stream] | None = None) -> None:
         self._folder = folder
         self.splits: tuple[Split, ...] = decode(
             (folder / "splits.json").read_bytes(), tuple[Split, ...]
         )
+        self._stream = functools.cache(streamed) if streamed else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, and why."""
+        path = self._folder / "notes.json"
+        return decode(path.read_bytes(), tuple[str, ...]) if path.exists() else ()
 
     def split(self, name: str) -> Split:
         """The split called `name`."""
@@ -51,9 +59,16 @@ class Data:
                 f"made with {split.digest[:12]}. The data or the code that decodes them changed: "
                 "restore them, or delete bases/ in the store and sweep again."
             )
-        images = np.load(self._folder / f"{split.name}.images.npy", mmap_mode="r")
         labels = np.load(self._folder / f"{split.name}.labels.npy", mmap_mode="r")
-        return images, labels
+        path = self._folder / f"{split.name}.images.npy"
+        if self._stream is not None and not path.exists():
+            # It has of an array what the readers of images use.
+            return cast(Images, self._stream()), labels
+        return np.load(path, mmap_mode="r"), labels
+
+    def ids(self, split: Split) -> list[str]:
+        """What the samples are called in their source, in order."""
+        return (self._folder / f"{split.name}.ids.txt").read_text().splitlines()
 
 
 def open_data(spec: SweepSpec, cache: Path) -> Data:
@@ -63,10 +78,7 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
         ConfigError: the spec asks for more than there is; see the data set's module.
     """
     source = [spec.data.model_dump(mode="json"), spec.task.classes, spec.seed]
-    files = file_digests(spec.data) if isinstance(spec.data, IdxSpec) else []
-    if isinstance(spec.data, TextSpec):
-        files = text_digests(spec.data)
-    key = digest([DATA_VERSION, *source, *files])
+    key = digest([DATA_VERSION, *source, *fingerprints(spec.data)])
     folder = cache / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -76,72 +88,46 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
             part.mkdir()
             _build(spec, part)
             part.rename(folder)
-    return Data(folder)
+    return Data(folder, functools.partial(_streamed, spec, folder))
 
 
 def _build(spec: SweepSpec, folder: Path) -> None:
-    parts = _parts(spec)
-    _check_classes(parts, spec)
-    splits = []
-    for name, samples in parts.items():
-        splits.append(_split(spec, name, _ROLES.get(name, "shift"), samples))
-        _write(folder, name, samples)
-    test = parts["test"]
-    for shift in () if isinstance(spec.data, TextSpec) else spec.data.shifts:
-        seed = int(digest([spec.seed, shift])[:15], 16)
-        shifted = test._replace(images=apply_shift(shift, test.images, seed))
-        splits.append(_split(spec, shift, "shift", shifted, f"{shift}/{seed}"))
-        _write(folder, shift, shifted)
-    (folder / "splits.json").write_bytes(encode(splits))
+    parts = parts_of(spec.data, spec.seed, spec.task.classes)
+    natural = shifts_of(spec.data, spec.task.classes)
+    check_classes(spec, max(int(part.labels.max()) for part in parts.values()) + 1)
+    build(spec, folder, parts, natural)
 
 
-_ROLES: dict[str, Role] = {
-    "train": "train",
-    "held_out": "held_out",
-    "rank": "rank",
-    "test": "test",
-}
+def _streamed(spec: SweepSpec, folder: Path) -> Stream:
+    """The train images where they are. Listed again: the cache's name says that they are equal."""
+    assert isinstance(spec.data, ImagesSpec)
+    train = parts_of(spec.data, spec.seed, spec.task.classes)["train"]
+    assert isinstance(train, Listing)
+    rows = np.load(folder / "train.rows.npy")
+    return Stream(train.take(rows), Look(spec.data.side_of_train, spec.data.channels))
 
 
-def _parts(spec: SweepSpec) -> dict[str, Samples]:
-    """The data set's samples by split; shifts only where they have samples of their own."""
-    data = spec.data
-    if isinstance(data, TextSpec):
-        return split_texts(data, spec.task.classes, spec.seed)
-    return (
-        split_idx(data, spec.seed) if isinstance(data, IdxSpec) else split_digits(data, spec.seed)
-    )
+def planned_sizes(spec: SweepSpec) -> list[tuple[str, Role, int]]:
+    """(name, role, samples) of each split, if all images can be read. Nothing is decoded.
+
+    Raises:
+        ConfigError: as `open_data`.
+    """
+    parts = parts_of(spec.data, spec.seed, spec.task.classes)
+    check_classes(spec, max(int(part.labels.max()) for part in parts.values()) + 1)
+    sizes: list[tuple[str, Role, int]] = [
+        (name, cast(Role, name), len(part.ids)) for name, part in parts.items()
+    ]
+    sizes += [(name, "shift", len(parts["test"].ids)) for name in spec.data.corruptions]
+    shifts = shifts_of(spec.data, spec.task.classes)
+    return sizes + [(name, "shift", len(s.samples.ids)) for name, s in shifts.items()]
 
 
-def _check_classes(parts: dict[str, Samples], spec: SweepSpec) -> None:
+def check_classes(spec: SweepSpec, labels: int) -> None:
+    """Raises ConfigError if the task names another number of classes than `labels`."""
     named = len(spec.task.classes)
-    labels = max(int(part.labels.max()) for part in parts.values()) + 1
     if named != labels:
         raise ConfigError(
             f"task.classes has {named} names; data of kind {spec.data.kind} have {labels} "
             f"classes, labelled 0 to {labels - 1}. Name them all, in that order."
         )
-
-
-def _split(spec: SweepSpec, name: str, role: Role, samples: Samples, corruption: str = "") -> Split:
-    return Split(
-        name=name,
-        role=role,
-        digest=_digest(samples, spec.task.classes, corruption),
-        size=len(samples.labels),
-        classes=len(spec.task.classes),
-    )
-
-
-def _write(folder: Path, name: str, samples: Samples) -> None:
-    np.save(folder / f"{name}.images.npy", samples.images)
-    np.save(folder / f"{name}.labels.npy", samples.labels)
-
-
-def _digest(samples: Samples, classes: Sequence[str], corruption: str) -> str:
-    """Over (id, content, label) in order, the label map, and the corruption with its seed."""
-    rows = [
-        (sample_id, hashlib.sha256(image.tobytes()).hexdigest(), int(label))
-        for sample_id, image, label in zip(*samples, strict=True)
-    ]
-    return digest([rows, list(classes), corruption])

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from soupray.data.splits import Samples, draw, held_out_shares
+from soupray.data.splits import Samples, draw, held_out_shares, set_aside
 from soupray.errors import ConfigError
-from soupray.subject import DigitsSpec
+from soupray.sources import DigitsSpec
 
 CLASSES, SIDE = 10, 32
 
@@ -31,7 +31,7 @@ def split_digits(spec: DigitsSpec, seed: int) -> dict[str, Samples]:
     Raises:
         ConfigError: the held-out set is empty, lacks a class, or nothing is left for test.
     """
-    samples = load_digits()
+    samples, listed = set_aside(load_digits(), spec.held_out)
     wanted = {
         "train": [spec.train_per_class] * CLASSES,
         **held_out_shares(spec.held_out, CLASSES),
@@ -44,4 +44,4 @@ def split_digits(spec: DigitsSpec, seed: int) -> dict[str, Samples]:
                 f"{spec.held_out} ask for {count} images of class {label} "
                 f"and leave none for test: it has {there}."
             )
-    return draw(samples, wanted, rest="test", seed=seed)
+    return {**draw(samples, wanted, rest="test", seed=seed), **listed}

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from soupray.data.splits import Samples, draw, held_out_shares, shares
+from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares
 from soupray.errors import ConfigError
-from soupray.subject import IdxSpec
+from soupray.sources import IdxSpec
 
 IMAGES = "{part}-images-idx3-ubyte"
 LABELS = "{part}-labels-idx1-ubyte"
@@ -37,7 +37,8 @@ def split_idx(spec: IdxSpec, seed: int) -> dict[str, Samples]:
         ConfigError: a file is missing or broken, or there are fewer images than asked for.
     """
     folder = find_folder(spec.folders)
-    every, test = load_part(folder, "train"), load_part(folder, "t10k")
+    test = load_part(folder, "t10k")
+    every, listed = set_aside(load_part(folder, "train"), spec.held_out)
     there = np.bincount(every.labels)
     wanted = {
         "train": shares(spec.train, len(there)),
@@ -52,7 +53,7 @@ def split_idx(spec: IdxSpec, seed: int) -> dict[str, Samples]:
             )
     parts = draw(every, wanted, rest="unused", seed=seed)
     del parts["unused"]
-    return {**parts, "test": test}
+    return {**parts, **listed, "test": test}
 
 
 def file_digests(spec: IdxSpec) -> list[str]:

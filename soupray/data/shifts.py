@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -102,8 +103,20 @@ SHIFTS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
 }
 
 
+CHUNK = 2**26
+"""Values of an array that are shifted at a time: a quarter of a gigabyte as float32."""
+
+
 def apply_shift(name: str, images: Images, seed: int) -> Images:
     """The shifted copy of `images`."""
+    return np.concatenate(list(shifted_parts(name, images, seed)))
+
+
+def shifted_parts(name: str, images: Images, seed: int) -> Iterator[Images]:
+    """The shifted copy of `images`, part by part: a large test set is not in memory at once."""
     generator = torch.Generator().manual_seed(seed)
-    shifted = SHIFTS[name](torch.from_numpy(images).float(), generator)
-    return shifted.round().clamp(0, 255).to(torch.uint8).numpy()
+    step = max(1, CHUNK // math.prod(images.shape[1:]))
+    for start in range(0, len(images), step):
+        part = torch.from_numpy(np.array(images[start : start + step])).float()
+        shifted = SHIFTS[name](part, generator)
+        yield shifted.round().clamp(0, 255).to(torch.uint8).numpy()

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 from scipy.special import logsumexp
 
-from soupray.records import Metric, Predictions, Scores, Tally, pack_right
+from soupray.records import Metric, Predictions, Scores, Split, Tally, digest, pack_right
 
 ECE_BINS = 15
 """Equal-mass bins, as in the field's reports."""
 
 
 def score(predictions: Predictions) -> Scores:
-    """Correct count, NLL (float64) and ECE of logits [N, C]. Ties go to the lower class."""
-    logits, labels = predictions.logits.astype(np.float64), predictions.labels
+    """Correct count, NLL (float64) and ECE of logits [N, C]. Ties go to the lower class.
+
+    A split with a label map is scored on its own classes: see `mapped`.
+    """
+    logits = mapped(predictions.logits, predictions.split.label_map).astype(np.float64)
+    labels = predictions.labels
     answers = logits.argmax(axis=1)
     right = answers == labels
     log_p = logits - logsumexp(logits, axis=1, keepdims=True)
@@ -30,6 +35,42 @@ def score(predictions: Predictions) -> Scores:
         right=pack_right(right),
         by_class=_by_class(answers, labels, logits.shape[1]),
     )
+
+
+def mapped(
+    logits: npt.NDArray[np.float32], label_map: tuple[tuple[int, ...], ...] | None
+) -> npt.NDArray[np.float32]:
+    """Logits [N, C] of the model's classes as [N, K] of a split's.
+
+    The logit of a class is the largest of those that mean it, and classes that the split does not
+    have are no answers: as ObjectNet and the subsets of ImageNet are scored (arXiv:2007.00644).
+    """
+    if label_map is None:
+        return logits
+    return np.stack([logits[:, list(group)].max(axis=1) for group in label_map], axis=1)
+
+
+def on_classes_of(predictions: Predictions, shift: Split) -> Predictions | None:
+    """The samples of `predictions` that are of the classes of `shift`, labelled and split as there.
+
+    What accuracy under a shift of some classes is compared with; None if there is no such sample.
+    """
+    if shift.label_map is None:
+        return predictions
+    meaning = {c: k for k, group in reversed([*enumerate(shift.label_map)]) for c in group}
+    rows = np.flatnonzero(np.isin(predictions.labels, [*meaning]))
+    if len(rows) == 0:
+        return None
+    split = msgspec.structs.replace(
+        predictions.split,
+        name=f"{predictions.split.name} on {shift.name}",
+        digest=digest([predictions.split.digest, shift.label_map]),
+        size=len(rows),
+        classes=shift.classes,
+        label_map=shift.label_map,
+    )
+    labels = np.array([meaning[c] for c in predictions.labels[rows].tolist()], np.int64)
+    return Predictions(split=split, logits=predictions.logits[rows], labels=labels)
 
 
 def _by_class(

@@ -113,7 +113,6 @@ _LEARNED: dict[str, Within | OneOf | ListOf] = {
     "lr": Within(1e-5, 10.0),
     "epochs": Within(1, 1000),
     "batch_size": Within(1, 10**6),
-    "max_read_gb": Within(0.0, 1e9),
 }
 
 TABLE: dict[str, Recipe] = {

@@ -9,9 +9,12 @@ from __future__ import annotations
 from soupray.candidates import FisherSoup, Outcome
 from soupray.ports import Fisher, Selection
 
+SAMPLES = 100
+"""Training samples for each ingredient."""
+
 
 def fisher(
-    selection: Selection, earlier: tuple[Outcome, ...], *, samples: int = 100
+    selection: Selection, earlier: tuple[Outcome, ...], *, samples: int = SAMPLES
 ) -> list[Outcome]:
     """The Fisher-weighted mean of the whole pool."""
     pool = selection.pool.checkpoints

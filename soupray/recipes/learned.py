@@ -25,12 +25,15 @@ from soupray.candidates import (
     quantised,
     weight_soup,
 )
-from soupray.errors import EvaluationError
 from soupray.ports import Gradient, Selection, Slope, TensorNames
+from soupray.records import Ingredient
 
 Array = npt.NDArray[np.float64]
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Adam's, as in the released code, which uses no weight decay."""
+
+EPOCHS, BATCH_SIZE = 5, 256
+"""Of the released code."""
 
 
 def learned(
@@ -38,13 +41,12 @@ def learned(
     earlier: tuple[Outcome, ...],
     *,
     lr: float = 0.05,
-    epochs: int = 5,
-    batch_size: int = 256,
-    max_read_gb: float = 1000.0,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH_SIZE,
 ) -> list[Outcome]:
     """One coefficient an ingredient."""
     pool = selection.pool.checkpoints
-    point = _descend(selection, [()], _Options(lr, epochs, batch_size, max_read_gb))
+    point = _descend(selection, [()], _Options(lr, epochs, batch_size))
     shares = quantised(_softmax(point.w)[0])
     candidate = weight_soup(list(zip(pool, shares, strict=True)), QUANTUM)
     return [_outcome("learned", selection, candidate, point)]
@@ -55,15 +57,14 @@ def learned_by_layer(
     earlier: tuple[Outcome, ...],
     *,
     lr: float = 0.05,
-    epochs: int = 5,
-    batch_size: int = 256,
-    max_read_gb: float = 1000.0,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH_SIZE,
 ) -> list[Outcome]:
     """One coefficient an ingredient and tensor."""
     pool = selection.pool.checkpoints
     (names,) = selection.measure([TensorNames(checkpoint=pool[0])])
     groups = [(name,) for name in names]
-    point = _descend(selection, groups, _Options(lr, epochs, batch_size, max_read_gb))
+    point = _descend(selection, groups, _Options(lr, epochs, batch_size))
     return [_outcome("learned_by_layer", selection, _soup(pool, groups, point.w), point)]
 
 
@@ -71,7 +72,6 @@ class _Options(NamedTuple):
     lr: float
     epochs: int
     batch_size: int
-    max_read_gb: float
 
 
 class _Point(NamedTuple):
@@ -95,21 +95,16 @@ def _outcome(name: str, selection: Selection, candidate: WeightCandidate, point:
     )
 
 
-def _refuse_if_long(selection: Selection, options: _Options) -> None:
-    ingredients, max_gb = selection.pool.ingredients, options.max_read_gb
-    steps = options.epochs * -(-ingredients[0].held_out.n // options.batch_size)
-    read = 2 * steps * sum(i.checkpoint.size_bytes for i in ingredients) / 1e9
-    if read > max_gb:
-        raise EvaluationError(
-            f"a learned soup of these {len(ingredients)} ingredients takes {steps} steps that "
-            f"read {read:,.0f} GB of weights; max_read_gb is {max_gb:g}. Raise max_read_gb or "
-            "batch_size, or lower epochs, in the spec: recipes: {learned: {max_read_gb: ...}}."
-        )
+def bytes_read(
+    ingredients: Sequence[Ingredient], *, epochs: int = EPOCHS, batch_size: int = BATCH_SIZE
+) -> int:
+    """Of weights: each step reads every ingredient for the soup and for its gradient."""
+    steps = epochs * -(-ingredients[0].held_out.n // batch_size)
+    return 2 * steps * sum(i.checkpoint.size_bytes for i in ingredients)
 
 
 def _descend(selection: Selection, groups: Sequence[tuple[str, ...]], options: _Options) -> _Point:
     """An empty group stands for all tensors."""
-    _refuse_if_long(selection, options)
     pool, n = selection.pool.checkpoints, selection.pool.ingredients[0].held_out.n
     whole = list(groups) == [()]
     w, log_beta = np.zeros((len(groups), len(pool))), 0.0  # beta stays positive

@@ -9,9 +9,12 @@ from __future__ import annotations
 from soupray.candidates import Candidate, Outcome, Step, mean_of
 from soupray.ports import Selection
 
+PASSES = 3
+"""Over the pool, at most."""
+
 
 def replacement(
-    selection: Selection, earlier: tuple[Outcome, ...], *, passes: int = 3
+    selection: Selection, earlier: tuple[Outcome, ...], *, passes: int = PASSES
 ) -> list[Outcome]:
     """At most `passes` passes over the pool."""
     pool = selection.pool.checkpoints

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from soupray.diversity import Diagnosis
-from soupray.reporting.plots import COLOURS, INK, MUTED, _pyplot
+from soupray.reporting.plots import COLOURS, INK, MUTED, pyplot
 
 SOUP, ENSEMBLE = COLOURS["greedy"], COLOURS["wise_ft"]
 
 
 def draw_diagnosis(made: Diagnosis, folder: Path) -> list[Path]:
     """The three figures, as PNG files in `folder`."""
-    plt = _pyplot()
+    plt = pyplot()
     drawn = []
     for name, draw in (
         ("interpolation", _interpolation),

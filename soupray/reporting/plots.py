@@ -121,7 +121,7 @@ def _lines(
 
 def draw_robustness(numbers: Robustness, path: Path) -> None:
     """Held-out accuracy against mean shift accuracy, both axes logit-scaled."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 5.4), layout="constrained")
     _draw_lines(axes, numbers)
     _draw_models(axes, numbers)
@@ -216,7 +216,7 @@ def greedy_trace(outcome: Outcome) -> Trace:
 
 def draw_trace(trace: Trace, path: Path) -> None:
     """Held-out accuracy of the soup with each ingredient in turn, kept or not."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     steps = list(range(1, len(trace.tried) + 1))
     axes.step(steps, trace.best, where="post", color=COLOURS["greedy"], lw=1.6, label="the soup")
@@ -257,7 +257,8 @@ def draw_all(
     return drawn
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib without a screen, in the style of all our figures."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -6,12 +6,17 @@ import csv
 import io
 from collections.abc import Mapping
 
+import msgspec
+
 from soupray.candidates import Candidate, Outcome, VRFEnsemble
 from soupray.maths.metrics import clopper_pearson, discordant, mcnemar, value
 from soupray.records import Basis, Metric, Pool, Record, Scores
 
 Reported = Mapping[tuple[Candidate, str], Scores]
-"""Scores by (candidate, name of a test or shift split)."""
+"""Scores by (candidate, name of a test or shift split).
+
+Under `test on NAME`: ID test on the classes of that shift, if it has only some.
+"""
 
 
 class Measured(Record, frozen=True, kw_only=True):
@@ -47,7 +52,11 @@ class Versus(Record, frozen=True, kw_only=True):
 
 
 class Entry(Record, frozen=True, kw_only=True):
-    """A row of the leaderboard."""
+    """A row of the leaderboard.
+
+    `test_on_classes`: by shift, ID accuracy on its classes, if it has only some of them: what its
+    accuracy is to be compared with.
+    """
 
     name: str
     recipe: str
@@ -59,6 +68,7 @@ class Entry(Record, frozen=True, kw_only=True):
     test: Measured
     shifts: dict[str, Measured]
     shift_mean: float
+    test_on_classes: dict[str, Measured] = msgspec.field(default_factory=dict)
     held_out_versus_best_single: Versus
     test_versus_best_single: Versus
     forward_passes_per_sample: int
@@ -142,6 +152,11 @@ def _entry(outcome: Outcome, best: Outcome, pool: Pool, basis: Basis, reported: 
         test=measured(test),
         shifts=shifts,
         shift_mean=shift_mean(shifts),
+        test_on_classes={
+            name: measured(scores)
+            for name in shifts
+            if (scores := reported.get((candidate, f"test on {name}")))
+        },
         held_out_versus_best_single=Versus(only_this=held_this, only_best_single=held_best, p=None),
         test_versus_best_single=Versus(
             only_this=only_this, only_best_single=only_best, p=mcnemar(only_this, only_best)
@@ -165,6 +180,7 @@ def as_csv(entries: list[Entry]) -> str:
         "ece",
         "shift_mean",
         *shifts,
+        *(f"test_on_classes_of_{name}" for name in entries[0].test_on_classes),
         "p_vs_best_single",
         "forward_passes",
         "size_bytes",
@@ -181,6 +197,7 @@ def as_csv(entries: list[Entry]) -> str:
         row += [f"{v:.6f}" for v in (score.standard_error, score.nll, score.ece)]
         row += [f"{entry.shift_mean:.6f}"]
         row += [f"{entry.shifts[name].accuracy:.6f}" for name in shifts]
+        row += [f"{m.accuracy:.6f}" for m in entry.test_on_classes.values()]
         row += [f"{entry.test_versus_best_single.p:.6g}"]
         row += [entry.forward_passes_per_sample, entry.size_bytes]
         writer.writerow(row)

@@ -24,6 +24,8 @@ PACKAGED = "soupray:"
 LOCAL = "local-dir:"
 _PUBLISHED = "classification_head."
 """The head in the models of arXiv:2203.05482; the CLIP is under `model.` there."""
+PROMPTS = 512
+"""Texts that the text tower reads at a time, in whole classes."""
 
 
 class ImageClassifier(torch.nn.Module):
@@ -143,16 +145,25 @@ class OpenClipTask:
         WiSE-FT, arXiv:2109.01903, section 3; the scale is the model's own, not a constant 100.
         """
         tokenize = self._tokenizer()
-        clip.eval()
+        names, templates = self._spec.classes, self._spec.templates
+        # A few prompts are read class by class, on the CPU: the shape of a batch changes low bits,
+        # and every number of the demo descends from these. Those of ImageNet, 80 000, take hours
+        # without a GPU.
+        few = len(names) * len(templates) <= PROMPTS
+        step = 1 if few else max(1, PROMPTS // len(templates))
+        device = "cuda" if torch.cuda.is_available() and not few else "cpu"
+        clip.eval().to(device)
         rows = []
-        for name in self._spec.classes:
-            texts = tokenize([template.format(name) for template in self._spec.templates])
-            embeddings = F.normalize(clip.encode_text(texts), dim=-1)
-            rows.append(F.normalize(embeddings.mean(dim=0), dim=-1))
-        head: Weights = {"head.weight": (torch.stack(rows) * clip.logit_scale.exp()).clone()}
-        if self._spec.head_bias:
-            head["head.bias"] = torch.zeros(len(rows))
-        return head
+        for start in range(0, len(names), step):
+            some = names[start : start + step]
+            texts = tokenize([template.format(name) for name in some for template in templates])
+            embeddings = F.normalize(clip.encode_text(texts.to(device)), dim=-1)
+            means = embeddings.unflatten(0, (len(some), len(templates))).mean(dim=1)
+            rows.append(F.normalize(means, dim=-1))
+        head: torch.Tensor = torch.cat(rows) * clip.logit_scale.exp()
+        clip.to("cpu")
+        bias = {"head.bias": torch.zeros(len(head))} if self._spec.head_bias else {}
+        return {"head.weight": head.to("cpu", copy=True), **bias}
 
     def _tokenizer(self) -> Any:
         if self._folder and (self._folder / "vocabulary.json").exists():

@@ -52,11 +52,9 @@ class Loop:
         self.model = task.model()
         self.model.load_state_dict(start.weights)
         self.model.to(self.device)
-        images, labels = data.samples(data.split("train"))
-        self._images, self._labels = (
-            torch.from_numpy(np.array(images)),
-            torch.from_numpy(np.array(labels)),
-        )
+        # Images stay on disk: a train set may be larger than memory.
+        self._images, labels = data.samples(data.split("train"))
+        self._labels = torch.from_numpy(np.array(labels))
         self._steps_per_epoch = math.ceil(len(labels) / hparams.batch_size)
         self._optimizer = adamw(self.model.parameters(), hparams.lr, hparams.weight_decay)
         self._step = 0
@@ -83,7 +81,7 @@ class Loop:
         for group in self._optimizer.param_groups:
             group["lr"] = h.lr * scale
         self._step += 1
-        samples = self._images[rows].to(self.device)
+        samples = torch.from_numpy(self._images[rows.numpy()]).to(self.device)
         if samples.ndim == 4:  # images; texts stay the bytes that they are
             samples = samples.to(torch.float32)
             samples = rotate_and_shift(samples, h.rotation, h.shift, self._generator)

@@ -1,0 +1,223 @@
+"""The cache of a node, as it is built: arrays, labels, ids and records of all splits.
+
+    <split>.images.npy   [N, C, H, W] uint8; of a streamed train split, train.rows.npy instead
+    <split>.labels.npy   [N] int64
+    <split>.ids.txt      an id a line, in order: what `held_out: {ids: FILE}` reads
+    splits.json          the records
+    notes.json           what was left out
+
+Evaluated splits come first: a train sample with the same content as one of theirs is found when it
+is read, and none is read twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from soupray.data.decoding import Look
+from soupray.data.natural import LabelMap, Shifted
+from soupray.data.reading import Content, check_images, keep_rows, sha256, write_images
+from soupray.data.shifts import shifted_parts
+from soupray.data.splits import Labels, Part, Samples
+from soupray.errors import ConfigError
+from soupray.records import Role, Split, digest, encode
+from soupray.sources import ImagesSpec
+from soupray.spec import SweepSpec
+
+SHOWN = 5
+"""Images or pairs that a message lists."""
+
+
+class Written(NamedTuple):
+    """A split in the cache: what it is made of, in order."""
+
+    ids: list[str]
+    labels: Labels
+    contents: list[Content]
+
+
+def build(
+    spec: SweepSpec, folder: Path, parts: Mapping[str, Part], natural: Mapping[str, Shifted]
+) -> None:
+    """Write everything into `folder`.
+
+    Raises:
+        ConfigError: an image cannot be read, or a train sample is also in an evaluated split; and
+            the spec does not say that such are to be left out.
+    """
+    builder = _Builder(spec, folder, parts)
+    for name in (n for n in parts if n != "train"):
+        builder.add(name, parts[name])
+    builder.add("train", parts["train"])
+    for name in spec.data.corruptions:
+        builder.corrupt(name)
+    for name, shifted in natural.items():
+        builder.add(name, shifted.samples, shifted.label_map)
+    names = [*parts, *spec.data.corruptions, *natural]
+    order = {name: place for place, name in enumerate(names)}
+    splits = sorted(builder.splits, key=lambda s: order[s.name])
+    (folder / "splits.json").write_bytes(encode(splits))
+    (folder / "notes.json").write_bytes(encode(builder.notes))
+
+
+class _Builder:
+    """What is written already, and what it says of the rest."""
+
+    def __init__(self, spec: SweepSpec, folder: Path, parts: Mapping[str, Part]) -> None:
+        self._spec, self._folder = spec, folder
+        self._test = parts["test"]
+        self._evaluated: dict[str, str] = {}
+        self._written: dict[str, Written] = {}
+        self.splits: list[Split] = []
+        self.notes: list[str] = []
+
+    def add(self, name: str, part: Part, label_map: LabelMap | None = None) -> None:
+        """Write a split, less what cannot be read, and train samples that are evaluated too."""
+        contents = self._contents(name, part)
+        broken = [row for row, content in enumerate(contents) if content.problem]
+        if broken:
+            self._refuse_broken(name, part, contents, broken)
+        dropped = set(broken)
+        if name == "train":
+            dropped |= self._overlapping(part, contents)
+        elif name in ("held_out", "rank", "test"):
+            for sample_id, content in zip(part.ids, contents, strict=True):
+                if not content.problem:
+                    self._evaluated[content.source] = f"{name} {sample_id}"
+        kept = np.array([row for row in range(len(contents)) if row not in dropped], np.int64)
+        if len(kept) == 0:
+            raise ConfigError(f"data: nothing is left of the {name} split.")
+        self._keep(name, kept, len(contents))
+        written = Written(
+            [part.ids[i] for i in kept], part.labels[kept], [contents[i] for i in kept]
+        )
+        self._record(name, _ROLES.get(name, "shift"), written, label_map)
+
+    def _contents(self, name: str, part: Part) -> list[Content]:
+        path = self._images(name)
+        if isinstance(part, Samples):
+            np.save(path, part.images)
+            shas = [sha256(image) for image in part.images]
+            return [Content(sha, sha) for sha in shas]
+        look = self._look(train=name == "train")
+        if self._streams(name):
+            return check_images(part, look)
+        return write_images(part, look, path)
+
+    def _keep(self, name: str, kept: Labels, total: int) -> None:
+        if self._streams(name):
+            np.save(self._folder / f"{name}.rows.npy", kept)
+        elif len(kept) < total:
+            keep_rows(self._images(name), kept)
+
+    def _streams(self, name: str) -> bool:
+        data = self._spec.data
+        if not isinstance(data, ImagesSpec):
+            return False
+        return name == "train" and data.keep == "stream"
+
+    def _look(self, train: bool) -> Look:
+        data = self._spec.data
+        if not isinstance(data, ImagesSpec):  # natural shifts of them look as they do
+            assert isinstance(self._test, Samples)
+            channels, side = self._test.images.shape[1:3]
+            return Look(side, channels)
+        return Look(data.side_of_train if train else data.size, data.channels)
+
+    def _refuse_broken(
+        self, name: str, part: Part, contents: list[Content], broken: list[int]
+    ) -> None:
+        shown = "; ".join(f"{part.ids[row]} ({contents[row].problem})" for row in broken[:SHOWN])
+        said = (
+            f"{len(broken)} of {len(contents)} images of the {name} split cannot be read: {shown}"
+        )
+        said += " ..." if len(broken) > SHOWN else ""
+        if getattr(self._spec.data, "on_error", "fail") == "fail":
+            raise ConfigError(f"{said}. Replace them, or write data.on_error: skip.")
+        self.notes.append(f"{said}; they are left out")
+
+    def _overlapping(self, part: Part, contents: list[Content]) -> set[int]:
+        """Rows of the train split whose content is in an evaluated one as well."""
+        rows = [row for row, content in enumerate(contents) if content.source in self._evaluated]
+        if not rows:
+            return set()
+        pairs = [f"{part.ids[row]} = {self._evaluated[contents[row].source]}" for row in rows]
+        said = f"{len(rows)} train samples are also evaluated on: {'; '.join(pairs[:SHOWN])}"
+        said += " ..." if len(rows) > SHOWN else ""
+        if self._spec.data.overlap == "fail":
+            raise ConfigError(
+                f"{said}. Remove them, or write data.overlap: drop to leave them out of training."
+            )
+        self.notes.append(f"{said}; they are left out of training")
+        return set(rows)
+
+    def corrupt(self, name: str) -> None:
+        """Write a shifted copy of the test split."""
+        seed = int(digest([self._spec.seed, name])[:15], 16)
+        test = np.load(self._images("test"), mmap_mode="r")
+        path, at, contents = self._images(name), 0, list[Content]()
+        target = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=test.shape)
+        for images in shifted_parts(name, test, seed):
+            target[at : at + len(images)] = images
+            at += len(images)
+            contents += [Content(sha256(image), "") for image in images]
+        target.flush()
+        written = self._written["test"]._replace(contents=contents)
+        self._record(name, "shift", written, None, f"{name}/{seed}")
+
+    def _record(
+        self,
+        name: str,
+        role: Role,
+        written: Written,
+        label_map: LabelMap | None,
+        corruption: str = "",
+    ) -> None:
+        classes = self._spec.task.classes
+        about: list[object] = [list(classes), corruption]
+        about += [label_map] if label_map is not None else []
+        np.save(self._folder / f"{name}.labels.npy", written.labels)
+        (self._folder / f"{name}.ids.txt").write_text("".join(f"{i}\n" for i in written.ids))
+        self._written[name] = written._replace(contents=[])
+        self.splits.append(
+            Split(
+                name=name,
+                role=role,
+                digest=_digest(written, about),
+                size=len(written.ids),
+                classes=len(label_map) if label_map is not None else len(classes),
+                label_map=label_map,
+            )
+        )
+
+    def _images(self, name: str) -> Path:
+        return self._folder / f"{name}.images.npy"
+
+
+_ROLES: dict[str, Role] = {
+    "train": "train",
+    "held_out": "held_out",
+    "rank": "rank",
+    "test": "test",
+}
+
+
+def _digest(written: Written, about: list[object]) -> str:
+    """Over (id, content, label) in order, then the label map, and the corruption with its seed.
+
+    The digest of the JSON [rows, *about], hashed row by row: a million rows are not in memory.
+    """
+    total = hashlib.sha256(b"[[")
+    ids, labels, contents = written
+    rows: Iterable[tuple[str, Content, int]] = zip(ids, contents, labels.tolist(), strict=True)
+    for number, (sample_id, content, label) in enumerate(rows):
+        total.update(b"," if number else b"")
+        total.update(encode((sample_id, content.kept, label)))
+    total.update(b"],")
+    total.update(encode(about)[1:])
+    return total.hexdigest()

@@ -1,0 +1,106 @@
+"""A folder of images for each class, in torchvision's layout: ROOT/CLASS/.../IMAGE."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from soupray.data.splits import Listing, Raw, listing
+from soupray.errors import ConfigError
+from soupray.naming import class_folders, read_label_map
+from soupray.sources import FolderSpec
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Those of torchvision, in lower case."""
+
+
+def train_folders(spec: FolderSpec) -> dict[str, int]:
+    """Label by folder of the train images.
+
+    Raises:
+        ConfigError: there is no such folder, it has none in it, or one is of two classes.
+    """
+    if spec.label_map is None:
+        root = existing(spec.train, "data.train")
+        return {name: label for label, name in enumerate(class_folders(root))}
+    labels: dict[str, int] = {}
+    for label, (name, folders) in enumerate(read_label_map(spec.label_map).items()):
+        for folder in folders:
+            if labels.setdefault(folder, label) != label:
+                raise ConfigError(
+                    f"{spec.label_map}: folder {folder} is listed under {name} and another class; "
+                    "train images have one."
+                )
+    return labels
+
+
+def list_part(root: str, labels: Mapping[str, int], spec: FolderSpec, field: str) -> Listing:
+    """The images of `root`, labelled by their class's folder. Test images may lack classes.
+
+    Raises:
+        ConfigError: a folder without images, one that is no class, or none at all.
+    """
+    path = existing(root, field)
+    there = class_folders(path)
+    unknown = [name for name in there if name not in labels]
+    if unknown and spec.label_map is None:
+        raise ConfigError(
+            f"{field}: {path} has {len(unknown)} folders that are no class of the train images, "
+            f"like {unknown[0]!r}. Classes are {_some(labels)}."
+        )
+    missing = [name for name in labels if name not in there]
+    if missing and (field == "data.train" or len(missing) == len(labels)):
+        raise ConfigError(
+            f"{field}: {path} has no folder {missing[0]!r}"
+            f"{f' ({len(missing)} are missing)' if len(missing) > 1 else ''}."
+        )
+    return list_folders(path, {n: k for n, k in labels.items() if n in there}, field)
+
+
+def list_folders(root: Path, labels: Mapping[str, int], field: str) -> Listing:
+    """The images in some folders of `root`, by folder and name, with ids like CLASS/IMAGE.
+
+    Raises:
+        ConfigError: a folder has none.
+    """
+    ids: list[str] = []
+    of: list[int] = []
+    for name in sorted(labels):
+        found = _images_in(root, name)
+        if not found:
+            raise ConfigError(
+                f"{field}: the folder {root / name} has no images ({', '.join(EXTENSIONS)}). "
+                "Fill it, or remove it."
+            )
+        ids += found
+        of += [labels[name]] * len(found)
+
+    def read(row: int) -> Raw:
+        return (root / ids[row]).read_bytes()
+
+    return listing(ids, of, read)
+
+
+def _images_in(root: Path, name: str) -> list[str]:
+    """Paths from `root`, in the order of torchvision."""
+    skipped = len(str(root)) + 1
+    return [
+        f"{folder[skipped:]}/{file}"
+        for folder, _, files in sorted(os.walk(root / name, followlinks=True))
+        for file in sorted(files)
+        if file.lower().endswith(EXTENSIONS)
+    ]
+
+
+def existing(path: str, field: str) -> Path:
+    """The folder at `path`. Raises ConfigError if there is none."""
+    found = Path(path).expanduser()
+    if not found.is_dir():
+        raise ConfigError(f"{field}: there is no folder {found}. Mount it, or correct the path.")
+    return found
+
+
+def _some(names: Sequence[str] | Mapping[str, int]) -> str:
+    shown = ", ".join(list(names)[:5])
+    return f"{shown} ... ({len(names)})" if len(names) > 5 else shown

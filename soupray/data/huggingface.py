@@ -1,0 +1,66 @@
+"""Data sets that `datasets.save_to_disk` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soupray.data.splits import Listing, Raw, listing
+from soupray.errors import ConfigError
+from soupray.sources import HuggingFaceSpec
+
+
+def list_huggingface(spec: HuggingFaceSpec, split: str) -> Listing:
+    """One of its splits, with the number of a sample as its id.
+
+    Raises:
+        ConfigError: `datasets` is not installed, there is no data set, split or column of that
+            name, or the labels are no numbers from 0.
+    """
+    data = _split(spec, split)
+    for field, column in (("image", spec.image), ("label", spec.label)):
+        if column not in data.column_names:
+            raise ConfigError(
+                f"data.{field}: {spec.path} has no column {column!r}; it has "
+                f"{', '.join(data.column_names)}."
+            )
+    numbers = "int" in str(getattr(data.features[spec.label], "dtype", ""))
+    labels = np.asarray(data[spec.label][:] if numbers else [-1])
+    if labels.min() < 0:
+        raise ConfigError(f"data.label: column {spec.label!r} of {spec.path} holds no classes.")
+    images = data.select_columns([spec.image]).cast_column(spec.image, _encoded())
+
+    def read(row: int) -> Raw:
+        image = images[row][spec.image]
+        found: bytes = image["bytes"] or Path(image["path"]).read_bytes()
+        return found
+
+    return listing([str(i) for i in range(len(labels))], labels, read)
+
+
+def _encoded() -> Any:
+    """Images as the bytes of their files."""
+    from datasets import Image
+
+    return Image(decode=False)
+
+
+def _split(spec: HuggingFaceSpec, split: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(
+            "data.kind = huggingface needs the package datasets: pip install 'soupray[hub]'"
+        ) from error
+    try:
+        found = datasets.load_from_disk(spec.path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"data.path: {spec.path} is no folder that datasets.save_to_disk wrote: {error}"
+        ) from error
+    parts = found if isinstance(found, datasets.DatasetDict) else {"train": found}
+    if split not in parts:
+        raise ConfigError(f"data: {spec.path} has no split {split!r}; it has {', '.join(parts)}.")
+    return parts[split]

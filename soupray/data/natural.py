@@ -1,0 +1,245 @@
+"""Natural distribution shifts: other data sets of the same classes, with the right label maps.
+
+imagenet_v2      arXiv:1902.10811: folders 0 ... 999 are class numbers, not to be sorted as text
+imagenet_r       arXiv:2006.16241: synset folders of 200 classes
+imagenet_a       arXiv:1907.07174: synset folders of 200 other classes
+imagenet_sketch  arXiv:1905.13549: synset folders of all 1000
+objectnet        113 of its 313 classes are ImageNet's, some are two of them; its own mappings say
+                 which. Images have a red border of two pixels
+cifar10_1        arXiv:1806.00451: arrays, labelled as CIFAR-10
+stl10            nine of CIFAR-10's classes, in another order; its monkeys are left out
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from soupray.data.folders import existing, list_folders
+from soupray.data.splits import Listing, Part, Raw, listing
+from soupray.errors import ConfigError
+from soupray.naming import class_folders, read_label_map
+from soupray.sources import NaturalShift
+
+LabelMap = tuple[tuple[int, ...], ...]
+BORDER = 2
+STL_SIDE = 96
+STL_TO_CIFAR = (0, 2, 1, 3, 4, 5, 7, None, 8, 9)
+"""airplane, bird, car, cat, deer, dog, horse, monkey, ship, truck as classes of CIFAR-10."""
+
+
+class Shifted(NamedTuple):
+    """Samples labelled by classes of their own, and which of the model's each of them means.
+
+    None where they are the model's.
+    """
+
+    samples: Part
+    label_map: LabelMap | None
+
+
+def list_shift(shift: NaturalShift, classes: Sequence[str]) -> Shifted:
+    """The samples of `shift`. `classes`: what the folders of the train images are called.
+
+    Raises:
+        ConfigError: it is not there, is not what its kind says, or has classes that the model
+            does not have.
+    """
+    field = f"data.shifts: {shift.split}"
+    root = existing(shift.root, field)
+    if shift.kind == "folder":
+        return _folder(root, shift, classes, field)
+    suite, wanted = ("CIFAR-10", 10) if shift.kind in ("cifar10_1", "stl10") else ("ImageNet", 1000)
+    if len(classes) != wanted:
+        raise ConfigError(
+            f"{field}: {shift.kind} is a shift of {suite}'s {wanted} classes, in their order; the "
+            f"task has {len(classes)}. For other classes use kind: folder, with a label map."
+        )
+    match shift.kind:
+        case "cifar10_1":
+            return Shifted(_cifar10_1(root, field), None)
+        case "stl10":
+            return _stl10(root, field)
+        case "objectnet":
+            return _objectnet(root, field)
+        case "imagenet_v2":
+            return Shifted(_complete(root, [str(i) for i in range(1000)], field), None)
+        case _:
+            return _synsets(root, shift, classes, field)
+
+
+def _synsets(root: Path, shift: NaturalShift, classes: Sequence[str], field: str) -> Shifted:
+    every = timm_list("imagenet_synsets.txt")
+    if classes[0].startswith("n0") and list(classes) != every:
+        raise ConfigError(
+            f"{field}: the folders of the train images are not the synsets of ImageNet-1k."
+        )
+    if shift.kind == "imagenet_sketch":
+        return Shifted(_complete(root, every, field), None)
+    mine = timm_list(f"{shift.kind}_synsets.txt")
+    return Shifted(_complete(root, mine, field), tuple((every.index(s),) for s in mine))
+
+
+def timm_list(name: str) -> list[str]:
+    """The lines of a list that timm carries; read without importing timm, which takes seconds."""
+    found = importlib.util.find_spec("timm")
+    assert found is not None
+    assert found.origin is not None
+    return (Path(found.origin).parent / "data" / "_info" / name).read_text().split()
+
+
+def _complete(root: Path, folders: list[str], field: str) -> Listing:
+    """Images in `folders`, labelled by their order.
+
+    A part of them would be scored among too few classes, and look better than it is.
+    """
+    there = set(class_folders(root))
+    missing = [name for name in folders if name not in there]
+    if missing:
+        raise ConfigError(
+            f"{field}: {root} lacks {len(missing)} of the {len(folders)} class folders, like "
+            f"{missing[0]!r}. Is it the folder that has them in it, and complete?"
+        )
+    return list_folders(root, {name: k for k, name in enumerate(folders)}, field)
+
+
+def _folder(root: Path, shift: NaturalShift, classes: Sequence[str], field: str) -> Shifted:
+    """Folders called as the train images' folders, or as a label map says."""
+    if shift.label_map is not None:
+        meaning = _meaning(read_label_map(shift.label_map), classes, shift.label_map)
+    else:
+        unknown = [name for name in class_folders(root) if name not in classes]
+        if unknown:
+            raise ConfigError(
+                f"{field}: {root} has {len(unknown)} folders that are no class, like "
+                f"{unknown[0]!r}. Write a label_map: a YAML file with the folders of each class."
+            )
+        meaning = {name: (classes.index(name),) for name in class_folders(root)}
+    if not meaning:
+        raise ConfigError(f"{field}: {root} has no folders.")
+    if missing := sorted(set(meaning) - set(class_folders(root))):
+        raise ConfigError(f"{field}: {root} has no folder {missing[0]!r}, which the map names.")
+    return _mapped(root, meaning, len(classes), field)
+
+
+def _meaning(
+    folders: Mapping[str, Sequence[str]], classes: Sequence[str], path: str
+) -> dict[str, tuple[int, ...]]:
+    """The model's classes that each folder means."""
+    meaning: dict[str, tuple[int, ...]] = {}
+    for name, listed in folders.items():
+        if name not in classes:
+            raise ConfigError(
+                f"{path}: {name!r} is no class of the task; they are {', '.join(classes[:5])} ..."
+            )
+        for folder in listed:
+            meaning[folder] = (*meaning.get(folder, ()), classes.index(name))
+    return meaning
+
+
+def _mapped(root: Path, meaning: Mapping[str, tuple[int, ...]], total: int, field: str) -> Shifted:
+    """Folders that mean the same are one class; no map is needed if they are all the model's."""
+    label_map = tuple(sorted(set(meaning.values())))
+    labels = {folder: label_map.index(group) for folder, group in meaning.items()}
+    plain = label_map == tuple((k,) for k in range(total))
+    return Shifted(list_folders(root, labels, field), None if plain else label_map)
+
+
+def _objectnet(root: Path, field: str) -> Shifted:
+    """As the data set's own README says: ROOT/images/FOLDER and four files in ROOT/mappings."""
+    label_of = _json(root, "folder_to_objectnet_label.json", field)
+    names_of = _json(root, "objectnet_to_imagenet_1k.json", field)
+    line_of = _json(root, "pytorch_to_imagenet_2012_id.json", field)
+    lines = _mapping_text(root, "imagenet_to_label_2012_v2", field).splitlines()
+    number = {lines[int(line)].strip(): int(k) for k, line in line_of.items()}
+    try:
+        meaning = {
+            folder: tuple(sorted(number[name.strip()] for name in names_of[label].split(";")))
+            for folder, label in label_of.items()
+            if label in names_of
+        }
+    except KeyError as error:
+        raise ConfigError(f"{field}: {root}/mappings: {error} is no class of ImageNet.") from error
+    images = existing(str(root / "images"), field)
+    missing = sorted(set(meaning) - set(class_folders(images)))
+    if missing:
+        raise ConfigError(f"{field}: {images} lacks {len(missing)} folders, like {missing[0]!r}.")
+    shifted = _mapped(images, meaning, 1000, field)
+    assert isinstance(shifted.samples, Listing)
+    return shifted._replace(samples=shifted.samples._replace(border=BORDER))
+
+
+def _json(root: Path, name: str, field: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(_mapping_text(root, name, field))
+    except ValueError as error:
+        raise ConfigError(f"{field}: {root}/mappings/{name}: not JSON: {error}") from error
+    return found
+
+
+def _mapping_text(root: Path, name: str, field: str) -> str:
+    try:
+        return (root / "mappings" / name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{field}: {root}/mappings/{name} cannot be read: {error}. `root` is the folder "
+            "objectnet-1.0, with images and mappings in it."
+        ) from error
+
+
+def _cifar10_1(root: Path, field: str) -> Listing:
+    """Version 6 (2000 images), else version 4: [N, 32, 32, 3] uint8 and [N] labels."""
+    for version in ("v6", "v4"):
+        images = _array(root / f"cifar10.1_{version}_data.npy", field)
+        labels = _array(root / f"cifar10.1_{version}_labels.npy", field)
+        if images is not None and labels is not None:
+            break
+    else:
+        raise ConfigError(f"{field}: {root} has no cifar10.1_v6_data.npy and _labels.npy.")
+    if images.shape != (len(labels), 32, 32, 3) or images.dtype != np.uint8:
+        raise ConfigError(f"{field}: {root}: images {list(images.shape)}, labels {len(labels)}.")
+
+    def read(row: int) -> Raw:
+        return np.ascontiguousarray(images[row])
+
+    return listing([f"{version}/{i}" for i in range(len(labels))], np.asarray(labels), read)
+
+
+def _array(path: Path, field: str) -> Any:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+    except ValueError as error:
+        raise ConfigError(f"{field}: {path}: no array: {error}") from error
+
+
+def _stl10(root: Path, field: str) -> Shifted:
+    """test_X.bin: [N, 3, 96, 96], columns first; test_y.bin: 1 to 10."""
+    folder = root / "stl10_binary" if (root / "stl10_binary").is_dir() else root
+    pixels, labels = (_bytes(folder / f"test_{part}.bin", field) for part in ("X", "y"))
+    each = 3 * STL_SIDE * STL_SIDE
+    if len(pixels) != len(labels) * each or not np.isin(labels, range(1, 11)).all():
+        raise ConfigError(
+            f"{field}: {folder}: test_X.bin has {len(pixels)} bytes and test_y.bin {len(labels)} "
+            f"labels; an image has {each} bytes, and labels are 1 to 10. Fetch them again."
+        )
+    images = pixels.reshape(-1, 3, STL_SIDE, STL_SIDE)
+
+    def read(row: int) -> Raw:
+        return np.ascontiguousarray(images[row].transpose(2, 1, 0))
+
+    label_map = tuple(sorted((c,) for c in STL_TO_CIFAR if c is not None))
+    rows = np.flatnonzero(labels != 1 + STL_TO_CIFAR.index(None))
+    meant = [label_map.index((STL_TO_CIFAR[label - 1],)) for label in labels[rows].tolist()]
+    every = listing([f"test/{i}" for i in range(len(labels))], np.zeros(len(labels)), read)
+    return Shifted(every.take(rows)._replace(labels=np.array(meant, np.int64)), label_map)
+
+
+def _bytes(path: Path, field: str) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"{field}: there is no {path}.")
+    return np.memmap(path, np.uint8, "r")

@@ -1,0 +1,115 @@
+"""Many images at once: into an array on disk, or when somebody asks for them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from soupray.data.decoding import Look, Unreadable, decode
+from soupray.data.splits import Images, Listing
+from soupray.errors import EvaluationError
+
+CHUNK = 4096
+"""Images in the threads' queue at a time; rows that are copied at a time."""
+
+
+class Content(NamedTuple):
+    """SHA-256 (hex) of what is kept of an image, and of it as its source has it; or a problem."""
+
+    kept: str
+    source: str
+    problem: str = ""
+
+
+def threads() -> ThreadPoolExecutor:
+    """Pillow decodes without Python's lock: as many threads as this process has cores."""
+    return ThreadPoolExecutor(min(32, len(os.sched_getaffinity(0))))
+
+
+def write_images(part: Listing, look: Look, path: Path) -> list[Content]:
+    """Decode `part` into an array [N, C, size, size] uint8 at `path`; never all in memory."""
+    shape = (len(part.ids), *look.shape)
+    target = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    contents = _each(part, look, target)
+    target.flush()
+    return contents
+
+
+def check_images(part: Listing, look: Look) -> list[Content]:
+    """Decode `part` and keep nothing: what is kept of an image is the source's own."""
+    return _each(part, look, None)
+
+
+def _each(part: Listing, look: Look, target: Images | None) -> list[Content]:
+    def one(row: int) -> Content:
+        try:
+            raw = part.raw(row)
+            image = decode(raw, look, part.border)
+        except (Unreadable, OSError) as error:
+            return Content("", "", str(error))
+        source = sha256(raw)
+        if target is None:
+            return Content(source, source)
+        target[row] = image
+        return Content(sha256(image), source)
+
+    contents: list[Content] = []
+    with threads() as pool:
+        for start in range(0, len(part.ids), CHUNK):
+            contents += pool.map(one, range(start, min(start + CHUNK, len(part.ids))))
+    return contents
+
+
+def sha256(data: bytes | Images) -> str:
+    """In hex, of bytes or of an array's, in C order."""
+    return hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).hexdigest()
+
+
+def keep_rows(path: Path, rows: npt.NDArray[np.int64]) -> None:
+    """Replace the array at `path` by these of its rows, a part at a time."""
+    old = np.load(path, mmap_mode="r")
+    part = path.with_suffix(".part")
+    shape = (len(rows), *old.shape[1:])
+    new = np.lib.format.open_memmap(part, mode="w+", dtype=old.dtype, shape=shape)
+    for start in range(0, len(rows), CHUNK):
+        new[start : start + CHUNK] = old[rows[start : start + CHUNK]]
+    new.flush()
+    part.replace(path)
+
+
+class Stream:
+    """Images that are decoded when asked for: of an array, all that its readers use.
+
+    Indexed by a slice, an integer or an array of integers; gives uint8 [N, C, size, size].
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, part: Listing, look: Look) -> None:
+        self._part, self._look, self._pool = part, look, threads()
+        self.shape = (len(part.ids), *look.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | int | npt.NDArray[np.int64]) -> Images:
+        chosen = np.arange(len(self))[rows]
+        if chosen.ndim == 0:
+            return self._one(int(chosen))
+        images = list(self._pool.map(self._one, chosen.tolist()))
+        return np.stack(images) if images else np.empty((0, *self.shape[1:]), np.uint8)
+
+    def _one(self, row: int) -> Images:
+        try:
+            return decode(self._part.raw(row), self._look, self._part.border)
+        except (Unreadable, OSError) as error:
+            raise EvaluationError(
+                f"image {self._part.ids[row]} of the train split could be read before, and cannot "
+                f"be now: {error}. Restore it, or write `keep: mapped`."
+            ) from error

@@ -1,0 +1,162 @@
+"""Every kind of data, as parts: who gets which sample. Nothing is decoded here.
+
+What a data set's files are is known by a digest that is cheap to make: of their contents where
+they are few (IDX, label maps, lists of ids); of paths, sizes and times of change where reading
+them would take hours. To copy a data set without its times of change means to decode it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from soupray.data.digits import split_digits
+from soupray.data.folders import list_part, train_folders
+from soupray.data.idx import file_digests, split_idx
+from soupray.data.natural import Shifted, list_shift
+from soupray.data.shards import list_shards, shards
+from soupray.data.splits import Listing, Part, draw, held_out_shares, set_aside, shares
+from soupray.data.text import read_texts, split_texts
+from soupray.errors import ConfigError
+from soupray.sources import (
+    DataSpec,
+    DigitsSpec,
+    FolderSpec,
+    HeldOutIds,
+    HuggingFaceSpec,
+    IdxSpec,
+    ImagesSpec,
+    TextSpec,
+    TorchvisionSpec,
+    WebDatasetSpec,
+)
+
+TRAIN, TEST = "data.train", "data.test"
+
+
+def parts_of(data: DataSpec, seed: int, classes: Sequence[str] = ()) -> dict[str, Part]:
+    """`train`, `held_out`, `rank` if the spec asks for it, and `test`, without shifts.
+
+    `classes`: the task's, which texts are labelled by.
+
+    Raises:
+        ConfigError: the spec asks for more than there is; see the data set's module.
+    """
+    if isinstance(data, DigitsSpec):
+        return dict(split_digits(data, seed))
+    if isinstance(data, IdxSpec):
+        return dict(split_idx(data, seed))
+    if isinstance(data, TextSpec):
+        return dict(split_texts(data, classes, seed))
+    every, test = _sources(data)
+    every, listed = set_aside(every, data.held_out)
+    count = int(every.labels.max()) + 1
+    wanted = held_out_shares(data.held_out, count)
+    if isinstance(data.test, int):
+        wanted["test"] = shares(data.test, count)
+    _check_enough(every, wanted)
+    parts = {**draw(every, wanted, rest="train", seed=seed), **listed}
+    if test is not None:
+        parts["test"] = test
+    return {name: parts[name] for name in ("train", "held_out", "rank", "test") if name in parts}
+
+
+def _sources(data: ImagesSpec) -> tuple[Listing, Listing | None]:
+    """All train images, and the test images if they are not drawn from those."""
+    drawn = isinstance(data.test, int)
+    if isinstance(data, FolderSpec):
+        labels = train_folders(data)
+        train = list_part(data.train, labels, data, TRAIN)
+        return train, None if drawn else list_part(str(data.test), labels, data, TEST)
+    if isinstance(data, WebDatasetSpec):
+        return list_shards(data.train, TRAIN), None if drawn else list_shards(str(data.test), TEST)
+    # Imported on use: each library takes seconds to import, or is not installed.
+    if isinstance(data, TorchvisionSpec):
+        from soupray.data.torchvision_sets import list_torchvision
+
+        return list_torchvision(data, train=True), None if drawn else list_torchvision(data, False)
+    from soupray.data.huggingface import list_huggingface
+
+    test = None if drawn else list_huggingface(data, str(data.test))
+    return list_huggingface(data, data.train), test
+
+
+def _check_enough(every: Listing, wanted: dict[str, list[int]]) -> None:
+    there = np.bincount(every.labels)
+    asked = [sum(counts) for counts in zip(*wanted.values(), strict=True)] or [0] * len(there)
+    for label, (have, count) in enumerate(zip(there, asked, strict=True)):
+        if have == 0:
+            raise ConfigError(
+                f"data.train: no train image is of class {label}, though classes go up to "
+                f"{len(there) - 1}. Number them from 0, without gaps."
+            )
+        if have <= count:
+            raise ConfigError(
+                f"data.{' and data.'.join(wanted)} ask for {count} images of class {label} and "
+                f"leave none to train on: it has {have}."
+            )
+
+
+def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
+    """The natural shifts, by the names of their splits. `classes`: the task's.
+
+    Raises:
+        ConfigError: see `natural.list_shift`.
+    """
+    if isinstance(data, TextSpec):
+        found = {name: read_texts(file, data, classes) for name, file in data.shifts.items()}
+        return {name: Shifted(samples, None) for name, samples in found.items()}
+    if isinstance(data, FolderSpec) and data.label_map is None and data.natural_shifts:
+        classes = list(train_folders(data))
+    return {shift.split: list_shift(shift, classes) for shift in data.natural_shifts}
+
+
+def fingerprints(data: DataSpec) -> list[str]:
+    """What the data's files are now; part of the name of their cache."""
+    found = file_digests(data) if isinstance(data, IdxSpec) else []
+    files = [s.label_map for s in data.natural_shifts]
+    if isinstance(data, TextSpec):
+        files += data.files
+    if isinstance(data, FolderSpec):
+        files.append(data.label_map)
+    if isinstance(data.held_out, HeldOutIds):
+        files.append(data.held_out.ids)
+    found += [_file_digest(Path(file).expanduser()) for file in files if file is not None]
+    roots = [Path(s.root) for s in data.natural_shifts]
+    if isinstance(data, WebDatasetSpec):
+        patterns = [(data.train, TRAIN)]
+        patterns += [(data.test, TEST)] if isinstance(data.test, str) else []
+        found += [_stats([str(p) for pattern, f in patterns for p in shards(pattern, f)])]
+    elif isinstance(data, FolderSpec):
+        roots += [Path(data.train)] + ([Path(data.test)] if isinstance(data.test, str) else [])
+    elif isinstance(data, TorchvisionSpec | HuggingFaceSpec):
+        roots.append(Path(data.root if isinstance(data, TorchvisionSpec) else data.path))
+    return found + [_tree(root.expanduser()) for root in roots]
+
+
+def _file_digest(path: Path) -> str:
+    # A missing file has its message where it is read.
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _tree(root: Path) -> str:
+    """Of all files in `root`."""
+    total = hashlib.sha256()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders.sort()
+        paths = [f"{folder}/{name}" for name in sorted(files)]
+        total.update(_stats(paths, len(str(root))).encode())
+    return total.hexdigest()
+
+
+def _stats(paths: Sequence[str], prefix: int = 0) -> str:
+    """SHA-256 over path (without so many characters of it), size and time of change."""
+    total = hashlib.sha256()
+    for path in paths:
+        seen = os.stat(path)  # noqa: PTH116 - a million times
+        total.update(f"{path[prefix:]}\0{seen.st_size}\0{seen.st_mtime_ns}\n".encode())
+    return total.hexdigest()

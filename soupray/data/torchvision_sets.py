@@ -1,0 +1,59 @@
+"""Data sets of torchvision, as it left them on disk."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+from torchvision import datasets
+
+from soupray.data.splits import Listing, Raw, listing
+from soupray.errors import ConfigError
+from soupray.sources import TorchvisionSpec
+
+LABELS = ("targets", "labels", "_labels")
+"""What its classes call them."""
+
+
+def list_torchvision(spec: TorchvisionSpec, train: bool) -> Listing:
+    """The train or the test part, with the number of a sample as its id.
+
+    Raises:
+        ConfigError: torchvision has no such data set, or cannot find it in `root`.
+    """
+    data = _open(spec, train)
+    labels = next((getattr(data, name) for name in LABELS if hasattr(data, name)), None)
+    if labels is None:
+        raise ConfigError(
+            f"data.name = {spec.name!r}: torchvision tells no labels of it without its images. "
+            "Write them out as folders, and use kind: folder."
+        )
+
+    def read(row: int) -> Raw:
+        image = data[row][0]
+        return np.asarray(image if image.mode == "L" else image.convert("RGB"))
+
+    return listing([str(i) for i in range(len(data))], np.asarray(labels), read)
+
+
+def _open(spec: TorchvisionSpec, train: bool) -> Any:
+    kind: Any = getattr(datasets, spec.name, None)
+    parameters = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
+    if "train" in parameters:
+        part: dict[str, Any] = {"train": train}
+    elif "split" in parameters:
+        part = {"split": "train" if train else "test"}
+    else:
+        raise ConfigError(
+            f"data.name = {spec.name!r}: torchvision has no data set of this name with a train "
+            "and a test part. Names are those of its classes, like CIFAR10, STL10 or Food101."
+        )
+    try:
+        return kind(root=spec.root, **part)  # download is false
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"data.root: {spec.name} is not in {spec.root}: {error} Nothing is downloaded here; "
+            f'do: python -c \'import torchvision; torchvision.datasets.{spec.name}("{spec.root}", '
+            "download=True)'"
+        ) from error

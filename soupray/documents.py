@@ -1,0 +1,49 @@
+"""YAML files, read as people mean them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from soupray.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's booleans and floats: `off` is a word here, and 5e-5 a number."""
+
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
+_Loader.add_implicit_resolver(
+    _FLOAT, re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def read_text(path: Path) -> str:
+    """The text in a file. Raises ConfigError if it cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read: not UTF-8 text.") from error
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The data in YAML `text`; `source` names it in messages. Raises ConfigError."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - derived from SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not YAML: {error}") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """The data in a YAML file. Raises ConfigError as `read_text` and `parse_yaml`."""
+    return parse_yaml(read_text(path), str(path))

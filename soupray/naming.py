@@ -1,0 +1,113 @@
+"""Class names and prompt templates: by name, from a file, or from the folders of the data.
+
+They are resolved once, when a spec is read. A spec in memory, in the store or on its way to a
+worker has the names themselves, so that nothing depends on a file that may change or be elsewhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from soupray.documents import read_yaml
+from soupray.errors import ConfigError
+
+CLASS_SETS = ("imagenet",)
+TEMPLATE_SETS = ("imagenet", "imagenet_simple")
+
+
+def resolved(data: dict[str, Any], source: str) -> dict[str, Any]:
+    """Plain data of a spec, with class names and templates in place of what stands for them.
+
+    `source` names the spec in messages. What is malformed is left for the spec's own checks.
+
+    Raises:
+        ConfigError: an unknown name, or a file or folder that cannot be read.
+    """
+    task = data.get("task")
+    if not isinstance(task, dict):
+        return data
+    task = dict(task)
+    try:
+        if isinstance(task.get("classes"), str):
+            task["classes"] = _class_names(task["classes"])
+        if isinstance(task.get("templates"), str):
+            task["templates"] = _templates(task["templates"])
+        if "classes" not in task and (names := _names_of_folders(data.get("data"))):
+            task["classes"] = names
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return {**data, "task": task}
+
+
+def _class_names(given: str) -> list[Any]:
+    if given in CLASS_SETS:
+        from open_clip import IMAGENET_CLASSNAMES
+
+        return list(IMAGENET_CLASSNAMES)
+    return _listed("task.classes", given, CLASS_SETS)
+
+
+def _templates(given: str) -> list[Any]:
+    if given in TEMPLATE_SETS:
+        from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
+        simple = given == "imagenet_simple"
+        sentences = SIMPLE_IMAGENET_TEMPLATES if simple else OPENAI_IMAGENET_TEMPLATES
+        return [sentence("{}") for sentence in sentences]
+    return _listed("task.templates", given, TEMPLATE_SETS)
+
+
+def _listed(field: str, given: str, known: tuple[str, ...]) -> list[Any]:
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"{field}: {given!r} is no set that is known here ({', '.join(known)}), and no file. "
+            "Write one of these, a list, or the path of a YAML file with a list."
+        )
+    names = read_yaml(path)
+    if not isinstance(names, list):
+        raise ConfigError(f"{field}: {path} holds no list. Write one entry a line, after a dash.")
+    return names
+
+
+def _names_of_folders(data: Any) -> list[str]:
+    """Names of the classes of folders, in the labels' order; nothing for other data."""
+    if not isinstance(data, dict) or data.get("kind") != "folder":
+        return []
+    if isinstance(data.get("label_map"), str):
+        return list(read_label_map(data["label_map"]))
+    if not isinstance(data.get("train"), str):
+        return []
+    root = Path(data["train"]).expanduser()
+    if not root.is_dir():
+        raise ConfigError(
+            "task.classes is left out, which means the names of the folders in data.train, but "
+            f"there is no folder {root}. Name the classes, or mount the data."
+        )
+    return class_folders(root)
+
+
+def class_folders(root: Path) -> list[str]:
+    """Names of the folders in `root`, sorted as text: the labels' order of torchvision."""
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def read_label_map(path: str) -> dict[str, tuple[str, ...]]:
+    """Folders by class, of a YAML file with lines like `garment: [n03617480, n02963159]`.
+
+    Raises:
+        ConfigError: unreadable, or not such a mapping.
+    """
+    found = read_yaml(Path(path).expanduser())
+    if not isinstance(found, dict) or not found:
+        raise ConfigError(f"{path}: a label map has a line a class, like `cat: [tabby, siamese]`.")
+    folders: dict[str, tuple[str, ...]] = {}
+    for name, listed in found.items():
+        entries = listed if isinstance(listed, list) else [listed]
+        if not entries or not all(isinstance(e, str | int) for e in entries):
+            raise ConfigError(
+                f"{path}: {name}: {listed!r} names no folders; write a folder, or a list of them."
+            )
+        folders[str(name)] = tuple(map(str, entries))
+    return folders
