@@ -10,9 +10,8 @@ from soupray.candidates import mean_of
 from soupray.console import Progress
 from soupray.errors import EvaluationError, IncompatibleWeights
 from soupray.evaluation.evaluator import StoredEvaluator
-from soupray.evaluation.pool import find_trials
+from soupray.evaluation.pool import all_trials, find_trials
 from soupray.maths.geometry import total_gram
-from soupray.plan import trials_of
 from soupray.ports import Defect, Gram, Health
 from soupray.preflight import Facts, Finding, Middle, sampled_pairs
 from soupray.records import Pool, Split
@@ -42,7 +41,7 @@ def run_check(
         found = judged(pool, facts)
         if not any(f.severity == "error" for f in found):
             facts = scored(session.evaluator, pool, held_out, facts, (pairs, spec.seed))
-        trials = trials_of(spec, session.basis)
+        trials = all_trials(session.store, spec, session.basis)
         diverged = find_trials(session.store, trials, session.basis).diverged
     return report(pool, structs.replace(facts, diverged=tuple(diverged)))
 

@@ -239,28 +239,6 @@ def tensor_digests(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return digests
 
 
-def load_foreign(path: Path) -> Weights:
-    """Somebody else's checkpoint: safetensors, or a .pt file that holds nothing but tensors.
-
-    Raises:
-        CheckpointError: unreadable, or it would run code when loaded.
-    """
-    if path.suffix == ".safetensors":
-        return {n: MappedWeights(path)[n] for n in MappedWeights(path).names}
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: refused: it is corrupt, or holds more than tensors ({type(error).__name__}). "
-            "Save a plain state dict, best as safetensors."
-        ) from error
-    if not isinstance(loaded, dict) or not all(
-        isinstance(t, torch.Tensor) for t in loaded.values()
-    ):
-        raise CheckpointError(f"{path}: not a state dict of tensors.")
-    return loaded
-
-
 def create_record(store: Store, path: str, record: R, kind: Any = None) -> R:
     """Store `record` unless one is there; return the one that counts: the loser adopts it.
 

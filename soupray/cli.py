@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from soupray import __version__, inspecting
+from soupray import __version__, exchanging, inspecting
 from soupray.errors import ConfigError, SouprayError
 from soupray.options import Command
 from soupray.options import address_option as _address
@@ -270,6 +270,8 @@ def doctor(spec: Path | None, home: Path, as_json: bool) -> None:
     sys.exit(0 if all(c.ok for c in checks) else 1)
 
 
+cli.add_command(exchanging.import_)
+cli.add_command(exchanging.export)
 cli.add_command(inspecting.recipes)
 cli.add_command(inspecting.rank)
 cli.add_command(inspecting.check)

@@ -271,6 +271,17 @@ class Task(Protocol):
         """Model inputs, float32 or token ids, of raw samples as the data cache holds them."""
         ...
 
+    def adopt(self, weights: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
+        """Somebody else's checkpoint of the same architecture, as a state dict of `model()`.
+
+        Raises IncompatibleWeights, which names `where` and the first tensor that does not fit.
+        """
+        ...
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> str:
+        """Write a state dict of `model()` as the library stores it; returns how it is loaded."""
+        ...
+
 
 class TrackedRun(Record, frozen=True, kw_only=True):
     """One row of the experiment tracker, with everything on it."""

@@ -15,6 +15,7 @@ from soupray.evaluation.local import about
 from soupray.maths.weights import Mixer
 from soupray.records import CheckpointRef, Record, decode
 from soupray.spec import SweepSpec, parse_data
+from soupray.tasks import task_of
 from soupray.wiring import Place
 
 
@@ -80,14 +81,8 @@ def rebuild(recipe: RecipeFile, place: Place, output: Path) -> str:
         ChecksumMismatch: the bytes are not those of the first time.
         NotFound: an ingredient is no longer in the store.
     """
-    checkpoints = Checkpoints(place.open_store(), Path(place.cache) / "weights")
-    candidate = recipe.candidate
-    if isinstance(candidate, OutputEnsemble | VRFEnsemble):
-        raise ConfigError(
-            f"{recipe.name} is an ensemble of {len(candidate.members)} models: there are no "
-            "weights to write. Use it with soupray.load(RECIPE)."
-        )
-    weights = weights_of(candidate, recipe, checkpoints)
+    candidate = _one_model(recipe)
+    weights = weights_of(candidate, recipe, _checkpoints(place))
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f"{output.name}.part")
     write_weights(part, weights, about(candidate))
@@ -101,6 +96,32 @@ def rebuild(recipe: RecipeFile, place: Place, output: Path) -> str:
         )
     part.rename(output)
     return sha256
+
+
+def export(recipe: RecipeFile, place: Place, folder: Path) -> str:
+    """Write the soup as the library of its task stores it; returns how the library loads it.
+
+    Raises:
+        ConfigError: an ensemble, which is several models.
+        NotFound: an ingredient is no longer in the store.
+    """
+    weights = weights_of(_one_model(recipe), recipe, _checkpoints(place))
+    folder.mkdir(parents=True, exist_ok=True)
+    return task_of(spec_of(recipe).task).export(weights, folder)
+
+
+def _one_model(recipe: RecipeFile) -> WeightCandidate:
+    candidate = recipe.candidate
+    if isinstance(candidate, OutputEnsemble | VRFEnsemble):
+        raise ConfigError(
+            f"{recipe.name} is an ensemble of {len(candidate.members)} models: there are no "
+            "weights to write. Use it with soupray.load(RECIPE)."
+        )
+    return candidate
+
+
+def _checkpoints(place: Place) -> Checkpoints:
+    return Checkpoints(place.open_store(), Path(place.cache) / "weights")
 
 
 def weights_of(

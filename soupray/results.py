@@ -12,7 +12,6 @@ from soupray.checkpoints import Checkpoints, find_record
 from soupray.errors import NotFound
 from soupray.home import atomic_write
 from soupray.indexer import open_tracker
-from soupray.plan import trials_of
 from soupray.ports import Champion, TrackedRun, Tracker
 from soupray.recipe_file import Foreign, RecipeFile
 from soupray.records import Basis, Manifest, decode, encode
@@ -137,12 +136,12 @@ def publish(spec: SweepSpec, home: Path) -> int:
 
 def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
     """All runs of a sweep that the store knows of, parents first."""
-    from soupray.evaluation.pool import find_trials
+    from soupray.evaluation.pool import all_trials, find_trials
 
     basis = find_basis(store, spec)
     if basis is None:
         raise NotFound(f"nothing was swept with this spec ({spec.name}) in {store.url}.")
-    found = find_trials(store, trials_of(spec, basis), basis)
+    found = find_trials(store, all_trials(store, spec, basis), basis)
     manifests: list[Manifest] = [*found.complete, *found.diverged]
     runs = {r.key: r for r in (trial_run(spec, m) for m in manifests)}
     souped: list[TrackedRun] | None = find_record(store, _in_store(spec, RUNS), list[TrackedRun])

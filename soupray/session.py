@@ -11,9 +11,8 @@ from soupray.checkpoints import Checkpoints, read_record
 from soupray.console import say
 from soupray.errors import EvaluationError
 from soupray.evaluation.evaluator import Site, StoredEvaluator
-from soupray.evaluation.pool import Found, find_trials
+from soupray.evaluation.pool import Found, all_trials, find_trials
 from soupray.evaluation.shelf import Shelf
-from soupray.plan import trials_of
 from soupray.records import Basis, Pool, pool_of
 from soupray.settling import Settled, settle
 from soupray.spec import SweepSpec
@@ -141,12 +140,17 @@ def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, Basis
             f"nothing was swept with this spec ({spec.name}) in {store.url}. "
             f"{_edits(store, spec)}Run `soupray sweep` first."
         )
-    trials = trials_of(spec, basis)
+    trials = all_trials(store, spec, basis)
     found = find_trials(store, trials, basis)
     for tombstone in found.diverged:
         say(f"trial {tombstone.trial.key} diverged and is left out: {tombstone.reason}.")
     if found.missing:
         _missing(store, spec, found, len(trials), partial)
+    if not trials:
+        raise EvaluationError(
+            f"the pool of {spec.name} is empty: it plans no trials (search.trials = 0), and "
+            "nothing was imported. Run `soupray import` with its checkpoints."
+        )
     if not found.complete:
         raise EvaluationError(
             f"the pool of {spec.name} is empty: all {len(trials)} trials diverged. Lower the "

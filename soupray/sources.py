@@ -236,7 +236,7 @@ class TextSpec(SpecModel):
     A label is one of the task's classes, in words. `held_out` samples are drawn by class from the
     train file, and so are `test` samples, where `test` is a number and not a file of its own.
     `shifts` names further files, reported on like test. Texts beyond `max_bytes` (of UTF-8), or
-    beyond the task's max_tokens, fail, or are cut to it. `overlap` is as for images.
+    beyond the task's max_tokens, fail, or are cut to it. `overlap` as for images.
     """
 
     kind: Literal["text"]
@@ -261,13 +261,19 @@ class TextSpec(SpecModel):
         return shifts
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """All files, as the spec names them."""
+        test = (self.test,) if isinstance(self.test, str) else ()
+        return (self.train, *test, *self.shifts.values())
+
+    @property
     def corruptions(self) -> tuple[str, ...]:
-        """None: texts have shifts of their own only."""
+        """None: what is made of images has no like for texts."""
         return ()
 
     @property
     def natural_shifts(self) -> tuple[NaturalShift, ...]:
-        """None of the named suites."""
+        """None: the shifts of texts are files."""
         return ()
 
 

@@ -117,7 +117,7 @@ class Space(SpecModel):
 class Search(SpecModel):
     """How many trials, drawn how, from where; and whether they train `all` weights or the head."""
 
-    trials: Count
+    trials: Annotated[int, Field(ge=0)]  # 0: a pool of imported models only
     sampler: Literal["random", "qmc"] = "random"
     train: Literal["all", "head"] = "all"
     space: Space

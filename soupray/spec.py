@@ -18,7 +18,7 @@ from soupray.recipes import Option, check_recipes
 from soupray.records import Metric, Setting, digest
 from soupray.sources import DataSpec
 from soupray.space import Count, NonNegative, Positive, Search, SpecModel
-from soupray.subject import Init, ProbeInit, TaskSpec
+from soupray.subject import Init, TaskSpec
 
 NAME_LENGTH = 63
 
@@ -128,10 +128,10 @@ class SweepSpec(SpecModel):
 
     @property
     def init_name(self) -> str:
-        """How theta_0 is made: zero_shot, trained or probe."""
+        """How theta_0 is made: zero_shot, trained, probe or file."""
         if isinstance(self.init, str):
             return self.init
-        return "probe" if isinstance(self.init, ProbeInit) else "trained"
+        return next(iter(type(self.init).model_fields))  # each kind has one field
 
     @property
     def digest(self) -> str:

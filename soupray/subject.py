@@ -14,7 +14,8 @@ class OpenClipSpec(SpecModel):
     """An open_clip model, classified zero-shot by prompts, fine-tuned end to end.
 
     `model` is an architecture that open_clip knows, or `local-dir:PATH`, or `soupray:digits`, the
-    small model in this package. `pretrained` is open_clip's tag or a local file.
+    small model in this package. `pretrained` is open_clip's tag or a local file. `head_bias` gives
+    the head a bias, 0 at first: models of the published soups have one.
     """
 
     kind: Literal["open_clip"]
@@ -22,6 +23,8 @@ class OpenClipSpec(SpecModel):
     pretrained: str | None = None
     classes: tuple[str, ...] = Field(min_length=2)
     templates: tuple[str, ...] = Field(min_length=1)
+    # Left out where it is false: digests of specs that are older than it stay what they were.
+    head_bias: bool = Field(default=False, exclude_if=lambda bias: not bias)
 
     @pydantic.field_validator("templates")
     @classmethod
@@ -132,6 +135,12 @@ class Probe(SpecModel):
     l2: Positive = 1e-3
 
 
+class FileInit(SpecModel):
+    """theta_0 is a checkpoint in a file or folder, of any layout that `soupray import` reads."""
+
+    file: str
+
+
 class ProbeInit(SpecModel):
     """theta_0 is the pre-trained body with a head that is fitted to the train split's features."""
 
@@ -139,8 +148,9 @@ class ProbeInit(SpecModel):
 
 
 def _how(value: Any) -> str | None:
-    if isinstance(value, ProbeInit) or (isinstance(value, dict) and "probe" in value):
-        return "a probe"
+    for kind, field in ((ProbeInit, "probe"), (FileInit, "file")):
+        if isinstance(value, kind) or (isinstance(value, dict) and field in value):
+            return f"a {field}"
     if isinstance(value, dict | TrainedInit):
         return "a mapping"
     return "a word" if value == "zero_shot" else None
@@ -149,11 +159,12 @@ def _how(value: Any) -> str | None:
 Init = Annotated[
     Annotated[Literal["zero_shot"], Tag("a word")]
     | Annotated[TrainedInit, Tag("a mapping")]
-    | Annotated[ProbeInit, Tag("a probe")],
+    | Annotated[ProbeInit, Tag("a probe")]
+    | Annotated[FileInit, Tag("a file")],
     Discriminator(
         _how,
         custom_error_type="init",
-        custom_error_message="write zero_shot, {trained: {lr: ..., epochs: ...}}, or "
-        "{probe: {l2: ...}}",
+        custom_error_message="write zero_shot, {trained: {lr: ..., epochs: ...}}, "
+        "{probe: {l2: ...}} or {file: PATH}",
     ),
 ]

@@ -21,8 +21,10 @@ from soupray.records import Basis, Record, digest
 from soupray.sources import TextSpec
 from soupray.spec import SweepSpec
 from soupray.storage import Credentials, Store, open_store
-from soupray.subject import ProbeInit, TrainedInit
-from soupray.tasks import local_digests, task_of
+from soupray.subject import FileInit, ProbeInit, TrainedInit
+from soupray.tasks import file_digests, local_digests, task_of
+from soupray.tasks.files import local_path
+from soupray.tasks.foreign import load_foreign
 from soupray.training.loop import Hyperparameters, Start, trained
 from soupray.training.probe import probed
 
@@ -93,6 +95,8 @@ def basis_key(spec: SweepSpec) -> str:
         versions.append(spec.setting.device)
     if isinstance(spec.init, ProbeInit):  # features differ in low bits with all of it
         versions.append(digest(spec.setting))
+    if isinstance(spec.init, FileInit):
+        versions += file_digests(spec.init.file)
     named = ("data", "task", "seed", "init", "anchor", "threads")
     return digest([*(plain[name] for name in named), versions])[:32]
 
@@ -145,6 +149,9 @@ def _trained_from(weights: Weights, here: World) -> Weights:
     spec = here.spec
     if isinstance(spec.init, ProbeInit):
         return probed(here.task, here.data, weights, spec.init.probe.l2, spec.setting)
+    if isinstance(spec.init, FileInit):
+        path = local_path(spec.init.file)
+        return here.task.adopt(load_foreign(path), str(path))
     if not isinstance(spec.init, TrainedInit):
         return weights
     hparams = Hyperparameters(**spec.init.trained.numbers())

@@ -17,7 +17,6 @@ from soupray.checkpoints import (
     Checkpoints,
     create_record,
     find_record,
-    load_foreign,
     read_record,
     sha256_of,
     tensor_digests,
@@ -31,6 +30,7 @@ from soupray.errors import (
 )
 from soupray.records import Ingredient, Manifest, Tombstone, encode
 from soupray.storage import open_store
+from soupray.tasks.foreign import load_foreign
 
 WEIGHTS = {
     "w": torch.arange(6, dtype=torch.float32).reshape(2, 3),

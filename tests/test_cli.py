@@ -68,6 +68,8 @@ def test_the_command_line_is_what_it_was():
         "pull": ["--home", "--output"],
         "publish": ["--home"],
         "rebuild": ["--home", "--output"],
+        "import": ["--home", "--json"],
+        "export": ["--home", "--output"],
         "up": ["--home"],
         "down": ["--home"],
         "ui": ["--home", "--port"],

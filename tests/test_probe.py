@@ -220,7 +220,7 @@ def test_a_dry_run_counts_the_features_once():
         (HEAD, "rotation needs the body: train: head sees it once; leave it out"),
         ((PROBE[0], "init: {probe: {l2: 0}} "), "init.probe.l2: 0 is not allowed"),
         ((PROBE[0], "init: {probe: {c: 1}} "), "init.probe.c: unknown key. Allowed: l2."),
-        ((PROBE[0], "init: linear "), "write zero_shot, {trained: {lr: ..., epochs: ...}}, or {p"),
+        ((PROBE[0], "init: linear "), "write zero_shot, {trained: {lr: ..., epochs: ...}}, {p"),
     ],
 )
 def test_a_spec_that_cannot_work_is_refused(edit, said):

@@ -86,7 +86,7 @@ def edited(which: str, *edits: tuple[str, str]) -> SweepSpec:
             f"{INIT}\n{TRAINED}",
             "init: trained",
             "init: 'trained' is not allowed: write zero_shot, {trained: {lr: ..., epochs: ...}}, "
-            "or {probe: {l2: ...}}.",
+            "{probe: {l2: ...}} or {file: PATH}.",
         ),
         ("fashion", "epochs: 4, batch", "epoch: 3, batch", "init.trained.epoch: unknown key. Did"),
         ("fashion", "epochs: 4, batch", "batch", "init.trained.epochs: required, but not given."),

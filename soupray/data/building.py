@@ -26,7 +26,7 @@ from soupray.data.shifts import shifted_parts
 from soupray.data.splits import Labels, Part, Samples
 from soupray.errors import ConfigError
 from soupray.records import Role, Split, digest, encode
-from soupray.sources import DigitsSpec, IdxSpec, TextSpec
+from soupray.sources import ImagesSpec
 from soupray.spec import SweepSpec
 
 SHOWN = 5
@@ -117,14 +117,13 @@ class _Builder:
 
     def _streams(self, name: str) -> bool:
         data = self._spec.data
-        if isinstance(data, DigitsSpec | IdxSpec | TextSpec):
+        if not isinstance(data, ImagesSpec):
             return False
         return name == "train" and data.keep == "stream"
 
     def _look(self, train: bool) -> Look:
         data = self._spec.data
-        assert not isinstance(data, TextSpec)  # its parts are samples already
-        if isinstance(data, DigitsSpec | IdxSpec):  # natural shifts of them look as they do
+        if not isinstance(data, ImagesSpec):  # natural shifts of them look as they do
             assert isinstance(self._test, Samples)
             channels, side = self._test.images.shape[1:3]
             return Look(side, channels)

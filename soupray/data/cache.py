@@ -19,7 +19,7 @@ from soupray.data.sets import fingerprints, parts_of, shifts_of
 from soupray.data.splits import Images, Labels, Listing
 from soupray.errors import ConfigError, EvaluationError
 from soupray.records import Role, Split, decode, digest
-from soupray.sources import DigitsSpec, IdxSpec, TextSpec
+from soupray.sources import ImagesSpec
 from soupray.spec import SweepSpec
 
 DATA_VERSION = "2"
@@ -92,7 +92,7 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
 
 
 def _build(spec: SweepSpec, folder: Path) -> None:
-    parts = parts_of(spec.data, spec.task.classes, spec.seed)
+    parts = parts_of(spec.data, spec.seed, spec.task.classes)
     natural = shifts_of(spec.data, spec.task.classes)
     check_classes(spec, max(int(part.labels.max()) for part in parts.values()) + 1)
     build(spec, folder, parts, natural)
@@ -100,8 +100,8 @@ def _build(spec: SweepSpec, folder: Path) -> None:
 
 def _streamed(spec: SweepSpec, folder: Path) -> Stream:
     """The train images where they are. Listed again: the cache's name says that they are equal."""
-    assert not isinstance(spec.data, DigitsSpec | IdxSpec | TextSpec)
-    train = parts_of(spec.data, spec.task.classes, spec.seed)["train"]
+    assert isinstance(spec.data, ImagesSpec)
+    train = parts_of(spec.data, spec.seed, spec.task.classes)["train"]
     assert isinstance(train, Listing)
     rows = np.load(folder / "train.rows.npy")
     return Stream(train.take(rows), Look(spec.data.side_of_train, spec.data.channels))
@@ -113,7 +113,7 @@ def planned_sizes(spec: SweepSpec) -> list[tuple[str, Role, int]]:
     Raises:
         ConfigError: as `open_data`.
     """
-    parts = parts_of(spec.data, spec.task.classes, spec.seed)
+    parts = parts_of(spec.data, spec.seed, spec.task.classes)
     check_classes(spec, max(int(part.labels.max()) for part in parts.values()) + 1)
     sizes: list[tuple[str, Role, int]] = [
         (name, cast(Role, name), len(part.ids)) for name, part in parts.items()

@@ -20,7 +20,7 @@ from soupray.data.idx import file_digests, split_idx
 from soupray.data.natural import Shifted, list_shift
 from soupray.data.shards import list_shards, shards
 from soupray.data.splits import Listing, Part, draw, held_out_shares, set_aside, shares
-from soupray.data.text import split_texts, text_digests, text_shifts
+from soupray.data.text import read_texts, split_texts
 from soupray.errors import ConfigError
 from soupray.sources import (
     DataSpec,
@@ -38,10 +38,10 @@ from soupray.sources import (
 TRAIN, TEST = "data.train", "data.test"
 
 
-def parts_of(data: DataSpec, classes: Sequence[str], seed: int) -> dict[str, Part]:
+def parts_of(data: DataSpec, seed: int, classes: Sequence[str] = ()) -> dict[str, Part]:
     """`train`, `held_out`, `rank` if the spec asks for it, and `test`, without shifts.
 
-    `classes`: the task's.
+    `classes`: the task's, which texts are labelled by.
 
     Raises:
         ConfigError: the spec asks for more than there is; see the data set's module.
@@ -54,10 +54,10 @@ def parts_of(data: DataSpec, classes: Sequence[str], seed: int) -> dict[str, Par
         return dict(split_texts(data, classes, seed))
     every, test = _sources(data)
     every, listed = set_aside(every, data.held_out)
-    labels = int(every.labels.max()) + 1
-    wanted = held_out_shares(data.held_out, labels)
+    count = int(every.labels.max()) + 1
+    wanted = held_out_shares(data.held_out, count)
     if isinstance(data.test, int):
-        wanted["test"] = shares(data.test, labels)
+        wanted["test"] = shares(data.test, count)
     _check_enough(every, wanted)
     parts = {**draw(every, wanted, rest="train", seed=seed), **listed}
     if test is not None:
@@ -108,7 +108,8 @@ def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
         ConfigError: see `natural.list_shift`.
     """
     if isinstance(data, TextSpec):
-        return {name: Shifted(s, None) for name, s in text_shifts(data, classes).items()}
+        found = {name: read_texts(file, data, classes) for name, file in data.shifts.items()}
+        return {name: Shifted(samples, None) for name, samples in found.items()}
     folders = None
     if isinstance(data, FolderSpec) and data.label_map is None and data.natural_shifts:
         folders = list(train_folders(data))
@@ -117,10 +118,10 @@ def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
 
 def fingerprints(data: DataSpec) -> list[str]:
     """What the data's files are now; part of the name of their cache."""
-    if isinstance(data, TextSpec):
-        return text_digests(data)
     found = file_digests(data) if isinstance(data, IdxSpec) else []
     files = [s.label_map for s in data.natural_shifts]
+    if isinstance(data, TextSpec):
+        files += data.files
     if isinstance(data, FolderSpec):
         files.append(data.label_map)
     if isinstance(data.held_out, HeldOutIds):

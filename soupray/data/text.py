@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from soupray.data.splits import Samples, draw, held_out_shares, shares
+from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares
 from soupray.errors import ConfigError
 from soupray.sources import TextSpec
 from soupray.texts import cut, pack
@@ -30,17 +29,17 @@ class _Row(NamedTuple):
 
 
 def split_texts(spec: TextSpec, classes: Sequence[str], seed: int) -> dict[str, Samples]:
-    """`train`, `held_out` (`rank`) and `test`, texts packed as bytes [N, L].
+    """`train`, `held_out`, `rank` if the spec asks for it, and `test`; texts as bytes [N, L].
 
     Raises:
         ConfigError: a file is missing or broken, a column or a label is unknown, a text is too
             long, or there are fewer samples than asked for.
     """
-    every = _samples(Path(spec.train), spec, classes)
+    every, listed = set_aside(read_texts(spec.train, spec, classes), spec.held_out)
     wanted = held_out_shares(spec.held_out, len(classes))
     if isinstance(spec.test, int):
         wanted["test"] = shares(spec.test, len(classes))
-    asked = [sum(counts) for counts in zip(*wanted.values(), strict=True)]
+    asked = [sum(counts) for counts in zip(*wanted.values(), strict=True)] or [0] * len(classes)
     there = np.bincount(every.labels, minlength=len(classes))
     for name, have, count in zip(classes, there, asked, strict=True):
         if have <= count:
@@ -48,27 +47,16 @@ def split_texts(spec: TextSpec, classes: Sequence[str], seed: int) -> dict[str, 
                 f"data.held_out = {spec.held_out} and data.test = {spec.test} ask for {count} "
                 f"texts of class {name!r} and leave none to train on: {spec.train} has {have}."
             )
-    parts = draw(every, wanted, rest="train", seed=seed)
-    ordered = {"train": parts.pop("train"), **parts}
+    parts = {**draw(every, wanted, rest="train", seed=seed), **listed}
     if isinstance(spec.test, str):
-        ordered["test"] = _samples(Path(spec.test), spec, classes)
-    return ordered
+        parts["test"] = read_texts(spec.test, spec, classes)
+    return {name: parts[name] for name in ("train", "held_out", "rank", "test") if name in parts}
 
 
-def text_shifts(spec: TextSpec, classes: Sequence[str]) -> dict[str, Samples]:
-    """Every shift, as `split_texts`."""
-    return {n: _samples(Path(f), spec, classes) for n, f in spec.shifts.items()}
-
-
-def text_digests(spec: TextSpec) -> list[str]:
-    """SHA-256 (hex) of every file: a name does not say what is in it."""
-    named = [spec.train, *([spec.test] if isinstance(spec.test, str) else [])]
-    files = [Path(name).expanduser() for name in (*named, *spec.shifts.values())]
-    return [hashlib.sha256(_read(path)).hexdigest() for path in files]
-
-
-def _samples(path: Path, spec: TextSpec, classes: Sequence[str]) -> Samples:
-    rows = list(_rows(path.expanduser(), spec, {name: i for i, name in enumerate(classes)}))
+def read_texts(named: str, spec: TextSpec, classes: Sequence[str]) -> Samples:
+    """All samples of a file, with ids like train/123. Raises ConfigError."""
+    path = Path(named).expanduser()
+    rows = list(_rows(path, spec, {name: i for i, name in enumerate(classes)}))
     if not rows:
         raise ConfigError(f"{path}: there is no sample in it.")
     long = [row for row in rows if len(row.text.encode()) > spec.max_bytes]

@@ -5,15 +5,30 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from soupray.checkpoints import find_record
+from soupray.checkpoints import find_record, read_record
 from soupray.errors import IncompatibleWeights
+from soupray.plan import trials_of
 from soupray.records import Basis, Ingredient, Manifest, Tombstone, Trial
+from soupray.spec import SweepSpec
 from soupray.storage import Store
 
 
 def manifest_path(key: str) -> str:
     """Where the record of the trial `key` is: its existence means that the trial is over."""
     return f"trials/{key}/manifest.json"
+
+
+def import_path(basis: Basis, key: str = "") -> str:
+    """Where the imported trial `key` of this basis is listed; without one, the folder of all."""
+    folder = f"imports/{basis.key}"
+    return f"{folder}/{key}.json" if key else folder
+
+
+def all_trials(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
+    """The plan of `spec`, then the models imported for it, as they were evaluated by it."""
+    imported = [read_record(store, path, Trial) for path in sorted(store.list(import_path(basis)))]
+    imported.sort(key=lambda trial: (str(trial.hparams["file"]), trial.key))
+    return [*trials_of(spec, basis), *(t for t in imported if t.setting == spec.setting)]
 
 
 class Found(NamedTuple):

@@ -45,6 +45,14 @@ def local_digests(spec: TaskSpec) -> list[str]:
     return _digests(files)
 
 
+def file_digests(named: str) -> list[str]:
+    """SHA-256 of the file, or of the files in the folder, that a spec names. Raises ConfigError."""
+    path = local_path(named)
+    if not path.exists():
+        raise ConfigError(f"init.file = {named!r}: there is no file or folder {path}.")
+    return _digests(_files_in(path) if path.is_dir() else [path])
+
+
 def _files_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_file())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import open_clip
 import torch
 import torch.nn.functional as F
 
-from soupray.errors import ConfigError
+from soupray.checkpoints import Weights, write_weights
+from soupray.errors import ConfigError, IncompatibleWeights
 from soupray.subject import OpenClipSpec
+from soupray.tasks.foreign import Source, matched, renamed, unwrapped
 from soupray.tasks.pixels import Pixels
 from soupray.tasks.vocabulary import CutTokenizer
 
 ASSETS = Path(__file__).parent.parent / "assets"
 PACKAGED = "soupray:"
 LOCAL = "local-dir:"
+_PUBLISHED = "classification_head."
+"""The head in the models of arXiv:2203.05482; the CLIP is under `model.` there."""
 PROMPTS = 512
 """Texts that the text tower reads at a time, in whole classes."""
 
@@ -29,10 +34,9 @@ class ImageClassifier(torch.nn.Module):
     Inputs [N, 3, H, W] float32, features [N, D] of length one, logits [N, C].
     """
 
-    def __init__(self, visual: torch.nn.Module, width: int, classes: int) -> None:
+    def __init__(self, visual: torch.nn.Module, head: torch.nn.Linear) -> None:
         super().__init__()
-        self.visual = visual
-        self.head = torch.nn.Linear(width, classes, bias=False)
+        self.visual, self.head = visual, head
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """[N, D], L2-normalised."""
@@ -67,12 +71,45 @@ class OpenClipTask:
         """The pre-trained tower with the zero-shot head of the spec's classes and templates."""
         clip = self._clip(pretrained=True)
         model = self._classifier(clip)
-        model.head.weight.data = self._zero_shot_head(clip)
-        return model.state_dict()
+        return model.state_dict() | self._zero_shot_head(clip)
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
         """[N, 1 or 3, H, W] in 0..255 -> [N, 3, h, w] float32, resized and normalised."""
         return self._pixels(samples)
+
+    def adopt(self, weights: Weights, where: str) -> Weights:
+        """See `ports.Task`: a CLIP of open_clip, or a model of the published soups.
+
+        The published ones are an image tower and `classification_head` with what was left of the
+        text tower. A whole CLIP gets the zero-shot head of its own text tower.
+        """
+        clip = self._clip(pretrained=False)
+        text = {name for name in clip.state_dict() if not name.startswith("visual.")}
+        found = renamed(unwrapped(weights), _our_name)
+        if "head.weight" not in found and "head.bias" not in found:
+            clip.load_state_dict(matched(Source(found, where), clip))
+            found |= self._zero_shot_head(clip)
+        if "head.bias" in found and not self._spec.head_bias:
+            raise IncompatibleWeights(
+                f"{where}: its head has a bias. Write `head_bias: true` under task in the spec."
+            )
+        found = {name: tensor for name, tensor in found.items() if name not in text}
+        return matched(Source(found, where), self._classifier(clip))
+
+    def export(self, weights: Weights, folder: Path) -> str:
+        """See `ports.Task`: a whole CLIP with this image tower, and the head beside it."""
+        clip = self._clip(pretrained=True)
+        towers = {name: t for name, t in weights.items() if name.startswith("visual.")}
+        file = folder / "open_clip_model.safetensors"
+        write_weights(file, clip.state_dict() | towers, {})
+        head = {n.removeprefix("head."): t for n, t in weights.items() if n.startswith("head.")}
+        write_weights(folder / "head.safetensors", head, {})
+        if self._folder:
+            for beside in ("open_clip_config.json", "vocabulary.json"):
+                if (self._folder / beside).exists():
+                    shutil.copy(self._folder / beside, folder)
+            return f"open_clip.create_model({f'{LOCAL}{folder}'!r})"
+        return f"open_clip.create_model({self._spec.model!r}, pretrained={str(file)!r})"
 
     def _clip(self, pretrained: bool) -> Any:
         name = f"{LOCAL}{self._folder}" if self._folder else self._spec.model
@@ -91,17 +128,18 @@ class OpenClipTask:
         except (RuntimeError, ValueError, OSError) as error:
             raise ConfigError(
                 f"task.model = {self._spec.model!r}, pretrained = {self._spec.pretrained!r}: "
-                f"open_clip cannot make it: {error}"
+                f"open_clip cannot make it: {_first_problem(error)}"
             ) from error
         finally:
             logging.disable(logging.NOTSET)
 
     def _classifier(self, clip: Any) -> ImageClassifier:
-        width = clip.visual.output_dim
-        return ImageClassifier(clip.visual, width, len(self._spec.classes))
+        width, spec = clip.visual.output_dim, self._spec
+        head = torch.nn.Linear(width, len(spec.classes), bias=spec.head_bias)
+        return ImageClassifier(clip.visual, head)
 
     @torch.inference_mode()
-    def _zero_shot_head(self, clip: Any) -> torch.Tensor:
+    def _zero_shot_head(self, clip: Any) -> Weights:
         """[C, D]: mean of the normalised prompt embeddings, normalised, times exp(logit_scale).
 
         WiSE-FT, arXiv:2109.01903, section 3; the scale is the model's own, not a constant 100.
@@ -124,7 +162,8 @@ class OpenClipTask:
             rows.append(F.normalize(means, dim=-1))
         head: torch.Tensor = torch.cat(rows) * clip.logit_scale.exp()
         clip.to("cpu")
-        return head.to("cpu", copy=True)
+        bias = {"head.bias": torch.zeros(len(head))} if self._spec.head_bias else {}
+        return {"head.weight": head.to("cpu", copy=True), **bias}
 
     def _tokenizer(self) -> Any:
         if self._folder and (self._folder / "vocabulary.json").exists():
@@ -135,6 +174,20 @@ class OpenClipTask:
         return open_clip.get_tokenizer(
             f"{LOCAL}{self._folder}" if self._folder else self._spec.model
         )
+
+
+def _first_problem(error: Exception) -> str:
+    """Of the hundreds that torch lists when a file is of another architecture: a shape first."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    shapes = [line for line in lines if line.startswith("size mismatch")]
+    names = [line.split(",")[0] for line in lines if line.startswith(("Missing", "Unexpected"))]
+    return next(iter(shapes or names or lines), type(error).__name__)
+
+
+def _our_name(name: str) -> str:
+    if name.startswith(_PUBLISHED):
+        return f"head.{name.removeprefix(_PUBLISHED)}"
+    return name.removeprefix("model.")
 
 
 def local_folder(model: str) -> Path | None:

@@ -8,10 +8,14 @@ from typing import Any
 import timm
 import torch
 
+from soupray.checkpoints import Weights, write_weights
 from soupray.errors import ConfigError
 from soupray.subject import TimmSpec
+from soupray.tasks.files import local_path
+from soupray.tasks.foreign import Source, load_foreign, matched, renamed, unwrapped
 from soupray.tasks.pixels import Pixels
 
+BODY, HEAD = "body.", "head."
 _BATCH_COUNT = "num_batches_tracked"
 
 
@@ -43,7 +47,9 @@ class TimmTask:
     def __init__(self, spec: TimmSpec) -> None:
         self._spec = spec
         self._pixels = Pixels((spec.size, spec.size), spec.mean, spec.std)
-        self.model()  # a model that cannot be made is told before anything is stored
+        # A model that cannot be made is told before anything is stored.
+        known: Any = self.model().body.pretrained_cfg
+        self._last_layer, self._first_layer = known["classifier"], known["first_conv"]
 
     def model(self) -> NetworkClassifier:
         """The model, weights not loaded."""
@@ -51,11 +57,60 @@ class TimmTask:
 
     def init(self) -> dict[str, torch.Tensor]:
         """Pre-trained weights if the spec names some; the rest is drawn by torch's generator."""
-        return self._classifier(pretrained=self._spec.pretrained is not None).state_dict()
+        file = self._pretrained_file()
+        model = self._classifier(pretrained=bool(self._spec.pretrained) and file is None)
+        drawn = model.state_dict()
+        if file is None:
+            return drawn
+        body = {n: t for n, t in self._ours(load_foreign(file)).items() if n.startswith(BODY)}
+        head = {n: t for n, t in drawn.items() if n.startswith(HEAD)}
+        return matched(Source(self._channels_of(body, drawn) | head, str(file)), model)
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
         """[N, 1 or C, H, W] in 0..255 -> [N, C, size, size] float32, resized and normalised."""
         return self._pixels(samples)
+
+    def adopt(self, weights: Weights, where: str) -> Weights:
+        """See `ports.Task`: a checkpoint of `timm.create_model(model, num_classes=...)`."""
+        return matched(Source(self._ours(weights), where), self.model())
+
+    def export(self, weights: Weights, folder: Path) -> str:
+        """See `ports.Task`: one file, in timm's names."""
+        spec, classes = self._spec, len(self._spec.classes)
+        whole = self._made(spec.model, num_classes=classes).state_dict()
+        for name, tensor in whole.items():  # counters of batches stay 0
+            whole[name] = weights.get(self._our_name(name), tensor)
+        file = folder / "model.safetensors"
+        write_weights(file, whole, {})
+        args = "".join(f", {name}={value!r}" for name, value in spec.args.items())
+        return (
+            f"timm.create_model({spec.model!r}, num_classes={classes}, "
+            f"checkpoint_path={str(file)!r}{args})"
+        )
+
+    def _ours(self, weights: Weights) -> Weights:
+        """Under our names, if they are timm's."""
+        found = unwrapped(weights)
+        if any(name.startswith(BODY) for name in found):
+            return found
+        return renamed(found, self._our_name)
+
+    def _our_name(self, name: str) -> str:
+        """Of a tensor of timm's: `head.` is its last layer, whatever timm calls it."""
+        layer, _, kind = name.rpartition(".")
+        return f"{HEAD}{kind}" if layer == self._last_layer else f"{BODY}{name}"
+
+    def _pretrained_file(self) -> Path | None:
+        file = local_path(self._spec.pretrained or "")
+        return file if self._spec.pretrained and file.is_file() else None
+
+    def _channels_of(self, body: Weights, wanted: Weights) -> Weights:
+        """With the first layer summed or repeated over input channels, as timm does it."""
+        name = f"{BODY}{self._first_layer}.weight"
+        if name in body and name in wanted and body[name].shape[1] != wanted[name].shape[1]:
+            channels = wanted[name].shape[1]
+            return body | {name: timm.models.adapt_input_conv(channels, body[name])}
+        return body
 
     def _classifier(self, pretrained: bool) -> NetworkClassifier:
         body = self._body(pretrained)
@@ -67,19 +122,14 @@ class TimmTask:
         return model.to(memory_format=torch.channels_last)
 
     def _body(self, pretrained: bool) -> Any:
-        spec, name, overlay = self._spec, self._spec.model, None
-        if pretrained and Path(str(spec.pretrained)).is_file():
-            overlay = {"file": spec.pretrained}
-        elif pretrained:
-            name = f"{name}.{spec.pretrained}"
+        spec = self._spec
+        name = f"{spec.model}.{spec.pretrained}" if pretrained else spec.model
+        return self._made(name, pretrained=pretrained, num_classes=0)  # pooled features
+
+    def _made(self, name: str, **more: Any) -> Any:
+        spec = self._spec
         try:
-            return timm.create_model(
-                name,
-                pretrained=pretrained,
-                pretrained_cfg_overlay=overlay,
-                num_classes=0,  # pooled features
-                **spec.args,
-            )
+            return timm.create_model(name, **more, **spec.args)
         # timm hands `args` to the model's own constructor, which may fail in any way.
         except Exception as error:
             raise ConfigError(

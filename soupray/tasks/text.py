@@ -16,10 +16,14 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from soupray.checkpoints import Weights, write_weights
 from soupray.errors import ConfigError
 from soupray.subject import TransformersSpec
 from soupray.tasks.files import PACKAGE, local_path
+from soupray.tasks.foreign import Source, matched, renamed, unwrapped
 from soupray.texts import unpack
+
+BODY, HEAD = "body.", "head."
 
 
 class TextClassifier(torch.nn.Module):
@@ -64,6 +68,7 @@ class TextTask:
             self._config = transformers.AutoConfig.from_pretrained(self._source)
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(self._source)
         self._tokenizer.padding_side = "right"
+        self._last_layer = "classifier"  # or what `_take_last_layer` finds
         if self._tokenizer.pad_token_id is None:
             raise ConfigError(
                 f"task.model = {spec.model!r}: its tokenizer has no padding token, so that texts "
@@ -103,6 +108,52 @@ class TextTask:
                 f"{texts[longest][:60]!r}. Raise it, or write data.on_long: cut."
             )
 
+    def adopt(self, weights: Weights, where: str) -> Weights:
+        """See `ports.Task`: a classifier of transformers, or a sentence encoder.
+
+        A sentence encoder gets the zero-shot head of its own prompts.
+        """
+        model = self.model()
+        found = unwrapped(weights)
+        if not any(name.startswith(BODY) for name in found):
+            found = renamed(found, self._our_name)
+        if "head.weight" not in found and self._spec.templates:
+            body = Source({n.removeprefix(BODY): t for n, t in found.items()}, where)
+            model.body.load_state_dict(matched(body, model.body))
+            found["head.weight"] = self._zero_shot_head(model)
+        return matched(Source(found, where), model)
+
+    def export(self, weights: Weights, folder: Path) -> str:
+        """See `ports.Task`: a folder in the library's layout; a head that it does not know beside.
+
+        Where `pooling` is `own`, the library's classifier has everything.
+        """
+        kind, more = self._kind()
+        with _explained(self._spec), _quiet():
+            whole = kind.from_pretrained(self._source, ignore_mismatched_sizes=True, **more)
+        named = {self._our_name(name): name for name in whole.state_dict()}
+        theirs = {named[name]: t for name, t in weights.items() if name in named}
+        whole.load_state_dict(whole.state_dict() | theirs)
+        whole.config.id2label = dict(enumerate(self._spec.classes))
+        whole.config.label2id = {name: i for i, name in enumerate(self._spec.classes)}
+        with _quiet():
+            whole.save_pretrained(folder)
+            self._tokenizer.save_pretrained(folder)
+        if self._spec.pooling != "own":
+            head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
+            write_weights(folder / "head.safetensors", head, {})
+        return f"transformers.{kind.__name__}.from_pretrained({str(folder)!r})"
+
+    def _our_name(self, name: str) -> str | None:
+        """Of a tensor of the library's; None for one that this model has no use for."""
+        layer, _, kind = name.rpartition(".")
+        if layer in (self._last_layer, "classifier", "head"):
+            return f"{HEAD}{kind}"
+        if self._spec.pooling == "own":
+            return f"{BODY}{name}"
+        name = name.removeprefix(f"{self._base}.")
+        return None if name.startswith("pooler.") else f"{BODY}{name}"
+
     def _tokens(self, texts: list[str]) -> torch.Tensor:
         # One shape for all batches: the shape of an input changes low bits of the logits.
         tokens: torch.Tensor = self._tokenizer(
@@ -126,9 +177,10 @@ class TextTask:
 
     def _classifier(self, pretrained: bool) -> TextClassifier:
         body, classes = self._body(pretrained), len(self._spec.classes)
+        self._base = body.base_model_prefix
         if self._spec.pooling == "own":
             body.config.pad_token_id = self._tokenizer.pad_token_id
-            head = _take_last_layer(body, classes)
+            self._last_layer, head = _take_last_layer(body, classes)
         else:
             if getattr(body, "pooler", None) is not None:
                 body.pooler = None  # nothing reads it, and nothing would train it
@@ -136,14 +188,17 @@ class TextTask:
             head = torch.nn.Linear(self._config.hidden_size, classes, not self._spec.templates)
         return TextClassifier(body, head, self._spec, self._tokenizer.pad_token_id)
 
-    def _body(self, pretrained: bool) -> Any:
-        kind: Any = transformers.AutoModel
-        more: dict[str, Any] = {}
-        if self._spec.pooling == "own":
-            kind = transformers.AutoModelForSequenceClassification
-            more = {"num_labels": len(self._spec.classes)}
+    def _kind(self) -> tuple[Any, dict[str, Any]]:
+        """The library's class, and how models of it are made."""
         # Eager: the plain formula, equal from run to run on every device, with no choice of kernel.
-        more |= {"attn_implementation": "eager", "dtype": torch.float32}
+        more: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
+        if self._spec.pooling == "own":
+            more["num_labels"] = len(self._spec.classes)
+            return transformers.AutoModelForSequenceClassification, more
+        return transformers.AutoModel, more
+
+    def _body(self, pretrained: bool) -> Any:
+        kind, more = self._kind()
         with _explained(self._spec), _quiet():
             config = transformers.AutoConfig.from_pretrained(self._source)
             if not pretrained:
@@ -177,7 +232,7 @@ def _refuse_partial(body: Any, report: dict[str, Any], spec: TransformersSpec) -
         )
 
 
-def _take_last_layer(body: torch.nn.Module, classes: int) -> torch.nn.Linear:
+def _take_last_layer(body: torch.nn.Module, classes: int) -> tuple[str, torch.nn.Linear]:
     """The last linear layer, which the body then leaves out: its `logits` become the features."""
     linear = [(n, m) for n, m in body.named_modules() if isinstance(m, torch.nn.Linear)]
     name, head = linear[-1]
@@ -188,7 +243,7 @@ def _take_last_layer(body: torch.nn.Module, classes: int) -> torch.nn.Linear:
         )
     parent, _, own = name.rpartition(".")
     setattr(body.get_submodule(parent), own, torch.nn.Identity())
-    return head
+    return name, head
 
 
 def local_folder(model: str) -> Path | None:

@@ -6,7 +6,9 @@ import platform
 import time
 from collections.abc import Generator
 from importlib.metadata import version
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -58,7 +60,10 @@ def fine_tune(trial: Trial, task: Task, data: Data, checkpoints: Checkpoints) ->
             history.append(record)
             yield record
         assert best is not None
-        manifest = _store(run, best, best_epoch, tuple(history), started)
+        made = stored(trial, best, task, data, checkpoints)
+        manifest = msgspec.structs.replace(
+            made, best_epoch=best_epoch, history=tuple(history), started=started
+        )
     except Diverged as error:
         manifest = Tombstone(
             trial=trial,
@@ -74,16 +79,17 @@ class _Run:
     """The state of a trial."""
 
     def __init__(self, trial: Trial, task: Task, data: Data, checkpoints: Checkpoints) -> None:
-        self.trial, self.task, self.data, self.checkpoints = trial, task, data, checkpoints
+        self.trial = trial
         self.hparams = Hyperparameters(**trial.hparams)  # type: ignore[arg-type]
         self._init = weights = checkpoints.load(trial.init)
-        self._seen: tuple[Task, Data] = (task, data)
+        seen: Any = (task, data)
         if trial.method == "lp":
             # Tasks and data are told apart by identity, which mypy does not take for a hash.
-            self._seen = frozen(task, data, checkpoints, trial.init, trial.setting)  # type: ignore[arg-type]
-            weights = self._seen[0].init()
+            seen = frozen(task, data, checkpoints, trial.init, trial.setting)  # type: ignore[arg-type]
+            weights = seen[0].init()
         start = Start(weights=weights, seed=trial.seed, device=trial.setting.device)
-        self.loop = Loop(*self._seen, self.hparams, start)
+        self._seen: tuple[Any, Data] = seen
+        self.loop = Loop(seen[0], seen[1], self.hparams, start)
 
     def weights(self) -> Weights:
         """All weights of the model; those that are not trained are theta_0's, bit for bit."""
@@ -108,27 +114,31 @@ class _Run:
         )
 
 
-def _store(
-    run: _Run, best: Weights, best_epoch: int, history: tuple[EpochRecord, ...], started: float
+def stored(
+    trial: Trial, weights: Weights, task: Task, data: Data, checkpoints: Checkpoints
 ) -> Ingredient:
-    """Weights and held-out logits into the store; the score is of the bytes as stored."""
-    trial, checkpoints = run.trial, run.checkpoints
-    ref = checkpoints.save(best, {"init": trial.init})
-    workers = LocalWorkers(run.task, run.data, checkpoints, trial.setting)
-    held_out = run.data.split("held_out")
+    """Weights and held-out logits into the store; the score is of the bytes as stored.
+
+    Raises:
+        Diverged: the model answers one class to everything.
+    """
+    started = time.time()
+    ref = checkpoints.save(weights, {"init": trial.init})
+    workers = LocalWorkers(task, data, checkpoints, trial.setting)
+    held_out = data.split("held_out")
     predictions = workers.predictions(mean_of([ref.sha256]), held_out)
     _refuse_collapse(predictions.logits, held_out)
     logits = save_logits(checkpoints, predictions)
     return Ingredient(
         trial=trial,
         checkpoint=ref,
-        tensors=tensor_digests(best),
+        tensors=tensor_digests(weights),
         init=trial.init,
-        best_epoch=best_epoch,
-        history=history,
+        best_epoch=0,
+        history=(),
         held_out=score(predictions),
         logits=logits,
-        made_with=_versions(run.loop.device),
+        made_with=_versions(torch.device(trial.setting.device)),
         started=started,
         finished=time.time(),
     )

@@ -9,7 +9,6 @@ a trial that trains the head alone, with the optimiser of every other trial.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +98,7 @@ class Head(torch.nn.Module):
 
 
 class HeadTask:
-    """See `ports.Task`: the head of `whole`, on features for samples."""
+    """What `Loop` needs of a task: the head of `whole`, on features for samples."""
 
     def __init__(self, whole: Task, weights: Weights) -> None:
         self._whole, self._weights = whole, weights
@@ -130,22 +129,17 @@ class FeatureData(Data):
         return self._samples[split.name]
 
 
-class Frozen(NamedTuple):
-    """A task and data whose model is the head: what `Loop` trains is a probe."""
-
-    task: HeadTask
-    data: FeatureData
-
-
 @functools.lru_cache(maxsize=1)  # one theta_0 a sweep: its trials share the features
-def frozen(task: Task, data: Data, checkpoints: Checkpoints, init: str, setting: Setting) -> Frozen:
-    """The world of a probe of the body of theta_0 `init` (its SHA-256)."""
+def frozen(
+    task: Task, data: Data, checkpoints: Checkpoints, init: str, setting: Setting
+) -> tuple[HeadTask, FeatureData]:
+    """Task and data whose model is the head of theta_0 `init` (its SHA-256): see `Loop`."""
     weights = checkpoints.load(init)
     samples = {
         name: _features(task, data, weights, data.split(name), setting)
         for name in ("train", "held_out")
     }
-    return Frozen(HeadTask(task, weights), FeatureData(data, samples))
+    return HeadTask(task, weights), FeatureData(data, samples)
 
 
 def _features(

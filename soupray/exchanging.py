@@ -1,0 +1,63 @@
+"""The verbs that exchange models with other libraries: import, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from soupray.options import home_option, json_option, load_named
+
+# Imports that take time are made inside the commands: `soupray --help` is instant.
+
+
+@click.command("import")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True)
+@home_option
+@json_option
+def import_(spec: Path, files: tuple[str, ...], home: Path, as_json: bool) -> None:
+    r"""Add checkpoints that were trained elsewhere to SPEC's pool.
+
+    Files are state dicts (.pt, .safetensors) of the architecture in SPEC as open_clip, timm or
+    transformers name their tensors, those of the published model soups, or folders of Hugging
+    Face. All tensors must match. Each is evaluated on held-out data, as a trial is.
+
+    \b
+    soupray import mine.yaml 'checkpoints/*.pt'
+    soupray soup mine.yaml --greedy
+    """
+    from soupray.importing import run_import
+    from soupray.tables import print_json
+
+    _, loaded = load_named(spec, home)
+    made = []
+    for one in run_import(loaded, home, files):
+        made.append(one)
+        score = f"{100 * one.held_out.accuracy:.1f} ± {100 * one.held_out.standard_error:.1f} %"
+        click.echo(f"{one.trial.key}  held-out {score}  {one.trial.hparams['file']}", err=as_json)
+    if as_json:
+        print_json(made)
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@home_option
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), help="Default: beside RECIPE."
+)
+def export(recipe: Path, home: Path, output: Path | None) -> None:
+    r"""Write the soup of RECIPE as open_clip, timm or transformers load it.
+
+    \b
+    soupray export results/digits/greedy.recipe.json --output greedy
+    """
+    from soupray.recipe_file import export as write
+    from soupray.recipe_file import read_recipe, spec_of
+    from soupray.settling import settle
+
+    read = read_recipe(recipe)
+    folder = output or recipe.with_name(recipe.name.removesuffix(".recipe.json"))
+    loads = write(read, settle(spec_of(read), home).place, folder)
+    names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    click.echo(f"{folder}/ ({names})\n{loads}")

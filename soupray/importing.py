@@ -1,0 +1,81 @@
+"""A pool from checkpoints that somebody else trained: `soupray import`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from soupray.checkpoints import create_record, find_record, tensor_digests
+from soupray.errors import ConfigError, Diverged, TrialError
+from soupray.evaluation.pool import import_path, manifest_path
+from soupray.plan import CODE_VERSION
+from soupray.records import Basis, Ingredient, Manifest, Trial, digest
+from soupray.settling import settle
+from soupray.spec import SweepSpec
+from soupray.storage import check_bucket
+from soupray.tasks.foreign import load_foreign
+from soupray.training.fine_tune import stored
+from soupray.wiring import World, basis_key, find_basis, make_basis, world
+
+
+def run_import(spec: SweepSpec, home: Path, named: Sequence[str]) -> Iterator[Ingredient]:
+    """Make each file an ingredient of the pool of `spec`, evaluated on held-out data.
+
+    `named` are files, folders of Hugging Face, or patterns. theta_0 is that of the spec: `init:
+    {file: PATH}` names the one that the files descend from. Importing again changes nothing.
+
+    Raises:
+        ConfigError: nothing fits a pattern.
+        CheckpointError: a file that cannot be read, or (IncompatibleWeights) of another model.
+        TrialError: a model that answers one class to everything.
+    """
+    files = _found(named)
+    place = settle(spec, home).place
+    check_bucket(place.storage, place.read_credentials())
+    basis = find_basis(place.open_store(), spec) or make_basis(spec, place, basis_key(spec))
+    here = world(spec, place)
+    for number, file in enumerate(files, spec.search.trials):
+        yield _imported(here, basis, file, number)
+
+
+def _imported(here: World, basis: Basis, file: Path, number: int) -> Ingredient:
+    weights = here.task.adopt(load_foreign(file), str(file))
+    data = tuple(basis.split(name).digest for name in ("train", "held_out"))
+    shaping = ["imported", tensor_digests(weights), basis.init.sha256, data, here.spec.setting]
+    trial = Trial(
+        key=digest([*shaping, CODE_VERSION])[:16],
+        index=number,
+        sweep=here.spec.name,
+        method="imported",
+        hparams={"file": file.name},
+        seed=here.spec.seed,
+        init=basis.init.sha256,
+        data=data,
+        code=CODE_VERSION,
+        setting=here.spec.setting,
+    )
+    store, path = here.checkpoints.store, manifest_path(trial.key)
+    made: Manifest | None = find_record(store, path, Manifest)
+    if made is None:
+        try:
+            made = stored(trial, weights, here.task, here.data, here.checkpoints)
+        except Diverged as error:
+            raise TrialError(f"{file}: {error}: nothing to average. Leave it out.") from error
+        made = create_record(store, path, made, Manifest)
+    assert isinstance(made, Ingredient)
+    # Listed last: whoever finds it in the list finds the model.
+    create_record(store, import_path(basis, trial.key), made.trial)
+    return made
+
+
+def _found(named: Sequence[str]) -> list[Path]:
+    """The files, sorted by name, each once."""
+    found: set[Path] = set()
+    for pattern in named:
+        path = Path(pattern).expanduser()
+        root = Path(path.anchor)  # "." of a relative path
+        here = [path] if path.exists() else list(root.glob(str(path.relative_to(path.anchor))))
+        if not here:
+            raise ConfigError(f"{pattern}: there is no such file. Name checkpoints, or a pattern.")
+        found |= set(here)
+    return sorted(found)

@@ -1,0 +1,330 @@
+"""Import and export: round trips through open_clip, timm and transformers themselves."""
+
+import json
+
+import open_clip
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import transformers
+from conftest import inside
+from idx_files import EDITS, FASHION, tiny, write_data_set
+from safetensors.torch import load_file, save_file
+from tiny_text import tiny_text, write_model, write_world
+
+from soupray.checkpoints import Checkpoints
+from soupray.errors import ConfigError, EvaluationError, IncompatibleWeights
+from soupray.evaluation.pool import all_trials
+from soupray.session import find_pool
+from soupray.spec import load, parse
+from soupray.storage import open_store
+from soupray.subject import OpenClipSpec
+from soupray.tasks import task_of
+from soupray.tasks.image import ASSETS
+from soupray.texts import pack
+from soupray.wiring import Place, basis_key, find_basis, make_basis
+
+CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+FOLDER = f"local-dir:{ASSETS / 'digits'}"
+IMAGES = torch.randint(0, 256, (3, 1, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def clip_task(**fields):
+    known = {
+        "kind": "open_clip",
+        "model": "soupray:digits",
+        "classes": CLASSES,
+        "templates": ("a photo of the number {}.",),
+    }
+    return task_of(OpenClipSpec(**(known | fields)))
+
+
+def timm_task(folder="/nowhere", **fields):
+    spec = tiny(folder).task
+    return task_of(type(spec).model_validate(spec.model_dump() | fields))
+
+
+def text_task(folder, pooling="mean", templates='["about {}"]'):
+    lines = f"templates: {templates}\n  pooling: {pooling}"
+    edits = [('templates: ["about {}"]', lines)]
+    if pooling == "own":
+        edits = [('templates: ["about {}"]', "pooling: own\n  normalise: false")]
+        edits.append(("search:", "init: {probe: {}}\nanchor: init\nsearch:"))
+    return task_of(tiny_text(folder, *edits).task)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+def moved(task, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Weights near theta_0: what a training might have made of it."""
+    torch.manual_seed(seed)
+    state = task.init()
+    return {n: t + 0.01 * torch.rand(t.shape) for n, t in state.items()}
+
+
+@torch.inference_mode()
+def logits(task, weights, samples) -> torch.Tensor:
+    model = task.model()
+    model.load_state_dict(weights)
+    return model.eval()(task.inputs(samples))
+
+
+def equal(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+@torch.inference_mode()
+def test_open_clip_reads_what_is_exported_and_back(tmp_path):
+    task = clip_task()
+    weights = moved(task)
+    said = task.export(weights, tmp_path)
+    model = eval(said, {"open_clip": open_clip}).eval()
+    head = load_file(tmp_path / "head.safetensors")["weight"]
+    found = F.normalize(model.encode_image(task.inputs(IMAGES)), dim=-1) @ head.T
+    assert torch.allclose(found, logits(task, weights, IMAGES), atol=1e-5)
+    pre_trained = open_clip.create_model(FOLDER).state_dict()
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("visual."):
+            assert torch.equal(tensor, pre_trained[name]), name
+    # The whole CLIP comes back with the zero-shot head of its text tower, which did not move.
+    back = task.adopt(load_file(tmp_path / "open_clip_model.safetensors"), "x")
+    assert equal(back, weights | {"head.weight": task.init()["head.weight"]})
+
+
+def published(task, weights) -> dict[str, torch.Tensor]:
+    """In the layout of arXiv:2203.05482: a wrapper in DataParallel, the text tower's rest in it."""
+    clip = open_clip.create_model(FOLDER)
+    del clip.transformer
+    tower = {n.removeprefix("visual."): t for n, t in weights.items() if "visual." in n}
+    clip.visual.load_state_dict(tower)
+    wrapper = torch.nn.Module()
+    wrapper.model = clip
+    wrapper.classification_head = torch.nn.Linear(*reversed(weights["head.weight"].shape))
+    head = {"weight": weights["head.weight"], "bias": weights["head.bias"]}
+    wrapper.classification_head.load_state_dict(head)
+    return torch.nn.DataParallel(wrapper).state_dict()
+
+
+def test_the_layout_of_the_published_soups_is_read_with_its_bias():
+    task = clip_task(head_bias=True)
+    assert torch.equal(task.init()["head.bias"], torch.zeros(10))
+    weights = moved(task)
+    theirs = published(task, weights)
+    assert all(n.startswith("module.") for n in theirs)
+    assert "module.model.token_embedding.weight" in theirs
+    assert equal(task.adopt(theirs, "x"), weights)
+    with pytest.raises(IncompatibleWeights, match=r"x: its head has a bias.*head_bias: true"):
+        clip_task().adopt(theirs, "x")
+
+
+def test_a_spec_without_a_bias_has_the_digest_that_it_had():
+    plain = {"kind": "open_clip", "model": "m", "classes": ["a", "b"], "templates": ["{}"]}
+    spec = OpenClipSpec.model_validate_json(json.dumps(plain))
+    assert spec.model_dump(mode="json").keys() == {*plain, "pretrained"}
+    with_bias = OpenClipSpec.model_validate_json(json.dumps({**plain, "head_bias": True}))
+    assert with_bias.model_dump(mode="json")["head_bias"]
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "size"),
+    [
+        ("resnet10t", {"in_chans": 1, "stem_width": 16, "channels": [8, 8, 8, 8]}, 28),
+        ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 1, "in_chans": 1}, 32),
+        ("convnext_atto", {"in_chans": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}, 32),
+    ],
+)
+@torch.inference_mode()
+def test_timm_reads_what_is_exported_and_back(tmp_path, model, args, size):
+    task = timm_task(model=model, args=args, size=size)
+    weights = moved(task)
+    whole = eval(task.export(weights, tmp_path), {"timm": timm}).eval()
+    assert torch.allclose(whole(task.inputs(IMAGES)), logits(task, weights, IMAGES), atol=1e-5)
+    assert equal(task.adopt(whole.state_dict(), "x"), weights)
+    overlay = {"file": str(tmp_path / "model.safetensors"), "num_classes": 10}
+    overlay["input_size"] = (1, size, size)
+    again = timm.create_model(
+        model, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=10, **args
+    )
+    assert equal(again.state_dict(), whole.state_dict())
+
+
+@torch.inference_mode()
+def test_transformers_reads_a_sentence_encoder_and_back(tmp_path, world):
+    task = text_task(world)
+    weights = moved(task)
+    model = eval(task.export(weights, tmp_path), {"transformers": transformers}).eval()
+    tokens = transformers.AutoTokenizer.from_pretrained(tmp_path)(
+        ["rain and wind", "bread"], padding=True, return_tensors="pt"
+    )
+    mask = tokens["attention_mask"][..., None]
+    mean = (model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
+    found = F.normalize(mean, dim=1) @ load_file(tmp_path / "head.safetensors")["weight"].T
+    samples = torch.from_numpy(pack(["rain and wind", "bread"]))
+    assert torch.allclose(found, logits(task, weights, samples), atol=1e-4)
+    # The folder alone is an encoder: its head is that of its own prompts.
+    back = task.adopt(model.state_dict(), "x")
+    assert all(torch.equal(back[n], weights[n]) for n in weights if n != "head.weight")
+    assert not torch.equal(back["head.weight"], task.init()["head.weight"])
+    named = {n: t for n, t in weights.items() if n.startswith("body.")}
+    classifier = {f"bert.{n.removeprefix('body.')}": t for n, t in named.items()}
+    classifier |= {"classifier.weight": weights["head.weight"]}
+    assert equal(task.adopt(classifier, "x"), weights)
+
+
+@torch.inference_mode()
+def test_transformers_reads_a_classifier_and_back(tmp_path, world):
+    task = text_task(world, "own")
+    weights = moved(task)
+    model = eval(task.export(weights, tmp_path), {"transformers": transformers}).eval()
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert model.config.id2label == {0: "food", 1: "weather"}
+    given = ["rain and wind", "bread"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    found = model(**tokenizer(given, padding=True, return_tensors="pt")).logits
+    samples = torch.from_numpy(pack(given))
+    assert torch.allclose(found, logits(task, weights, samples), atol=1e-5)
+    assert equal(task.adopt(model.state_dict(), "x"), weights)
+
+
+def test_what_does_not_fit_is_named_with_both_shapes(tmp_path, world):
+    narrow = timm.create_model(
+        "resnet10t", num_classes=10, in_chans=1, stem_width=16, channels=[8, 8, 16, 8]
+    )
+    task = timm_task(args={"in_chans": 1, "stem_width": 16, "channels": [8, 8, 8, 8]})
+    with pytest.raises(IncompatibleWeights) as error:
+        task.adopt(narrow.state_dict(), "narrow.pt")
+    first = "narrow.pt: tensor 'body.layer3.0.conv1.weight' is [16, 8, 3, 3], and [8, 8, 3, 3] in"
+    assert str(error.value).startswith(first)
+    other = timm_task(
+        args={"in_chans": 1, "stem_width": 16, "channels": [8, 8, 8, 8]}, classes=("a", "b")
+    )
+    with pytest.raises(IncompatibleWeights, match=r"'head.weight' is \[10, 8\], and \[2, 8\]"):
+        other.adopt(task.model().state_dict(), "x")
+    clip = clip_task()
+    with pytest.raises(IncompatibleWeights, match=r"x: there is no tensor 'positional_embedding'"):
+        clip.adopt({}, "x")
+    weights = clip.init()
+    with pytest.raises(IncompatibleWeights, match=r"the tensor 'odd' \[1\] is not one of"):
+        clip.adopt({**weights, "odd": torch.zeros(1)}, "x")
+    shallow = write_model(tmp_path / "shallow", num_hidden_layers=1)
+    with pytest.raises(IncompatibleWeights, match=r"there is no tensor 'encoder.layer.1.attent"):
+        text_task(world).adopt(load_file(shallow / "model.safetensors"), "x")
+
+
+def test_pretrained_files_of_another_architecture_are_refused(tmp_path):
+    other = timm.create_model("resnet10t", in_chans=1, stem_width=8, channels=[8, 8, 8, 8])
+    save_file(other.state_dict(), tmp_path / "timm.safetensors")
+    task = timm_task(pretrained=str(tmp_path / "timm.safetensors"))
+    with pytest.raises(
+        IncompatibleWeights, match=r"timm.safetensors: tensor 'body.conv1.0.weight' "
+    ):
+        task.init()
+    clip = open_clip.create_model(FOLDER).state_dict()
+    clip["visual.proj"] = torch.zeros(3, 3)
+    torch.save(clip, tmp_path / "clip.pt")
+    text = (ASSETS / "digits" / "open_clip_config.json").read_text()
+    open_clip.factory._MODEL_CONFIGS["tiny-for-tests"] = json.loads(text)["model_cfg"]
+    with pytest.raises(
+        ConfigError, match=r"open_clip cannot make it: size mismatch for visual.proj"
+    ):
+        clip_task(model="tiny-for-tests", pretrained=str(tmp_path / "clip.pt")).init()
+
+
+def test_a_grey_first_layer_is_the_sum_over_colours(tmp_path):
+    colour = timm.create_model("resnet10t", stem_width=16, channels=[8, 8, 8, 8], num_classes=5)
+    save_file(colour.state_dict(), tmp_path / "c.safetensors")
+    args = {"in_chans": 1, "stem_width": 16, "channels": [8, 8, 8, 8]}
+    state = timm_task(args=args, pretrained=str(tmp_path / "c.safetensors")).init()
+    first = colour.state_dict()["conv1.0.weight"].sum(dim=1, keepdim=True)
+    assert torch.allclose(state["body.conv1.0.weight"], first, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A pool of three files and no trial, over a theta_0 from a file."""
+    folder = tmp_path_factory.mktemp("imported")
+    write_data_set(folder)
+    (folder / "store").mkdir()
+    trained = "trained: {lr: 3e-3, epochs: 4, batch_size: 64}"
+    spec = tiny(folder, (trained, "probe: {l2: 0.01}"))
+    place = Place(storage=f"file://{folder}/store", credentials=None, cache=str(folder / "probe"))
+    probe = make_basis(spec, place, basis_key(spec)).init.sha256
+    task, start = task_of(spec.task), Checkpoints(place.open_store(), folder / "probe").load(probe)
+    task.export(start, folder)
+    whole = load_file(folder / "model.safetensors")
+    torch.save(whole, folder / "init.pt")
+    for seed in range(3):
+        torch.manual_seed(seed)
+        state = {f"module.{n}": t + 0.01 * torch.rand(t.shape) for n, t in whole.items()}
+        torch.save({"state_dict": state, "epoch": 3}, folder / f"m{seed}.pt")
+    text = FASHION.read_text()
+    edits = [
+        (trained, "file: {folder}/init.pt"),
+        ("trials: 16", "trials: 0"),
+        ("storage: embedded", "storage: file://{folder}/store"),
+        ("tracking: embedded", "tracking: off"),
+    ]
+    for old, new in (*EDITS, *edits):
+        assert old in text, old
+        text = text.replace(old, new.replace("{folder}", str(folder)))
+    (folder / "spec.yaml").write_text(text)
+    home = ("--home", folder / "home")
+    said = inside("import", folder / "spec.yaml", f"{folder}/m*.pt", *home).stdout
+    again = inside("import", folder / "spec.yaml", f"{folder}/m0.pt", *home).stdout
+    return folder, home, said, again
+
+
+def test_a_pool_of_files_is_listed_evaluated_and_imported_once(imported):
+    folder, _, said, again = imported
+    lines = said.splitlines()
+    assert [line.split()[-1] for line in lines] == ["m0.pt", "m1.pt", "m2.pt"]
+    assert again.splitlines() == lines[:1]
+    spec, store = load(folder / "spec.yaml"), open_store(f"file://{folder}/store")
+    basis = find_basis(store, spec)
+    trials = all_trials(store, spec, basis)
+    assert [t.key for t in trials] == [line.split()[0] for line in lines]
+    assert {t.method for t in trials} == {"imported"}
+    init = Checkpoints(store, folder / "copies").load(basis.init.sha256)
+    theirs = torch.load(folder / "init.pt", weights_only=True)
+    assert torch.equal(init["body.conv1.0.weight"], theirs["conv1.0.weight"])
+    assert basis.anchor == basis.init
+
+
+def test_bytes_of_another_init_are_another_pool(imported):
+    folder, *_ = imported
+    spec = load(folder / "spec.yaml")
+    before = basis_key(spec)
+    data = (folder / "init.pt").read_bytes()
+    (folder / "init.pt").write_bytes(data + b" ")
+    changed = basis_key(spec)
+    (folder / "init.pt").write_bytes(data)
+    assert changed != before == basis_key(spec)
+    (folder / "init.pt").rename(folder / "away.pt")
+    with pytest.raises(ConfigError, match=r"init\.file = .*there is no file or folder"):
+        basis_key(spec)
+    (folder / "away.pt").rename(folder / "init.pt")
+
+
+def test_mistakes_of_an_import_are_told(imported, tmp_path):
+    folder, home, *_ = imported
+    done = inside("import", folder / "spec.yaml", "no*.pt", *home, check=False)
+    assert done.returncode == 2
+    assert "no*.pt: there is no such file" in done.stderr
+    torch.save({"w": torch.zeros(2)}, tmp_path / "odd.pt")
+    done = inside("import", folder / "spec.yaml", tmp_path / "odd.pt", *home, check=False)
+    assert done.returncode == 1
+    assert "odd.pt: there is no tensor 'body." in done.stderr
+
+
+def test_an_empty_pool_is_told_how_to_fill_it(imported, tmp_path):
+    folder, *_ = imported
+    text = (folder / "spec.yaml").read_text().replace("seed: 0\n", "seed: 5\n")
+    empty = parse(text, "x")
+    place = Place(storage=f"file://{folder}/store", credentials=None, cache=str(tmp_path))
+    make_basis(empty, place, basis_key(empty))
+    with pytest.raises(EvaluationError, match=r"it plans no trials .* Run `soupray import`"):
+        find_pool(open_store(place.storage), empty, partial=False)
