@@ -19,6 +19,7 @@ from torchvision.datasets import ImageFolder
 from soupray.data.cache import open_data, planned_sizes
 from soupray.data.decoding import Look, Unreadable, decode
 from soupray.data.folders import list_part, train_folders
+from soupray.data.reading import keep_rows
 from soupray.data.shards import list_shards, shards
 from soupray.errors import ConfigError, EvaluationError
 from soupray.tasks.pixels import Pixels
@@ -336,6 +337,14 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_decoded(tree, tmp_p
         assert [path.suffix for path in disk.iterdir()] == [".lock"]
         streamed = open_data(folder_spec(tree, "train_size: 500", "keep: stream"), disk)
         assert streamed.samples(streamed.split("train"))[0][:2].shape == (2, 3, 500, 500)
+
+
+def test_rows_are_kept_in_the_type_that_they_have(tmp_path):
+    numbers = np.arange(30).reshape(10, 3) * 1000
+    np.save(tmp_path / "x.images.npy", numbers)
+    keep_rows(tmp_path / "x.images.npy", np.array([0, 4, 9]))
+    kept = np.load(tmp_path / "x.images.npy")
+    assert (kept.dtype, kept.tolist()) == (numbers.dtype, numbers[[0, 4, 9]].tolist())
 
 
 # Streams

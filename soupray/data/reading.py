@@ -6,7 +6,7 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,14 +32,16 @@ def threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(32, len(os.sched_getaffinity(0))))
 
 
-def new_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """An array of uint8 on disk, to be written to.
+def new_array(
+    path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8
+) -> npt.NDArray[Any]:
+    """An array on disk, to be written to.
 
     Raises:
         ConfigError: it does not fit. Its space is taken now: a process that writes to a map on a
             full disk is killed without a word.
     """
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     try:
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -93,7 +95,7 @@ def keep_rows(path: Path, rows: npt.NDArray[np.int64]) -> None:
     """Replace the array at `path` by these of its rows, a part at a time."""
     old = np.load(path, mmap_mode="r")
     part = path.with_suffix(".part")
-    new = new_array(part, (len(rows), *old.shape[1:]))
+    new = new_array(part, (len(rows), *old.shape[1:]), old.dtype)
     for start in range(0, len(rows), CHUNK):
         new[start : start + CHUNK] = old[rows[start : start + CHUNK]]
     part.replace(path)
