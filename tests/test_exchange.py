@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+import numpy as np
 import open_clip
 import pytest
 import timm
@@ -16,9 +17,13 @@ from sklearn.datasets import load_sample_images
 from timm.data import ImageNetInfo
 from tiny_text import tiny_text, write_model, write_world
 
+from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
 from soupray.errors import ConfigError, EvaluationError, IncompatibleWeights
 from soupray.evaluation.pool import all_trials
+from soupray.evaluation.shelf import Shelf
+from soupray.recipe_file import RecipeFile
+from soupray.records import encode
 from soupray.session import find_pool
 from soupray.spec import load, parse
 from soupray.storage import open_store
@@ -29,6 +34,7 @@ from soupray.tasks.foreign import load_foreign
 from soupray.tasks.image import ASSETS
 from soupray.texts import pack
 from soupray.wiring import Place, basis_key, find_basis, make_basis
+from soupray.wiring import world as running
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FOLDER = f"local-dir:{ASSETS / 'digits'}"
@@ -297,6 +303,36 @@ def test_a_pool_of_files_is_listed_evaluated_and_imported_once(imported):
     theirs = torch.load(folder / "init.pt", weights_only=True)
     assert torch.equal(init["body.conv1.0.weight"], theirs["conv1.0.weight"])
     assert basis.anchor == basis.init
+
+
+@torch.inference_mode()
+def test_a_soup_of_imported_models_is_exported_as_it_was_evaluated(imported, tmp_path):
+    folder, home, *_ = imported
+    spec = load(folder / "spec.yaml")
+    place = Place(storage=f"file://{folder}/store", credentials=None, cache=str(folder / "cache"))
+    pool, basis = find_pool(place.open_store(), spec, partial=False)
+    soup, here = mean_of(pool.checkpoints), running(spec, place)
+    evaluated = here.workers().predictions(soup, basis.split("held_out"))
+    # A soup of models with BatchNorm, whose statistics differ: estimated when it was evaluated.
+    statistics = Shelf(here.checkpoints, spec.setting, basis.split("train")).statistics(soup)
+    assert statistics is not None
+    recipe = RecipeFile(
+        name="uniform",
+        recipe="uniform",
+        options={},
+        candidate=soup,
+        ingredients={},
+        statistics={soup.digest: statistics},
+        sha256=None,
+        spec=spec.model_dump(mode="json"),
+    )
+    (tmp_path / "uniform.recipe.json").write_bytes(encode(recipe))
+    said = inside("export", tmp_path / "uniform.recipe.json", *home).stdout
+    assert (tmp_path / "uniform" / "model.safetensors").exists()
+    model = eval(said.splitlines()[-1], {"timm": timm}).eval()
+    images, _ = here.data.samples(basis.split("held_out"))
+    found = model(here.task.inputs(torch.from_numpy(np.array(images))))
+    assert np.allclose(found.numpy(), evaluated.logits, atol=1e-4)
 
 
 def test_bytes_of_another_init_are_another_pool(imported):
