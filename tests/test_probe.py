@@ -14,8 +14,10 @@ from soupray.data.cache import Data
 from soupray.errors import ConfigError, TrialError
 from soupray.estimate import dry_run
 from soupray.evaluation.network import predict
+from soupray.evaluation.selection import HeldOut
 from soupray.plan import trials_of
-from soupray.records import Ingredient, Trial
+from soupray.records import Ingredient, Trial, pool_of
+from soupray.soup import run_recipes
 from soupray.training.fine_tune import fine_tune
 from soupray.training.loop import Hyperparameters, Loop, Start
 from soupray.training.probe import fit_head, probed
@@ -279,3 +281,16 @@ def test_a_soup_of_probes_keeps_the_batch_statistics_that_they_share(tmp_path):
     saved = here.checkpoints.load(workers.save(mean_of(shas)).sha256)
     start = here.checkpoints.load(basis.init.sha256)
     assert {n for n in start if not torch.equal(start[n], saved[n])} <= {"head.weight", "head.bias"}
+
+
+def test_vrf_of_a_probe_and_the_zero_shot_model_is_below_neither(probe, pair):
+    basis, here = probe.basis, probe.here
+    splits = [basis.split("held_out"), basis.split("train")]
+    pool = pool_of(basis, pair)
+    selection = HeldOut(here.evaluator(), pool, splits)
+    _, outcome = run_recipes(selection, {"best_single": {}, "vrf": {}})
+    assert outcome.name == "vrf(best_single)"
+    best = max(i.held_out.correct for i in pair)
+    zero_shot = held_out(probe, basis.anchor.sha256)
+    assert outcome.held_out.correct >= max(best, int(500 * accuracy(zero_shot)))
+    assert outcome.options["failures"] > 0
