@@ -102,8 +102,8 @@ HeldOut = Annotated[
 class _Shifted(SpecModel):
     """Data with shifts of its test set.
 
-    `overlap`: whether a train sample whose content is also in an evaluated split is an error, or
-    is left out.
+    `overlap`: whether it is an error that a train or held-out sample has the content of one that
+    is reported, or a train sample that of one held out; or whether such are left out.
     """
 
     shifts: tuple[Shift, ...] = ()

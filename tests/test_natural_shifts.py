@@ -31,7 +31,8 @@ CIFAR += ["dog", "frog", "horse", "ship", "truck"]
 
 def shift(kind: str, root, **more: str):
     classes = more.pop("classes", SYNSETS)
-    return list_shift(NaturalShift(kind=kind, root=str(root), **more), classes)
+    folders = classes if classes[0].startswith("n0") else None
+    return list_shift(NaturalShift(kind=kind, root=str(root), **more), classes, folders)
 
 
 def write_pngs(root, names) -> None:
@@ -197,7 +198,7 @@ def test_a_label_map_gives_folders_to_classes(tmp_path):
         "folder", tmp_path / "x", label_map=str(path), classes=["ant", "cat", "dog"]
     )
     meant = {name: label_map[k] for name, k in labels_by_folder(samples).items()}
-    assert meant == {"tabby": (1,), "lion": (1,), "poodle": (2,), "both": (2, 1)}
+    assert meant == {"tabby": (1,), "lion": (1,), "poodle": (2,), "both": (1, 2)}
     for text, said in (
         ("wolf: poodle", "'wolf' is no class of the task; they are ant, cat"),
         ("cat: puma", "has no folder 'puma', which the map names"),
@@ -283,7 +284,7 @@ def test_shifts_made_here_and_natural_ones_side_by_side(tmp_path):
     assert shown == [
         ("blurred", "shift", 3, 3, None),
         ("drawn", "shift", 3, 2, ((0,), (2,))),
-        ("more", "shift", 1, 1, ((1, 0),)),
+        ("more", "shift", 1, 1, ((0, 1),)),
     ]
     assert planned_sizes(spec) == [(s.name, s.role, s.size) for s in data.splits]
     images, labels = data.samples(data.split("drawn"))
@@ -296,6 +297,46 @@ def test_shifts_made_here_and_natural_ones_side_by_side(tmp_path):
     again = open_data(spec, tmp_path / "cache")
     assert again.split("more").digest != data.split("more").digest
     assert again.split("drawn").digest == data.split("drawn").digest
+
+
+def test_entity_30_is_imagenet_with_a_map_for_its_sources_and_one_for_its_targets(tmp_path):
+    write_folders(tmp_path / "train", {"n1": 4, "n2": 4, "n3": 4, "n4": 4, "n5": 1})
+    write_folders(tmp_path / "val", {"n1": 1, "n2": 1, "n3": 1, "n4": 1, "n5": 1}, seed=100)
+    (tmp_path / "source.yaml").write_text("garment: [n4]\nreptile: [n1]\n")
+    (tmp_path / "target.yaml").write_text("garment: [n3]\nreptile: [n2]\n")
+    spec = spec_of(
+        f"""
+        kind: folder
+        train: {tmp_path}/train
+        test: {tmp_path}/val
+        label_map: {tmp_path}/source.yaml
+        held_out: 2
+        size: 16
+        shifts: [{{kind: folder, name: entity, root: {tmp_path}/val, label_map: {tmp_path}/target.yaml}}]""",  # noqa: E501
+        None,
+    )
+    assert spec.task.classes == ("garment", "reptile")
+    data = open_data(spec, tmp_path / "cache")
+    named = {
+        s.name: {
+            (i.split("/")[0], label)
+            for i, label in zip(data.ids(s), data.samples(s)[1].tolist(), strict=True)
+        }
+        for s in data.splits
+    }
+    sources, targets = {("n4", 0), ("n1", 1)}, {("n3", 0), ("n2", 1)}
+    assert named == {"train": sources, "held_out": sources, "test": sources, "entity": targets}
+    assert data.split("entity").label_map is None
+
+
+def test_a_label_map_may_use_the_names_of_classes_or_of_their_folders(tmp_path):
+    write_folders(tmp_path / "x", {"new": 1})
+    path = tmp_path / "map.yaml"
+    given = NaturalShift(kind="folder", root=str(tmp_path / "x"), label_map=str(path))
+    for name in ("goldfish", "n2"):
+        path.write_text(f"{name}: new")
+        found = list_shift(given, ["tench", "goldfish"], ["n1", "n2"])
+        assert found.label_map == ((1,),)
 
 
 def test_natural_shifts_of_data_that_are_arrays_look_as_those_do(tmp_path):

@@ -253,7 +253,7 @@ def test_an_unreadable_image_is_named_and_left_out_only_if_asked(tmp_path, keep)
         "1 of 7 images of the test split cannot be read",
         "1 of 18 images of the train split cannot be read",
     ]
-    assert "cat/0.jpg (UnidentifiedImageError" in data.notes[1]
+    assert "cat/0.jpg (not an image that Pillow knows); they are left out" in data.notes[1]
     images, labels = data.samples(data.split("test"))
     assert len(images) == len(labels) == 6
     raw = (tmp_path / "val" / data.ids(data.split("test"))[3]).read_bytes()
@@ -261,7 +261,7 @@ def test_an_unreadable_image_is_named_and_left_out_only_if_asked(tmp_path, keep)
 
 
 def doubled(root):
-    """One test image is in train, twice, under another class; a held-out one is not looked for."""
+    """One test image is in train, twice, once under another class."""
     write_folders(root / "train", TRAIN)
     write_folders(root / "val", TEST, seed=1000)
     same = (root / "val" / "bee" / "2.jpg").read_bytes()
@@ -278,14 +278,37 @@ def test_the_same_image_in_train_and_test_is_refused_or_dropped_from_train(tmp_p
     with pytest.raises(ConfigError) as error:
         open_data(folder_spec(tmp_path, *how), tmp_path / "cache")
     assert str(error.value) == (
-        "2 train samples are also evaluated on: bee/again.jpg = test bee/2.jpg; cat/more.jpg = "
-        "test bee/2.jpg. Remove them, or write data.overlap: drop to leave them out of training."
+        "2 of 20 images of the train split are in another split too: bee/again.jpg = test "
+        "bee/2.jpg; cat/more.jpg = test bee/2.jpg. Remove them, or write data.overlap: drop."
     )
     data = open_data(folder_spec(tmp_path, *how, "overlap: drop"), tmp_path / "cache")
     assert data.split("train").size == 23 - 3 - 2
     assert not {"bee/again.jpg", "cat/more.jpg"} & set(data.ids(data.split("train")))
     assert data.split("test").size == 7
-    assert data.notes[0].startswith("2 train samples are also evaluated on: bee/again.jpg = test")
+    assert data.notes[0].startswith("2 of 20 images of the train split are in another split too: ")
+    assert data.notes[0].endswith("; they are left out of train")
+
+
+def test_held_out_images_are_not_those_of_test_rank_or_a_shift(tmp_path):
+    doubled(tmp_path)
+    write_folders(tmp_path / "shift", {"ant": 1}, seed=500)
+    same = (tmp_path / "shift" / "ant" / "0.jpg").read_bytes()
+    (tmp_path / "train" / "ant" / "drawn.jpg").write_bytes(same)
+    held_out = ["ant/0.jpg", "ant/drawn.jpg", "bee/0.jpg", "bee/again.jpg", "cat/0.jpg"]
+    (tmp_path / "ids").write_text("\n".join(held_out))
+    how = [
+        f"held_out: {{ids: {tmp_path}/ids}}",
+        f"shifts: [{{kind: folder, name: far, root: {tmp_path}/shift}}]",
+    ]
+    with pytest.raises(ConfigError) as error:
+        open_data(folder_spec(tmp_path, *how), tmp_path / "cache")
+    assert str(error.value).startswith(
+        "2 of 5 images of the held_out split are in another split too: ant/drawn.jpg = far "
+        "ant/0.jpg; bee/again.jpg = test bee/2.jpg."
+    )
+    data = open_data(folder_spec(tmp_path, *how, "overlap: drop"), tmp_path / "cache")
+    assert data.ids(data.split("held_out")) == ["ant/0.jpg", "bee/0.jpg", "cat/0.jpg"]
+    assert [note.rpartition(" ")[2] for note in data.notes] == ["held_out", "train"]
 
 
 def test_a_copy_within_one_split_is_no_overlap(tmp_path):

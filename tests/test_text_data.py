@@ -70,7 +70,7 @@ def test_test_and_rank_samples_may_come_from_the_train_file(folder):
 def test_another_content_is_another_split(folder):
     before = opened(folder).split("test").digest
     path = folder / "test.tsv"
-    path.write_text(path.read_text().replace("salt", "soup", 1))
+    path.write_text(path.read_text().replace("salt", "brine", 1))
     assert opened(folder).split("test").digest != before
 
 

@@ -6,8 +6,8 @@
     splits.json          the records
     notes.json           what was left out
 
-Evaluated splits come first: a train sample with the same content as one of theirs is found when it
-is read, and none is read twice.
+What is reported comes first, then held-out data, then train: a sample with the same content as one
+before it is found when it is read, and none is read twice.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ def build(
     """Write everything into `folder`.
 
     Raises:
-        ConfigError: an image cannot be read, or a train sample is also in an evaluated split; and
-            the spec does not say that such are to be left out.
+        ConfigError: an image cannot be read, or one that is trained or chosen on is also one to
+            report on; and the spec does not say that such are to be left out.
     """
     builder = _Builder(spec, folder, parts)
-    for name in (n for n in parts if n != "train"):
-        builder.add(name, parts[name])
-    builder.add("train", parts["train"])
-    for name in spec.data.corruptions:
-        builder.corrupt(name)
     for name, shifted in natural.items():
         builder.add(name, shifted.samples, shifted.label_map)
+    for name in ("test", "rank", "held_out", "train"):
+        if name in parts:
+            builder.add(name, parts[name])
+    for name in spec.data.corruptions:
+        builder.corrupt(name)
     names = [*parts, *spec.data.corruptions, *natural]
     order = {name: place for place, name in enumerate(names)}
     splits = sorted(builder.splits, key=lambda s: order[s.name])
@@ -71,24 +71,23 @@ class _Builder:
     def __init__(self, spec: SweepSpec, folder: Path, parts: Mapping[str, Part]) -> None:
         self._spec, self._folder = spec, folder
         self._test = parts["test"]
-        self._evaluated: dict[str, str] = {}
+        self._seen: dict[str, str] = {}
         self._written: dict[str, Written] = {}
         self.splits: list[Split] = []
         self.notes: list[str] = []
 
     def add(self, name: str, part: Part, label_map: LabelMap | None = None) -> None:
-        """Write a split, less what cannot be read, and train samples that are evaluated too."""
+        """Write a split, less what cannot be read, and what is not to be in two splits."""
         contents = self._contents(name, part)
         broken = [row for row, content in enumerate(contents) if content.problem]
         if broken:
             self._refuse_broken(name, part, contents, broken)
         dropped = set(broken)
-        if name == "train":
-            dropped |= self._overlapping(part, contents)
-        elif name in ("held_out", "rank", "test"):
-            for sample_id, content in zip(part.ids, contents, strict=True):
-                if not content.problem:
-                    self._evaluated[content.source] = f"{name} {sample_id}"
+        if name in ("held_out", "train"):
+            dropped |= self._overlapping(name, part, contents)
+        for sample_id, content in zip(part.ids, contents, strict=True):
+            if name != "train" and not content.problem:
+                self._seen[content.source] = f"{name} {sample_id}"
         kept = np.array([row for row in range(len(contents)) if row not in dropped], np.int64)
         if len(kept) == 0:
             raise ConfigError(f"data: nothing is left of the {name} split.")
@@ -102,7 +101,8 @@ class _Builder:
         path = self._images(name)
         if isinstance(part, Samples):
             np.save(path, part.images)
-            shas = [sha256(image) for image in part.images]
+            texts = part.images.ndim == 2  # filled up with zeros, in each file to another length
+            shas = [sha256(np.trim_zeros(row, "b") if texts else row) for row in part.images]
             return [Content(sha, sha) for sha in shas]
         look = self._look(train=name == "train")
         if self._streams(name):
@@ -141,19 +141,17 @@ class _Builder:
             raise ConfigError(f"{said}. Replace them, or write data.on_error: skip.")
         self.notes.append(f"{said}; they are left out")
 
-    def _overlapping(self, part: Part, contents: list[Content]) -> set[int]:
-        """Rows of the train split whose content is in an evaluated one as well."""
-        rows = [row for row, content in enumerate(contents) if content.source in self._evaluated]
+    def _overlapping(self, name: str, part: Part, contents: list[Content]) -> set[int]:
+        """Rows with the content of a sample that is reported, or held out from training."""
+        rows = [row for row, content in enumerate(contents) if content.source in self._seen]
         if not rows:
             return set()
-        pairs = [f"{part.ids[row]} = {self._evaluated[contents[row].source]}" for row in rows]
-        said = f"{len(rows)} train samples are also evaluated on: {'; '.join(pairs[:SHOWN])}"
-        said += " ..." if len(rows) > SHOWN else ""
+        pairs = [f"{part.ids[row]} = {self._seen[contents[row].source]}" for row in rows]
+        said = f"{len(rows)} of {len(contents)} images of the {name} split are in another split too"
+        said += f": {'; '.join(pairs[:SHOWN])}{' ...' if len(rows) > SHOWN else ''}"
         if self._spec.data.overlap == "fail":
-            raise ConfigError(
-                f"{said}. Remove them, or write data.overlap: drop to leave them out of training."
-            )
-        self.notes.append(f"{said}; they are left out of training")
+            raise ConfigError(f"{said}. Remove them, or write data.overlap: drop.")
+        self.notes.append(f"{said}; they are left out of {name}")
         return set(rows)
 
     def corrupt(self, name: str) -> None:

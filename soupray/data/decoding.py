@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from soupray.data.splits import Images, Raw
 
@@ -48,6 +48,8 @@ def decode(raw: Raw, look: Look, border: int = 0) -> Images:
         if border:
             image = image.crop((border, border, image.width - border, image.height - border))
         image = _centre(_resized(image, look.size), look.size)
+    except UnidentifiedImageError as error:  # whose own message has an address in it
+        raise Unreadable("not an image that Pillow knows") from error
     # Pillow's decoders raise whatever comes to them: OSError, SyntaxError, struct.error ...
     except Exception as error:
         raise Unreadable(f"{type(error).__name__}: {error}") from error

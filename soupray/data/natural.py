@@ -43,8 +43,10 @@ class Shifted(NamedTuple):
     label_map: LabelMap | None
 
 
-def list_shift(shift: NaturalShift, classes: Sequence[str]) -> Shifted:
-    """The samples of `shift`. `classes`: what the folders of the train images are called.
+def list_shift(
+    shift: NaturalShift, classes: Sequence[str], folders: Sequence[str] | None = None
+) -> Shifted:
+    """The samples of `shift`. `classes`: the task's; `folders`: those of the train images, if any.
 
     Raises:
         ConfigError: it is not there, is not what its kind says, or has classes that the model
@@ -53,7 +55,9 @@ def list_shift(shift: NaturalShift, classes: Sequence[str]) -> Shifted:
     field = f"data.shifts: {shift.split}"
     root = existing(shift.root, field)
     if shift.kind == "folder":
-        return _folder(root, shift, classes, field)
+        numbers = {name: k for names in (classes, folders or ()) for k, name in enumerate(names)}
+        label_of = _meaning_of_folders(root, shift, numbers, field)
+        return _mapped(root, label_of, len(classes), field)
     suite, wanted = ("CIFAR-10", 10) if shift.kind in ("cifar10_1", "stl10") else ("ImageNet", 1000)
     if len(classes) != wanted:
         raise ConfigError(
@@ -70,12 +74,12 @@ def list_shift(shift: NaturalShift, classes: Sequence[str]) -> Shifted:
         case "imagenet_v2":
             return Shifted(_complete(root, [str(i) for i in range(1000)], field), None)
         case _:
-            return _synsets(root, shift, classes, field)
+            return _synsets(root, shift, folders, field)
 
 
-def _synsets(root: Path, shift: NaturalShift, classes: Sequence[str], field: str) -> Shifted:
+def _synsets(root: Path, shift: NaturalShift, folders: Sequence[str] | None, field: str) -> Shifted:
     every = timm_list("imagenet_synsets.txt")
-    if classes[0].startswith("n0") and list(classes) != every:
+    if folders is not None and list(folders) != every:
         raise ConfigError(
             f"{field}: the folders of the train images are not the synsets of ImageNet-1k."
         )
@@ -108,37 +112,41 @@ def _complete(root: Path, folders: list[str], field: str) -> Listing:
     return list_folders(root, {name: k for k, name in enumerate(folders)}, field)
 
 
-def _folder(root: Path, shift: NaturalShift, classes: Sequence[str], field: str) -> Shifted:
-    """Folders called as the train images' folders, or as a label map says."""
+def _meaning_of_folders(
+    root: Path, shift: NaturalShift, numbers: Mapping[str, int], field: str
+) -> dict[str, tuple[int, ...]]:
+    """The model's classes that each folder means: by its name, or as a label map says.
+
+    `numbers`: a class's number by its name, and by the name of its train folder.
+    """
     if shift.label_map is not None:
-        meaning = _meaning(read_label_map(shift.label_map), classes, shift.label_map)
+        meaning = _meaning(read_label_map(shift.label_map), numbers, shift.label_map)
     else:
-        unknown = [name for name in class_folders(root) if name not in classes]
+        unknown = [name for name in class_folders(root) if name not in numbers]
         if unknown:
             raise ConfigError(
                 f"{field}: {root} has {len(unknown)} folders that are no class, like "
                 f"{unknown[0]!r}. Write a label_map: a YAML file with the folders of each class."
             )
-        meaning = {name: (classes.index(name),) for name in class_folders(root)}
+        meaning = {name: (numbers[name],) for name in class_folders(root)}
     if not meaning:
         raise ConfigError(f"{field}: {root} has no folders.")
     if missing := sorted(set(meaning) - set(class_folders(root))):
         raise ConfigError(f"{field}: {root} has no folder {missing[0]!r}, which the map names.")
-    return _mapped(root, meaning, len(classes), field)
+    return meaning
 
 
 def _meaning(
-    folders: Mapping[str, Sequence[str]], classes: Sequence[str], path: str
+    folders: Mapping[str, Sequence[str]], numbers: Mapping[str, int], path: str
 ) -> dict[str, tuple[int, ...]]:
     """The model's classes that each folder means."""
     meaning: dict[str, tuple[int, ...]] = {}
     for name, listed in folders.items():
-        if name not in classes:
-            raise ConfigError(
-                f"{path}: {name!r} is no class of the task; they are {', '.join(classes[:5])} ..."
-            )
+        if name not in numbers:
+            some = ", ".join(list(numbers)[:5])
+            raise ConfigError(f"{path}: {name!r} is no class of the task; they are {some} ...")
         for folder in listed:
-            meaning[folder] = (*meaning.get(folder, ()), classes.index(name))
+            meaning[folder] = tuple(sorted({*meaning.get(folder, ()), numbers[name]}))
     return meaning
 
 

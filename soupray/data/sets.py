@@ -110,9 +110,10 @@ def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
     if isinstance(data, TextSpec):
         found = {name: read_texts(file, data, classes) for name, file in data.shifts.items()}
         return {name: Shifted(samples, None) for name, samples in found.items()}
+    folders = None
     if isinstance(data, FolderSpec) and data.label_map is None and data.natural_shifts:
-        classes = list(train_folders(data))
-    return {shift.split: list_shift(shift, classes) for shift in data.natural_shifts}
+        folders = list(train_folders(data))
+    return {shift.split: list_shift(shift, classes, folders) for shift in data.natural_shifts}
 
 
 def fingerprints(data: DataSpec) -> list[str]:
