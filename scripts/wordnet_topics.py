@@ -26,7 +26,7 @@ TOPICS = {  # noun file, verb file (lexnames(5WN))
     "weather": ("19", "43"),
     "possession": ("21", "40"),
 }
-TRAIN, TEST, VERBS, EXAMPLES = 240, 80, 40, 40  # of each topic, at most
+TRAIN, TEST, VERBS, EXAMPLES = 200, 60, 40, 40  # of each topic, at most
 
 
 class Synset(NamedTuple):

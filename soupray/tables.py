@@ -239,9 +239,8 @@ def show_status(found: Status) -> None:
     }
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     done = f"{found.complete} of {found.trials} trials done"
-    out.print(
-        f"{found.sweep} in {found.storage}: {done}{', ' if said else ''}{said}.", markup=False
-    )
+    out.print(f"{found.sweep} in {found.storage}", markup=False)
+    out.print(f"{done}{', ' if said else ''}{said}.", markup=False)
     if found.best is not None:
         score = f"{_percent(found.best.accuracy)} on {found.best.n} held-out samples"
         out.print(f"best so far: {found.best.key}, {score}.", markup=False)

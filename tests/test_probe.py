@@ -4,21 +4,25 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from idx_files import tiny, write_data_set
 from shared import demo
 from sklearn.linear_model import LogisticRegression
+from tiny_text import tiny_text, write_world
 
 from soupray.candidates import mean_of
 from soupray.data.cache import Data
 from soupray.errors import ConfigError, TrialError
 from soupray.estimate import dry_run
 from soupray.evaluation.network import predict
+from soupray.evaluation.selection import HeldOut
 from soupray.plan import trials_of
-from soupray.records import Ingredient
+from soupray.records import Ingredient, Trial, pool_of
+from soupray.soup import run_recipes
 from soupray.training.fine_tune import fine_tune
 from soupray.training.loop import Loop
 from soupray.training.probe import fit_head, probed
 from soupray.training.start import Hyperparameters, Start
-from soupray.wiring import Place, basis_key, make_basis, world
+from soupray.wiring import Place, World, basis_key, make_basis, world
 
 PROBE = ("init: zero_shot ", "init: {probe: {l2: 1e-3}} ")
 HEAD = ("  sampler: random ", "  sampler: random\n  train: head ")
@@ -63,6 +67,15 @@ def test_a_fit_that_does_not_end_is_told(monkeypatch):
         fit_head(*problem(0), 3, 1e-3, bias=True)
 
 
+def fine_tuned(here: World, trial: Trial) -> Ingredient:
+    training = fine_tune(trial, here.task, here.data, here.checkpoints)
+    while True:
+        try:
+            next(training)
+        except StopIteration as end:
+            return end.value
+
+
 class Made:
     """Basis and world of an edited demo, in a store of its own."""
 
@@ -78,13 +91,7 @@ class Made:
         return self.here.checkpoints.load(getattr(self.basis, which).sha256)
 
     def ingredient(self, number: int) -> Ingredient:
-        trial, here = trials_of(self.spec, self.basis)[number], self.here
-        training = fine_tune(trial, here.task, here.data, here.checkpoints)
-        while True:
-            try:
-                next(training)
-            except StopIteration as end:
-                return end.value
+        return fine_tuned(self.here, trials_of(self.spec, self.basis)[number])
 
 
 @pytest.fixture(scope="module")
@@ -231,9 +238,6 @@ def test_a_spec_that_cannot_work_is_refused(edit, said):
 
 
 def test_models_without_prompts_get_their_head_by_probe(tmp_path):
-    from idx_files import tiny, write_data_set
-    from tiny_text import tiny_text, write_world
-
     write_data_set(tmp_path / "idx")
     trained = "  trained: {lr: 3e-3, epochs: 4, batch_size: 64}"
     write_world(tmp_path / "text")
@@ -254,3 +258,40 @@ def test_models_without_prompts_get_their_head_by_probe(tmp_path):
         )
         assert (predictions.logits.argmax(1) == predictions.labels).sum() > 1.5 * chance
         assert basis.anchor == basis.init
+
+
+def test_a_soup_of_probes_keeps_the_batch_statistics_that_they_share(tmp_path):
+    write_data_set(tmp_path)
+    edits = [
+        ("  trained: {lr: 3e-3, epochs: 4, batch_size: 64}", "  probe: {l2: 0.01}"),
+        ("sampler: random", "sampler: random\n  train: head"),
+        ("rotation: {uniform: [0, 15], off: 0.3}", "rotation: 0"),
+        ("shift: {uniform: [0, 0.1], off: 0.3}", "shift: 0"),
+    ]
+    spec = tiny(tmp_path, *edits)
+    place = Place(storage=f"file://{tmp_path}", credentials=None, cache=str(tmp_path / "cache"))
+    basis = make_basis(spec, place, basis_key(spec))
+    here = world(spec, place)
+    shas = [fine_tuned(here, t).checkpoint.sha256 for t in trials_of(spec, basis)[:2]]
+    workers, split = here.workers(), basis.split("held_out")
+    soup, *each = [
+        workers.predictions(mean_of(of), split).logits for of in (shas, shas[:1], shas[1:])
+    ]
+    assert np.allclose(soup, np.mean(each, axis=0), atol=1e-5)
+    assert not np.allclose(*each, atol=1e-3)
+    saved = here.checkpoints.load(workers.save(mean_of(shas)).sha256)
+    start = here.checkpoints.load(basis.init.sha256)
+    assert {n for n in start if not torch.equal(start[n], saved[n])} <= {"head.weight", "head.bias"}
+
+
+def test_vrf_of_a_probe_and_the_zero_shot_model_is_below_neither(probe, pair):
+    basis, here = probe.basis, probe.here
+    splits = [basis.split("held_out"), basis.split("train")]
+    pool = pool_of(basis, pair)
+    selection = HeldOut(here.evaluator(), pool, splits)
+    _, outcome = run_recipes(selection, {"best_single": {}, "vrf": {}})
+    assert outcome.name == "vrf(best_single)"
+    best = max(i.held_out.correct for i in pair)
+    zero_shot = held_out(probe, basis.anchor.sha256)
+    assert outcome.held_out.correct >= max(best, int(500 * accuracy(zero_shot)))
+    assert outcome.options["failures"] > 0

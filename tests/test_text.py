@@ -9,12 +9,14 @@ import torch.nn.functional as F
 import transformers
 from tiny_text import CLASSES, texts, tiny_text, write_model, write_world
 
+import soupray
 from soupray.candidates import mean_of
 from soupray.errors import ConfigError
 from soupray.evaluation.network import predict
 from soupray.plan import trials_of
 from soupray.ports import Fisher
-from soupray.records import Ingredient, Setting
+from soupray.recipe_file import RecipeFile
+from soupray.records import Ingredient, Setting, encode
 from soupray.tasks import local_digests, task_of
 from soupray.tasks.files import local_path
 from soupray.texts import pack
@@ -243,6 +245,30 @@ def test_a_trial_learns_and_its_soup_is_scored(made):
     assert first.held_out.correct >= 11  # of 12; the classes share no noun
     soup = mean_of([first.checkpoint.sha256, second.checkpoint.sha256])
     assert workers.predictions(soup, split).logits.shape == (12, 2)
+
+
+def test_a_recipe_reads_lists_of_texts(made, tmp_path):
+    here, _, (first, second) = made
+    soup = mean_of([first.checkpoint.sha256, second.checkpoint.sha256])
+    recipe = RecipeFile(
+        name="uniform",
+        recipe="uniform",
+        options={},
+        candidate=soup,
+        ingredients={},
+        statistics={},
+        sha256=None,
+        spec=here.spec.model_dump(mode="json"),
+    )
+    (tmp_path / "x.recipe.json").write_bytes(encode(recipe))
+    predict_texts = soupray.load(tmp_path / "x.recipe.json", home=tmp_path)
+    given = [*texts("food", 3), *texts("weather", 2)]
+    found = predict_texts(given)
+    assert found.argmax(1).tolist() == [0, 0, 0, 1, 1]
+    assert np.allclose(found.sum(1), 1, atol=1e-6)
+    for wrong in ("rain", [1, 2], [b"rain"]):
+        with pytest.raises(ConfigError, match="a batch is a list of texts, not"):
+            predict_texts(wrong)
 
 
 def test_fisher_information_of_a_text_model_is_that_of_a_loop(made):

@@ -130,9 +130,9 @@ def run_trials(
     Tune's own files stay on this machine's disk: the store's manifests are what is resumed from.
     """
     shared = {"spec": spec.model_dump_json(), "place": encode(place).decode()}
-    # A trial of several workers holds nothing itself: Ray Train's workers do.
+    # A trial of several workers holds nothing itself (a byte: Tune takes no less): they do.
     alone = spec.training.workers == 1
-    holds = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu} if alone else {"cpu": 0}
+    holds = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu} if alone else {"memory": 1}
     tuner = tune.Tuner(
         tune.with_resources(_Trainable, holds),
         param_space={**shared, "trial": tune.grid_search([encode(t).decode() for t in trials])},

@@ -119,9 +119,9 @@ class Network:
             )
 
     def _statistics(self, candidate: WeightCandidate, keep: bool = True) -> Weights:
-        """BatchNorm buffers of a soup, from the store or estimated now; a single keeps its own."""
+        """BatchNorm buffers of a soup, stored or estimated now; none where all have the same."""
         mixture = sum(share != 0 for share in candidate.coefficients) > 1
-        if not mixture or not self._has_batch_norm():
+        if not mixture or not self._has_batch_norm() or self._shared_statistics(candidate):
             return {}
         path = statistics_path(candidate, self._train_split, self._setting)
         ref: CheckpointRef | None = find_record(self._checkpoints.store, path, CheckpointRef)
@@ -137,6 +137,13 @@ class Network:
             ref = self._checkpoints.save(estimated, {"statistics": candidate.digest})
             ref = create_record(self._checkpoints.store, path, ref)
         return self._checkpoints.load(ref.sha256)
+
+    def _shared_statistics(self, candidate: WeightCandidate) -> bool:
+        """Whether all its checkpoints have the same: their training moved none, as a probe's."""
+        first, *others = [self._checkpoints.open(sha) for sha in candidate.checkpoints]
+        layers = (name for name, _ in _batch_norms(self._models[torch.float32]))
+        names = [f"{layer}.{kind}" for layer in layers for kind in ("running_mean", "running_var")]
+        return all(torch.equal(first[n], other[n]) for n in names for other in others)
 
     def _has_batch_norm(self) -> bool:
         if torch.float32 not in self._models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from soupray.errors import ConfigError
 from soupray.ports import Task
 from soupray.subject import OpenClipSpec, TaskSpec, TransformersSpec
 from soupray.tasks.files import local_path
+
+# Read by the library that open_clip, timm and transformers ask the hub with, when it is imported.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
 def task_of(spec: TaskSpec) -> Task:

@@ -11,6 +11,7 @@ import torch
 from soupray.checkpoints import Weights, write_weights
 from soupray.errors import ConfigError
 from soupray.subject import TimmSpec
+from soupray.tasks.efficientnet import MARK, timm_names
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import Source, load_foreign, matched, renamed, unwrapped
 from soupray.tasks.pixels import Pixels
@@ -93,6 +94,9 @@ class TimmTask:
         found = unwrapped(weights)
         if any(name.startswith(BODY) for name in found):
             return found
+        if MARK in found:
+            body = self._made(self._spec.model, num_classes=0)
+            found = timm_names(found, body.state_dict())
         return renamed(found, self._our_name)
 
     def _our_name(self, name: str) -> str:

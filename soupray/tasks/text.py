@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Read when the libraries are imported. Tokens are made on the trial's own cores.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Read when the library is imported: tokens are made on the trial's own cores.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch

@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Generator
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import msgspec
@@ -205,8 +206,10 @@ def _refuse_collapse(
 
 def _versions(device: torch.device) -> dict[str, str]:
     """Not part of any key: what a person wants to know when two machines disagree."""
-    packages = ("soupray", "torch", "open_clip_torch", "timm", "numpy")
-    made_with = {name: version(name) for name in packages}
+    made_with = {}
+    for name in ("soupray", "torch", "open_clip_torch", "timm", "transformers", "numpy"):
+        with suppress(PackageNotFoundError):  # an extra that is not installed
+            made_with[name] = version(name)
     made_with["python"] = platform.python_version()
     made_with["machine"] = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
