@@ -278,10 +278,11 @@ cli.add_command(inspecting.status)
 cli.add_command(inspecting.check)
 cli.add_command(inspecting.diagnose)
 cli.add_command(operating.gc)
+cli.add_command(operating.cluster)
 
 
 # Click's mark for lines that stay as they are is this character, which a docstring spells out.
-for _verb in (cli, *cli.commands.values()):
+for _verb in (cli, *cli.commands.values(), *operating.cluster.commands.values()):
     _verb.help = (_verb.help or "").replace(r"\b", "\b")
 
 

@@ -64,6 +64,7 @@ def test_the_command_line_is_what_it_was():
         "recipes": ["--home", "--json"],
         "rank": ["--home", "--json"],
         "status": ["--home", "--json"],
+        "cluster": ["--home"],
         "gc": ["--dry-run", "--home", "--json", "--older-than"],
         "check": ["--address", "--home", "--json", "--pairs", "--partial"],
         "diagnose": ["--address", "--home", "--json", "--output", "--pairs", "--partial"],
