@@ -99,9 +99,7 @@ def _brought(spec: SweepSpec, home: Path, partial: bool) -> Brought:
     check_bucket(place.storage, place.read_credentials())
     store = place.open_store()
     pool, basis = find_pool(store, spec, partial)
-    shelf = Shelf(
-        Checkpoints(store, Path(place.cache) / "weights"), spec.setting, basis.split("train")
-    )
+    shelf = Shelf(Checkpoints(store, place.folder / "weights"), spec.setting, basis.split("train"))
     shelf.add(pool.ingredients)
     return Brought(spec, settled, store, pool, basis, shelf)
 

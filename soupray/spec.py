@@ -35,10 +35,15 @@ def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
 
 
 class Resources(SpecModel):
-    """What one trial, and one evaluating actor, reserves on the cluster. Fractions are allowed."""
+    """What one trial, and one evaluating actor, reserves on the cluster. Fractions are allowed.
+
+    `at_most`: so many trials, or actors, at a time. It is what the autoscaler sees of a soup's
+    work, which else takes the cluster as it is; a sweep shows all that it has to do.
+    """
 
     cpu: Positive = 1.0
     gpu: NonNegative = 0.0
+    at_most: Count | None = None
 
 
 class TrainingSpec(SpecModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 # Read when ray.tune is imported. Our own table replaces Tune's reports and loggers, and workers
@@ -18,7 +17,7 @@ os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "
 from ray import tune
 
 from soupray.checkpoints import find_record
-from soupray.distributed.cluster import slots
+from soupray.distributed.cluster import at_a_time
 from soupray.evaluation.pool import manifest_path
 from soupray.records import EpochRecord, Ingredient, Manifest, Trial, decode, encode
 from soupray.spec import SweepSpec
@@ -138,13 +137,13 @@ def run_trials(
         param_space={**shared, "trial": tune.grid_search([encode(t).decode() for t in trials])},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
-            max_concurrent_trials=slots(spec.resources, spec.training.workers),
+            max_concurrent_trials=at_a_time(spec),
             trial_dirname_creator=lambda trial: _key_of(trial),
             trial_name_creator=lambda trial: _key_of(trial),
         ),
         run_config=tune.RunConfig(
             name=spec.name,
-            storage_path=str(Path(place.cache) / "tune"),
+            storage_path=str(place.folder / "tune"),
             callbacks=[_Reporter(watcher)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
