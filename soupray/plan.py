@@ -59,6 +59,7 @@ def trials_of(spec: SweepSpec, basis: Basis) -> list[Trial]:
             "data": data,
             "code": CODE_VERSION,
             "setting": spec.setting,
+            "training": spec.training.record(),
         }
         trials.append(
             Trial(
@@ -72,6 +73,7 @@ def trials_of(spec: SweepSpec, basis: Basis) -> list[Trial]:
                 data=data,
                 code=CODE_VERSION,
                 setting=spec.setting,
+                training=spec.training.record(),
             )
         )
     return trials

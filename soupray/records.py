@@ -105,6 +105,20 @@ class Setting(Record, frozen=True, kw_only=True):
     inputs: str = ""
 
 
+class Training(Record, frozen=True, kw_only=True):
+    """How trials compute. All of it changes low bits of weights, so all of it is in their keys.
+
+    `precision`: bf16 is autocast with a fused optimizer; weights stay float32. `micro_batch`:
+    samples a forward pass, where a batch does not fit (None: all of it). `checkpointing`: of
+    activations, which takes less memory and more time. `workers`: that train one trial together.
+    """
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batch: int | None = None
+    checkpointing: bool = False
+    workers: int = 1
+
+
 class Trial(Record, frozen=True, kw_only=True):
     """One training run with resolved hyperparameters. `key` names it in the store."""
 
@@ -118,6 +132,7 @@ class Trial(Record, frozen=True, kw_only=True):
     data: tuple[str, ...]
     code: str
     setting: Setting
+    training: Training = Training()
 
 
 class Scores(Record, tag="scores", frozen=True, kw_only=True):

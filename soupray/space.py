@@ -79,17 +79,37 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "label_smoothing": (0, 0.999),
     "rotation": (0, 180),
     "shift": (0, 1),
+    "crop": (0.01, 1),
+    "flip": (0, 1),
+    "randaugment": (0, 30),
+    "randaugment_ops": (1, 14),
+    "mixup": (0, 100),
+    "ema": (0, 0.9999999),
+    "layer_decay": (0.01, 1),
+    "last_blocks": (0, 10_000),
     "warmup": (0, 1),
     "clip_norm": (1e-12, 1e12),
 }
+
+
+_WHOLE = ("epochs", "batch_size", "randaugment_ops", "last_blocks")
+
+IMAGE_ONLY = {"rotation": 0, "shift": 0, "crop": 1, "flip": 0, "randaugment": 0, "mixup": 0}
+"""Hyperparameters that change images, and the value of each that changes nothing."""
 
 
 class Space(SpecModel):
     """The hyperparameters of a trial: a dimension, or a number that all trials share.
 
     Defaults are those of WiSE-FT (arXiv:2109.01903) where it names one: weight decay 0.1, clip
-    norm 1. `warmup` is a share of the steps, at most 500 steps. `rotation` is in degrees and
-    `shift` a share of the image's side, both drawn per image.
+    norm 1. `warmup` is a share of the steps, at most 500 steps.
+
+    Augmentation, drawn per image: `rotation` in degrees, `shift` as a share of the side, `crop` the
+    smallest share of the area that a random crop keeps, `flip` a probability, `randaugment` a
+    magnitude of 1 to 30 (0: none) for `randaugment_ops` operations. `mixup` is the alpha of its
+    Beta distribution (arXiv:1710.09412). `ema` is the decay of a moving average of the weights,
+    which is then the trial's model. `layer_decay` multiplies the learning rate for each block
+    further from the head; `last_blocks` trains so many and what follows them (0: everything).
     """
 
     lr: Dimension | Positive
@@ -99,6 +119,14 @@ class Space(SpecModel):
     label_smoothing: Dimension | NonNegative = 0.0
     rotation: Dimension | NonNegative = 0.0
     shift: Dimension | NonNegative = 0.0
+    crop: Dimension | Positive = 1.0
+    flip: Dimension | NonNegative = 0.0
+    randaugment: Dimension | NonNegative = 0.0
+    randaugment_ops: Dimension | Count = 1
+    mixup: Dimension | NonNegative = 0.0
+    ema: Dimension | NonNegative = 0.0
+    layer_decay: Dimension | Positive = 1.0
+    last_blocks: Dimension | Annotated[int, Field(ge=0)] = 0
     warmup: Dimension | NonNegative = 0.1
     clip_norm: Dimension | Positive = 1.0
 
@@ -107,7 +135,7 @@ class Space(SpecModel):
         for name, (low, high) in _LIMITS.items():
             entry = getattr(self, name)
             for value in entry.ends() if isinstance(entry, Dimension) else (entry,):
-                if isinstance(value, float) and name in ("epochs", "batch_size"):
+                if isinstance(value, float) and name in _WHOLE:
                     raise ValueError(f"{name} = {value!r}; use integer, or a choice of integers")
                 if isinstance(value, str) or not low <= value <= high:
                     raise ValueError(f"{name} = {value!r}; allowed is {low:g} to {high:g}")

@@ -15,9 +15,9 @@ from soupray.documents import parse_yaml, read_text
 from soupray.errors import ConfigError
 from soupray.naming import resolved
 from soupray.recipes import Option, check_recipes
-from soupray.records import Metric, Setting, digest
+from soupray.records import Metric, Setting, Training, digest
 from soupray.sources import DataSpec
-from soupray.space import Count, NonNegative, Positive, Search, SpecModel
+from soupray.space import IMAGE_ONLY, Count, NonNegative, Positive, Search, SpecModel
 from soupray.subject import Init, TaskSpec
 
 NAME_LENGTH = 63
@@ -41,6 +41,19 @@ class Resources(SpecModel):
     gpu: NonNegative = 0.0
 
 
+class TrainingSpec(SpecModel):
+    """How trials compute; see `soupray.records.Training`. `resources` are those of one worker."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batch: Count | None = None
+    checkpointing: bool = False
+    workers: Count = 1
+
+    def record(self) -> Training:
+        """As a trial's record has it."""
+        return Training(**self.model_dump())
+
+
 class SweepSpec(SpecModel):
     """A sweep. Everything that is done follows from it; see `soupray.plan.plan`."""
 
@@ -61,6 +74,7 @@ class SweepSpec(SpecModel):
     init: Annotated[Init, Field(validate_default=True)] = "zero_shot"
     anchor: Annotated[Literal["zero_shot", "init"], Field(validate_default=True)] = "zero_shot"
     search: Search
+    training: TrainingSpec = TrainingSpec()
     resources: Resources = Resources()
     storage: Annotated[
         str,
@@ -105,8 +119,8 @@ class SweepSpec(SpecModel):
     def _augments_images(cls, value: Search, info: pydantic.ValidationInfo) -> Search:
         task = info.data.get("task")
         text = task is not None and task.kind == "transformers"
-        for name in ("rotation", "shift"):
-            if getattr(value.space, name) != 0 and (text or value.train == "head"):
+        for name, off in IMAGE_ONLY.items():
+            if getattr(value.space, name) != off and (text or value.train == "head"):
                 why = "is for images" if text else "needs the body: train: head sees it once"
                 raise ValueError(f"{name} {why}; leave it out")
         return value
@@ -146,6 +160,7 @@ class SweepSpec(SpecModel):
             "init",
             "anchor",
             "search",
+            "training",
         )
         return digest({k: v for k, v in self.model_dump(mode="json").items() if k in shaping})
 

@@ -25,8 +25,9 @@ from soupray.subject import FileInit, ProbeInit, TrainedInit
 from soupray.tasks import file_digests, local_digests, task_of
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign
-from soupray.training.loop import Hyperparameters, Start, trained
+from soupray.training.loop import trained
 from soupray.training.probe import probed
+from soupray.training.start import Hyperparameters, Start
 
 
 class Place(Record, frozen=True, kw_only=True):
@@ -92,7 +93,7 @@ def basis_key(spec: SweepSpec) -> str:
     plain = spec.model_dump(mode="json")
     versions = [DATA_VERSION, CODE_VERSION, *local_digests(spec.task)]
     if isinstance(spec.init, TrainedInit):  # a training differs in low bits from device to device
-        versions.append(spec.setting.device)
+        versions += [spec.setting.device, digest(spec.training.record())]
     if isinstance(spec.init, ProbeInit):  # features differ in low bits with all of it
         versions.append(digest(spec.setting))
     if isinstance(spec.init, FileInit):
@@ -155,7 +156,12 @@ def _trained_from(weights: Weights, here: World) -> Weights:
     if not isinstance(spec.init, TrainedInit):
         return weights
     hparams = Hyperparameters(**spec.init.trained.numbers())
-    start = Start(weights=weights, seed=spec.seed, device=spec.setting.device)
+    start = Start(
+        weights=weights,
+        seed=spec.seed,
+        device=spec.setting.device,
+        training=spec.training.record(),
+    )
     try:
         return trained(here.task, here.data, hparams, start)
     except Diverged as error:

@@ -15,7 +15,8 @@ from soupray.records import Basis, Ingredient, pool_of
 from soupray.reporting.ranking import names_of
 from soupray.spec import SweepSpec, load, parse
 from soupray.training.fine_tune import fine_tune
-from soupray.training.loop import Hyperparameters, Loop, Start, trained
+from soupray.training.loop import Loop, trained
+from soupray.training.start import Hyperparameters, Start
 from soupray.wiring import Place, World, basis_key, find_basis, make_basis, world
 
 INIT = ("lr: 3e-3, epochs: 4, batch_size: 64", "lr: 3e-3, epochs: 2, batch_size: 8")

@@ -12,11 +12,14 @@ import pytest
 import torch
 from pictures import encoded, pixels, spec_of, write_folders, write_image, write_shard
 from PIL import Image
+from shared import small_disk
+from timm.data import create_transform
 from torchvision.datasets import ImageFolder
 
 from soupray.data.cache import open_data, planned_sizes
 from soupray.data.decoding import Look, Unreadable, decode
 from soupray.data.folders import list_part, train_folders
+from soupray.data.reading import keep_rows
 from soupray.data.shards import list_shards, shards
 from soupray.errors import ConfigError, EvaluationError
 from soupray.tasks.pixels import Pixels
@@ -60,6 +63,9 @@ def test_inputs_are_those_of_open_clips_own_transform(shape, mode):
     assert (stored.shape, stored.dtype) == ((3, 224, 224), np.uint8)
     inputs = Pixels((224, 224), mean, std)(torch.from_numpy(stored.copy())[None])
     assert torch.equal(inputs[0], wanted)
+    timms = create_transform((3, 224, 224), mean=mean, std=std, interpolation="bicubic", crop_pct=1)
+    with Image.open(io.BytesIO(data)) as image:
+        assert torch.equal(inputs[0], timms(image.convert("RGB")))
 
 
 def test_an_image_of_the_size_asked_for_is_left_alone():
@@ -246,6 +252,7 @@ def test_an_unreadable_image_is_named_and_left_out_only_if_asked(tmp_path, keep)
     assert str(error.value).startswith(
         "1 of 7 images of the test split cannot be read: bee/1.jpg (OSError: image file is trunc"
     )
+    assert not list((tmp_path / "cache").glob("*.part"))
     data = open_data(folder_spec(tmp_path, how, "on_error: skip"), tmp_path / "cache")
     assert (data.split("train").size, data.split("test").size) == (17, 6)
     assert "bee/1.jpg" not in data.ids(data.split("test"))
@@ -319,6 +326,25 @@ def test_a_copy_within_one_split_is_no_overlap(tmp_path):
             (tmp_path / "val" / "ant" / "0.jpg").read_bytes()
         )
     assert open_data(folder_spec(tmp_path), tmp_path / "cache").split("test").size == 8
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_decoded(tree, tmp_path):
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        with pytest.raises(
+            ConfigError, match=r"no room for 0\.0\d+ GB of decoded images: No space"
+        ):
+            open_data(folder_spec(tree, "train_size: 500"), disk)
+        assert [path.suffix for path in disk.iterdir()] == [".lock"]
+        streamed = open_data(folder_spec(tree, "train_size: 500", "keep: stream"), disk)
+        assert streamed.samples(streamed.split("train"))[0][:2].shape == (2, 3, 500, 500)
+
+
+def test_rows_are_kept_in_the_type_that_they_have(tmp_path):
+    numbers = np.arange(30).reshape(10, 3) * 1000
+    np.save(tmp_path / "x.images.npy", numbers)
+    keep_rows(tmp_path / "x.images.npy", np.array([0, 4, 9]))
+    kept = np.load(tmp_path / "x.images.npy")
+    assert (kept.dtype, kept.tolist()) == (numbers.dtype, numbers[[0, 4, 9]].tolist())
 
 
 # Streams
@@ -538,7 +564,8 @@ def test_a_data_set_of_hugging_face_on_disk(tmp_path):
 
 def test_training_from_mapped_and_from_streamed_images_is_bit_equal(tree, tmp_path):
     from soupray.tasks import task_of
-    from soupray.training.loop import Hyperparameters, Start, trained
+    from soupray.training.loop import trained
+    from soupray.training.start import Hyperparameters, Start
 
     torch.set_num_threads(1)
     spec = folder_spec(tree)

@@ -19,8 +19,9 @@ from soupray.plan import trials_of
 from soupray.records import Ingredient, Trial, pool_of
 from soupray.soup import run_recipes
 from soupray.training.fine_tune import fine_tune
-from soupray.training.loop import Hyperparameters, Loop, Start
+from soupray.training.loop import Loop
 from soupray.training.probe import fit_head, probed
+from soupray.training.start import Hyperparameters, Start
 from soupray.wiring import Place, World, basis_key, make_basis, world
 
 PROBE = ("init: zero_shot ", "init: {probe: {l2: 1e-3}} ")

@@ -14,7 +14,6 @@ from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.pool import find_trials, manifest_path
 from soupray.maths.metrics import score
 from soupray.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial
-from soupray.training.augment import rotate_and_shift
 from soupray.training.fine_tune import fine_tune
 from soupray.training.optim import lr_scale
 
@@ -61,54 +60,6 @@ def test_the_warm_up_is_500_steps_at_most_and_may_be_none():
     assert lr_scale(500, total=100_000, warmup=0.1) == 1.0
     assert lr_scale(0, total=10, warmup=0.0) == 1.0
     assert lr_scale(0, total=1, warmup=1.0) == 1.0
-
-
-def drawn(seed: int) -> tuple[float, float, float]:
-    """What one image will draw: angle, horizontal and vertical shift, each in [-1, 1)."""
-    angle, x, y = (2 * torch.rand(3, 1, generator=generator(seed)) - 1).flatten().tolist()
-    return angle, x, y
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-IMAGES = torch.rand(1, 1, 16, 16, generator=generator(99))
-
-
-def test_no_rotation_and_no_shift_leave_the_images_alone():
-    assert rotate_and_shift(IMAGES, 0, 0, generator(0)) is IMAGES
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_shift_by_whole_pixels_moves_the_image_and_fills_with_black(seed):
-    _, x, _ = drawn(seed)
-    columns = IMAGES[..., :1, :].expand(1, 1, 16, 16)  # the same from top to bottom
-    moved = rotate_and_shift(columns, 0, 3 / 16 / abs(x), generator(seed))
-    expected = torch.zeros_like(columns)
-    if x > 0:  # the window moves to the right, the image to the left
-        expected[..., :-3] = columns[..., 3:]
-    else:
-        expected[..., 3:] = columns[..., :-3]
-    inside = abs(drawn(seed)[2] * 3 / abs(x))  # rows that come in from above or below
-    kept = slice(math.ceil(inside), 16 - math.ceil(inside))
-    assert torch.allclose(moved[..., kept, :], expected[..., kept, :], atol=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_quarter_turn_is_a_quarter_turn(seed):
-    angle, _, _ = drawn(seed)
-    turned = rotate_and_shift(IMAGES, 90 / abs(angle), 0, generator(seed))
-    expected = torch.rot90(IMAGES, 1 if angle > 0 else -1, dims=(2, 3))
-    assert torch.allclose(turned, expected, atol=1e-4)
-
-
-def test_augmentation_is_the_same_for_a_seed_and_differs_from_image_to_image():
-    batch = IMAGES.expand(4, 1, 16, 16)
-    first, again, other = (rotate_and_shift(batch, 15, 0.1, generator(s)) for s in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert not torch.equal(first[0], first[1])
 
 
 def test_the_same_trial_in_a_fresh_world_has_the_same_bytes(here, trained, tmp_path):

@@ -21,7 +21,7 @@ import numpy as np
 
 from soupray.data.decoding import Look
 from soupray.data.natural import LabelMap, Shifted
-from soupray.data.reading import Content, check_images, keep_rows, sha256, write_images
+from soupray.data.reading import Content, check_images, keep_rows, new_array, sha256, write_images
 from soupray.data.shifts import shifted_parts
 from soupray.data.splits import Labels, Part, Samples
 from soupray.errors import ConfigError
@@ -159,12 +159,11 @@ class _Builder:
         seed = int(digest([self._spec.seed, name])[:15], 16)
         test = np.load(self._images("test"), mmap_mode="r")
         path, at, contents = self._images(name), 0, list[Content]()
-        target = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=test.shape)
+        target = new_array(path, test.shape)
         for images in shifted_parts(name, test, seed):
             target[at : at + len(images)] = images
             at += len(images)
             contents += [Content(sha256(image), "") for image in images]
-        target.flush()
         written = self._written["test"]._replace(contents=contents)
         self._record(name, "shift", written, None, f"{name}/{seed}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -83,11 +82,14 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-            shutil.rmtree(part, ignore_errors=True)
+            part = folder.with_name(f"{folder.name}.part")
+            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
             part.mkdir()
-            _build(spec, part)
-            part.rename(folder)
+            try:
+                _build(spec, part)
+                part.rename(folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
     return Data(folder, functools.partial(_streamed, spec, folder))
 
 

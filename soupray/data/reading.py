@@ -6,14 +6,14 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from soupray.data.decoding import Look, Unreadable, decode
 from soupray.data.splits import Images, Listing
-from soupray.errors import EvaluationError
+from soupray.errors import ConfigError, EvaluationError
 
 CHUNK = 4096
 """Images in the threads' queue at a time; rows that are copied at a time."""
@@ -32,12 +32,32 @@ def threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(32, len(os.sched_getaffinity(0))))
 
 
+def new_array(
+    path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8
+) -> npt.NDArray[Any]:
+    """An array on disk, to be written to.
+
+    Raises:
+        ConfigError: it does not fit. Its space is taken now: a process that writes to a map on a
+            full disk is killed without a word.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise ConfigError(
+            f"{path.parent.parent}: no room for {array.nbytes / 1e9:.3g} GB of decoded images: "
+            f"{error.strerror}. Choose another --home, a smaller data.size or data.train_size, or "
+            "data.keep: stream."
+        ) from error
+    return array
+
+
 def write_images(part: Listing, look: Look, path: Path) -> list[Content]:
     """Decode `part` into an array [N, C, size, size] uint8 at `path`; never all in memory."""
-    shape = (len(part.ids), *look.shape)
-    target = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    target = new_array(path, (len(part.ids), *look.shape))
     contents = _each(part, look, target)
-    target.flush()
     return contents
 
 
@@ -75,11 +95,9 @@ def keep_rows(path: Path, rows: npt.NDArray[np.int64]) -> None:
     """Replace the array at `path` by these of its rows, a part at a time."""
     old = np.load(path, mmap_mode="r")
     part = path.with_suffix(".part")
-    shape = (len(rows), *old.shape[1:])
-    new = np.lib.format.open_memmap(part, mode="w+", dtype=old.dtype, shape=shape)
+    new = new_array(part, (len(rows), *old.shape[1:]), old.dtype)
     for start in range(0, len(rows), CHUNK):
         new[start : start + CHUNK] = old[rows[start : start + CHUNK]]
-    new.flush()
     part.replace(path)
 
 

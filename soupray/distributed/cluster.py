@@ -142,13 +142,13 @@ def describe() -> str:
     return f"{nodes} node(s), {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
 
 
-def slots(resources: Resources) -> int:
-    """How many trials, or actors, of this size the cluster holds now; at least one."""
+def slots(resources: Resources, workers: int = 1) -> int:
+    """How many trials of so many workers, or actors, the cluster holds now; at least one."""
     total = ray.cluster_resources()
     fits = [total.get("CPU", 0) / resources.cpu]
     if resources.gpu:
         fits.append(total.get("GPU", 0) / resources.gpu)
-    return max(1, int(min(fits)))
+    return max(1, int(min(fits)) // workers)
 
 
 def largest(resources: Sequence[Resources]) -> Resources:

@@ -17,8 +17,10 @@ os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "
 
 from ray import tune
 
+from soupray.checkpoints import find_record
 from soupray.distributed.cluster import slots
-from soupray.records import EpochRecord, Ingredient, Trial, decode, encode
+from soupray.evaluation.pool import manifest_path
+from soupray.records import EpochRecord, Ingredient, Manifest, Trial, decode, encode
 from soupray.spec import SweepSpec
 from soupray.training.fine_tune import Training, fine_tune
 from soupray.wiring import Place, world
@@ -62,6 +64,8 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         try:
+            if self._trial.training.workers > 1:
+                return self._together()
             if self._training is None:
                 here = world(self._spec, self._place)
                 self._training = fine_tune(self._trial, here.task, here.data, here.checkpoints)
@@ -71,6 +75,15 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 - whatever it is would come again in a retry
             said = (str(error) or "no message").splitlines()[0][:500]
             return {"failed": f"{type(error).__name__}: {said}", "done": True}
+
+    def _together(self) -> dict[str, Any]:
+        """The whole trial in one step: its epochs happen in Ray Train's workers."""
+        from soupray.distributed.train import train_together
+
+        train_together(self._spec, self._place, self._trial)
+        checkpoints = world(self._spec, self._place).checkpoints
+        manifest = find_record(checkpoints.store, manifest_path(self._trial.key), Manifest)
+        return {"complete": isinstance(manifest, Ingredient), "done": True}
 
 
 class _Reporter(tune.Callback):  # type: ignore[misc]
@@ -117,12 +130,15 @@ def run_trials(
     Tune's own files stay on this machine's disk: the store's manifests are what is resumed from.
     """
     shared = {"spec": spec.model_dump_json(), "place": encode(place).decode()}
+    # A trial of several workers holds nothing itself (a byte: Tune takes no less): they do.
+    alone = spec.training.workers == 1
+    holds = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu} if alone else {"memory": 1}
     tuner = tune.Tuner(
-        tune.with_resources(_Trainable, {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}),
+        tune.with_resources(_Trainable, holds),
         param_space={**shared, "trial": tune.grid_search([encode(t).decode() for t in trials])},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
-            max_concurrent_trials=slots(spec.resources),
+            max_concurrent_trials=slots(spec.resources, spec.training.workers),
             trial_dirname_creator=lambda trial: _key_of(trial),
             trial_name_creator=lambda trial: _key_of(trial),
         ),

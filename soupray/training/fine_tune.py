@@ -31,56 +31,82 @@ from soupray.records import (
     Tombstone,
     Trial,
 )
-from soupray.training.loop import Hyperparameters, Loop, Start
+from soupray.training.loop import Loop, under
 from soupray.training.probe import frozen
+from soupray.training.resume import Resumer, Saved
+from soupray.training.start import Alone, Group, Hyperparameters, Start
 
 Training = Generator[EpochRecord, None, Manifest]
 
 
-def fine_tune(trial: Trial, task: Task, data: Data, checkpoints: Checkpoints) -> Training:
+def fine_tune(
+    trial: Trial,
+    task: Task,
+    data: Data,
+    checkpoints: Checkpoints,
+    group: Group | None = None,
+) -> Training:
     """Train `trial`, yielding a record after each epoch; returns the manifest that counts.
 
     A trial that diverges returns a tombstone. If another process stored the same trial first, its
-    record is adopted: there is one ingredient for a key, whoever made it.
+    record is adopted: there is one ingredient for a key, whoever made it. Of a group of workers,
+    the first stores what all of them made; the others return its record.
     """
     known: Manifest | None = find_record(checkpoints.store, manifest_path(trial.key), Manifest)
     if known is not None:  # stored by a worker that died before it could say so
         return known
     started = time.time()
-    history: list[EpochRecord] = []
-    run = _Run(trial, task, data, checkpoints)
+    resumer = Resumer(checkpoints.store, trial.key)
+    run = _Run(trial, task, data, checkpoints, group or Alone())
+    run.go_on(resumer.find())
     manifest: Manifest
     try:
-        best: Weights | None = None
-        for epoch in range(1, run.hparams.epochs + 1):
-            record = run.epoch(epoch)
-            # Ties go to the earlier epoch.
-            if best is None or record.held_out_correct > max(e.held_out_correct for e in history):
-                best = run.weights()
-                best_epoch = epoch
-            history.append(record)
-            yield record
-        assert best is not None
-        made = stored(trial, best, task, data, checkpoints)
+        for epoch in range(len(run.history) + 1, run.hparams.epochs + 1):
+            yield run.epoch(epoch)
+            if run.first and epoch < run.hparams.epochs and resumer.due():
+                resumer.keep(run.state(), run.history, run.best_epoch)
+        if not run.first:
+            return _adopted(trial, checkpoints)
+        made = stored(trial, run.best, task, data, checkpoints)
         manifest = msgspec.structs.replace(
-            made, best_epoch=best_epoch, history=tuple(history), started=started
+            made, best_epoch=run.best_epoch, history=tuple(run.history), started=started
         )
     except Diverged as error:
         manifest = Tombstone(
             trial=trial,
             reason=str(error),
-            history=tuple(history),
+            history=tuple(run.history),
             started=started,
             finished=time.time(),
         )
-    return create_record(checkpoints.store, manifest_path(trial.key), manifest, Manifest)
+    kept = create_record(checkpoints.store, manifest_path(trial.key), manifest, Manifest)
+    resumer.clear()
+    return kept
+
+
+def _adopted(trial: Trial, checkpoints: Checkpoints) -> Manifest:
+    """What the first worker of the group stored, once it has."""
+    while True:
+        found: Manifest | None = find_record(checkpoints.store, manifest_path(trial.key), Manifest)
+        if found is not None:
+            return found
+        time.sleep(ADOPT_S)
+
+
+ADOPT_S = 0.5
+"""Between two looks for the manifest of a trial that another worker of the group stores."""
 
 
 class _Run:
     """The state of a trial."""
 
-    def __init__(self, trial: Trial, task: Task, data: Data, checkpoints: Checkpoints) -> None:
-        self.trial = trial
+    def __init__(
+        self, trial: Trial, task: Task, data: Data, checkpoints: Checkpoints, group: Group
+    ) -> None:
+        self.trial, self.first = trial, group.rank == 0
+        self.history: list[EpochRecord] = []
+        self.best: Weights = {}
+        self.best_epoch = 0
         self.hparams = Hyperparameters(**trial.hparams)  # type: ignore[arg-type]
         self._init = weights = checkpoints.load(trial.init)
         seen: Any = (task, data)
@@ -88,13 +114,33 @@ class _Run:
             # Tasks and data are told apart by identity, which mypy does not take for a hash.
             seen = frozen(task, data, checkpoints, trial.init, trial.setting)  # type: ignore[arg-type]
             weights = seen[0].init()
-        start = Start(weights=weights, seed=trial.seed, device=trial.setting.device)
+        start = Start(
+            weights=weights,
+            seed=trial.seed,
+            device=trial.setting.device,
+            training=trial.training,
+            group=group,
+        )
         self._seen: tuple[Any, Data] = seen
         self.loop = Loop(seen[0], seen[1], self.hparams, start)
 
     def weights(self) -> Weights:
         """All weights of the model; those that are not trained are theta_0's, bit for bit."""
         return self._init | self.loop.weights()
+
+    def state(self) -> Weights:
+        """Copies of everything that the rest of the trial depends on."""
+        best = {f"best.{n}": t for n, t in self.best.items()}
+        return {f"loop.{n}": t for n, t in self.loop.state().items()} | best
+
+    def go_on(self, found: tuple[Saved, Weights] | None) -> None:
+        """Take up where an interrupted attempt was, if it left a state."""
+        if found is None:
+            return
+        saved, state = found
+        self.loop.restore(under("loop.", state))
+        self.best = under("best.", state)
+        self.best_epoch, self.history = saved.best_epoch, list(saved.history)
 
     def epoch(self, number: int) -> EpochRecord:
         """One pass over the training data, then one over the held-out data. Raises Diverged."""
@@ -106,13 +152,18 @@ class _Run:
         logits, _ = predict(self.loop.model, task, images, self.trial.setting)
         if not np.isfinite(logits).all():
             raise Diverged(f"logits are not finite after epoch {number}")
-        return EpochRecord(
+        record = EpochRecord(
             epoch=number,
             train_loss=loss,
             held_out_correct=int((logits.argmax(axis=1) == labels).sum()),
             held_out_n=held_out.size,
             seconds=time.monotonic() - started,
         )
+        # Ties go to the earlier epoch.
+        if not self.best or record.held_out_correct > max(e.held_out_correct for e in self.history):
+            self.best, self.best_epoch = self.weights(), number
+        self.history.append(record)
+        return record
 
 
 def stored(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,34 +13,14 @@ import torch.nn.functional as F
 
 from soupray.checkpoints import Weights
 from soupray.data.cache import Data
-from soupray.errors import Diverged
+from soupray.errors import Diverged, TrialError
 from soupray.ports import Task
-from soupray.training.augment import rotate_and_shift
-from soupray.training.optim import adamw, lr_scale
+from soupray.training.augment import Draws, augmented, draw
+from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
+from soupray.training.start import Hyperparameters, Start
 
-
-@dataclass(frozen=True, kw_only=True)
-class Hyperparameters:
-    """Of one training. The names and defaults are those of `soupray.space.Space`."""
-
-    lr: float
-    epochs: int
-    batch_size: int
-    weight_decay: float
-    label_smoothing: float
-    rotation: float
-    shift: float
-    warmup: float
-    clip_norm: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where a training starts: the weights, the seed of all its draws, the device it runs on."""
-
-    weights: Weights
-    seed: int
-    device: str
+LOOK_EVERY = 50
+"""Steps between looks at the loss: each look waits for the device."""
 
 
 class Loop:
@@ -46,54 +28,222 @@ class Loop:
 
     def __init__(self, task: Task, data: Data, hparams: Hyperparameters, start: Start) -> None:
         self.hparams, self._task = hparams, task
+        self._training, self._group = start.training, start.group
         self.device = torch.device(start.device)
         torch.manual_seed(start.seed)
-        self._generator = torch.Generator().manual_seed(start.seed)
-        self.model = task.model()
-        self.model.load_state_dict(start.weights)
-        self.model.to(self.device)
+        self._seed, self._generator = start.seed, torch.Generator().manual_seed(start.seed)
+        self._model = task.model()
+        self._model.load_state_dict(start.weights)
+        self._model.to(self.device)
+        if start.training.checkpointing:
+            _checkpoint_gradients(self._model)
+        if hparams.last_blocks:
+            train_last_blocks(self._model, hparams.last_blocks)
         # Images stay on disk: a train set may be larger than memory.
-        self._images, labels = data.samples(data.split("train"))
+        self._samples, labels = data.samples(data.split("train"))
         self._labels = torch.from_numpy(np.array(labels))
         self._steps_per_epoch = math.ceil(len(labels) / hparams.batch_size)
-        self._optimizer = adamw(self.model.parameters(), hparams.lr, hparams.weight_decay)
+        self._optimizer = adamw(
+            self._model,
+            hparams.lr,
+            hparams.weight_decay,
+            hparams.layer_decay,
+            fused=start.training.precision == "bf16",
+        )
+        self._average = MovingAverage(self._model, hparams.ema) if hparams.ema else None
+        self._micro_batch = start.training.micro_batch or hparams.batch_size
         self._step = 0
 
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model as it is now: the moving average, if there is one."""
+        return self._average.model if self._average else self._model
+
     def weights(self) -> Weights:
-        """A copy of the weights as they are now."""
+        """A copy of its weights."""
         return {n: t.detach().to("cpu", copy=True) for n, t in self.model.state_dict().items()}
 
     def epoch(self, number: int) -> float:
-        """One pass over the training data; returns the mean loss. Raises Diverged."""
-        self.model.train()
+        """One pass over the training data; returns the mean loss. Raises Diverged, TrialError."""
+        self._model.train()
+        for module in self._model.modules():
+            if _frozen(module):
+                module.eval()  # BatchNorm of a frozen block keeps its statistics
         order = torch.randperm(len(self._labels), generator=self._generator)
-        total = 0.0
-        for rows in order.split(self.hparams.batch_size):
-            loss = self._batch(rows)
-            if not math.isfinite(loss):
-                raise Diverged(f"training loss is {loss} in epoch {number}, step {self._step}")
-            total += loss * len(rows)
-        return total / len(self._labels)
+        losses: list[torch.Tensor] = []
+        for rows, samples in self._read(order):
+            losses.append(self._batch(rows, samples) * len(rows))
+            if len(losses) % LOOK_EVERY == 0 or len(losses) == self._steps_per_epoch:
+                self._refuse_nan(losses[-LOOK_EVERY:], number)
+        return float(torch.stack(losses).double().sum()) / len(self._labels)
 
-    def _batch(self, rows: torch.Tensor) -> float:
-        h = self.hparams
+    def _refuse_nan(self, losses: list[torch.Tensor], number: int) -> None:
+        values = torch.stack(losses)
+        if not bool(torch.isfinite(values).all()):
+            first = int((~torch.isfinite(values)).nonzero()[0, 0])
+            step = self._step - len(losses) + first + 1
+            raise Diverged(
+                f"training loss is {float(values[first])} in epoch {number}, step {step}"
+            )
+
+    def _read(self, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(rows of the batch, this worker's samples of it); the next is read meanwhile."""
+        batches = order.split(self.hparams.batch_size)
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(self._load, batches[0])
+            for rows, after in zip(batches, (*batches[1:], None), strict=True):
+                samples = coming.result()
+                if after is not None:
+                    coming = thread.submit(self._load, after)
+                yield rows, samples
+
+    def _load(self, rows: torch.Tensor) -> torch.Tensor:
+        samples = torch.from_numpy(self._samples[rows[self._mine(len(rows))].numpy()])
+        return samples.pin_memory() if self.device.type == "cuda" else samples
+
+    def _mine(self, n: int) -> torch.Tensor:
+        """Positions in a batch of n that this worker works on; with mixup also their partners."""
+        mine = torch.arange(n).tensor_split(self._group.size)[self._group.rank]
+        if not self.hparams.mixup or self._group.size == 1:
+            return mine
+        return torch.cat([mine, n - 1 - mine])
+
+    def _batch(self, rows: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+        """A step of the optimizer; returns the mean loss over the batch, on the device."""
+        h, n = self.hparams, len(rows)
         scale = lr_scale(self._step, self._steps_per_epoch * h.epochs, h.warmup)
         for group in self._optimizer.param_groups:
-            group["lr"] = h.lr * scale
+            group["lr"] = h.lr * scale * group["scale"]
         self._step += 1
-        samples = torch.from_numpy(self._images[rows.numpy()]).to(self.device)
-        if samples.ndim == 4:  # images; texts stay the bytes that they are
-            samples = samples.to(torch.float32)
-            samples = rotate_and_shift(samples, h.rotation, h.shift, self._generator)
-        logits = self.model(self._task.inputs(samples))
-        loss = F.cross_entropy(
-            logits, self._labels[rows].to(self.device), label_smoothing=h.label_smoothing
-        )
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), h.clip_norm)
+        images = samples.ndim == 4  # texts stay the bytes that they are
+        draws = draw(n, h, self._generator) if images else Draws(None, None, None)
+        places = self._mine(n)
+        samples = samples.to(self.device, non_blocking=True)
+        if images:
+            samples = augmented(samples, draws.take(places), h)
+        inputs = self._task.inputs(samples)
+        labels = self._labels[rows[places]].to(self.device)
+        loss = self._gradients(inputs, labels, n)
+        shared = [p.grad for p in self._model.parameters() if p.grad is not None]
+        self._group.add_up([loss, *shared])
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), h.clip_norm)
         self._optimizer.step()
-        return loss.item()
+        if self._average:
+            self._average.update(self._model, self._step)
+        return loss
+
+    def _gradients(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
+        """Gradients of this worker's share of the mean loss over n; in halves where memory ends."""
+        while True:
+            self._optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._accumulate(inputs, labels, n)
+            except torch.OutOfMemoryError as error:
+                if self._micro_batch == 1:
+                    raise TrialError(
+                        f"out of memory on {self.device} with one sample at a time. Give the trial "
+                        "a larger device, or write training: {checkpointing: true}."
+                    ) from error
+            self._micro_batch = math.ceil(min(self._micro_batch, len(labels)) / 2)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _accumulate(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
+        h = self.hparams
+        partners = None
+        if h.mixup:
+            # torch has no Beta with a generator. A draw by step can be repeated after a resume.
+            share = float(np.random.default_rng((self._seed, self._step)).beta(h.mixup, h.mixup))
+            half = len(labels) // 2 if self._group.size > 1 else len(labels)
+            other, partners = (inputs[half:], labels[half:])
+            if self._group.size == 1:
+                other, partners = inputs.flip(0), labels.flip(0)
+            inputs, labels = share * inputs[:half] + (1 - share) * other, labels[:half]
+        total = torch.zeros((), device=self.device)
+        for part in torch.arange(len(labels), device=self.device).split(self._micro_batch):
+            with self._autocast():
+                logits = self._model(inputs[part])
+            loss = self._cross_entropy(logits, labels[part])
+            if partners is not None:
+                mixed = self._cross_entropy(logits, partners[part])
+                loss = share * loss + (1 - share) * mixed
+            if len(part) < n:
+                loss = loss * (len(part) / n)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        smoothing = self.hparams.label_smoothing
+        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+
+    def _autocast(self) -> Any:
+        on = self._training.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that the rest of the training depends on, between two epochs."""
+        found = {f"model.{n}": t for n, t in self._model.state_dict().items()}
+        if self._average:
+            found |= {f"average.{n}": t for n, t in self._average.model.state_dict().items()}
+        for i, (_, moments) in enumerate(self._moments()):
+            found |= {f"moments.{i}.{n}": t for n, t in moments.items()}
+        found["generator"] = self._generator.get_state()
+        found["torch"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            found["cuda"] = torch.cuda.get_rng_state(self.device)
+        found["steps"] = torch.tensor([self._step, self._micro_batch])
+        return {n: t.detach().to("cpu", copy=True) for n, t in found.items()}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from `state` as if it had never been left."""
+        self._model.load_state_dict(under("model.", state))
+        if self._average:
+            self._average.model.load_state_dict(under("average.", state))
+        for i, (parameter, _) in enumerate(self._moments()):
+            moments = under(f"moments.{i}.", state)
+            self._optimizer.state[parameter] = {
+                n: t if n == "step" and not self._fused else t.to(parameter.device)
+                for n, t in moments.items()
+            }
+        self._generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+        self._step, self._micro_batch = state["steps"].tolist()
+
+    @property
+    def _fused(self) -> bool:
+        return bool(self._optimizer.defaults["fused"])
+
+    def _moments(self) -> Iterator[tuple[torch.nn.Parameter, dict[str, torch.Tensor]]]:
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                yield parameter, self._optimizer.state.get(parameter, {})
+
+
+def under(prefix: str, state: Weights) -> Weights:
+    """The tensors whose names start with `prefix`, without it."""
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
+def _frozen(module: torch.nn.Module) -> bool:
+    """It has parameters, and none of them is trained."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+
+def _checkpoint_gradients(model: torch.nn.Module) -> None:
+    """Keep no activations inside blocks. Raises TrialError if the model cannot do that."""
+    for module in model.modules():
+        for name in ("set_grad_checkpointing", "gradient_checkpointing_enable"):
+            if hasattr(module, name):
+                getattr(module, name)()
+                return
+    raise TrialError(
+        "training.checkpointing: this model does not offer it (set_grad_checkpointing of open_clip "
+        "and timm, gradient_checkpointing_enable of transformers). Leave it out."
+    )
 
 
 def trained(task: Task, data: Data, hparams: Hyperparameters, start: Start) -> Weights:

@@ -1,0 +1,72 @@
+"""What a training starts from: hyperparameters, weights, seed, device, and who takes part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from soupray.checkpoints import Weights
+from soupray.records import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """Of one training. The names and defaults are those of `soupray.space.Space`."""
+
+    lr: float
+    epochs: int
+    batch_size: int
+    weight_decay: float
+    label_smoothing: float
+    rotation: float
+    shift: float
+    crop: float
+    flip: float
+    randaugment: float
+    randaugment_ops: int
+    mixup: float
+    ema: float
+    layer_decay: float
+    last_blocks: int
+    warmup: float
+    clip_norm: float
+
+
+class Group(Protocol):
+    """The workers that train one model together; each has its share of every batch."""
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        ...
+
+    def add_up(self, tensors: list[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over the workers."""
+        ...
+
+
+class Alone:
+    """A group of one."""
+
+    rank, size = 0, 1
+
+    def add_up(self, tensors: list[torch.Tensor]) -> None:
+        """They are the sums."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a training starts: the weights, the seed of all its draws, the device it runs on."""
+
+    weights: Weights
+    seed: int
+    device: str
+    training: Training = field(default_factory=Training)
+    group: Group = field(default_factory=Alone)

@@ -1,0 +1,234 @@
+"""The training loop: parts of a batch, memory, interruptions, mixtures."""
+
+import time
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from shared import Small, small
+from test_training import another, run
+
+from soupray.errors import TrialError
+from soupray.records import Training
+from soupray.training import resume
+from soupray.training.fine_tune import fine_tune
+from soupray.training.loop import Loop
+from soupray.training.start import Hyperparameters, Start
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Small:
+    return small(tmp_path_factory.mktemp("here"))
+
+
+def loop(world: Small, training: Training | None = None, task=None, **hparams: float) -> Loop:
+    start = Start(
+        weights=world.checkpoints.load(world.trial.init),
+        seed=world.trial.seed,
+        device="cpu",
+        training=training or Training(),
+    )
+    chosen = Hyperparameters(**(world.trial.hparams | hparams))
+    return Loop(task or world.task, world.data, chosen, start)
+
+
+def after(made: Loop, epochs: int = 1) -> dict[str, torch.Tensor]:
+    for number in range(1, epochs + 1):
+        made.epoch(number)
+    return made.weights()
+
+
+def close(a, b, **tolerance: float) -> bool:
+    return all(torch.allclose(a[n], b[n], **tolerance) for n in a)
+
+
+def equal(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_micro_batches_have_the_gradients_of_the_whole_batch(here):
+    images, labels = here.data.samples(here.data.split("train"))
+    inputs = here.task.inputs(torch.from_numpy(np.array(images[:20])))
+    found = []
+    for training in (Training(), Training(micro_batch=7)):
+        made = loop(here, training)
+        loss = made._gradients(inputs, torch.from_numpy(np.array(labels[:20])), 20)
+        found.append({n: p.grad for n, p in made._model.named_parameters()})
+        found[-1]["loss"] = loss
+    assert close(*found, rtol=1e-4, atol=1e-6)
+    assert not equal(*found)  # sums in another order
+
+
+def test_checkpointed_activations_train_the_same_model(here):
+    assert close(after(loop(here)), after(loop(here, Training(checkpointing=True))), atol=1e-6)
+
+
+def test_a_model_that_cannot_checkpoint_says_so(here):
+    from test_training import Constant
+
+    task = Constant()
+    start = Start(
+        weights=task.state_dict(), seed=0, device="cpu", training=Training(checkpointing=True)
+    )
+    with pytest.raises(TrialError, match="does not offer it"):
+        Loop(task, here.data, Hyperparameters(**here.trial.hparams), start)
+
+
+def test_bfloat16_trains_about_the_same_model_in_float32_weights(here):
+    exact, low = loop(here), loop(here, Training(precision="bf16"))
+    losses = [made.epoch(1) for made in (exact, low)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert not equal(exact.weights(), low.weights())
+    assert {t.dtype for t in low.weights().values()} == {torch.float32}
+
+
+class Limited:
+    """The task, on a device that holds so many samples at a time."""
+
+    def __init__(self, task, samples: int) -> None:
+        self._task, self._samples, self.asked = task, samples, []
+
+    def model(self):
+        model = self._task.model()
+        model.register_forward_pre_hook(self._refuse)
+        return model
+
+    def inputs(self, samples):
+        return self._task.inputs(samples)
+
+    def _refuse(self, module, inputs):
+        self.asked.append(len(inputs[0]))
+        if len(inputs[0]) > self._samples:
+            raise torch.OutOfMemoryError("out of memory")
+
+
+def test_where_memory_ends_the_micro_batch_is_halved_until_it_fits(here):
+    limited = Limited(here.task, 6)
+    halved = after(loop(here, task=limited))
+    assert limited.asked[:4] == [20, 10, 5, 5]  # batches of 20; what failed is done again in fives
+    assert set(limited.asked[3:]) == {5}
+    assert equal(halved, after(loop(here, Training(micro_batch=5))))
+
+
+def test_a_sample_that_does_not_fit_alone_is_an_error(here):
+    with pytest.raises(TrialError, match="out of memory on cpu with one sample at a time"):
+        after(loop(here, task=Limited(here.task, 0)))
+
+
+def test_mixup_by_hand(here):
+    made = loop(here, mixup=0.4)
+    made._step = 3
+    inputs, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
+    share = np.random.default_rng((here.trial.seed, 3)).beta(0.4, 0.4)
+    mixed = share * inputs + (1 - share) * inputs[[5, 4, 3, 2, 1, 0]]
+    logits = made.model(mixed)
+    smoothing = made.hparams.label_smoothing
+    expected = share * F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    backwards = labels[[5, 4, 3, 2, 1, 0]]
+    expected += (1 - share) * F.cross_entropy(logits, backwards, label_smoothing=smoothing)
+    assert made._accumulate(inputs, labels, 6).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_moving_average_is_what_is_evaluated_and_stored(here):
+    plain, averaged = loop(here), loop(here, ema=0.5)
+    for made in (plain, averaged):
+        made.epoch(1)
+    assert averaged.model is not averaged._model
+    assert equal(dict(averaged._model.state_dict()), plain.weights())  # training is as without it
+    assert not equal(averaged.weights(), plain.weights())
+
+
+def test_frozen_blocks_keep_their_weights(here):
+    weights = after(loop(here, last_blocks=1))
+    init = here.checkpoints.load(here.trial.init)
+    moved = {n for n in init if not torch.equal(init[n], weights[n])}
+    assert "head.weight" in moved
+    assert any("resblocks.3." in n for n in moved)
+    assert not any("resblocks.2." in n or "conv1" in n for n in moved)
+
+
+EVERYTHING = {
+    "mixup": 0.3,
+    "ema": 0.9,
+    "randaugment": 9.0,
+    "crop": 0.6,
+    "flip": 0.5,
+    "layer_decay": 0.8,
+    "epochs": 3,
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_training_that_is_taken_up_ends_in_the_same_bytes(here, precision):
+    training = Training(precision=precision)
+    undisturbed = after(loop(here, training, **EVERYTHING), epochs=3)
+    left = loop(here, training, **EVERYTHING)
+    left.epoch(1)
+    state = left.state()
+    left.epoch(2)  # what happens after the state was taken does not change it
+    taken_up = loop(here, training, **EVERYTHING)
+    torch.rand(5)  # nor do draws of somebody else
+    taken_up.restore(state)
+    taken_up.epoch(2)
+    taken_up.epoch(3)
+    assert equal(taken_up.weights(), undisturbed)
+
+
+@pytest.fixture
+def interrupted(here, monkeypatch):
+    """A trial of three epochs that was left after the second, and what the whole of it gives."""
+    monkeypatch.setattr(resume, "EVERY_S", 0.0)
+    trial = another(here.trial, **EVERYTHING)
+    trial = msgspec.structs.replace(trial, key="interrupted")
+    expected, _ = run(here, msgspec.structs.replace(trial, key="undisturbed"))
+    left = fine_tune(trial, here.task, here.data, here.checkpoints)
+    for _ in range(3):  # the third epoch is under way in no state
+        next(left)
+        _settled(here, trial.key)
+    left.close()
+    yield trial, expected
+    for path in here.checkpoints.store.list("resume") + here.checkpoints.store.list("trials/inter"):
+        here.checkpoints.store.delete(path)
+
+
+def _settled(here: Small, key: str) -> None:
+    """Uploads run beside the training: wait for what is on its way."""
+    before = None
+    while (now := here.checkpoints.store.list(f"resume/{key}")) != before:
+        before = now
+        time.sleep(0.1)
+
+
+def test_an_interrupted_trial_goes_on_at_its_last_state(here, interrupted):
+    trial, expected = interrupted
+    store = here.checkpoints.store
+    assert f"resume/{trial.key}/state.json" in store.list(f"resume/{trial.key}")
+    manifest, records = run(here, trial)
+    assert len(records) < 3
+    assert manifest.checkpoint == expected.checkpoint
+    assert manifest.held_out == expected.held_out
+    assert manifest.best_epoch == expected.best_epoch
+    assert [e.train_loss for e in manifest.history] == [e.train_loss for e in expected.history]
+    assert store.list(f"resume/{trial.key}") == []  # it is over
+
+
+def test_a_state_that_is_corrupt_is_not_believed(here, interrupted):
+    trial, expected = interrupted
+    store = here.checkpoints.store
+    (path,) = (p for p in store.list(f"resume/{trial.key}") if p.endswith(".safetensors"))
+    data = bytearray(store.get(path))
+    data[-1] ^= 1
+    store.put(path, bytes(data))
+    manifest, records = run(here, trial)
+    assert len(records) == 3  # from the start
+    assert manifest.checkpoint == expected.checkpoint
+
+
+def test_a_short_trial_leaves_no_states(here):
+    trial = msgspec.structs.replace(another(here.trial, epochs=2), key="short")
+    training = fine_tune(trial, here.task, here.data, here.checkpoints)
+    next(training)
+    assert here.checkpoints.store.list("resume/short") == []
+    training.close()
