@@ -24,6 +24,7 @@ from soupray.evaluation.pool import all_trials
 from soupray.evaluation.shelf import Shelf
 from soupray.recipe_file import RecipeFile
 from soupray.records import encode
+from soupray.results import stored_runs
 from soupray.session import find_pool
 from soupray.spec import load, parse
 from soupray.storage import open_store
@@ -335,6 +336,15 @@ def test_a_soup_of_imported_models_is_exported_as_it_was_evaluated(imported, tmp
     assert np.allclose(found.numpy(), evaluated.logits, atol=1e-4)
 
 
+def test_imported_models_are_indexed_by_their_files(imported):
+    folder, *_ = imported
+    spec = load(folder / "spec.yaml")
+    sweep, *runs = stored_runs(open_store(f"file://{folder}/store"), spec)
+    assert sweep.kind == "sweep"
+    assert [r.params["trial.file"] for r in runs] == ["m0.pt", "m1.pt", "m2.pt"]
+    assert all("accuracy/held_out" in r.metrics for r in runs)
+
+
 def test_bytes_of_another_init_are_another_pool(imported):
     folder, *_ = imported
     spec = load(folder / "spec.yaml")
@@ -398,3 +408,10 @@ def test_the_real_efficientnet_lite0_knows_a_palace_and_a_daisy():
     body = task.init()
     weights = model.state_dict()
     assert all(torch.equal(body[n], weights[n]) for n in body if n.startswith("body."))
+
+
+def test_a_plan_of_no_trials_can_be_printed(imported):
+    folder, home, *_ = imported
+    said = inside("sweep", folder / "spec.yaml", "--dry-run", *home).stdout
+    assert "0 trials, 0 epochs" in said
+    assert "-" not in said.split("soup, held-out")[1].split("samples")[0]  # no negative number
