@@ -168,7 +168,8 @@ def test_timm_reads_what_is_exported_and_back(tmp_path, model, args, size):
 def test_transformers_reads_a_sentence_encoder_and_back(tmp_path, world):
     task = text_task(world)
     weights = moved(task)
-    model = eval(task.export(weights, tmp_path), {"transformers": transformers}).eval()
+    said = text_task(world).export(weights, tmp_path)  # by a task that has made no model yet
+    model = eval(said, {"transformers": transformers}).eval()
     tokens = transformers.AutoTokenizer.from_pretrained(tmp_path)(
         ["rain and wind", "bread"], padding=True, return_tensors="pt"
     )
@@ -191,7 +192,8 @@ def test_transformers_reads_a_sentence_encoder_and_back(tmp_path, world):
 def test_transformers_reads_a_classifier_and_back(tmp_path, world):
     task = text_task(world, "own")
     weights = moved(task)
-    model = eval(task.export(weights, tmp_path), {"transformers": transformers}).eval()
+    said = text_task(world, "own").export(weights, tmp_path)
+    model = eval(said, {"transformers": transformers}).eval()
     assert type(model).__name__ == "BertForSequenceClassification"
     assert model.config.id2label == {0: "food", 1: "weather"}
     given = ["rain and wind", "bread"]
