@@ -19,7 +19,7 @@ from tiny_text import tiny_text, write_model, write_world
 
 from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
-from soupray.errors import ConfigError, EvaluationError, IncompatibleWeights
+from soupray.errors import CheckpointError, ConfigError, EvaluationError, IncompatibleWeights
 from soupray.evaluation.pool import all_trials
 from soupray.evaluation.shelf import Shelf
 from soupray.recipe_file import RecipeFile
@@ -417,3 +417,16 @@ def test_a_plan_of_no_trials_can_be_printed(imported):
     said = inside("sweep", folder / "spec.yaml", "--dry-run", *home).stdout
     assert "0 trials, 0 epochs" in said
     assert "-" not in said.split("soup, held-out")[1].split("samples")[0]  # no negative number
+
+
+def test_a_folder_of_hugging_face_is_read_whole_or_in_parts(tmp_path):
+    folder = write_model(tmp_path / "model")
+    whole = load_file(folder / "model.safetensors")
+    assert equal(load_foreign(folder), whole)
+    (folder / "model.safetensors").unlink()
+    names = sorted(whole)
+    for number, part in enumerate((names[:5], names[5:]), 1):
+        save_file({n: whole[n] for n in part}, folder / f"model-0000{number}-of-00002.safetensors")
+    assert equal(load_foreign(folder), whole)
+    with pytest.raises(CheckpointError, match=r"there is no model\.safetensors or py"):
+        load_foreign(tmp_path)
