@@ -9,6 +9,7 @@ trials do. What is timed are full models on full images, through every layer.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 import time
@@ -44,7 +45,7 @@ from soupray.storage import open_store
 from soupray.subject import OpenClipSpec
 from soupray.tasks.image import OpenClipTask
 
-MODELS, HELD_OUT, TRAIN, BATCH, CLASSES = 16, 480, 1200, 16, 10
+MODELS, HELD_OUT, TRAIN, BATCH, CLASSES = 16, 400, 800, 16, 10
 TRAINED_BLOCKS = 2
 SETTING = Setting(batch_size=BATCH, threads=2)
 
@@ -148,8 +149,7 @@ def tokens_of(model: torch.nn.Module, task: OpenClipTask, images: np.ndarray) ->
         lambda module, inputs: found.append(inputs[0].clone())
     )
     for part in np.array_split(images, -(-len(images) // BATCH)):
-        with torch.autocast("cpu", torch.bfloat16):
-            model(task.inputs(torch.from_numpy(np.array(part))))
+        model(task.inputs(torch.from_numpy(np.array(part))).bfloat16())
     hook.remove()
     return torch.cat(found).float()
 
@@ -160,17 +160,19 @@ def make_pool(task: OpenClipTask, data: Data, checkpoints: Checkpoints) -> Pool:
     model = task.model()
     torch.nn.init.normal_(model.head.weight, std=0.5)
     images, labels = data.samples(data.split("train"))
-    tokens = tokens_of(model.eval(), task, images).clone()
+    tokens = tokens_of(copy.deepcopy(model).eval().bfloat16(), task, images).clone()
+    print("the layers that stay are done", flush=True)
     tail = Tail(model, tokens, torch.from_numpy(np.array(labels)))
     start = {n: t.detach().clone() for n, t in model.state_dict().items()}
-    weights = tail.train(start, 0, 1e-3, 0.05, 0.0, 6)
+    weights = tail.train(start, 0, 5e-4, 0.05, 0.0, 5)
     base = checkpoints.save(weights, {})
+    print("the common start is trained", flush=True)
     g = np.random.default_rng(1)
     copies = []
     for i in range(MODELS):
         lr = 10 ** g.uniform(-4.5, -3)
         decay, smoothing = 10 ** g.uniform(-3, -0.5), float(g.choice([0, 0.1]))
-        copies.append(checkpoints.save(tail.train(weights, i, lr, decay, smoothing, 2), {}))
+        copies.append(checkpoints.save(tail.train(weights, i, lr, decay, smoothing, 1), {}))
         print(f"  trained {i + 1} of {MODELS}", flush=True)
     return _pool(base, copies, LocalWorkers(task, data, checkpoints, SETTING), data)
 
