@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from soupray import __version__, exchanging, inspecting
+from soupray import __version__, exchanging, inspecting, operating
 from soupray.errors import ConfigError, SouprayError
 from soupray.options import Command
 from soupray.options import address_option as _address
@@ -274,12 +274,15 @@ cli.add_command(exchanging.import_)
 cli.add_command(exchanging.export)
 cli.add_command(inspecting.recipes)
 cli.add_command(inspecting.rank)
+cli.add_command(inspecting.status)
 cli.add_command(inspecting.check)
 cli.add_command(inspecting.diagnose)
+cli.add_command(operating.gc)
+cli.add_command(operating.cluster)
 
 
 # Click's mark for lines that stay as they are is this character, which a docstring spells out.
-for _verb in (cli, *cli.commands.values()):
+for _verb in (cli, *cli.commands.values(), *operating.cluster.commands.values()):
     _verb.help = (_verb.help or "").replace(r"\b", "\b")
 
 

@@ -82,12 +82,17 @@ class Progress:
         self._done = self._total
         self.refresh()
 
+    def seconds_left(self) -> float | None:
+        """At the pace of this run; None before anything is done."""
+        spent, made = time.monotonic() - self._started, self._done - self._first
+        return spent * (self._total - self._done) / made if made else None
+
     def line(self) -> str:
         """For example: trials 5/16, 3 running, 41 s left."""
-        spent, made = time.monotonic() - self._started, self._done - self._first
-        left = "" if not made else f", {duration(spent * (self._total - self._done) / made)} left"
+        remaining = self.seconds_left()
+        left = "" if remaining is None else f", {duration(remaining)} left"
         if self._done >= self._total:
-            left = f", took {duration(spent)}"
+            left = f", took {duration(time.monotonic() - self._started)}"
         share = min(100, 100 * self._done // max(1, self._total))
         return f"{self._what}: {share:3d} %{self.note}{left}"
 

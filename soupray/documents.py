@@ -47,3 +47,12 @@ def parse_yaml(text: str, source: str) -> Any:
 def read_yaml(path: Path) -> Any:
     """The data in a YAML file. Raises ConfigError as `read_text` and `parse_yaml`."""
     return parse_yaml(read_text(path), str(path))
+
+
+def read_documents(path: Path) -> list[Any]:
+    """All documents in a YAML file, but for empty ones. Raises ConfigError."""
+    try:
+        found = list(yaml.load_all(read_text(path), _Loader))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    return [document for document in found if document is not None]

@@ -1,4 +1,4 @@
-"""The verbs that look and change nothing: recipes, rank, check, diagnose."""
+"""The verbs that look and change nothing: recipes, rank, status, check, diagnose."""
 
 from __future__ import annotations
 
@@ -138,3 +138,28 @@ def rank(spec: Path | None, home: Path, as_json: bool) -> None:
         print_json(entries)
     else:
         show_leaderboard(entries, basis, loaded)
+
+
+@click.command()
+@spec_argument
+@home_option
+@json_option
+def status(spec: Path | None, home: Path, as_json: bool) -> None:
+    r"""Say how SPEC's sweep stands, from the store alone, without Ray.
+
+    Trials done, running (by the driver's heartbeat, at most 15 s old), diverged, failed, missing;
+    the best so far; time left; who drives, and how long the lease lasts.
+
+    \b
+    soupray status sweeps/digits.yaml
+    soupray status sweeps/digits.yaml --json
+    """
+    from soupray.status import find_status
+    from soupray.tables import print_json, show_status
+
+    _, loaded = load_named(spec, home)
+    found = find_status(loaded, home)
+    if as_json:
+        print_json(found)
+    else:
+        show_status(found)

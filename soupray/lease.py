@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -63,7 +64,8 @@ class Lease:
 
     def __init__(self, store: Store, path: str, term_s: float = TERM_S) -> None:
         self._store, self._path, self._term = store, path, term_s
-        self._me = uuid.uuid4().hex
+        self.holder = uuid.uuid4().hex
+        self._beat: Callable[[], None] = lambda: None
         self._who = f"{socket.gethostname()}, pid {os.getpid()}"
         self._stop = threading.Event()
         self.lost = threading.Event()
@@ -85,6 +87,12 @@ class Lease:
         if not self.lost.is_set():
             with suppress(StoreError):  # the store is away: the lease ends by itself
                 self._write(expires=0.0)
+
+    def attend(self, beat: Callable[[], None]) -> None:
+        """Call `beat` now and with every renewal. A store that is away is no reason to stop."""
+        self._beat = beat
+        with suppress(StoreError):
+            beat()
 
     def _take(self) -> None:
         try:
@@ -112,13 +120,13 @@ class Lease:
 
     def _record(self, expires: float) -> bytes:
         return encode(
-            LeaseRecord(holder=self._me, who=self._who, process=this_process(), expires=expires)
+            LeaseRecord(holder=self.holder, who=self._who, process=this_process(), expires=expires)
         )
 
     def _write(self, expires: float) -> None:
         try:
             held, etag = self._read()
-            if held.holder == self._me and self._store.swap(
+            if held.holder == self.holder and self._store.swap(
                 self._path, self._record(expires), etag
             ):
                 return
@@ -132,6 +140,7 @@ class Lease:
             try:
                 self._write(time.time() + self._term)
                 renewed = time.monotonic()
+                self._beat()
             except StoreError:
                 # The store is away. As long as the term lasts nobody else can take over.
                 if time.monotonic() - renewed > self._term:

@@ -100,9 +100,13 @@ class Store:
 
     def list(self, prefix: str) -> list[str]:
         """Paths below `prefix`, sorted."""
+        return [path for path, _, _ in self.entries(prefix)]
+
+    def entries(self, prefix: str) -> tuple[tuple[str, int, float], ...]:
+        """Of objects below `prefix`: path, bytes, seconds since the epoch when written; sorted."""
         with _mapped(self.url, prefix):
-            pages = obstore.list(self._backend, prefix=prefix)
-            return sorted(str(entry["path"]) for page in pages for entry in page)
+            found = [entry for page in obstore.list(self._backend, prefix=prefix) for entry in page]
+        return tuple(sorted((e["path"], e["size"], e["last_modified"].timestamp()) for e in found))
 
     def delete(self, path: str) -> None:
         """Remove the object, if it is there."""
@@ -141,14 +145,11 @@ def open_store(url: str, credentials: Credentials | None = None) -> Store:
 
 
 def _retries() -> Any:
+    first, longest = timedelta(milliseconds=200), timedelta(seconds=10)
     return {
         "max_retries": 50,  # the time rules
         "retry_timeout": timedelta(seconds=RETRY_S),
-        "backoff": {
-            "init_backoff": timedelta(milliseconds=200),
-            "max_backoff": timedelta(seconds=10),
-            "base": 2,
-        },
+        "backoff": {"init_backoff": first, "max_backoff": longest, "base": 2},
     }
 
 

@@ -11,6 +11,7 @@ from soupray.checkpoints import create_record, read_record
 from soupray.console import duration, say
 from soupray.errors import StoreError, TrialError
 from soupray.evaluation.pool import Found, find_trials, manifest_path
+from soupray.heartbeat import lease_path, write_heartbeat
 from soupray.home import remember_spec
 from soupray.indexer import Indexer
 from soupray.lease import Lease
@@ -51,7 +52,7 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
         check_bucket(settled.place.storage, settled.place.read_credentials())
         store = settled.place.open_store()
         remember_spec(spec_path, spec, home)
-        with Lease(store, f"sweeps/{spec.name}/lease.json") as lease:
+        with Lease(store, lease_path(spec.name)) as lease:
             basis = find_basis_or_make(spec, settled, attach)
             create_record(store, f"sweeps/{spec.name}/specs/{spec.digest}.json", _as_data(spec))
             trials = trials_of(spec, basis)
@@ -92,6 +93,7 @@ def _train(spec: SweepSpec, settled: Settled, found: Found, lease: Lease) -> Wat
     watch = Watch(found.missing, read, indexer.add)
     with indexer:
         if found.missing:
+            lease.attend(lambda: write_heartbeat(store, spec.name, lease.holder, watch.beat()))
             with watch:
                 run_trials(spec, settled.place, found.missing, watch, stop=lease.lost.is_set)
     return watch

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import time
 from typing import Any
 
-from soupray.console import out, size, table
+from soupray.console import duration, out, size, table
 from soupray.diversity import Diagnosis, summary
 from soupray.estimate import DryRun
+from soupray.garbage import Garbage
 from soupray.plan import plan
 from soupray.recipes import TABLE
 from soupray.records import Basis
 from soupray.reporting.ranking import Entry, ranked_on
 from soupray.spec import SweepSpec
+from soupray.status import Status
 from soupray.verdict import Report
 
 
@@ -225,3 +228,51 @@ def _meaning_of_pairs(n: int) -> str:
         "L(soup) - L(ensemble) in nats, with logits times beta = 1 / the soup's best "
         "temperature; predicted: by Model soups (arXiv:2203.05482), section 4."
     )
+
+
+def show_status(found: Status) -> None:
+    """How a sweep stands, in a few lines and a table of what runs."""
+    counts = {
+        "diverged": found.diverged,
+        "running": len(found.running),
+        "failed": len(found.failed),
+        "missing": found.missing,
+    }
+    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    done = f"{found.complete} of {found.trials} trials done"
+    out.print(f"{found.sweep} in {found.storage}", markup=False)
+    out.print(f"{done}{', ' if said else ''}{said}.", markup=False)
+    if found.best is not None:
+        score = f"{_percent(found.best.accuracy)} on {found.best.n} held-out samples"
+        out.print(f"best so far: {found.best.key}, {score}.", markup=False)
+    if found.driver is None or found.lease_expires is None:
+        out.print("nobody drives it.")
+    else:
+        lease = f"its lease lasts {duration(found.lease_expires - time.time())} if not renewed"
+        left = "" if found.seconds_left is None else f"; {duration(found.seconds_left)} left"
+        out.print(f"driver: {found.driver}, {lease}{left}.", markup=False)
+    if found.running:
+        shown = table("running", "epoch", "since", right=("epoch", "since"))
+        for one in found.running:
+            shown.add_row(one.key, f"{one.epoch}/{one.epochs}", duration(time.time() - one.since))
+        out.print(shown)
+    for key, reason in found.failed.items():
+        out.print(f"failed: {key}: {reason}", markup=False)
+
+
+def show_garbage(found: list[Garbage], url: str, dry: bool) -> None:
+    """What went, or would go: each object, then counts and bytes."""
+    shown = table("object", "size", "why", right=("size",))
+    for one in found:
+        shown.add_row(_short(one.path), size(one.size_bytes), one.why)
+    if found:
+        out.print(shown)
+    total = size(sum(one.size_bytes for one in found))
+    done = "would be deleted from" if dry else "deleted from"
+    out.print(f"{len(found)} objects, {total}, {done} {url}.", markup=False)
+
+
+def _short(path: str) -> str:
+    """A path whose digest, if it has one, is cut to 12 digits."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{name[:12]}..." if len(name) > 32 else path

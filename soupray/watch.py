@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from soupray.console import Progress, say, table
+from soupray.heartbeat import Beat, RunningTrial
 from soupray.records import EpochRecord, Ingredient, Manifest, Trial
 
 
@@ -16,7 +18,7 @@ class Watch:
     ) -> None:
         self._trials = {t.key: t for t in todo}
         self._epochs: dict[str, EpochRecord] = {}
-        self._running: set[str] = set()
+        self._running: dict[str, float] = {}
         self._read, self._tell = read, tell
         self._done: dict[str, Manifest] = {}
         self.complete = self.diverged = 0
@@ -33,7 +35,7 @@ class Watch:
 
     def started(self, key: str) -> None:
         """See `distributed.tune.Watcher`."""
-        self._running.add(key)
+        self._running[key] = time.time()
         self._show()
 
     def epoch(self, key: str, record: EpochRecord) -> None:
@@ -47,7 +49,7 @@ class Watch:
     def finished(self, key: str, complete: bool) -> None:
         """See `distributed.tune.Watcher`."""
         manifest = self._done[key] = self._read(key)
-        self._running.discard(key)
+        self._running.pop(key, None)
         self._progress.advance(self._left.pop(key, 0))
         self._left[key] = 0
         if isinstance(manifest, Ingredient):
@@ -60,9 +62,25 @@ class Watch:
 
     def failed(self, key: str, reason: str) -> None:
         """See `distributed.tune.Watcher`."""
-        self._running.discard(key)
+        self._running.pop(key, None)
         self.errors[key] = reason
         say(f"trial {key} failed: {reason}. Nothing of it is stored; run again to repeat it.")
+
+    def beat(self) -> Beat:
+        """What runs now; safe to be asked from another thread."""
+        return Beat(
+            running=tuple(
+                RunningTrial(
+                    key=key,
+                    epoch=self._epochs[key].epoch if key in self._epochs else 0,
+                    epochs=int(self._trials[key].hparams["epochs"]),
+                    since=since,
+                )
+                for key, since in sorted(self._running.copy().items())
+            ),
+            failed=self.errors.copy(),
+            seconds_left=self._progress.seconds_left(),
+        )
 
     def _show(self) -> None:
         over = self.complete + self.diverged

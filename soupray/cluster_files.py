@@ -1,0 +1,201 @@
+"""Cluster files checked before money is spent: Ray's and KubeRay's rules, versions, the spec's fit.
+
+A file is a launcher's YAML, Kubernetes manifests (RayCluster, RayJob and the services beside
+them), a Dockerfile, or a bucket's policy.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Sequence
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from soupray.documents import read_documents, read_text
+from soupray.errors import ConfigError
+from soupray.spec import SweepSpec
+
+PINNED = ("ray", "torch", "mlflow")
+"""Packages that every file must have in one version, within what this package requires."""
+
+SECRET = re.compile(r"SECRET|PASSWORD|TOKEN$|ACCESS_KEY_ID", re.IGNORECASE)
+POLICY = {
+    "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket", "s3:AbortMultipartUpload",
+    "s3:GetBucketLocation",
+}  # fmt: skip
+"""All that a sweep, a soup and gc ask of a bucket."""
+
+
+def validate(
+    files: Sequence[Path], spec: SweepSpec | None = None, crd: Path | None = None
+) -> list[str]:
+    """What is wrong with `files`, each with its file and field; nothing if they are well.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    crds = {d["spec"]["names"]["kind"]: d for d in (read_documents(crd) if crd else [])}
+    problems: list[str] = []
+    for path in files:
+        problems += [f"{path}: {said}." for said in _one(path, spec, crds)]
+    if spec is not None:
+        problems += [f"{spec.name}: {said}." for said in _elsewhere(spec)]
+    return [*problems, *(f"{said}." for said in _versions(files))]
+
+
+def _one(path: Path, spec: SweepSpec | None, crds: dict[str, Any]) -> Iterator[str]:
+    if path.name.startswith("Dockerfile"):
+        return
+    documents = read_documents(path)
+    if not documents or not all(isinstance(d, dict) for d in documents):
+        raise ConfigError(f"{path}: neither a cluster file nor a manifest nor a policy.")
+    services = [d["metadata"]["name"] for d in documents if d.get("kind") == "Service"]
+    for document in documents:
+        if "cluster_name" in document or "available_node_types" in document:
+            yield from _launcher(document, spec)
+        elif document.get("kind") in ("RayCluster", "RayJob"):
+            yield from _kuberay(document, spec, crds.get(document["kind"]))
+        elif "Statement" in document:
+            yield from _policy(document)
+        elif "kind" in document:
+            yield from _workload(document, services)
+        else:
+            raise ConfigError(f"{path}: neither a cluster file nor a manifest nor a policy.")
+
+
+def _launcher(document: dict[str, Any], spec: SweepSpec | None) -> Iterator[str]:
+    from soupray.distributed.launcher import check_launcher
+    from soupray.distributed.nodes import why_never
+
+    checked = check_launcher(document)
+    yield from checked.problems
+    if spec is not None and (never := why_never(spec.resources, checked.types)):
+        yield never
+
+
+def _kuberay(
+    document: dict[str, Any], spec: SweepSpec | None, crd: dict[str, Any] | None
+) -> Iterator[str]:
+    from soupray.distributed.kuberay import check_kuberay
+    from soupray.distributed.nodes import why_never
+
+    checked = check_kuberay(document, crd)
+    yield from (f"{document['kind']}: {said}" for said in checked.problems)
+    yield from _containers(document)
+    if spec is not None and checked.types and (never := why_never(spec.resources, checked.types)):
+        yield f"{document['kind']}: {never}"
+
+
+def _elsewhere(spec: SweepSpec) -> Iterator[str]:
+    """What works on one machine only."""
+    if spec.storage.startswith(("embedded", "file:")):
+        yield (
+            f"storage: {spec.storage} is on one machine; a cluster needs `storage: s3://BUCKET/..`"
+        )
+    if spec.tracking.startswith(("embedded", "sqlite:")):
+        yield (
+            f"tracking: {spec.tracking} is on one machine; write the URL of an MLflow server, or "
+            "`tracking: off` and publish later"
+        )
+
+
+def _policy(document: dict[str, Any]) -> Iterator[str]:
+    for statement in document["Statement"]:
+        actions, resources = (_listed(statement.get(k, [])) for k in ("Action", "Resource"))
+        more = sorted(set(actions) - POLICY)
+        if more and statement.get("Effect") == "Allow":
+            yield f"Action: {', '.join(more)} is more than a sweep needs ({', '.join(POLICY)})"
+        if "*" in resources:
+            yield "Resource: * is every bucket of the account; name the bucket"
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _workload(document: dict[str, Any], services: list[str]) -> Iterator[str]:
+    """A Deployment, a Secret, ... beside the cluster."""
+    kind, name = document["kind"], (document.get("metadata") or {}).get("name", "")
+    if "apiVersion" not in document or not name:
+        yield f"{kind} {name!r}: apiVersion and metadata.name are required"
+    if kind == "Secret" and (document.get("data") or document.get("stringData")):
+        yield f"Secret {name}: a secret in a file; make it with `kubectl create secret`"
+    yield from _containers(document)
+    for container in _all_containers(document):
+        words = [*container.get("command", []), *container.get("args", [])]
+        if {"mlflow", "server"} <= set(words):
+            yield from (f"{kind} {name}: {said}" for said in _mlflow(words, services))
+
+
+def _mlflow(words: list[str], services: list[str]) -> Iterator[str]:
+    given = dict(w.removeprefix("--").split("=", 1) for w in words if re.match("--.*=", w))
+    hosts = given.get("allowed-hosts", "").split(",")
+    for service in services:
+        for host in (service, f"{service}:5000"):
+            if "mlflow" in service and not any(fnmatch.fnmatch(host, h) for h in hosts):
+                yield f"--allowed-hosts: MLflow would answer 403 to clients that call it {host!r}"
+    if given.get("app-name") != "basic-auth":
+        yield "--app-name=basic-auth: missing: everybody in the network could write"
+
+
+def _all_containers(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict):
+        for key, value in part.items():
+            if key in ("containers", "initContainers"):
+                yield from value
+            yield from _all_containers(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _all_containers(value)
+
+
+def _containers(document: dict[str, Any]) -> Iterator[str]:
+    """Images without a version, and secrets that are written out."""
+    for container in _all_containers(document):
+        name, image = container.get("name", "?"), str(container.get("image", ""))
+        tag = image.rpartition("/")[2].partition(":")[2]
+        if tag in ("", "latest"):
+            yield f"container {name}: image {image!r} has no fixed version; write NAME:TAG"
+        for variable in container.get("env") or []:
+            if SECRET.search(variable.get("name", "")) and "value" in variable:
+                yield (
+                    f"container {name}: {variable['name']} is written out; write valueFrom: "
+                    "{secretKeyRef: ...}"
+                )
+            if variable.get("name") == "RAY_AUTH_MODE" and variable.get("value") == "disabled":
+                yield f"container {name}: RAY_AUTH_MODE disabled: leave Ray's token on"
+
+
+def _versions(files: Sequence[Path]) -> Iterator[str]:
+    """Every version that a file names: one of each package, and one that we work with."""
+    required = {r.name: r.specifier for r in map(Requirement, requires("soupray") or [])}
+    for package in PINNED:
+        found = [(str(p), v) for p in files for v in _named(package, read_text(p))]
+        for where, seen in found:
+            if not required[package].contains(seen):
+                yield f"{where}: {package} {seen}, but soupray requires {required[package]}"
+            elif seen != found[0][1]:
+                yield f"{where}: {package} {seen}, but {found[0][0]} has {found[0][1]}"
+        if package == "ray" and found and found[0][1] != version("ray"):
+            yield (
+                f"{found[0][0]}: ray {found[0][1]}, but this machine has {version('ray')}: jobs "
+                "are submitted with the cluster's version"
+            )
+
+
+def _named(package: str, text: str) -> list[str]:
+    """Versions of `package` in image tags, rayVersion, ARG lines and pip requirements."""
+    number = r"v?(\d+\.\d+(?:\.\d+)?)"
+    forms = [
+        rf"/{package}:{number}",
+        rf"[-:]{package}{number}",
+        rf"(?m)^ARG {package.upper()}={number}",
+        rf"\b{package}(?:\[[^\]]*\])?=={number}",
+    ]
+    if package == "ray":
+        forms.append(rf"rayVersion:\s*[\"']?{number}")
+    return [v for form in forms for v in re.findall(form, text)]

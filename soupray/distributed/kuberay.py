@@ -1,0 +1,208 @@
+"""KubeRay's RayCluster and RayJob: the operator's rules, and the autoscaler's own reading."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+from ray.autoscaler._private.kuberay.autoscaling_config import (
+    _derive_autoscaling_config_from_ray_cr,
+)
+
+from soupray.distributed.nodes import Checked, NodeType
+
+LONGEST = {"RayCluster": 53, "RayJob": 47}
+IDLE_S = 300
+"""Longer than pulling an image of 8 GB takes (assumed). KubeRay's default of 60 s is not."""
+
+# Fields of KubeRay 1.7, so that a typing error is found without its CRD, which is 1 MB.
+CLUSTER = (
+    "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions",
+    "headGroupSpec", "headServiceAnnotations", "managedBy", "networkPolicy", "rayVersion",
+    "suspend", "upgradeStrategy", "workerGroupSpecs",
+)  # fmt: skip
+GROUP = (
+    "groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts",
+    "priority", "rayStartParams", "replicas", "resources", "scaleStrategy", "suspend", "template",
+    "enableIngress", "headService", "serviceType",
+)  # fmt: skip
+SCALER = (
+    "args", "command", "env", "envFrom", "idleTimeoutSeconds", "image", "imagePullPolicy",
+    "resources", "securityContext", "upscalingMode", "version", "volumeMounts",
+)  # fmt: skip
+JOB = (
+    "activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint",
+    "entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId", "managedBy",
+    "metadata", "preRunningDeadlineSeconds", "rayClusterSpec", "runtimeEnvYAML",
+    "shutdownAfterJobFinishes", "submissionMode", "submitterConfig", "submitterPodTemplate",
+    "suspend", "ttlSecondsAfterFinished",
+)  # fmt: skip
+MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+
+
+def check_kuberay(document: dict[str, Any], crd: dict[str, Any] | None = None) -> Checked:
+    """A RayCluster or a RayJob, also against its kind's CRD if that is given."""
+    spec = document.get("spec") or {}
+    problems = [*_name(document)]
+    inner = spec
+    if document["kind"] == "RayJob":
+        problems += [f"spec.{said}" for said in _job(spec)]
+        inner = spec.get("rayClusterSpec") or {}
+    where = "spec.rayClusterSpec" if inner is not spec else "spec"
+    problems += [f"{where}.{said}" for said in _cluster(inner)]
+    if crd is not None:
+        problems += _by_crd(document, crd)
+    refused, types = _as_autoscaler(document, inner)
+    return Checked([*problems, *refused], types)
+
+
+def _name(document: dict[str, Any]) -> Iterator[str]:
+    kind, name = document["kind"], (document.get("metadata") or {}).get("name", "")
+    if document.get("apiVersion") != "ray.io/v1":
+        yield f"apiVersion: {document.get('apiVersion')!r}; write ray.io/v1"
+    if len(name) > LONGEST[kind] or not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+        yield (
+            f"metadata.name: {name!r}; a {kind}'s is at most {LONGEST[kind]} lower-case letters, "
+            "digits and -, and starts with a letter"
+        )
+
+
+def _unknown(fields: dict[str, Any], known: tuple[str, ...], where: str) -> Iterator[str]:
+    for key in sorted(set(fields) - set(known)):
+        close = difflib.get_close_matches(key, known, n=1)
+        yield f"{where}{key}: unknown key{f'; did you mean {close[0]}?' if close else ''}"
+
+
+def _cluster(spec: dict[str, Any]) -> Iterator[str]:
+    yield from _unknown(spec, CLUSTER, "")
+    scaler = spec.get("autoscalerOptions") or {}
+    yield from _unknown(scaler, SCALER, "autoscalerOptions.")
+    idle = scaler.get("idleTimeoutSeconds", 60)
+    if not isinstance(idle, int) or idle < IDLE_S:
+        yield (
+            f"autoscalerOptions.idleTimeoutSeconds: {idle} is shorter than pulling the image: pods "
+            f"would go before they are used; write {IDLE_S} or more"
+        )
+    if spec.get("enableInTreeAutoscaling") is not True:
+        yield "enableInTreeAutoscaling: write true, else no worker ever starts for a trial"
+    if "rayVersion" not in spec:
+        yield "rayVersion: missing: the operator needs it for the autoscaler"
+    head = spec.get("headGroupSpec") or {}
+    if (head.get("rayStartParams") or {}).get("num-cpus") != "0":
+        yield 'headGroupSpec.rayStartParams: write num-cpus: "0": the head runs no trial'
+    groups = {"headGroupSpec": head}
+    for at, group in enumerate(spec.get("workerGroupSpecs") or []):
+        groups[f"workerGroupSpecs.{group.get('groupName', at)}"] = group
+    for where, group in groups.items():
+        yield from _group(group, where, scaler.get("version") == "v2")
+    yield from _token(spec, groups)
+
+
+def _group(group: dict[str, Any], where: str, second: bool) -> Iterator[str]:
+    yield from _unknown(group, GROUP, f"{where}.")
+    started = group.get("rayStartParams") or {}
+    pod = (group.get("template") or {}).get("spec") or {}
+    if where != "headGroupSpec":
+        if "maxReplicas" not in group:
+            yield f"{where}.maxReplicas: missing: it would be 2147483647"
+        elif not _at_most(group.get("minReplicas", 0), group["maxReplicas"]):
+            yield (
+                f"{where}: minReplicas {group.get('minReplicas', 0)!r} is more than maxReplicas "
+                f"{group['maxReplicas']!r}, or no number"
+            )
+    if group.get("resources") and {"num-cpus", "num-gpus"} & set(started):
+        yield f"{where}: resources and rayStartParams.num-cpus exclude each other"
+    if "labels" in started:
+        yield f"{where}.rayStartParams.labels: write labels beside rayStartParams"
+    if second and pod.get("restartPolicy", "Never") != "Never":
+        yield f"{where}.template.spec.restartPolicy: autoscaler v2 wants Never"
+
+
+def _at_most(low: Any, high: Any) -> bool:
+    return isinstance(low, int) and isinstance(high, int) and low <= high
+
+
+def _token(spec: dict[str, Any], groups: dict[str, Any]) -> Iterator[str]:
+    if (spec.get("authOptions") or {}).get("mode") == "token":
+        return
+    for where, group in groups.items():
+        containers = ((group.get("template") or {}).get("spec") or {}).get("containers") or [{}]
+        names = {e.get("name") for e in containers[0].get("env") or []}
+        if "RAY_AUTH_TOKEN" not in names:
+            yield (
+                f"authOptions: Ray's token is off, and {where} has no RAY_AUTH_TOKEN: write "
+                "authOptions: {mode: token}"
+            )
+            return
+
+
+def _job(spec: dict[str, Any]) -> Iterator[str]:
+    yield from _unknown(spec, JOB, "")
+    mode, over = spec.get("submissionMode", "K8sJobMode"), spec.get("shutdownAfterJobFinishes")
+    if mode not in MODES:
+        yield f"submissionMode: {mode!r}; allowed: {', '.join(MODES)}"
+    if spec.get("ttlSecondsAfterFinished", 0) > 0 and not over:
+        yield "ttlSecondsAfterFinished: needs shutdownAfterJobFinishes: true"
+    if over and (spec.get("deletionStrategy") or {}).get("deletionRules"):
+        yield "shutdownAfterJobFinishes and deletionStrategy.deletionRules exclude each other"
+    if mode == "SidecarMode" and {"submitterPodTemplate", "clusterSelector"} & set(spec):
+        yield "SidecarMode allows neither submitterPodTemplate nor clusterSelector"
+    if spec.get("backoffLimit") and (mode == "InteractiveMode" or "clusterSelector" in spec):
+        yield "backoffLimit: not with InteractiveMode or clusterSelector"
+    if mode == "K8sJobMode" and (spec.get("submitterConfig") or {}).get("backoffLimit") != 0:
+        yield "submitterConfig.backoffLimit: write 0, else a lost log stream submits the job again"
+    if not spec.get("entrypoint") and mode != "InteractiveMode":
+        yield "entrypoint: missing"
+
+
+def _as_autoscaler(
+    document: dict[str, Any], spec: dict[str, Any]
+) -> tuple[list[str], list[NodeType]]:
+    """The node types that Ray's autoscaler derives, or why it cannot."""
+    name = (document.get("metadata") or {}).get("name", "")
+    cluster = {"metadata": {"name": name, "namespace": "default"}, "spec": copy.deepcopy(spec)}
+    try:
+        config = _derive_autoscaling_config_from_ray_cr(cluster)
+    except jsonschema.ValidationError as error:
+        return [f"Ray's autoscaler refuses it: {error.message.splitlines()[0]}"], []
+    except (ValueError, AssertionError, KeyError, TypeError, AttributeError, IndexError) as error:
+        return [f"Ray's autoscaler cannot read it: {type(error).__name__}: {error}"], []
+    return [], [
+        NodeType(
+            name, node["resources"].get("CPU", 0), node["resources"].get("GPU", 0),
+            node["max_workers"],
+        )
+        for name, node in config["available_node_types"].items()
+    ]  # fmt: skip
+
+
+def _by_crd(document: dict[str, Any], crd: dict[str, Any]) -> Iterator[str]:
+    """What the API server would refuse, and what it would drop silently: unknown fields."""
+    (schema,) = (
+        v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == "v1"
+    )
+    strict = _strict(schema)
+    strict["properties"]["metadata"] = {"type": "object"}
+    for error in jsonschema.Draft202012Validator(strict).iter_errors(document):
+        where = ".".join(map(str, error.absolute_path)) or "(top level)"
+        yield f"{where}: {error.message.splitlines()[0][:300]} (CRD)"
+
+
+def _strict(schema: Any) -> Any:
+    """An OpenAPI schema of Kubernetes as JSON schema that allows no unknown field."""
+    if isinstance(schema, list):
+        return [_strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {k: _strict(v) for k, v in schema.items() if not str(k).startswith("x-kubernetes-")}
+    if schema.get("x-kubernetes-int-or-string") is True:
+        made.pop("type", None)
+        made["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    free = schema.get("x-kubernetes-preserve-unknown-fields") is True
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not free:
+        made.setdefault("additionalProperties", False)
+    return made

@@ -1,0 +1,89 @@
+"""The verbs of whoever runs the store and the cluster: gc, cluster validate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from soupray.options import home_option, json_option, load_named, spec_argument
+
+# Imports that take time are made inside the commands: `soupray --help` is instant.
+
+
+@click.command()
+@spec_argument
+@home_option
+@json_option
+@click.option("--dry-run", "dry", is_flag=True, help="List what would go; delete nothing.")
+@click.option(
+    "--older-than",
+    "hours",
+    type=click.FloatRange(min=0),
+    default=24.0,
+    show_default=True,
+    help="Hours. What was written later stays: a trial or soup that runs may be about to name it.",
+)
+def gc(spec: Path | None, home: Path, as_json: bool, dry: bool, hours: float) -> None:
+    r"""Delete what nothing in SPEC's store needs; never an ingredient.
+
+    Resume states of trials that are over or that no spec plans, and weights and logits that no
+    record of any sweep in that store names.
+
+    \b
+    soupray gc sweeps/digits.yaml --dry-run
+    """
+    from soupray.garbage import find_garbage, remove
+    from soupray.settling import settle
+    from soupray.tables import print_json, show_garbage
+
+    _, loaded = load_named(spec, home)
+    store = settle(loaded, home).place.open_store()
+    found = find_garbage(store, loaded, hours * 3600)
+    gone = found if dry else remove(store, found, hours * 3600)
+    if as_json:
+        print_json(gone)
+    else:
+        show_garbage(gone, store.url, dry)
+
+
+_file = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.group()
+@home_option
+def cluster(home: Path) -> None:
+    r"""Check files of a Ray cluster before they cost anything.
+
+    \b
+    soupray cluster validate cluster/*.yaml cluster/Dockerfile --spec mine.yaml
+    """
+
+
+@cluster.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=_file)
+@json_option
+@click.option("--spec", type=_file, help="Can its trials ever run there?")
+@click.option("--crd", type=_file, help="KubeRay's CRDs, in one file: nothing unknown passes.")
+def validate(files: tuple[Path, ...], as_json: bool, spec: Path | None, crd: Path | None) -> None:
+    r"""Say what is wrong with FILEs: launcher YAML, Kubernetes manifests, Dockerfile, policy.
+
+    What Ray's own prepare and validate functions refuse, KubeRay's rules, node types against the
+    spec's resources, one version of Ray and torch everywhere, secrets that are written out. Exit
+    status 1 if something is wrong.
+
+    \b
+    soupray cluster validate cluster/ray-aws.yaml cluster/Dockerfile --spec mine.yaml
+    """
+    from soupray.cluster_files import validate as check
+    from soupray.spec import load
+    from soupray.tables import print_json
+
+    problems = check(files, load(spec) if spec else None, crd)
+    if as_json:
+        print_json(problems)
+    else:
+        for problem in problems or [f"{len(files)} files are well."]:
+            click.echo(problem)
+    sys.exit(1 if problems else 0)

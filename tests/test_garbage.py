@@ -1,0 +1,202 @@
+"""What `soupray gc` takes, and that it never takes what any record names."""
+
+import hashlib
+import json
+import time
+
+import msgspec
+from conftest import inside, leaderboard, mini_text
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shared import ingredient, scores, split
+
+from soupray.candidates import mean_of
+from soupray.checkpoints import create_record
+from soupray.evaluation.pool import manifest_path
+from soupray.garbage import OLDER_THAN_S, find_garbage, remove
+from soupray.plan import trials_of
+from soupray.ports import Champion
+from soupray.recipe_file import RecipeFile
+from soupray.records import Basis, CheckpointRef, Evaluation, Tombstone, encode
+from soupray.spec import SweepSpec, parse
+from soupray.storage import Store, open_store
+from soupray.wiring import basis_key
+
+
+def spec(name: str = "mini", seed: int = 0) -> SweepSpec:
+    return parse(
+        mini_text(**{"name: digits\n": f"name: {name}\n", "seed: 0": f"seed: {seed}"}), "x"
+    )
+
+
+def stored(store: Store, name: str) -> CheckpointRef:
+    data = name.encode()
+    ref = CheckpointRef(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+    store.put(ref.path, data)
+    return ref
+
+
+def basis_of(store: Store, of: SweepSpec) -> Basis:
+    init, anchor = (stored(store, f"{what} {of.name}") for what in ("init", "anchor"))
+    splits = (split("train", 9, "train"), split("held_out", 10, "held_out"))
+    basis = Basis(key=basis_key(of), splits=splits, init=init, anchor=anchor)
+    return create_record(store, f"bases/{basis.key}.json", basis)
+
+
+def a_manifest(store: Store, name: str, weights: CheckpointRef) -> None:
+    made = msgspec.structs.replace(
+        ingredient(name, scores(9, 10)), checkpoint=weights, logits=stored(store, f"logits {name}")
+    )
+    create_record(store, manifest_path(name), made)
+
+
+def an_evaluation(store: Store, name: str, weights: CheckpointRef) -> None:
+    create_record(store, f"evaluations/{name}.json", Evaluation(scores=scores(1), logits=weights))
+
+
+def an_answer(store: Store, name: str, weights: CheckpointRef) -> None:
+    create_record(store, f"measures/{name}.json", weights)
+
+
+def statistics(store: Store, name: str, weights: CheckpointRef) -> None:
+    create_record(store, f"statistics/{name}.json", weights)
+
+
+def a_soup(store: Store, name: str, weights: CheckpointRef) -> None:
+    create_record(store, f"soups/{name}.json", weights)
+
+
+def a_choice(store: Store, name: str, weights: CheckpointRef) -> None:
+    store.put(f"sweeps/other/choices/{name}.json", encode([mean_of([weights.sha256])]))
+
+
+def a_recipe_file(store: Store, name: str, weights: CheckpointRef) -> None:
+    recipe = RecipeFile(
+        name=name, recipe="greedy", options={}, candidate=mean_of([weights.sha256]),
+        ingredients={}, statistics={}, sha256=None, spec={},
+    )  # fmt: skip
+    store.put(f"sweeps/mini/results/{name}.recipe.json", msgspec.json.format(encode(recipe)))
+
+
+def a_champion(store: Store, name: str, weights: CheckpointRef) -> None:
+    made = Champion(
+        model=name, entry="e", candidate="c", weights=f"s3://b/{weights.path}",
+        sha256=weights.sha256, size_bytes=1,
+    )  # fmt: skip
+    store.put(f"sweeps/{name}/results/champion.json", encode(made))
+
+
+KINDS = [
+    a_manifest, an_evaluation, an_answer, statistics, a_soup, a_choice, a_recipe_file, a_champion,
+]  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(kinds=st.lists(st.sampled_from(KINDS), max_size=12), orphans=st.integers(0, 5))
+def test_no_object_that_any_record_names_goes_and_every_other_does(kinds, orphans):
+    store = open_store("memory://")
+    mine = spec()
+    basis_of(store, mine)
+    for number, kind in enumerate(kinds):
+        kind(store, f"n{number}", stored(store, f"weights {number}"))
+    kept = set(store.list(""))
+    lost = {stored(store, f"orphan {number}").path for number in range(orphans)}
+    found = find_garbage(store, mine, 0)
+    assert {g.path for g in found} == lost
+    assert sum(g.size_bytes for g in found) == 8 * orphans
+    assert remove(store, found, 0) == found
+    assert set(store.list("")) == kept
+    assert find_garbage(store, mine, 0) == []
+
+
+def test_what_is_young_stays(tmp_path):
+    store = open_store("memory://")
+    mine = spec()
+    basis_of(store, mine)
+    stored(store, "orphan")
+    assert find_garbage(store, mine, OLDER_THAN_S) == []
+    assert find_garbage(store, mine, 5) == []
+    assert len(find_garbage(store, mine, 0)) == 1
+
+
+def test_what_is_written_again_after_it_was_found_stays():
+    store = open_store("memory://")
+    mine = spec()
+    basis_of(store, mine)
+    stored(store, "orphan")
+    time.sleep(0.3)
+    found = find_garbage(store, mine, 0.2)
+    assert len(found) == 1
+    stored(store, "orphan")  # a trial ends in the same bytes, and will name them in a moment
+    assert remove(store, found, 0.2) == []
+
+
+def test_states_go_when_their_trial_is_over_or_no_spec_plans_it():
+    store = open_store("memory://")
+    mine, other = spec(), spec("another", seed=7)
+    first, second, *_ = trials_of(mine, basis_of(store, mine))
+    (theirs, *_) = trials_of(other, basis_of(store, other))
+    diverged = Tombstone(trial=first, reason="nan", history=(), started=0, finished=1)
+    create_record(store, manifest_path(first.key), diverged)
+    for key in (first.key, second.key, theirs.key, "nobodys"):
+        store.put(f"resume/{key}/3.safetensors", b"12345")
+        store.put(f"resume/{key}/state.json", b"{}")
+    path = f"sweeps/another/specs/{other.digest}.json"
+    store.put(path, encode(other.model_dump(mode="json")))
+    found = {g.path: g.why for g in find_garbage(store, mine, 0)}
+    assert found == {
+        f"resume/{first.key}/3.safetensors": f"trial {first.key} is over",
+        f"resume/{first.key}/state.json": f"trial {first.key} is over",
+        "resume/nobodys/3.safetensors": "no spec plans trial nobodys",
+        "resume/nobodys/state.json": "no spec plans trial nobodys",
+    }
+    # A spec of another version, whose plan is unknown here: then any trial may be planned.
+    store.put(path, encode({"name": "another", "of": "tomorrow"}))
+    assert {g.path.split("/")[1] for g in find_garbage(store, mine, 0)} == {first.key}
+
+
+def references(store: Store) -> set[str]:
+    """Paths of all weights that typed records name: not how gc looks for them."""
+    refs: list[CheckpointRef] = []
+    for path in store.list(""):
+        folder = path.split("/")[0]
+        if folder == "bases":
+            basis = msgspec.json.decode(store.get(path), type=Basis)
+            refs += [basis.init, basis.anchor]
+        elif folder == "trials":
+            made = json.loads(store.get(path))
+            refs += [CheckpointRef(**made["checkpoint"]), CheckpointRef(**made["logits"])]
+        elif folder == "evaluations":
+            refs.append(msgspec.json.decode(store.get(path), type=Evaluation).logits)
+        elif folder in ("soups", "statistics"):
+            refs.append(msgspec.json.decode(store.get(path), type=CheckpointRef))
+    return {ref.path for ref in refs}
+
+
+def test_after_gc_a_real_store_has_all_that_it_names_and_the_soup_is_the_same(fresh, tmp_path):
+    store = fresh.world()[2]
+    orphan = stored(store, "orphan").path
+    key = store.list("trials")[0].split("/")[1]
+    store.put(f"resume/{key}/state.json", b"{}")
+    named, before = references(store), set(store.list(""))
+    assert named
+    listed = inside("gc", fresh.spec, *fresh.where, "--dry-run", "--older-than", 0)
+    assert set(store.list("")) == before
+    assert "would be deleted" in listed.stdout
+    done = inside("gc", fresh.spec, *fresh.where, "--older-than", 0, "--json")
+    gone = {g["path"] for g in json.loads(done.stdout)}
+    assert {orphan, f"resume/{key}/state.json"} <= gone
+    assert before - set(store.list("")) == gone
+    assert not gone & named
+    flags = ("--greedy", "--vrf", "--fisher", "--output", tmp_path / "again")
+    inside("soup", fresh.spec, *fresh.where, *flags)
+    these = {"anchor", "best_single", "greedy", "vrf", "fisher"}
+    known = {e["name"]: e for e in leaderboard(fresh.output) if e["recipe"] in these}
+    assert all(known[e["name"]] == e for e in leaderboard(tmp_path / "again"))
+
+
+def test_a_default_run_takes_nothing_of_today(fresh):
+    store = fresh.world()[2]
+    stored(store, "orphan")
+    done = inside("gc", fresh.spec, *fresh.where)
+    assert "0 objects, 0 B, deleted from" in done.stdout
