@@ -45,6 +45,7 @@ wordnet: setup .home/wordnet/topics
 
 .home/wordnet/topics: $(WORDNET) scripts/wordnet_topics.py
 	$(BIN)/python scripts/wordnet_topics.py $(WORDNET) $@
+	touch $@
 
 .home/wordnet/database:
 	mkdir -p $@.part

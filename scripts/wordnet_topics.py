@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 TOPICS = {  # noun file, verb file (lexnames(5WN))
-    "body": ("08", "29"),
-    "thinking": ("09", "31"),
-    "communication": ("10", "32"),
-    "feelings": ("12", "37"),
-    "food": ("13", "34"),
-    "weather": ("19", "43"),
-    "possession": ("21", "40"),
+    "part of the body": ("08", "29"),
+    "knowledge or thought": ("09", "31"),
+    "speech or writing": ("10", "32"),
+    "feeling or emotion": ("12", "37"),
+    "food or drink": ("13", "34"),
+    "weather or physical phenomenon": ("19", "43"),
+    "money or property": ("21", "40"),
 }
 TRAIN, TEST, VERBS, EXAMPLES = 200, 60, 40, 40  # of each topic, at most
 

@@ -82,7 +82,7 @@ def _wise_ft(k: int, options: Options) -> _Cost:
 _SOUP: dict[str, Callable[[int, Options], _Cost]] = {
     "anchor": lambda k, options: _Cost(scored=1, models=1),
     "uniform": lambda k, options: _Cost(scored=1, models=1),
-    "greedy": lambda k, options: _Cost(decided=k - 1, scored=1, models=1),
+    "greedy": lambda k, options: _Cost(decided=max(k - 1, 0), scored=1, models=1),
     "replacement": _replacement,
     "pruned": lambda k, options: _Cost(decided=k, scored=2, models=1),
     "learned": _learned,

@@ -130,9 +130,15 @@ class TrainedInit(SpecModel):
 
 
 class Probe(SpecModel):
-    """A logistic regression on the features; `l2` times half the squared norm is added to it."""
+    """A logistic regression on the features; `l2` times half the squared norm is added to it.
+
+    `statistics`: where the body has BatchNorm, its statistics are first estimated on the `train`
+    split, so that a training, which normalises by batches, starts from the features that the head
+    was fitted to; or they stay those of the `pretrained` body, which suits trials of the head.
+    """
 
     l2: Positive = 1e-3
+    statistics: Literal["train", "pretrained"] = "train"
 
 
 class FileInit(SpecModel):

@@ -123,7 +123,8 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     if as_json:
         print_json({"trials": trials, "cost": cost})
         return
-    varied = [n for n in trials[0].hparams if len({t.hparams[n] for t in trials}) > 1]
+    names = trials[0].hparams if trials else ()  # a pool of imported models plans none
+    varied = [n for n in names if len({t.hparams[n] for t in trials}) > 1]
     shown = table("trial", *varied, right=tuple(varied))
     for trial in trials:
         values = [trial.hparams[n] for n in varied]

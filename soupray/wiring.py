@@ -159,7 +159,7 @@ def _trained_from(weights: Weights, here: World) -> Weights:
     """theta_0: `weights`, trained or with a fitted head if the spec says so."""
     spec = here.spec
     if isinstance(spec.init, ProbeInit):
-        return probed(here.task, here.data, weights, spec.init.probe.l2, spec.setting)
+        return probed(here.task, here.data, weights, spec.init.probe, spec.setting)
     if isinstance(spec.init, FileInit):
         path = local_path(spec.init.file)
         return here.task.adopt(load_foreign(path), str(path))

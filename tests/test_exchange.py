@@ -19,11 +19,12 @@ from tiny_text import tiny_text, write_model, write_world
 
 from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
-from soupray.errors import ConfigError, EvaluationError, IncompatibleWeights
+from soupray.errors import CheckpointError, ConfigError, EvaluationError, IncompatibleWeights
 from soupray.evaluation.pool import all_trials
 from soupray.evaluation.shelf import Shelf
 from soupray.recipe_file import RecipeFile
 from soupray.records import encode
+from soupray.results import stored_runs
 from soupray.session import find_pool
 from soupray.spec import load, parse
 from soupray.storage import open_store
@@ -167,7 +168,8 @@ def test_timm_reads_what_is_exported_and_back(tmp_path, model, args, size):
 def test_transformers_reads_a_sentence_encoder_and_back(tmp_path, world):
     task = text_task(world)
     weights = moved(task)
-    model = eval(task.export(weights, tmp_path), {"transformers": transformers}).eval()
+    said = text_task(world).export(weights, tmp_path)  # by a task that has made no model yet
+    model = eval(said, {"transformers": transformers}).eval()
     tokens = transformers.AutoTokenizer.from_pretrained(tmp_path)(
         ["rain and wind", "bread"], padding=True, return_tensors="pt"
     )
@@ -190,7 +192,8 @@ def test_transformers_reads_a_sentence_encoder_and_back(tmp_path, world):
 def test_transformers_reads_a_classifier_and_back(tmp_path, world):
     task = text_task(world, "own")
     weights = moved(task)
-    model = eval(task.export(weights, tmp_path), {"transformers": transformers}).eval()
+    said = text_task(world, "own").export(weights, tmp_path)
+    model = eval(said, {"transformers": transformers}).eval()
     assert type(model).__name__ == "BertForSequenceClassification"
     assert model.config.id2label == {0: "food", 1: "weather"}
     given = ["rain and wind", "bread"]
@@ -335,6 +338,15 @@ def test_a_soup_of_imported_models_is_exported_as_it_was_evaluated(imported, tmp
     assert np.allclose(found.numpy(), evaluated.logits, atol=1e-4)
 
 
+def test_imported_models_are_indexed_by_their_files(imported):
+    folder, *_ = imported
+    spec = load(folder / "spec.yaml")
+    sweep, *runs = stored_runs(open_store(f"file://{folder}/store"), spec)
+    assert sweep.kind == "sweep"
+    assert [r.params["trial.file"] for r in runs] == ["m0.pt", "m1.pt", "m2.pt"]
+    assert all("accuracy/held_out" in r.metrics for r in runs)
+
+
 def test_bytes_of_another_init_are_another_pool(imported):
     folder, *_ = imported
     spec = load(folder / "spec.yaml")
@@ -398,3 +410,23 @@ def test_the_real_efficientnet_lite0_knows_a_palace_and_a_daisy():
     body = task.init()
     weights = model.state_dict()
     assert all(torch.equal(body[n], weights[n]) for n in body if n.startswith("body."))
+
+
+def test_a_plan_of_no_trials_can_be_printed(imported):
+    folder, home, *_ = imported
+    said = inside("sweep", folder / "spec.yaml", "--dry-run", *home).stdout
+    assert "0 trials, 0 epochs" in said
+    assert "-" not in said.split("soup, held-out")[1].split("samples")[0]  # no negative number
+
+
+def test_a_folder_of_hugging_face_is_read_whole_or_in_parts(tmp_path):
+    folder = write_model(tmp_path / "model")
+    whole = load_file(folder / "model.safetensors")
+    assert equal(load_foreign(folder), whole)
+    (folder / "model.safetensors").unlink()
+    names = sorted(whole)
+    for number, part in enumerate((names[:5], names[5:]), 1):
+        save_file({n: whole[n] for n in part}, folder / f"model-0000{number}-of-00002.safetensors")
+    assert equal(load_foreign(folder), whole)
+    with pytest.raises(CheckpointError, match=r"there is no model\.safetensors or py"):
+        load_foreign(tmp_path)

@@ -28,7 +28,7 @@ def sweep_run(spec: SweepSpec, started: float, finished: float | None = None) ->
         name=f"sweep {spec.name}",
         parent=None,
         params={
-            **{k: str(v) for k, v in plan(spec)[0].hparams.items() if k not in _varied(spec)},
+            **{k: str(v) for k, v in _first(spec).items() if k not in _varied(spec)},
             "model": spec.task.model,
             "data": spec.data.kind,
             "trials": str(spec.search.trials),
@@ -66,7 +66,8 @@ def trial_run(
         }
     else:
         tags["soupray.reason"] = manifest.reason
-    hparams = {f"trial.{k}": v for k, v in trial.hparams.items() if k in _varied(spec)}
+    shown = set(trial.hparams) if trial.method == "imported" else _varied(spec)
+    hparams = {f"trial.{k}": v for k, v in trial.hparams.items() if k in shown}
     return TrackedRun(
         key=f"{spec.name}/trial/{trial.key}",
         kind="trial",
@@ -129,10 +130,16 @@ def comparable(
     return metrics | {f"accuracy/shift_{name}": m.accuracy for name, m in shifts.items()}
 
 
+def _first(spec: SweepSpec) -> dict[str, float | int | str]:
+    """Hyperparameters of the first trial; none if all models are imported."""
+    trials = plan(spec)
+    return trials[0].hparams if trials else {}
+
+
 def _varied(spec: SweepSpec) -> set[str]:
     """Hyperparameters that differ between trials; the others are the sweep's."""
     trials = plan(spec)
-    return {n for n in trials[0].hparams if len({t.hparams[n] for t in trials}) > 1}
+    return {n for n in _first(spec) if len({t.hparams[n] for t in trials}) > 1}
 
 
 def _params(values: Mapping[str, float | int | str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -56,6 +57,8 @@ class OpenClipTask:
         self._spec = spec
         self._folder = local_folder(spec.model)
         empty = self._clip(pretrained=False)
+        # A new CLIP draws all its weights, text tower included: seconds, for nothing.
+        self._blank = self._classifier(empty)
         size = empty.visual.image_size
         self._pixels = Pixels(
             (size, size) if isinstance(size, int) else tuple(size),
@@ -65,7 +68,7 @@ class OpenClipTask:
 
     def model(self) -> ImageClassifier:
         """The image tower and a head, weights not loaded."""
-        return self._classifier(self._clip(pretrained=False))
+        return copy.deepcopy(self._blank)
 
     def init(self) -> dict[str, torch.Tensor]:
         """The pre-trained tower with the zero-shot head of the spec's classes and templates."""

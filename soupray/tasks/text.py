@@ -128,10 +128,12 @@ class TextTask:
         Where `pooling` is `own`, the library's classifier has everything.
         """
         kind, more = self._kind()
+        self.model()  # by which the names of its layers are known
         with _explained(self._spec), _quiet():
             whole = kind.from_pretrained(self._source, ignore_mismatched_sizes=True, **more)
         named = {self._our_name(name): name for name in whole.state_dict()}
         theirs = {named[name]: t for name, t in weights.items() if name in named}
+        assert all(n in named for n in weights if n.startswith(BODY)), "a tensor without a place"
         whole.load_state_dict(whole.state_dict() | theirs)
         whole.config.id2label = dict(enumerate(self._spec.classes))
         whole.config.label2id = {name: i for i, name in enumerate(self._spec.classes)}

@@ -20,9 +20,10 @@ from soupray.checkpoints import Checkpoints, Weights
 from soupray.data.cache import Data
 from soupray.data.splits import Labels
 from soupray.errors import TrialError
-from soupray.evaluation.network import predict
+from soupray.evaluation.network import STATISTICS_SAMPLES, estimate_statistics, predict
 from soupray.ports import Task
 from soupray.records import Setting, Split
+from soupray.subject import Probe
 
 Features = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
@@ -31,16 +32,18 @@ ITERATIONS = 2000
 """Of L-BFGS, at most; the problems here take 50 to 500."""
 
 
-def probed(task: Task, data: Data, weights: Weights, l2: float, setting: Setting) -> Weights:
+def probed(task: Task, data: Data, weights: Weights, probe: Probe, setting: Setting) -> Weights:
     """`weights` with a head that is fitted to the train split's features.
 
     Raises:
         TrialError: the fit did not converge.
     """
     train = data.split("train")
+    if probe.statistics == "train":
+        weights = weights | _statistics(task, data, weights, setting)
     features, labels = _features(task, data, weights, train, setting)
     bias = f"{HEAD}bias" in weights
-    w, b = fit_head(features, labels, train.classes, l2, bias)
+    w, b = fit_head(features, labels, train.classes, probe.l2, bias)
     head = {f"{HEAD}weight": torch.from_numpy(w).float()}
     if bias:
         head[f"{HEAD}bias"] = torch.from_numpy(b).float()
@@ -140,6 +143,17 @@ def frozen(
         for name in ("train", "held_out")
     }
     return HeadTask(task, weights), FeatureData(data, samples)
+
+
+def _statistics(task: Task, data: Data, weights: Weights, setting: Setting) -> Weights:
+    """Of every BatchNorm layer, estimated on the train split; nothing where there is none."""
+    model = task.model()
+    model.load_state_dict(weights)
+    samples, _ = data.samples(data.split("train"))
+    if not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return {}
+    rows = np.unique(np.linspace(0, len(samples) - 1, STATISTICS_SAMPLES).astype(int))
+    return estimate_statistics(model.to(setting.device), task, samples[rows], setting)
 
 
 def _features(
