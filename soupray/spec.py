@@ -119,6 +119,17 @@ class SweepSpec(SpecModel):
             )
         return value
 
+    @pydantic.field_validator("training")
+    @classmethod
+    def _can_be_stopped(cls, value: TrainingSpec, info: pydantic.ValidationInfo) -> TrainingSpec:
+        search = info.data.get("search")
+        if value.workers > 1 and search is not None and search.scheduler == "asha":
+            raise ValueError(
+                "a trial of several workers tells its epochs at its end: asha cannot stop it; "
+                "write scheduler: fifo, or workers: 1"
+            )
+        return value
+
     @pydantic.field_validator("search")
     @classmethod
     def _augments_images(cls, value: Search, info: pydantic.ValidationInfo) -> Search:
