@@ -142,5 +142,6 @@ def test_a_sweep_with_tpe_and_asha_ends_repeats_nothing_and_is_souped(tmp_path):
     refused = inside("soup", path, *where, "--uniform", "--output", tmp_path / "o", check=False)
     assert f"not in the store: {lost}" in refused.stderr
     inside("sweep", path, *where)
+    stopped = find_stopped(store, spec, basis)
     assert {p.split("/")[1] for p in store.list("trials")} | stopped >= made
-    inside("soup", path, *where, "--partial", "--uniform", "--output", tmp_path / "o")
+    assert not stopped & {t.key for t in all_trials(store, spec, basis)}  # no ingredients

@@ -81,14 +81,14 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
                 here = world(self._spec, self._place)
                 self._training = fine_tune(self._trial, here.task, here.data, here.checkpoints)
             record = next(self._training)
-            said: dict[str, Any] = {
-                "epoch": encode(record).decode(),
-                "epochs": record.epoch,
-                "done": False,
-            }
+            said: dict[str, Any] = {"epoch": encode(record).decode(), "done": False}
             if record.epoch == self._trial.hparams["epochs"]:
                 return said  # it is trained: there is nothing left that could be saved
-            return {**said, "held_out": record.held_out_correct / record.held_out_n}
+            return {
+                **said,
+                "epochs": record.epoch,
+                "held_out": record.held_out_correct / record.held_out_n,
+            }
         except StopIteration as end:
             return {"complete": isinstance(end.value, Ingredient), "done": True}
         except Exception as error:  # noqa: BLE001 - whatever it is would come again in a retry
