@@ -119,15 +119,15 @@ def test_a_sweep_with_tpe_and_asha_ends_repeats_nothing_and_is_souped(tmp_path):
         "lr: {log_uniform: [5e-5, 2e-3]}": "lr: {log_uniform: [1e-7, 1e-2]}",
     }
     path, where = tmp_path / "mini.yaml", ("--home", tmp_path / "home")
-    path.write_text(text(6, **edits))
+    path.write_text(text(5, **edits))
     spec, store = parse(path.read_text(), "x"), open_store(url)
     done = inside("sweep", path, *where)
     (basis,) = (msgspec.json.decode(store.get(p), type=Basis) for p in store.list("bases"))
     asked, stopped = find_asked(store, spec, basis), find_stopped(store, spec, basis)
     made = {p.split("/")[1] for p in store.list("trials")}
-    assert len(asked) == 6
+    assert len(asked) == 5
     assert len(stopped) >= 1
-    assert len(stopped) + len(made) == 6
+    assert len(stopped) + len(made) == 5
     assert not stopped & made
     assert f"{len(made)} trained, 0 found in the store, 0 diverged, {len(stopped)} stopped" in (
         done.stderr
