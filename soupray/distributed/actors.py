@@ -12,8 +12,9 @@ import ray
 from soupray.candidates import WeightCandidate
 from soupray.distributed.cluster import get, largest, slots
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
-from soupray.ports import Reached, Request
+from soupray.ports import Reached
 from soupray.records import CheckpointRef, Split
+from soupray.requests import Request
 from soupray.spec import SweepSpec
 from soupray.wiring import Place, world
 
