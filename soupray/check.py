@@ -12,9 +12,9 @@ from soupray.errors import EvaluationError, IncompatibleWeights
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.pool import all_trials, find_trials
 from soupray.maths.geometry import total_gram
-from soupray.ports import Defect, Gram, Health
 from soupray.preflight import Facts, Finding, Middle, sampled_pairs
 from soupray.records import Pool, Split
+from soupray.requests import Defect, Gram, Health
 from soupray.session import Session, opened
 from soupray.spec import SweepSpec
 from soupray.verdict import Report, judged, report

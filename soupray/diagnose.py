@@ -14,9 +14,9 @@ from soupray.errors import EvaluationError
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.home import atomic_write
 from soupray.maths.geometry import Array, angles, distances, total_gram
-from soupray.ports import Gram
 from soupray.records import Pool, Split
 from soupray.reporting.diagnostics import draw_diagnosis
+from soupray.requests import Gram
 from soupray.results import encode_pretty
 from soupray.session import opened
 from soupray.spec import SweepSpec

@@ -19,8 +19,8 @@ from soupray.maths.geometry import (
     predicted_difference,
 )
 from soupray.maths.outputs import fit_temperature
-from soupray.ports import Matrix
 from soupray.records import Pool, Predictions, Record
+from soupray.requests import Matrix
 
 Maybe = tuple[tuple[float | None, ...], ...]
 

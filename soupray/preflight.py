@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 
 from soupray.maths.geometry import Array, angles, barrier, norms, paired_difference
-from soupray.ports import Defect, Matrix
 from soupray.records import Ingredient, Pool, Record, Scores, Tombstone
+from soupray.requests import Defect, Matrix
 
 FAR = 10.0
 """|theta_i - theta_0| beyond so many times the pool's median is outlying. Distances grow with the

@@ -16,8 +16,9 @@ from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.network import predict
 from soupray.evaluation.selection import HeldOut
 from soupray.evaluation.shelf import Shelf
-from soupray.ports import Failures, Fisher, Hints, Reached, Temperature
+from soupray.ports import Hints, Reached
 from soupray.records import CheckpointRef, Pool, Rejected, Scores, Setting, Split
+from soupray.requests import Failures, Fisher, Temperature
 
 N = 100
 HELD_OUT = split("held_out", N, role="held_out")

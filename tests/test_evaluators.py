@@ -10,8 +10,9 @@ from soupray.errors import NotFound
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.shelf import Shelf
-from soupray.ports import Deviation, Evaluator, Gram, Temperature
+from soupray.ports import Evaluator
 from soupray.records import Rejected
+from soupray.requests import Deviation, Gram, Temperature
 from soupray.storage import open_store
 from soupray.wiring import find_basis, world
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from toy import CLASSES, Toy, toy
 
 from soupray.candidates import QUANTUM, FisherSoup, LayerSoup, mean_of
-from soupray.ports import (
+from soupray.requests import (
     Deviation,
     Distances,
     Failures,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from soupray.candidates import QUANTUM, WeightSoup, mean_of, quantised, weight_soup
 from soupray.evaluation.evaluator import reaches
-from soupray.ports import Reached, Slope, TensorNames
+from soupray.ports import Reached
 from soupray.recipes import TABLE, learned, lines, model_stock
 from soupray.recipes.greedy import greedy
 from soupray.recipes.pruned import pruned
@@ -26,6 +26,7 @@ from soupray.records import (
     Trial,
     pack_right,
 )
+from soupray.requests import Slope, TensorNames
 
 N = 100
 REF = CheckpointRef(sha256="anchor", size_bytes=1)

@@ -14,9 +14,9 @@ from soupray.candidates import mean_of
 from soupray.errors import ConfigError
 from soupray.evaluation.network import predict
 from soupray.plan import trials_of
-from soupray.ports import Fisher
 from soupray.recipe_file import RecipeFile
 from soupray.records import Ingredient, Setting, encode
+from soupray.requests import Fisher
 from soupray.tasks import local_digests, task_of
 from soupray.tasks.files import local_path
 from soupray.texts import pack

@@ -13,8 +13,9 @@ import ray
 from soupray.candidates import WeightCandidate
 from soupray.distributed.cluster import get, largest, slots
 from soupray.evaluation.schedule import Answer, FirstReaching
-from soupray.ports import Reached, Request
+from soupray.ports import Reached
 from soupray.records import CheckpointRef, Split
+from soupray.requests import Request
 from soupray.spec import SweepSpec
 from soupray.wiring import Place, world
 

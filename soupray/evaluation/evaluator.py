@@ -19,18 +19,7 @@ from soupray.evaluation.schedule import FirstReaching
 from soupray.evaluation.shelf import Against, Shelf
 from soupray.maths.metrics import score
 from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
-from soupray.ports import (
-    Accept,
-    Distances,
-    Failures,
-    FailureSet,
-    Features,
-    Hints,
-    Reached,
-    Request,
-    Right,
-    Temperature,
-)
+from soupray.ports import Accept, Hints, Reached
 from soupray.records import (
     CheckpointRef,
     Predictions,
@@ -42,6 +31,7 @@ from soupray.records import (
     pack_right,
     unpack_right,
 )
+from soupray.requests import Distances, Failures, FailureSet, Features, Request, Right, Temperature
 
 T = TypeVar("T")
 CACHED_LOGITS = 4

@@ -15,7 +15,9 @@ from soupray.evaluation import measures
 from soupray.evaluation.network import Network
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
 from soupray.evaluation.shelf import Shelf
-from soupray.ports import (
+from soupray.ports import Reached, Task
+from soupray.records import CheckpointRef, Predictions, Setting, Split
+from soupray.requests import (
     Deviation,
     Distances,
     Features,
@@ -23,13 +25,10 @@ from soupray.ports import (
     Gradient,
     Gram,
     Health,
-    Reached,
     Request,
     Right,
-    Task,
     TensorNames,
 )
-from soupray.records import CheckpointRef, Predictions, Setting, Split
 
 
 class LocalWorkers:

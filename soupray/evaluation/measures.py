@@ -15,7 +15,8 @@ from soupray.checkpoints import Checkpoints
 from soupray.data.splits import Images, Labels
 from soupray.evaluation.network import Network
 from soupray.maths.neighbours import kth_distances
-from soupray.ports import (
+from soupray.records import CheckpointRef, pack_right, unpack_right
+from soupray.requests import (
     Defect,
     Deviation,
     Distances,
@@ -29,7 +30,6 @@ from soupray.ports import (
     Slope,
     TensorNames,
 )
-from soupray.records import CheckpointRef, pack_right, unpack_right
 
 STATISTICS = (".running_mean", ".running_var")
 

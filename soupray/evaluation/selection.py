@@ -12,8 +12,9 @@ from soupray.candidates import Candidate, mean_of
 from soupray.errors import EvaluationError
 from soupray.evaluation.schedule import hardest_first
 from soupray.maths.metrics import value
-from soupray.ports import Accept, Deviation, Evaluator, Hints, Reached, Request
+from soupray.ports import Accept, Evaluator, Hints, Reached
 from soupray.records import Ingredient, Metric, Pool, Rejected, Scores, Split, Tally
+from soupray.requests import Deviation, Request
 
 T = TypeVar("T")
 DEVIATION_SAMPLES = 500

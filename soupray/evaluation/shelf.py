@@ -18,7 +18,7 @@ from soupray.candidates import Candidate, WeightCandidate, mean_of
 from soupray.checkpoints import Checkpoints, create_record, find_record
 from soupray.evaluation.network import EVALUATION_VERSION, statistics_path
 from soupray.maths.metrics import score
-from soupray.ports import Accept, Request
+from soupray.ports import Accept
 from soupray.records import (
     CheckpointRef,
     Evaluation,
@@ -30,6 +30,7 @@ from soupray.records import (
     Tally,
     digest,
 )
+from soupray.requests import Request
 
 Decision = Tally | Rejected
 Against = tuple[int, Accept, float | None]

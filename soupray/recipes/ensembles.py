@@ -7,7 +7,8 @@ probabilities are mixed, each model is calibrated by its temperature (arXiv:2110
 from __future__ import annotations
 
 from soupray.candidates import Candidate, Outcome, Space, Step, ensemble_of, mean_of
-from soupray.ports import Accept, Selection, Temperature
+from soupray.ports import Accept, Selection
+from soupray.requests import Temperature
 
 
 def ensemble(

@@ -7,7 +7,8 @@ Fisher information of each ingredient comes from training samples, one gradient 
 from __future__ import annotations
 
 from soupray.candidates import FisherSoup, Outcome
-from soupray.ports import Fisher, Selection
+from soupray.ports import Selection
+from soupray.requests import Fisher
 
 SAMPLES = 100
 """Training samples for each ingredient."""

@@ -25,8 +25,9 @@ from soupray.candidates import (
     quantised,
     weight_soup,
 )
-from soupray.ports import Gradient, Selection, Slope, TensorNames
+from soupray.ports import Selection
 from soupray.records import Ingredient
+from soupray.requests import Gradient, Slope, TensorNames
 
 Array = npt.NDArray[np.float64]
 BETAS, EPSILON = (0.9, 0.999), 1e-8

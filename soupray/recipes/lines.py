@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable
 
 from soupray.candidates import Candidate, LayerSoup, Outcome, WeightSoup
-from soupray.ports import Selection, TensorNames
+from soupray.ports import Selection
 from soupray.recipes.starts import curve, starts
+from soupray.requests import TensorNames
 
 GRID = 10
 """alpha = 0, .1, ..., 1."""

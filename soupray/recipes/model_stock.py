@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 from soupray.candidates import QUANTUM, LayerSoup, Outcome, mean_of
-from soupray.ports import Gram, Matrix, Selection
+from soupray.ports import Selection
+from soupray.requests import Gram, Matrix
 
 ROUNDING = 1e-9
 """Of t in float64; equal models give 1 up to this."""

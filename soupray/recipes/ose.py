@@ -15,8 +15,9 @@ from soupray.candidates import (
     ensemble_of,
     mean_of,
 )
-from soupray.ports import Selection, Temperature
+from soupray.ports import Selection
 from soupray.recipes.starts import curve, starts
+from soupray.requests import Temperature
 
 GRID = 20
 """a = 0, .05, ..., 1."""
