@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from soupray.asked import unasked
+from soupray.asked import find_stopped, unasked
 from soupray.errors import NotFound
-from soupray.evaluation.pool import all_trials, find_trials
-from soupray.heartbeat import RunningTrial, find_driver
-from soupray.records import Record, pool_of
+from soupray.evaluation.pool import Found, all_trials, find_trials
+from soupray.heartbeat import Beat, RunningTrial, find_driver
+from soupray.records import Basis, Record, pool_of
 from soupray.settling import settle
 from soupray.spec import SweepSpec
 from soupray.wiring import find_basis
@@ -36,6 +36,7 @@ class Status(Record, frozen=True, kw_only=True):
     trials: int
     complete: int
     diverged: int
+    stopped: int
     running: tuple[RunningTrial, ...]
     failed: dict[str, str]
     missing: int
@@ -59,40 +60,34 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
         )
     trials = all_trials(store, spec, basis)
     found = find_trials(store, trials, basis)
-    later = unasked(store, spec, basis)
+    later, stopped = unasked(store, spec, basis), len(find_stopped(store, spec, basis))
     heartbeat = driver.heartbeat if driver else None
-    over, planned = set(found.over), {t.key for t in trials}
-    running = tuple(
-        r for r in (heartbeat.beat.running if heartbeat else ()) if r.key in planned - over
-    )
-    best = pool_of(basis, found.complete).ingredients[:1]
-    left = heartbeat.beat.seconds_left if heartbeat else None
+    beat = heartbeat.beat if heartbeat else Beat(running=(), failed={}, seconds_left=None)
+    missing = {t.key for t in found.missing}  # what ended since the beat runs no more
+    running = tuple(r for r in beat.running if r.key in missing)
     return Status(
         sweep=spec.name,
         storage=store.url,
-        trials=len(trials) + later,
+        trials=len(trials) + later + stopped,
         complete=len(found.complete),
         diverged=len(found.diverged),
+        stopped=stopped,
         running=running,
-        failed=heartbeat.beat.failed if heartbeat else {},
-        missing=len(found.missing) + later - len(running),
-        best=next(
-            (
-                Best(
-                    key=i.trial.key,
-                    hparams=i.trial.hparams,
-                    accuracy=i.held_out.accuracy,
-                    n=i.held_out.n,
-                )
-                for i in best
-            ),
-            None,
-        ),
-        seconds_left=_aged(left, heartbeat.written) if heartbeat else None,
+        failed=beat.failed,
+        missing=len(missing) + later - len(running),
+        best=_best(basis, found),
+        seconds_left=_aged(beat.seconds_left, heartbeat.written) if heartbeat else None,
         driver=driver.lease.who if driver else None,
         lease_expires=driver.lease.expires if driver else None,
         heartbeat=heartbeat.written if heartbeat else None,
     )
+
+
+def _best(basis: Basis, found: Found) -> Best | None:
+    for first in pool_of(basis, found.complete).ingredients[:1]:
+        trial, score = first.trial, first.held_out
+        return Best(key=trial.key, hparams=trial.hparams, accuracy=score.accuracy, n=score.n)
+    return None
 
 
 def _aged(left: float | None, written: float) -> float | None:

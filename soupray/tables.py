@@ -234,6 +234,7 @@ def show_status(found: Status) -> None:
     """How a sweep stands, in a few lines and a table of what runs."""
     counts = {
         "diverged": found.diverged,
+        "stopped": found.stopped,
         "running": len(found.running),
         "failed": len(found.failed),
         "missing": found.missing,

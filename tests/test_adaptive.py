@@ -135,7 +135,7 @@ def test_a_sweep_with_tpe_and_asha_ends_repeats_nothing_and_is_souped(tmp_path):
     again = inside("sweep", path, *where)
     assert f"{len(made)} in the store, 0 to train ({len(stopped)} were stopped)" in again.stderr
     status = inside("status", path, *where).stdout
-    assert f"{len(made)} of {len(made)} trials done." in status
+    assert f"{len(made)} of 5 trials done, {len(stopped)} stopped." in status
     # One is lost: it is trained again, at the same point.
     lost = sorted(made)[0]
     store.delete(manifest_path(lost))
