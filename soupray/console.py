@@ -77,6 +77,10 @@ class Progress:
         self._done += work
         self.refresh()
 
+    def more(self, work: int) -> None:
+        """`work` more units are planned."""
+        self._total += work
+
     def finish(self) -> None:
         """All is done: what was found, or turned out not to be needed, counts too."""
         self._done = self._total

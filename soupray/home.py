@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,21 @@ DEMO = "sweeps/digits.yaml"
 def default_home() -> Path:
     """SOUPRAY_HOME, else ~/.local/share/soupray. Never the working directory."""
     return Path(os.environ.get("SOUPRAY_HOME") or "~/.local/share/soupray").expanduser().resolve()
+
+
+def node_home() -> Path:
+    """The home of a machine that only works for others: SOUPRAY_HOME, else a temporary one.
+
+    Raises:
+        ConfigError: the temporary one belongs to somebody else.
+    """
+    if os.environ.get("SOUPRAY_HOME"):
+        return default_home()
+    home = Path(tempfile.gettempdir(), f"soupray-{os.getuid()}")
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if home.stat().st_uid != os.getuid():
+        raise ConfigError(f"{home} belongs to another user. Set SOUPRAY_HOME on every node.")
+    return home
 
 
 def find_spec(given: Path | None, home: Path) -> tuple[Path, str]:

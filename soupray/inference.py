@@ -49,7 +49,7 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Array]
     @functools.cache
     def source(spec: SweepSpec) -> _Source:
         place = settle(spec, home).place
-        weights = Checkpoints(place.open_store(), Path(place.cache) / "weights")
+        weights = Checkpoints(place.open_store(), place.folder / "weights")
         return _Source(task_of(spec.task), weights, spec.setting.precision)
 
     sources = {digest: source(spec) for digest, spec in specs_of(read).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 
 from soupray.records import Basis, Method, Record, Trial, digest
 from soupray.space import Dimension, Space, Value
@@ -29,28 +30,38 @@ def plan(spec: SweepSpec) -> list[PlannedTrial]:
     starts with the shorter one. QMC points are one scrambled Sobol sequence, which has the same
     property.
     """
+    draw = _POINTS[spec.search.sampler]
+    points = draw(spec.seed, spec.search.trials, len(dimensions_of(spec)))
+    return [planned_at(spec, index, point) for index, point in enumerate(points)]
+
+
+def dimensions_of(spec: SweepSpec) -> list[str]:
+    """Hyperparameters that differ from trial to trial: the coordinates of a point."""
     space = spec.search.space
-    dimensions = [n for n in Space.model_fields if isinstance(getattr(space, n), Dimension)]
-    points = _POINTS[spec.search.sampler](spec.seed, spec.search.trials, len(dimensions))
-    trials = []
-    for index, point in enumerate(points):
-        coordinates = dict(zip(dimensions, point, strict=True))
-        hparams: dict[str, Value] = {}
-        for name in Space.model_fields:
-            entry = getattr(space, name)
-            hparams[name] = entry.at(coordinates[name]) if name in coordinates else entry
-        trials.append(
-            PlannedTrial(index=index, hparams=hparams, seed=_key(spec.seed, index) % 2**31)
-        )
-    return trials
+    return [n for n in Space.model_fields if isinstance(getattr(space, n), Dimension)]
+
+
+def planned_at(spec: SweepSpec, index: int, point: Sequence[float]) -> PlannedTrial:
+    """Trial `index` at `point`, a number in [0, 1) for each dimension."""
+    coordinates = dict(zip(dimensions_of(spec), point, strict=True))
+    hparams: dict[str, Value] = {}
+    for name in Space.model_fields:
+        entry = getattr(spec.search.space, name)
+        hparams[name] = entry.at(coordinates[name]) if name in coordinates else entry
+    return PlannedTrial(index=index, hparams=hparams, seed=_key(spec.seed, index) % 2**31)
 
 
 def trials_of(spec: SweepSpec, basis: Basis) -> list[Trial]:
     """The plan as trials with their keys, which need the digests of data and init."""
+    return as_trials(spec, basis, plan(spec))
+
+
+def as_trials(spec: SweepSpec, basis: Basis, points: Sequence[PlannedTrial]) -> list[Trial]:
+    """`points` as trials with their keys."""
     data = tuple(basis.split(name).digest for name in ("train", "held_out"))
     method: Method = "lp" if spec.search.train == "head" else "ft"
     trials = []
-    for planned in plan(spec):
+    for planned in points:
         shaping = {
             "hparams": planned.hparams,
             "seed": planned.seed,
@@ -84,7 +95,8 @@ def _key(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest())
 
 
-def _random_points(seed: int, count: int, dimensions: int) -> list[list[float]]:
+def random_points(seed: int, count: int, dimensions: int) -> list[list[float]]:
+    """`count` points, each with a generator of its own."""
     # Random.random() of a seeded generator is the one method that Python promises never to change.
     generators = [random.Random(_key("point", seed, i)) for i in range(count)]  # noqa: S311
     return [[generator.random() for _ in range(dimensions)] for generator in generators]
@@ -103,4 +115,5 @@ def _qmc_points(seed: int, count: int, dimensions: int) -> list[list[float]]:
     return points[:count]
 
 
-_POINTS = {"random": _random_points, "qmc": _qmc_points}
+_POINTS = {"random": random_points, "qmc": _qmc_points, "tpe": random_points}
+"""TPE's first points are random; of the others a plan shows random ones in their place."""

@@ -121,7 +121,7 @@ def _one_model(recipe: RecipeFile) -> WeightCandidate:
 
 
 def _checkpoints(place: Place) -> Checkpoints:
-    return Checkpoints(place.open_store(), Path(place.cache) / "weights")
+    return Checkpoints(place.open_store(), place.folder / "weights")
 
 
 def weights_of(

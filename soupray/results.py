@@ -239,7 +239,7 @@ def _in_store(spec: SweepSpec, name: str) -> str:
 
 
 def _copy_weights(place: Place, sha256: str, name: str, output: Path) -> Path:
-    checkpoints = Checkpoints(place.open_store(), Path(place.cache) / "weights")
+    checkpoints = Checkpoints(place.open_store(), place.folder / "weights")
     target = output / f"{slug(name)}.safetensors"
     shutil.copyfile(checkpoints.fetch(sha256), target)
     return target

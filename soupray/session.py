@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from soupray.asked import unasked
 from soupray.checkpoints import Checkpoints, read_record
 from soupray.console import say
 from soupray.errors import EvaluationError
@@ -99,9 +100,7 @@ def _brought(spec: SweepSpec, home: Path, partial: bool) -> Brought:
     check_bucket(place.storage, place.read_credentials())
     store = place.open_store()
     pool, basis = find_pool(store, spec, partial)
-    shelf = Shelf(
-        Checkpoints(store, Path(place.cache) / "weights"), spec.setting, basis.split("train")
-    )
+    shelf = Shelf(Checkpoints(store, place.folder / "weights"), spec.setting, basis.split("train"))
     shelf.add(pool.ingredients)
     return Brought(spec, settled, store, pool, basis, shelf)
 
@@ -142,6 +141,12 @@ def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, Basis
         )
     trials = all_trials(store, spec, basis)
     found = find_trials(store, trials, basis)
+    open_ = unasked(store, spec, basis)
+    if open_ and not partial:
+        raise EvaluationError(
+            f"{open_} of {spec.search.trials} trials were not asked for yet: the sweep is not "
+            "over. Run `soupray sweep` to go on, or say --partial to go on without them."
+        )
     for tombstone in found.diverged:
         say(f"trial {tombstone.trial.key} diverged and is left out: {tombstone.reason}.")
     if found.missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,13 +26,15 @@ def settle(spec: SweepSpec, home: Path) -> Settled:
         ConfigError: the embedded store is not installed.
         StoreUnavailable: it does not start.
     """
-    place = Place(storage=spec.storage, credentials=None, cache=str(home / "cache"))
+    cache, host = str(home / "cache"), socket.gethostname()
+    place = Place(storage=spec.storage, credentials=None, cache=cache, host=host)
     tracking, artifacts = spec.tracking, None
     if spec.storage == "embedded":
         place = Place(
             storage=stack.up(home).storage_url,
             credentials=str(home / "stack" / "stack.json"),
-            cache=str(home / "cache"),
+            cache=cache,
+            host=host,
         )
     if spec.tracking == "embedded":
         tracking, folder = stack.tracker(home)

@@ -143,9 +143,14 @@ class Space(SpecModel):
 
 
 class Search(SpecModel):
-    """How many trials, drawn how, from where; and whether they train `all` weights or the head."""
+    """How many trials, drawn how, from where; and whether they train `all` weights or the head.
+
+    `random` and `qmc` are known before anything runs; `tpe` follows from what is finished.
+    `scheduler`: `asha` stops trials that fall behind; they are no ingredients.
+    """
 
     trials: Annotated[int, Field(ge=0)]  # 0: a pool of imported models only
-    sampler: Literal["random", "qmc"] = "random"
+    sampler: Literal["random", "qmc", "tpe"] = "random"
+    scheduler: Literal["fifo", "asha"] = "fifo"
     train: Literal["all", "head"] = "all"
     space: Space

@@ -35,10 +35,15 @@ def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
 
 
 class Resources(SpecModel):
-    """What one trial, and one evaluating actor, reserves on the cluster. Fractions are allowed."""
+    """What one trial, and one evaluating actor, reserves on the cluster. Fractions are allowed.
+
+    `at_most`: so many trials, or actors, at a time. It is what the autoscaler sees of a soup's
+    work, which else takes the cluster as it is; a sweep shows all that it has to do.
+    """
 
     cpu: Positive = 1.0
     gpu: NonNegative = 0.0
+    at_most: Count | None = None
 
 
 class TrainingSpec(SpecModel):
@@ -111,6 +116,17 @@ class SweepSpec(SpecModel):
             raise ValueError(
                 f"a {task.kind} model cannot read data of kind {value.kind}: texts are for "
                 "transformers, images for the others"
+            )
+        return value
+
+    @pydantic.field_validator("training")
+    @classmethod
+    def _can_be_stopped(cls, value: TrainingSpec, info: pydantic.ValidationInfo) -> TrainingSpec:
+        search = info.data.get("search")
+        if value.workers > 1 and search is not None and search.scheduler == "asha":
+            raise ValueError(
+                "a trial of several workers tells its epochs at its end: asha cannot stop it; "
+                "write scheduler: fifo, or workers: 1"
             )
         return value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from soupray.asked import unasked
 from soupray.errors import NotFound
 from soupray.evaluation.pool import all_trials, find_trials
 from soupray.heartbeat import RunningTrial, find_driver
@@ -58,6 +59,7 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
         )
     trials = all_trials(store, spec, basis)
     found = find_trials(store, trials, basis)
+    later = unasked(store, spec, basis)
     heartbeat = driver.heartbeat if driver else None
     over, planned = set(found.over), {t.key for t in trials}
     running = tuple(
@@ -68,12 +70,12 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
     return Status(
         sweep=spec.name,
         storage=store.url,
-        trials=len(trials),
+        trials=len(trials) + later,
         complete=len(found.complete),
         diverged=len(found.diverged),
         running=running,
         failed=heartbeat.beat.failed if heartbeat else {},
-        missing=len(found.missing) - len(running),
+        missing=len(found.missing) + later - len(running),
         best=next(
             (
                 Best(

@@ -6,7 +6,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+from soupray.asked import Stopped, find_stopped, known_trials, stopped_path, unasked
 from soupray.checkpoints import create_record, read_record
 from soupray.console import duration, say
 from soupray.errors import StoreError, TrialError
@@ -15,11 +17,10 @@ from soupray.heartbeat import lease_path, write_heartbeat
 from soupray.home import remember_spec
 from soupray.indexer import Indexer
 from soupray.lease import Lease
-from soupray.plan import trials_of
-from soupray.records import Basis, Manifest, Record
+from soupray.records import Basis, EpochRecord, Manifest, Record, Trial
 from soupray.settling import Settled, settle
 from soupray.spec import SweepSpec
-from soupray.storage import check_bucket
+from soupray.storage import Store, check_bucket
 from soupray.watch import Watch
 
 
@@ -31,6 +32,7 @@ class SweepReport(Record, frozen=True, kw_only=True):
     trained: int
     found: int
     diverged: int
+    stopped: int
     failed: dict[str, str]
     unfinished: int
     seconds: float
@@ -55,31 +57,49 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
         with Lease(store, lease_path(spec.name)) as lease:
             basis = find_basis_or_make(spec, settled, attach)
             create_record(store, f"sweeps/{spec.name}/specs/{spec.digest}.json", _as_data(spec))
-            trials = trials_of(spec, basis)
-            found = find_trials(store, trials, basis)
-            todo = len(found.missing)
-            say(f"{len(trials)} trials planned, {len(found.over)} in the store, {todo} to train.")
-            if found.missing:
+            work = _find_work(store, spec, basis)
+            found, todo = work.found, len(work.found.missing) + work.unasked
+            said = f"{len(found.over)} in the store, {todo} to train"
+            gone = f" ({len(work.stopped)} were stopped)" if work.stopped else ""
+            say(f"{spec.search.trials} trials planned, {said}{gone}.")
+            if todo:
                 attach()
-            watch = _train(spec, settled, found, lease)
+            watch = _train(spec, settled, work, lease)
         if lease.lost.is_set():
             raise StoreError(f"Another driver took the sweep {spec.name} over; this one stops.")
     return SweepReport(
         sweep=spec.name,
-        trials=len(trials),
+        trials=spec.search.trials,
         trained=watch.complete,
         found=len(found.over),
         diverged=len(found.diverged) + watch.diverged,
         failed=watch.errors,
-        unfinished=len(found.missing) - watch.complete - watch.diverged,
+        stopped=len(work.stopped) + watch.given_up,
+        unfinished=todo - watch.complete - watch.diverged - watch.given_up,
         seconds=time.time() - started,
         storage=settled.place.storage,
     )
 
 
-def _train(spec: SweepSpec, settled: Settled, found: Found, lease: Lease) -> Watch:
+class _Work(NamedTuple):
+    """What there is of a sweep and what is to do; `unasked` trials have no point yet."""
+
+    basis: Basis
+    found: Found
+    stopped: set[str]
+    unasked: int
+
+
+def _find_work(store: Store, spec: SweepSpec, basis: Basis) -> _Work:
+    stopped = find_stopped(store, spec, basis)
+    known = [t for t in known_trials(store, spec, basis) if t.key not in stopped]
+    found = find_trials(store, known, basis)
+    return _Work(basis, found, stopped, unasked(store, spec, basis))
+
+
+def _train(spec: SweepSpec, settled: Settled, work: _Work, lease: Lease) -> Watch:
     """Run what is missing, with the live table, and index it as it finishes."""
-    from soupray.distributed.tune import run_trials
+    found = work.found
 
     store = settled.place.open_store()
 
@@ -92,11 +112,27 @@ def _train(spec: SweepSpec, settled: Settled, found: Found, lease: Lease) -> Wat
         indexer.add(key)
     watch = Watch(found.missing, read, indexer.add)
     with indexer:
-        if found.missing:
+        if found.missing or work.unasked:
             lease.attend(lambda: write_heartbeat(store, spec.name, lease.holder, watch.beat()))
             with watch:
-                run_trials(spec, settled.place, found.missing, watch, stop=lease.lost.is_set)
+                _run(spec, settled, work, watch, lease)
     return watch
+
+
+def _run(spec: SweepSpec, settled: Settled, work: _Work, watch: Watch, lease: Lease) -> None:
+    from soupray.distributed.search import Asker
+    from soupray.distributed.tune import Planned, run_trials
+
+    store = settled.place.open_store()
+    adaptive = spec.search.sampler == "tpe"
+    asker = Asker(store, spec, work.basis) if adaptive else None
+
+    def give_up(trial: Trial, last: EpochRecord) -> None:
+        path = stopped_path(spec, work.basis, trial.key)
+        create_record(store, path, Stopped(trial=trial, last=last))
+
+    planned = Planned(work.found.missing, asker)
+    run_trials(spec, settled.place, planned, watch, lease.lost.is_set, give_up)
 
 
 def find_basis_or_make(spec: SweepSpec, settled: Settled, attach: Callable[[], None]) -> Basis:
@@ -135,9 +171,11 @@ def check_report(report: SweepReport) -> None:
 
 def describe(report: SweepReport) -> str:
     """One line for the person at the terminal."""
+    stopped = f"{report.stopped} stopped, " if report.stopped else ""
     return (
         f"sweep {report.sweep}: {report.trained} trained, {report.found} found in the store, "
-        f"{report.diverged} diverged, {len(report.failed)} failed; took {duration(report.seconds)}."
+        f"{report.diverged} diverged, {stopped}{len(report.failed)} failed; took "
+        f"{duration(report.seconds)}."
     )
 
 

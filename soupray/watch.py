@@ -21,7 +21,7 @@ class Watch:
         self._running: dict[str, float] = {}
         self._read, self._tell = read, tell
         self._done: dict[str, Manifest] = {}
-        self.complete = self.diverged = 0
+        self.complete = self.diverged = self.given_up = 0
         self.errors: dict[str, str] = {}
         self._left = {t.key: int(t.hparams["epochs"]) for t in todo}
         self._progress = Progress("training", sum(self._left.values()))
@@ -32,6 +32,24 @@ class Watch:
 
     def __exit__(self, *error: object) -> None:
         self._progress.__exit__(*error)  # type: ignore[arg-type]
+
+    def asked(self, trial: Trial) -> None:
+        """A trial that was not planned before: an adaptive search asked for it."""
+        if trial.key not in self._trials:
+            self._trials[trial.key] = trial
+            self._left[trial.key] = int(trial.hparams["epochs"])
+            self._progress.more(self._left[trial.key])
+
+    def stopped(self, key: str) -> None:
+        """See `distributed.tune.Watcher`."""
+        self._running.pop(key, None)
+        self.given_up += 1
+        self._progress.advance(self._left[key])
+        self._left[key] = 0
+        epoch = self._epochs[key].epoch if key in self._epochs else 0
+        of = self._trials[key].hparams["epochs"]
+        say(f"trial {key} was stopped after {epoch} of {of} epochs: no ingredient.")
+        self._show()
 
     def started(self, key: str) -> None:
         """See `distributed.tune.Watcher`."""
@@ -83,7 +101,7 @@ class Watch:
         )
 
     def _show(self) -> None:
-        over = self.complete + self.diverged
+        over = self.complete + self.diverged + self.given_up
         self._progress.note = f" ({over} of {len(self._left)} trials, {len(self._running)} running)"
         shown = table(
             "trial", "lr", "epoch", "held-out", "state", right=("lr", "epoch", "held-out")

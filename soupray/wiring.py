@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from soupray.data.cache import DATA_VERSION, Data, open_data
 from soupray.errors import Diverged
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
+from soupray.home import node_home
 from soupray.plan import CODE_VERSION
 from soupray.ports import Task
 from soupray.records import Basis, Record, digest
@@ -34,12 +36,20 @@ class Place(Record, frozen=True, kw_only=True):
     """Where a sweep keeps things, in a form that may cross a process border.
 
     `credentials` is the path of a file readable by its owner only, never a secret; it is None
-    where boto3's chain finds them on each machine.
+    where boto3's chain finds them on each machine. `cache` is a folder of the machine `host`;
+    others have one of their own. Without `host` it is the same for all.
     """
 
     storage: str
     credentials: str | None
     cache: str
+    host: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where this machine keeps decoded data and copies of weights."""
+        here = self.host in (None, socket.gethostname())
+        return Path(self.cache) if here else node_home() / "cache"
 
     def open_store(self) -> Store:
         """The store, with credentials read here and now."""
@@ -79,7 +89,7 @@ def world(spec: SweepSpec, place: Place) -> World:
     # float32 means float32 on every device, and the same from run to run.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
-    cache = Path(place.cache)
+    cache = place.folder
     return World(
         spec=spec,
         checkpoints=Checkpoints(place.open_store(), cache / "weights"),

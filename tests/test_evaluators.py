@@ -149,7 +149,7 @@ def test_an_actor_killed_in_the_middle_of_a_batch_changes_nothing(
         for k in range(1, 13)
     ]
     bound = split.size - 1
-    kill = threading.Timer(0.1, lambda: ray.kill(workers._actors[0], no_restart=False))
+    kill = threading.Timer(0.1, lambda: ray.kill(workers._actors.up[0], no_restart=False))
     kill.start()
     reached = new_evaluator().first_reaching(candidates, split, bound, "ge")
     kill.join()

@@ -7,7 +7,7 @@ from conftest import mini_text
 
 from soupray.checkpoints import Checkpoints
 from soupray.distributed import cluster
-from soupray.distributed.tune import run_trials
+from soupray.distributed.tune import Planned, run_trials
 from soupray.evaluation.pool import find_trials
 from soupray.plan import trials_of
 from soupray.records import Training
@@ -39,7 +39,7 @@ def trials(tmp_path_factory):
     (trial,) = trials_of(spec, basis)
     store = place.open_store()
     with cluster.attach("local", spec):
-        run_trials(spec, place, [trial], told := Told())
+        run_trials(spec, place, Planned([trial]), told := Told())
     assert ("finished", trial.key, True) in told.said, told.said
     (together,) = find_trials(store, [trial], basis).complete
     here = world(spec, place)

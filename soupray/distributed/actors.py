@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 
 from soupray.candidates import WeightCandidate
 from soupray.distributed.cluster import get, largest, slots
-from soupray.evaluation.schedule import Answer, FirstReaching, Unit
+from soupray.evaluation.schedule import Answer, FirstReaching
 from soupray.ports import Reached
 from soupray.records import CheckpointRef, Split
 from soupray.requests import Request
 from soupray.spec import SweepSpec
 from soupray.wiring import Place, world
+
+LOOK_S = 2.0
+"""Between two looks at how large the cluster is by now."""
+
+MORE = 1000
+"""Actors that a decision can use: its batches are many, and slots say how many there may be."""
 
 
 class _Worker:
@@ -33,6 +40,9 @@ class _Worker:
     ) -> None:
         self._of(spec, place).evaluate([candidate], splits)
 
+    def ready(self) -> None:
+        """Answers once the actor is up."""
+
     def run(self, spec: SweepSpec, place: Place, *work: Any) -> Answer:
         return self._of(spec, place).run(*work)
 
@@ -44,23 +54,85 @@ class _Worker:
 
 
 class Actors:
-    """As many as there is room for, started when the first work comes. Several specs share them."""
+    """As many as there is room for, started when the first work comes. Several specs share them.
+
+    On a cluster that grows they come one after another: those that have no node yet are what the
+    autoscaler sees. `up` are those that work, `coming` the others.
+    """
 
     def __init__(self, specs: Sequence[SweepSpec], attach: Callable[[], None]) -> None:
         """`attach` is called before the first actor is started."""
         self._resources, self._attach = largest([s.resources for s in specs]), attach
+        self._room, self._looked = 1, -LOOK_S
+        self.up: list[Any] = []
+        self.coming: dict[ray.ObjectRef, Any] = {}
 
-    @functools.cached_property
-    def all(self) -> list[Any]:
-        """The actors."""
+    def want(self, count: int) -> None:
+        """Start actors until there are `count`, or as many as there may be."""
         self._attach()
+        missing = min(count, self._limit()) - len(self.up) - len(self.coming)
+        if missing <= 0:
+            return
         remote = ray.remote(_Worker).options(
             num_cpus=self._resources.cpu,
             num_gpus=self._resources.gpu,
             max_restarts=3,
             max_task_retries=3,
         )
-        return [remote.remote() for _ in range(slots(self._resources))]
+        for _ in range(missing):
+            actor = remote.remote()
+            self.coming[actor.ready.remote()] = actor
+
+    def _limit(self) -> int:
+        if time.monotonic() - self._looked > LOOK_S:
+            self._room, self._looked = slots(self._resources), time.monotonic()
+        return self._room
+
+    def arrived(self, reference: ray.ObjectRef) -> Any:
+        """The actor that answered: it is up."""
+        get(reference)
+        self.up.append(self.coming.pop(reference))
+        return self.up[-1]
+
+
+class _Crew:
+    """The actors at one piece of work: who is idle, who does what."""
+
+    def __init__(self, actors: Actors) -> None:
+        self._actors, self._idle = actors, deque(actors.up)
+        self._running: dict[ray.ObjectRef, tuple[Any, Any]] = {}
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for reference in self._running:
+            ray.cancel(reference)
+
+    def __len__(self) -> int:
+        """How many do something."""
+        return len(self._running)
+
+    @property
+    def free(self) -> bool:
+        """Whether somebody is idle."""
+        return bool(self._idle)
+
+    def start(self, what: Any, method: str, *call: Any) -> None:
+        """Give `method` to somebody idle; `what` names it in `ended`."""
+        actor = self._idle.popleft()
+        self._running[getattr(actor, method).remote(*call)] = (what, actor)
+
+    def ended(self) -> Iterator[tuple[Any, Any]]:
+        """(what, result) of a call that is over; nothing if it was an actor that came up."""
+        (ready,), _ = ray.wait([*self._running, *self._actors.coming], num_returns=1)
+        if ready in self._actors.coming:
+            self._idle.append(self._actors.arrived(ready))
+            return
+        what, actor = self._running.pop(ready)
+        result = get(ready)
+        self._idle.append(actor)
+        yield what, result
 
 
 class RayWorkers:
@@ -87,23 +159,15 @@ class RayWorkers:
         tau: float | None,
     ) -> Reached:
         """See `evaluator.Workers`. Work that is no longer needed is cancelled."""
-        idle = deque(self._actors.all)
-        running: dict[ray.ObjectRef, tuple[Unit, Any]] = {}
-        try:
+        with _Crew(self._actors) as crew:
             while (reached := schedule.settled()) is None:
-                while idle and (unit := schedule.next()) is not None:
-                    actor = idle.popleft()
-                    reference = actor.run.remote(
-                        *self._there, unit, candidates[unit.candidate], split, tau
-                    )
-                    running[reference] = (unit, actor)
-                (ready,), _ = ray.wait(list(running), num_returns=1)
-                unit, actor = running.pop(ready)
-                schedule.take(unit, get(ready))
-                idle.append(actor)
-        finally:
-            for reference in running:
-                ray.cancel(reference)
+                while crew.free and (unit := schedule.next()) is not None:
+                    call = (unit, candidates[unit.candidate], split, tau)
+                    crew.start(unit, "run", *self._there, *call)
+                if not crew.free:
+                    self._actors.want(len(crew) + MORE)
+                for unit, answer in crew.ended():
+                    schedule.take(unit, answer)
         return reached
 
     def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:
@@ -122,20 +186,15 @@ class RayWorkers:
         done: Callable[[], None] = lambda: None,
     ) -> list[Any]:
         """The results of `calls`, in order; each actor has one at a time."""
-        waiting, idle = deque(enumerate(calls)), deque(self._actors.all)
-        running: dict[ray.ObjectRef, tuple[int, Any]] = {}
+        waiting = deque(enumerate(calls))
         results: list[Any] = [None] * len(calls)
-        try:
-            while waiting or running:
-                while waiting and idle:
-                    (index, call), actor = waiting.popleft(), idle.popleft()
-                    running[getattr(actor, method).remote(*self._there, *call)] = (index, actor)
-                (ready,), _ = ray.wait(list(running), num_returns=1)
-                index, actor = running.pop(ready)
-                results[index] = get(ready)
-                idle.append(actor)
-                done()
-        finally:
-            for reference in running:
-                ray.cancel(reference)
+        with _Crew(self._actors) as crew:
+            while waiting or len(crew):
+                while waiting and crew.free:
+                    index, call = waiting.popleft()
+                    crew.start(index, method, *self._there, *call)
+                self._actors.want(len(crew) + len(waiting))
+                for index, result in crew.ended():
+                    results[index] = result
+                    done()
         return results

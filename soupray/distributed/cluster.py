@@ -24,6 +24,7 @@ from soupray.records import Basis
 from soupray.spec import Resources, SweepSpec
 from soupray.wiring import Place, make_basis
 
+_started_here = True
 TOKEN = Path.home() / ".ray" / "auth_token"
 
 CARRIED = (
@@ -47,6 +48,7 @@ def attach(address: str | None, *specs: SweepSpec) -> Iterator[None]:
         ConfigError: Ray does not answer, the store is on one machine only, or no node can hold
             a trial.
     """
+    global _started_here  # as Ray's own session, of which a process has one
     address = address or os.environ.get("RAY_ADDRESS")
     _refuse_dead(address)
     carried = {n: os.environ[n] for n in CARRIED if n in os.environ and n not in _of_the_job()}
@@ -64,6 +66,7 @@ def attach(address: str | None, *specs: SweepSpec) -> Iterator[None]:
             f"Ray at {address or 'this machine'} cannot be used ({type(error).__name__}). Check "
             "the address with `ray status`, and Ray's token with `soupray doctor`."
         ) from error
+    _started_here = address in (None, "local")
     try:
         protect_token()
         for spec in specs:
@@ -143,7 +146,12 @@ def describe() -> str:
 
 
 def slots(resources: Resources, workers: int = 1) -> int:
-    """How many trials of so many workers, or actors, the cluster holds now; at least one."""
+    """How many trials of so many workers, or actors, at a time; at least one.
+
+    What the spec says, on a cluster that grows; else what the cluster holds now.
+    """
+    if resources.at_most is not None:
+        return resources.at_most
     total = ray.cluster_resources()
     fits = [total.get("CPU", 0) / resources.cpu]
     if resources.gpu:
@@ -151,9 +159,27 @@ def slots(resources: Resources, workers: int = 1) -> int:
     return max(1, int(min(fits)) // workers)
 
 
+def at_a_time(spec: SweepSpec) -> int | None:
+    """How many trials Tune is to start at a time; None: all that wait.
+
+    A trial that waits is what the autoscaler sees: a cluster has as many workers as trials asked
+    for, and none at first. On this machine, and where trials hold nothing themselves because Ray
+    Train's workers do, more than there is room for would only wait.
+    """
+    alone = spec.training.workers == 1
+    if spec.resources.at_most is None and alone and not _started_here:
+        return None
+    return slots(spec.resources, spec.training.workers)
+
+
 def largest(resources: Sequence[Resources]) -> Resources:
     """What is enough for each of them."""
-    return Resources(cpu=max(r.cpu for r in resources), gpu=max(r.gpu for r in resources))
+    limits = [r.at_most for r in resources if r.at_most is not None]
+    return Resources(
+        cpu=max(r.cpu for r in resources),
+        gpu=max(r.gpu for r in resources),
+        at_most=max(limits, default=None),
+    )
 
 
 def make_basis_there(spec: SweepSpec, place: Place, key: str) -> Basis:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ def train_together(spec: SweepSpec, place: Place, trial: Trial) -> None:
         ),
         run_config=ray.train.RunConfig(
             name=trial.key,
-            storage_path=str(Path(place.cache) / "train"),
+            storage_path=str(place.folder / "train"),
             failure_config=ray.train.FailureConfig(max_failures=RETRIES),
         ),
     )

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 # Read when ray.tune is imported. Our own table replaces Tune's reports and loggers, and workers
 # stay in their directory, so that relative paths mean the same everywhere.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # no score at a trial's end
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the sweep, not Tune's loop
 os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "60")
 
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from soupray.checkpoints import find_record
-from soupray.distributed.cluster import slots
+from soupray.distributed.cluster import at_a_time
+from soupray.distributed.search import AskedSearch, Asker
 from soupray.evaluation.pool import manifest_path
 from soupray.records import EpochRecord, Ingredient, Manifest, Trial, decode, encode
+from soupray.space import Dimension
 from soupray.spec import SweepSpec
 from soupray.training.fine_tune import Training, fine_tune
 from soupray.wiring import Place, world
@@ -42,6 +45,14 @@ class Watcher(Protocol):
 
     def finished(self, key: str, complete: bool) -> None:
         """Its manifest is in the store: an ingredient if `complete`, else a tombstone."""
+        ...
+
+    def asked(self, trial: Trial) -> None:
+        """An adaptive search wants this trial; it comes before `started`."""
+        ...
+
+    def stopped(self, key: str) -> None:
+        """The scheduler gave it up; that is in the store."""
         ...
 
     def failed(self, key: str, reason: str) -> None:
@@ -69,12 +80,20 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
             if self._training is None:
                 here = world(self._spec, self._place)
                 self._training = fine_tune(self._trial, here.task, here.data, here.checkpoints)
-            return {"epoch": encode(next(self._training)).decode(), "done": False}
+            record = next(self._training)
+            said: dict[str, Any] = {"epoch": encode(record).decode(), "done": False}
+            if record.epoch == self._trial.hparams["epochs"]:
+                return said  # it is trained: there is nothing left that could be saved
+            return {
+                **said,
+                "epochs": record.epoch,
+                "held_out": record.held_out_correct / record.held_out_n,
+            }
         except StopIteration as end:
             return {"complete": isinstance(end.value, Ingredient), "done": True}
         except Exception as error:  # noqa: BLE001 - whatever it is would come again in a retry
-            said = (str(error) or "no message").splitlines()[0][:500]
-            return {"failed": f"{type(error).__name__}: {said}", "done": True}
+            told = (str(error) or "no message").splitlines()[0][:500]
+            return {"failed": f"{type(error).__name__}: {told}", "done": True}
 
     def _together(self) -> dict[str, Any]:
         """The whole trial in one step: its epochs happen in Ray Train's workers."""
@@ -118,33 +137,49 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
             self._watcher.failed(_key_of(trial), text.splitlines()[-1][:300])
 
 
+class Planned(NamedTuple):
+    """What a sweep is to run: trials that are known, or an asker that finds them one by one."""
+
+    trials: list[Trial]
+    asker: Asker | None = None
+
+
 def run_trials(
     spec: SweepSpec,
     place: Place,
-    trials: list[Trial],
+    planned: Planned,
     watcher: Watcher,
     stop: Callable[[], bool] = lambda: False,
+    give_up: Callable[[Trial, EpochRecord], None] = lambda trial, last: None,
 ) -> None:
-    """Run `trials` and tell `watcher`; `stop` is asked after every result.
+    """Run what is planned and tell `watcher`; `stop` is asked after every result.
 
-    Tune's own files stay on this machine's disk: the store's manifests are what is resumed from.
+    `give_up` records a trial that the scheduler stops. Tune's own files stay on this machine's
+    disk: the store's records are what is resumed from.
     """
-    shared = {"spec": spec.model_dump_json(), "place": encode(place).decode()}
     # A trial of several workers holds nothing itself (a byte: Tune takes no less): they do.
     alone = spec.training.workers == 1
     holds = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu} if alone else {"memory": 1}
+    space, config = _search(spec, place, planned, watcher)
+
+    def stopped(trial: Trial, last: EpochRecord) -> None:
+        give_up(trial, last)
+        watcher.stopped(trial.key)
+
+    asha = _Asha(_most_epochs(spec), stopped) if spec.search.scheduler == "asha" else None
     tuner = tune.Tuner(
         tune.with_resources(_Trainable, holds),
-        param_space={**shared, "trial": tune.grid_search([encode(t).decode() for t in trials])},
+        param_space=space,
         tune_config=tune.TuneConfig(
             reuse_actors=True,
-            max_concurrent_trials=slots(spec.resources, spec.training.workers),
+            scheduler=asha,
             trial_dirname_creator=lambda trial: _key_of(trial),
             trial_name_creator=lambda trial: _key_of(trial),
+            **config,
         ),
         run_config=tune.RunConfig(
             name=spec.name,
-            storage_path=str(Path(place.cache) / "tune"),
+            storage_path=str(place.folder / "tune"),
             callbacks=[_Reporter(watcher)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
@@ -153,6 +188,55 @@ def run_trials(
         ),
     )
     tuner.fit()
+
+
+def _search(
+    spec: SweepSpec, place: Place, planned: Planned, watcher: Watcher
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tune's space, and how its points are found."""
+    shared = {"spec": spec.model_dump_json(), "place": encode(place).decode()}
+    if planned.asker is None:
+        grid = tune.grid_search([encode(t).decode() for t in planned.trials])
+        return {**shared, "trial": grid}, {"max_concurrent_trials": at_a_time(spec)}
+    # With a searcher Tune keeps one trial waiting, unless it is told how many.
+    return {}, {
+        "search_alg": AskedSearch(planned.asker, shared, watcher.asked),
+        "num_samples": planned.asker.left,
+        "max_concurrent_trials": at_a_time(spec) or spec.search.trials,
+    }
+
+
+def _most_epochs(spec: SweepSpec) -> int:
+    epochs = spec.search.space.epochs
+    return max(map(int, epochs.ends())) if isinstance(epochs, Dimension) else epochs
+
+
+class _Asha(ASHAScheduler):  # type: ignore[misc]
+    """Asynchronous successive halving by held-out accuracy; a quarter passes each rung.
+
+    Its rungs are in memory: after a crash they fill again.
+    """
+
+    def __init__(self, most: int, stopped: Callable[[Trial, EpochRecord], None]) -> None:
+        # One more than there are: a trial that is trained to its end is stored, not stopped.
+        super().__init__(
+            time_attr="epochs",
+            metric="held_out",
+            mode="max",
+            max_t=most + 1,
+            stop_last_trials=False,
+        )
+        self._stopped = stopped
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        action = str(super().on_trial_result(tune_controller, trial, result))
+        if action == TrialScheduler.STOP:
+            last = decode(result["epoch"].encode(), EpochRecord)
+            self._stopped(decode(trial.config["trial"].encode(), Trial), last)
+        return action
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as `_Reporter`
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from soupray.asked import find_stopped, known_trials
 from soupray.checkpoints import find_record, read_record
 from soupray.errors import IncompatibleWeights
-from soupray.plan import trials_of
 from soupray.records import Basis, Ingredient, Manifest, Tombstone, Trial
 from soupray.spec import SweepSpec
 from soupray.storage import Store
@@ -25,10 +25,12 @@ def import_path(basis: Basis, key: str = "") -> str:
 
 
 def all_trials(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
-    """The plan of `spec`, then the models imported for it, as they were evaluated by it."""
+    """The plan of `spec` but for what was stopped, then what was imported, as evaluated by it."""
     imported = [read_record(store, path, Trial) for path in sorted(store.list(import_path(basis)))]
+    stopped = find_stopped(store, spec, basis)
     imported.sort(key=lambda trial: (str(trial.hparams["file"]), trial.key))
-    return [*trials_of(spec, basis), *(t for t in imported if t.setting == spec.setting)]
+    known = [t for t in known_trials(store, spec, basis) if t.key not in stopped]
+    return [*known, *(t for t in imported if t.setting == spec.setting)]
 
 
 class Found(NamedTuple):

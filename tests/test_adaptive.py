@@ -1,0 +1,147 @@
+"""Adaptive search: points that follow from results, recorded and replayed; trials stopped early."""
+
+import msgspec
+import pytest
+from conftest import inside, mini_text
+from shared import ingredient, scores, split
+
+from soupray.asked import asked_path, find_asked, find_stopped, unasked
+from soupray.checkpoints import create_record
+from soupray.distributed.search import RANDOM, Asker
+from soupray.errors import ConfigError
+from soupray.evaluation.pool import all_trials, manifest_path
+from soupray.plan import plan, trials_of
+from soupray.records import Basis, CheckpointRef, Tombstone, Trial
+from soupray.spec import SweepSpec, parse
+from soupray.storage import Store, open_store
+
+
+def adaptive(trials: int = 20, **edits: str) -> SweepSpec:
+    return parse(text(trials, **edits), "mini.yaml")
+
+
+def text(trials: int, **edits: str) -> str:
+    asked = {"sampler: random": "sampler: tpe", "trials: 16": f"trials: {trials}"}
+    return mini_text(**asked | edits)
+
+
+@pytest.fixture
+def basis() -> Basis:
+    init = CheckpointRef(sha256="anchor", size_bytes=1)
+    splits = (split("train", 9, "train"), split("held_out", 100, "held_out"))
+    return Basis(key="basis", splits=splits, init=init, anchor=init)
+
+
+@pytest.fixture
+def store() -> Store:
+    return open_store("memory://")
+
+
+def end(store: Store, asker: Asker, trial: Trial, right: int) -> None:
+    made = msgspec.structs.replace(ingredient(trial.key, scores(right, 100)), trial=trial)
+    create_record(store, manifest_path(trial.key), made)
+    asker.over(trial.key)
+
+
+def run(store: Store, asker: Asker, count: int) -> list[Trial]:
+    """So many trials, one at a time; better the nearer the learning rate is to 1e-4."""
+    from math import log10
+
+    trials = []
+    for _ in range(count):
+        trials.append(asker.next())
+        end(store, asker, trials[-1], round(90 - 20 * abs(log10(trials[-1].hparams["lr"]) + 4)))
+    return trials
+
+
+def test_it_starts_with_the_random_plan_and_then_goes_where_it_was_good(store, basis):
+    spec = adaptive(30, **{"lr: {log_uniform: [5e-5, 2e-3]}": "lr: {log_uniform: [1e-6, 1e-2]}"})
+    trials = run(store, Asker(store, spec, basis), 30)
+    assert [t.hparams for t in trials[:RANDOM]] == [p.hparams for p in plan(spec)[:RANDOM]]
+    assert [t.key for t in trials[:RANDOM]] == [t.key for t in trials_of(spec, basis)[:RANDOM]]
+    near = [1e-5 < t.hparams["lr"] < 1e-3 for t in trials]
+    assert sum(near[RANDOM:]) / 20 > max(0.6, sum(near[:RANDOM]) / RANDOM)
+
+
+def test_what_was_asked_is_replayed_and_what_is_not_over_runs_first(store, basis):
+    spec = adaptive(20)
+    first = Asker(store, spec, basis)
+    over = run(store, first, 12)
+    open_ = [first.next(), first.next()]
+    assert unasked(store, spec, basis) == 6
+    again = Asker(store, spec, basis)  # after a crash
+    assert again.left == 8
+    assert [again.next(), again.next()] == open_
+    assert [t.key for t in all_trials(store, spec, basis)] == [t.key for t in [*over, *open_]]
+    rest = [again.next() for _ in range(6)]
+    assert [t.index for t in rest] == list(range(14, 20))
+    assert again.next() is None
+    assert unasked(store, spec, basis) == 0
+    # More trials go on where fewer ended.
+    more = Asker(store, adaptive(21), basis)
+    assert more.left == 9  # and the eight that were asked for, and are not over
+
+
+def test_a_diverged_trial_counts_as_the_worst_and_a_failed_one_as_nothing(store, basis):
+    spec = adaptive(4)
+    asker = Asker(store, spec, basis)
+    diverged, failed = asker.next(), asker.next()
+    dead = Tombstone(trial=diverged, reason="nan", history=(), started=0, finished=1)
+    create_record(store, manifest_path(diverged.key), dead)
+    asker.over(diverged.key)
+    asker.over(failed.key)
+    assert [t.values for t in asker._study.trials] == [[0.0], None]
+
+
+def test_other_searches_have_points_of_their_own(basis):
+    one = asked_path(adaptive(20), basis)
+    assert asked_path(adaptive(30), basis) == one
+    assert asked_path(adaptive(20, **{"seed: 0": "seed: 1"}), basis) != one
+    assert asked_path(adaptive(20), msgspec.structs.replace(basis, key="other")) != one
+
+
+def test_asha_wants_trials_that_tell_their_epochs():
+    edits = {
+        "sampler: random": "scheduler: asha",
+        "\nresources": "\ntraining: {workers: 2}\nresources",
+    }
+    with pytest.raises(ConfigError, match=r"training.*asha cannot stop it; write scheduler: fifo"):
+        parse(mini_text(**edits), "x.yaml")
+
+
+def test_a_sweep_with_tpe_and_asha_ends_repeats_nothing_and_is_souped(tmp_path):
+    url = f"file://{tmp_path}/store"
+    edits = {
+        "storage: embedded": f"storage: {url}",
+        "tracking: embedded": "tracking: off",
+        "epochs: {integer: [5, 15]}": "epochs: 5",
+        "sampler: random": "sampler: tpe\n  scheduler: asha",
+        "lr: {log_uniform: [5e-5, 2e-3]}": "lr: {log_uniform: [1e-7, 1e-2]}",
+    }
+    path, where = tmp_path / "mini.yaml", ("--home", tmp_path / "home")
+    path.write_text(text(5, **edits))
+    spec, store = parse(path.read_text(), "x"), open_store(url)
+    done = inside("sweep", path, *where)
+    (basis,) = (msgspec.json.decode(store.get(p), type=Basis) for p in store.list("bases"))
+    asked, stopped = find_asked(store, spec, basis), find_stopped(store, spec, basis)
+    made = {p.split("/")[1] for p in store.list("trials")}
+    assert len(asked) == 5
+    assert len(stopped) >= 1
+    assert len(stopped) + len(made) == 5
+    assert not stopped & made
+    assert f"{len(made)} trained, 0 found in the store, 0 diverged, {len(stopped)} stopped" in (
+        done.stderr
+    )
+    again = inside("sweep", path, *where)
+    assert f"{len(made)} in the store, 0 to train ({len(stopped)} were stopped)" in again.stderr
+    status = inside("status", path, *where).stdout
+    assert f"{len(made)} of {len(made)} trials done." in status
+    # One is lost: it is trained again, at the same point.
+    lost = sorted(made)[0]
+    store.delete(manifest_path(lost))
+    refused = inside("soup", path, *where, "--uniform", "--output", tmp_path / "o", check=False)
+    assert f"not in the store: {lost}" in refused.stderr
+    inside("sweep", path, *where)
+    stopped = find_stopped(store, spec, basis)
+    assert {p.split("/")[1] for p in store.list("trials")} | stopped >= made
+    assert not stopped & {t.key for t in all_trials(store, spec, basis)}  # no ingredients

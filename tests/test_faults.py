@@ -1,0 +1,216 @@
+"""Many faults of the store, in one process: whatever it does, running again ends the same.
+
+The job is a whole sweep and soup of linear models, trained, stored and evaluated by the real code.
+Each seed breaks about one request in thirty, until a run gets through.
+"""
+
+import hashlib
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+from shared import trial
+from toy import LinearTask, make_data
+
+from soupray.checkpoints import Checkpoints, create_record
+from soupray.data.cache import Data
+from soupray.errors import AlreadyExists, SouprayError, StoreUnavailable
+from soupray.evaluation.evaluator import Site, StoredEvaluator
+from soupray.evaluation.local import LocalWorkers
+from soupray.evaluation.pool import find_trials
+from soupray.evaluation.selection import HeldOut
+from soupray.records import Basis, Ingredient, Manifest, Setting, Trial, decode, digest, pool_of
+from soupray.soup import run_recipes
+from soupray.space import Space
+from soupray.storage import Store, open_store
+from soupray.training.fine_tune import fine_tune
+
+SETTING = Setting(batch_size=16)
+RECIPES = ("anchor", "best_single", "uniform", "greedy", "wise_ft", "ensemble", "fisher", "vrf")
+FAULTS = ("refuses", "loses the answer", "answers exists", "truncates")
+
+
+class Faulty(Store):
+    """A store that fails at random, as its clients see it once their own retries are over."""
+
+    def __init__(self, store: Store, seed: int, often: float = 0.03) -> None:
+        super().__init__(store._backend, store.url)
+        self._random, self._often = random.Random(seed), often
+        self.injected: Counter[str] = Counter()
+
+    def _fault(self, *kinds: str) -> str | None:
+        if self._random.random() >= self._often:
+            return None
+        kind = self._random.choice(kinds)
+        self.injected[kind] += 1
+        if kind == "refuses":
+            raise StoreUnavailable("503 Slow Down")
+        return kind
+
+    def _written(self, fault: str | None, path: str) -> None:
+        """After the write was done."""
+        if fault == "loses the answer":
+            raise StoreUnavailable("connection reset")
+        if fault == "answers exists":  # a client's retry of a create that had arrived
+            raise AlreadyExists(f"{path} is already there")
+
+    def get(self, path: str) -> bytes:
+        fault = self._fault("refuses", "truncates")
+        data = super().get(path)
+        return data[: self._random.randrange(len(data))] if fault else data
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        fault = self._fault("refuses", "truncates")
+        data = super().get_range(path, start, length)
+        return data[: self._random.randrange(len(data))] if fault else data
+
+    def size(self, path: str) -> int:
+        self._fault("refuses")
+        return super().size(path)
+
+    def list(self, prefix: str):
+        self._fault("refuses")
+        return super().list(prefix)
+
+    def create(self, path: str, data: bytes) -> None:
+        fault = self._fault("refuses", "loses the answer", "answers exists")
+        super().create(path, data)
+        self._written(fault, path)
+
+    def put(self, path: str, data: bytes | Path) -> None:
+        fault = self._fault("refuses", "loses the answer")
+        super().put(path, data)
+        self._written(fault, path)
+
+
+def trials(init: str) -> list[Trial]:
+    rates = (1e-3, 1e-2, 3e-2, 1e-1)
+    return [
+        msgspec.structs.replace(
+            trial(f"t{i}"),
+            hparams=Space(lr=lr, epochs=2, batch_size=20).model_dump(),
+            seed=i,
+            init=init,
+            setting=SETTING,
+        )
+        for i, lr in enumerate(rates)
+    ]
+
+
+def job(store: Store, data: Data, cache: Path) -> list[tuple]:
+    """Sweep and soup, as a process of its own would: it knows nothing but what is in the store."""
+    task, checkpoints = LinearTask(), Checkpoints(store, cache)
+    init = checkpoints.save(task.init(), {"init": "toy"})
+    basis = Basis(key="toy", splits=data.splits, init=init, anchor=init)
+    basis = create_record(store, "bases/toy.json", basis)
+    for one in find_trials(store, trials(init.sha256), basis).missing:
+        for _ in fine_tune(one, task, data, checkpoints):
+            pass
+    found = find_trials(store, trials(init.sha256), basis)
+    assert not found.missing
+    pool = pool_of(basis, found.complete)
+    workers = LocalWorkers(task, data, checkpoints, SETTING)
+    workers.shelf.add(pool.ingredients)
+    evaluator = StoredEvaluator(Site(workers, workers.shelf, SETTING))
+    held_out, train, test = (basis.split(name) for name in ("held_out", "train", "test"))
+    selection = HeldOut(evaluator, pool, [held_out, train])
+    outcomes = run_recipes(selection, {name: {} for name in RECIPES})
+    scores = evaluator.scores([o.candidate for o in outcomes], test)
+    return [
+        (o.name, o.candidate.digest, o.held_out, s) for o, s in zip(outcomes, scores, strict=True)
+    ]
+
+
+def check(store: Store) -> dict[str, bytes]:
+    """Everything in the store is whole, and no record is without its bytes; the manifests."""
+    manifests = {}
+    for path in store.list(""):
+        data = store.get(path)
+        if path.startswith("weights/"):
+            assert path == f"weights/{hashlib.sha256(data).hexdigest()}.safetensors"
+            continue
+        record = json.loads(data)
+        for ref in references(record):
+            assert store.size(f"weights/{ref['sha256']}.safetensors") == ref["size_bytes"]
+        if path.endswith("manifest.json"):
+            assert isinstance(decode(data, Manifest), Ingredient)
+            manifests[path] = data
+    return manifests
+
+
+def references(part: object) -> list[dict]:
+    if isinstance(part, dict):
+        here = [part] if part.keys() == {"sha256", "size_bytes"} else []
+        return here + [ref for value in part.values() for ref in references(value)]
+    return [ref for value in part for ref in references(value)] if isinstance(part, list) else []
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Data:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory) -> list[tuple]:
+    store = open_store("memory://")
+    board = job(store, data, tmp_path_factory.mktemp("cache"))
+    assert len(board) >= len(RECIPES)
+    assert len({row[1] for row in board}) > 3  # the recipes differ: equal boards mean something
+    assert digest([row[1] for row in board])
+    assert len(check(store)) == 4
+    return board
+
+
+TOTAL: Counter[str] = Counter()
+SEEDS = 12
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("same_machine", [True, False])
+def test_whatever_the_store_does_running_again_ends_in_the_same_leaderboard(
+    seed, same_machine, undisturbed, data, tmp_path
+):
+    store = open_store("memory://")
+    faulty = Faulty(store, seed + 1000 * same_machine)
+    manifests: dict[str, bytes] = {}
+    for attempt in range(200):
+        cache = tmp_path / ("cache" if same_machine else str(attempt))
+        try:
+            board = job(faulty, data, cache)
+        except SouprayError:
+            board = None
+        now = check(store)
+        assert manifests.items() <= now.items()  # what is finished stays, and is not made again
+        manifests = now
+        if board is not None:
+            break
+    assert board == undisturbed
+    assert sum(faulty.injected.values()) > 0
+    TOTAL.update(faulty.injected)
+
+
+def test_every_kind_of_fault_was_injected_and_many_of_them():
+    assert set(TOTAL) == set(FAULTS)
+    assert sum(TOTAL.values()) > 100
+
+
+def test_a_store_that_answers_exists_to_a_retry_of_ours_gives_our_record_back():
+    store = Faulty(open_store("memory://"), seed=0, often=0)
+    store._fault = lambda *kinds: "answers exists" if "answers exists" in kinds else None
+    made = create_record(store, "a.json", trial("a"))
+    assert made == trial("a")
+
+
+def test_a_truncated_download_is_never_taken_for_the_weights(data, tmp_path):
+    store = Faulty(open_store("memory://"), seed=0, often=0)
+    ref = Checkpoints(store, tmp_path / "one").save(LinearTask().init(), {})
+    store._often = 1.0
+    store._fault = lambda *kinds: "truncates" if "truncates" in kinds else None
+    for attempt in range(20):
+        cache = tmp_path / f"c{attempt}"
+        with pytest.raises(SouprayError, match="corrupt or truncated"):
+            Checkpoints(store, cache).fetch(ref.sha256)
+        assert list(cache.iterdir()) == []  # nothing that a later read could believe
