@@ -1,4 +1,4 @@
-"""A sweep on a cluster that starts with no worker: Ray's own autoscaler, with its fake provider.
+"""Sweep and soup on a cluster that starts with no worker: Ray's autoscaler, a fake provider.
 
 The provider starts real Ray nodes as processes of this machine, on request of the real autoscaler.
 """
@@ -110,7 +110,9 @@ class Workers:
     def __init__(self, address: str, env: dict[str, str]) -> None:
         self.seen: list[int] = []
         command = [sys.executable, "-c", self.ASK, address]
-        self._process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -129,9 +131,7 @@ class Workers:
         self._process.wait(timeout=30)
 
 
-def test_a_sweep_starts_with_no_worker_grows_for_its_trials_ends_and_the_workers_go(
-    cluster, tmp_path
-):
+def test_sweep_and_soup_start_with_no_worker_grow_end_and_the_workers_go(cluster, tmp_path):
     address, env, store = cluster
     spec = tmp_path / "mini.yaml"
     edits = {
@@ -139,20 +139,31 @@ def test_a_sweep_starts_with_no_worker_grows_for_its_trials_ends_and_the_workers
         "tracking: embedded": "tracking: off",
         "epochs: {integer: [5, 15]}": "epochs: 1",
         "trials: 16": "trials: 3",
+        "{cpu: 1, gpu: 0}": "{cpu: 1, gpu: 0, at_most: 2}",
     }
     spec.write_text(mini_text(**edits))
-    workers = Workers(address, env)
-    try:
-        workers.wait_until(0, 30)
-        driver = tmp_path / "driver"
-        command = [sys.executable, "-m", "soupray", "sweep", spec, "--home", driver]
+
+    def driver(verb: str, *flags: object) -> subprocess.CompletedProcess[str]:
+        """A driver that ends well, on a cluster without workers that has two at times."""
+        workers.wait_until(0, 40)
+        first = len(workers.seen)
+        command = [sys.executable, "-m", "soupray", verb, spec, "--home", tmp_path / "driver"]
         done = subprocess.run(
-            [*command, "--address", address],
+            [*command, "--address", address, *flags],
             cwd=ROOT, env=env, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert "3 trained, 0 found in the store" in done.stderr
-        assert max(workers.seen) == 2  # both that may be: each trial that waits is seen
+        assert max(workers.seen[first:]) == 2  # both that may be: all that waits is seen
+        return done
+
+    workers = Workers(address, env)
+    try:
+        swept = driver("sweep")
+        assert "3 trained, 0 found in the store" in swept.stderr
+        assert store.get("sweeps/mini/progress.json")  # the driver's heartbeat
+        # Four models on four splits: the first actor works while the second one is waited for.
+        souped = driver("soup", "--greedy", "--output", tmp_path / "results")
+        assert "best_single" in souped.stdout
         workers.wait_until(0, 40)
     finally:
         workers.stop()

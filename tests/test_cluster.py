@@ -1,8 +1,11 @@
 """Attaching to Ray: what is refused, what is carried, and how failures of trials are told."""
 
 import json
+import os
 import socket
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from conftest import inside, mini_text
@@ -67,6 +70,46 @@ def test_what_the_ray_job_brings_is_not_carried_again(monkeypatch):
     config = {"runtime_env": {"env_vars": {"AWS_ENDPOINT_URL": "x", "AWS_SECRET_ACCESS_KEY": "y"}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
     assert cluster._of_the_job() == {"AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY"}
+
+
+def resources(monkeypatch, **held: float) -> None:
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: held)
+
+
+def test_what_runs_at_a_time_is_what_there_is_room_for_what_the_spec_says_or_all(monkeypatch):
+    resources(monkeypatch, CPU=7)
+    two = spec(**{"{cpu: 1, gpu: 0}": "{cpu: 2, gpu: 0}"})
+    said = spec(**{"{cpu: 1, gpu: 0}": "{cpu: 2, gpu: 0, at_most: 16}"})
+    together = spec(**{"\nresources": "\ntraining: {workers: 3}\nresources"})
+    assert cluster.slots(two.resources) == 3
+    monkeypatch.setattr(cluster, "_started_here", True)
+    assert (cluster.at_a_time(two), cluster.at_a_time(said)) == (3, 16)
+    # On a cluster a trial that waits is what the autoscaler sees; with no worker yet, as well.
+    monkeypatch.setattr(cluster, "_started_here", False)
+    assert (cluster.at_a_time(two), cluster.at_a_time(said)) == (None, 16)
+    assert cluster.at_a_time(together) == 2  # 7 workers of one CPU, three for each trial
+    resources(monkeypatch)
+    assert (cluster.at_a_time(two), cluster.slots(two.resources)) == (None, 1)
+    assert cluster.largest([two.resources, said.resources]) == said.resources
+
+
+def test_each_machine_has_a_cache_and_the_drivers_is_the_homes(monkeypatch, tmp_path):
+    from soupray.wiring import Place
+
+    def place(host: str | None) -> Place:
+        return Place(storage="memory://", credentials=None, cache="/driver/cache", host=host)
+
+    assert place(None).folder == place(socket.gethostname()).folder == Path("/driver/cache")
+    monkeypatch.setenv("SOUPRAY_HOME", str(tmp_path / "node"))
+    assert place("another").folder == tmp_path / "node" / "cache"
+    monkeypatch.delenv("SOUPRAY_HOME")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert place("another").folder == tmp_path / f"soupray-{os.getuid()}" / "cache"
+    assert (tmp_path / f"soupray-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    (tmp_path / "soupray-4242").mkdir()  # ours, but not of that user
+    with pytest.raises(ConfigError, match=r"4242 belongs to another user. Set SOUPRAY_HOME"):
+        _ = place("another").folder
 
 
 def test_the_token_becomes_the_owners_only(tmp_path):
