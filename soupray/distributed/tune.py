@@ -161,18 +161,12 @@ def run_trials(
     alone = spec.training.workers == 1
     holds = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu} if alone else {"memory": 1}
     space, config = _search(spec, place, planned, watcher)
-
-    def stopped(trial: Trial, last: EpochRecord) -> None:
-        give_up(trial, last)
-        watcher.stopped(trial.key)
-
-    asha = _Asha(_most_epochs(spec), stopped) if spec.search.scheduler == "asha" else None
     tuner = tune.Tuner(
         tune.with_resources(_Trainable, holds),
         param_space=space,
         tune_config=tune.TuneConfig(
             reuse_actors=True,
-            scheduler=asha,
+            scheduler=_scheduler(spec, watcher, give_up),
             trial_dirname_creator=lambda trial: _key_of(trial),
             trial_name_creator=lambda trial: _key_of(trial),
             **config,
@@ -204,6 +198,16 @@ def _search(
         "num_samples": planned.asker.left,
         "max_concurrent_trials": at_a_time(spec) or spec.search.trials,
     }
+
+
+def _scheduler(
+    spec: SweepSpec, watcher: Watcher, give_up: Callable[[Trial, EpochRecord], None]
+) -> _Asha | None:
+    def stopped(trial: Trial, last: EpochRecord) -> None:
+        give_up(trial, last)
+        watcher.stopped(trial.key)
+
+    return _Asha(_most_epochs(spec), stopped) if spec.search.scheduler == "asha" else None
 
 
 def _most_epochs(spec: SweepSpec) -> int:
