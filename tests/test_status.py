@@ -89,7 +89,9 @@ def test_the_heartbeat_of_a_driver_before_this_one_says_nothing(swept):
 
 
 @pytest.mark.parametrize(
-    ("expires", "process"), [(-1.0, this_process()), (30.0, f"{this_process()}0")]
+    ("expires", "process"),
+    [(-1.0, this_process()), (30.0, f"{this_process()}0")],
+    ids=["ended", "another process"],  # names that are the same in every process of xdist
 )
 def test_a_lease_that_ended_or_whose_process_did_drives_nothing(swept, expires, process):
     _, spec, store, _ = swept
