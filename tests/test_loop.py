@@ -189,8 +189,9 @@ def interrupted(here, monkeypatch):
         _settled(here, trial.key)
     left.close()
     yield trial, expected
-    for path in here.checkpoints.store.list("resume") + here.checkpoints.store.list("trials/inter"):
-        here.checkpoints.store.delete(path)
+    store = here.checkpoints.store
+    for path in store.list("resume") + [p for p in store.list("trials") if trial.key in p]:
+        store.delete(path)
 
 
 def _settled(here: Small, key: str) -> None:

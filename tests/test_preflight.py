@@ -140,7 +140,7 @@ def test_nan_is_named_by_trial_and_tensor_and_refused(tmp_path):
 
 
 def session(world: Toy) -> Session:
-    return Session(None, None, world.pool, world.basis, None, world.evaluator)
+    return Session(None, None, world.pool, world.basis, world.evaluator, {})
 
 
 def test_another_architecture_is_refused_with_both_shapes(tmp_path):

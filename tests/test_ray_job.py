@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,6 +38,9 @@ def head():
     command += [f"--port={gcs}", f"--dashboard-port={dashboard}"]
     # Two Rays on one machine would both take the default port of the agent that starts jobs.
     command += [f"--dashboard-agent-listen-port={agent}"]
+    # A job finds its cluster by a file in the temporary folder, which the last head there wrote.
+    temporary = Path(f"/tmp/ray_{gcs}")  # short: sockets lie in it
+    command += [f"--temp-dir={temporary}"]
     process = subprocess.Popen(
         command,
         env=env,
@@ -52,6 +56,7 @@ def head():
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def node_address() -> str:
