@@ -15,7 +15,7 @@ from soupray.records import Training
 from soupray.training import resume
 from soupray.training.fine_tune import fine_tune
 from soupray.training.loop import Loop
-from soupray.training.start import Hyperparameters, Start
+from soupray.training.start import Alone, Hyperparameters, Start
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +233,39 @@ def test_a_short_trial_leaves_no_states(here):
     next(training)
     assert here.checkpoints.store.list("resume/short") == []
     training.close()
+
+
+class Member:
+    """One of three workers whose sums are taken by the test."""
+
+    size = 3
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def add_up(self, tensors: list[torch.Tensor]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("n", "mixup"), [(1, 0.0), (2, 0.0), (7, 0.0), (7, 0.4), (2, 0.4)])
+def test_the_workers_gradients_add_up_even_where_some_have_no_sample(here, n, mixup):
+    images, labels = here.data.samples(here.data.split("train"))
+    total = []
+    for group in (Alone(), *(Member(rank) for rank in range(3))):
+        start = Start(
+            weights=here.checkpoints.load(here.trial.init),
+            seed=here.trial.seed,
+            device="cpu",
+            group=group,
+        )
+        made = Loop(
+            here.task, here.data, Hyperparameters(**(here.trial.hparams | {"mixup": mixup})), start
+        )
+        mine = made._mine(n).numpy()
+        inputs = here.task.inputs(torch.from_numpy(np.array(images[mine])))
+        loss = made._gradients(inputs, torch.from_numpy(np.array(labels[mine])), n)
+        found = {name: p.grad for name, p in made._model.named_parameters()}
+        total.append({**found, "loss": loss})
+    alone, *members = total
+    added = {name: sum(m[name] for m in members) for name in alone}
+    assert close(alone, added, rtol=1e-4, atol=1e-6)

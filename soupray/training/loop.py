@@ -104,9 +104,15 @@ class Loop:
     def _mine(self, n: int) -> torch.Tensor:
         """Positions in a batch of n that this worker works on; with mixup also their partners."""
         mine = torch.arange(n).tensor_split(self._group.size)[self._group.rank]
+        if self._idle(n):  # gradients are wanted of every worker, here zeros
+            mine = torch.arange(1)
         if not self.hparams.mixup or self._group.size == 1:
             return mine
         return torch.cat([mine, n - 1 - mine])
+
+    def _idle(self, n: int) -> bool:
+        """Whether a batch of n has nothing for this worker: fewer samples than workers."""
+        return self._group.rank >= n
 
     def _batch(self, rows: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
         """A step of the optimizer; returns the mean loss over the batch, on the device."""
@@ -167,8 +173,8 @@ class Loop:
             if partners is not None:
                 mixed = self._cross_entropy(logits, partners[part])
                 loss = share * loss + (1 - share) * mixed
-            if len(part) < n:
-                loss = loss * (len(part) / n)
+            if len(part) < n or self._idle(n):
+                loss = loss * (0.0 if self._idle(n) else len(part) / n)
             loss.backward()
             total += loss.detach()
         return total
