@@ -15,7 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
@@ -161,12 +160,10 @@ def make_pool(task: OpenClipTask, data: Data, checkpoints: Checkpoints) -> Pool:
     torch.nn.init.normal_(model.head.weight, std=0.5)
     images, labels = data.samples(data.split("train"))
     tokens = tokens_of(copy.deepcopy(model).eval().bfloat16(), task, images).clone()
-    print("the layers that stay are done", flush=True)
     tail = Tail(model, tokens, torch.from_numpy(np.array(labels)))
     start = {n: t.detach().clone() for n, t in model.state_dict().items()}
     weights = tail.train(start, 0, 5e-4, 0.05, 0.0, 5)
     base = checkpoints.save(weights, {})
-    print("the common start is trained", flush=True)
     g = np.random.default_rng(1)
     copies = []
     for i in range(MODELS):
@@ -227,12 +224,11 @@ def plain(task: OpenClipTask, jpegs: Jpegs, files: dict[str, Path], pool: Pool):
 def engine(task, data: Data, checkpoints: Checkpoints, pool: Pool, cascade: bool):
     """(kept, seconds): ours, in one process, remembering nothing from before."""
     started = time.perf_counter()
-    setting = msgspec.structs.replace(SETTING)
     fresh = Checkpoints(open_store("memory://"), checkpoints._cache)
-    workers = LocalWorkers(task, data, fresh, setting)
-    shelf = Shelf(fresh, setting, data.split("train"))
+    workers = LocalWorkers(task, data, fresh, SETTING)
+    shelf = Shelf(fresh, SETTING, data.split("train"))
     shelf.add(pool.ingredients)
-    evaluator = StoredEvaluator(Site(workers, shelf, setting))
+    evaluator = StoredEvaluator(Site(workers, shelf, SETTING))
     splits = [data.split("held_out"), data.split("train")]
     (outcome,) = greedy(HeldOut(evaluator, pool, splits, cascade=cascade), ())
     return list(outcome.candidate.checkpoints), time.perf_counter() - started

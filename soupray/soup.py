@@ -31,7 +31,7 @@ from soupray.recipes.learned import bytes_read
 from soupray.records import Basis, CheckpointRef, Pool, Record, Scores, digest
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Entry, leaderboard
-from soupray.session import opened
+from soupray.session import Session, opened
 from soupray.settling import Settled
 from soupray.spec import NAME_LENGTH, SweepSpec
 from soupray.storage import Store
@@ -96,22 +96,12 @@ def run_soup(
         if not others:
             for finding in refuse_or_note(session):
                 say(f"note: {finding.what}. {finding.advice}.")
-        with Progress("choosing", _choosing_work(pool, recipes)) as progress:
-            evaluator.on_result = progress.advance
-            splits = [basis.split("held_out"), basis.split("train")]
-            selection = HeldOut(
-                evaluator, pool, splits, cascade=spec.precision == "cascade", metric=spec.metric
-            )
-            choices = choose(session.store, joint(specs), selection, recipes, yes)
-            progress.finish()
+        choices = _chosen(session, specs, recipes, yes)
         outcomes = choices.outcomes
         for note in dict.fromkeys(n for o in outcomes for n in o.notes):
             say(f"note: {note}.")
         asked = to_report(outcomes, pool)
-        members = len({m for c in asked for m in c.members})
-        with Progress("reporting", members * len(basis.reported)) as progress:
-            evaluator.on_result = progress.advance
-            reported = report(evaluator, asked, basis)
+        reported = _reported(session, asked)
         entries = leaderboard(outcomes, pool, basis, reported, spec.metric)
         soup = best_soup(entries, outcomes)
         return Result(
@@ -127,6 +117,31 @@ def run_soup(
             made=choices.made,
             foreign=session.foreign,
         )
+
+
+def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Recipes, yes: bool) -> Choices:
+    """What the recipes choose on held-out and training data."""
+    spec, basis = specs[0], session.basis
+    with Progress("choosing", _choosing_work(session.pool, recipes)) as progress:
+        session.evaluator.on_result = progress.advance
+        selection = HeldOut(
+            session.evaluator,
+            session.pool,
+            [basis.split("held_out"), basis.split("train")],
+            cascade=spec.precision == "cascade",
+            metric=spec.metric,
+        )
+        choices = choose(session.store, joint(specs), selection, recipes, yes)
+        progress.finish()
+    return choices
+
+
+def _reported(session: Session, asked: list[Candidate]) -> dict[tuple[Candidate, str], Scores]:
+    """Their scores on rank, test and shifts."""
+    members = len({m for c in asked for m in c.members})
+    with Progress("reporting", members * len(session.basis.reported)) as progress:
+        session.evaluator.on_result = progress.advance
+        return report(session.evaluator, asked, session.basis)
 
 
 def joint(specs: Sequence[SweepSpec]) -> SweepSpec:
