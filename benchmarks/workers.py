@@ -23,7 +23,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from soupray.evaluation.schedule import Answer, FirstReaching, hardest_first
-from soupray.ports import Hints
 
 INGREDIENTS, ACCEPTED, SAMPLES, BATCH, LOADING = 72, 5, 26_000, 250, 0.2
 WORKERS, TRACES = (1, 2, 4, 8), 10
@@ -74,8 +73,7 @@ def run(trace: Trace, workers: int, seed: int) -> tuple[float, float, set[int]]:
     position = 1
     while position < INGREDIENTS:
         candidates = list(range(position, INGREDIENTS))
-        hints = Hints(trace.order, None)
-        schedule = FirstReaching(len(candidates), hints, BATCH, best, "ge", False)
+        schedule = FirstReaching([trace.order] * len(candidates), BATCH, best, "ge", False)
         running: list[tuple[float, int, object]] = []
         while (reached := schedule.settled()) is None:
             idle = [w for w in range(workers) if free[w] <= now]

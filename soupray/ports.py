@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
@@ -35,12 +35,12 @@ class Reached(Record, frozen=True, kw_only=True):
 class Hints(NamedTuple):
     """What makes a decision cheap without changing it.
 
-    `order` lists the samples, those that earlier models got wrong first. Where the two largest
-    logits in bfloat16 differ by less than `tau`, the sample is run again in float32; None: float32
-    only.
+    `order` lists all samples, those that the candidate is expected to get wrong first. Where the
+    two largest logits in bfloat16 differ by less than `tau`, the sample is run again in float32;
+    None: float32 only.
     """
 
-    order: tuple[int, ...]
+    order: Callable[[WeightCandidate], tuple[int, ...]]
     tau: float | None
 
 

@@ -42,6 +42,15 @@ class Temperature(Request[float], tag="temperature", frozen=True, kw_only=True):
     answer: ClassVar[object] = float
 
 
+class Margins(Request[tuple[float, ...]], tag="margins", frozen=True, kw_only=True):
+    """By sample: the logit of its class minus the largest other, from logits that are stored."""
+
+    checkpoint: str
+    logits: CheckpointRef
+    answer: ClassVar[object] = tuple[float, ...]
+    kept: ClassVar[bool] = False  # read from the logits in no time
+
+
 class Right(Request[str], tag="right", frozen=True, kw_only=True):
     """Which samples a model gets right, packed as in `Scores.right`. A pass without augmentation.
 
@@ -127,10 +136,14 @@ class Fisher(Request[CheckpointRef], tag="fisher", frozen=True, kw_only=True):
 
 
 class Deviation(Request[float], tag="deviation", frozen=True, kw_only=True):
-    """The largest difference between a logit in bfloat16 and in float32, on a slice."""
+    """The largest difference between a logit in bfloat16 and in float32, on a slice.
+
+    `logits`: those in float32, where they are stored; else they are made.
+    """
 
     candidate: WeightCandidate
     samples: int
+    logits: CheckpointRef | None = None
     answer: ClassVar[object] = float
 
 

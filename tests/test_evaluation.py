@@ -211,7 +211,7 @@ def test_first_reaching_decides_as_a_plain_loop_and_once(world, accept, hinted):
     candidates = [mean_of(world.pool.checkpoints[k : k + 3]) for k in range(4)]
     counts = [s.correct for s in toy_scores(world, candidates)]
     order = tuple(np.random.default_rng(0).permutation(held_out.size).tolist())
-    hints = Hints(order, None) if hinted else None
+    hints = Hints(lambda candidate: order, None) if hinted else None
     for bound in sorted({c + d for c in counts for d in (-1, 0, 1)}):
         hits = [c > bound if accept == "gt" else c >= bound for c in counts]
         _, evaluator = watched(world)
@@ -224,6 +224,18 @@ def test_first_reaching_decides_as_a_plain_loop_and_once(world, accept, hinted):
         again, repeated = watched(world)
         assert repeated.first_reaching(candidates, held_out, bound, accept, hints) == reached
         assert again.ran == []
+
+
+def test_a_linear_soup_is_given_up_at_its_first_wrong_samples(world):
+    # Its logits are the mean of its ingredients': what it gets wrong is expected exactly.
+    n, batch = world.pool.ingredients[0].held_out.n, world.setting.batch_size
+    candidates = [mean_of(world.pool.checkpoints[k : k + 2]) for k in range(1, 4)]
+    best = max(s.correct for s in toy_scores(world, candidates))
+    bound = best + 1
+    reached = world.selection().first_reaching(candidates, bound / n, "ge")
+    enough = -(-(n - bound + 1) // batch) * batch
+    assert [r.seen for r in reached.results] == [enough] * 3
+    assert enough < n
 
 
 def toy_scores(world: Toy, candidates):

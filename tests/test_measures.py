@@ -1,5 +1,6 @@
 """Measures of weights, each against another way of computing it."""
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from toy import CLASSES, Toy, toy
 
 from soupray.candidates import QUANTUM, FisherSoup, LayerSoup, mean_of
+from soupray.evaluation.shelf import save_logits
+from soupray.records import Predictions
 from soupray.requests import (
     Deviation,
     Distances,
@@ -14,6 +17,7 @@ from soupray.requests import (
     Fisher,
     Gradient,
     Gram,
+    Margins,
     Temperature,
     TensorNames,
 )
@@ -133,6 +137,34 @@ def test_the_deviation_is_that_of_the_logits(world):
     network = world.workers._network
     low, high = (network.predict(best, np.array(images), low)[0] for low in (True, False))
     assert ask(world, Deviation(candidate=best, samples=90)) == np.abs(low - high).max()
+
+
+def test_the_deviation_from_stored_logits_runs_no_float32(world, monkeypatch):
+    best = world.pool.ingredients[0]
+    asked = Deviation(candidate=mean_of([best.checkpoint.sha256]), samples=7)
+    expected = ask(world, asked)
+    network, ran = world.workers._network, []
+    predict = network.predict
+
+    def noted(candidate, images, low=False):
+        ran.append((len(images), low))
+        return predict(candidate, images, low)
+
+    monkeypatch.setattr(network, "predict", noted)
+    assert ask(world, msgspec.structs.replace(asked, logits=best.logits)) == expected > 0
+    assert ran == [(7, True)]
+
+
+def test_margins_are_read_from_the_stored_logits(world):
+    # The ingredient's logits, whatever its weights would answer.
+    shown = Predictions(
+        split=world.basis.split("held_out"),
+        logits=np.array([[2.0, 0.5, 1.5], [2.0, 0.5, 1.5], [1.0, 1.0, 0.0]], np.float32),
+        labels=np.array([0, 1, 1]),
+    )
+    ref = save_logits(world.checkpoints, shown)
+    asked = Margins(checkpoint=world.pool.checkpoints[0], logits=ref)
+    assert ask(world, asked) == (0.5, -1.5, 0.0)
 
 
 def test_temperatures_and_names(world):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soupray.evaluation.schedule import Answer, FirstReaching, hardest_first
-from soupray.ports import Hints, Reached
+from soupray.ports import Reached
 from soupray.records import Rejected, Tally
 
 N, BATCH = 23, 5
@@ -22,7 +22,7 @@ class Models:
         skill = generator.uniform(0.2, 1.0, size=count)
         self.right = generator.random((count, N)) < skill[:, None]
         self.unsure = generator.random((count, N)) < 0.3
-        self.order = tuple(generator.permutation(N).tolist())
+        self.orders = [tuple(generator.permutation(N).tolist()) for _ in range(count)]
 
     def answer(self, unit) -> Answer:
         rows = list(unit.rows)
@@ -35,8 +35,7 @@ class Models:
 def run(models: Models, bound: int, accept: str, low: bool, workers: int, seed: int):
     """(answer, samples run): `workers` at a time, done in random order."""
     chance = random.Random(seed)
-    hints = Hints(models.order, 0.5 if low else None)
-    schedule = FirstReaching(len(models.right), hints, BATCH, bound, accept, low)
+    schedule = FirstReaching(models.orders, BATCH, bound, accept, low)
     running = []
     while (settled := schedule.settled()) is None:
         while len(running) < workers and (unit := schedule.next()) is not None:
@@ -102,7 +101,7 @@ def test_the_records_do_not_depend_on_how_many_work_or_who_is_first(
 
 def one(right: list[int], bound: int, accept: str = "ge") -> tuple[Reached, int]:
     """One candidate, ten samples in batches of two, in natural order."""
-    schedule = FirstReaching(1, Hints(tuple(range(10)), None), 2, bound, accept, False)
+    schedule = FirstReaching([tuple(range(10))], 2, bound, accept, False)
     while (settled := schedule.settled()) is None:
         unit = schedule.next()
         mask = np.array(right, bool)[list(unit.rows)]
@@ -129,7 +128,7 @@ def test_a_bound_that_is_met_is_counted_to_the_end():
 
 
 def test_idle_workers_get_later_batches_of_the_same_candidate_first():
-    schedule = FirstReaching(2, Hints(tuple(range(6)), None), 2, 3, "ge", False)
+    schedule = FirstReaching([tuple(range(6))] * 2, 2, 3, "ge", False)
     units = [schedule.next() for _ in range(7)]
     assert [(u.candidate, u.rows) for u in units[:6]] == [
         (0, (0, 1)), (0, (2, 3)), (0, (4, 5)), (1, (0, 1)), (1, (2, 3)), (1, (4, 5)),
@@ -138,7 +137,7 @@ def test_idle_workers_get_later_batches_of_the_same_candidate_first():
 
 
 def test_unsure_samples_are_run_again_as_soon_as_they_fill_a_batch():
-    schedule = FirstReaching(1, Hints(tuple(range(6)), 1.0), 2, 0, "ge", True)
+    schedule = FirstReaching([tuple(range(6))], 2, 0, "ge", True)
     seen = []
     while schedule.settled() is None:
         unit = schedule.next()
@@ -150,14 +149,15 @@ def test_unsure_samples_are_run_again_as_soon_as_they_fill_a_batch():
     assert schedule.settled().results[0].correct == 6
 
 
-def test_hardest_first_is_by_how_many_were_wrong_then_by_index():
-    a, b = np.array([1, 0, 0, 1, 1], bool), np.array([1, 1, 0, 0, 1], bool)
-    assert hardest_first([a, b]) == (2, 1, 3, 0, 4)
+def test_hardest_first_is_by_the_sum_of_the_margins_then_by_index():
+    a, b = np.array([0.5, -1.0, 2.0, 0.25, 0.0]), np.array([0.5, 3.0, -4.0, 0.25, 0.5])
+    # The sums are 1, 2, -2, .5 and .5.
+    assert hardest_first([a, b]) == (2, 3, 4, 0, 1)
 
 
 def test_a_candidate_that_lives_on_unsure_samples_only_is_settled_at_once():
     # Ten samples, bound 9: two wrong are one too many. 0 is wrong, 1 is unsure.
-    schedule = FirstReaching(1, Hints(tuple(range(10)), 1.0), 2, 9, "ge", True)
+    schedule = FirstReaching([tuple(range(10))], 2, 9, "ge", True)
     asked = []
     while schedule.settled() is None:
         unit = schedule.next()

@@ -17,7 +17,7 @@ from soupray.candidates import (
 )
 from soupray.evaluation.schedule import FirstReaching
 from soupray.evaluation.shelf import Against, Shelf
-from soupray.maths.metrics import score
+from soupray.maths.metrics import margins, score
 from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
 from soupray.ports import Accept, Hints, Reached
 from soupray.records import (
@@ -31,7 +31,16 @@ from soupray.records import (
     pack_right,
     unpack_right,
 )
-from soupray.requests import Distances, Failures, FailureSet, Features, Request, Right, Temperature
+from soupray.requests import (
+    Distances,
+    Failures,
+    FailureSet,
+    Features,
+    Margins,
+    Request,
+    Right,
+    Temperature,
+)
 
 T = TypeVar("T")
 CACHED_LOGITS = 4
@@ -155,13 +164,13 @@ class StoredEvaluator:
         hints: Hints | None = None,
     ) -> Reached:
         """See `ports.Evaluator`. Ensembles are decided from stored logits."""
-        hints = hints or Hints(tuple(range(split.size)), None)
+        hints = hints or Hints(lambda candidate: tuple(range(split.size)), None)
         results: list[Scores | Tally | Rejected] = []
         for position, candidate in enumerate(candidates):
             result = self._known_or_cheap(candidate, split, (bound, accept, hints.tau))
             if result is None:
                 rest = candidates[position:]
-                reached = self._decide(rest, split, (bound, accept, hints.tau), hints)
+                reached = self._decide(rest, split, (bound, accept), hints)
                 return Reached(results=(*results, *reached.results), hit=reached.hit)
             results.append(result)
             self.on_result(1)
@@ -186,18 +195,19 @@ class StoredEvaluator:
         self,
         candidates: Sequence[Candidate],
         split: Split,
-        against: Against,
+        goal: tuple[int, Accept],
         hints: Hints,
     ) -> Reached:
         models = [c for c in candidates if not isinstance(c, OutputEnsemble | VRFEnsemble)]
         assert len(models) == len(candidates), "weight soups and ensembles in one question"
         site = self._of(models[0])
         low = site.setting.precision == "bf16" or hints.tau is not None
-        schedule = FirstReaching(len(candidates), hints, site.setting.batch_size, *against[:2], low)
+        orders = [hints.order(model) for model in models]
+        schedule = FirstReaching(orders, site.setting.batch_size, *goal, low)
         reached = site.workers.decide(schedule, models, split, hints.tau)
         for candidate, result in zip(models, reached.results, strict=False):
             assert not isinstance(result, Scores)
-            site.shelf.keep_decision(candidate, split, against, result)
+            site.shelf.keep_decision(candidate, split, (*goal, hints.tau), result)
             self.on_result(1)
         return reached
 
@@ -214,6 +224,9 @@ class StoredEvaluator:
                 answers[i] = fit_temperature(p.logits, p.labels)
             elif isinstance(request, Failures):
                 answers[i] = self._failures(request, split)
+            elif isinstance(request, Margins):
+                shelf = self._site(request.about).shelf
+                answers[i] = tuple(margins(shelf.predictions(request.logits, split)).tolist())
             else:
                 todo.setdefault(self._site(request.about), []).append(i)
         for site, asked in todo.items():
@@ -256,7 +269,7 @@ class StoredEvaluator:
             self.fill([candidate], [split])
             evaluation = shelf.find(candidate, split)
             assert evaluation is not None
-        return shelf.predictions(evaluation, split)
+        return shelf.predictions(evaluation.logits, split)
 
     def _find_distances(self, request: Distances, split: Split) -> Any:
         return np.asarray(self.measure([request], split)[0])

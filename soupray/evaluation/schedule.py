@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from soupray.ports import Accept, Hints, Reached
+from soupray.ports import Accept, Reached
 from soupray.records import Rejected, Tally, pack_right
 
 Mask = npt.NDArray[np.bool_]
@@ -108,17 +108,24 @@ class _Count:
 
 
 class FirstReaching:
-    """The first of `count` candidates, in order, whose correct count reaches `bound`."""
+    """The first of several candidates, in order, whose correct count reaches `bound`."""
 
     def __init__(
-        self, count: int, hints: Hints, batch_size: int, bound: int, accept: Accept, low: bool
+        self,
+        orders: Sequence[tuple[int, ...]],
+        batch_size: int,
+        bound: int,
+        accept: Accept,
+        low: bool,
     ) -> None:
-        order = hints.order
-        batches = [order[s : s + batch_size] for s in range(0, len(order), batch_size)]
-        self._n, self._bound = len(order), bound
+        """`orders`: for each candidate, all samples in the order in which they are run."""
+        self._n, self._bound = len(orders[0]), bound
         self._needed = bound + 1 if accept == "gt" else bound
-        self._counts = [_Count(i, batches, self._needed, low) for i in range(count)]
-        self._results: list[Tally | Rejected | None] = [None] * count
+        self._counts = [
+            _Count(i, _batches(order, batch_size), self._needed, low)
+            for i, order in enumerate(orders)
+        ]
+        self._results: list[Tally | Rejected | None] = [None] * len(orders)
         self.samples = 0
 
     def next(self) -> Unit | None:
@@ -160,7 +167,14 @@ class FirstReaching:
         return Reached(results=tuple(found), hit=False)
 
 
-def hardest_first(right: Sequence[Mask]) -> tuple[int, ...]:
-    """All samples, those that most models got wrong first; ties by index."""
-    wrong = np.sum([~mask for mask in right], axis=0)
-    return tuple(np.argsort(-wrong, kind="stable").tolist())
+def _batches(order: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def hardest_first(margins: Sequence[npt.NDArray[np.float64]]) -> tuple[int, ...]:
+    """All samples by the sum of the ingredients' margins, each weighted as in the soup.
+
+    A soup answers much as the ensemble of its ingredients does (Model soups, section 4): it is
+    wrong where that sum is below zero, or little above. Ties by index.
+    """
+    return tuple(np.argsort(np.sum(margins, axis=0), kind="stable").tolist())

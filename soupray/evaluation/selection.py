@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from soupray.candidates import Candidate, mean_of
+from soupray.candidates import Candidate, WeightCandidate, mean_of
 from soupray.errors import EvaluationError
 from soupray.evaluation.schedule import hardest_first
 from soupray.maths.metrics import value
 from soupray.ports import Accept, Evaluator, Hints, Reached
 from soupray.records import Ingredient, Metric, Pool, Rejected, Scores, Split, Tally
-from soupray.requests import Deviation, Request
+from soupray.requests import Deviation, Margins, Request
 
 T = TypeVar("T")
 DEVIATION_SAMPLES = 500
@@ -69,12 +71,28 @@ class HeldOut:
         self._tallies: dict[Candidate, Tally] = {}
 
     def _find_hints(self) -> Hints:
-        order = hardest_first([i.held_out.right_mask() for i in self._pool.ingredients])
+        best = self._pool.ingredients[0]
+        margins = functools.cache(self._find_margins)  # read when something is to be run
+
+        def order(candidate: WeightCandidate) -> tuple[int, ...]:
+            shares = zip(candidate.checkpoints, candidate.coefficients, strict=True)
+            known = [share * margins()[sha] for sha, share in shares if sha in margins()]
+            return hardest_first(known) if known else tuple(range(best.held_out.n))
+
         if not self._cascade:
             return Hints(order, None)
-        best = mean_of([self._pool.checkpoints[0]])
-        (seen,) = self._held_out([Deviation(candidate=best, samples=DEVIATION_SAMPLES)])
+        asked = Deviation(
+            candidate=mean_of([best.checkpoint.sha256]),
+            samples=DEVIATION_SAMPLES,
+            logits=best.logits if best.trial.setting.precision == "fp32" else None,
+        )
+        (seen,) = self._held_out([asked])
         return Hints(order, SAFETY * seen)
+
+    def _find_margins(self) -> dict[str, npt.NDArray[np.float64]]:
+        logits = {i.checkpoint.sha256: i.logits for i in self._pool.ingredients}
+        asked = [Margins(checkpoint=sha, logits=ref) for sha, ref in logits.items()]
+        return dict(zip(logits, map(np.array, self._held_out(asked)), strict=True))
 
     @property
     def tau(self) -> float | None:

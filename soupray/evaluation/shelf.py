@@ -70,9 +70,9 @@ class Shelf:
         path = self._path("evaluations", candidate.digest, predictions.split.digest)
         return create_record(self._store, path, made)
 
-    def predictions(self, evaluation: Evaluation, split: Split) -> Predictions:
+    def predictions(self, logits: CheckpointRef, split: Split) -> Predictions:
         """The stored logits."""
-        stored = self._checkpoints.load(evaluation.logits.sha256)
+        stored = self._checkpoints.load(logits.sha256)
         return Predictions(
             split=split, logits=stored["logits"].numpy(), labels=stored["labels"].numpy()
         )

@@ -50,6 +50,16 @@ def mapped(
     return np.stack([logits[:, list(group)].max(axis=1) for group in label_map], axis=1)
 
 
+def margins(predictions: Predictions) -> npt.NDArray[np.float64]:
+    """[N]: the logit of a sample's class minus the largest other; it is right where positive."""
+    logits = mapped(predictions.logits, predictions.split.label_map).astype(np.float64)
+    rows = np.arange(len(logits))
+    own = logits[rows, predictions.labels]
+    logits[rows, predictions.labels] = -np.inf
+    found: npt.NDArray[np.float64] = own - logits.max(axis=1)
+    return found
+
+
 def on_classes_of(predictions: Predictions, shift: Split) -> Predictions | None:
     """The samples of `predictions` that are of the classes of `shift`, labelled and split as there.
 
