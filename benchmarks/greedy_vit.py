@@ -167,7 +167,7 @@ def make_pool(task: OpenClipTask, data: Data, checkpoints: Checkpoints) -> Pool:
     g = np.random.default_rng(1)
     copies = []
     for i in range(MODELS):
-        lr = 10 ** g.uniform(-4.5, -3)
+        lr = 10 ** g.uniform(-4.5, -3.5)
         decay, smoothing = 10 ** g.uniform(-3, -0.5), float(g.choice([0, 0.1]))
         copies.append(checkpoints.save(tail.train(weights, i, lr, decay, smoothing, 1), {}))
         print(f"  trained {i + 1} of {MODELS}", flush=True)
