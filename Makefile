@@ -53,7 +53,7 @@ clipart: setup .home/clipart/images
 	mkdir -p $@.part
 	cd $@.part && apt-get download openclipart-png && dpkg-deb -x *.deb . \
 	  || { echo 'Open Clip Art is fetched as a Debian package: on another system, put the folder' \
-	            'of its PNG files (animals, buildings, ...) into $@.'; exit 1; }
+	            'of its PNG files (animals, food, ...) into $@.'; exit 1; }
 	mv $@.part/usr/share/openclipart/png $@
 	rm -r $@.part
 

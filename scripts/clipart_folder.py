@@ -2,7 +2,7 @@
 
     python scripts/clipart_folder.py /usr/share/openclipart/png .home/clipart/images
 
-TARGET/CLASS/*.png for six of its categories. Drawings come with a transparent ground and in all
+TARGET/CLASS/*.png for four of its categories. Drawings come with a transparent ground and in all
 sizes; here they are on white, and no side is longer than 256 pixels. Left out are a few of more
 than ten million pixels. They are in the public domain.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-CLASSES = ("animals", "buildings", "food", "people", "plants", "transportation")
+CLASSES = ("animals", "food", "people", "transportation")
 SIDE, PIXELS = 256, 10_000_000
 
 Image.MAX_IMAGE_PIXELS = None  # sizes are looked at here, before anything is decoded
@@ -33,7 +33,7 @@ def on_white(path: Path) -> Image.Image | None:
 
 
 def main() -> None:
-    """Convert every drawing of the six categories."""
+    """Convert every drawing of the four categories."""
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     source, target = map(Path, sys.argv[1:])
