@@ -8,7 +8,6 @@ from shared import ingredient, scores, split
 from soupray.asked import asked_path, find_asked, find_stopped, unasked
 from soupray.checkpoints import create_record
 from soupray.distributed.search import RANDOM, Asker
-from soupray.errors import ConfigError
 from soupray.evaluation.pool import all_trials, manifest_path
 from soupray.plan import plan, trials_of
 from soupray.records import Basis, CheckpointRef, Tombstone, Trial
@@ -98,15 +97,6 @@ def test_other_searches_have_points_of_their_own(basis):
     assert asked_path(adaptive(30), basis) == one
     assert asked_path(adaptive(20, **{"seed: 0": "seed: 1"}), basis) != one
     assert asked_path(adaptive(20), msgspec.structs.replace(basis, key="other")) != one
-
-
-def test_asha_wants_trials_that_tell_their_epochs():
-    edits = {
-        "sampler: random": "scheduler: asha",
-        "\nresources": "\ntraining: {workers: 2}\nresources",
-    }
-    with pytest.raises(ConfigError, match=r"training.*asha cannot stop it; write scheduler: fifo"):
-        parse(mini_text(**edits), "x.yaml")
 
 
 def test_a_sweep_with_tpe_and_asha_ends_repeats_nothing_and_is_souped(tmp_path):
