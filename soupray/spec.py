@@ -190,7 +190,7 @@ class SweepSpec(SpecModel):
     @property
     def digest(self) -> str:
         """Of the parts that shape the trials: not of recipes, resources, storage or tracking."""
-        shaping = (
+        shaping: tuple[str, ...] = (
             "seed",
             "threads",
             "evaluation_batch",
@@ -202,6 +202,8 @@ class SweepSpec(SpecModel):
             "search",
             "training",
         )
+        if self.metric != "accuracy":
+            shaping += ("metric",)
         return digest({k: v for k, v in self.model_dump(mode="json").items() if k in shaping})
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from conftest import inside
+from shared import split
 
 from soupray.errors import ConfigError
-from soupray.plan import plan
+from soupray.plan import plan, trials_of
+from soupray.records import Basis, CheckpointRef, Trial, decode, encode
 from soupray.space import Dimension
 from soupray.spec import SweepSpec, load, parse
 
@@ -198,6 +200,22 @@ def test_the_first_trial_of_the_demo_never_changes():
     assert first.seed == 2056903543
     assert first.hparams["lr"] == pytest.approx(0.0011557404085078954, rel=1e-12)
     assert first.hparams["epochs"] == 5
+
+
+def test_trials_of_another_metric_are_other_trials_and_those_of_accuracy_what_they_were():
+    theta_0 = CheckpointRef(sha256="0" * 64, size_bytes=1)
+    splits = (split("train", 1, "train"), split("held_out", 1, "held_out"))
+    basis = Basis(key="k", splits=splits, init=theta_0, anchor=theta_0)
+    said, written, macro = (
+        trials_of(edited("seed: 0\n", f"seed: 0\n{metric}"), basis)[0]
+        for metric in ("", "metric: accuracy\n", "metric: macro_f1\n")
+    )
+    assert said == written
+    assert said.key == "ab7ce321e508493b"
+    assert b"metric" not in encode(said)
+    assert macro.key != said.key
+    assert decode(encode(macro), Trial).metric == "macro_f1"
+    assert edited("seed: 0\n", "seed: 0\nmetric: nll\n").digest != load(DIGITS).digest
 
 
 def test_qmc_points_fill_the_range_more_evenly_than_random_ones():

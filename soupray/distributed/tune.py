@@ -87,7 +87,7 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
             return {
                 **said,
                 "epochs": record.epoch,
-                "held_out": record.held_out_correct / record.held_out_n,
+                "held_out": record.rank,
             }
         except StopIteration as end:
             return {"complete": isinstance(end.value, Ingredient), "done": True}
@@ -216,7 +216,7 @@ def _most_epochs(spec: SweepSpec) -> int:
 
 
 class _Asha(ASHAScheduler):  # type: ignore[misc]
-    """Asynchronous successive halving by held-out accuracy; a quarter passes each rung.
+    """Asynchronous successive halving by the trials' metric; a quarter passes each rung.
 
     Its rungs are in memory: after a crash they fill again.
     """
