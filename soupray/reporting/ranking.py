@@ -8,7 +8,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from soupray.candidates import Candidate, Outcome, VRFEnsemble
+from soupray.candidates import (
+    Candidate,
+    Outcome,
+    OutputEnsemble,
+    VRFEnsemble,
+    WeightCandidate,
+)
 from soupray.maths.metrics import clopper_pearson, discordant, mcnemar, value
 from soupray.records import Basis, Metric, Pool, Record, Scores
 
@@ -166,6 +172,24 @@ def _entry(outcome: Outcome, best: Outcome, pool: Pool, basis: Basis, reported: 
         + (candidate.failures.size_bytes if isinstance(candidate, VRFEnsemble) else 0),
         candidate=candidate.digest,
     )
+
+
+def best_soup(entries: list[Entry], outcomes: list[Outcome]) -> Outcome:
+    """The highest entry that is one model of two or more checkpoints, else of one."""
+    by_name = {o.name: o for o in outcomes}
+    models = [
+        o
+        for o in (by_name[e.name] for e in entries)
+        if not isinstance(o.candidate, OutputEnsemble | VRFEnsemble)
+    ]
+    soups = [o for o in models if len(o.candidate.checkpoints) > 1]
+    return (soups or models)[0]
+
+
+def weights_of(outcome: Outcome) -> WeightCandidate:
+    """The one model of a soup."""
+    assert not isinstance(outcome.candidate, OutputEnsemble | VRFEnsemble)
+    return outcome.candidate
 
 
 def as_csv(entries: list[Entry]) -> str:
