@@ -430,3 +430,25 @@ def test_a_folder_of_hugging_face_is_read_whole_or_in_parts(tmp_path):
     assert equal(load_foreign(folder), whole)
     with pytest.raises(CheckpointError, match=r"there is no model\.safetensors or py"):
         load_foreign(tmp_path)
+
+
+def test_a_clip_with_a_tower_of_timms_has_a_head_of_its_width(tmp_path):
+    config = {
+        "embed_dim": 24,
+        "vision_cfg": {
+            "timm_model_name": "resnet10t",
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": 32,
+        },
+        "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
+    }
+    mean = [0.5, 0.5, 0.5]
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": mean, "std": mean}})
+    )
+    model = clip_task(model=f"local-dir:{tmp_path}").model().eval()
+    images = torch.zeros(2, 3, 32, 32)
+    assert model.features(images).shape == (2, 24)
+    assert model(images).shape == (2, 10)

@@ -12,7 +12,7 @@ from soupray.checkpoints import Weights, write_weights
 from soupray.errors import ConfigError
 from soupray.subject import TimmSpec
 from soupray.tasks.efficientnet import MARK, timm_names
-from soupray.tasks.files import local_path
+from soupray.tasks.files import local_path, not_reached
 from soupray.tasks.foreign import Source, load_foreign, matched, renamed, unwrapped
 from soupray.tasks.pixels import Pixels
 
@@ -136,9 +136,11 @@ class TimmTask:
             return timm.create_model(name, **more, **spec.args)
         # timm hands `args` to the model's own constructor, which may fail in any way.
         except Exception as error:
+            why = not_reached(error, "a local file in task.pretrained")
             raise ConfigError(
                 f"task.model = {spec.model!r}, args = {spec.args}, pretrained = "
-                f"{spec.pretrained!r}: timm cannot make it: {type(error).__name__}: {error}"
+                f"{spec.pretrained!r}: "
+                f"{why or f'timm cannot make it: {type(error).__name__}: {error}'}"
             ) from error
 
 
