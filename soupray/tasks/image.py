@@ -20,6 +20,7 @@ from soupray.errors import ConfigError, IncompatibleWeights
 from soupray.subject import OpenClipSpec
 from soupray.tasks.files import not_reached
 from soupray.tasks.foreign import Source, matched, renamed, unwrapped
+from soupray.tasks.network import leave_out_batch_counts
 from soupray.tasks.pixels import Pixels
 from soupray.tasks.vocabulary import CutTokenizer
 
@@ -125,11 +126,13 @@ class OpenClipTask:
                 "weights. Give one of open_clip's tags, or a local file."
             )
         with _explained(self._spec):
-            return open_clip.create_model(
+            clip = open_clip.create_model(
                 name,
                 pretrained=self._spec.pretrained if pretrained else None,
                 load_weights=pretrained,
             )
+        leave_out_batch_counts(clip)
+        return clip
 
     def _classifier(self, clip: Any) -> ImageClassifier:
         spec, width = self._spec, getattr(clip.visual, "output_dim", None)

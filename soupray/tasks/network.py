@@ -120,7 +120,7 @@ class TimmTask:
         body = self._body(pretrained)
         width = getattr(body, "head_hidden_size", body.num_features)
         model = NetworkClassifier(body, width, len(self._spec.classes))
-        _leave_out_batch_counts(model)
+        leave_out_batch_counts(model)
         # Twice as fast as the default on CPUs. Weights are stored in the default order all the
         # same, and a model that loads them keeps its own.
         return model.to(memory_format=torch.channels_last)
@@ -144,7 +144,7 @@ class TimmTask:
             ) from error
 
 
-def _leave_out_batch_counts(model: torch.nn.Module) -> None:
+def leave_out_batch_counts(model: torch.nn.Module) -> None:
     """BatchNorm's count of batches is no weight: nothing reads it, and it has no average."""
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
