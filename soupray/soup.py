@@ -116,7 +116,8 @@ def _result(session: Session, spec: SweepSpec, choices: Choices) -> Result:
     pool, outcomes, evaluator = session.pool, choices.outcomes, session.evaluator
     asked = to_report(outcomes, pool)
     reported = _reported(session, asked)
-    entries = leaderboard(outcomes, pool, session.basis, reported, spec.metric)
+    bodies = session.bodies([o.candidate for o in outcomes])
+    entries = leaderboard(outcomes, pool, session.basis, reported, spec.metric, bodies)
     soup = best_soup(entries, outcomes)
     return Result(
         entries=entries,
