@@ -374,6 +374,8 @@ def test_bodies_that_differ_take_a_pass_each():
     fisher = ensemble_of([(FisherSoup(parts=(("a", "f", 1),)), 1, 1.0), (a, 1, 1.0)], 2, "logits")
     assert forward_passes(mixed, known) == forward_passes(fisher, known) == 2
     assert forward_passes(mean_of(["a", "c"]), known) == 1
+    # A model at two temperatures is one model.
+    assert forward_passes(ensemble_of([(a, 1, 1.0), (a, 1, 2.0)], 2, "probabilities"), {}) == 1
 
 
 @pytest.mark.parametrize("statistics", ["train", "pretrained"])

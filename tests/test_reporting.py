@@ -35,8 +35,7 @@ from soupray.reporting.ranking import Versus, as_csv, leaderboard
 
 def test_the_order_is_held_out_then_cost_then_name_whatever_comes_first():
     one = mean_of(["sha of a"])
-    # Two members, the same model at two temperatures: two forward passes.
-    two = ensemble_of([(one, 1, 1.0), (one, 1, 2.0)], 2, "probabilities")
+    two = ensemble_of([(one, 1, 1.0), (mean_of(["sha of b"]), 1, 1.0)], 2, "probabilities")
 
     def made(name: str, right: int, candidate: Candidate = one) -> Outcome:
         recipe = "best_single" if name == "c" else "x"
