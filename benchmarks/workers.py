@@ -73,7 +73,7 @@ def run(trace: Trace, workers: int, seed: int) -> tuple[float, float, set[int]]:
     position = 1
     while position < INGREDIENTS:
         candidates = list(range(position, INGREDIENTS))
-        schedule = FirstReaching([trace.order] * len(candidates), BATCH, best, "ge", False)
+        schedule = FirstReaching([trace.order] * len(candidates), BATCH, best, "ge", "fp32")
         running: list[tuple[float, int, object]] = []
         while (reached := schedule.settled()) is None:
             idle = [w for w in range(workers) if free[w] <= now]

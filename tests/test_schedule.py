@@ -35,7 +35,7 @@ class Models:
 def run(models: Models, bound: int, accept: str, low: bool, workers: int, seed: int):
     """(answer, samples run): `workers` at a time, done in random order."""
     chance = random.Random(seed)
-    schedule = FirstReaching(models.orders, BATCH, bound, accept, low)
+    schedule = FirstReaching(models.orders, BATCH, bound, accept, "cascade" if low else "fp32")
     running = []
     while (settled := schedule.settled()) is None:
         while len(running) < workers and (unit := schedule.next()) is not None:
@@ -101,7 +101,7 @@ def test_the_records_do_not_depend_on_how_many_work_or_who_is_first(
 
 def one(right: list[int], bound: int, accept: str = "ge") -> tuple[Reached, int]:
     """One candidate, ten samples in batches of two, in natural order."""
-    schedule = FirstReaching([tuple(range(10))], 2, bound, accept, False)
+    schedule = FirstReaching([tuple(range(10))], 2, bound, accept, "fp32")
     while (settled := schedule.settled()) is None:
         unit = schedule.next()
         mask = np.array(right, bool)[list(unit.rows)]
@@ -128,7 +128,7 @@ def test_a_bound_that_is_met_is_counted_to_the_end():
 
 
 def test_idle_workers_get_later_batches_of_the_same_candidate_first():
-    schedule = FirstReaching([tuple(range(6))] * 2, 2, 3, "ge", False)
+    schedule = FirstReaching([tuple(range(6))] * 2, 2, 3, "ge", "fp32")
     units = [schedule.next() for _ in range(7)]
     assert [(u.candidate, u.rows) for u in units[:6]] == [
         (0, (0, 1)), (0, (2, 3)), (0, (4, 5)), (1, (0, 1)), (1, (2, 3)), (1, (4, 5)),
@@ -137,7 +137,7 @@ def test_idle_workers_get_later_batches_of_the_same_candidate_first():
 
 
 def test_unsure_samples_are_run_again_as_soon_as_they_fill_a_batch():
-    schedule = FirstReaching([tuple(range(6))], 2, 0, "ge", True)
+    schedule = FirstReaching([tuple(range(6))], 2, 0, "ge", "cascade")
     seen = []
     while schedule.settled() is None:
         unit = schedule.next()
@@ -155,14 +155,31 @@ def test_hardest_first_is_by_the_sum_of_the_margins_then_by_index():
     assert hardest_first([a, b]) == (2, 3, 4, 0, 1)
 
 
-def test_a_candidate_that_lives_on_unsure_samples_only_is_settled_at_once():
-    # Ten samples, bound 9: two wrong are one too many. 0 is wrong, 1 is unsure.
-    schedule = FirstReaching([tuple(range(10))], 2, 9, "ge", True)
+def asked_of(wrong: set[int], unsure: set[int], bound: int):
+    """(units, answer) of one candidate: ten samples in batches of two, in natural order."""
+    schedule = FirstReaching([tuple(range(10))], 2, bound, "ge", "cascade")
     asked = []
     while schedule.settled() is None:
         unit = schedule.next()
         asked.append((unit.rows, unit.low))
-        right = np.array([r > 1 for r in unit.rows])
-        schedule.take(unit, Answer(right, np.array([unit.low and r == 1 for r in unit.rows])))
-    assert asked == [((0, 1), True), ((1,), False)]
-    assert schedule.settled().results[0] == Rejected(seen=2, correct=0, bound=9)
+        right = np.array([r not in wrong for r in unit.rows])
+        schedule.take(unit, Answer(right, np.array([unit.low and r in unsure for r in unit.rows])))
+    return asked, schedule.settled().results[0]
+
+
+def test_a_candidate_that_lives_on_unsure_samples_only_is_settled_at_once():
+    # Bound 8: three wrong are one too many. 0 and 1 are wrong; so is 2, of which it was unsure.
+    asked, answer = asked_of({0, 1, 2}, {2}, 8)
+    assert asked == [((0, 1), True), ((2, 3), True), ((2,), False)]
+    assert answer == Rejected(seen=4, correct=1, bound=8)
+
+
+def test_a_first_batch_that_can_decide_is_run_in_float32():
+    # Bound 9: two wrong are one too many, and a batch has two.
+    asked, answer = asked_of({0, 1}, {0, 1}, 9)
+    assert asked == [((0, 1), False)]
+    assert answer == Rejected(seen=2, correct=0, bound=9)
+    asked, answer = asked_of({0}, {2}, 9)
+    rest = [((2, 3), True), ((2,), False), ((4, 5), True), ((6, 7), True), ((8, 9), True)]
+    assert asked == [((0, 1), False), *rest]
+    assert answer.correct == 9

@@ -15,7 +15,7 @@ from soupray.candidates import (
     VRFEnsemble,
     WeightCandidate,
 )
-from soupray.evaluation.schedule import FirstReaching
+from soupray.evaluation.schedule import FirstReaching, Precision
 from soupray.evaluation.shelf import Against, Shelf
 from soupray.maths.metrics import margins, score
 from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
@@ -201,9 +201,9 @@ class StoredEvaluator:
         models = [c for c in candidates if not isinstance(c, OutputEnsemble | VRFEnsemble)]
         assert len(models) == len(candidates), "weight soups and ensembles in one question"
         site = self._of(models[0])
-        low = site.setting.precision == "bf16" or hints.tau is not None
+        precision: Precision = site.setting.precision if hints.tau is None else "cascade"
         orders = [hints.order(model) for model in models]
-        schedule = FirstReaching(orders, site.setting.batch_size, *goal, low)
+        schedule = FirstReaching(orders, site.setting.batch_size, *goal, precision)
         reached = site.workers.decide(schedule, models, split, hints.tau)
         for candidate, result in zip(models, reached.results, strict=False):
             assert not isinstance(result, Scores)

@@ -9,7 +9,7 @@ records are the same whatever runs where and whatever comes back first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from soupray.ports import Accept, Reached
 from soupray.records import Rejected, Tally, pack_right
 
 Mask = npt.NDArray[np.bool_]
+Batches = list[tuple[int, ...]]
+Precision = Literal["fp32", "cascade", "bf16"]
+"""cascade: bfloat16, and float32 where that is unsure."""
 
 
 class Unit(NamedTuple):
@@ -38,29 +41,41 @@ class Answer(NamedTuple):
 class _Count:
     """What is known of one candidate. Units are a function of the answers before them."""
 
-    def __init__(self, index: int, batches: list[tuple[int, ...]], needed: int, low: bool) -> None:
-        self.index, self.low, self._needed = index, low, needed
-        self._batches = batches
+    def __init__(self, index: int, rows: Batches, needed: int, precision: Precision) -> None:
+        n = sum(map(len, rows))
+        self.index, self._needed = index, needed
+        self._batches = [Unit(index, batch, precision != "fp32") for batch in rows]
+        if precision == "cascade" and rows and n - needed < len(rows[0]):
+            # Enough errors to reject it fit into the first batch: a second opinion on the unsure
+            # of them would cost as much as float32 at once.
+            self._batches[0] = self._batches[0]._replace(low=False)
         self._issued: set[Unit] = set()
         self._answers: dict[Unit, Answer] = {}
         self._next = 0
         self._unsure: list[int] = []
         self._patience = 1
-        self._size = len(batches[0]) if batches else 1
-        self.right = np.zeros(sum(map(len, batches)), bool)
+        self._size = len(rows[0]) if rows else 1
+        self.right = np.zeros(n, bool)
         self.seen = self.correct = 0
 
-    def _required(self) -> Unit | None:
-        """The unit whose answer is counted next.
+    def _again(self) -> Unit | None:
+        """Unsure samples, in float32, if it is their turn.
 
-        Unsure samples are run again when they fill a batch, at the end, and as soon as the
-        candidate is only alive because they may all be right; if it survives that, the next time
-        twice as many must have come together.
+        That is when they fill a batch, at the end, and as soon as the candidate is only alive
+        because they may all be right; if it survives that, the next time twice as many must have
+        come together.
         """
         done = self._next == len(self._batches)
         if len(self._unsure) >= self._size or (self._unsure and (done or self._hangs_on_unsure())):
             return Unit(self.index, tuple(self._unsure[: self._size]), False)
-        return None if done else Unit(self.index, self._batches[self._next], self.low)
+        return None
+
+    def _required(self) -> Unit | None:
+        """The unit whose answer is counted next."""
+        again = self._again()
+        if again is not None or self._next == len(self._batches):
+            return again
+        return self._batches[self._next]
 
     def _hangs_on_unsure(self) -> bool:
         left = len(self.right) - self.seen - len(self._unsure)
@@ -72,8 +87,7 @@ class _Count:
         if required is not None and required not in self._issued:
             self._issued.add(required)
             return required
-        for rows in self._batches[self._next :]:
-            unit = Unit(self.index, rows, self.low)
+        for unit in self._batches[self._next :]:
             if unit not in self._issued:
                 self._issued.add(unit)
                 return unit
@@ -84,7 +98,8 @@ class _Count:
 
     def advance(self) -> bool:
         """Count one more unit, if its answer is here."""
-        unit = self._required()
+        again = self._again()
+        unit = again or self._required()
         if unit is None or unit not in self._answers:
             return False
         answer = self._answers.pop(unit)
@@ -93,7 +108,7 @@ class _Count:
         self.right[rows[sure]] = answer.right[sure]
         self.seen += int(sure.sum())
         self.correct += int(answer.right[sure].sum())
-        if unit.low == self.low:
+        if again is None:
             self._next += 1
             self._unsure += rows[answer.unsure].tolist()
         else:
@@ -116,13 +131,13 @@ class FirstReaching:
         batch_size: int,
         bound: int,
         accept: Accept,
-        low: bool,
+        precision: Precision,
     ) -> None:
         """`orders`: for each candidate, all samples in the order in which they are run."""
         self._n, self._bound = len(orders[0]), bound
         self._needed = bound + 1 if accept == "gt" else bound
         self._counts = [
-            _Count(i, _batches(order, batch_size), self._needed, low)
+            _Count(i, _batches(order, batch_size), self._needed, precision)
             for i, order in enumerate(orders)
         ]
         self._results: list[Tally | Rejected | None] = [None] * len(orders)
@@ -167,7 +182,7 @@ class FirstReaching:
         return Reached(results=tuple(found), hit=False)
 
 
-def _batches(order: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
+def _batches(order: tuple[int, ...], size: int) -> Batches:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
