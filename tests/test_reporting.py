@@ -185,7 +185,7 @@ def test_where_a_shift_has_some_classes_the_figure_compares_with_id_test_on_them
     line = [p.id_accuracy for p in numbers.lines["best_single"]]
     right = [0.2, 0.4, 0.4, 0.6, 0.6, 0.8]  # 1 + round(3 alpha) of 5
     assert line == pytest.approx([(0.5 + r) / 2 for r in right])
-    assert id_label(numbers) == "ID test accuracy, mean over the classes of each shift"
+    assert id_label(numbers) == "ID test accuracy on the same classes, mean over shifts"
 
 
 def test_where_no_test_sample_is_of_those_classes_held_out_accuracy_is_shown():

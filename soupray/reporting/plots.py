@@ -24,7 +24,6 @@ COLOURS = {
     "wise_ft": "#3a86c8",
 }
 
-
 OTHERS = (
     ("other soups", "s", {*SOUPS, "fisher", "lines"} - {"uniform", "greedy"}),
     ("ensembles", "^", {"ensemble", "greedy_ensemble", "ose", "vrf"}),
@@ -150,7 +149,7 @@ def draw_robustness(numbers: Robustness, path: Path) -> None:
 def id_label(numbers: Robustness) -> str:
     """What the accuracies of the horizontal axis are."""
     if numbers.same_classes:
-        return "ID test accuracy, mean over the classes of each shift"
+        return "ID test accuracy on the same classes, mean over shifts"
     return "held-out accuracy (ID)"
 
 

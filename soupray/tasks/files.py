@@ -54,6 +54,6 @@ def not_reached(error: BaseException, instead: str) -> str | None:
     kept = os.environ.get("HF_HOME") or "~/.cache/huggingface"
     why = "is not asked under HF_HUB_OFFLINE" if offline else f"was not reached ({chain[-1]})"
     return (
-        f"it is not in {kept} (HF_HOME), and {host} {why}. Name {instead}, or copy that folder of "
-        "a machine that has the model, or set HF_ENDPOINT to a mirror that this one reaches."
+        f"it is not in {kept} (HF_HOME), and {host} {why}. Name {instead}, or copy HF_HOME from a "
+        "machine that has the model, or set HF_ENDPOINT to a mirror that this one reaches."
     )
