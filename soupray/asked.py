@@ -32,7 +32,8 @@ class Stopped(Record, tag="stopped", frozen=True, kw_only=True):
 
 def _search(spec: SweepSpec, basis: Basis) -> str:
     search = spec.search.model_dump(mode="json", exclude={"trials"})
-    return digest([search, spec.seed, basis.key, spec.setting, spec.training.record()])[:16]
+    shaping = [search, spec.seed, basis.key, spec.setting, spec.training.record()]
+    return digest(shaping if spec.metric == "accuracy" else [*shaping, spec.metric])[:16]
 
 
 def asked_path(spec: SweepSpec, basis: Basis, index: int | None = None) -> str:

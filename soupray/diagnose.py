@@ -8,13 +8,15 @@ import numpy as np
 
 from soupray.candidates import WeightSoup, weight_soup
 from soupray.check import refuse_or_note
+from soupray.checkpoints import create_record, find_record
 from soupray.console import Progress, say
 from soupray.diversity import Diagnosis, Duo, diagnosis, drawn_pairs, duo
 from soupray.errors import EvaluationError
 from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.evaluation.network import EVALUATION_VERSION
 from soupray.home import atomic_write
 from soupray.maths.geometry import Array, angles, distances, total_gram
-from soupray.records import Pool, Split
+from soupray.records import Pool, Split, digest
 from soupray.reporting.diagnostics import draw_diagnosis
 from soupray.requests import Gram
 from soupray.results import encode_pretty
@@ -29,7 +31,8 @@ def run_diagnose(
 ) -> Diagnosis:
     """The diagnostics of Model soups and No One Representation on the pool of `spec`.
 
-    Three models are evaluated for each of `pairs` pairs; running it again evaluates nothing.
+    Three models are evaluated for each of `pairs` pairs. The numbers are kept in the store, by the
+    digest of what they follow from, so that running it again makes nothing.
 
     Raises:
         EvaluationError: fewer than two ingredients, or NaN weights.
@@ -41,8 +44,20 @@ def run_diagnose(
             raise EvaluationError("the pool has one ingredient: there is nothing to compare it to.")
         for finding in refuse_or_note(session):
             say(f"note: {finding.what}. {finding.advice}.")
-        held_out = session.basis.split("held_out")
-        return diagnosed(session.evaluator, session.pool, held_out, (pairs, spec.seed))
+        held_out, sample = session.basis.split("held_out"), (pairs, spec.seed)
+        path = _path(spec, session.pool, held_out, sample)
+        known: Diagnosis | None = find_record(session.store, path, Diagnosis)
+        if known is not None:
+            return known
+        made = diagnosed(session.evaluator, session.pool, held_out, sample)
+        return create_record(session.store, path, made)
+
+
+def _path(spec: SweepSpec, pool: Pool, held_out: Split, sample: tuple[int, int]) -> str:
+    models = [(i.trial.key, i.checkpoint.sha256) for i in pool.ingredients]
+    pairs = drawn_pairs(len(models), *sample)
+    parts = [models, pool.init.sha256, held_out.digest, pairs, spec.setting, EVALUATION_VERSION]
+    return f"sweeps/{spec.name}/diagnoses/{digest(parts)[:32]}.json"
 
 
 def diagnosed(

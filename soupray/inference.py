@@ -81,6 +81,14 @@ class _Source(NamedTuple):
     precision: str
 
 
+class _Model(NamedTuple):
+    """A member of a recipe. `body` is that of another member where the two differ in the head."""
+
+    task: Any
+    body: Any
+    head: Any
+
+
 class _Predictor:
     """Holds each of the recipe's models once. `sources`: by checkpoint, of the others by ""."""
 
@@ -91,18 +99,13 @@ class _Predictor:
         samples: Callable[[Any], torch.Tensor],
     ) -> None:
         self._candidate, self._samples = recipe.candidate, samples
-        self._models: dict[WeightCandidate, tuple[Task, torch.nn.Module]] = {}
+        self._models: dict[WeightCandidate, _Model] = {}
         for member in recipe.candidate.members:
-            task, checkpoints, precision = sources.get(member.checkpoints[0], sources[""])
-            model = task.model()
-            try:
-                model.load_state_dict(weights_of(member, recipe, checkpoints))
-            except RuntimeError as error:
-                raise CheckpointError(
-                    f"{recipe.name}: the weights do not fit the model: {error}"
-                ) from error
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            self._models[member] = (task, model.to(dtype).eval())
+            source = sources.get(member.checkpoints[0], sources[""])
+            model = _loaded(member, recipe, source)
+            like = (m.body for m in self._models.values() if m.task is source.task)
+            body = next((other for other in like if _same_body(other, model)), model)
+            self._models[member] = _Model(source.task, body, model.head)
         if isinstance(recipe.candidate, VRFEnsemble):
             home = sources.get(recipe.candidate.fine_tuned.checkpoints[0], sources[""])
             failures = home.checkpoints.load(recipe.candidate.failures.sha256)
@@ -114,26 +117,51 @@ class _Predictor:
         answer: Array = logits.softmax(dim=1).numpy()
         return answer
 
-    def _logits(self, images: torch.Tensor) -> Array:
+    def _logits(self, samples: torch.Tensor) -> Array:
         candidate = self._candidate
+
+        @functools.cache
+        def features(task: Any, body: Any) -> torch.Tensor:
+            """[N, D]: once for all heads of a body."""
+            inputs = task.inputs(samples)
+            if inputs.is_floating_point():
+                inputs = inputs.to(next(body.parameters()).dtype)
+            found: torch.Tensor = body.features(inputs)
+            return found
+
+        def run(member: WeightCandidate) -> Array:
+            """[N, C]."""
+            task, body, head = self._models[member]
+            logits: Array = head(features(task, body)).float().numpy()
+            return logits
+
         if isinstance(candidate, OutputEnsemble):
-            return Blender(lambda member: self._run(member, images)[0]).logits(candidate)
+            return Blender(run).logits(candidate)
         if isinstance(candidate, VRFEnsemble):
-            fine_tuned, features = self._run(candidate.fine_tuned, images)
-            length = np.linalg.norm(features, axis=1, keepdims=True)
-            normalised = features / np.maximum(length, np.finfo(np.float32).tiny)
+            task, body, _ = self._models[candidate.fine_tuned]
+            found = features(task, body).float().numpy()
+            length = np.linalg.norm(found, axis=1, keepdims=True)
+            normalised = found / np.maximum(length, np.finfo(np.float32).tiny)
             distances = kth_distances(normalised, self._failures, candidate.k)
             omega = trust(distances.astype(np.float64), candidate.a, candidate.b)
-            reference, _ = self._run(candidate.reference, images)
-            return vrf_logits(fine_tuned, reference, candidate.temperatures, omega)
-        return self._run(candidate, images)[0]
+            both = run(candidate.fine_tuned), run(candidate.reference)
+            return vrf_logits(*both, candidate.temperatures, omega)
+        return run(candidate)
 
-    def _run(self, member: WeightCandidate, images: torch.Tensor) -> tuple[Array, Array]:
-        """(logits [N, C], features [N, D])."""
-        task, module = self._models[member]
-        model: Any = module
-        inputs = task.inputs(images)
-        if inputs.is_floating_point():
-            inputs = inputs.to(next(module.parameters()).dtype)
-        features = model.features(inputs)
-        return model.head(features).float().numpy(), features.float().numpy()
+
+def _loaded(member: WeightCandidate, recipe: RecipeFile, source: _Source) -> Any:
+    """The module of a member. Raises CheckpointError if the weights do not fit it."""
+    model = source.task.model()
+    try:
+        model.load_state_dict(weights_of(member, recipe, source.checkpoints))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{recipe.name}: the weights do not fit the model: {error}"
+        ) from error
+    return model.to(torch.bfloat16 if source.precision == "bf16" else torch.float32).eval()
+
+
+def _same_body(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether two models have the same tensors but for their heads, bit for bit."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    return all(torch.equal(mine[n], theirs[n]) for n in mine if not n.startswith("head."))

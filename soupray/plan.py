@@ -6,6 +6,8 @@ import hashlib
 import random
 from collections.abc import Sequence
 
+import msgspec
+
 from soupray.records import Basis, Method, Record, Trial, digest
 from soupray.space import Dimension, Space, Value
 from soupray.spec import SweepSpec
@@ -72,6 +74,8 @@ def as_trials(spec: SweepSpec, basis: Basis, points: Sequence[PlannedTrial]) -> 
             "setting": spec.setting,
             "training": spec.training.record(),
         }
+        if spec.metric != "accuracy":
+            shaping["metric"] = spec.metric
         trials.append(
             Trial(
                 key=digest(shaping)[:16],
@@ -85,6 +89,7 @@ def as_trials(spec: SweepSpec, basis: Basis, points: Sequence[PlannedTrial]) -> 
                 code=CODE_VERSION,
                 setting=spec.setting,
                 training=spec.training.record(),
+                metric=msgspec.UNSET if spec.metric == "accuracy" else spec.metric,
             )
         )
     return trials

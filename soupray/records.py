@@ -120,7 +120,10 @@ class Training(Record, frozen=True, kw_only=True):
 
 
 class Trial(Record, frozen=True, kw_only=True):
-    """One training run with resolved hyperparameters. `key` names it in the store."""
+    """One training run with resolved hyperparameters. `key` names it in the store.
+
+    `metric` chooses its best epoch.
+    """
 
     key: str
     index: int
@@ -133,6 +136,8 @@ class Trial(Record, frozen=True, kw_only=True):
     code: str
     setting: Setting
     training: Training = Training()
+    # Left out where it is accuracy: records that are older than it stay what they were.
+    metric: Metric | msgspec.UnsetType = msgspec.UNSET
 
 
 class Scores(Record, tag="scores", frozen=True, kw_only=True):
@@ -196,14 +201,23 @@ class Rejected(Record, tag="rejected", frozen=True, kw_only=True):
     bound: int
 
 
-class EpochRecord(Record, frozen=True, kw_only=True):
-    """What one epoch of a trial measured. No test or shift metric belongs here."""
+class EpochRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """What one epoch of a trial measured. No test or shift metric belongs here.
+
+    `value` is the trial's metric, as a number of which more is better, where it is not accuracy.
+    """
 
     epoch: int
     train_loss: float
     held_out_correct: int
     held_out_n: int
     seconds: float
+    value: float | None = None
+
+    @property
+    def rank(self) -> float:
+        """What epochs, and trials under way, are compared by: more is better."""
+        return self.held_out_correct / self.held_out_n if self.value is None else self.value
 
 
 class Ingredient(Record, tag="complete", frozen=True, kw_only=True):

@@ -147,6 +147,13 @@ class Deviation(Request[float], tag="deviation", frozen=True, kw_only=True):
     answer: ClassVar[object] = float
 
 
+class Body(Request[str], tag="body", frozen=True, kw_only=True):
+    """A digest of all tensors of a checkpoint but its head's: equal ones have the same features."""
+
+    checkpoint: str
+    answer: ClassVar[object] = str
+
+
 class TensorNames(Request[tuple[str, ...]], tag="tensor_names", frozen=True, kw_only=True):
     """Names of the floating-point tensors of a checkpoint, in the model's order."""
 

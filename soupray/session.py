@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from soupray.asked import unasked
+from soupray.candidates import Candidate
 from soupray.checkpoints import Checkpoints, read_record
 from soupray.console import say
 from soupray.errors import EvaluationError
@@ -15,6 +16,7 @@ from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.pool import Found, all_trials, find_trials
 from soupray.evaluation.shelf import Shelf
 from soupray.records import Basis, Pool, pool_of
+from soupray.requests import Body
 from soupray.settling import Settled, settle
 from soupray.spec import SweepSpec
 from soupray.storage import Store, check_bucket
@@ -33,6 +35,18 @@ class Session(NamedTuple):
     basis: Basis
     evaluator: StoredEvaluator
     foreign: dict[str, SweepSpec]
+
+    def bodies(self, candidates: Sequence[Candidate]) -> dict[str, str]:
+        """By checkpoint of their ensembles, its body: asked where a trial trained its head alone.
+
+        Those of other specs are left out, which may make other inputs of a sample.
+        """
+        if all(i.trial.method != "lp" for i in self.pool.ingredients):
+            return {}
+        shas = {sha for c in candidates if len(c.members) > 1 for sha in c.checkpoints}
+        asked = [Body(checkpoint=sha) for sha in sorted(shas - set(self.foreign))]
+        found = self.evaluator.measure(asked, self.basis.split("held_out"))
+        return {one.checkpoint: body for one, body in zip(asked, found, strict=True)}
 
 
 @contextmanager

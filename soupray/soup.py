@@ -8,14 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from soupray.candidates import (
-    Candidate,
-    Outcome,
-    OutputEnsemble,
-    VRFEnsemble,
-    WeightCandidate,
-    mean_of,
-)
+from soupray.candidates import Candidate, Outcome, mean_of
 from soupray.check import refuse_or_note
 from soupray.checkpoints import create_record, find_record
 from soupray.console import Progress, say
@@ -30,7 +23,7 @@ from soupray.recipes import TABLE, Option
 from soupray.recipes.learned import bytes_read
 from soupray.records import Basis, CheckpointRef, Pool, Record, Scores, digest
 from soupray.reporting.plots import line_candidates
-from soupray.reporting.ranking import Entry, leaderboard
+from soupray.reporting.ranking import Entry, best_soup, leaderboard, weights_of
 from soupray.session import Session, opened
 from soupray.settling import Settled
 from soupray.spec import NAME_LENGTH, SweepSpec
@@ -92,31 +85,13 @@ def run_soup(
     """
     spec, *others = specs
     with opened(spec, home, address, partial, others) as session:
-        pool, basis, evaluator = session.pool, session.basis, session.evaluator
         if not others:
             for finding in refuse_or_note(session):
                 say(f"note: {finding.what}. {finding.advice}.")
         choices = _chosen(session, specs, recipes, yes)
-        outcomes = choices.outcomes
-        for note in dict.fromkeys(n for o in outcomes for n in o.notes):
+        for note in dict.fromkeys(n for o in choices.outcomes for n in o.notes):
             say(f"note: {note}.")
-        asked = to_report(outcomes, pool)
-        reported = _reported(session, asked)
-        entries = leaderboard(outcomes, pool, basis, reported, spec.metric)
-        soup = best_soup(entries, outcomes)
-        return Result(
-            entries=entries,
-            outcomes=outcomes,
-            pool=pool,
-            basis=basis,
-            reported=reported,
-            soup=soup,
-            weights=evaluator.save(weights_of(soup)),
-            statistics=evaluator.statistics(asked),
-            settled=session.settled,
-            made=choices.made,
-            foreign=session.foreign,
-        )
+        return _result(session, spec, choices)
 
 
 def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Recipes, yes: bool) -> Choices:
@@ -131,9 +106,32 @@ def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Recipes, yes:
             cascade=spec.precision == "cascade",
             metric=spec.metric,
         )
-        choices = choose(session.store, joint(specs), selection, recipes, yes)
+        choices = choose(session.store, specs, selection, recipes, yes)
         progress.finish()
     return choices
+
+
+def _result(session: Session, spec: SweepSpec, choices: Choices) -> Result:
+    """Test and shifts, the leaderboard, and the best soup's weights."""
+    pool, outcomes, evaluator = session.pool, choices.outcomes, session.evaluator
+    asked = to_report(outcomes, pool)
+    reported = _reported(session, asked)
+    bodies = session.bodies([o.candidate for o in outcomes])
+    entries = leaderboard(outcomes, pool, session.basis, reported, spec.metric, bodies)
+    soup = best_soup(entries, outcomes)
+    return Result(
+        entries=entries,
+        outcomes=outcomes,
+        pool=pool,
+        basis=session.basis,
+        reported=reported,
+        soup=soup,
+        weights=evaluator.save(weights_of(soup)),
+        statistics=evaluator.statistics(asked),
+        settled=session.settled,
+        made=choices.made,
+        foreign=session.foreign,
+    )
 
 
 def _reported(session: Session, asked: list[Candidate]) -> dict[tuple[Candidate, str], Scores]:
@@ -151,7 +149,11 @@ def joint(specs: Sequence[SweepSpec]) -> SweepSpec:
 
 
 def choose(
-    store: Store, spec: SweepSpec, selection: HeldOut, recipes: Recipes, yes: bool = False
+    store: Store,
+    specs: Sequence[SweepSpec],
+    selection: HeldOut,
+    recipes: Recipes,
+    yes: bool = False,
 ) -> Choices:
     """The frozen choices if they were made before, else run the recipes and freeze theirs.
 
@@ -162,18 +164,7 @@ def choose(
     """
     pool = selection.pool
     wanted = {**{r.name: {} for r in TABLE.values() if r.baseline}, **recipes}
-    parts = [
-        pool.checkpoints,
-        pool.anchor.sha256,
-        wanted,
-        spec.setting,
-        spec.precision,
-        spec.metric,
-        CODE_VERSION,
-        EVALUATION_VERSION,
-    ]
-    held_out = pool.ingredients[0].held_out.split
-    path = f"sweeps/{spec.name}/choices/{digest([*parts, held_out])[:32]}.json"
+    path = _choices_path(specs, pool, wanted)
     choices: Choices | None = find_record(store, path, Choices)
     if choices is None:
         _say_what_is_read(pool, wanted, yes)
@@ -187,6 +178,24 @@ def choose(
         )
         choices = create_record(store, path, chosen)
     return choices
+
+
+def _choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Recipes) -> str:
+    """Where the choices are, by the digest of all that they follow from."""
+    spec, *others = specs
+    parts = [
+        pool.checkpoints,
+        pool.anchor.sha256,
+        wanted,
+        spec.setting,
+        spec.precision,
+        spec.metric,
+        CODE_VERSION,
+        EVALUATION_VERSION,
+        pool.ingredients[0].held_out.split,
+        *(other.setting for other in others),  # their models are evaluated as they say
+    ]
+    return f"sweeps/{joint(specs).name}/choices/{digest(parts)[:32]}.json"
 
 
 def _say_what_is_read(pool: Pool, recipes: Recipes, yes: bool) -> None:
@@ -252,24 +261,6 @@ def _on_classes_of_shifts(
             if there is not None:
                 found[candidate, there.split.name] = score(there)
     return found
-
-
-def best_soup(entries: list[Entry], outcomes: list[Outcome]) -> Outcome:
-    """The highest entry that is one model of two or more checkpoints, else of one."""
-    by_name = {o.name: o for o in outcomes}
-    models = [
-        o
-        for o in (by_name[e.name] for e in entries)
-        if not isinstance(o.candidate, OutputEnsemble | VRFEnsemble)
-    ]
-    soups = [o for o in models if len(o.candidate.checkpoints) > 1]
-    return (soups or models)[0]
-
-
-def weights_of(outcome: Outcome) -> WeightCandidate:
-    """The one model of a soup."""
-    assert not isinstance(outcome.candidate, OutputEnsemble | VRFEnsemble)
-    return outcome.candidate
 
 
 def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: bool) -> Recipes:

@@ -97,6 +97,9 @@ _WHOLE = ("epochs", "batch_size", "randaugment_ops", "last_blocks")
 IMAGE_ONLY = {"rotation": 0, "shift": 0, "crop": 1, "flip": 0, "randaugment": 0, "mixup": 0}
 """Hyperparameters that change images, and the value of each that changes nothing."""
 
+_BODY_ONLY = {"layer_decay": 1, "last_blocks": 0}
+"""Likewise, of those that tell the blocks of a body apart."""
+
 
 class Space(SpecModel):
     """The hyperparameters of a trial: a dimension, or a number that all trials share.
@@ -142,6 +145,13 @@ class Space(SpecModel):
         return self
 
 
+def refuse(space: Space, names: dict[str, int], why: str) -> None:
+    """Raises ValueError if one of `names` has another value than the one that does nothing."""
+    for name, off in names.items():
+        if getattr(space, name) != off:
+            raise ValueError(f"{name} {why}; leave it out")
+
+
 class Search(SpecModel):
     """How many trials, drawn how, from where; and whether they train `all` weights or the head.
 
@@ -154,3 +164,10 @@ class Search(SpecModel):
     scheduler: Literal["fifo", "asha"] = "fifo"
     train: Literal["all", "head"] = "all"
     space: Space
+
+    @pydantic.model_validator(mode="after")
+    def _of_what_is_trained(self) -> Search:
+        if self.train == "head":
+            refuse(self.space, IMAGE_ONLY, "needs the body: train: head sees it once")
+            refuse(self.space, _BODY_ONLY, "is about the body, which train: head leaves alone")
+        return self

@@ -17,8 +17,8 @@ from soupray.naming import resolved
 from soupray.recipes import Option, check_recipes
 from soupray.records import Metric, Setting, Training, digest
 from soupray.sources import DataSpec
-from soupray.space import IMAGE_ONLY, Count, NonNegative, Positive, Search, SpecModel
-from soupray.subject import Init, TaskSpec
+from soupray.space import IMAGE_ONLY, Count, NonNegative, Positive, Search, SpecModel, refuse
+from soupray.subject import Init, TaskSpec, TrainedInit
 
 NAME_LENGTH = 63
 
@@ -44,6 +44,13 @@ class Resources(SpecModel):
     cpu: Positive = 1.0
     gpu: NonNegative = 0.0
     at_most: Count | None = None
+
+    @pydantic.field_validator("gpu")
+    @classmethod
+    def _at_most_one(cls, gpu: float) -> float:
+        if gpu > 1:
+            raise ValueError("a worker computes on one GPU; for more: training: {workers: N}")
+        return gpu
 
 
 class TrainingSpec(SpecModel):
@@ -119,26 +126,43 @@ class SweepSpec(SpecModel):
             )
         return value
 
+    @pydantic.field_validator("init", "search")
+    @classmethod
+    def _augments_images(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        space = value.trained if isinstance(value, TrainedInit) else getattr(value, "space", None)
+        if space and getattr(info.data.get("task"), "kind", None) == "transformers":
+            refuse(space, IMAGE_ONLY, "is for images")
+        return value
+
     @pydantic.field_validator("training")
     @classmethod
-    def _can_be_stopped(cls, value: TrainingSpec, info: pydantic.ValidationInfo) -> TrainingSpec:
-        search = info.data.get("search")
-        if value.workers > 1 and search is not None and search.scheduler == "asha":
+    def _suits_the_search(cls, value: TrainingSpec, info: pydantic.ValidationInfo) -> TrainingSpec:
+        search, together = info.data.get("search"), value.workers > 1
+        if together and search is not None and search.scheduler == "asha":
             raise ValueError(
-                "a trial of several workers tells its epochs at its end: asha cannot stop it; "
+                f"workers = {value.workers} train a trial to its end: asha cannot stop it; "
                 "write scheduler: fifo, or workers: 1"
+            )
+        if together and search is not None and search.train == "head":
+            raise ValueError(
+                f"workers = {value.workers} would each compute the features of all samples, most "
+                "of the work of train: head; write workers: 1"
+            )
+        if value.checkpointing and search is not None and search.train == "head":
+            raise ValueError(
+                "checkpointing = true is about the body, but train: head; leave it out"
             )
         return value
 
-    @pydantic.field_validator("search")
+    @pydantic.field_validator("resources")
     @classmethod
-    def _augments_images(cls, value: Search, info: pydantic.ValidationInfo) -> Search:
-        task = info.data.get("task")
-        text = task is not None and task.kind == "transformers"
-        for name, off in IMAGE_ONLY.items():
-            if getattr(value.space, name) != off and (text or value.train == "head"):
-                why = "is for images" if text else "needs the body: train: head sees it once"
-                raise ValueError(f"{name} {why}; leave it out")
+    def _suits_the_workers(cls, value: Resources, info: pydantic.ValidationInfo) -> Resources:
+        training = info.data.get("training")
+        if 0 < value.gpu < 1 and training is not None and training.workers > 1:
+            raise ValueError(
+                f"gpu = {value.gpu:g} with training.workers = {training.workers}: NCCL takes no "
+                "two workers on one GPU; write gpu: 1, or workers: 1"
+            )
         return value
 
     def __hash__(self) -> int:
@@ -166,7 +190,7 @@ class SweepSpec(SpecModel):
     @property
     def digest(self) -> str:
         """Of the parts that shape the trials: not of recipes, resources, storage or tracking."""
-        shaping = (
+        shaping: tuple[str, ...] = (
             "seed",
             "threads",
             "evaluation_batch",
@@ -178,6 +202,8 @@ class SweepSpec(SpecModel):
             "search",
             "training",
         )
+        if self.metric != "accuracy":
+            shaping += ("metric",)
         return digest({k: v for k, v in self.model_dump(mode="json").items() if k in shaping})
 
 

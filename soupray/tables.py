@@ -69,10 +69,13 @@ def _meaning(basis: Basis, spec: SweepSpec) -> str:
         protocol += f" Chosen and ordered by {spec.metric}."
     if spec.precision == "bf16":
         protocol += " All in bfloat16, without a second pass in float32."
+    some = ", ".join(s.name for s in basis.reported if s.label_map is not None)
+    beside = "Of some classes only, beside ID test on them in leaderboard.csv"
     meaning = (
         f"{protocol} ± one standard error. Test (n = {test}) and shifts (mean over {shifts}) "
-        "were evaluated once, after the choice. p: exact McNemar test against best_single on "
-        "test. K: checkpoints. fwd: forward passes a sample. MB: models to keep. Scores in %."
+        f"were evaluated once, after the choice. {f'{beside}: {some}. ' if some else ''}p: exact "
+        "McNemar test against best_single on test. K: checkpoints. fwd: forward passes a sample. "
+        "MB: models to keep. Scores in %."
     )
     return textwrap.fill(meaning, 98)
 

@@ -1,5 +1,7 @@
 """Adaptive search: points that follow from results, recorded and replayed; trials stopped early."""
 
+import math
+
 import msgspec
 import pytest
 from conftest import inside, mini_text
@@ -8,7 +10,6 @@ from shared import ingredient, scores, split
 from soupray.asked import asked_path, find_asked, find_stopped, unasked
 from soupray.checkpoints import create_record
 from soupray.distributed.search import RANDOM, Asker
-from soupray.errors import ConfigError
 from soupray.evaluation.pool import all_trials, manifest_path
 from soupray.plan import plan, trials_of
 from soupray.records import Basis, CheckpointRef, Tombstone, Trial
@@ -93,20 +94,25 @@ def test_a_diverged_trial_counts_as_the_worst_and_a_failed_one_as_nothing(store,
     assert [t.values for t in asker._study.trials] == [[0.0], None]
 
 
+def test_the_sampler_learns_the_metric_of_the_spec(store, basis):
+    spec = adaptive(4, **{"seed: 0": "seed: 0\nmetric: nll"})
+    asker = Asker(store, spec, basis)
+    complete, diverged = asker.next(), asker.next()
+    assert complete.metric == "nll"
+    end(store, asker, complete, 90)  # whatever is right, the NLL is 0.5
+    dead = Tombstone(trial=diverged, reason="nan", history=(), started=0, finished=1)
+    create_record(store, manifest_path(diverged.key), dead)
+    asker.over(diverged.key)
+    assert [t.values for t in asker._study.trials] == [[-0.5], [-math.inf]]
+    assert asker._study.best_value == -0.5
+
+
 def test_other_searches_have_points_of_their_own(basis):
     one = asked_path(adaptive(20), basis)
     assert asked_path(adaptive(30), basis) == one
     assert asked_path(adaptive(20, **{"seed: 0": "seed: 1"}), basis) != one
+    assert asked_path(adaptive(20, **{"seed: 0": "seed: 0\nmetric: nll"}), basis) != one
     assert asked_path(adaptive(20), msgspec.structs.replace(basis, key="other")) != one
-
-
-def test_asha_wants_trials_that_tell_their_epochs():
-    edits = {
-        "sampler: random": "scheduler: asha",
-        "\nresources": "\ntraining: {workers: 2}\nresources",
-    }
-    with pytest.raises(ConfigError, match=r"training.*asha cannot stop it; write scheduler: fifo"):
-        parse(mini_text(**edits), "x.yaml")
 
 
 def test_a_sweep_with_tpe_and_asha_ends_repeats_nothing_and_is_souped(tmp_path):

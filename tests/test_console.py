@@ -131,6 +131,15 @@ def test_a_leaderboard_shows_every_entry_in_order():
     assert "Test (n = 10) and shifts (mean over inverted, noise) were" in text
 
 
+def test_shifts_of_some_classes_are_named_with_what_they_compare_with():
+    *rest, noise = BASIS.splits
+    some = msgspec.structs.replace(noise, label_map=((1,),), classes=1)
+    basis = msgspec.structs.replace(BASIS, splits=(*rest, some))
+    said = "Of some classes only, beside ID test on them in leaderboard.csv: noise. p: exact"
+    assert said in " ".join(shown(ENTRIES, basis))
+    assert "Of some classes" not in " ".join(shown(ENTRIES))
+
+
 def test_without_shifts_the_column_is_empty():
     bare = [msgspec.structs.replace(e, shifts={}, shift_mean=0.0) for e in ENTRIES]
     assert " - " in shown(bare, NO_SHIFTS)[1]

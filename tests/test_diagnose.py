@@ -15,6 +15,7 @@ from toy import toy, truth
 from soupray.candidates import ensemble_of, mean_of
 from soupray.checkpoints import Checkpoints, read_record
 from soupray.diagnose import diagnosed, write_diagnosis
+from soupray.distributed import cluster
 from soupray.diversity import Diagnosis, Duo, Mixed, diagnosis, drawn_pairs, duo, summary
 from soupray.records import (
     Basis,
@@ -238,7 +239,7 @@ def reported(home) -> list[str]:
     return [p for p in paths if json.loads(store.get(p))["scores"]["split"] in digests]
 
 
-def test_check_and_diagnose_at_the_command_line(fresh, tmp_path):
+def test_check_and_diagnose_at_the_command_line(fresh, tmp_path, monkeypatch):
     """The main job's four trials: everything is said, on held-out data only."""
     before = reported(fresh)
     assert before
@@ -253,6 +254,16 @@ def test_check_and_diagnose_at_the_command_line(fresh, tmp_path):
     written = json.loads((tmp_path / "diagnostics.json").read_text())
     assert len(written["pairs"]) == 2
     assert reported(fresh) == before
+    # Again: the numbers are in the store, and nothing is made. Other pairs are other numbers.
+    _, _, store = fresh.world()
+    (kept,) = store.list("sweeps/mini/diagnoses")
+    for path in store.list("evaluations"):
+        store.delete(path)
+    monkeypatch.setattr(cluster, "attach", lambda *specs: pytest.fail("Ray was asked for"))
+    (tmp_path / "diagnostics.json").unlink()
+    assert inside("diagnose", fresh.spec, *fresh.where, *asked).stdout == shown.stdout
+    assert json.loads((tmp_path / "diagnostics.json").read_text()) == written
+    assert store.list("sweeps/mini/diagnoses") == [kept]
 
 
 def test_a_broken_ingredient_ends_check_and_soup_with_status_1(fresh, tmp_path):

@@ -430,3 +430,37 @@ def test_a_folder_of_hugging_face_is_read_whole_or_in_parts(tmp_path):
     assert equal(load_foreign(folder), whole)
     with pytest.raises(CheckpointError, match=r"there is no model\.safetensors or py"):
         load_foreign(tmp_path)
+
+
+TOWERS = {
+    "timm": {
+        "timm_model_name": "resnet10t",
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "image_size": 32,
+    },
+    "resnet": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 32},
+}
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_clip_with_batch_norm_has_no_counts_of_batches_that_would_differ(tmp_path, kind):
+    """Two trials of different length count differently, and integers have no mean."""
+    text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
+    config = {"embed_dim": 24, "vision_cfg": TOWERS[kind], "text_cfg": text}
+    mean = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": mean})
+    )
+    task = clip_task(model=f"local-dir:{tmp_path}")
+    clip = open_clip.create_model(f"local-dir:{tmp_path}", load_weights=False).eval()
+    model = task.model().eval()
+    assert all(t.is_floating_point() for t in model.state_dict().values())
+    images = torch.zeros(2, 3, 32, 32)
+    assert model(images).shape == (2, 10)
+    # With counts, as theta_0 was stored before: they are left out as it is loaded.
+    tower = {n: t for n, t in clip.state_dict().items() if n.startswith("visual.")}
+    assert any(n.endswith("num_batches_tracked") for n in tower)
+    model.load_state_dict(tower | {"head.weight": model.head.weight})
+    assert torch.equal(model.features(images), F.normalize(clip.visual(images), dim=-1))

@@ -5,18 +5,23 @@ import numpy as np
 import pytest
 import torch
 from idx_files import tiny, write_data_set
+from scipy.special import softmax
 from shared import demo
 from sklearn.linear_model import LogisticRegression
 from tiny_text import tiny_text, write_world
 
-from soupray.candidates import mean_of
+from soupray.candidates import FisherSoup, VRFEnsemble, ensemble_of, mean_of
 from soupray.data.cache import Data
 from soupray.errors import ConfigError, TrialError
 from soupray.estimate import dry_run
 from soupray.evaluation.network import predict
 from soupray.evaluation.selection import HeldOut
+from soupray.inference import _Predictor, _Source
 from soupray.plan import trials_of
+from soupray.recipe_file import RecipeFile
 from soupray.records import Ingredient, Trial, pool_of
+from soupray.reporting.ranking import forward_passes
+from soupray.session import Session
 from soupray.soup import run_recipes
 from soupray.subject import Probe
 from soupray.training.fine_tune import fine_tune
@@ -300,6 +305,77 @@ def test_vrf_of_a_probe_and_the_zero_shot_model_is_below_neither(probe, pair):
     zero_shot = held_out(probe, basis.anchor.sha256)
     assert outcome.held_out.correct >= max(best, int(500 * accuracy(zero_shot)))
     assert outcome.options["failures"] > 0
+
+
+def test_heads_on_one_frozen_body_take_one_pass_and_answer_as_two(probe, pair):
+    basis, evaluator, images = probe.basis, probe.here.evaluator(), probe.here.data
+    one, anchor = mean_of([pair[0].checkpoint.sha256]), mean_of([basis.anchor.sha256])
+    features = probe.here.checkpoints.save(
+        {"features": torch.nn.functional.normalize(torch.randn(20, 128))}, {}
+    )
+    vrf = VRFEnsemble(
+        fine_tuned=one,
+        reference=anchor,
+        temperatures=(1.2, 0.8),
+        failures=features,
+        k=2,
+        a=1.5,
+        b=0.6,
+    )
+    soup = mean_of([i.checkpoint.sha256 for i in pair])
+    mean = ensemble_of([(soup, 1, 1.0), (anchor, 1, 1.0), (one, 2, 1.0)], 4, "logits")
+    held_out = basis.split("held_out")
+    samples = np.array(images.samples(held_out)[0])
+    session = Session(None, None, pool_of(basis, pair), basis, evaluator, {})
+    bodies = session.bodies([vrf, mean])
+    assert len(bodies) == 3
+    moved = [msgspec.structs.replace(i.trial, method="ft") for i in pair]
+    others = [msgspec.structs.replace(i, trial=t) for i, t in zip(pair, moved, strict=True)]
+    assert session._replace(pool=pool_of(basis, others)).bodies([vrf, mean]) == {}
+    for candidate in (vrf, mean):
+        model, passes = counting(candidate, probe)
+        expected = softmax(evaluator.predictions(candidate, held_out).logits, axis=1)
+        assert np.allclose(model(samples), expected, atol=1e-5)
+        assert len(passes) == forward_passes(candidate, bodies) == 1
+        assert forward_passes(candidate, {}) == len(candidate.members)
+
+
+def counting(candidate, made: Made) -> tuple[_Predictor, list[int]]:
+    """The model of a recipe whose members have one body, and a list that grows with its passes."""
+    source, passes = _Source(made.here.task, made.here.checkpoints, "fp32"), []
+    model = _Predictor(recipe_of(candidate, made), {"": source}, torch.from_numpy)
+    (body,) = {member.body for member in model._models.values()}
+    body.visual.register_forward_hook(lambda *call: passes.append(1))
+    return model, passes
+
+
+def recipe_of(candidate, made: Made) -> RecipeFile:
+    return RecipeFile(
+        name="x",
+        recipe="vrf",
+        options={},
+        candidate=candidate,
+        ingredients={},
+        statistics={},
+        sha256=None,
+        spec=made.spec.model_dump(mode="json"),
+    )
+
+
+def test_bodies_that_differ_take_a_pass_each():
+    shas = ("a", "b", "c")
+    a, b, c = (mean_of([sha]) for sha in shas)
+    known = {"a": "body", "b": "body", "c": "other"}
+    three = ensemble_of([(a, 1, 1.0), (b, 1, 1.0), (c, 1, 1.0)], 3, "logits")
+    assert forward_passes(three, known) == 2
+    assert forward_passes(three, {"a": "body"}) == 3
+    # A soup over two bodies has one of its own; so has a Fisher soup, whose quotient is rounded.
+    mixed = ensemble_of([(mean_of(["a", "c"]), 1, 1.0), (a, 1, 1.0)], 2, "logits")
+    fisher = ensemble_of([(FisherSoup(parts=(("a", "f", 1),)), 1, 1.0), (a, 1, 1.0)], 2, "logits")
+    assert forward_passes(mixed, known) == forward_passes(fisher, known) == 2
+    assert forward_passes(mean_of(["a", "c"]), known) == 1
+    # A model at two temperatures is one model.
+    assert forward_passes(ensemble_of([(a, 1, 1.0), (a, 1, 2.0)], 2, "probabilities"), {}) == 1
 
 
 @pytest.mark.parametrize("statistics", ["train", "pretrained"])

@@ -21,21 +21,21 @@ from board import (
     A,
     N,
     Reports,
+    alpha,
 )
 from shared import scores, split, trial
 
 from soupray.candidates import Candidate, Outcome, ensemble_of, mean_of
 from soupray.ports import TrackedRun
-from soupray.records import EpochRecord, Tombstone
-from soupray.reporting.plots import draw_all, greedy_trace, robustness
+from soupray.records import EpochRecord, Scores, Tombstone
+from soupray.reporting.plots import Robustness, draw_all, greedy_trace, id_label, robustness
 from soupray.reporting.publish import entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import Versus, as_csv, leaderboard
 
 
 def test_the_order_is_held_out_then_cost_then_name_whatever_comes_first():
     one = mean_of(["sha of a"])
-    # Two members, the same model at two temperatures: two forward passes.
-    two = ensemble_of([(one, 1, 1.0), (one, 1, 2.0)], 2, "probabilities")
+    two = ensemble_of([(one, 1, 1.0), (mean_of(["sha of b"]), 1, 1.0)], 2, "probabilities")
 
     def made(name: str, right: int, candidate: Candidate = one) -> Outcome:
         recipe = "best_single" if name == "c" else "x"
@@ -145,12 +145,53 @@ def test_the_robustness_figure_by_hand():
     for points in numbers.lines.values():
         alphas = [float(p.name) for p in points]
         assert alphas == [k / 5 for k in range(6)]
-        assert [p.held_out for p in points] == pytest.approx([0.5 + 0.4 * a for a in alphas])
+        assert [p.id_accuracy for p in points] == pytest.approx([0.5 + 0.4 * a for a in alphas])
         assert [p.shift_mean for p in points] == pytest.approx([0.7 - 0.15 * a for a in alphas])
-    models = {(p.kind, p.name): (p.held_out, p.shift_mean) for p in numbers.models}
+    models = {(p.kind, p.name): (p.id_accuracy, p.shift_mean) for p in numbers.models}
     assert len(models) == 2 + len(ENTRIES)
     assert models["ingredient", "b"] == pytest.approx((0.8, 0.55))
     assert models["anchor", "zero_shot"] == pytest.approx((0.5, 0.7))
+
+
+class SomeClasses(Reports):
+    """noise has one of the two classes: ID test on it is right on .2 + .6 alpha of 5 samples."""
+
+    def __missing__(self, key: tuple[Candidate, str]) -> Scores:
+        candidate, name = key
+        if name == "test on noise":
+            return scores(1 + round(3 * alpha(candidate)), 5, "digest of test on noise")
+        return super().__missing__(key)
+
+
+def some_classes(keys: tuple[str, ...]) -> Robustness:
+    """The figure's numbers where noise has one class, and `keys` are what was reported."""
+    *rest, noise = BASIS.splits
+    noise = msgspec.structs.replace(noise, label_map=((1,),), classes=1)
+    basis = msgspec.structs.replace(BASIS, splits=(*rest, noise))
+    reported = SomeClasses(REPORTED)
+    for key in keys:
+        reported[AB, key] = reported[AB, key]
+    return robustness(ENTRIES, OUTCOMES, POOL, basis, reported)
+
+
+def test_where_a_shift_has_some_classes_the_figure_compares_with_id_test_on_them():
+    numbers = some_classes(("test", "test on noise"))
+    assert (numbers.same_classes, numbers.n) == (True, 10)
+    models = {(p.kind, p.name): (p.id_accuracy, p.shift_mean) for p in numbers.models}
+    # inverted has all classes: ID test there is .5 of all models but greedy, .7
+    assert models["ingredient", "b"] == pytest.approx(((0.5 + 0.8) / 2, 0.55))
+    assert models["anchor", "zero_shot"] == pytest.approx(((0.5 + 0.2) / 2, 0.7))
+    assert models["greedy", "greedy"] == pytest.approx(((0.7 + 0.8) / 2, 0.55))
+    line = [p.id_accuracy for p in numbers.lines["best_single"]]
+    right = [0.2, 0.4, 0.4, 0.6, 0.6, 0.8]  # 1 + round(3 alpha) of 5
+    assert line == pytest.approx([(0.5 + r) / 2 for r in right])
+    assert id_label(numbers) == "ID test accuracy on the same classes, mean over shifts"
+
+
+def test_where_no_test_sample_is_of_those_classes_held_out_accuracy_is_shown():
+    plain = robustness(ENTRIES, OUTCOMES, POOL, BASIS, REPORTED)
+    assert some_classes(("test",)) == plain
+    assert id_label(plain) == "held-out accuracy (ID)"
 
 
 def test_figures_are_drawn(tmp_path):

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from conftest import mini_text
 from test_evaluators import forgetful
+from toy import toy
 
 from soupray.candidates import mean_of
 from soupray.checkpoints import create_record
@@ -14,8 +15,9 @@ from soupray.evaluation.pool import manifest_path
 from soupray.evaluation.selection import HeldOut
 from soupray.plan import trials_of
 from soupray.records import Pool, Tombstone, encode, pool_of
+from soupray.reporting.ranking import best_soup
 from soupray.session import find_pool
-from soupray.soup import Choices, best_soup, choose, chosen_recipes, run_recipes
+from soupray.soup import Choices, choose, chosen_recipes, run_recipes
 from soupray.spec import parse
 from soupray.storage import open_store
 from soupray.wiring import find_basis, world
@@ -141,9 +143,29 @@ def test_choices_once_frozen_are_not_made_again(run, pool):
     spec, _, store = run.world()
     selection = pool_only(pool)
     recipes = chosen_recipes([spec], [], everything=True)
-    choices = choose(store, spec, selection, recipes)
+    choices = choose(store, [spec], selection, recipes)
     assert isinstance(choices, Choices)
     assert choices.pool == pool.checkpoints
+
+
+def test_choices_of_several_specs_follow_from_how_each_ones_models_are_evaluated(tmp_path):
+    store, selection = open_store("memory://"), toy(tmp_path, models=3).selection()
+
+    def chosen(*batches: int) -> str:
+        """Which record of choices there is now that was not there before."""
+        specs = [
+            parse(mini_text(**{"evaluation_batch: 50": f"evaluation_batch: {b}"}), "x")
+            for b in batches
+        ]
+        before = set(store.list("sweeps"))
+        choose(store, specs, selection, {"ensemble": {}})
+        return "".join(set(store.list("sweeps")) - before)
+
+    alone, both, other = chosen(50), chosen(50, 50), chosen(50, 40)
+    assert alone.startswith("sweeps/mini/choices/")
+    assert both.startswith("sweeps/mini_and_mini/choices/")
+    assert other.startswith("sweeps/mini_and_mini/choices/")
+    assert (chosen(50), chosen(50, 50), chosen(50, 40)) == ("", "", "")
 
 
 def test_the_local_evaluator_makes_the_same_choices_as_the_ray_driver(run, pool, tmp_path):
@@ -190,7 +212,7 @@ def test_the_soup_that_is_written_is_the_best_that_averages_anything(run, pool):
     entries = msgspec.json.decode((run.output / "leaderboard.json").read_bytes(), type=list[Entry])
     recipes = chosen_recipes([spec], [], everything=True)
     selection = pool_only(pool)
-    outcomes = choose(store, spec, selection, recipes).outcomes
+    outcomes = choose(store, [spec], selection, recipes).outcomes
     best = best_soup(entries, outcomes)
     assert len(best.candidate.checkpoints) > 1
     assert len(best.candidate.members) == 1
@@ -208,5 +230,5 @@ def test_a_recipe_that_reads_very_much_waits_for_a_word(pool, monkeypatch):
     monkeypatch.setattr("soupray.soup.READ_LIMIT", 10**6)
     store, selection, spec = open_store("memory://"), pool_only(pool), parse(mini_text(), "x.yaml")
     with pytest.raises(EvaluationError, match=r"learned would read .* GB of weights.*--yes"):
-        choose(store, spec, selection, {"learned": {"epochs": 2}})
+        choose(store, [spec], selection, {"learned": {"epochs": 2}})
     assert store.list("sweeps") == []

@@ -5,9 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
+from conftest import inside
+from shared import split
 
 from soupray.errors import ConfigError
-from soupray.plan import plan
+from soupray.plan import plan, trials_of
+from soupray.records import Basis, CheckpointRef, Trial, decode, encode
 from soupray.space import Dimension
 from soupray.spec import SweepSpec, load, parse
 
@@ -72,6 +75,76 @@ def test_a_mistake_is_named_with_file_field_value_and_what_is_allowed(old, new, 
     assert said in str(error.value)
 
 
+HEAD = {"sampler: random": "train: head"}
+STILL = {
+    "rotation: {uniform: [0, 15], off: 0.3}": "rotation: 0",
+    "shift: {uniform: [0, 0.1], off: 0.3}": "shift: 0",
+}
+
+
+def training(options: str) -> dict[str, str]:
+    return {"\nresources": f"\ntraining: {{{options}}}\nresources"}
+
+
+@pytest.mark.parametrize(
+    ("edits", "said"),
+    [
+        (
+            {"sampler: random": "scheduler: asha"} | training("workers: 2"),
+            "training: 'this mapping' is not allowed: workers = 2 train a trial to its end: asha "
+            "cannot stop it; write scheduler: fifo, or workers: 1.",
+        ),
+        (
+            {"sampler: random": "sampler: tpe\n  scheduler: asha"} | training("workers: 2"),
+            "asha cannot stop it",
+        ),
+        (
+            HEAD | STILL | training("workers: 3"),
+            "workers = 3 would each compute the features of all samples",
+        ),
+        (
+            HEAD | STILL | training("checkpointing: true"),
+            "checkpointing = true is about the body, but train: head; leave it out.",
+        ),
+        (
+            HEAD | STILL | {"batch_size: 20": "batch_size: 20\n    last_blocks: 1"},
+            "search: 'this mapping' is not allowed: last_blocks is about the body, which train: "
+            "head leaves alone; leave it out.",
+        ),
+        (
+            HEAD | STILL | {"batch_size: 20": "layer_decay: {uniform: [0.5, 0.9]}"},
+            "layer_decay is about the body",
+        ),
+        (
+            {"gpu: 0": "gpu: 2"},
+            "resources.gpu: 2 is not allowed: a worker computes on one GPU; for more: training: "
+            "{workers: N}.",
+        ),
+        (
+            {"gpu: 0": "gpu: 0.5"} | training("workers: 2"),
+            "resources: 'this mapping' is not allowed: gpu = 0.5 with training.workers = 2: NCCL",
+        ),
+    ],
+    ids=["asha", "tpe-asha", "head", "activations", "blocks", "layers", "gpus", "shared-gpu"],
+)
+def test_options_that_cannot_work_together_are_refused_by_name(edits, said):
+    text = TEXT
+    for old, new in edits.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    with pytest.raises(ConfigError) as error:
+        parse(text, "x.yaml")
+    assert said in str(error.value)
+
+
+def test_a_refused_spec_ends_with_status_2(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(TEXT.replace("gpu: 0", "gpu: 2"))
+    done = inside("sweep", path, "--dry-run", check=False)
+    assert done.returncode == 2
+    assert "resources.gpu: 2 is not allowed" in done.stderr
+
+
 def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"gone\.yaml: cannot be read: No such file"):
         load(tmp_path / "gone.yaml")
@@ -127,6 +200,22 @@ def test_the_first_trial_of_the_demo_never_changes():
     assert first.seed == 2056903543
     assert first.hparams["lr"] == pytest.approx(0.0011557404085078954, rel=1e-12)
     assert first.hparams["epochs"] == 5
+
+
+def test_trials_of_another_metric_are_other_trials_and_those_of_accuracy_what_they_were():
+    theta_0 = CheckpointRef(sha256="0" * 64, size_bytes=1)
+    splits = (split("train", 1, "train"), split("held_out", 1, "held_out"))
+    basis = Basis(key="k", splits=splits, init=theta_0, anchor=theta_0)
+    said, written, macro = (
+        trials_of(edited("seed: 0\n", f"seed: 0\n{metric}"), basis)[0]
+        for metric in ("", "metric: accuracy\n", "metric: macro_f1\n")
+    )
+    assert said == written
+    assert said.key == "ab7ce321e508493b"
+    assert b"metric" not in encode(said)
+    assert macro.key != said.key
+    assert decode(encode(macro), Trial).metric == "macro_f1"
+    assert edited("seed: 0\n", "seed: 0\nmetric: nll\n").digest != load(DIGITS).digest
 
 
 def test_qmc_points_fill_the_range_more_evenly_than_random_ones():

@@ -1,4 +1,4 @@
-"""A trial of two workers through Ray Train, against the same trial of one."""
+"""A trial of two workers through Ray Train, asked for by TPE, against the same trial of one."""
 
 import msgspec
 import pytest
@@ -7,6 +7,7 @@ from conftest import mini_text
 
 from soupray.checkpoints import Checkpoints
 from soupray.distributed import cluster
+from soupray.distributed.search import Asker
 from soupray.distributed.tune import Planned, run_trials
 from soupray.evaluation.pool import find_trials
 from soupray.plan import trials_of
@@ -30,18 +31,25 @@ class Told:
 def trials(tmp_path_factory):
     """(checkpoints, what two workers made, what one made) of the same trial."""
     folder = tmp_path_factory.mktemp("together")
-    text = mini_text().replace("trials: 4", "trials: 1")
+    text = mini_text(**{"sampler: random": "sampler: tpe"}).replace("trials: 4", "trials: 1")
     text = text.replace("storage: embedded", f"storage: file://{folder}/store")
     spec = parse(text.replace("tracking: embedded", "tracking: off"), "x.yaml")
     spec = spec.model_copy(update={"training": spec.training.model_copy(update={"workers": 2})})
     place = Place(storage=spec.storage, credentials=None, cache=str(folder / "cache"))
     basis = make_basis(spec, place, "basis")
-    (trial,) = trials_of(spec, basis)
+    (trial,) = trials_of(spec, basis)  # TPE begins with the random plan
     store = place.open_store()
+    asker = Asker(store, spec, basis)
     with cluster.attach("local", spec):
-        run_trials(spec, place, Planned([trial]), told := Told())
-    assert ("finished", trial.key, True) in told.said, told.said
+        run_trials(spec, place, Planned([], asker), told := Told())
     (together,) = find_trials(store, [trial], basis).complete
+    assert told.said == [
+        ("asked", trial),
+        ("started", trial.key),
+        *(("epoch", trial.key, record) for record in together.history),
+        ("finished", trial.key, True),
+    ]
+    assert [t.value for t in asker._study.trials] == [together.held_out.accuracy]
     here = world(spec, place)
     lone = msgspec.structs.replace(trial, key="alone", training=Training())
     training = fine_tune(lone, here.task, here.data, here.checkpoints)

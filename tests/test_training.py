@@ -13,7 +13,7 @@ from soupray.checkpoints import read_record, tensor_digests
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.pool import find_trials, manifest_path
 from soupray.maths.metrics import score
-from soupray.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial
+from soupray.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial, encode
 from soupray.training.fine_tune import fine_tune
 from soupray.training.optim import lr_scale
 
@@ -96,6 +96,24 @@ def test_a_tie_goes_to_the_earlier_epoch(here):
     first, second = manifest.history
     assert first.held_out_correct == second.held_out_correct
     assert manifest.best_epoch == 1
+
+
+def test_the_best_epoch_is_the_best_by_the_trials_metric(here):
+    # Smoothed labels: the third epoch is the one most often right, and the first the surest.
+    trial = another(here.trial, lr=5e-4, warmup=1.0, epochs=3, label_smoothing=0.6)
+    manifest, records = run(here, msgspec.structs.replace(trial, metric="nll"))
+    counts, values = [e.held_out_correct for e in records], [e.value for e in records]
+    assert (counts.index(max(counts)), values.index(max(values))) == (2, 0)
+    assert manifest.best_epoch == 1
+    assert -manifest.held_out.nll == values[0]  # the score of the weights that are stored
+
+
+def test_epochs_are_ranked_by_the_metric_where_there_is_one():
+    shared = {"epoch": 1, "train_loss": 1.0, "held_out_n": 4, "seconds": 1.0}
+    plain = EpochRecord(held_out_correct=3, **shared)
+    assert plain.rank == 0.75
+    assert EpochRecord(held_out_correct=3, value=-1.5, **shared).rank == -1.5
+    assert b"value" not in encode(plain)
 
 
 def test_the_weights_of_an_earlier_best_epoch_are_those_that_are_stored(here):

@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 from soupray.asked import Asked, asked_path, find_asked, find_stopped
 from soupray.checkpoints import create_record, find_record
 from soupray.evaluation.pool import manifest_path
+from soupray.maths.metrics import value
 from soupray.plan import as_trials, dimensions_of, planned_at, random_points
 from soupray.records import Basis, Ingredient, Manifest, Trial, encode
 from soupray.spec import SweepSpec
@@ -99,11 +100,14 @@ class Asker:
         return as_trials(self._spec, self._basis, [asked.planned])[0]
 
     def _score(self, key: str) -> float | None:
-        """Held-out accuracy; 0 of a trial that diverged; None without a manifest."""
+        """The metric on held-out data; its worst of a trial that diverged; None if not over."""
         found: Manifest | None = find_record(self._store, manifest_path(key), Manifest)
         if found is None:
             return None
-        return found.held_out.accuracy if isinstance(found, Ingredient) else 0.0
+        metric = self._spec.metric
+        if isinstance(found, Ingredient):
+            return value(found.held_out, metric)
+        return -math.inf if metric == "nll" else 0.0
 
 
 class AskedSearch(Searcher):  # type: ignore[misc]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from threading import Thread
 from typing import Any
 
 import torch
@@ -11,10 +13,15 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from soupray.records import Trial, decode, encode
+from soupray.checkpoints import read_record
+from soupray.errors import SouprayError, TrialError
+from soupray.evaluation.pool import manifest_path
+from soupray.records import EpochRecord, Manifest, Trial, decode, encode
 from soupray.spec import SweepSpec
-from soupray.training.fine_tune import fine_tune
+from soupray.training.fine_tune import Training, fine_tune
 from soupray.wiring import Place, world
 
 RETRIES = 3
@@ -40,19 +47,53 @@ class _TorchGroup:
             tensor.copy_(total.view_as(tensor))
 
 
-def train_together(spec: SweepSpec, place: Place, trial: Trial) -> None:
-    """Train `trial` with as many workers as it asks for; its manifest is then in the store.
+def train_together(spec: SweepSpec, place: Place, trial: Trial) -> Training:
+    """`fine_tune` with as many workers as `trial` asks for; what the first one says is passed on.
 
     Raises:
-        Exception: what a worker raised, from Ray Train.
+        TrialError: a worker raised an error of ours.
+        Exception: what Ray Train raises when workers died too often.
     """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    said = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    failed: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            # Ray Train's controller, on this node, wants a folder that it can write a marker into.
+            # Nothing else is kept there: workers on other nodes need not see it.
+            with tempfile.TemporaryDirectory() as folder:
+                _trainer(spec, place, trial, said, folder).fit()
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            failed.append(error)
+            said.put(None)
+
+    # Beside, as it goes on for seconds after the trial: without a dashboard, Ray Train waits in
+    # vain for one of its actors. A daemon, so that a trial that is given up ends with this process.
+    Thread(target=fit, daemon=True).start()
+    reason = ""
+    while (one := said.get()) is not None:
+        if isinstance(one, str):
+            reason = one
+        else:
+            yield decode(one, EpochRecord)
+    if failed and reason:  # Ray Train's own text is a traceback of every worker
+        raise TrialError(reason) from failed[0]
+    if failed:
+        raise failed[0]
+    manifest: Manifest = read_record(place.open_store(), manifest_path(trial.key), Manifest)
+    return manifest
+
+
+def _trainer(spec: SweepSpec, place: Place, trial: Trial, said: Queue, folder: str) -> TorchTrainer:
     resources = spec.resources
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _work,
         train_loop_config={
             "spec": spec.model_dump_json(),
             "place": encode(place).decode(),
             "trial": encode(trial).decode(),
+            "said": said,
         },
         torch_config=TorchConfig(backend="nccl" if resources.gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
@@ -62,16 +103,25 @@ def train_together(spec: SweepSpec, place: Place, trial: Trial) -> None:
         ),
         run_config=ray.train.RunConfig(
             name=trial.key,
-            storage_path=str(place.folder / "train"),
+            storage_path=folder,
             failure_config=ray.train.FailureConfig(max_failures=RETRIES),
         ),
     )
-    trainer.fit()
 
 
 def _work(config: dict[str, Any]) -> None:
-    spec = SweepSpec.model_validate_json(config["spec"])
+    """A worker. The first says its epochs, and None when all is stored; any says what is wrong."""
+    spec, said = SweepSpec.model_validate_json(config["spec"]), config["said"]
     place, trial = decode(config["place"].encode(), Place), decode(config["trial"].encode(), Trial)
-    here = world(spec, place)
-    for _ in fine_tune(trial, here.task, here.data, here.checkpoints, _TorchGroup()):
-        pass
+    group = _TorchGroup()
+    try:
+        here = world(spec, place)
+        training = fine_tune(trial, here.task, here.data, here.checkpoints, group)
+        for record in training:
+            if group.rank == 0:
+                said.put(encode(record))
+        if group.rank == 0:
+            said.put(None)
+    except SouprayError as error:
+        said.put(str(error))
+        raise

@@ -18,11 +18,9 @@ os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from soupray.checkpoints import find_record
 from soupray.distributed.cluster import at_a_time
 from soupray.distributed.search import AskedSearch, Asker
-from soupray.evaluation.pool import manifest_path
-from soupray.records import EpochRecord, Ingredient, Manifest, Trial, decode, encode
+from soupray.records import EpochRecord, Ingredient, Trial, decode, encode
 from soupray.space import Dimension
 from soupray.spec import SweepSpec
 from soupray.training.fine_tune import Training, fine_tune
@@ -75,11 +73,8 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         try:
-            if self._trial.training.workers > 1:
-                return self._together()
             if self._training is None:
-                here = world(self._spec, self._place)
-                self._training = fine_tune(self._trial, here.task, here.data, here.checkpoints)
+                self._training = self._begin()
             record = next(self._training)
             said: dict[str, Any] = {"epoch": encode(record).decode(), "done": False}
             if record.epoch == self._trial.hparams["epochs"]:
@@ -87,7 +82,7 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
             return {
                 **said,
                 "epochs": record.epoch,
-                "held_out": record.held_out_correct / record.held_out_n,
+                "held_out": record.rank,
             }
         except StopIteration as end:
             return {"complete": isinstance(end.value, Ingredient), "done": True}
@@ -95,14 +90,13 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
             told = (str(error) or "no message").splitlines()[0][:500]
             return {"failed": f"{type(error).__name__}: {told}", "done": True}
 
-    def _together(self) -> dict[str, Any]:
-        """The whole trial in one step: its epochs happen in Ray Train's workers."""
-        from soupray.distributed.train import train_together
+    def _begin(self) -> Training:
+        if self._trial.training.workers > 1:
+            from soupray.distributed.train import train_together
 
-        train_together(self._spec, self._place, self._trial)
-        checkpoints = world(self._spec, self._place).checkpoints
-        manifest = find_record(checkpoints.store, manifest_path(self._trial.key), Manifest)
-        return {"complete": isinstance(manifest, Ingredient), "done": True}
+            return train_together(self._spec, self._place, self._trial)
+        here = world(self._spec, self._place)
+        return fine_tune(self._trial, here.task, here.data, here.checkpoints)
 
 
 class _Reporter(tune.Callback):  # type: ignore[misc]
@@ -216,7 +210,7 @@ def _most_epochs(spec: SweepSpec) -> int:
 
 
 class _Asha(ASHAScheduler):  # type: ignore[misc]
-    """Asynchronous successive halving by held-out accuracy; a quarter passes each rung.
+    """Asynchronous successive halving by the trials' metric; a quarter passes each rung.
 
     Its rungs are in memory: after a crash they fill again.
     """

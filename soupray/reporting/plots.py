@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from soupray.candidates import LayerSoup, Outcome, WeightSoup, mean_of
+from soupray.candidates import Candidate, LayerSoup, Outcome, WeightSoup, mean_of
 from soupray.maths.metrics import logit
 from soupray.recipes.starts import SOUPS, interpolate
-from soupray.records import Basis, Pool, Record, Rejected
+from soupray.records import Basis, Pool, Record, Rejected, Split
 from soupray.reporting.ranking import Entry, Reported
 
 LINE_GRID = 5
@@ -24,7 +24,6 @@ COLOURS = {
     "wise_ft": "#3a86c8",
 }
 
-
 OTHERS = (
     ("other soups", "s", {*SOUPS, "fisher", "lines"} - {"uniform", "greedy"}),
     ("ensembles", "^", {"ensemble", "greedy_ensemble", "ose", "vrf"}),
@@ -33,19 +32,24 @@ OTHERS = (
 
 
 class Point(Record, frozen=True, kw_only=True):
-    """A model in the plane: held-out accuracy and mean shift accuracy."""
+    """A model in the plane: ID accuracy (see `Robustness`) and mean shift accuracy."""
 
     name: str
     kind: str
-    held_out: float
+    id_accuracy: float
     shift_mean: float
 
 
 class Robustness(Record, frozen=True, kw_only=True):
-    """What the robustness figure shows; `n` and `shift_n` clip the logits of 0 and 1."""
+    """What the robustness figure shows; `n` and `shift_n` clip the logits of 0 and 1.
+
+    ID accuracy is held-out accuracy. With `same_classes`, where a shift has only some classes, it
+    is a mean over the shifts too: of ID test accuracy on the classes of each (arXiv:2109.01903).
+    """
 
     n: int
     shift_n: int
+    same_classes: bool
     models: list[Point]
     lines: dict[str, list[Point]]
 
@@ -66,34 +70,47 @@ def robustness(
 ) -> Robustness:
     """Every ingredient, every entry, and the WiSE-FT lines."""
     shifts = [s for s in basis.reported if s.role == "shift"]
+    beside = _beside(shifts, reported)
 
-    def mean_over_shifts(candidate: Any) -> float:
-        scores = [reported[candidate, s.name].accuracy for s in shifts]
-        return sum(scores) / len(scores)
+    def mean_over(splits: list[str], candidate: Candidate) -> float:
+        return sum(reported[candidate, name].accuracy for name in splits) / len(splits)
 
-    models = [
-        Point(
-            name=i.trial.key,
-            kind="ingredient",
-            held_out=i.held_out.accuracy,
-            shift_mean=mean_over_shifts(mean_of([i.checkpoint.sha256])),
+    def point(name: str, kind: str, candidate: Candidate, held_out: float) -> Point:
+        return Point(
+            name=name,
+            kind=kind,
+            id_accuracy=mean_over(beside, candidate) if beside else held_out,
+            shift_mean=mean_over([s.name for s in shifts], candidate),
         )
+
+    chosen = {o.name: o.candidate for o in outcomes}
+    models = [
+        point(i.trial.key, "ingredient", mean_of([i.checkpoint.sha256]), i.held_out.accuracy)
         for i in pool.ingredients
     ]
-    models += [
-        Point(name=e.name, kind=e.recipe, held_out=e.held_out.accuracy, shift_mean=e.shift_mean)
-        for e in entries
-    ]
+    models += [point(e.name, e.recipe, chosen[e.name], e.held_out.accuracy) for e in entries]
     return Robustness(
-        n=basis.split("held_out").size,
+        n=basis.split("test" if beside else "held_out").size,
         shift_n=shifts[0].size,
+        same_classes=bool(beside),
         models=models,
-        lines=_lines(outcomes, pool, mean_over_shifts),
+        lines=_lines(outcomes, pool, point),
     )
 
 
+def _beside(shifts: list[Split], reported: Reported) -> list[str]:
+    """The part of ID test that each shift is compared with, if one of them has only some classes.
+
+    Nothing where ID test has no sample of them.
+    """
+    names = ["test" if s.label_map is None else f"test on {s.name}" for s in shifts]
+    known = {name for _, name in reported}
+    some = any(s.label_map is not None for s in shifts)
+    return names if some and known.issuperset(names) else []
+
+
 def _lines(
-    outcomes: list[Outcome], pool: Pool, mean_over_shifts: Callable[[Any], float]
+    outcomes: list[Outcome], pool: Pool, point: Callable[[str, str, Candidate, float], Point]
 ) -> dict[str, list[Point]]:
     """The points of the WiSE-FT lines, by the name of theta_1."""
     # Held-out scores along a line are in the traces of its outcomes.
@@ -106,12 +123,7 @@ def _lines(
     }
     return {
         name: [
-            Point(
-                name=f"{k / LINE_GRID:g}",
-                kind="wise_ft",
-                held_out=held_out[candidate],
-                shift_mean=mean_over_shifts(candidate),
-            )
+            point(f"{k / LINE_GRID:g}", "wise_ft", candidate, held_out[candidate])
             for k, candidate in enumerate(candidates)
             if candidate in held_out
         ]
@@ -120,22 +132,29 @@ def _lines(
 
 
 def draw_robustness(numbers: Robustness, path: Path) -> None:
-    """Held-out accuracy against mean shift accuracy, both axes logit-scaled."""
+    """ID accuracy against mean shift accuracy, both axes logit-scaled."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 5.4), layout="constrained")
     _draw_lines(axes, numbers)
     _draw_models(axes, numbers)
-    _logit_ticks(axes.xaxis, [p.held_out for p in _all(numbers)], numbers.n)
+    _logit_ticks(axes.xaxis, [p.id_accuracy for p in _all(numbers)], numbers.n)
     _logit_ticks(axes.yaxis, [p.shift_mean for p in _all(numbers)], numbers.shift_n)
-    axes.set_xlabel("held-out accuracy (ID)")
+    axes.set_xlabel(id_label(numbers))
     axes.set_ylabel("mean accuracy over shifts")
     axes.legend(frameon=False, fontsize=8, loc="best")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
+def id_label(numbers: Robustness) -> str:
+    """What the accuracies of the horizontal axis are."""
+    if numbers.same_classes:
+        return "ID test accuracy on the same classes, mean over shifts"
+    return "held-out accuracy (ID)"
+
+
 def _place(point: Point, numbers: Robustness) -> tuple[float, float]:
-    return logit(point.held_out, numbers.n), logit(point.shift_mean, numbers.shift_n)
+    return logit(point.id_accuracy, numbers.n), logit(point.shift_mean, numbers.shift_n)
 
 
 def _draw_lines(axes: Any, numbers: Robustness) -> None:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
 
-from soupray.candidates import Candidate, Outcome, VRFEnsemble
+from soupray.candidates import (
+    Candidate,
+    FisherSoup,
+    Outcome,
+    OutputEnsemble,
+    VRFEnsemble,
+    WeightCandidate,
+)
 from soupray.maths.metrics import clopper_pearson, discordant, mcnemar, value
 from soupray.records import Basis, Metric, Pool, Record, Scores
 
@@ -111,14 +119,15 @@ def leaderboard(
     basis: Basis,
     reported: Reported,
     metric: Metric = "accuracy",
+    bodies: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Entry]:
     """All outcomes, best first: metric on rank (else held-out) data, inference cost, name.
 
-    The order never depends on `reported`. Outcomes that chose the same model are all listed: that
-    two recipes agree is a result.
+    `bodies`: see `forward_passes`. The order never depends on `reported`. Outcomes that chose the
+    same model are all listed: that two recipes agree is a result.
     """
     best = next(o for o in outcomes if o.recipe == "best_single")
-    entries = [_entry(outcome, best, pool, basis, reported) for outcome in outcomes]
+    entries = [_entry(o, best, pool, basis, reported, bodies) for o in outcomes]
     return sorted(
         entries, key=lambda e: (-ranked_on(e).by(metric), e.forward_passes_per_sample, e.name)
     )
@@ -129,10 +138,29 @@ def ranked_on(entry: Entry) -> Measured:
     return entry.rank or entry.held_out
 
 
-def _entry(outcome: Outcome, best: Outcome, pool: Pool, basis: Basis, reported: Reported) -> Entry:
+def forward_passes(candidate: Candidate, bodies: Mapping[str, str]) -> int:
+    """How often a sample goes through a body: members that share one differ in their heads only.
+
+    `bodies`: by checkpoint, the digest of its body. An exact mean of equal tensors is that tensor;
+    a quotient of Fisher sums need not be.
+    """
+
+    def body(member: WeightCandidate) -> object:
+        found = {bodies.get(sha, sha) for sha in member.checkpoints}
+        return member if len(found) > 1 or isinstance(member, FisherSoup) else found.pop()
+
+    return len({body(member) for member in candidate.members})
+
+
+def _entry(
+    outcome: Outcome,
+    best: Outcome,
+    pool: Pool,
+    basis: Basis,
+    reported: Reported,
+    bodies: Mapping[str, str],
+) -> Entry:
     candidate, names = outcome.candidate, names_of(pool)
-    sizes = {i.checkpoint.sha256: i.checkpoint.size_bytes for i in pool.ingredients}
-    sizes |= {m.sha256: m.size_bytes for m in (pool.init, pool.anchor)}
     shifts = {
         split.name: measured(reported[candidate, split.name])
         for split in basis.reported
@@ -161,11 +189,36 @@ def _entry(outcome: Outcome, best: Outcome, pool: Pool, basis: Basis, reported: 
         test_versus_best_single=Versus(
             only_this=only_this, only_best_single=only_best, p=mcnemar(only_this, only_best)
         ),
-        forward_passes_per_sample=len(candidate.members),
-        size_bytes=sum(sizes[m.checkpoints[0]] for m in candidate.members)
-        + (candidate.failures.size_bytes if isinstance(candidate, VRFEnsemble) else 0),
+        forward_passes_per_sample=forward_passes(candidate, bodies),
+        size_bytes=_size(candidate, pool),
         candidate=candidate.digest,
     )
+
+
+def _size(candidate: Candidate, pool: Pool) -> int:
+    """Bytes of the models to keep, and of VRF's failure set."""
+    sizes = {i.checkpoint.sha256: i.checkpoint.size_bytes for i in pool.ingredients}
+    sizes |= {m.sha256: m.size_bytes for m in (pool.init, pool.anchor)}
+    models = sum(sizes[m.checkpoints[0]] for m in candidate.members)
+    return models + (candidate.failures.size_bytes if isinstance(candidate, VRFEnsemble) else 0)
+
+
+def best_soup(entries: list[Entry], outcomes: list[Outcome]) -> Outcome:
+    """The highest entry that is one model of two or more checkpoints, else of one."""
+    by_name = {o.name: o for o in outcomes}
+    models = [
+        o
+        for o in (by_name[e.name] for e in entries)
+        if not isinstance(o.candidate, OutputEnsemble | VRFEnsemble)
+    ]
+    soups = [o for o in models if len(o.candidate.checkpoints) > 1]
+    return (soups or models)[0]
+
+
+def weights_of(outcome: Outcome) -> WeightCandidate:
+    """The one model of a soup."""
+    assert not isinstance(outcome.candidate, OutputEnsemble | VRFEnsemble)
+    return outcome.candidate
 
 
 def as_csv(entries: list[Entry]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from soupray.errors import ConfigError
 
@@ -32,3 +34,26 @@ def local_path(named: str) -> Path:
             f"{named!r}: write {PACKAGE}NAME/PATH, with a path inside the package {name!r}."
         )
     return Path(next(iter(found.submodule_search_locations))) / inside
+
+
+def not_reached(error: BaseException, instead: str) -> str | None:
+    """What happened and what to do, if `error` is that the hub of Hugging Face was not reached.
+
+    The libraries wrap huggingface_hub's error in their own; in the chain it has the one name.
+    `instead` is what may be named in the spec. None for any other error.
+    """
+    chain = [error]
+    while following := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(following)
+    if not any(type(link).__name__ == "LocalEntryNotFoundError" for link in chain):
+        return None
+    # Without a user and a password, which the address of a mirror may have.
+    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    host = hub.netloc.rpartition("@")[2]
+    offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE")
+    kept = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    why = "is not asked under HF_HUB_OFFLINE" if offline else f"was not reached ({chain[-1]})"
+    return (
+        f"it is not in {kept} (HF_HOME), and {host} {why}. Name {instead}, or copy HF_HOME from a "
+        "machine that has the model, or set HF_ENDPOINT to a mirror that this one reaches."
+    )

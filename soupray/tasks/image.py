@@ -6,6 +6,8 @@ import copy
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import torch.nn.functional as F
 from soupray.checkpoints import Weights, write_weights
 from soupray.errors import ConfigError, IncompatibleWeights
 from soupray.subject import OpenClipSpec
+from soupray.tasks.files import not_reached
 from soupray.tasks.foreign import Source, matched, renamed, unwrapped
+from soupray.tasks.network import leave_out_batch_counts
 from soupray.tasks.pixels import Pixels
 from soupray.tasks.vocabulary import CutTokenizer
 
@@ -121,25 +125,27 @@ class OpenClipTask:
                 f"task.pretrained is not given for {name!r}: a zero-shot head needs pre-trained "
                 "weights. Give one of open_clip's tags, or a local file."
             )
-        logging.disable(logging.WARNING)  # open_clip warns of every model made without weights
-        try:
-            return open_clip.create_model(
+        with _explained(self._spec):
+            clip = open_clip.create_model(
                 name,
                 pretrained=self._spec.pretrained if pretrained else None,
                 load_weights=pretrained,
             )
-        except (RuntimeError, ValueError, OSError) as error:
-            raise ConfigError(
-                f"task.model = {self._spec.model!r}, pretrained = {self._spec.pretrained!r}: "
-                f"open_clip cannot make it: {_first_problem(error)}"
-            ) from error
-        finally:
-            logging.disable(logging.NOTSET)
+        leave_out_batch_counts(clip)
+        return clip
 
     def _classifier(self, clip: Any) -> ImageClassifier:
-        width, spec = clip.visual.output_dim, self._spec
+        spec, width = self._spec, getattr(clip.visual, "output_dim", None)
+        if width is None:  # a tower of timm's
+            width = self._config()["embed_dim"]
         head = torch.nn.Linear(width, len(spec.classes), bias=spec.head_bias)
         return ImageClassifier(clip.visual, head)
+
+    def _config(self) -> Any:
+        """The architecture, as open_clip describes it."""
+        if self._folder is None:
+            return open_clip.get_model_config(self._spec.model)
+        return json.loads((self._folder / "open_clip_config.json").read_text())["model_cfg"]
 
     @torch.inference_mode()
     def _zero_shot_head(self, clip: Any) -> Weights:
@@ -171,12 +177,28 @@ class OpenClipTask:
     def _tokenizer(self) -> Any:
         if self._folder and (self._folder / "vocabulary.json").exists():
             kept = json.loads((self._folder / "vocabulary.json").read_text())
-            config = json.loads((self._folder / "open_clip_config.json").read_text())
-            length = config["model_cfg"]["text_cfg"]["context_length"]
+            length = self._config()["text_cfg"]["context_length"]
             return CutTokenizer(kept["full_token_ids"], length)
-        return open_clip.get_tokenizer(
-            f"{LOCAL}{self._folder}" if self._folder else self._spec.model
-        )
+        with _explained(self._spec):
+            return open_clip.get_tokenizer(
+                f"{LOCAL}{self._folder}" if self._folder else self._spec.model
+            )
+
+
+@contextmanager
+def _explained(spec: OpenClipSpec) -> Iterator[None]:
+    """The library's errors about a model, as one ConfigError."""
+    logging.disable(logging.ERROR)  # it warns of every model made without weights, and says twice
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        why = not_reached(error, "a local file in task.pretrained")
+        raise ConfigError(
+            f"task.model = {spec.model!r}, pretrained = {spec.pretrained!r}: "
+            f"{why or f'open_clip cannot make it: {_first_problem(error)}'}"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _first_problem(error: Exception) -> str:

@@ -12,7 +12,7 @@ from soupray.checkpoints import Weights, write_weights
 from soupray.errors import ConfigError
 from soupray.subject import TimmSpec
 from soupray.tasks.efficientnet import MARK, timm_names
-from soupray.tasks.files import local_path
+from soupray.tasks.files import local_path, not_reached
 from soupray.tasks.foreign import Source, load_foreign, matched, renamed, unwrapped
 from soupray.tasks.pixels import Pixels
 
@@ -120,7 +120,7 @@ class TimmTask:
         body = self._body(pretrained)
         width = getattr(body, "head_hidden_size", body.num_features)
         model = NetworkClassifier(body, width, len(self._spec.classes))
-        _leave_out_batch_counts(model)
+        leave_out_batch_counts(model)
         # Twice as fast as the default on CPUs. Weights are stored in the default order all the
         # same, and a model that loads them keeps its own.
         return model.to(memory_format=torch.channels_last)
@@ -136,13 +136,15 @@ class TimmTask:
             return timm.create_model(name, **more, **spec.args)
         # timm hands `args` to the model's own constructor, which may fail in any way.
         except Exception as error:
+            why = not_reached(error, "a local file in task.pretrained")
             raise ConfigError(
                 f"task.model = {spec.model!r}, args = {spec.args}, pretrained = "
-                f"{spec.pretrained!r}: timm cannot make it: {type(error).__name__}: {error}"
+                f"{spec.pretrained!r}: "
+                f"{why or f'timm cannot make it: {type(error).__name__}: {error}'}"
             ) from error
 
 
-def _leave_out_batch_counts(model: torch.nn.Module) -> None:
+def leave_out_batch_counts(model: torch.nn.Module) -> None:
     """BatchNorm's count of batches is no weight: nothing reads it, and it has no average."""
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):

@@ -18,7 +18,7 @@ import transformers
 from soupray.checkpoints import Weights, write_weights
 from soupray.errors import ConfigError
 from soupray.subject import TransformersSpec
-from soupray.tasks.files import PACKAGE, local_path
+from soupray.tasks.files import PACKAGE, local_path, not_reached
 from soupray.tasks.foreign import Source, matched, renamed, unwrapped
 from soupray.texts import unpack
 
@@ -277,8 +277,9 @@ def _explained(spec: TransformersSpec) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(
-            f"task.model = {spec.model!r}: transformers cannot make it: {said} Name a folder, "
-            "package:NAME/FOLDER, or a model on the hub (HF_HUB_OFFLINE=1 asks the local cache "
-            "only)."
-        ) from error
+        why = not_reached(error, "a folder, or package:NAME/FOLDER")
+        why = why or (
+            f"transformers cannot make it: {said} Name a folder, package:NAME/FOLDER, or a model "
+            "on the hub."
+        )
+        raise ConfigError(f"task.model = {spec.model!r}: {why}") from error

@@ -21,12 +21,13 @@ from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.network import predict
 from soupray.evaluation.pool import manifest_path
 from soupray.evaluation.shelf import save_logits
-from soupray.maths.metrics import score
+from soupray.maths.metrics import score, value
 from soupray.ports import Task
 from soupray.records import (
     EpochRecord,
     Ingredient,
     Manifest,
+    Predictions,
     Split,
     Tombstone,
     Trial,
@@ -152,15 +153,18 @@ class _Run:
         logits, _ = predict(self.loop.model, task, images, self.trial.setting)
         if not np.isfinite(logits).all():
             raise Diverged(f"logits are not finite after epoch {number}")
+        metric = self.trial.metric
+        said = Predictions(split=held_out, logits=logits, labels=np.asarray(labels))
         record = EpochRecord(
             epoch=number,
             train_loss=loss,
             held_out_correct=int((logits.argmax(axis=1) == labels).sum()),
             held_out_n=held_out.size,
             seconds=time.monotonic() - started,
+            value=value(score(said), metric) if metric else None,
         )
         # Ties go to the earlier epoch.
-        if not self.best or record.held_out_correct > max(e.held_out_correct for e in self.history):
+        if not self.best or record.rank > max(e.rank for e in self.history):
             self.best, self.best_epoch = self.weights(), number
         self.history.append(record)
         return record
