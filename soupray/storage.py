@@ -227,6 +227,11 @@ def check_bucket(url: str, credentials: Credentials | None = None) -> None:
                 f"The bucket {parts.netloc!r} of storage {url} does not exist. Create it, or "
                 "correct `storage` in the spec."
             ) from error
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+            raise StoreUnavailable(
+                f"storage {url}: the store answers {code}. Run again in a minute: what is stored "
+                "is kept."
+            ) from error
         raise StoreUnavailable(
             f"storage {url}: the store refuses these credentials ({code}). Check "
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy."

@@ -1,7 +1,9 @@
 """The store's contract over memory, a folder and a real S3 server, and what it says in trouble."""
 
+import http.server
 import os
 import socket
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -170,6 +172,29 @@ def test_a_wrong_key_is_called_that_and_the_secret_is_not_shown(s3, field):
             ask()
         assert "AWS_SECRET_ACCESS_KEY" in str(error.value)
         assert SECRET not in str(error.value)
+
+
+class Busy(http.server.BaseHTTPRequestHandler):
+    """A store that has no time."""
+
+    def do_GET(self) -> None:
+        self.send_response(503, "Slow Down")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *parts: object) -> None:
+        pass
+
+
+def test_a_store_that_has_no_time_is_not_said_to_refuse_the_credentials():
+    with http.server.HTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            busy = Credentials(f"http://127.0.0.1:{server.server_port}", "key", SECRET)
+            with pytest.raises(StoreUnavailable, match=r"s3://soupray: the store answers 503"):
+                check_bucket("s3://soupray", busy)
+        finally:
+            server.shutdown()
 
 
 def test_a_secret_is_not_in_the_text_of_its_credentials():
