@@ -7,12 +7,14 @@ Each seed breaks about one request in thirty, until a run gets through.
 import hashlib
 import json
 import random
+import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 
 import msgspec
 import pytest
-from shared import trial
+from shared import small_disk, trial
 from toy import LinearTask, make_data
 
 from soupray.checkpoints import Checkpoints, create_record
@@ -30,7 +32,7 @@ from soupray.training.fine_tune import fine_tune
 
 SETTING = Setting(batch_size=16)
 RECIPES = ("anchor", "best_single", "uniform", "greedy", "wise_ft", "ensemble", "fisher", "vrf")
-FAULTS = ("refuses", "loses the answer", "answers exists", "truncates")
+FAULTS = ("refuses", "loses the answer", "answers exists", "truncates", "delays")
 
 
 class Faulty(Store):
@@ -48,6 +50,9 @@ class Faulty(Store):
         self.injected[kind] += 1
         if kind == "refuses":
             raise StoreUnavailable("503 Slow Down")
+        if kind == "delays":  # long beside what a request to memory takes
+            time.sleep(0.02)
+            return None
         return kind
 
     def _written(self, fault: str | None, path: str) -> None:
@@ -58,30 +63,30 @@ class Faulty(Store):
             raise AlreadyExists(f"{path} is already there")
 
     def get(self, path: str) -> bytes:
-        fault = self._fault("refuses", "truncates")
+        fault = self._fault("refuses", "truncates", "delays")
         data = super().get(path)
         return data[: self._random.randrange(len(data))] if fault else data
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
-        fault = self._fault("refuses", "truncates")
+        fault = self._fault("refuses", "truncates", "delays")
         data = super().get_range(path, start, length)
         return data[: self._random.randrange(len(data))] if fault else data
 
     def size(self, path: str) -> int:
-        self._fault("refuses")
+        self._fault("refuses", "delays")
         return super().size(path)
 
     def list(self, prefix: str):
-        self._fault("refuses")
+        self._fault("refuses", "delays")
         return super().list(prefix)
 
     def create(self, path: str, data: bytes) -> None:
-        fault = self._fault("refuses", "loses the answer", "answers exists")
+        fault = self._fault("refuses", "loses the answer", "answers exists", "delays")
         super().create(path, data)
         self._written(fault, path)
 
     def put(self, path: str, data: bytes | Path) -> None:
-        fault = self._fault("refuses", "loses the answer")
+        fault = self._fault("refuses", "loses the answer", "delays")
         super().put(path, data)
         self._written(fault, path)
 
@@ -214,3 +219,35 @@ def test_a_truncated_download_is_never_taken_for_the_weights(data, tmp_path):
         with pytest.raises(SouprayError, match="corrupt or truncated"):
             Checkpoints(store, cache).fetch(ref.sha256)
         assert list(cache.iterdir()) == []  # nothing that a later read could believe
+
+
+PAGE_KB, STEP = 4, 2
+"""A file takes a page at least; the disk grows by so many whenever it was full."""
+
+
+def grown(disk: Path, pages: int) -> None:
+    size = f"remount,size={pages * PAGE_KB}k"
+    subprocess.run(["mount", "-o", size, str(disk)], check=True)
+
+
+@pytest.mark.parametrize("full", ["store", "cache"])
+def test_a_disk_that_is_full_again_and_again_ends_in_the_same_leaderboard(
+    full, undisturbed, data, tmp_path
+):
+    pages, manifests, board, told = STEP, {}, None, []
+    with small_disk(tmp_path / "small", f"{pages * PAGE_KB}k") as disk:
+        store = open_store(f"file://{disk}" if full == "store" else "memory://")
+        cache = disk if full == "cache" else tmp_path / "cache"
+        while board is None:
+            try:
+                board = job(store, data, cache)
+            except StoreUnavailable as error:
+                told.append(str(error))
+                pages += STEP
+                grown(disk, pages)
+            now = check(store)
+            assert manifests.items() <= now.items()
+            manifests = now
+    assert board == undisturbed
+    assert len(told) >= 8  # the cache needs less: it drops what it can fetch again
+    assert all("space" in said.lower() for said in told)

@@ -134,9 +134,9 @@ def leaks(secrets: dict[str, str], folders: list[Path], stores: list[Store]) -> 
         found.extend(f"{name} in {place}" for name, value in wanted.items() if value in data)
 
     for folder in folders:
-        for path in folder.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                search(str(path), path.read_bytes())
+        for file in folder.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                search(str(file), file.read_bytes())
     for store in stores:
         for path in store.list(""):
             if not path.endswith(".safetensors"):

@@ -155,12 +155,13 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return answer.status
 
-    def _reset(self) -> None:
-        """Close the connection without a word."""
+    def _reset(self) -> int | None:
+        """Close the connection without a word; there is no status."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.rfile.close()
         self.connection.close()
+        return None
 
     def log_message(self, format: str, *parts: object) -> None:
         """Say nothing."""
