@@ -6,6 +6,7 @@ from rich.console import Console
 from shared import ingredient, scores, trial
 
 from soupray import console
+from soupray.errors import CheckpointError, StoreUnavailable
 from soupray.records import EpochRecord, Manifest, Tombstone, Trial
 from soupray.watch import Watch
 
@@ -116,6 +117,22 @@ def test_of_many_finished_trials_the_last_eight_are_shown(monkeypatch):
     for one in trials:
         watch.finished(one.key, complete=True)
     assert [row.split()[0] for row in text(shown[-1])[1:]] == [str(i) for i in range(12, 20)]
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("503"), CheckpointError("cut short")])
+def test_a_store_that_is_away_when_a_trial_is_over_ends_nothing(told, capsys, error):
+    def away(key: str) -> Manifest:
+        raise error
+
+    watch = Watch(TRIALS, away, told.append)
+    watch.started("a")
+    watch.finished("a", complete=True)
+    watch.finished("b", complete=False)
+    assert (watch.complete, watch.diverged, told) == (1, 1, ["a", "b"])
+    said = capsys.readouterr().err
+    assert f"note: trial a is stored, but cannot be read now: {error}" in said
+    assert "trial b diverged. Recorded" in said
+    assert watch.beat().running == ()
 
 
 def text(table) -> list[str]:

@@ -16,11 +16,13 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the swe
 os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "60")
 
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from soupray.checkpoints import find_record
 from soupray.distributed.cluster import at_a_time
 from soupray.distributed.search import AskedSearch, Asker
+from soupray.errors import TrialError
 from soupray.evaluation.pool import manifest_path
 from soupray.records import EpochRecord, Ingredient, Manifest, Trial, decode, encode
 from soupray.space import Dimension
@@ -156,6 +158,9 @@ def run_trials(
 
     `give_up` records a trial that the scheduler stops. Tune's own files stay on this machine's
     disk: the store's records are what is resumed from.
+
+    Raises:
+        TrialError: Tune itself cannot go on.
     """
     # A trial of several workers holds nothing itself (a byte: Tune takes no less): they do.
     alone = spec.training.workers == 1
@@ -181,7 +186,13 @@ def run_trials(
             stop=_Stopper(stop),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except TuneError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise TrialError(
+            f"Ray Tune stopped: {last}. Run the same command again: finished trials are kept."
+        ) from error
 
 
 def _search(
