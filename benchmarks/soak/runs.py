@@ -140,7 +140,12 @@ class Seed:
     def once_more(self, verb: str) -> Ended:
         """Undisturbed."""
         log = self._place.folder / f"{verb}-undisturbed.log"
-        status = self._place.start(verb, log).wait(LONGEST_S)
+        process = self._place.start(verb, log)
+        try:
+            status = process.wait(LONGEST_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            status = process.wait()
         ended = Ended(verb, -1, status, log.read_text(errors="replace"))
         if status:
             self.problems.append(f"undisturbed {verb}: status {status}: {ended.said[-300:]}")

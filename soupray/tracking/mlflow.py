@@ -31,6 +31,8 @@ CANDIDATE = "soupray.candidate"
 PARENT = "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens the UI on training runs
 PAGE = 1000
+FEW = 20
+"""So many runs are looked up one by one: a list of all takes longer as a sweep goes on."""
 
 
 class MlflowTracker:
@@ -58,7 +60,7 @@ class MlflowTracker:
     def write(self, runs: Sequence[TrackedRun]) -> None:
         """See `ports.Tracker`. Raises TrackingError."""
         with _mapped(self._url):
-            known = self._known()
+            known = self._known({key for run in runs for key in (run.key, run.parent) if key})
             for run in runs:
                 there = known.get(run.key)
                 if there is not None and _contradicts(there, run):
@@ -74,14 +76,14 @@ class MlflowTracker:
     def attach(self, key: str, files: Sequence[Path]) -> None:
         """See `ports.Tracker`. Raises TrackingError."""
         with _mapped(self._url):
-            run_id = self._known()[key].info.run_id
+            run_id = self._known({key})[key].info.run_id
             for path in files:
                 self._client.log_artifact(run_id, str(path))
 
     def keep(self, kind: str, keys: Collection[str]) -> None:
         """See `ports.Tracker`. MLflow only marks runs as deleted: its UI can restore them."""
         with _mapped(self._url):
-            for key, run in self._known().items():
+            for key, run in self._all().items():
                 if run.data.tags.get(TYPE) == kind and key not in keys:
                     self._client.delete_run(run.info.run_id)
 
@@ -96,7 +98,7 @@ class MlflowTracker:
                     version = known
                     break
             else:
-                run_id = self._known()[champion.entry].info.run_id
+                run_id = self._known({champion.entry})[champion.entry].info.run_id
                 tags = {
                     CANDIDATE: champion.candidate,
                     "soupray.sha256": champion.sha256,
@@ -112,7 +114,18 @@ class MlflowTracker:
                 )
             client.set_registered_model_alias(name, "champion", version.version)
 
-    def _known(self) -> dict[str, Run]:
+    def _known(self, keys: Collection[str]) -> dict[str, Run]:
+        """Of the runs that we wrote, those with these keys."""
+        if len(keys) > FEW:
+            return {key: run for key, run in self._all().items() if key in keys}
+        found = {}
+        for key in keys:
+            which = f"tags.`{KEY}` = '{key}'"
+            for run in self._client.search_runs([self._experiment], which, max_results=1):
+                found[key] = run
+        return found
+
+    def _all(self) -> dict[str, Run]:
         """All runs of the experiment that we wrote, by key."""
         known: dict[str, Run] = {}
         token = None
