@@ -24,6 +24,7 @@ from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.pool import find_trials
 from soupray.evaluation.selection import HeldOut
+from soupray.home import atomic_write
 from soupray.records import Basis, Ingredient, Manifest, Setting, Trial, decode, digest, pool_of
 from soupray.soup import run_recipes
 from soupray.space import Space
@@ -251,3 +252,12 @@ def test_a_disk_that_is_full_again_and_again_ends_in_the_same_leaderboard(
     assert board == undisturbed
     assert len(told) >= 8  # the cache needs less: it drops what it can fetch again
     assert all("space" in said.lower() for said in told)
+
+
+def test_a_local_file_that_does_not_fit_leaves_the_old_one_and_nothing_else(tmp_path):
+    with small_disk(tmp_path / "small", "1m") as disk:
+        atomic_write(disk / "board.json", b"old")
+        with pytest.raises(OSError, match="No space left"):
+            atomic_write(disk / "board.json", bytes(2_000_000))
+        assert (disk / "board.json").read_bytes() == b"old"
+        assert [path.name for path in disk.iterdir()] == ["board.json"]

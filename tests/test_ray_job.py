@@ -45,11 +45,30 @@ class Head(NamedTuple):
     temporary: Path
 
 
+PASSWORD = "the password of MLflow"
+
+
 @pytest.fixture(scope="module")
-def head():
-    """A head node of our own: its ports are free ones, and only it is stopped."""
+def s3(tmp_path_factory):
+    """In the role of a store that is not ours."""
+    with embedded(tmp_path_factory.mktemp("elsewhere")) as credentials:
+        yield credentials
+
+
+@pytest.fixture(scope="module")
+def head(s3):
+    """A head node of our own: its ports are free ones, and only it is stopped.
+
+    It has the secrets in its environment. A job that brought them would have them in Ray's logs.
+    """
     gcs, dashboard, agent = free_ports(3)
-    env = {**os.environ, "RAY_AUTH_MODE": "token"}
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "AWS_ACCESS_KEY_ID": s3.access_key,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+        "MLFLOW_TRACKING_PASSWORD": PASSWORD,
+    }
     command = [RAY, "start", "--head", "--block", "--num-cpus=1", "--disable-usage-stats"]
     command += [f"--port={gcs}", f"--dashboard-port={dashboard}"]
     # Two Rays on one machine would both take the default port of the agent that starts jobs.
@@ -152,7 +171,7 @@ def killed(node: subprocess.Popen, done: list[str]) -> None:
 
 
 def submit(head, brought: dict[str, str], *entrypoint: object) -> subprocess.CompletedProcess[str]:
-    """Run a job that brings these variables along, as one with credentials of its own does."""
+    """Run a job that brings these variables along."""
     command = [RAY, "job", "submit", "--address", head.address, "--working-dir", "."]
     command += ["--runtime-env-json", json.dumps({"env_vars": brought}), "--"]
     return subprocess.run(
@@ -169,46 +188,42 @@ def places_of(secret: bytes, folders: list[Path], store: Store) -> list[str]:
 
 
 def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pulled(
-    head, node, tmp_path, monkeypatch
+    s3, head, node, tmp_path, monkeypatch
 ):
     home, spec = tmp_path / "home", tmp_path / "mini.yaml"
     edits = {"trials: 16": "trials: 3", "storage: embedded": "storage: s3://soupray/team/digits"}
     spec.write_text(mini_text(**edits))
-    with embedded(tmp_path / "elsewhere") as s3:  # in the role of a store that is not ours
-        # A region too: Ray refuses a driver that would set again what the job brings.
-        brought = {
-            "SOUPRAY_HOME": str(home),
-            "AWS_ENDPOINT_URL": s3.endpoint,
-            "AWS_ACCESS_KEY_ID": s3.access_key,
-            "AWS_SECRET_ACCESS_KEY": s3.secret_key,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "MLFLOW_TRACKING_PASSWORD": "the password of MLflow",
-        }
-        done: list[str] = []
-        killer = threading.Thread(target=killed, args=(node, done))
-        killer.start()
-        swept = submit(head, brought, "soupray.sweep", spec)
-        killer.join()
-        assert swept.returncode == 0, swept.stdout
-        assert done == ["worker", "node"]
-        assert "3 trained, 0 found in the store" in swept.stdout
-        # SPEC is left out: the newest sweep of this home.
-        souped = submit(head, brought, "soupray.soup", "--greedy")
-        assert souped.returncode == 0, souped.stdout
-        assert "best_single" in souped.stdout
-        store = open_store("s3://soupray/team/digits", s3)
-        assert len([p for p in store.list("trials") if p.endswith("manifest.json")]) == 3
-        assert stack.find(home) is None  # nothing embedded was started
-        token = (Path.home() / ".ray" / "auth_token").read_text().strip()
-        said = "".join(job.stdout + job.stderr for job in (swept, souped)).encode()
-        # In Ray's logs, the bucket, MLflow's database and files, the home, nor in what was said.
-        for text in (s3.secret_key, s3.access_key, "the password of MLflow", token):
-            secret = text.encode()
-            assert secret not in said
-            assert places_of(secret, [head.temporary, home], store) == []
-        for name, value in brought.items():
-            monkeypatch.setenv(name, value)
-        inside("pull", spec, "--output", tmp_path / "out")
+    # A region too: Ray refuses a driver that would set again what the job brings.
+    brought = {
+        "SOUPRAY_HOME": str(home),
+        "AWS_ENDPOINT_URL": s3.endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    done: list[str] = []
+    killer = threading.Thread(target=killed, args=(node, done))
+    killer.start()
+    swept = submit(head, brought, "soupray.sweep", spec)
+    killer.join()
+    assert swept.returncode == 0, swept.stdout
+    assert done == ["worker", "node"]
+    assert "3 trained, 0 found in the store" in swept.stdout
+    # SPEC is left out: the newest sweep of this home.
+    souped = submit(head, brought, "soupray.soup", "--greedy")
+    assert souped.returncode == 0, souped.stdout
+    assert "best_single" in souped.stdout
+    store = open_store("s3://soupray/team/digits", s3)
+    assert len([p for p in store.list("trials") if p.endswith("manifest.json")]) == 3
+    assert stack.find(home) is None  # nothing embedded was started
+    token = (Path.home() / ".ray" / "auth_token").read_text().strip()
+    said = "".join(job.stdout + job.stderr for job in (swept, souped)).encode()
+    # In Ray's logs, the bucket, MLflow's database and files, the home, nor in what was said.
+    for text in (s3.secret_key, s3.access_key, PASSWORD, token):
+        secret = text.encode()
+        assert secret not in said
+        assert places_of(secret, [head.temporary, home], store) == []
+    for name, value in {**head.env, **brought}.items():
+        monkeypatch.setenv(name, value)
+    inside("pull", spec, "--output", tmp_path / "out")
     assert {e["name"] for e in leaderboard(tmp_path / "out")} == {
         "zero_shot",
         "best_single",
