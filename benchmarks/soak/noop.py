@@ -32,10 +32,20 @@ class Noop(NamedTuple):
 
     trials: int
     seconds: float
-    overhead: float
+    taken: list[float]
     memory: list[tuple[int, float]]
     mlflow: Counter[str]
     problems: list[str]
+
+    @property
+    def overhead(self) -> float:
+        """Seconds of a worker that a trial takes beyond its epochs: the median, workers warm."""
+        return statistics.median(self.taken)
+
+    @property
+    def overhead_late(self) -> float:
+        """Of the last tenth."""
+        return statistics.median(self.taken[-len(self.taken) // 10 :])
 
 
 def edits(trials: int) -> dict[str, str]:
@@ -83,8 +93,7 @@ def measure(servers: Servers, trials: int) -> Noop:
     store = place.open_store()
     made = [read_record(store, p, Manifest) for p in store.list("trials")]
     found = [m for m in made if isinstance(m, Ingredient)]
-    taken = overheads(found, WORKERS)
-    result = Noop(trials, seconds, statistics.median(taken), memory, asked, [])
+    result = Noop(trials, seconds, overheads(found, WORKERS), memory, asked, [])
     result.problems.extend(_wrong(result, place, len(made), driver.returncode))
     return result
 

@@ -57,8 +57,9 @@ def _table(results: list[Result]) -> Iterator[str]:
 def _noop(noop: Noop) -> Iterator[str]:
     then, late = growth(noop)
     yield f"{noop.trials} no-op trials: {noop.seconds:.0f} s; overhead a trial {noop.overhead:.2f}"
-    yield f"s (median, workers warm); the driver's memory {then:.0f} MB when a third was stored,"
-    yield f"{late:.0f} MB at the end. Requests to MLflow:\n"
+    yield f"s (median, workers warm; of the last tenth {noop.overhead_late:.2f} s); the driver's"
+    yield f"memory {then:.0f} MB when a third was stored, {late:.0f} MB at the end. Requests to"
+    yield "MLflow while it ran:\n"
     yield "| request | count | a trial |"
     yield "|---|---:|---:|"
     for name, count in noop.mlflow.most_common():
