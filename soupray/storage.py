@@ -7,11 +7,11 @@ the bucket. Every foreign exception is mapped to one of ours in `store_errors`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
@@ -21,6 +21,8 @@ from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
 from soupray import store_errors
 from soupray.errors import ConfigError, NotFound, StoreUnavailable
 from soupray.store_errors import insist, mapped
+
+T = TypeVar("T")
 
 
 class Credentials(NamedTuple):
@@ -44,19 +46,23 @@ class Store:
 
     def get(self, path: str) -> bytes:
         """The whole object. Raises NotFound, StoreUnavailable."""
-        with mapped(self.url, path):
-            return bytes(obstore.get(self._backend, path).bytes())
+        return self._ask(path, lambda: bytes(obstore.get(self._backend, path).bytes()))
 
     def get_tagged(self, path: str) -> tuple[bytes, str | None]:
         """The object and its ETag, for `swap`."""
-        with mapped(self.url, path):
+
+        def get() -> tuple[bytes, str | None]:
             answer = obstore.get(self._backend, path)
             return bytes(answer.bytes()), answer.meta["e_tag"]
 
+        return self._ask(path, get)
+
     def get_range(self, path: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`."""
-        with mapped(self.url, path):
-            return bytes(obstore.get_range(self._backend, path, start=start, length=length))
+        return self._ask(
+            path,
+            lambda: bytes(obstore.get_range(self._backend, path, start=start, length=length)),
+        )
 
     def stream(self, path: str, chunk_bytes: int = 8 << 20) -> Iterator[bytes]:
         """The object in chunks; memory stays at a few chunks whatever its size."""
@@ -66,20 +72,14 @@ class Store:
 
     def create(self, path: str, data: bytes) -> None:
         """Write only if absent. Raises AlreadyExists, even after a client's own first try."""
-
-        def ask() -> None:
-            with mapped(self.url, path):
-                obstore.put(self._backend, path, data, mode="create")
-
-        insist(ask)
+        self._ask(path, lambda: obstore.put(self._backend, path, data, mode="create"))
 
     def put(self, path: str, data: bytes | Path) -> None:
         """Write, or write again: for content-addressed bytes, where that is harmless, and views.
 
         A `Path` is uploaded in parts. No reader ever sees half an object.
         """
-        with mapped(self.url, path):
-            obstore.put(self._backend, path, data)
+        self._ask(path, lambda: obstore.put(self._backend, path, data))
 
     def swap(self, path: str, data: bytes, etag: str | None) -> bool:
         """Overwrite only if the ETag still holds; False if somebody else was faster.
@@ -88,18 +88,17 @@ class Store:
         """
         kept: Any = "overwrite" if isinstance(self._backend, LocalStore) else {"e_tag": etag}
 
-        def ask() -> bool:
-            with mapped(self.url, path), suppress(PreconditionError):
+        def put() -> bool:
+            with suppress(PreconditionError):
                 obstore.put(self._backend, path, data, mode=kept)
                 return True
             return False
 
-        return insist(ask)
+        return self._ask(path, put)
 
     def size(self, path: str) -> int:
         """Bytes of the object. Raises NotFound."""
-        with mapped(self.url, path):
-            return int(obstore.head(self._backend, path)["size"])
+        return self._ask(path, lambda: int(obstore.head(self._backend, path)["size"]))
 
     def list(self, prefix: str) -> list[str]:
         """Paths below `prefix`, sorted."""
@@ -108,17 +107,25 @@ class Store:
     def entries(self, prefix: str) -> tuple[tuple[str, int, float], ...]:
         """Of objects below `prefix`: path, bytes, seconds since the epoch when written; sorted."""
 
-        def ask() -> list[Any]:
-            with mapped(self.url, prefix):
-                return [e for page in obstore.list(self._backend, prefix=prefix) for e in page]
+        def pages() -> list[Any]:
+            return [e for page in obstore.list(self._backend, prefix=prefix) for e in page]
 
-        found = insist(ask)
+        found = self._ask(prefix, pages)
         return tuple(sorted((e["path"], e["size"], e["last_modified"].timestamp()) for e in found))
 
     def delete(self, path: str) -> None:
         """Remove the object, if it is there."""
-        with suppress(NotFound), mapped(self.url, path):
-            obstore.delete(self._backend, path)
+        with suppress(NotFound):
+            self._ask(path, lambda: obstore.delete(self._backend, path))
+
+    def _ask(self, path: str, request: Callable[[], T]) -> T:
+        """What comes of `request`, its errors as ours; again while the connection breaks."""
+
+        def once() -> T:
+            with mapped(self.url, path):
+                return request()
+
+        return insist(once)
 
 
 def open_store(url: str, credentials: Credentials | None = None) -> Store:

@@ -40,8 +40,9 @@ def mapped(url: str, path: str) -> Iterator[None]:
 def insist(ask: Callable[[], T]) -> T:
     """`ask()`, again while the connection breaks.
 
-    obstore itself repeats neither a conditional write nor the page of a list. Of a write that had
-    arrived, the repetition is told that it came second.
+    obstore itself repeats neither a conditional write, nor the page of a list, nor an answer of
+    "not found" that breaks off. Of a write that had arrived, the repetition is told that it came
+    second.
     """
     started, pause = time.monotonic(), 0.2
     while True:

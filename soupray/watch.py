@@ -93,6 +93,11 @@ class Watch:
             say(f"note: trial {key} is stored, but cannot be read now: {error}")
             return None
 
+    def repeated(self, key: str, reason: str) -> None:
+        """See `distributed.tune.Watcher`."""
+        self._running.pop(key, None)
+        say(f"note: trial {key} is trained again: {reason}")
+
     def failed(self, key: str, reason: str) -> None:
         """See `distributed.tune.Watcher`."""
         self._running.pop(key, None)

@@ -181,6 +181,9 @@ def test_an_answer_that_breaks_off_is_asked_for_again(behind):
         assert ask() == bytes(range(200))
     faults.append("truncated")
     assert store.list("") == ["a"]
+    faults.append("truncated")
+    with pytest.raises(NotFound):
+        store.get("b")
     assert faults == []
 
 

@@ -67,11 +67,14 @@ def test_progress_is_epochs_done_of_epochs_planned(watch):
     assert share() == "training:  66 %"
 
 
-def test_a_repeated_trial_does_its_epochs_again_but_they_count_once(watch):
+def test_a_repeated_trial_does_its_epochs_again_but_they_count_once(watch, capsys):
     for _ in range(2):
         watch.started("a")
         watch.epoch("a", epoch(1))
         watch.epoch("a", epoch(2))
+        watch.repeated("a", "its worker died")
+    assert watch.beat().running == ()
+    assert "note: trial a is trained again: its worker died" in capsys.readouterr().err
     watch.epoch("b", epoch(1))
     watch.finished("a", complete=True)
     assert watch._progress.line().startswith("training:  50 %")  # 2 and 1 of 6

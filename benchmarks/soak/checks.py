@@ -98,7 +98,7 @@ def trainings(told: Iterable[Told]) -> dict[str, list[float]]:
     begun = defaultdict(list)
     for one in told:
         found = re.search(r"/resume/([0-9a-f]+)/state\.json$", one.path)
-        if found and one.method == "GET" and one.status is not None:
+        if found and one.method == "GET" and one.status in (200, 404):
             begun[found[1]].append(one.when)
     return begun
 

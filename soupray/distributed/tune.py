@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +18,7 @@ os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "
 
 from ray import tune
 from ray.tune.error import TuneError
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from soupray.checkpoints import find_record
@@ -29,6 +31,14 @@ from soupray.space import Dimension
 from soupray.spec import SweepSpec
 from soupray.training.fine_tune import Training, fine_tune
 from soupray.wiring import Place, world
+
+# What ends an attempt is told by `_Reporter`, in a line.
+logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+# Tune would put the driver's keys into the environment that it asks of Ray for each trial, and Ray
+# writes what it was asked for to its logs. Nodes have keys of their own.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {n for n in class_cache.ENV_VARS_TO_PROPAGATE if n.startswith("AWS_")}
+)
 
 RETRIES = 3
 """Of a trial whose worker died. What the trial itself raises is told, not repeated."""
@@ -51,6 +61,10 @@ class Watcher(Protocol):
 
     def asked(self, trial: Trial) -> None:
         """An adaptive search wants this trial; it comes before `started`."""
+        ...
+
+    def repeated(self, key: str, reason: str) -> None:
+        """Its worker died; another one trains it."""
         ...
 
     def stopped(self, key: str) -> None:
@@ -133,10 +147,12 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
         elif "complete" in result:
             self._watcher.finished(_key_of(trial), result["complete"])
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._watcher.repeated(_key_of(trial), _last_line(trial))
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.status == "ERROR":
-            text = str(trial.get_error() or "its worker died").strip()
-            self._watcher.failed(_key_of(trial), text.splitlines()[-1][:300])
+            self._watcher.failed(_key_of(trial), _last_line(trial))
 
 
 class Planned(NamedTuple):
@@ -266,6 +282,12 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         return self._stop()
+
+
+def _last_line(trial: Any) -> str:
+    """What ended the last attempt."""
+    text = str(trial.get_error() or "").strip() or "its worker died"
+    return text.splitlines()[-1][:300]
 
 
 def _key_of(trial: Any) -> str:
