@@ -148,7 +148,7 @@ def trials_on(node: subprocess.Popen) -> list[int]:
     found = []
     for pid in descendants(node.pid):
         with suppress(OSError):
-            if b"_Trainable" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"Trainable" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found
 

@@ -112,7 +112,7 @@ class Seed:
 
     def _disturb(self, trouble: Trouble, kind: str, process: subprocess.Popen[bytes]) -> None:
         """What comes beside the requests. What finds nothing to kill does not count."""
-        title = {"worker killed": "_Trainable", "actor killed": "_Worker"}.get(kind)
+        title = {"worker killed": "Trainable", "actor killed": "_Worker"}.get(kind)
         while title and not self._servers.kill_worker(title):
             if process.poll() is not None:
                 return
