@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200, help="at least so many; default 200")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # stop all that runs
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     with Servers(folder) as servers:
         undisturbed = reference(servers)
