@@ -1,7 +1,7 @@
 """The same program behind `ray job submit`, on a head node started by `ray start --head`.
 
-A trial's worker and then a whole node are killed with -9 on the way, and the secrets are looked for
-in everything that was written.
+Before the jobs a driver of its own sweeps there, while a trial's worker and then a whole node are
+killed with -9. At the end the secrets are looked for in everything that was written.
 """
 
 import json
@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from contextlib import suppress
@@ -37,11 +36,11 @@ def free_ports(count: int) -> list[int]:
 
 
 class Head(NamedTuple):
-    """Where jobs are submitted, with which environment; the port of the cluster; its folder."""
+    """Where jobs are submitted, with which environment; where drivers attach; Ray's folder."""
 
     address: str
     env: dict[str, str]
-    gcs: int
+    cluster: str
     temporary: Path
 
 
@@ -87,7 +86,7 @@ def head(s3):
     try:
         wait_for(f"{address}/api/version", process)
         wait_for(f"http://{node_address()}:{agent}/api/local_raylet_healthz", process)
-        yield Head(address, env, gcs, temporary)
+        yield Head(address, env, f"{node_address()}:{gcs}", temporary)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
@@ -118,7 +117,7 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
 def node(head):
     """A second node, with room for one trial."""
     command = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
-    command += [f"--address={node_address()}:{head.gcs}"]
+    command += [f"--address={head.cluster}"]
     process = subprocess.Popen(
         command, env=head.env, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -153,21 +152,32 @@ def trials_on(node: subprocess.Popen) -> list[int]:
     return found
 
 
-def killed(node: subprocess.Popen, done: list[str]) -> None:
-    """Kill the node's trial, and, once there is another, everything on the node."""
-    first: list[int] = []
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        trials = trials_on(node)
-        if not first and trials:
-            first = trials
-            kill(trials)
-            done.append("worker")
-        elif first and set(trials) - set(first):
-            kill(descendants(node.pid))
-            done.append("node")
-            return
-        time.sleep(0.05)
+def swept_while_killing(head, node, brought, spec) -> subprocess.CompletedProcess[str]:
+    """A sweep whose trial on `node` is killed, and, once there is another, everything there."""
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "soupray", "sweep", spec, "--address", head.cluster],
+        cwd=ROOT, env={**head.env, **brought}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+    def trial_but(known: list[int]) -> list[int]:
+        """The first other trial there, as soon as there is one."""
+        deadline = time.monotonic() + 180
+        while not (found := [p for p in trials_on(node) if p not in known]):
+            assert driver.poll() is None, driver.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return found
+
+    try:
+        first = trial_but([])
+        kill(first)
+        trial_but(first)
+        kill(descendants(node.pid))
+        said = driver.communicate(timeout=300)
+    finally:
+        driver.kill()
+    return subprocess.CompletedProcess("sweep", driver.returncode, *said)
 
 
 def submit(head, brought: dict[str, str], *entrypoint: object) -> subprocess.CompletedProcess[str]:
@@ -191,7 +201,8 @@ def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pu
     s3, head, node, tmp_path, monkeypatch
 ):
     home, spec = tmp_path / "home", tmp_path / "mini.yaml"
-    edits = {"trials: 16": "trials: 3", "storage: embedded": "storage: s3://soupray/team/digits"}
+    store = open_store("s3://soupray/team/digits", s3)
+    edits = {"trials: 16": "trials: 2", "storage: embedded": "storage: s3://soupray/team/digits"}
     spec.write_text(mini_text(**edits))
     # A region too: Ray refuses a driver that would set again what the job brings.
     brought = {
@@ -199,23 +210,24 @@ def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pu
         "AWS_ENDPOINT_URL": s3.endpoint,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    done: list[str] = []
-    killer = threading.Thread(target=killed, args=(node, done))
-    killer.start()
+    disturbed = swept_while_killing(head, node, brought, spec)
+    assert disturbed.returncode == 0, disturbed.stderr
+    assert "2 trained, 0 found in the store" in disturbed.stderr
+    assert disturbed.stderr.count("is trained again: ") == 2
+    assert "Traceback" not in disturbed.stderr
+
+    spec.write_text(mini_text(**edits | {"trials: 16": "trials: 3"}))
     swept = submit(head, brought, "soupray.sweep", spec)
-    killer.join()
     assert swept.returncode == 0, swept.stdout
-    assert done == ["worker", "node"]
-    assert "3 trained, 0 found in the store" in swept.stdout
+    assert "1 trained, 2 found in the store" in swept.stdout
     # SPEC is left out: the newest sweep of this home.
     souped = submit(head, brought, "soupray.soup", "--greedy")
     assert souped.returncode == 0, souped.stdout
     assert "best_single" in souped.stdout
-    store = open_store("s3://soupray/team/digits", s3)
     assert len([p for p in store.list("trials") if p.endswith("manifest.json")]) == 3
     assert stack.find(home) is None  # nothing embedded was started
     token = (Path.home() / ".ray" / "auth_token").read_text().strip()
-    said = "".join(job.stdout + job.stderr for job in (swept, souped)).encode()
+    said = "".join(job.stdout + job.stderr for job in (disturbed, swept, souped)).encode()
     # In Ray's logs, the bucket, MLflow's database and files, the home, nor in what was said.
     for text in (s3.secret_key, s3.access_key, PASSWORD, token):
         secret = text.encode()

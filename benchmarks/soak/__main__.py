@@ -14,6 +14,8 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.soak import noop, report
@@ -26,23 +28,27 @@ SEEDS = range(1, 61)
 NOOPS = 1000
 
 
+class Stopped(Exception):
+    """SIGTERM: what was done so far is reported."""
+
+
 def main() -> int:
     """Run seeds until there were enough faults, then the no-op trials, then look for secrets."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faults", type=int, default=200, help="at least so many; default 200")
+    parser.add_argument("--faults", type=int, default=200, help="at least so many; 0: no-ops only")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # stop all that runs
+    signal.signal(signal.SIGTERM, stop)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    results: list[Result] = []
+    measured = None
+    noops = min(NOOPS, 5 * arguments.faults) or NOOPS
     with Servers(folder) as servers:
-        undisturbed = reference(servers)
-        results: list[Result] = []
-        for seed in arguments.seeds:
-            if sum(len(r.came) for r in results) >= arguments.faults:
-                break
-            results.append(disturbed(servers, seed, undisturbed))
-            say(results[-1])
-        measured = noop.measure(servers, min(NOOPS, 5 * arguments.faults))
+        with suppress(Stopped):
+            for result in soaked(servers, arguments.seeds, arguments.faults):
+                results.append(result)
+                say(result)
+            measured = noop.measure(servers, noops)
         found = secrets_found(servers)
     command = shlex.join(["python", "-m", "benchmarks.soak", *sys.argv[1:]])
     print(report.markdown(command, results, measured, found))
@@ -52,6 +58,26 @@ def main() -> int:
     else:
         shutil.rmtree(folder)
     return int(bool(wrong))
+
+
+def stop(number: int, frame: object) -> None:
+    """What SIGTERM does, once."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Stopped
+
+
+def soaked(servers: Servers, seeds: list[int], faults: int) -> Iterator[Result]:
+    """What comes of each seed, until there were so many faults."""
+    if not faults:
+        return
+    undisturbed = reference(servers)
+    came = 0
+    for seed in seeds:
+        result = disturbed(servers, seed, undisturbed)
+        yield result
+        came += len(result.came)
+        if came >= faults:
+            return
 
 
 def secrets_found(servers: Servers) -> list[str]:
@@ -65,10 +91,7 @@ def secrets_found(servers: Servers) -> list[str]:
         "Ray's token": token.read_text().strip() if token.exists() else "",
     }
     folders = [p for p in servers.folder.iterdir() if p.is_dir() and p.name != "store"]
-    logs = [servers.folder / "logs"]
-    return leaks(
-        secrets, [*folders, *logs, servers.temporary], [open_store("s3://soupray", direct)]
-    )
+    return leaks(secrets, [*folders, servers.temporary], [open_store("s3://soupray", direct)])
 
 
 def say(result: Result) -> None:

@@ -53,7 +53,7 @@ BESIDE = {
 """Faults of processes and disks, by the phase in which they can happen."""
 
 PHASES = tuple(BESIDE)
-OF_REQUESTS_A_PHASE, BESIDE_A_PHASE = 9, 2
+OF_REQUESTS_A_PHASE, BESIDE_A_PHASE = 12, 2
 LONG = {"sweep": 90, "soup": 150}
 """Requests within which a phase's faults are due; an undisturbed one has some more."""
 

