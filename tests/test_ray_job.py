@@ -42,6 +42,7 @@ class Head(NamedTuple):
     env: dict[str, str]
     cluster: str
     temporary: Path
+    pid: int
 
 
 PASSWORD = "the password of MLflow"
@@ -86,7 +87,7 @@ def head(s3):
     try:
         wait_for(f"{address}/api/version", process)
         wait_for(f"http://{node_address()}:{agent}/api/local_raylet_healthz", process)
-        yield Head(address, env, f"{node_address()}:{gcs}", temporary)
+        yield Head(address, env, f"{node_address()}:{gcs}", temporary, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
@@ -142,38 +143,33 @@ def kill(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def trials_on(node: subprocess.Popen) -> list[int]:
-    """The processes there that train."""
-    found = []
-    for pid in descendants(node.pid):
-        with suppress(OSError):
-            if b"Trainable" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
+def is_trial(pid: int) -> bool:
+    with suppress(OSError):
+        return b"Trainable" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def swept_while_killing(head, node, brought, spec) -> subprocess.CompletedProcess[str]:
-    """A sweep whose trial on `node` is killed, and, once there is another, everything there."""
+    """A sweep of two trials: all of `node` is killed, then the worker that trains on the head."""
     driver = subprocess.Popen(
         [sys.executable, "-m", "soupray", "sweep", spec, "--address", head.cluster],
         cwd=ROOT, env={**head.env, **brought}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
-    def trial_but(known: list[int]) -> list[int]:
-        """The first other trial there, as soon as there is one."""
+    def trials_on(pid: int) -> list[int]:
+        """The processes there that train, as soon as there is one."""
         deadline = time.monotonic() + 180
-        while not (found := [p for p in trials_on(node) if p not in known]):
+        while not (found := [p for p in descendants(pid) if is_trial(p)]):
             assert driver.poll() is None, driver.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         return found
 
     try:
-        first = trial_but([])
-        kill(first)
-        trial_but(first)
+        trials_on(node.pid)
         kill(descendants(node.pid))
+        kill(trials_on(head.pid))
         said = driver.communicate(timeout=300)
     finally:
         driver.kill()

@@ -84,6 +84,9 @@ class _Server(ThreadingHTTPServer):
     proxy: Proxy
     request_queue_size = 128
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed is what a soak is about."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
