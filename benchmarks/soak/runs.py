@@ -102,12 +102,16 @@ class Seed:
         log = self._place.folder / f"{trouble.phase}-{trouble.run}.log"
         process = self._place.start(trouble.phase, log)
         deadline = time.monotonic() + LONGEST_S
-        while process.poll() is None:
-            if time.monotonic() > deadline:
-                self.problems.append(f"{trouble.phase}, run {trouble.run}: hangs")
+        try:
+            while process.poll() is None:
+                if time.monotonic() > deadline:
+                    self.problems.append(f"{trouble.phase}, run {trouble.run}: hangs")
+                    break
+                with suppress(queue.Empty):
+                    self._disturb(trouble, trouble.beside.get(timeout=0.2), process)
+        finally:  # also when the soak itself is stopped
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-            with suppress(queue.Empty):
-                self._disturb(trouble, trouble.beside.get(timeout=0.2), process)
         return Ended(trouble.phase, trouble.run, process.wait(), log.read_text(errors="replace"))
 
     def _disturb(self, trouble: Trouble, kind: str, process: subprocess.Popen[bytes]) -> None:
