@@ -15,6 +15,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import NamedTuple
 
 import pytest
@@ -45,7 +46,7 @@ class Head(NamedTuple):
     pid: int
 
 
-PASSWORD = "the password of MLflow"
+PASSWORD = token_hex(16)  # of MLflow; written out it would be found in the copy of this file
 
 
 @pytest.fixture(scope="module")
