@@ -111,6 +111,9 @@ class Lease:
 
     def _read(self) -> tuple[LeaseRecord, str | None]:
         data, etag = self._store.get_tagged(self._path)
+        with suppress(msgspec.MsgspecError):
+            return decode(data, LeaseRecord), etag
+        data, etag = self._store.get_tagged(self._path)  # an answer may have been cut short
         try:
             return decode(data, LeaseRecord), etag
         except msgspec.MsgspecError as error:

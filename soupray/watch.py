@@ -102,7 +102,8 @@ class Watch:
         """See `distributed.tune.Watcher`."""
         self._running.pop(key, None)
         self.errors[key] = reason
-        say(f"trial {key} failed: {reason}. Nothing of it is stored; run again to repeat it.")
+        said = reason.rstrip(".")
+        say(f"trial {key} failed: {said}. Nothing of it is stored; run again to repeat it.")
 
     def beat(self) -> Beat:
         """What runs now; safe to be asked from another thread."""

@@ -17,7 +17,7 @@ import pytest
 from shared import small_disk, trial
 from toy import LinearTask, make_data
 
-from soupray.checkpoints import Checkpoints, create_record
+from soupray.checkpoints import Checkpoints, create_record, read_record
 from soupray.data.cache import Data
 from soupray.errors import AlreadyExists, SouprayError, StoreUnavailable
 from soupray.evaluation.evaluator import Site, StoredEvaluator
@@ -25,7 +25,17 @@ from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.pool import find_trials
 from soupray.evaluation.selection import HeldOut
 from soupray.home import atomic_write
-from soupray.records import Basis, Ingredient, Manifest, Setting, Trial, decode, digest, pool_of
+from soupray.records import (
+    Basis,
+    Ingredient,
+    Manifest,
+    Setting,
+    Trial,
+    decode,
+    digest,
+    encode,
+    pool_of,
+)
 from soupray.soup import run_recipes
 from soupray.space import Space
 from soupray.storage import Store, open_store
@@ -261,3 +271,21 @@ def test_a_local_file_that_does_not_fit_leaves_the_old_one_and_nothing_else(tmp_
             atomic_write(disk / "board.json", bytes(2_000_000))
         assert (disk / "board.json").read_bytes() == b"old"
         assert [path.name for path in disk.iterdir()] == ["board.json"]
+
+
+def once_cut_short(store: Store) -> Faulty:
+    """A store whose first answer with content is half of it."""
+    faulty = Faulty(store, seed=0, often=0)
+    left = ["truncates"]
+    faulty._fault = lambda *kinds: left.pop() if left and "truncates" in kinds else None
+    return faulty
+
+
+def test_an_answer_that_is_cut_short_once_is_asked_for_again(tmp_path):
+    store = open_store("memory://")
+    store.put("a.json", encode(trial("a")))
+    assert read_record(once_cut_short(store), "a.json", Trial) == trial("a")
+    ref = Checkpoints(store, tmp_path / "one").save(LinearTask().init(), {})
+    fetched = Checkpoints(once_cut_short(store), tmp_path / "other").fetch(ref.sha256)
+    assert fetched.read_bytes() == store.get(ref.path)
+    assert list((tmp_path / "other").iterdir()) == [fetched]

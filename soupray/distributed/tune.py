@@ -32,8 +32,8 @@ from soupray.spec import SweepSpec
 from soupray.training.fine_tune import Training, fine_tune
 from soupray.wiring import Place, world
 
-# What ends an attempt is told by `_Reporter`, in a line.
-logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+# What ends an attempt is told by `_Reporter`, in a line; Tune's own state is never read.
+logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)
 # Tune would put the driver's keys into the environment that it asks of Ray for each trial, and Ray
 # writes what it was asked for to its logs. Nodes have keys of their own.
 class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
