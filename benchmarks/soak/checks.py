@@ -115,15 +115,17 @@ def trained_again(begun: dict[str, list[float]], stored: dict[str, float]) -> li
 def lost(begun: dict[str, list[float]], came: list[Injected]) -> list[Lost]:
     """Trainings that were repeated, each blamed on the last fault between it and the next one.
 
-    Faults beside the requests come first: a request that failed once ends no training.
+    Faults beside the requests come first: a request that failed once ends no training. Where there
+    is none between them it is one from before: a disk that was full when the training began.
     """
     found = []
     for times in begun.values():
         for start, again in pairwise(times):
             between = [c for c in came if start <= c.when <= again]
             beside = [c for c in between if c.kind not in OF_REQUESTS]
-            blamed = (beside or between or [Injected("unknown", "", 0, again)])[-1]
-            found.append(Lost(blamed.kind, blamed.when - start))
+            before = [c for c in came if c.when < start and c.kind not in OF_REQUESTS]
+            blamed = (beside or between or before or [Injected("unknown", "", 0, again)])[-1]
+            found.append(Lost(blamed.kind, max(blamed.when, start) - start))
     return found
 
 
