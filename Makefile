@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo fashion clipart wordnet lint test gpu down clean
+.PHONY: setup demo fashion clipart wordnet lint test soak gpu down clean
 
 setup: .venv/.installed
 
@@ -85,6 +85,10 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest -m 'not gpu' -n 4 --dist loadfile
+
+# Over an hour: faults at random times against the real servers. Prints its report.
+soak: setup
+	$(BIN)/python -m benchmarks.soak
 
 gpu: setup
 	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \

@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from soupray.records import Ingredient
+
 ROOT = Path(__file__).parent.parent
 WORKERS = 2
 
@@ -26,7 +28,7 @@ def ours(trials: int) -> list[float]:
     """Overhead of each trial after a worker's first, in seconds."""
     from soupray import stack
     from soupray.checkpoints import read_record
-    from soupray.records import Ingredient, Manifest
+    from soupray.records import Manifest
     from soupray.settling import settle
     from soupray.spec import load
     from soupray.sweep import run_sweep
@@ -48,15 +50,20 @@ def ours(trials: int) -> list[float]:
             found = [read_record(store, p, Manifest) for p in store.list("trials")]
         finally:
             stack.down(home)
-    made = sorted((m for m in found if isinstance(m, Ingredient)), key=lambda m: m.started)
-    overheads, free = [], [m.finished for m in made[:WORKERS]]
-    for trial in made[WORKERS:]:
+    return overheads([m for m in found if isinstance(m, Ingredient)], WORKERS)
+
+
+def overheads(found: list[Ingredient], workers: int) -> list[float]:
+    """What each trial took beyond its epochs, since its worker had ended the one before."""
+    made = sorted(found, key=lambda m: m.started)
+    seconds, free = [], [m.finished for m in made[:workers]]
+    for trial in made[workers:]:
         # The worker that has been free longest before the start took it.
         before = max(t for t in free if t <= trial.started)
         free.remove(before)
         free.append(trial.finished)
-        overheads.append(trial.finished - before - sum(e.seconds for e in trial.history))
-    return overheads
+        seconds.append(trial.finished - before - sum(e.seconds for e in trial.history))
+    return seconds
 
 
 def plain_tune(trials: int, reuse: bool) -> float:

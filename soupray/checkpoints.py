@@ -102,24 +102,29 @@ class Checkpoints:
         path = CheckpointRef(sha256=sha256, size_bytes=0).path
         size = self.store.size(path)
         self._make_room(size)
-        seen = hashlib.sha256()
         part = self._new_part()
         try:
-            with _local_disk(self._cache), part.open("wb") as file:
-                for chunk in self._ranges(path, size):
-                    seen.update(chunk)
-                    file.write(chunk)
-        except BaseException:
-            part.unlink()
-            raise
-        if seen.hexdigest() != sha256:
-            part.unlink()
-            raise ChecksumMismatch(
-                f"{path} in {self.store.url} has SHA-256 {seen.hexdigest()} ({size} bytes): it is "
-                "corrupt or truncated. Restore that object, or delete it and the manifest of its "
-                "trial, and run the sweep again: only that trial is repeated."
-            )
-        part.rename(local)
+            seen = self._copy(path, size, part)
+            if seen != sha256:  # an answer may have been cut short on its way
+                seen = self._copy(path, size, part)
+            if seen != sha256:
+                raise ChecksumMismatch(
+                    f"{path} in {self.store.url} has SHA-256 {seen} ({size} bytes): it is corrupt "
+                    "or truncated. Restore that object, or delete it and the manifest of its "
+                    "trial, and run the sweep again: only that trial is repeated."
+                )
+            part.rename(local)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _copy(self, path: str, size: int, part: Path) -> str:
+        """Write the object into a local file; the SHA-256 of what came."""
+        seen = hashlib.sha256()
+        with _local_disk(self._cache), part.open("wb") as file:
+            for chunk in self._ranges(path, size):
+                seen.update(chunk)
+                file.write(chunk)
+        return seen.hexdigest()
 
     def _ranges(self, path: str, size: int) -> Iterator[bytes]:
         """The object in order, READERS ranges of it on their way at a time."""
@@ -256,7 +261,12 @@ def create_record(store: Store, path: str, record: R, kind: Any = None) -> R:
 
 
 def read_record(store: Store, path: str, kind: Any) -> Any:
-    """The record at `path`. Raises NotFound, CheckpointError."""
+    """The record at `path`. Raises NotFound, CheckpointError.
+
+    What cannot be read is asked for again: the answer may have been cut short on its way.
+    """
+    with suppress(msgspec.MsgspecError):
+        return decode(store.get(path), kind)
     try:
         return decode(store.get(path), kind)
     except msgspec.MsgspecError as error:

@@ -75,8 +75,11 @@ def load_spec(given: Path | None, home: Path) -> tuple[Path, SweepSpec, str]:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write a local file so that no reader sees half of it."""
+    """Write a local file so that no reader sees half of it, and a full disk leaves nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.rename(path)
+    try:
+        part.write_bytes(data)
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -59,7 +59,8 @@ class Lease:
 
     A lease that has expired, or whose process is known to be dead, is taken over by
     compare-and-swap, so that of two drivers which see the same free lease one wins. A driver that
-    finds its lease taken sees `lost`.
+    finds its lease taken sees `lost`. A client that tried again what had arrived is told that it
+    came second: to itself. That is found out by reading.
     """
 
     def __init__(self, store: Store, path: str, term_s: float = TERM_S) -> None:
@@ -99,10 +100,10 @@ class Lease:
             self._store.create(self._path, self._record(time.time() + self._term))
         except AlreadyExists:
             held, etag = self._read()
+            if held.holder == self.holder:
+                return
             left = 0.0 if is_dead(held.process) else held.expires - time.time()
-            if left > 0 or not self._store.swap(
-                self._path, self._record(time.time() + self._term), etag
-            ):
+            if left > 0 or not self._swap(time.time() + self._term, etag):
                 raise StoreError(
                     f"Another driver ({held.who}) holds this sweep. If it is dead, its lease ends "
                     f"in {max(left, 0):.0f} s: run again then."
@@ -110,6 +111,9 @@ class Lease:
 
     def _read(self) -> tuple[LeaseRecord, str | None]:
         data, etag = self._store.get_tagged(self._path)
+        with suppress(msgspec.MsgspecError):
+            return decode(data, LeaseRecord), etag
+        data, etag = self._store.get_tagged(self._path)  # an answer may have been cut short
         try:
             return decode(data, LeaseRecord), etag
         except msgspec.MsgspecError as error:
@@ -123,12 +127,14 @@ class Lease:
             LeaseRecord(holder=self.holder, who=self._who, process=this_process(), expires=expires)
         )
 
+    def _swap(self, expires: float, etag: str | None) -> bool:
+        data = self._record(expires)
+        return self._store.swap(self._path, data, etag) or self._store.get(self._path) == data
+
     def _write(self, expires: float) -> None:
         try:
             held, etag = self._read()
-            if held.holder == self.holder and self._store.swap(
-                self._path, self._record(expires), etag
-            ):
+            if held.holder == self.holder and self._swap(expires, etag):
                 return
         except NotFound:
             pass

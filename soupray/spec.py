@@ -22,6 +22,9 @@ from soupray.subject import Init, TaskSpec, TrainedInit
 
 NAME_LENGTH = 63
 
+_SECRET = re.compile(r"(?<=://)[^/@]*:.*@")
+"""User and password in a URL."""
+
 
 def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
     """A text that starts with `pattern`; the message says what is allowed."""
@@ -100,6 +103,17 @@ class SweepSpec(SpecModel):
         ),
     ]
     recipes: dict[str, dict[str, Option]]
+
+    @pydantic.field_validator("storage", "tracking")
+    @classmethod
+    def _holds_no_secret(cls, url: str) -> str:
+        if _SECRET.search(url):
+            raise ValueError(
+                "a spec is stored and shown, so no password may be in it. Put it into the "
+                "environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        return url
 
     @pydantic.field_validator("init", "anchor")
     @classmethod
@@ -255,7 +269,8 @@ def _explain(error: pydantic.ValidationError, source: str) -> str:
         return f"{source}: {where}: required, but not given."
     value = first["input"] if not isinstance(first["input"], dict) else "this mapping"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{source}: {where}: {value!r} is not allowed: {message}."
+    shown = _SECRET.sub("***@", repr(value))
+    return f"{source}: {where}: {shown} is not allowed: {message}."
 
 
 def _fields_at(loc: list[int | str]) -> list[str]:

@@ -1,27 +1,28 @@
 """The object store: bytes in, bytes out, create-only when it matters.
 
 obstore moves the data; boto3 finds the credentials (environment, profile, instance role, ...) and
-the bucket. Every foreign exception is mapped to one of ours in `_mapped`.
+the bucket. Every foreign exception is mapped to one of ours in `store_errors`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.exceptions import PreconditionError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
 
-from soupray.errors import AlreadyExists, ConfigError, NotFound, StoreUnavailable
+from soupray import store_errors
+from soupray.errors import ConfigError, NotFound, StoreUnavailable
+from soupray.store_errors import insist, mapped
 
-RETRY_S = 30
-"""How long a request is tried again before the store counts as away."""
+T = TypeVar("T")
 
 
 class Credentials(NamedTuple):
@@ -45,58 +46,59 @@ class Store:
 
     def get(self, path: str) -> bytes:
         """The whole object. Raises NotFound, StoreUnavailable."""
-        with _mapped(self.url, path):
-            return bytes(obstore.get(self._backend, path).bytes())
+        return self._ask(path, lambda: bytes(obstore.get(self._backend, path).bytes()))
 
     def get_tagged(self, path: str) -> tuple[bytes, str | None]:
         """The object and its ETag, for `swap`."""
-        with _mapped(self.url, path):
+
+        def get() -> tuple[bytes, str | None]:
             answer = obstore.get(self._backend, path)
             return bytes(answer.bytes()), answer.meta["e_tag"]
 
+        return self._ask(path, get)
+
     def get_range(self, path: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`."""
-        with _mapped(self.url, path):
-            return bytes(obstore.get_range(self._backend, path, start=start, length=length))
+        return self._ask(
+            path,
+            lambda: bytes(obstore.get_range(self._backend, path, start=start, length=length)),
+        )
 
     def stream(self, path: str, chunk_bytes: int = 8 << 20) -> Iterator[bytes]:
         """The object in chunks; memory stays at a few chunks whatever its size."""
-        with _mapped(self.url, path):
+        with mapped(self.url, path):
             for chunk in obstore.get(self._backend, path).stream(min_chunk_size=chunk_bytes):
                 yield bytes(chunk)
 
     def create(self, path: str, data: bytes) -> None:
-        """Write only if absent. Raises AlreadyExists."""
-        with _mapped(self.url, path):
-            obstore.put(self._backend, path, data, mode="create")
+        """Write only if absent. Raises AlreadyExists, even after a client's own first try."""
+        self._ask(path, lambda: obstore.put(self._backend, path, data, mode="create"))
 
     def put(self, path: str, data: bytes | Path) -> None:
         """Write, or write again: for content-addressed bytes, where that is harmless, and views.
 
         A `Path` is uploaded in parts. No reader ever sees half an object.
         """
-        with _mapped(self.url, path):
-            obstore.put(self._backend, path, data)
+        self._ask(path, lambda: obstore.put(self._backend, path, data))
 
     def swap(self, path: str, data: bytes, etag: str | None) -> bool:
         """Overwrite only if the ETag still holds; False if somebody else was faster.
 
         A folder has no such operation: there the last writer wins.
         """
-        with _mapped(self.url, path):
-            if isinstance(self._backend, LocalStore):
-                obstore.put(self._backend, path, data)
+        kept: Any = "overwrite" if isinstance(self._backend, LocalStore) else {"e_tag": etag}
+
+        def put() -> bool:
+            with suppress(PreconditionError):
+                obstore.put(self._backend, path, data, mode=kept)
                 return True
-            try:
-                obstore.put(self._backend, path, data, mode={"e_tag": etag})
-            except PreconditionError:
-                return False
-            return True
+            return False
+
+        return self._ask(path, put)
 
     def size(self, path: str) -> int:
         """Bytes of the object. Raises NotFound."""
-        with _mapped(self.url, path):
-            return int(obstore.head(self._backend, path)["size"])
+        return self._ask(path, lambda: int(obstore.head(self._backend, path)["size"]))
 
     def list(self, prefix: str) -> list[str]:
         """Paths below `prefix`, sorted."""
@@ -104,14 +106,26 @@ class Store:
 
     def entries(self, prefix: str) -> tuple[tuple[str, int, float], ...]:
         """Of objects below `prefix`: path, bytes, seconds since the epoch when written; sorted."""
-        with _mapped(self.url, prefix):
-            found = [entry for page in obstore.list(self._backend, prefix=prefix) for entry in page]
+
+        def pages() -> list[Any]:
+            return [e for page in obstore.list(self._backend, prefix=prefix) for e in page]
+
+        found = self._ask(prefix, pages)
         return tuple(sorted((e["path"], e["size"], e["last_modified"].timestamp()) for e in found))
 
     def delete(self, path: str) -> None:
         """Remove the object, if it is there."""
-        with suppress(NotFound), _mapped(self.url, path):
-            obstore.delete(self._backend, path)
+        with suppress(NotFound):
+            self._ask(path, lambda: obstore.delete(self._backend, path))
+
+    def _ask(self, path: str, request: Callable[[], T]) -> T:
+        """What comes of `request`, its errors as ours; again while the connection breaks."""
+
+        def once() -> T:
+            with mapped(self.url, path):
+                return request()
+
+        return insist(once)
 
 
 def open_store(url: str, credentials: Credentials | None = None) -> Store:
@@ -148,7 +162,7 @@ def _retries() -> Any:
     first, longest = timedelta(milliseconds=200), timedelta(seconds=10)
     return {
         "max_retries": 50,  # the time rules
-        "retry_timeout": timedelta(seconds=RETRY_S),
+        "retry_timeout": timedelta(seconds=store_errors.RETRY_S),
         "backoff": {"init_backoff": first, "max_backoff": longest, "base": 2},
     }
 
@@ -227,6 +241,11 @@ def check_bucket(url: str, credentials: Credentials | None = None) -> None:
                 f"The bucket {parts.netloc!r} of storage {url} does not exist. Create it, or "
                 "correct `storage` in the spec."
             ) from error
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+            raise StoreUnavailable(
+                f"storage {url}: the store answers {code}. Run again in a minute: what is stored "
+                "is kept."
+            ) from error
         raise StoreUnavailable(
             f"storage {url}: the store refuses these credentials ({code}). Check "
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy."
@@ -253,47 +272,3 @@ def _client(url: str, credentials: Credentials | None) -> Any:
         aws_secret_access_key=credentials.secret_key,
         region_name="us-east-1",
     )
-
-
-@contextmanager
-def _mapped(url: str, path: str) -> Iterator[None]:
-    """Foreign exceptions as ours. The order matters: the specific ones first."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        if "NoSuchBucket" in str(error):
-            raise NotFound(_NO_BUCKET.format(url)) from error
-        raise NotFound(f"{path} is not in {url}.") from error
-    except AlreadyExistsError as error:
-        raise AlreadyExists(f"{path} is already in {url}.") from error
-    except (BaseError, OSError) as error:
-        text = str(error)
-        if "NoSuchBucket" in text:
-            raise NotFound(_NO_BUCKET.format(url)) from error
-        if "403 Forbidden" in text:
-            raise StoreUnavailable(
-                f"{url} refuses these credentials at {path} (403 Forbidden). Check "
-                "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy."
-            ) from error
-        if "No space left" in text or "os error 28" in text:
-            raise StoreUnavailable(
-                f"{url} is out of space while writing {path}. Free some and run again: what is "
-                "stored is kept, and the run goes on from there."
-            ) from error
-        if "500 Internal Server Error" in text:  # all that SeaweedFS says of a full disk
-            raise StoreUnavailable(
-                f"{url} answered 500 Internal Server Error at {path} for {RETRY_S} s, as a store "
-                "does whose disk is full. Free some space there (the embedded store's disk is that "
-                "of --home), and run again in a minute: what is stored is kept."
-            ) from error
-        raise StoreUnavailable(
-            f"{url} failed at {path}: {_first_line(text)}. Run `soupray doctor`, then run again: "
-            "what is stored is kept."
-        ) from error
-
-
-_NO_BUCKET = "The bucket of {} does not exist. Create it, or correct `storage` in the spec."
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:300] if text.strip() else "no reason given"

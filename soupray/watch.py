@@ -6,8 +6,12 @@ import time
 from collections.abc import Callable
 
 from soupray.console import Progress, say, table
+from soupray.errors import CheckpointError, StoreError
 from soupray.heartbeat import Beat, RunningTrial
-from soupray.records import EpochRecord, Ingredient, Manifest, Trial
+from soupray.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial
+
+SHOWN = 8
+"""Finished trials in the table: the last ones. No more are kept."""
 
 
 class Watch:
@@ -20,7 +24,7 @@ class Watch:
         self._epochs: dict[str, EpochRecord] = {}
         self._running: dict[str, float] = {}
         self._read, self._tell = read, tell
-        self._done: dict[str, Manifest] = {}
+        self._done: dict[str, Manifest | None] = {}
         self.complete = self.diverged = self.given_up = 0
         self.errors: dict[str, str] = {}
         self._left = {t.key: int(t.hparams["epochs"]) for t in todo}
@@ -66,23 +70,40 @@ class Watch:
 
     def finished(self, key: str, complete: bool) -> None:
         """See `distributed.tune.Watcher`."""
-        manifest = self._done[key] = self._read(key)
+        manifest = self._done[key] = self._found(key)
+        if len(self._done) > SHOWN:
+            del self._done[next(iter(self._done))]
         self._running.pop(key, None)
         self._progress.advance(self._left.pop(key, 0))
         self._left[key] = 0
-        if isinstance(manifest, Ingredient):
+        if complete:
             self.complete += 1
         else:
             self.diverged += 1
-            say(f"trial {key} diverged: {manifest.reason}. Recorded; the sweep goes on.")
+            reason = f": {manifest.reason}" if isinstance(manifest, Tombstone) else ""
+            say(f"trial {key} diverged{reason}. Recorded; the sweep goes on.")
         self._tell(key)
         self._show()
+
+    def _found(self, key: str) -> Manifest | None:
+        """What is shown of a finished trial; None while the store is away, which ends no sweep."""
+        try:
+            return self._read(key)
+        except (CheckpointError, StoreError) as error:
+            say(f"note: trial {key} is stored, but cannot be read now: {error}")
+            return None
+
+    def repeated(self, key: str, reason: str) -> None:
+        """See `distributed.tune.Watcher`."""
+        self._running.pop(key, None)
+        say(f"note: trial {key} is trained again: {reason}")
 
     def failed(self, key: str, reason: str) -> None:
         """See `distributed.tune.Watcher`."""
         self._running.pop(key, None)
         self.errors[key] = reason
-        say(f"trial {key} failed: {reason}. Nothing of it is stored; run again to repeat it.")
+        said = reason.rstrip(".")
+        say(f"trial {key} failed: {said}. Nothing of it is stored; run again to repeat it.")
 
     def beat(self) -> Beat:
         """What runs now; safe to be asked from another thread."""
@@ -106,15 +127,15 @@ class Watch:
         shown = table(
             "trial", "lr", "epoch", "held-out", "state", right=("lr", "epoch", "held-out")
         )
-        recent = [*list(self._done)[-8:], *sorted(self._running)]
+        recent = [*self._done, *sorted(self._running)]
         for key in recent:
             trial, epoch = self._trials[key], self._epochs.get(key)
             manifest = self._done.get(key)
-            state = "running" if manifest is None else "done"
+            state = "done" if key in self._done else "running"
             accuracy = "" if epoch is None else f"{epoch.held_out_correct / epoch.held_out_n:.3f}"
             if isinstance(manifest, Ingredient):
                 accuracy = f"{manifest.held_out.accuracy:.3f}"
-            elif manifest is not None:
+            elif isinstance(manifest, Tombstone):
                 state = "diverged"
             shown.add_row(
                 f"{trial.index:02d} {key[:8]}",

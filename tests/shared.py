@@ -78,7 +78,8 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # Lazily: weights that are still mapped would keep it busy.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextmanager

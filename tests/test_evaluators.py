@@ -137,8 +137,9 @@ def test_a_saved_soup_scores_as_its_candidate(on_ray, plain, split_and_checkpoin
     assert scored == expected[2]
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["restarted", "lost"])
 def test_an_actor_killed_in_the_middle_of_a_batch_changes_nothing(
-    on_ray, run, split_and_checkpoints, tmp_path
+    lost, on_ray, run, split_and_checkpoints, tmp_path
 ):
     import ray
 
@@ -148,11 +149,13 @@ def test_an_actor_killed_in_the_middle_of_a_batch_changes_nothing(
         weight_soup([(anchor, k), *((sha, 1) for sha in checkpoints)], k + len(checkpoints))
         for k in range(1, 13)
     ]
-    bound = split.size - 1
-    kill = threading.Timer(0.1, lambda: ray.kill(workers._actors.up[0], no_restart=False))
+    bound = split.size - 1 - lost  # what was decided for one bound is not asked for another
+    first = workers._actors.up[0]
+    kill = threading.Timer(0.1, lambda: ray.kill(first, no_restart=lost))
     kill.start()
     reached = new_evaluator().first_reaching(candidates, split, bound, "ge")
     kill.join()
+    assert (first in workers._actors.up) is not lost
     assert reached == plain_evaluator(run, tmp_path).first_reaching(candidates, split, bound, "ge")
 
 

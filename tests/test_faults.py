@@ -7,22 +7,35 @@ Each seed breaks about one request in thirty, until a run gets through.
 import hashlib
 import json
 import random
+import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 
 import msgspec
 import pytest
-from shared import trial
+from shared import small_disk, trial
 from toy import LinearTask, make_data
 
-from soupray.checkpoints import Checkpoints, create_record
+from soupray.checkpoints import Checkpoints, create_record, read_record
 from soupray.data.cache import Data
 from soupray.errors import AlreadyExists, SouprayError, StoreUnavailable
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.pool import find_trials
 from soupray.evaluation.selection import HeldOut
-from soupray.records import Basis, Ingredient, Manifest, Setting, Trial, decode, digest, pool_of
+from soupray.home import atomic_write
+from soupray.records import (
+    Basis,
+    Ingredient,
+    Manifest,
+    Setting,
+    Trial,
+    decode,
+    digest,
+    encode,
+    pool_of,
+)
 from soupray.soup import run_recipes
 from soupray.space import Space
 from soupray.storage import Store, open_store
@@ -30,7 +43,7 @@ from soupray.training.fine_tune import fine_tune
 
 SETTING = Setting(batch_size=16)
 RECIPES = ("anchor", "best_single", "uniform", "greedy", "wise_ft", "ensemble", "fisher", "vrf")
-FAULTS = ("refuses", "loses the answer", "answers exists", "truncates")
+FAULTS = ("refuses", "loses the answer", "answers exists", "truncates", "delays")
 
 
 class Faulty(Store):
@@ -48,6 +61,9 @@ class Faulty(Store):
         self.injected[kind] += 1
         if kind == "refuses":
             raise StoreUnavailable("503 Slow Down")
+        if kind == "delays":  # long beside what a request to memory takes
+            time.sleep(0.02)
+            return None
         return kind
 
     def _written(self, fault: str | None, path: str) -> None:
@@ -58,30 +74,30 @@ class Faulty(Store):
             raise AlreadyExists(f"{path} is already there")
 
     def get(self, path: str) -> bytes:
-        fault = self._fault("refuses", "truncates")
+        fault = self._fault("refuses", "truncates", "delays")
         data = super().get(path)
         return data[: self._random.randrange(len(data))] if fault else data
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
-        fault = self._fault("refuses", "truncates")
+        fault = self._fault("refuses", "truncates", "delays")
         data = super().get_range(path, start, length)
         return data[: self._random.randrange(len(data))] if fault else data
 
     def size(self, path: str) -> int:
-        self._fault("refuses")
+        self._fault("refuses", "delays")
         return super().size(path)
 
     def list(self, prefix: str):
-        self._fault("refuses")
+        self._fault("refuses", "delays")
         return super().list(prefix)
 
     def create(self, path: str, data: bytes) -> None:
-        fault = self._fault("refuses", "loses the answer", "answers exists")
+        fault = self._fault("refuses", "loses the answer", "answers exists", "delays")
         super().create(path, data)
         self._written(fault, path)
 
     def put(self, path: str, data: bytes | Path) -> None:
-        fault = self._fault("refuses", "loses the answer")
+        fault = self._fault("refuses", "loses the answer", "delays")
         super().put(path, data)
         self._written(fault, path)
 
@@ -214,3 +230,62 @@ def test_a_truncated_download_is_never_taken_for_the_weights(data, tmp_path):
         with pytest.raises(SouprayError, match="corrupt or truncated"):
             Checkpoints(store, cache).fetch(ref.sha256)
         assert list(cache.iterdir()) == []  # nothing that a later read could believe
+
+
+PAGE_KB, STEP = 4, 2
+"""A file takes a page at least; the disk grows by so many whenever it was full."""
+
+
+def grown(disk: Path, pages: int) -> None:
+    size = f"remount,size={pages * PAGE_KB}k"
+    subprocess.run(["mount", "-o", size, str(disk)], check=True)
+
+
+@pytest.mark.parametrize("full", ["store", "cache"])
+def test_a_disk_that_is_full_again_and_again_ends_in_the_same_leaderboard(
+    full, undisturbed, data, tmp_path
+):
+    pages, manifests, board, told = STEP, {}, None, []
+    with small_disk(tmp_path / "small", f"{pages * PAGE_KB}k") as disk:
+        store = open_store(f"file://{disk}" if full == "store" else "memory://")
+        cache = disk if full == "cache" else tmp_path / "cache"
+        while board is None:
+            try:
+                board = job(store, data, cache)
+            except StoreUnavailable as error:
+                told.append(str(error))
+                pages += STEP
+                grown(disk, pages)
+            now = check(store)
+            assert manifests.items() <= now.items()
+            manifests = now
+    assert board == undisturbed
+    assert len(told) >= 8  # the cache needs less: it drops what it can fetch again
+    assert all("space" in said.lower() for said in told)
+
+
+def test_a_local_file_that_does_not_fit_leaves_the_old_one_and_nothing_else(tmp_path):
+    with small_disk(tmp_path / "small", "1m") as disk:
+        atomic_write(disk / "board.json", b"old")
+        with pytest.raises(OSError, match="No space left"):
+            atomic_write(disk / "board.json", bytes(2_000_000))
+        assert (disk / "board.json").read_bytes() == b"old"
+        assert [path.name for path in disk.iterdir()] == ["board.json"]
+
+
+def once_cut_short(store: Store) -> Faulty:
+    """A store whose first answer with content is half of it."""
+    faulty = Faulty(store, seed=0, often=0)
+    left = ["truncates"]
+    faulty._fault = lambda *kinds: left.pop() if left and "truncates" in kinds else None
+    return faulty
+
+
+def test_an_answer_that_is_cut_short_once_is_asked_for_again(tmp_path):
+    store = open_store("memory://")
+    store.put("a.json", encode(trial("a")))
+    assert read_record(once_cut_short(store), "a.json", Trial) == trial("a")
+    ref = Checkpoints(store, tmp_path / "one").save(LinearTask().init(), {})
+    fetched = Checkpoints(once_cut_short(store), tmp_path / "other").fetch(ref.sha256)
+    assert fetched.read_bytes() == store.get(ref.path)
+    assert list((tmp_path / "other").iterdir()) == [fetched]

@@ -211,3 +211,28 @@ def test_what_is_no_lease_is_named(store):
     store.put(PATH, b"{}")
     with pytest.raises(StoreError, match=rf"{PATH} in memory:// is not a lease: .*delete it"):
         Lease(store, PATH).__enter__()
+
+
+class Retrying(Store):
+    """A client that tries writes again whose answer was lost: it is told that it came second."""
+
+    def create(self, path: str, data: bytes) -> None:
+        super().create(path, data)
+        super().create(path, data)
+
+    def swap(self, path: str, data: bytes, etag: str | None) -> bool:
+        assert super().swap(path, data, etag)
+        return super().swap(path, data, etag)
+
+
+@pytest.mark.parametrize("expired", [False, True], ids=["new", "taken over"])
+def test_a_driver_whose_client_comes_second_to_itself_has_the_lease_and_keeps_it(store, expired):
+    if expired:
+        store.put(PATH, left_behind(time.time() - 1, this_process()))
+    with Lease(Retrying(store._backend, store.url), PATH, term_s=0.4) as lease:
+        first = held(store)
+        assert first.holder == lease.holder
+        wait_for(lambda: held(store).expires > first.expires)
+        assert not lease.lost.is_set()
+    assert not lease.lost.is_set()
+    assert held(store).expires == 0

@@ -1,4 +1,8 @@
-"""The same program behind `ray job submit`, on a head node started by `ray start --head`."""
+"""The same program behind `ray job submit`, on a head node started by `ray start --head`.
+
+Before the jobs a driver of its own sweeps there, while a trial's worker and then a whole node are
+killed with -9. At the end the secrets are looked for in everything that was written.
+"""
 
 import json
 import os
@@ -9,14 +13,17 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
+from typing import NamedTuple
 
 import pytest
 from conftest import ROOT, inside, leaderboard, mini_text
 from shared import embedded
 
 from soupray import stack
-from soupray.storage import open_store
+from soupray.storage import Store, open_store
 
 RAY = Path(sys.executable).with_name("ray")
 
@@ -29,12 +36,41 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+class Head(NamedTuple):
+    """Where jobs are submitted, with which environment; where drivers attach; Ray's folder."""
+
+    address: str
+    env: dict[str, str]
+    cluster: str
+    temporary: Path
+    pid: int
+
+
+PASSWORD = token_hex(16)  # of MLflow; written out it would be found in the copy of this file
+
+
 @pytest.fixture(scope="module")
-def head():
-    """A head node of our own: its ports are free ones, and only it is stopped."""
+def s3(tmp_path_factory):
+    """In the role of a store that is not ours."""
+    with embedded(tmp_path_factory.mktemp("elsewhere")) as credentials:
+        yield credentials
+
+
+@pytest.fixture(scope="module")
+def head(s3):
+    """A head node of our own: its ports are free ones, and only it is stopped.
+
+    It has the secrets in its environment. A job that brought them would have them in Ray's logs.
+    """
     gcs, dashboard, agent = free_ports(3)
-    env = {**os.environ, "RAY_AUTH_MODE": "token"}
-    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "AWS_ACCESS_KEY_ID": s3.access_key,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+        "MLFLOW_TRACKING_PASSWORD": PASSWORD,
+    }
+    command = [RAY, "start", "--head", "--block", "--num-cpus=1", "--disable-usage-stats"]
     command += [f"--port={gcs}", f"--dashboard-port={dashboard}"]
     # Two Rays on one machine would both take the default port of the agent that starts jobs.
     command += [f"--dashboard-agent-listen-port={agent}"]
@@ -52,7 +88,7 @@ def head():
     try:
         wait_for(f"{address}/api/version", process)
         wait_for(f"http://{node_address()}:{agent}/api/local_raylet_healthz", process)
-        yield address, env
+        yield Head(address, env, f"{node_address()}:{gcs}", temporary, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
@@ -79,50 +115,124 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
             time.sleep(0.3)
 
 
+@pytest.fixture
+def node(head):
+    """A second node, with room for one trial."""
+    command = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
+    command += [f"--address={head.cluster}"]
+    process = subprocess.Popen(
+        command, env=head.env, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    yield process
+    kill(descendants(process.pid))
+    process.wait(timeout=30)
+
+
+def descendants(pid: int) -> list[int]:
+    """The process, its children, their children, and so on."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    with suppress(OSError):  # it ended meanwhile
+        found = [int(child) for path in children for child in path.read_text().split()]
+        return [pid, *(process for child in found for process in descendants(child))]
+    return [pid]
+
+
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def is_trial(pid: int) -> bool:
+    with suppress(OSError):
+        return b"Trainable" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def swept_while_killing(head, node, brought, spec) -> subprocess.CompletedProcess[str]:
+    """A sweep of two trials: all of `node` is killed, then the worker that trains on the head."""
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "soupray", "sweep", spec, "--address", head.cluster],
+        cwd=ROOT, env={**head.env, **brought}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+    def trials_on(pid: int) -> list[int]:
+        """The processes there that train, as soon as there is one."""
+        deadline = time.monotonic() + 180
+        while not (found := [p for p in descendants(pid) if is_trial(p)]):
+            assert driver.poll() is None, driver.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return found
+
+    try:
+        trials_on(node.pid)
+        kill(descendants(node.pid))
+        kill(trials_on(head.pid))
+        said = driver.communicate(timeout=300)
+    finally:
+        driver.kill()
+    return subprocess.CompletedProcess("sweep", driver.returncode, *said)
+
+
 def submit(head, brought: dict[str, str], *entrypoint: object) -> subprocess.CompletedProcess[str]:
-    """Run a job that brings these variables along, as one with credentials of its own does."""
-    address, env = head
-    command = [RAY, "job", "submit", "--address", address, "--working-dir", "."]
+    """Run a job that brings these variables along."""
+    command = [RAY, "job", "submit", "--address", head.address, "--working-dir", "."]
     command += ["--runtime-env-json", json.dumps({"env_vars": brought}), "--"]
     return subprocess.run(
         [*command, sys.executable, "-m", *map(str, entrypoint)],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=600,
+        cwd=ROOT, env=head.env, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
+def places_of(secret: bytes, folders: list[Path], store: Store) -> list[str]:
+    """The files and objects that hold these bytes."""
+    files = [f for folder in folders for f in folder.rglob("*") if f.is_file()]
+    found = [str(file) for file in files if secret in file.read_bytes()]
+    return found + [path for path in store.list("") if secret in store.get(path)]
+
+
 def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pulled(
-    head, tmp_path, monkeypatch
+    s3, head, node, tmp_path, monkeypatch
 ):
     home, spec = tmp_path / "home", tmp_path / "mini.yaml"
+    store = open_store("s3://soupray/team/digits", s3)
     edits = {"trials: 16": "trials: 2", "storage: embedded": "storage: s3://soupray/team/digits"}
     spec.write_text(mini_text(**edits))
-    with embedded(tmp_path / "elsewhere") as s3:  # in the role of a store that is not ours
-        # A region too: Ray refuses a driver that would set again what the job brings.
-        brought = {
-            "SOUPRAY_HOME": str(home),
-            "AWS_ENDPOINT_URL": s3.endpoint,
-            "AWS_ACCESS_KEY_ID": s3.access_key,
-            "AWS_SECRET_ACCESS_KEY": s3.secret_key,
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        swept = submit(head, brought, "soupray.sweep", spec)
-        assert swept.returncode == 0, swept.stdout
-        assert "2 trained, 0 found in the store" in swept.stdout
-        # SPEC is left out: the newest sweep of this home.
-        souped = submit(head, brought, "soupray.soup", "--greedy")
-        assert souped.returncode == 0, souped.stdout
-        assert "best_single" in souped.stdout
-        store = open_store("s3://soupray/team/digits", s3)
-        assert len([p for p in store.list("trials") if p.endswith("manifest.json")]) == 2
-        assert stack.find(home) is None  # nothing embedded was started
-        for job in (swept, souped):
-            assert s3.secret_key not in job.stdout + job.stderr
-            assert s3.access_key not in job.stdout + job.stderr
-        leaks = [p for p in store.list("") if s3.secret_key.encode() in store.get(p)]
-        assert leaks == []
-        for name, value in brought.items():
-            monkeypatch.setenv(name, value)
-        inside("pull", spec, "--output", tmp_path / "out")
+    # A region too: Ray refuses a driver that would set again what the job brings.
+    brought = {
+        "SOUPRAY_HOME": str(home),
+        "AWS_ENDPOINT_URL": s3.endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    disturbed = swept_while_killing(head, node, brought, spec)
+    assert disturbed.returncode == 0, disturbed.stderr
+    assert "2 trained, 0 found in the store" in disturbed.stderr
+    assert disturbed.stderr.count("is trained again: ") == 2
+    assert "Traceback" not in disturbed.stderr
+
+    spec.write_text(mini_text(**edits | {"trials: 16": "trials: 3"}))
+    swept = submit(head, brought, "soupray.sweep", spec)
+    assert swept.returncode == 0, swept.stdout
+    assert "1 trained, 2 found in the store" in swept.stdout
+    # SPEC is left out: the newest sweep of this home.
+    souped = submit(head, brought, "soupray.soup", "--greedy")
+    assert souped.returncode == 0, souped.stdout
+    assert "best_single" in souped.stdout
+    assert len([p for p in store.list("trials") if p.endswith("manifest.json")]) == 3
+    assert stack.find(home) is None  # nothing embedded was started
+    token = (Path.home() / ".ray" / "auth_token").read_text().strip()
+    said = "".join(job.stdout + job.stderr for job in (disturbed, swept, souped)).encode()
+    # In Ray's logs, the bucket, MLflow's database and files, the home, nor in what was said.
+    for text in (s3.secret_key, s3.access_key, PASSWORD, token):
+        secret = text.encode()
+        assert secret not in said
+        assert places_of(secret, [head.temporary, home], store) == []
+    for name, value in {**head.env, **brought}.items():
+        monkeypatch.setenv(name, value)
+    inside("pull", spec, "--output", tmp_path / "out")
     assert {e["name"] for e in leaderboard(tmp_path / "out")} == {
         "zero_shot",
         "best_single",

@@ -232,3 +232,24 @@ def test_the_digest_ignores_what_does_not_shape_the_trials():
     assert edited("accept: ge", "accept: gt").digest == digest
     assert edited("storage: embedded", "storage: s3://x/y").digest == digest
     assert edited("trials: 16", "trials: 17").digest != digest
+
+
+@pytest.mark.parametrize(
+    ("field", "url"),
+    [
+        ("tracking", "http://me:hunter2@mlflow:5000"),
+        ("tracking", "https://:hunter2@mlflow"),
+        ("tracking", "http://me:hunter2/x@mlflow"),
+        ("storage", "s3://key:hunter2@bucket/prefix"),
+    ],
+    ids=["user and password", "password alone", "password with a slash", "key pair"],
+)
+def test_a_password_in_a_spec_is_refused_and_not_repeated(field, url):
+    with pytest.raises(ConfigError, match=rf"{field}: .*no password may be in it") as error:
+        edited(f"{field}: embedded", f"{field}: {url}")
+    assert "hunter2" not in str(error.value)
+    assert "MLFLOW_TRACKING_PASSWORD" in str(error.value)
+
+
+def test_a_user_without_a_password_may_be_in_a_spec():
+    assert edited("tracking: embedded", "tracking: http://me@mlflow:5000").tracking

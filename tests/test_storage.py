@@ -1,15 +1,19 @@
 """The store's contract over memory, a folder and a real S3 server, and what it says in trouble."""
 
+import http.server
 import os
 import socket
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from threading import Barrier
 
 import pytest
 from shared import embedded, small_disk
 
-from soupray import storage
+from benchmarks.soak.proxy import Proxy, fits
+from soupray import store_errors
 from soupray.errors import AlreadyExists, ConfigError, NotFound, StoreUnavailable
 from soupray.storage import Credentials, Store, check_bucket, open_store
 
@@ -132,6 +136,57 @@ class TestContract:
             read(store)
 
 
+@pytest.fixture
+def behind(s3):
+    """A store behind a server that does what is in the list to the next request that it fits."""
+    faults: list[str] = []
+
+    def judge(asked) -> str | None:
+        return faults.pop(0) if faults and fits(faults[0], asked) else None
+
+    proxy = Proxy(lambda: ("127.0.0.1", int(s3.endpoint.rpartition(":")[2])), judge)
+    url = f"s3://soupray/{uuid.uuid4().hex}"
+    yield open_store(url, s3._replace(endpoint=proxy.url)), faults
+    proxy.stop()
+
+
+@pytest.mark.parametrize("fault", ["500", "503 SlowDown", "reset before", "reset after"])
+def test_what_breaks_once_is_done_all_the_same(behind, fault):
+    store, faults = behind
+
+    def despite(ask):
+        faults.append(fault)
+        answer = ask()
+        assert faults == []
+        return answer
+
+    despite(lambda: store.put("a", b"1"))
+    assert despite(lambda: store.get("a")) == b"1"
+    assert despite(lambda: store.get_range("a", 0, 1)) == b"1"
+    assert despite(lambda: store.size("a")) == 1
+    assert despite(lambda: store.list("")) == ["a"]
+    _, etag = despite(lambda: store.get_tagged("a"))
+    arrived = fault == "reset after"  # the repetition of a write comes second to itself
+    assert despite(lambda: store.swap("a", b"2", etag)) is not arrived
+    with pytest.raises(AlreadyExists) if arrived else nullcontext():
+        despite(lambda: store.create("b", b"3"))
+    assert (store.get("a"), store.get("b")) == (b"2", b"3")
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(behind):
+    store, faults = behind
+    store.put("a", bytes(range(200)))
+    for ask in (lambda: store.get("a"), lambda: store.get_range("a", 0, 200)):
+        faults.append("truncated")
+        assert ask() == bytes(range(200))
+    faults.append("truncated")
+    assert store.list("") == ["a"]
+    faults.append("truncated")
+    with pytest.raises(NotFound):
+        store.get("b")
+    assert faults == []
+
+
 def test_two_prefixes_of_a_bucket_do_not_see_each_other(s3):
     open_store("s3://soupray/one", s3).put("a", b"1")
     assert open_store("s3://soupray/on", s3).list("") == []
@@ -172,6 +227,29 @@ def test_a_wrong_key_is_called_that_and_the_secret_is_not_shown(s3, field):
         assert SECRET not in str(error.value)
 
 
+class Busy(http.server.BaseHTTPRequestHandler):
+    """A store that has no time."""
+
+    def do_GET(self) -> None:
+        self.send_response(503, "Slow Down")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *parts: object) -> None:
+        pass
+
+
+def test_a_store_that_has_no_time_is_not_said_to_refuse_the_credentials():
+    with http.server.HTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            busy = Credentials(f"http://127.0.0.1:{server.server_port}", "key", SECRET)
+            with pytest.raises(StoreUnavailable, match=r"s3://soupray: the store answers 503"):
+                check_bucket("s3://soupray", busy)
+        finally:
+            server.shutdown()
+
+
 def test_a_secret_is_not_in_the_text_of_its_credentials():
     credentials = Credentials("http://127.0.0.1:1", "key", SECRET)
     texts = [repr(credentials), str(credentials), f"{credentials}", "%s" % (credentials,)]  # noqa: UP031
@@ -181,7 +259,7 @@ def test_a_secret_is_not_in_the_text_of_its_credentials():
 
 
 def test_a_store_that_does_not_answer_is_given_up_in_bounded_time(monkeypatch):
-    monkeypatch.setattr(storage, "RETRY_S", 0.2)
+    monkeypatch.setattr(store_errors, "RETRY_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     credentials = Credentials(f"http://127.0.0.1:{port}", "key", SECRET)
@@ -267,7 +345,7 @@ def fill(store: Store, stored: dict[str, bytes]) -> None:
 def test_the_embedded_store_on_a_full_disk_says_so_keeps_what_it_has_and_goes_on(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(storage, "RETRY_S", 1)
+    monkeypatch.setattr(store_errors, "RETRY_S", 1)
     with small_disk(tmp_path / "small", "48m") as disk:
         (disk / "others").write_bytes(b"x" * 30_000_000)
         stored = {}

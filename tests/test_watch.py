@@ -6,6 +6,7 @@ from rich.console import Console
 from shared import ingredient, scores, trial
 
 from soupray import console
+from soupray.errors import CheckpointError, StoreUnavailable
 from soupray.records import EpochRecord, Manifest, Tombstone, Trial
 from soupray.watch import Watch
 
@@ -66,11 +67,14 @@ def test_progress_is_epochs_done_of_epochs_planned(watch):
     assert share() == "training:  66 %"
 
 
-def test_a_repeated_trial_does_its_epochs_again_but_they_count_once(watch):
+def test_a_repeated_trial_does_its_epochs_again_but_they_count_once(watch, capsys):
     for _ in range(2):
         watch.started("a")
         watch.epoch("a", epoch(1))
         watch.epoch("a", epoch(2))
+        watch.repeated("a", "its worker died")
+    assert watch.beat().running == ()
+    assert "note: trial a is trained again: its worker died" in capsys.readouterr().err
     watch.epoch("b", epoch(1))
     watch.finished("a", complete=True)
     assert watch._progress.line().startswith("training:  50 %")  # 2 and 1 of 6
@@ -116,6 +120,22 @@ def test_of_many_finished_trials_the_last_eight_are_shown(monkeypatch):
     for one in trials:
         watch.finished(one.key, complete=True)
     assert [row.split()[0] for row in text(shown[-1])[1:]] == [str(i) for i in range(12, 20)]
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("503"), CheckpointError("cut short")])
+def test_a_store_that_is_away_when_a_trial_is_over_ends_nothing(told, capsys, error):
+    def away(key: str) -> Manifest:
+        raise error
+
+    watch = Watch(TRIALS, away, told.append)
+    watch.started("a")
+    watch.finished("a", complete=True)
+    watch.finished("b", complete=False)
+    assert (watch.complete, watch.diverged, told) == (1, 1, ["a", "b"])
+    said = capsys.readouterr().err
+    assert f"note: trial a is stored, but cannot be read now: {error}" in said
+    assert "trial b diverged. Recorded" in said
+    assert watch.beat().running == ()
 
 
 def text(table) -> list[str]:

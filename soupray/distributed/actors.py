@@ -6,12 +6,13 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
 from soupray.candidates import WeightCandidate
 from soupray.distributed.cluster import get, largest, slots
+from soupray.errors import EvaluationError
 from soupray.evaluation.schedule import Answer, FirstReaching
 from soupray.ports import Reached
 from soupray.records import CheckpointRef, Split
@@ -21,6 +22,10 @@ from soupray.wiring import Place, world
 
 LOOK_S = 2.0
 """Between two looks at how large the cluster is by now."""
+
+TRIES = 3
+"""Of a piece of work whose actor goes. Ray starts an actor again by itself, but gives up at once
+when the actor's node is lost."""
 
 MORE = 1000
 """Actors that a decision can use: its batches are many, and slots say how many there may be."""
@@ -63,7 +68,7 @@ class Actors:
     def __init__(self, specs: Sequence[SweepSpec], attach: Callable[[], None]) -> None:
         """`attach` is called before the first actor is started."""
         self._resources, self._attach = largest([s.resources for s in specs]), attach
-        self._room, self._looked = 1, -LOOK_S
+        self._room, self._looked, self._stillborn = 1, -LOOK_S, 0
         self.up: list[Any] = []
         self.coming: dict[ray.ObjectRef, Any] = {}
 
@@ -88,11 +93,38 @@ class Actors:
             self._room, self._looked = slots(self._resources), time.monotonic()
         return self._room
 
-    def arrived(self, reference: ray.ObjectRef) -> Any:
-        """The actor that answered: it is up."""
-        get(reference)
-        self.up.append(self.coming.pop(reference))
-        return self.up[-1]
+    def arrived(self, reference: ray.ObjectRef) -> list[Any]:
+        """The actor that answered: it is up. None, if its node went before that."""
+        actor = self.coming.pop(reference)
+        try:
+            get(reference)
+        except EvaluationError as error:
+            self._stillborn += 1
+            if not _died(error) or self._stillborn > TRIES:
+                raise
+            return []
+        self._stillborn = 0
+        self.up.append(actor)
+        return [actor]
+
+    def dismiss(self, actor: Any) -> None:
+        """It is gone, or Ray has lost sight of it: another one takes its place."""
+        self.up.remove(actor)
+        ray.kill(actor)
+
+
+class _Work(NamedTuple):
+    """A call of an actor's method, which is made again if the actor goes."""
+
+    what: Any
+    method: str
+    call: tuple[Any, ...]
+    tries: int = 1
+
+
+def _died(error: EvaluationError) -> bool:
+    """Whether it was the actor, not the work."""
+    return isinstance(error.__cause__, ray.exceptions.RayActorError)
 
 
 class _Crew:
@@ -100,7 +132,8 @@ class _Crew:
 
     def __init__(self, actors: Actors) -> None:
         self._actors, self._idle = actors, deque(actors.up)
-        self._running: dict[ray.ObjectRef, tuple[Any, Any]] = {}
+        self._running: dict[ray.ObjectRef, tuple[Any, _Work]] = {}
+        self._again: deque[_Work] = deque()
 
     def __enter__(self) -> _Crew:
         return self
@@ -110,8 +143,8 @@ class _Crew:
             ray.cancel(reference)
 
     def __len__(self) -> int:
-        """How many do something."""
-        return len(self._running)
+        """How many pieces of it were started and are not over."""
+        return len(self._running) + len(self._again)
 
     @property
     def free(self) -> bool:
@@ -120,19 +153,31 @@ class _Crew:
 
     def start(self, what: Any, method: str, *call: Any) -> None:
         """Give `method` to somebody idle; `what` names it in `ended`."""
+        self._give(_Work(what, method, call))
+
+    def _give(self, work: _Work) -> None:
         actor = self._idle.popleft()
-        self._running[getattr(actor, method).remote(*call)] = (what, actor)
+        self._running[getattr(actor, work.method).remote(*work.call)] = (actor, work)
 
     def ended(self) -> Iterator[tuple[Any, Any]]:
-        """(what, result) of a call that is over; nothing if it was an actor that came up."""
+        """(what, result) of a call that is over; nothing if an actor came up, or is gone."""
+        while self._again and self._idle:
+            self._give(self._again.popleft())
         (ready,), _ = ray.wait([*self._running, *self._actors.coming], num_returns=1)
         if ready in self._actors.coming:
-            self._idle.append(self._actors.arrived(ready))
+            self._idle += self._actors.arrived(ready)
             return
-        what, actor = self._running.pop(ready)
-        result = get(ready)
+        actor, work = self._running.pop(ready)
+        try:
+            result = get(ready)
+        except EvaluationError as error:
+            if not _died(error) or work.tries == TRIES:
+                raise
+            self._actors.dismiss(actor)
+            self._again.append(work._replace(tries=work.tries + 1))
+            return
         self._idle.append(actor)
-        yield what, result
+        yield work.what, result
 
 
 class RayWorkers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -16,15 +17,26 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the swe
 os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "60")
 
 from ray import tune
+from ray.tune.error import TuneError
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from soupray.distributed.cluster import at_a_time
 from soupray.distributed.search import AskedSearch, Asker
+from soupray.errors import TrialError
 from soupray.records import EpochRecord, Ingredient, Trial, decode, encode
 from soupray.space import Dimension
 from soupray.spec import SweepSpec
 from soupray.training.fine_tune import Training, fine_tune
 from soupray.wiring import Place, world
+
+# What ends an attempt is told by `_Reporter`, in a line; Tune's own state is never read.
+logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)
+# Tune would put the driver's keys into the environment that it asks of Ray for each trial, and Ray
+# writes what it was asked for to its logs. Nodes have keys of their own.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {n for n in class_cache.ENV_VARS_TO_PROPAGATE if n.startswith("AWS_")}
+)
 
 RETRIES = 3
 """Of a trial whose worker died. What the trial itself raises is told, not repeated."""
@@ -47,6 +59,10 @@ class Watcher(Protocol):
 
     def asked(self, trial: Trial) -> None:
         """An adaptive search wants this trial; it comes before `started`."""
+        ...
+
+    def repeated(self, key: str, reason: str) -> None:
+        """Its worker died; another one trains it."""
         ...
 
     def stopped(self, key: str) -> None:
@@ -125,10 +141,12 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
         elif "complete" in result:
             self._watcher.finished(_key_of(trial), result["complete"])
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._watcher.repeated(_key_of(trial), _last_line(trial))
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.status == "ERROR":
-            text = str(trial.get_error() or "its worker died").strip()
-            self._watcher.failed(_key_of(trial), text.splitlines()[-1][:300])
+            self._watcher.failed(_key_of(trial), _last_line(trial))
 
 
 class Planned(NamedTuple):
@@ -150,6 +168,9 @@ def run_trials(
 
     `give_up` records a trial that the scheduler stops. Tune's own files stay on this machine's
     disk: the store's records are what is resumed from.
+
+    Raises:
+        TrialError: Tune itself cannot go on.
     """
     # A trial of several workers holds nothing itself (a byte: Tune takes no less): they do.
     alone = spec.training.workers == 1
@@ -175,7 +196,13 @@ def run_trials(
             stop=_Stopper(stop),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except TuneError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise TrialError(
+            f"Ray Tune stopped: {last}. Run the same command again: finished trials are kept."
+        ) from error
 
 
 def _search(
@@ -249,6 +276,12 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         return self._stop()
+
+
+def _last_line(trial: Any) -> str:
+    """What ended the last attempt."""
+    text = str(trial.get_error() or "").strip() or "its worker died"
+    return text.splitlines()[-1][:300]
 
 
 def _key_of(trial: Any) -> str:

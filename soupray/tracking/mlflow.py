@@ -30,7 +30,9 @@ KEY, TYPE, DIGEST = "soupray.key", "soupray.kind", "soupray.digest"
 CANDIDATE = "soupray.candidate"
 PARENT = "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens the UI on training runs
-PAGE = 1000
+PAGE, BATCH = 1000, 800
+FEW = 20
+"""So many runs are looked up one by one: a list of all takes longer as a sweep goes on."""
 
 
 class MlflowTracker:
@@ -44,6 +46,7 @@ class MlflowTracker:
 
     def __init__(self, url: str, experiment: str, artifacts: str | None = None) -> None:
         self._url = url
+        self._parents: dict[str, Run] = {}
         with _mapped(self._url):
             self._client = MlflowClient(tracking_uri=url)
             found = self._client.get_experiment_by_name(experiment)
@@ -58,7 +61,8 @@ class MlflowTracker:
     def write(self, runs: Sequence[TrackedRun]) -> None:
         """See `ports.Tracker`. Raises TrackingError."""
         with _mapped(self._url):
-            known = self._known()
+            parents = {run.parent for run in runs if run.parent} - self._parents.keys()
+            known = self._parents | self._known({run.key for run in runs} | parents)
             for run in runs:
                 there = known.get(run.key)
                 if there is not None and _contradicts(there, run):
@@ -70,18 +74,19 @@ class MlflowTracker:
                 self._link(there, run, known)
                 if there.data.tags.get(DIGEST) != digest(run):
                     self._fill(there.info.run_id, run)
+            self._parents = {key: known[key] for key in {r.parent for r in runs if r.parent}}
 
     def attach(self, key: str, files: Sequence[Path]) -> None:
         """See `ports.Tracker`. Raises TrackingError."""
         with _mapped(self._url):
-            run_id = self._known()[key].info.run_id
+            run_id = self._known({key})[key].info.run_id
             for path in files:
                 self._client.log_artifact(run_id, str(path))
 
     def keep(self, kind: str, keys: Collection[str]) -> None:
         """See `ports.Tracker`. MLflow only marks runs as deleted: its UI can restore them."""
         with _mapped(self._url):
-            for key, run in self._known().items():
+            for key, run in self._all().items():
                 if run.data.tags.get(TYPE) == kind and key not in keys:
                     self._client.delete_run(run.info.run_id)
 
@@ -96,7 +101,7 @@ class MlflowTracker:
                     version = known
                     break
             else:
-                run_id = self._known()[champion.entry].info.run_id
+                run_id = self._known({champion.entry})[champion.entry].info.run_id
                 tags = {
                     CANDIDATE: champion.candidate,
                     "soupray.sha256": champion.sha256,
@@ -112,7 +117,18 @@ class MlflowTracker:
                 )
             client.set_registered_model_alias(name, "champion", version.version)
 
-    def _known(self) -> dict[str, Run]:
+    def _known(self, keys: Collection[str]) -> dict[str, Run]:
+        """Of the runs that we wrote, those with these keys."""
+        if len(keys) > FEW:
+            return {key: run for key, run in self._all().items() if key in keys}
+        found = {}
+        for key in keys:
+            which = f"tags.`{KEY}` = '{key}'"
+            for run in self._client.search_runs([self._experiment], which, max_results=1):
+                found[key] = run
+        return found
+
+    def _all(self) -> dict[str, Run]:
         """All runs of the experiment that we wrote, by key."""
         known: dict[str, Run] = {}
         token = None
@@ -144,21 +160,23 @@ class MlflowTracker:
                 self._client.set_tag(there.info.run_id, PARENT, parent)
 
     def _fill(self, run_id: str, run: TrackedRun) -> None:
-        """Everything on one run in batches; its digest last, as the sign that it is complete."""
+        """Everything on one run in batches; its digest last, as the sign that it is complete.
+
+        Of a batch MLflow writes the tags last.
+        """
         when = int((run.finished or run.started) * 1000)
         metrics = [Metric(k, v, when, 0) for k, v in run.metrics.items()]
         for name, points in run.curves.items():
             metrics += [Metric(name, value, when, step) for step, value in points]
         params = [Param(k, v) for k, v in run.params.items()]
-        tags = [RunTag(k, v) for k, v in run.tags.items()]
-        for start in range(0, max(len(metrics), 1), PAGE - 200):
-            batch = metrics[start : start + PAGE - 200]
-            self._client.log_batch(run_id, metrics=batch, params=params, tags=tags)
-            params, tags = [], []
+        tags = [RunTag(k, v) for k, v in (run.tags | {DIGEST: digest(run)}).items()]
         if run.finished is not None:
             status = "FAILED" if run.failed else "FINISHED"
             self._client.set_terminated(run_id, status, end_time=when)
-        self._client.set_tag(run_id, DIGEST, digest(run))
+        while len(metrics) > BATCH:
+            self._client.log_batch(run_id, metrics=metrics[:BATCH])
+            metrics = metrics[BATCH:]
+        self._client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
 
 
 @contextmanager

@@ -1,0 +1,148 @@
+"""What must hold of a store whatever happened, and what the proxy saw of the trainings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.soak.faults import OF_REQUESTS, Injected
+from benchmarks.soak.proxy import Told
+from soupray.errors import NotFound
+from soupray.storage import Store
+
+CLOCK_S = 1.0
+"""A store's times are whole seconds."""
+
+
+class Lost(NamedTuple):
+    """A training that came to nothing: what is blamed, and the seconds that were spent on it."""
+
+    kind: str
+    seconds: float
+
+
+class Kept:
+    """What the store of a seed holds, read without the proxy; `problems` is what must not be."""
+
+    def __init__(self, open_store: Callable[[], Store]) -> None:
+        self._open = open_store
+        self._whole: set[str] = set()
+        self.manifests: dict[str, bytes] = {}
+        self.problems: list[str] = []
+
+    def look(self) -> None:
+        """Everything is whole, no record is without its bytes, no manifest is another one now."""
+        store = self._open()  # each time: it may have been started anew
+        sizes = {path: size for path, size, _ in store.entries("")}
+        manifests = {}
+        for path in sizes:
+            if path in self._whole:  # named by its content, and seen
+                continue
+            try:
+                data = store.get(path)
+            except NotFound:  # a trial's state, removed meanwhile
+                continue
+            if path.startswith("weights/"):
+                self._check(
+                    path == f"weights/{hashlib.sha256(data).hexdigest()}.safetensors",
+                    f"{path} is not what its name says",
+                )
+                self._whole.add(path)
+            elif path.endswith(".json"):
+                self._check_record(store, path, json.loads(data), sizes)
+            if path.endswith("/manifest.json"):
+                manifests[path] = data
+        for path, data in self.manifests.items():
+            self._check(manifests.get(path) == data, f"{path} is not what it was")
+        self.manifests = manifests
+
+    def _check_record(self, store: Store, path: str, record: object, sizes: dict[str, int]) -> None:
+        for ref in references(record):
+            weights = f"weights/{ref['sha256']}.safetensors"
+            known = sizes.get(weights, -1)
+            with suppress(NotFound):
+                if known < 0:  # written after the list was made
+                    known = store.size(weights)
+            self._check(known == ref["size_bytes"], f"{path} names {weights}: {known} bytes")
+
+    def _check(self, holds: bool, problem: str) -> None:
+        if not holds:
+            self.problems.append(problem)
+
+    def stored_at(self) -> dict[str, float]:
+        """When each trial's manifest was written, by key."""
+        entries = self._open().entries("trials")
+        return {p.split("/")[1]: at for p, _, at in entries if p.endswith("/manifest.json")}
+
+
+def references(part: object) -> Iterator[dict]:
+    """All references to weights in a record."""
+    if isinstance(part, dict):
+        if part.keys() == {"sha256", "size_bytes"}:
+            yield part
+        part = list(part.values())
+    if isinstance(part, list):
+        for value in part:
+            yield from references(value)
+
+
+def trainings(told: Iterable[Told]) -> dict[str, list[float]]:
+    """When each trial's training began, by key: it asks once for the state of an earlier one."""
+    begun = defaultdict(list)
+    for one in told:
+        found = re.search(r"/resume/([0-9a-f]+)/state\.json$", one.path)
+        if found and one.method == "GET" and one.status in (200, 404):
+            begun[found[1]].append(one.when)
+    return begun
+
+
+def trained_again(begun: dict[str, list[float]], stored: dict[str, float]) -> list[str]:
+    """Trials whose training began when their manifest was there already."""
+    return [
+        f"trial {key} was trained again after it was stored"
+        for key, times in begun.items()
+        if key in stored and any(time > stored[key] + CLOCK_S for time in times)
+    ]
+
+
+def lost(begun: dict[str, list[float]], came: list[Injected]) -> list[Lost]:
+    """Trainings that were repeated, each blamed on the last fault between it and the next one.
+
+    Faults beside the requests come first: a request that failed once ends no training. Where there
+    is none between them it is one from before: a disk that was full when the training began.
+    """
+    found = []
+    for times in begun.values():
+        for start, again in pairwise(times):
+            between = [c for c in came if start <= c.when <= again]
+            beside = [c for c in between if c.kind not in OF_REQUESTS]
+            before = [c for c in came if c.when < start and c.kind not in OF_REQUESTS]
+            blamed = (beside or between or before or [Injected("unknown", "", 0, again)])[-1]
+            found.append(Lost(blamed.kind, max(blamed.when, start) - start))
+    return found
+
+
+def leaks(secrets: dict[str, str], folders: list[Path], stores: list[Store]) -> list[str]:
+    """Where a secret's bytes are."""
+    wanted = {name: value.encode() for name, value in secrets.items() if value}
+    found = []
+
+    def search(place: str, data: bytes) -> None:
+        found.extend(f"{name} in {place}" for name, value in wanted.items() if value in data)
+
+    for folder in folders:
+        for file in folder.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                search(str(file), file.read_bytes())
+    for store in stores:
+        for path in store.list(""):
+            if not path.endswith(".safetensors"):
+                search(f"{store.url}/{path}", store.get(path))
+    return found
