@@ -83,6 +83,8 @@ class Actors:
             num_gpus=self._resources.gpu,
             max_restarts=3,
             max_task_retries=3,
+            # In order, Ray waits half a minute for a call that was cancelled on its way.
+            allow_out_of_order_execution=True,
         )
         for _ in range(missing):
             actor = remote.remote()
