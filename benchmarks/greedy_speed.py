@@ -31,7 +31,7 @@ from soupray.evaluation.shelf import Shelf
 from soupray.recipes.greedy import greedy
 from soupray.storage import open_store
 
-THREADS, ROUNDS = 2, 1
+THREADS, ROUNDS = 2, 3
 
 
 def forgetful(checkpoints: Checkpoints, folder: Path) -> Checkpoints:
