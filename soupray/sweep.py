@@ -49,7 +49,7 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
     from soupray.distributed import cluster
 
     started = time.time()
-    with cluster.when_needed(address, spec) as attach:
+    with cluster.when_needed(address, spec, workers=spec.training.workers) as attach:
         settled = settle(spec, home)
         check_bucket(settled.place.storage, settled.place.read_credentials())
         store = settled.place.open_store()
