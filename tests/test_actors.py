@@ -85,9 +85,12 @@ def test_a_node_that_is_lost_with_all_its_idle_actors_costs_a_work_one_try(monke
     assert {a.node for a in here._actors.up} == {"safe"}
 
 
-def test_a_node_that_is_lost_while_four_actors_start_on_it_counts_once(monkeypatch):
+@pytest.mark.parametrize("wanted", [[4], [1, 2, 3, 4]], ids=["at once", "one after another"])
+def test_a_node_that_is_lost_while_four_actors_start_on_it_counts_once(monkeypatch, wanted):
     fake = FakeRay(*["spot"] * 4, *["safe"] * 5)
     here = workers(monkeypatch, fake)
+    for count in wanted:
+        here._actors.want(count)
     fake.gone = {"spot"}
     assert here._spread("save", [(i,) for i in range(5)]) == list(range(5))
 
@@ -98,7 +101,7 @@ def test_where_no_actor_ever_comes_up_there_is_an_end(monkeypatch):
     fake.gone = {"broken"}
     with pytest.raises(EvaluationError, match="a worker died"):
         here._spread("save", [(i,) for i in range(2)])
-    assert len(fake.asked) == 5  # two of the first wave, one each of the next three
+    assert len(fake.asked) == 7  # two actors each time, and at the fourth loss it is enough
 
 
 def test_an_answer_that_is_lost_with_its_node_is_asked_for_again_three_times_in_all(monkeypatch):

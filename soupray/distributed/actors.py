@@ -62,15 +62,15 @@ class Actors:
     """As many as there is room for, started when the first work comes. Several specs share them.
 
     On a cluster that grows they come one after another: those that have no node yet are what the
-    autoscaler sees. `up` are those that work, `coming` the others, with the number of the wave
-    that they were started in.
+    autoscaler sees. `up` are those that work, `coming` the others, each with the number of
+    losses before it was asked for: what comes together and is lost together is one loss.
     """
 
     def __init__(self, specs: Sequence[SweepSpec], attach: Callable[[], None]) -> None:
         """`attach` is called before the first actor is started."""
         self._resources, self._attach = largest([s.resources for s in specs]), attach
         self._room, self._looked = 1, -LOOK_S
-        self._wave, self._stillborn = 0, set[int]()
+        self._losses = self._losses_borne = 0
         self.up: list[Any] = []
         self.coming: dict[ray.ObjectRef, tuple[Any, int]] = {}
 
@@ -88,11 +88,10 @@ class Actors:
             # In order, Ray waits half a minute for a call that was cancelled on its way.
             allow_out_of_order_execution=True,
         )
-        self._wave += 1
         self._await([remote.remote() for _ in range(missing)])
 
     def _await(self, actors: Collection[Any]) -> None:
-        self.coming |= {actor.ready.remote(): (actor, self._wave) for actor in actors}
+        self.coming |= {actor.ready.remote(): (actor, self._losses) for actor in actors}
 
     def _limit(self) -> int:
         if time.monotonic() - self._looked > LOOK_S:
@@ -101,15 +100,15 @@ class Actors:
 
     def arrived(self, reference: ray.ObjectRef) -> list[Any]:
         """The actor that answered: it is up. None, if its node went before that."""
-        actor, wave = self.coming.pop(reference)
+        actor, losses = self.coming.pop(reference)
         try:
             get(reference)
         except EvaluationError as error:
-            self._stillborn.add(wave)  # once for all that were starting on a node
-            if not _died(error) or len(self._stillborn) > TRIES:
+            self._losses += losses == self._losses
+            if not _died(error) or self._losses - self._losses_borne > TRIES:
                 raise
             return []
-        self._stillborn.clear()
+        self._losses_borne = self._losses
         self.up.append(actor)
         return [actor]
 
