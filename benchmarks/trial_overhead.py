@@ -54,12 +54,17 @@ def ours(trials: int) -> list[float]:
 
 
 def overheads(found: list[Ingredient], workers: int) -> list[float]:
-    """What each trial took beyond its epochs, since its worker had ended the one before."""
+    """What each trial took beyond its epochs, since its worker had ended the one before.
+
+    No record says which worker that was. Taken is the one that has been free longest, in whose
+    account its wait is. Their sum is that of all workers from their first trial's end to their
+    last's, less the epochs, whoever took what: while trials wait, no worker is left without.
+    """
     made = sorted(found, key=lambda m: m.started)
     seconds, free = [], [m.finished for m in made[:workers]]
     for trial in made[workers:]:
-        # The worker that has been free longest before the start took it.
-        before = max(t for t in free if t <= trial.started)
+        before = min(free)
+        assert before <= trial.started, f"more than {workers} workers"
         free.remove(before)
         free.append(trial.finished)
         seconds.append(trial.finished - before - sum(e.seconds for e in trial.history))

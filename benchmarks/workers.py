@@ -4,8 +4,10 @@
 
 The scheduler is the real one (soupray.evaluation.schedule), driven as distributed/actors.py drives
 it; only models and time are made up. Ten fixed traces of 72 ingredients of which 5 are accepted
-after the first, 26 000 held-out samples in batches of 250, the hardest samples first. A batch takes
-1, give or take 10 %; to put a candidate's weights into a worker's model takes a fifth of that.
+after the first, 26 000 held-out samples in batches of 250. Each soup runs its hardest samples
+first, by its ingredients' margins, as in the engine: those are the first model's, with noise. A
+batch takes 1, give or take 10 %; to put a candidate's weights into a worker's model takes a fifth
+of that.
 
 Utilisation is max(work / workers, chain) / time. work is what one worker does: every batch up to
 each candidate's rejection, and all batches of the accepted ones. chain is what must follow one
@@ -25,24 +27,25 @@ import numpy as np
 from soupray.evaluation.schedule import Answer, FirstReaching, hardest_first
 
 INGREDIENTS, ACCEPTED, SAMPLES, BATCH, LOADING = 72, 5, 26_000, 250, 0.2
+NOISE = 0.2  # of an ingredient's margin on a sample, beside the first model's; assumed
 WORKERS, TRACES = (1, 2, 4, 8), 10
 
 
 @dataclass
 class Trace:
-    """Per candidate in the pool's order: who is right where; which are accepted."""
+    """Per candidate in the pool's order: who is right where, with what margin; the accepted."""
 
     right: np.ndarray
     accepted: set[int]
-    first: np.ndarray
-    order: tuple[int, ...]
+    margins: np.ndarray
 
 
 def make_trace(seed: int) -> Trace:
     """A first model of 82 %; each candidate changes a few hundred answers on hard samples."""
     g = np.random.default_rng(seed)
     hardness = g.beta(0.25, 1.1, size=SAMPLES)
-    first = g.random(SAMPLES) > hardness
+    lead = g.random(SAMPLES) - hardness
+    first = lead > 0
     accepted = set(g.choice(np.arange(1, INGREDIENTS), ACCEPTED, replace=False).tolist())
     right = np.zeros((INGREDIENTS, SAMPLES), bool)
     right[0] = best = first
@@ -55,12 +58,23 @@ def make_trace(seed: int) -> Trace:
         right[i, lost], right[i, won] = False, True
         if i in accepted:
             best = right[i]
-    seen = [g.random(SAMPLES) > hardness for _ in range(INGREDIENTS)]
-    return Trace(right, accepted, first, hardest_first(seen))
+    noise = NOISE * g.standard_normal((INGREDIENTS, SAMPLES))
+    return Trace(right, accepted, lead + noise)
 
 
 def _share(weights: np.ndarray) -> np.ndarray:
     return (weights + 1e-3) / (weights + 1e-3).sum()
+
+
+def question(trace: Trace, position: int, accepted: set[int], best: int) -> FirstReaching:
+    """Of the candidates from `position` on, each added to the soup: which is the first as good?"""
+    soup = [0, *sorted(accepted)]
+
+    def order(index: int) -> tuple[int, ...]:
+        members = [*soup, position + index]
+        return hardest_first([trace.margins[i] / len(members) for i in members])
+
+    return FirstReaching(INGREDIENTS - position, order, BATCH, best, "ge", "fp32")
 
 
 def run(trace: Trace, workers: int, seed: int) -> tuple[float, float, set[int]]:
@@ -73,7 +87,7 @@ def run(trace: Trace, workers: int, seed: int) -> tuple[float, float, set[int]]:
     position = 1
     while position < INGREDIENTS:
         candidates = list(range(position, INGREDIENTS))
-        schedule = FirstReaching([trace.order] * len(candidates), BATCH, best, "ge", "fp32")
+        schedule = question(trace, position, accepted, best)
         running: list[tuple[float, int, object]] = []
         while (reached := schedule.settled()) is None:
             idle = [w for w in range(workers) if free[w] <= now]

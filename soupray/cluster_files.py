@@ -73,7 +73,7 @@ def _launcher(document: dict[str, Any], spec: SweepSpec | None) -> Iterator[str]
 
     checked = check_launcher(document)
     yield from checked.problems
-    if spec is not None and (never := why_never(spec.resources, checked.types)):
+    if spec is not None and (never := why_never(spec, checked)):
         yield never
 
 
@@ -86,7 +86,7 @@ def _kuberay(
     checked = check_kuberay(document, crd)
     yield from (f"{document['kind']}: {said}" for said in checked.problems)
     yield from _containers(document)
-    if spec is not None and checked.types and (never := why_never(spec.resources, checked.types)):
+    if spec is not None and checked.types and (never := why_never(spec, checked)):
         yield f"{document['kind']}: {never}"
 
 

@@ -117,7 +117,7 @@ def _ray(spec: SweepSpec) -> str:
     from soupray.distributed.cluster import attach, describe
 
     where = os.environ.get("RAY_ADDRESS") or "started on this machine"
-    with attach(None, spec):
+    with attach(None, spec, workers=spec.training.workers):
         return f"{where}: {describe()}"
 
 

@@ -58,9 +58,9 @@ class Lease:
     """Context manager: holds `path`, or raises StoreError naming the other driver.
 
     A lease that has expired, or whose process is known to be dead, is taken over by
-    compare-and-swap, so that of two drivers which see the same free lease one wins. A driver that
-    finds its lease taken sees `lost`. A client that tried again what had arrived is told that it
-    came second: to itself. That is found out by reading.
+    compare-and-swap, so that of two drivers which see the same free lease one wins. A client that
+    tried again what had arrived is told that it came second: to itself. That is found out by
+    reading.
     """
 
     def __init__(self, store: Store, path: str, term_s: float = TERM_S) -> None:
@@ -69,10 +69,19 @@ class Lease:
         self._beat: Callable[[], None] = lambda: None
         self._who = f"{socket.gethostname()}, pid {os.getpid()}"
         self._stop = threading.Event()
-        self.lost = threading.Event()
+        self._over = threading.Event()
+        self._renewed = time.monotonic()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
 
+    @property
+    def lost(self) -> bool:
+        """Whether another driver has the lease or, its term being over, may have it by now."""
+        if time.monotonic() - self._renewed > self._term:
+            self._over.set()
+        return self._over.is_set()
+
     def __enter__(self) -> Lease:
+        self._renewed = time.monotonic()
         self._take()
         self._thread.start()
         return self
@@ -85,7 +94,7 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        if not self.lost.is_set():
+        if not self.lost:
             with suppress(StoreError):  # the store is away: the lease ends by itself
                 self._write(expires=0.0)
 
@@ -138,16 +147,13 @@ class Lease:
                 return
         except NotFound:
             pass
-        self.lost.set()
+        self._over.set()
 
     def _keep(self) -> None:
-        renewed = time.monotonic()
-        while not self._stop.wait(self._term * RENEW_S / TERM_S) and not self.lost.is_set():
-            try:
+        while not self._stop.wait(self._term * RENEW_S / TERM_S) and not self.lost:
+            # The store may be away, and a request may last: the term began when it was asked for.
+            with suppress(StoreError):
+                asked = time.monotonic()
                 self._write(time.time() + self._term)
-                renewed = time.monotonic()
+                self._renewed = asked
                 self._beat()
-            except StoreError:
-                # The store is away. As long as the term lasts nobody else can take over.
-                if time.monotonic() - renewed > self._term:
-                    self.lost.set()

@@ -40,6 +40,7 @@ class Temperature(Request[float], tag="temperature", frozen=True, kw_only=True):
 
     candidate: Candidate
     answer: ClassVar[object] = float
+    kept: ClassVar[bool] = False  # fitted to the logits, which are stored
 
 
 class Margins(Request[tuple[float, ...]], tag="margins", frozen=True, kw_only=True):

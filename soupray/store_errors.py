@@ -14,7 +14,7 @@ from soupray.errors import AlreadyExists, NotFound, StoreUnavailable
 T = TypeVar("T")
 
 RETRY_S = 30
-"""How long a request is tried again before the store counts as away."""
+"""How long a request is tried again, once it has failed, before the store counts as away."""
 
 
 @contextmanager
@@ -44,13 +44,15 @@ def insist(ask: Callable[[], T]) -> T:
     "not found" that breaks off. Of a write that had arrived, the repetition is told that it came
     second.
     """
-    started, pause = time.monotonic(), 0.2
+    failed: float | None = None
+    pause = 0.2
     while True:
         try:
             return ask()
         except StoreUnavailable as error:
-            broken = "HTTP error" in str(error.__cause__)
-            if not broken or time.monotonic() - started + pause > RETRY_S:
+            broken, now = "HTTP error" in str(error.__cause__), time.monotonic()
+            failed = now if failed is None else failed  # the first attempt may have lasted as long
+            if not broken or now - failed + pause > RETRY_S:
                 raise
         time.sleep(pause)
         pause *= 2

@@ -49,7 +49,7 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
     from soupray.distributed import cluster
 
     started = time.time()
-    with cluster.when_needed(address, spec) as attach:
+    with cluster.when_needed(address, spec, workers=spec.training.workers) as attach:
         settled = settle(spec, home)
         check_bucket(settled.place.storage, settled.place.read_credentials())
         store = settled.place.open_store()
@@ -65,7 +65,7 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
             if todo:
                 attach()
             watch = _train(spec, settled, work, lease)
-        if lease.lost.is_set():
+        if lease.lost:
             raise StoreError(f"Another driver took the sweep {spec.name} over; this one stops.")
     return SweepReport(
         sweep=spec.name,
@@ -132,7 +132,7 @@ def _run(spec: SweepSpec, settled: Settled, work: _Work, watch: Watch, lease: Le
         create_record(store, path, Stopped(trial=trial, last=last))
 
     planned = Planned(work.found.missing, asker)
-    run_trials(spec, settled.place, planned, watch, lease.lost.is_set, give_up)
+    run_trials(spec, settled.place, planned, watch, lambda: lease.lost, give_up)
 
 
 def find_basis_or_make(spec: SweepSpec, settled: Settled, attach: Callable[[], None]) -> Basis:

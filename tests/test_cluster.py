@@ -30,24 +30,48 @@ def test_a_store_on_one_machine_is_refused_on_several_nodes(monkeypatch, storage
     nodes(monkeypatch, {"CPU": 2}, {"CPU": 2})
     here = spec(**{"storage: embedded": f"storage: {storage}"})
     with pytest.raises(ConfigError, match=r"cluster has 2 nodes.*s3://bucket/prefix"):
-        cluster._refuse_what_cannot_work(here, started_here=False)
+        cluster._refuse_what_cannot_work(here, 1, started_here=False)
     away = spec(**{"storage: embedded": "storage: s3://bucket/x"})
-    cluster._refuse_what_cannot_work(away, started_here=False)
+    cluster._refuse_what_cannot_work(away, 1, started_here=False)
 
 
 def test_a_request_that_no_node_can_hold_is_told_at_once(monkeypatch, capsys):
     nodes(monkeypatch, {"CPU": 2})
     greedy = spec(**{"{cpu: 1, gpu: 0}": "{cpu: 1, gpu: 1}"})
-    with pytest.raises(ConfigError, match=r"asks for 1 CPU and 1 GPU.*Nodes: 2 CPU 0 GPU"):
-        cluster._refuse_what_cannot_work(greedy, started_here=True)
+    with pytest.raises(
+        ConfigError, match=r"no room for a trial that asks for 1 CPU and 1 GPU.*Nodes: 2 CPU 0 GPU"
+    ):
+        cluster._refuse_what_cannot_work(greedy, 1, started_here=True)
     # A cluster may grow: there it is a note.
-    cluster._refuse_what_cannot_work(greedy, started_here=False)
+    cluster._refuse_what_cannot_work(greedy, 1, started_here=False)
     assert "Waiting for the cluster to grow" in capsys.readouterr().err
     nodes(monkeypatch, {"CPU": 2}, {"CPU": 1, "GPU": 1})
     fits = spec(
         **{"{cpu: 1, gpu: 0}": "{cpu: 1, gpu: 0.5}", "storage: embedded": "storage: s3://b/x"}
     )
-    cluster._refuse_what_cannot_work(fits, started_here=True)
+    cluster._refuse_what_cannot_work(fits, 1, started_here=True)
+
+
+@pytest.mark.parametrize(
+    ("held", "request_", "most"),
+    [
+        ([{"CPU": 2}], "{cpu: 1, gpu: 0}", 2),
+        ([{"CPU": 3}, {"CPU": 3}], "{cpu: 2, gpu: 0}", 2),  # six CPUs, but no two on one node
+        ([{"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 1}, {"CPU": 1}], "{cpu: 1, gpu: 1}", 3),
+        ([{"CPU": 3}], "{cpu: 0.3, gpu: 0}", 10),
+    ],
+)
+def test_workers_of_one_trial_for_which_there_is_no_room_are_told_at_once(
+    monkeypatch, capsys, held, request_, most
+):
+    nodes(monkeypatch, *held)
+    away = spec(**{"storage: embedded": "storage: s3://b/x", "{cpu: 1, gpu: 0}": request_})
+    cluster._refuse_what_cannot_work(away, most, started_here=True)
+    asked = f"no room for a trial of {most + 1} workers that ask for "
+    with pytest.raises(ConfigError, match=asked):
+        cluster._refuse_what_cannot_work(away, most + 1, started_here=True)
+    cluster._refuse_what_cannot_work(away, most + 1, started_here=False)
+    assert asked in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

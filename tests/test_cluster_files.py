@@ -20,8 +20,9 @@ FILES = [p for p in sorted(CLUSTER.iterdir()) if p.suffix in (".yaml", ".json", 
 AWS, RAY, SWEEP = "ray-aws.yaml", "kuberay-cluster.yaml", "kuberay-sweep.yaml"
 
 
-def spec(cpu: float = 8, gpu: float = 1):
+def spec(cpu: float = 8, gpu: float = 1, workers: int = 1):
     edits = {
+        "\nresources": f"\ntraining: {{workers: {workers}}}\nresources",
         "{cpu: 1, gpu: 0}": f"{{cpu: {cpu}, gpu: {gpu}}}",
         "storage: embedded": "storage: s3://bucket/x",
         "tracking: embedded": "tracking: http://mlflow:5000",
@@ -152,6 +153,21 @@ def test_a_request_that_no_node_type_can_hold_is_told_before_anything_starts(nam
     (problem,) = validate([CLUSTER / name], spec(cpu=9))
     assert "no node type can ever run a trial that asks for 9 CPU and 1 GPU" in problem
     assert "(8 CPU, 1 GPU, at most 16)" in problem
+
+
+def test_a_trial_of_more_workers_than_all_nodes_can_hold_is_told():
+    # 16 nodes in all, each of 8 CPUs and a GPU.
+    assert validate([CLUSTER / AWS], spec(cpu=4, workers=16)) == []
+    (problem,) = validate([CLUSTER / AWS], spec(cpu=4, workers=17))
+    assert (
+        "not even all nodes together can ever run a trial of 17 workers that ask for 4" in problem
+    )
+    # Without GPUs two of them fit on a node.
+    assert validate([CLUSTER / AWS], spec(cpu=4, gpu=0, workers=32)) == []
+    assert len(validate([CLUSTER / AWS], spec(cpu=4, gpu=0, workers=33))) == 1
+    # KubeRay adds its groups up: 16 and 4 nodes.
+    assert validate([CLUSTER / RAY], spec(cpu=4, workers=20)) == []
+    assert len(validate([CLUSTER / RAY], spec(cpu=4, workers=21))) == 1
 
 
 def test_what_is_on_one_machine_is_told(tmp_path):

@@ -1,19 +1,13 @@
-"""The training loop: parts of a batch, memory, interruptions, mixtures."""
+"""The training loop: parts of a batch, memory, mixtures, and a state that is taken up."""
 
-import time
-
-import msgspec
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from shared import Small, small
-from test_training import another, run
 
 from soupray.errors import TrialError
 from soupray.records import Training
-from soupray.training import resume
-from soupray.training.fine_tune import fine_tune
 from soupray.training.loop import Loop
 from soupray.training.start import Alone, Hyperparameters, Start
 
@@ -174,65 +168,6 @@ def test_a_training_that_is_taken_up_ends_in_the_same_bytes(here, precision):
     taken_up.epoch(2)
     taken_up.epoch(3)
     assert equal(taken_up.weights(), undisturbed)
-
-
-@pytest.fixture
-def interrupted(here, monkeypatch):
-    """A trial of three epochs that was left after the second, and what the whole of it gives."""
-    monkeypatch.setattr(resume, "EVERY_S", 0.0)
-    trial = another(here.trial, **EVERYTHING)
-    trial = msgspec.structs.replace(trial, key="interrupted")
-    expected, _ = run(here, msgspec.structs.replace(trial, key="undisturbed"))
-    left = fine_tune(trial, here.task, here.data, here.checkpoints)
-    for _ in range(3):  # the third epoch is under way in no state
-        next(left)
-        _settled(here, trial.key)
-    left.close()
-    yield trial, expected
-    store = here.checkpoints.store
-    for path in store.list("resume") + [p for p in store.list("trials") if trial.key in p]:
-        store.delete(path)
-
-
-def _settled(here: Small, key: str) -> None:
-    """Uploads run beside the training: wait for what is on its way."""
-    before = None
-    while (now := here.checkpoints.store.list(f"resume/{key}")) != before:
-        before = now
-        time.sleep(0.1)
-
-
-def test_an_interrupted_trial_goes_on_at_its_last_state(here, interrupted):
-    trial, expected = interrupted
-    store = here.checkpoints.store
-    assert f"resume/{trial.key}/state.json" in store.list(f"resume/{trial.key}")
-    manifest, records = run(here, trial)
-    assert len(records) < 3
-    assert manifest.checkpoint == expected.checkpoint
-    assert manifest.held_out == expected.held_out
-    assert manifest.best_epoch == expected.best_epoch
-    assert [e.train_loss for e in manifest.history] == [e.train_loss for e in expected.history]
-    assert store.list(f"resume/{trial.key}") == []  # it is over
-
-
-def test_a_state_that_is_corrupt_is_not_believed(here, interrupted):
-    trial, expected = interrupted
-    store = here.checkpoints.store
-    (path,) = (p for p in store.list(f"resume/{trial.key}") if p.endswith(".safetensors"))
-    data = bytearray(store.get(path))
-    data[-1] ^= 1
-    store.put(path, bytes(data))
-    manifest, records = run(here, trial)
-    assert len(records) == 3  # from the start
-    assert manifest.checkpoint == expected.checkpoint
-
-
-def test_a_short_trial_leaves_no_states(here):
-    trial = msgspec.structs.replace(another(here.trial, epochs=2), key="short")
-    training = fine_tune(trial, here.task, here.data, here.checkpoints)
-    next(training)
-    assert here.checkpoints.store.list("resume/short") == []
-    training.close()
 
 
 class Member:

@@ -1,9 +1,12 @@
 """The same program behind `ray job submit`, on a head node started by `ray start --head`.
 
 Before the jobs a driver of its own sweeps there, while a trial's worker and then a whole node are
-killed with -9. At the end the secrets are looked for in everything that was written.
+killed with -9, and shows an MLflow server its password. At the end the secrets are looked for in
+everything that was written.
 """
 
+import base64
+import http.server
 import json
 import os
 import shutil
@@ -11,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import suppress
@@ -47,6 +51,7 @@ class Head(NamedTuple):
 
 
 PASSWORD = token_hex(16)  # of MLflow; written out it would be found in the copy of this file
+SHOWN = base64.b64encode(f"somebody:{PASSWORD}".encode()).decode()  # as a request carries it
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,29 @@ def s3(tmp_path_factory):
     """In the role of a store that is not ours."""
     with embedded(tmp_path_factory.mktemp("elsewhere")) as credentials:
         yield credentials
+
+
+@pytest.fixture
+def mlflow():
+    """(URL of an MLflow server that lets nobody in, what it was shown)."""
+    shown: list[str | None] = []
+
+    class Doorman(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            shown.append(self.headers["Authorization"])
+            self.send_response(403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *parts: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Doorman) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", shown
+        server.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +96,7 @@ def head(s3):
         "RAY_AUTH_MODE": "token",
         "AWS_ACCESS_KEY_ID": s3.access_key,
         "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+        "MLFLOW_TRACKING_USERNAME": "somebody",
         "MLFLOW_TRACKING_PASSWORD": PASSWORD,
     }
     command = [RAY, "start", "--head", "--block", "--num-cpus=1", "--disable-usage-stats"]
@@ -195,12 +224,13 @@ def places_of(secret: bytes, folders: list[Path], store: Store) -> list[str]:
 
 
 def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pulled(
-    s3, head, node, tmp_path, monkeypatch
+    s3, head, node, mlflow, tmp_path, monkeypatch
 ):
     home, spec = tmp_path / "home", tmp_path / "mini.yaml"
     store = open_store("s3://soupray/team/digits", s3)
     edits = {"trials: 16": "trials: 2", "storage: embedded": "storage: s3://soupray/team/digits"}
-    spec.write_text(mini_text(**edits))
+    url, shown = mlflow
+    spec.write_text(mini_text(**edits | {"tracking: embedded": f"tracking: {url}"}))
     # A region too: Ray refuses a driver that would set again what the job brings.
     brought = {
         "SOUPRAY_HOME": str(home),
@@ -212,6 +242,8 @@ def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pu
     assert "2 trained, 0 found in the store" in disturbed.stderr
     assert disturbed.stderr.count("is trained again: ") == 2
     assert "Traceback" not in disturbed.stderr
+    assert f"note: MLflow at {url}: " in disturbed.stderr
+    assert set(shown) == {f"Basic {SHOWN}"}
 
     spec.write_text(mini_text(**edits | {"trials: 16": "trials: 3"}))
     swept = submit(head, brought, "soupray.sweep", spec)
@@ -226,7 +258,7 @@ def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pu
     token = (Path.home() / ".ray" / "auth_token").read_text().strip()
     said = "".join(job.stdout + job.stderr for job in (disturbed, swept, souped)).encode()
     # In Ray's logs, the bucket, MLflow's database and files, the home, nor in what was said.
-    for text in (s3.secret_key, s3.access_key, PASSWORD, token):
+    for text in (s3.secret_key, s3.access_key, PASSWORD, SHOWN, token):
         secret = text.encode()
         assert secret not in said
         assert places_of(secret, [head.temporary, home], store) == []

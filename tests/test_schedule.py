@@ -35,7 +35,10 @@ class Models:
 def run(models: Models, bound: int, accept: str, low: bool, workers: int, seed: int):
     """(answer, samples run): `workers` at a time, done in random order."""
     chance = random.Random(seed)
-    schedule = FirstReaching(models.orders, BATCH, bound, accept, "cascade" if low else "fp32")
+    precision = "cascade" if low else "fp32"
+    schedule = FirstReaching(
+        len(models.orders), models.orders.__getitem__, BATCH, bound, accept, precision
+    )
     running = []
     while (settled := schedule.settled()) is None:
         while len(running) < workers and (unit := schedule.next()) is not None:
@@ -101,7 +104,7 @@ def test_the_records_do_not_depend_on_how_many_work_or_who_is_first(
 
 def one(right: list[int], bound: int, accept: str = "ge") -> tuple[Reached, int]:
     """One candidate, ten samples in batches of two, in natural order."""
-    schedule = FirstReaching([tuple(range(10))], 2, bound, accept, "fp32")
+    schedule = FirstReaching(1, lambda _: tuple(range(10)), 2, bound, accept, "fp32")
     while (settled := schedule.settled()) is None:
         unit = schedule.next()
         mask = np.array(right, bool)[list(unit.rows)]
@@ -128,7 +131,7 @@ def test_a_bound_that_is_met_is_counted_to_the_end():
 
 
 def test_idle_workers_get_later_batches_of_the_same_candidate_first():
-    schedule = FirstReaching([tuple(range(6))] * 2, 2, 3, "ge", "fp32")
+    schedule = FirstReaching(2, lambda _: tuple(range(6)), 2, 3, "ge", "fp32")
     units = [schedule.next() for _ in range(7)]
     assert [(u.candidate, u.rows) for u in units[:6]] == [
         (0, (0, 1)), (0, (2, 3)), (0, (4, 5)), (1, (0, 1)), (1, (2, 3)), (1, (4, 5)),
@@ -136,8 +139,25 @@ def test_idle_workers_get_later_batches_of_the_same_candidate_first():
     assert units[6] is None
 
 
+def test_an_order_is_asked_for_when_its_candidate_is_first_run_and_once():
+    asked = []
+
+    def order(index: int) -> tuple[int, ...]:
+        asked.append(index)
+        return tuple(range(4))
+
+    schedule = FirstReaching(1000, order, 2, 3, "ge", "fp32")
+    assert asked == []
+    right = [[False, False], [True, True], [True, True]]  # the first is given up, the second hits
+    while schedule.settled() is None:
+        unit = schedule.next()
+        schedule.take(unit, Answer(np.array(right.pop(0)), np.zeros(2, bool)))
+    assert schedule.settled().hit
+    assert asked == [0, 1]
+
+
 def test_unsure_samples_are_run_again_as_soon_as_they_fill_a_batch():
-    schedule = FirstReaching([tuple(range(6))], 2, 0, "ge", "cascade")
+    schedule = FirstReaching(1, lambda _: tuple(range(6)), 2, 0, "ge", "cascade")
     seen = []
     while schedule.settled() is None:
         unit = schedule.next()
@@ -157,7 +177,7 @@ def test_hardest_first_is_by_the_sum_of_the_margins_then_by_index():
 
 def asked_of(wrong: set[int], unsure: set[int], bound: int):
     """(units, answer) of one candidate: ten samples in batches of two, in natural order."""
-    schedule = FirstReaching([tuple(range(10))], 2, bound, "ge", "cascade")
+    schedule = FirstReaching(1, lambda _: tuple(range(10)), 2, bound, "ge", "cascade")
     asked = []
     while schedule.settled() is None:
         unit = schedule.next()

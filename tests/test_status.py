@@ -139,7 +139,7 @@ def test_a_lease_beats_at_once_and_with_every_renewal_and_survives_a_store_that_
         while len(beats) < 4:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert not lease.lost.is_set()
+        assert not lease.lost
 
 
 def test_a_beat_that_cannot_be_written_at_the_start_is_no_reason_to_stop():
@@ -148,4 +148,4 @@ def test_a_beat_that_cannot_be_written_at_the_start_is_no_reason_to_stop():
 
     with Lease(open_store("memory://"), "x.json") as lease:
         lease.attend(beat)
-        assert not lease.lost.is_set()
+        assert not lease.lost

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -24,8 +24,8 @@ LOOK_S = 2.0
 """Between two looks at how large the cluster is by now."""
 
 TRIES = 3
-"""Of a piece of work whose actor goes. Ray starts an actor again by itself, but gives up at once
-when the actor's node is lost."""
+"""Of a piece of work whose actor goes, and of starting actors. Ray starts an actor again by itself,
+but gives up at once when the actor's node is lost."""
 
 MORE = 1000
 """Actors that a decision can use: its batches are many, and slots say how many there may be."""
@@ -62,15 +62,17 @@ class Actors:
     """As many as there is room for, started when the first work comes. Several specs share them.
 
     On a cluster that grows they come one after another: those that have no node yet are what the
-    autoscaler sees. `up` are those that work, `coming` the others.
+    autoscaler sees. `up` are those that work, `coming` the others, each with the number of
+    losses before it was asked for: what comes together and is lost together is one loss.
     """
 
     def __init__(self, specs: Sequence[SweepSpec], attach: Callable[[], None]) -> None:
         """`attach` is called before the first actor is started."""
         self._resources, self._attach = largest([s.resources for s in specs]), attach
-        self._room, self._looked, self._stillborn = 1, -LOOK_S, 0
+        self._room, self._looked = 1, -LOOK_S
+        self._losses = self._losses_borne = 0
         self.up: list[Any] = []
-        self.coming: dict[ray.ObjectRef, Any] = {}
+        self.coming: dict[ray.ObjectRef, tuple[Any, int]] = {}
 
     def want(self, count: int) -> None:
         """Start actors until there are `count`, or as many as there may be."""
@@ -86,9 +88,10 @@ class Actors:
             # In order, Ray waits half a minute for a call that was cancelled on its way.
             allow_out_of_order_execution=True,
         )
-        for _ in range(missing):
-            actor = remote.remote()
-            self.coming[actor.ready.remote()] = actor
+        self._await([remote.remote() for _ in range(missing)])
+
+    def _await(self, actors: Collection[Any]) -> None:
+        self.coming |= {actor.ready.remote(): (actor, self._losses) for actor in actors}
 
     def _limit(self) -> int:
         if time.monotonic() - self._looked > LOOK_S:
@@ -97,15 +100,15 @@ class Actors:
 
     def arrived(self, reference: ray.ObjectRef) -> list[Any]:
         """The actor that answered: it is up. None, if its node went before that."""
-        actor = self.coming.pop(reference)
+        actor, losses = self.coming.pop(reference)
         try:
             get(reference)
         except EvaluationError as error:
-            self._stillborn += 1
-            if not _died(error) or self._stillborn > TRIES:
+            self._losses += losses == self._losses
+            if not _died(error) or self._losses - self._losses_borne > TRIES:
                 raise
             return []
-        self._stillborn = 0
+        self._losses_borne = self._losses
         self.up.append(actor)
         return [actor]
 
@@ -113,6 +116,12 @@ class Actors:
         """It is gone, or Ray has lost sight of it: another one takes its place."""
         self.up.remove(actor)
         ray.kill(actor)
+
+    def doubt(self, idle: Collection[Any]) -> None:
+        """These may be gone as well: they count as coming until they answer."""
+        for actor in idle:
+            self.up.remove(actor)
+        self._await(idle)
 
 
 class _Work(NamedTuple):
@@ -125,8 +134,9 @@ class _Work(NamedTuple):
 
 
 def _died(error: EvaluationError) -> bool:
-    """Whether it was the actor, not the work."""
-    return isinstance(error.__cause__, ray.exceptions.RayActorError)
+    """Whether it was the actor, or the node that held its answer; not the work."""
+    gone = ray.exceptions.RayActorError | ray.exceptions.ObjectLostError
+    return isinstance(error.__cause__, gone)
 
 
 class _Crew:
@@ -176,6 +186,9 @@ class _Crew:
             if not _died(error) or work.tries == TRIES:
                 raise
             self._actors.dismiss(actor)
+            # If it was a node that went, the others there would cost the work a try each.
+            self._actors.doubt(self._idle)
+            self._idle.clear()
             self._again.append(work._replace(tries=work.tries + 1))
             return
         self._idle.append(actor)

@@ -19,6 +19,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep GPUs hi
 import ray
 
 from soupray.console import say
+from soupray.distributed.nodes import room, wanted
 from soupray.errors import ConfigError, EvaluationError
 from soupray.records import Basis
 from soupray.spec import Resources, SweepSpec
@@ -41,12 +42,14 @@ those come from the nodes (instance role, pod environment) or from the job's own
 
 
 @contextlib.contextmanager
-def attach(address: str | None, *specs: SweepSpec) -> Iterator[None]:
+def attach(address: str | None, *specs: SweepSpec, workers: int = 1) -> Iterator[None]:
     """A Ray session: at `address`, else at RAY_ADDRESS (as inside a Ray job), else a new local one.
 
+    `workers`: so many of them work together, as those of one trial do. A soup's are alone.
+
     Raises:
-        ConfigError: Ray does not answer, the store is on one machine only, or no node can hold
-            a trial.
+        ConfigError: Ray does not answer, the store is on one machine only, or there is no room
+            for so many workers on a Ray that was started here.
     """
     global _started_here  # as Ray's own session, of which a process has one
     address = address or os.environ.get("RAY_ADDRESS")
@@ -70,14 +73,16 @@ def attach(address: str | None, *specs: SweepSpec) -> Iterator[None]:
     try:
         protect_token()
         for spec in specs:
-            _refuse_what_cannot_work(spec, started_here=address is None)
+            _refuse_what_cannot_work(spec, workers, _started_here)
         yield
     finally:
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def when_needed(address: str | None, *specs: SweepSpec) -> Iterator[Callable[[], None]]:
+def when_needed(
+    address: str | None, *specs: SweepSpec, workers: int = 1
+) -> Iterator[Callable[[], None]]:
     """`attach`, but only once the function that this yields is called: work may be done already."""
     with contextlib.ExitStack() as stack:
         attached = False
@@ -85,7 +90,7 @@ def when_needed(address: str | None, *specs: SweepSpec) -> Iterator[Callable[[],
         def needed() -> None:
             nonlocal attached
             if not attached:
-                stack.enter_context(attach(address, *specs))
+                stack.enter_context(attach(address, *specs, workers=workers))
                 attached = True
 
         yield needed
@@ -117,8 +122,8 @@ def protect_token(token: Path = TOKEN) -> None:
         token.chmod(0o600)
 
 
-def _refuse_what_cannot_work(spec: SweepSpec, started_here: bool) -> None:
-    """Raises ConfigError for a store that not all nodes reach, and for a request none can hold."""
+def _refuse_what_cannot_work(spec: SweepSpec, workers: int, started_here: bool) -> None:
+    """Raises ConfigError for a store that not all nodes reach, and where workers find no room."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if spec.storage.startswith(("embedded", "file:")) and len(nodes) > 1:
         raise ConfigError(
@@ -126,12 +131,11 @@ def _refuse_what_cannot_work(spec: SweepSpec, started_here: bool) -> None:
             "Write `storage: s3://bucket/prefix` in the spec, and set AWS_ENDPOINT_URL if it is "
             "not AWS."
         )
-    cpu, gpu = spec.resources.cpu, spec.resources.gpu
-    if not any(n.get("CPU", 0) >= cpu and n.get("GPU", 0) >= gpu for n in nodes):
-        largest = ", ".join(f"{n.get('CPU', 0):g} CPU {n.get('GPU', 0):g} GPU" for n in nodes)
+    held = [(n.get("CPU", 0), n.get("GPU", 0)) for n in nodes]
+    if sum(room(spec.resources, cpu, gpu) for cpu, gpu in held) < workers:
         message = (
-            f"a trial asks for {cpu:g} CPU and {gpu:g} GPU (`resources` in the spec); no node can "
-            f"hold it. Nodes: {largest}."
+            f"there is no room for {wanted(spec.resources, workers)}. Nodes: "
+            f"{', '.join(f'{cpu:g} CPU {gpu:g} GPU' for cpu, gpu in held)}."
         )
         if started_here:
             raise ConfigError(message)

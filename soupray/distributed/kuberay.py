@@ -57,7 +57,7 @@ def check_kuberay(document: dict[str, Any], crd: dict[str, Any] | None = None) -
     if crd is not None:
         problems += _by_crd(document, crd)
     refused, types = _as_autoscaler(document, inner)
-    return Checked([*problems, *refused], types)
+    return Checked([*problems, *refused], types, sum(t.most for t in types))
 
 
 def _name(document: dict[str, Any]) -> Iterator[str]:

@@ -32,7 +32,7 @@ def check_launcher(config: dict[str, Any]) -> Checked:
     problems = [*_by_ray(config), *_head(head), *_cluster(config)]
     for name, node in types.items():
         problems += [f"available_node_types.{name}.{said}" for said in _node(node)]
-    return Checked(problems, _node_types(config, types))
+    return Checked(problems, _node_types(config, types), config.get("max_workers", 2))
 
 
 def _by_ray(config: dict[str, Any]) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from soupray.spec import Resources
+from soupray.spec import Resources, SweepSpec
 
 
 class NodeType(NamedTuple):
@@ -18,19 +17,47 @@ class NodeType(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What is wrong, and the node types as the autoscaler sees them, as far as they were read."""
+    """What is wrong, and what the autoscaler may start, as far as it was read: `most` nodes."""
 
     problems: list[str]
     types: list[NodeType]
+    most: int
 
 
-def why_never(resources: Resources, types: Sequence[NodeType]) -> str | None:
-    """Why no node will ever run a trial that reserves `resources`; None if one can."""
-    cpu, gpu = resources.cpu, resources.gpu
-    if any(t.most > 0 and t.cpu >= cpu and t.gpu >= gpu for t in types):
-        return None
-    held = ", ".join(f"{t.name} ({t.cpu:g} CPU, {t.gpu:g} GPU, at most {t.most})" for t in types)
+def room(resources: Resources, cpu: float, gpu: float) -> int:
+    """How many trials, or workers of one, that reserve `resources` each a node can hold."""
+    fits = [cpu / resources.cpu]
+    if resources.gpu:
+        fits.append(gpu / resources.gpu)
+    return int(min(fits) + 1e-9)  # 0.6 / 0.2 is 2.9999999999999996
+
+
+def wanted(resources: Resources, workers: int) -> str:
+    """A trial of so many workers, in words."""
+    asked = f"{resources.cpu:g} CPU and {resources.gpu:g} GPU"
+    if workers == 1:
+        return f"a trial that asks for {asked} (`resources` in the spec)"
     return (
-        f"no node type can ever run a trial that asks for {cpu:g} CPU and {gpu:g} GPU "
-        f"(`resources` in the spec). Node types: {held}. Lower the request, or add a type"
+        f"a trial of {workers} workers that ask for {asked} each (`training.workers` and "
+        "`resources` in the spec)"
+    )
+
+
+def why_never(spec: SweepSpec, may: Checked) -> str | None:
+    """Why the nodes that may be started will never run a trial of `spec`; None if they can.
+
+    A worker is on one node; those of one trial may be on several.
+    """
+    resources, workers = spec.resources, spec.training.workers
+    # No more nodes of a type count than there are workers: it may have no limit of its own.
+    rooms = [room(resources, t.cpu, t.gpu) for t in may.types for _ in range(min(t.most, workers))]
+    if sum(sorted(rooms, reverse=True)[: may.most]) >= workers:
+        return None
+    held = ", ".join(
+        f"{t.name} ({t.cpu:g} CPU, {t.gpu:g} GPU, at most {t.most})" for t in may.types
+    )
+    none = "no node type" if workers == 1 else "not even all nodes together"
+    return (
+        f"{none} can ever run {wanted(resources, workers)}. Node types: {held}. Lower the "
+        "request, or add a type"
     )

@@ -202,8 +202,13 @@ class StoredEvaluator:
         assert len(models) == len(candidates), "weight soups and ensembles in one question"
         site = self._of(models[0])
         precision: Precision = site.setting.precision if hints.tau is None else "cascade"
-        orders = [hints.order(model) for model in models]
-        schedule = FirstReaching(orders, site.setting.batch_size, *goal, precision)
+        schedule = FirstReaching(
+            len(models),
+            lambda index: hints.order(models[index]),
+            site.setting.batch_size,
+            *goal,
+            precision,
+        )
         reached = site.workers.decide(schedule, models, split, hints.tau)
         for candidate, result in zip(models, reached.results, strict=False):
             assert not isinstance(result, Scores)

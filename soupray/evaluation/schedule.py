@@ -8,7 +8,7 @@ records are the same whatever runs where and whatever comes back first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -127,30 +127,38 @@ class FirstReaching:
 
     def __init__(
         self,
-        orders: Sequence[tuple[int, ...]],
+        candidates: int,
+        order: Callable[[int], tuple[int, ...]],
         batch_size: int,
         bound: int,
         accept: Accept,
         precision: Precision,
     ) -> None:
-        """`orders`: for each candidate, all samples in the order in which they are run."""
-        self._n, self._bound = len(orders[0]), bound
-        self._needed = bound + 1 if accept == "gt" else bound
-        self._counts = [
-            _Count(i, _batches(order, batch_size), self._needed, precision)
-            for i, order in enumerate(orders)
-        ]
-        self._results: list[Tally | Rejected | None] = [None] * len(orders)
+        """`order`: all samples in the order in which a candidate runs them.
+
+        It is asked for when the candidate's turn comes, and dropped once that is decided: there
+        may be thousands of candidates, most of which are never run, and samples by the million.
+        """
+        self._order, self._batch_size, self._precision = order, batch_size, precision
+        self._needed, self._bound = bound + 1 if accept == "gt" else bound, bound
+        self._counts: dict[int, _Count] = {}
+        self._results: list[Tally | Rejected | None] = [None] * candidates
         self.samples = 0
 
     def next(self) -> Unit | None:
         """Work for an idle worker; None if there is nothing to do but wait."""
-        for count, result in zip(self._counts, self._results, strict=True):
+        for index, result in enumerate(self._results):
             if isinstance(result, Tally) and result.correct >= self._needed:
                 return None  # what comes after a hit is tried against another soup
-            if result is None and (unit := count.issue()) is not None:
+            if result is None and (unit := self._count(index).issue()) is not None:
                 return unit
         return None
+
+    def _count(self, index: int) -> _Count:
+        if index not in self._counts:
+            rows = _batches(self._order(index), self._batch_size)
+            self._counts[index] = _Count(index, rows, self._needed, self._precision)
+        return self._counts[index]
 
     def take(self, unit: Unit, answer: Answer) -> None:
         """Count an answer. Answers to what is decided already are dropped."""
@@ -159,16 +167,20 @@ class FirstReaching:
             return
         count = self._counts[unit.candidate]
         count.take(unit, answer)
+        decided = self._decided(count)
+        if decided is not None:
+            self._results[unit.candidate] = decided
+            del self._counts[unit.candidate]
+
+    def _decided(self, count: _Count) -> Tally | Rejected | None:
+        """The record of a candidate, as soon as the answers that are here are enough for it."""
+        n = len(count.right)
         while count.advance():
-            if count.correct + self._n - count.seen < self._needed:
-                self._results[unit.candidate] = Rejected(
-                    seen=count.seen, correct=count.correct, bound=self._bound
-                )
-                return
+            if count.correct + n - count.seen < self._needed:
+                return Rejected(seen=count.seen, correct=count.correct, bound=self._bound)
         if count.complete:
-            self._results[unit.candidate] = Tally(
-                n=self._n, correct=count.correct, right=pack_right(count.right)
-            )
+            return Tally(n=n, correct=count.correct, right=pack_right(count.right))
+        return None
 
     def settled(self) -> Reached | None:
         """The answer, as soon as it is certain."""

@@ -34,7 +34,7 @@ from soupray.records import (
 )
 from soupray.training.loop import Loop, under
 from soupray.training.probe import frozen
-from soupray.training.resume import Resumer, Saved
+from soupray.training.resume import Resumer, Saved, common
 from soupray.training.start import Alone, Group, Hyperparameters, Start
 
 Training = Generator[EpochRecord, None, Manifest]
@@ -58,8 +58,9 @@ def fine_tune(
         return known
     started = time.time()
     resumer = Resumer(checkpoints.store, trial.key)
-    run = _Run(trial, task, data, checkpoints, group or Alone())
-    run.go_on(resumer.find())
+    group = group or Alone()
+    run = _Run(trial, task, data, checkpoints, group)
+    run.go_on(common(resumer.find(), group, run.loop.device))
     manifest: Manifest
     try:
         for epoch in range(len(run.history) + 1, run.hparams.epochs + 1):

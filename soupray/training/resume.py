@@ -20,6 +20,7 @@ from soupray.checkpoints import MappedWeights, Weights, find_record, sha256_of, 
 from soupray.errors import CheckpointError, StoreError
 from soupray.records import EpochRecord, Record, encode
 from soupray.storage import Store
+from soupray.training.start import Group
 
 EVERY_S = 60.0
 """Between two states. A trial that is shorter than this is repeated instead."""
@@ -32,6 +33,20 @@ class Saved(Record, frozen=True, kw_only=True):
     sha256: str
     history: tuple[EpochRecord, ...]
     best_epoch: int
+
+
+def common(
+    found: tuple[Saved, Weights] | None, group: Group, device: torch.device
+) -> tuple[Saved, Weights] | None:
+    """What this worker found, if all workers of the group found the same; else None to each.
+
+    Gradients of two models must not be added up: where one cannot read the state, all start again.
+    """
+    marks = torch.zeros(group.size, dtype=torch.int64, device=device)
+    if found is not None:
+        marks[group.rank] = int(found[0].sha256[:15], 16)  # 60 bits
+    group.add_up([marks])
+    return found if bool((marks == marks[0]).all()) else None
 
 
 class Resumer:
