@@ -16,6 +16,7 @@ from soupray.records import Record
 from soupray.settling import Settled, settle
 from soupray.spec import SweepSpec
 from soupray.storage import Store, check_bucket
+from soupray.urls import mask
 
 VERSIONS = ("soupray", "ray", "torch", "open_clip_torch", "mlflow", "obstore", "boto3")
 
@@ -107,7 +108,7 @@ def _round_trip(store: Store) -> str:
 def _mlflow(settled: Settled) -> str:
     if settled.tracking_url is None:
         return "off"
-    from soupray.tracking.mlflow import mask, ping
+    from soupray.tracking.mlflow import ping
 
     return f"{mask(settled.tracking_url)}: {ping(settled.tracking_url)}"
 
