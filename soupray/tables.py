@@ -48,10 +48,12 @@ def show_leaderboard(entries: list[Entry], basis: Basis, spec: SweepSpec) -> Non
             f"{e.size_bytes / 1e6:.{1 if e.size_bytes < 1e9 else 0}f}",
         )
     out.print(shown)
-    out.print(_meaning(basis, spec), style="dim")
+    some = ", ".join(entries[0].test_on_classes)
+    out.print(_meaning(basis, spec, some), style="dim")
 
 
-def _meaning(basis: Basis, spec: SweepSpec) -> str:
+def _meaning(basis: Basis, spec: SweepSpec, some: str) -> str:
+    """`some`: shifts of some classes, of which ID test has samples."""
     held_out, test = basis.split("held_out").size, basis.split("test").size
     shifts = ", ".join(s.name for s in basis.reported if s.role == "shift") or "none"
     rank = [s for s in basis.reported if s.role == "rank"]
@@ -69,7 +71,6 @@ def _meaning(basis: Basis, spec: SweepSpec) -> str:
         protocol += f" Chosen and ordered by {spec.metric}."
     if spec.precision == "bf16":
         protocol += " All in bfloat16, without a second pass in float32."
-    some = ", ".join(s.name for s in basis.reported if s.label_map is not None)
     beside = "Of some classes only, beside ID test on them in leaderboard.csv"
     meaning = (
         f"{protocol} ± one standard error. Test (n = {test}) and shifts (mean over {shifts}) "
