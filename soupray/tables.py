@@ -248,8 +248,10 @@ def show_status(found: Status) -> None:
     out.print(f"{found.sweep} in {found.storage}", markup=False)
     out.print(f"{done}{', ' if said else ''}{said}.", markup=False)
     if found.best is not None:
-        score = f"{_percent(found.best.accuracy)} on {found.best.n} held-out samples"
-        out.print(f"best so far: {found.best.key}, {score}.", markup=False)
+        best = found.best
+        score = "" if best.metric == "accuracy" else f"{best.metric} {best.score:.3f}, "
+        score += f"{_percent(best.accuracy)} on {best.n} held-out samples"
+        out.print(f"best so far: {best.key}, {score}.", markup=False)
     if found.driver is None or found.lease_expires is None:
         out.print("nobody drives it.")
     else:
