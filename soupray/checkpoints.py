@@ -39,6 +39,7 @@ from soupray.errors import (
 )
 from soupray.records import CheckpointRef, decode, encode
 from soupray.storage import Store
+from soupray.store_errors import ask_twice
 
 R = TypeVar("R")
 Weights = dict[str, torch.Tensor]
@@ -100,31 +101,29 @@ class Checkpoints:
 
     def _download(self, sha256: str, local: Path) -> None:
         path = CheckpointRef(sha256=sha256, size_bytes=0).path
-        size = self.store.size(path)
-        self._make_room(size)
+        ref = CheckpointRef(sha256=sha256, size_bytes=self.store.size(path))
+        self._make_room(ref.size_bytes)
         part = self._new_part()
         try:
-            seen = self._copy(path, size, part)
-            if seen != sha256:  # an answer may have been cut short on its way
-                seen = self._copy(path, size, part)
-            if seen != sha256:
-                raise ChecksumMismatch(
-                    f"{path} in {self.store.url} has SHA-256 {seen} ({size} bytes): it is corrupt "
-                    "or truncated. Restore that object, or delete it and the manifest of its "
-                    "trial, and run the sweep again: only that trial is repeated."
-                )
+            ask_twice(lambda: self._copy(ref, part), ChecksumMismatch)
             part.rename(local)
         finally:
             part.unlink(missing_ok=True)
 
-    def _copy(self, path: str, size: int, part: Path) -> str:
-        """Write the object into a local file; the SHA-256 of what came."""
+    def _copy(self, ref: CheckpointRef, part: Path) -> None:
+        """Write the object into a local file. Raises ChecksumMismatch."""
         seen = hashlib.sha256()
         with _local_disk(self._cache), part.open("wb") as file:
-            for chunk in self._ranges(path, size):
+            for chunk in self._ranges(ref.path, ref.size_bytes):
                 seen.update(chunk)
                 file.write(chunk)
-        return seen.hexdigest()
+        if seen.hexdigest() != ref.sha256:
+            raise ChecksumMismatch(
+                f"{ref.path} in {self.store.url} has SHA-256 {seen.hexdigest()} "
+                f"({ref.size_bytes} bytes): it is corrupt or truncated. Restore that object, or "
+                "delete it and the manifest of its trial, and run the sweep again: only that "
+                "trial is repeated."
+            )
 
     def _ranges(self, path: str, size: int) -> Iterator[bytes]:
         """The object in order, READERS ranges of it on their way at a time."""
@@ -244,6 +243,25 @@ def tensor_digests(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return digests
 
 
+def read_view(store: Store, path: str) -> bytes:
+    """The bytes at `path`, as many as the store says there are. Raises NotFound, CheckpointError.
+
+    For what no digest names and nothing decodes: tables and figures.
+    """
+
+    def read() -> bytes:
+        data, size = store.get(path), store.size(path)
+        if len(data) != size:
+            raise CheckpointError(
+                f"{path} in {store.url} has {size} bytes, but {len(data)} came, twice: they were "
+                "cut short on their way, or it is being written. Try again; if that does not help, "
+                "look at what is between here and the store."
+            )
+        return data
+
+    return ask_twice(read, CheckpointError)
+
+
 def create_record(store: Store, path: str, record: R, kind: Any = None) -> R:
     """Store `record` unless one is there; return the one that counts: the loser adopts it.
 
@@ -263,12 +281,10 @@ def create_record(store: Store, path: str, record: R, kind: Any = None) -> R:
 def read_record(store: Store, path: str, kind: Any) -> Any:
     """The record at `path`. Raises NotFound, CheckpointError.
 
-    What cannot be read is asked for again: the answer may have been cut short on its way.
+    No record is a bare number, which would be another one if cut short, and not be noticed.
     """
-    with suppress(msgspec.MsgspecError):
-        return decode(store.get(path), kind)
     try:
-        return decode(store.get(path), kind)
+        return ask_twice(lambda: decode(store.get(path), kind), msgspec.MsgspecError)
     except msgspec.MsgspecError as error:
         raise CheckpointError(
             f"{path} in {store.url} cannot be read: {error}. It is corrupt, or of another version "

@@ -11,11 +11,12 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from soupray.checkpoints import read_record
-from soupray.errors import NotFound, SouprayError
+from soupray.checkpoints import find_record, read_record
+from soupray.errors import SouprayError
 from soupray.evaluation.pool import all_trials, manifest_path
-from soupray.records import Record
+from soupray.records import Record, encode
 from soupray.spec import SweepSpec, parse_data
 from soupray.storage import Store
 from soupray.wiring import find_basis
@@ -68,13 +69,13 @@ def _stem(path: str) -> str:
 
 
 def _named(store: Store) -> set[str]:
-    """Every SHA-256 in every record, of any sweep and of any kind."""
+    """Every SHA-256 in every record, of any sweep and of any kind. Raises CheckpointError."""
 
     def digests(path: str) -> set[str]:
-        try:
-            return {found.decode() for found in SHA256.findall(store.get(path))}
-        except NotFound:  # a view that was replaced while we looked
-            return set()
+        # Decoded first: of a record that was cut short some digests would be missing. None is a
+        # view that was replaced while we looked.
+        found = find_record(store, path, Any)
+        return {digest.decode() for digest in SHA256.findall(encode(found))}
 
     records = [p for p in store.list("") if p.endswith(".json") and not p.startswith("resume/")]
     with ThreadPoolExecutor(16) as threads:

@@ -17,6 +17,7 @@ import msgspec
 from soupray.errors import AlreadyExists, NotFound, StoreError
 from soupray.records import Record, decode, encode
 from soupray.storage import Store
+from soupray.store_errors import ask_twice
 
 TERM_S = 60.0
 RENEW_S = 15.0
@@ -119,12 +120,12 @@ class Lease:
                 ) from None
 
     def _read(self) -> tuple[LeaseRecord, str | None]:
-        data, etag = self._store.get_tagged(self._path)
-        with suppress(msgspec.MsgspecError):
+        def read() -> tuple[LeaseRecord, str | None]:
+            data, etag = self._store.get_tagged(self._path)
             return decode(data, LeaseRecord), etag
-        data, etag = self._store.get_tagged(self._path)  # an answer may have been cut short
+
         try:
-            return decode(data, LeaseRecord), etag
+            return ask_twice(read, msgspec.MsgspecError)
         except msgspec.MsgspecError as error:
             raise StoreError(
                 f"{self._path} in {self._store.url} is not a lease: {error}. If no other driver "

@@ -8,13 +8,13 @@ import tempfile
 from pathlib import Path
 
 from soupray.candidates import Outcome, mean_of
-from soupray.checkpoints import Checkpoints, find_record
+from soupray.checkpoints import Checkpoints, find_record, read_record, read_view
 from soupray.errors import NotFound
 from soupray.home import atomic_write
 from soupray.indexer import open_tracker
 from soupray.ports import Champion, TrackedRun, Tracker
 from soupray.recipe_file import Foreign, RecipeFile
-from soupray.records import Basis, Manifest, decode, encode
+from soupray.records import Basis, Manifest, encode
 from soupray.reporting.plots import draw_all
 from soupray.reporting.publish import entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import Entry, as_csv, names_of
@@ -83,24 +83,28 @@ def _remove_stale(output: Path, earlier: dict[Path, bytes], current: set[str]) -
 
 
 def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
-    """Fetch the results of `spec` from the store. Raises NotFound if there are none."""
+    """Fetch the results of `spec` from the store. Raises NotFound, CheckpointError.
+
+    No file is written before all of them but the weights are here, whole.
+    """
     place = settle(spec, home).place
     store = place.open_store()
     prefix = _in_store(spec, "")
     paths = store.list(prefix.rstrip("/"))
     if not paths:
         raise NotFound(f"no results of {spec.name} in {store.url}: run `soupray soup` first.")
+    views = {output / path.removeprefix(prefix): read_view(store, path) for path in paths}
+    recipes = [read_record(store, p, RecipeFile) for p in paths if p.endswith(".recipe.json")]
     earlier = _recipes_in(output)
-    fetched = []
-    for path in paths:
-        fetched.append(output / path.removeprefix(prefix))
-        atomic_write(fetched[-1], store.get(path))
-    _remove_stale(output, earlier, {target.name for target in fetched})
-    for data in _recipes_in(output).values():
-        recipe = decode(data, RecipeFile)
-        if recipe.sha256 is not None:
-            fetched.append(_copy_weights(place, recipe.sha256, recipe.name, output))
-    return fetched
+    for target, data in views.items():
+        atomic_write(target, data)
+    _remove_stale(output, earlier, {target.name for target in views})
+    made = [
+        _copy_weights(place, recipe.sha256, recipe.name, output)
+        for recipe in recipes
+        if recipe.sha256 is not None
+    ]
+    return [*views, *made]
 
 
 def stored_leaderboard(spec: SweepSpec, home: Path) -> tuple[list[Entry], Basis]:
@@ -129,7 +133,7 @@ def publish(spec: SweepSpec, home: Path) -> int:
             name = path.rpartition("/")[2]
             if name in SHOWN:
                 files.append(Path(folder, name))
-                files[-1].write_bytes(store.get(path))
+                files[-1].write_bytes(read_view(store, path))
         tracker.attach(spec.name, files)
     return len(runs)
 

@@ -23,7 +23,7 @@ from soupray.recipes import TABLE, Option
 from soupray.recipes.learned import bytes_read
 from soupray.records import Basis, CheckpointRef, Pool, Record, Scores, digest
 from soupray.reporting.plots import line_candidates
-from soupray.reporting.ranking import Entry, best_soup, leaderboard, weights_of
+from soupray.reporting.ranking import Entry, best_soup, leaderboard, model_of
 from soupray.session import Session, opened
 from soupray.settling import Settled
 from soupray.spec import NAME_LENGTH, SweepSpec
@@ -126,7 +126,7 @@ def _result(session: Session, spec: SweepSpec, choices: Choices) -> Result:
         basis=session.basis,
         reported=reported,
         soup=soup,
-        weights=evaluator.save(weights_of(soup)),
+        weights=evaluator.save(model_of(soup)),
         statistics=evaluator.statistics(asked),
         settled=session.settled,
         made=choices.made,

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
 from soupray.documents import parse_yaml, read_text
 from soupray.errors import ConfigError
+from soupray.mistakes import explain
 from soupray.naming import resolved
 from soupray.recipes import Option, check_recipes
 from soupray.records import Metric, Setting, Training, digest
 from soupray.sources import DataSpec
 from soupray.space import IMAGE_ONLY, Count, NonNegative, Positive, Search, SpecModel, refuse
 from soupray.subject import Init, TaskSpec, TrainedInit
+from soupray.urls import has_password
 
 NAME_LENGTH = 63
-
-_SECRET = re.compile(r"(?<=://)[^/@]*:.*@")
-"""User and password in a URL."""
 
 
 def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
@@ -107,7 +105,7 @@ class SweepSpec(SpecModel):
     @pydantic.field_validator("storage", "tracking")
     @classmethod
     def _holds_no_secret(cls, url: str) -> str:
-        if _SECRET.search(url):
+        if has_password(url):
             raise ValueError(
                 "a spec is stored and shown, so no password may be in it. Put it into the "
                 "environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
@@ -245,64 +243,6 @@ def parse_data(data: dict[str, Any], source: str) -> SweepSpec:
         # Through JSON, because pydantic's strict mode takes a list for a tuple only there.
         spec = SweepSpec.model_validate_json(json.dumps(data, default=str))
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(error, source)) from error
+        raise ConfigError(explain(error, source, SweepSpec)) from error
     check_recipes(spec.recipes, f"{source}: recipes")
     return spec
-
-
-def _explain(error: pydantic.ValidationError, source: str) -> str:
-    """One message for the deepest of pydantic's errors (unions report every branch)."""
-    vague = ("missing", "model_type")
-    first = max(error.errors(), key=lambda e: (e["type"] not in vague, len(e["loc"])))
-    *inner, last = first["loc"] or ("(top level)",)
-    names = [p for p in inner if isinstance(p, int) or p in _KEYS]
-    # The last part is the key itself, unless it is how pydantic names a branch of a union.
-    if isinstance(last, int) or first["type"] == "extra_forbidden" or last in _KEYS:
-        names.append(last)
-    where = ".".join(map(str, names)) or "(top level)"
-    if first["type"] == "extra_forbidden":
-        allowed = _fields_at(inner)
-        close = difflib.get_close_matches(str(names[-1]), allowed, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        return f"{source}: {where}: unknown key.{hint} Allowed: {', '.join(allowed)}."
-    if first["type"] == "missing":
-        return f"{source}: {where}: required, but not given."
-    value = first["input"] if not isinstance(first["input"], dict) else "this mapping"
-    message = first["msg"].removeprefix("Value error, ")
-    shown = _SECRET.sub("***@", repr(value))
-    return f"{source}: {where}: {shown} is not allowed: {message}."
-
-
-def _fields_at(loc: list[int | str]) -> list[str]:
-    """Keys allowed in the mapping that `loc`, pydantic's path, leads to."""
-    models: list[Any] = [SweepSpec]
-    for part in loc:
-        fields = [m.model_fields[part] for m in models if part in m.model_fields]
-        # What is no field is the tag of a union, which says which of its models is meant.
-        tagged = [m for m in models if part in _kinds(m)]
-        models = [inner for f in fields for inner in _models(f.annotation)] or tagged or models
-    return list(dict.fromkeys(name for m in models for name in m.model_fields))
-
-
-def _models(annotation: Any) -> list[Any]:
-    """The models in a field's type, through unions and annotations."""
-    if isinstance(annotation, type) and issubclass(annotation, SpecModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
-
-
-def _kinds(model: Any) -> tuple[Any, ...]:
-    kind = model.model_fields.get("kind")
-    return get_args(kind.annotation) if kind else ()
-
-
-def _all_keys(model: Any) -> set[str]:
-    """Keys of a model and of all models in it."""
-    keys = set(model.model_fields)
-    for field in model.model_fields.values():
-        for inner in _models(field.annotation):
-            keys |= _all_keys(inner)
-    return keys
-
-
-_KEYS = _all_keys(SweepSpec)

@@ -9,17 +9,20 @@ from soupray.asked import find_stopped, unasked
 from soupray.errors import NotFound
 from soupray.evaluation.pool import Found, all_trials, find_trials
 from soupray.heartbeat import Beat, RunningTrial, find_driver
-from soupray.records import Basis, Record, pool_of
+from soupray.maths.metrics import as_read, value
+from soupray.records import Metric, Record
 from soupray.settling import settle
 from soupray.spec import SweepSpec
 from soupray.wiring import find_basis
 
 
 class Best(Record, frozen=True, kw_only=True):
-    """The best ingredient so far, on held-out data."""
+    """The best ingredient so far on held-out data, by `metric`, of which it has `score`."""
 
     key: str
     hparams: dict[str, float | int | str]
+    metric: Metric
+    score: float
     accuracy: float
     n: int
 
@@ -75,7 +78,7 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
         running=running,
         failed=beat.failed,
         missing=len(missing) + later - len(running),
-        best=_best(basis, found),
+        best=_best(found, spec.metric),
         seconds_left=_aged(beat.seconds_left, heartbeat.written) if heartbeat else None,
         driver=driver.lease.who if driver else None,
         lease_expires=driver.lease.expires if driver else None,
@@ -83,11 +86,18 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
     )
 
 
-def _best(basis: Basis, found: Found) -> Best | None:
-    for first in pool_of(basis, found.complete).ingredients[:1]:
-        trial, score = first.trial, first.held_out
-        return Best(key=trial.key, hparams=trial.hparams, accuracy=score.accuracy, n=score.n)
-    return None
+def _best(found: Found, metric: Metric) -> Best | None:
+    if not found.complete:
+        return None
+    first = min(found.complete, key=lambda i: (-value(i.held_out, metric), i.trial.key))
+    return Best(
+        key=first.trial.key,
+        hparams=first.trial.hparams,
+        metric=metric,
+        score=as_read(value(first.held_out, metric), metric),
+        accuracy=first.held_out.accuracy,
+        n=first.held_out.n,
+    )
 
 
 def _aged(left: float | None, written: float) -> float | None:

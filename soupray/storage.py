@@ -7,7 +7,7 @@ the bucket. Every foreign exception is mapped to one of ours in `store_errors`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -63,12 +63,6 @@ class Store:
             path,
             lambda: bytes(obstore.get_range(self._backend, path, start=start, length=length)),
         )
-
-    def stream(self, path: str, chunk_bytes: int = 8 << 20) -> Iterator[bytes]:
-        """The object in chunks; memory stays at a few chunks whatever its size."""
-        with mapped(self.url, path):
-            for chunk in obstore.get(self._backend, path).stream(min_chunk_size=chunk_bytes):
-                yield bytes(chunk)
 
     def create(self, path: str, data: bytes) -> None:
         """Write only if absent. Raises AlreadyExists, even after a client's own first try."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -56,6 +56,17 @@ def insist(ask: Callable[[], T]) -> T:
                 raise
         time.sleep(pause)
         pause *= 2
+
+
+def ask_twice(read: Callable[[], T], doubted: type[Exception]) -> T:
+    """`read()`, once more if that raises `doubted`: what came does not look whole.
+
+    An answer may be cut short on its way although its length header was whole: only its content
+    tells. What is cut short twice, or stored so, raises `doubted`.
+    """
+    with suppress(doubted):
+        return read()
+    return read()
 
 
 _NO_BUCKET = "The bucket of {} does not exist. Create it, or correct `storage` in the spec."

@@ -48,10 +48,12 @@ def show_leaderboard(entries: list[Entry], basis: Basis, spec: SweepSpec) -> Non
             f"{e.size_bytes / 1e6:.{1 if e.size_bytes < 1e9 else 0}f}",
         )
     out.print(shown)
-    out.print(_meaning(basis, spec), style="dim")
+    some = ", ".join(entries[0].test_on_classes)
+    out.print(_meaning(basis, spec, some), style="dim")
 
 
-def _meaning(basis: Basis, spec: SweepSpec) -> str:
+def _meaning(basis: Basis, spec: SweepSpec, some: str) -> str:
+    """`some`: shifts of some classes, of which ID test has samples."""
     held_out, test = basis.split("held_out").size, basis.split("test").size
     shifts = ", ".join(s.name for s in basis.reported if s.role == "shift") or "none"
     rank = [s for s in basis.reported if s.role == "rank"]
@@ -69,7 +71,6 @@ def _meaning(basis: Basis, spec: SweepSpec) -> str:
         protocol += f" Chosen and ordered by {spec.metric}."
     if spec.precision == "bf16":
         protocol += " All in bfloat16, without a second pass in float32."
-    some = ", ".join(s.name for s in basis.reported if s.label_map is not None)
     beside = "Of some classes only, beside ID test on them in leaderboard.csv"
     meaning = (
         f"{protocol} ± one standard error. Test (n = {test}) and shifts (mean over {shifts}) "
@@ -247,8 +248,10 @@ def show_status(found: Status) -> None:
     out.print(f"{found.sweep} in {found.storage}", markup=False)
     out.print(f"{done}{', ' if said else ''}{said}.", markup=False)
     if found.best is not None:
-        score = f"{_percent(found.best.accuracy)} on {found.best.n} held-out samples"
-        out.print(f"best so far: {found.best.key}, {score}.", markup=False)
+        best = found.best
+        score = "" if best.metric == "accuracy" else f"{best.metric} {best.score:.3f}, "
+        score += f"{_percent(best.accuracy)} on {best.n} held-out samples"
+        out.print(f"best so far: {best.key}, {score}.", markup=False)
     if found.driver is None or found.lease_expires is None:
         out.print("nobody drives it.")
     else:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from soupray.console import Progress, say, table
 from soupray.errors import CheckpointError, StoreError
 from soupray.heartbeat import Beat, RunningTrial
-from soupray.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial
+from soupray.maths.metrics import as_read, value
+from soupray.records import EpochRecord, Ingredient, Manifest, Metric, Tombstone, Trial
 
 SHOWN = 8
 """Finished trials in the table: the last ones. No more are kept."""
@@ -124,24 +125,32 @@ class Watch:
     def _show(self) -> None:
         over = self.complete + self.diverged + self.given_up
         self._progress.note = f" ({over} of {len(self._left)} trials, {len(self._running)} running)"
-        shown = table(
-            "trial", "lr", "epoch", "held-out", "state", right=("lr", "epoch", "held-out")
-        )
+        metrics = {t.metric for t in self._trials.values() if t.metric}  # of a sweep, one
+        right = ("lr", "epoch", "held-out", *metrics)
+        shown = table("trial", *right, "state", right=right)
         recent = [*self._done, *sorted(self._running)]
         for key in recent:
             trial, epoch = self._trials[key], self._epochs.get(key)
             manifest = self._done.get(key)
             state = "done" if key in self._done else "running"
-            accuracy = "" if epoch is None else f"{epoch.held_out_correct / epoch.held_out_n:.3f}"
-            if isinstance(manifest, Ingredient):
-                accuracy = f"{manifest.held_out.accuracy:.3f}"
-            elif isinstance(manifest, Tombstone):
+            if isinstance(manifest, Tombstone):
                 state = "diverged"
             shown.add_row(
                 f"{trial.index:02d} {key[:8]}",
                 f"{trial.hparams['lr']:.1e}",
                 f"{epoch.epoch if epoch else 0}/{trial.hparams['epochs']}",
-                accuracy,
+                *(_score(metric, epoch, manifest) for metric in ("accuracy", *metrics)),
                 state,
             )
         self._progress.refresh(shown)
+
+
+def _score(metric: Metric, epoch: EpochRecord | None, manifest: Manifest | None) -> str:
+    """Of what is stored, else of the last epoch."""
+    if isinstance(manifest, Ingredient):
+        return f"{as_read(value(manifest.held_out, metric), metric):.3f}"
+    if epoch is None:
+        return ""
+    if metric == "accuracy":
+        return f"{epoch.held_out_correct / epoch.held_out_n:.3f}"
+    return f"{as_read(epoch.rank, metric):.3f}"

@@ -80,7 +80,7 @@ def leaderboard(folder: Path) -> list[dict]:
     return json.loads((folder / "leaderboard.json").read_text())
 
 
-COPIED = ("bases", "trials", "sweeps", "evaluations", "measures", "soups", "weights")
+COPIED = ("bases", "trials", "sweeps", "evaluations", "answers", "soups", "weights")
 """What the store of the main job holds that its copies need."""
 
 

@@ -1,6 +1,7 @@
 """What several test modules need: the demo cut short, the embedded store, records made by hand."""
 
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from soupray.records import (
     pack_right,
 )
 from soupray.spec import SweepSpec, parse
-from soupray.storage import Credentials, open_store
+from soupray.storage import Credentials, Store, open_store
 from soupray.tasks.image import OpenClipTask
 
 DIGITS = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
@@ -90,6 +91,19 @@ def embedded(home: Path) -> Iterator[Credentials]:
         yield Credentials(running.endpoint, running.access_key, running.secret_key)
     finally:
         stack.down(home)
+
+
+class CutShort(Store):
+    """Each of its objects comes as its first half, so many times."""
+
+    def __init__(self, store: Store, times: float) -> None:
+        super().__init__(store._backend, store.url)
+        self._left = defaultdict[str, float](lambda: times)
+
+    def get(self, path: str) -> bytes:
+        data = super().get(path)
+        self._left[path] -= 1
+        return data if self._left[path] < 0 else data[: len(data) // 2]
 
 
 def split(name: str, size: int, role: str = "shift") -> Split:

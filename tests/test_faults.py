@@ -6,6 +6,7 @@ Each seed breaks about one request in thirty, until a run gets through.
 
 import hashlib
 import json
+import math
 import random
 import subprocess
 import time
@@ -14,16 +15,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from shared import small_disk, trial
+from shared import CutShort, small_disk, split, trial
 from toy import LinearTask, make_data
 
-from soupray.checkpoints import Checkpoints, create_record, read_record
+from soupray.candidates import mean_of
+from soupray.checkpoints import Checkpoints, create_record, read_record, read_view
 from soupray.data.cache import Data
-from soupray.errors import AlreadyExists, SouprayError, StoreUnavailable
+from soupray.doctor import _round_trip
+from soupray.errors import AlreadyExists, CheckpointError, SouprayError, StoreUnavailable
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.pool import find_trials
 from soupray.evaluation.selection import HeldOut
+from soupray.evaluation.shelf import Shelf
 from soupray.home import atomic_write
 from soupray.records import (
     Basis,
@@ -36,6 +40,7 @@ from soupray.records import (
     encode,
     pool_of,
 )
+from soupray.requests import Temperature
 from soupray.soup import run_recipes
 from soupray.space import Space
 from soupray.storage import Store, open_store
@@ -273,19 +278,48 @@ def test_a_local_file_that_does_not_fit_leaves_the_old_one_and_nothing_else(tmp_
         assert [path.name for path in disk.iterdir()] == ["board.json"]
 
 
-def once_cut_short(store: Store) -> Faulty:
-    """A store whose first answer with content is half of it."""
+def once(kind: str, store: Store) -> Faulty:
+    """A store that has one fault, at the first request that can have it."""
     faulty = Faulty(store, seed=0, often=0)
-    left = ["truncates"]
-    faulty._fault = lambda *kinds: left.pop() if left and "truncates" in kinds else None
+    left = [kind]
+    faulty._fault = lambda *kinds: left.pop() if left and kind in kinds else None
     return faulty
+
+
+def once_cut_short(store: Store) -> Faulty:
+    return once("truncates", store)
 
 
 def test_an_answer_that_is_cut_short_once_is_asked_for_again(tmp_path):
     store = open_store("memory://")
     store.put("a.json", encode(trial("a")))
     assert read_record(once_cut_short(store), "a.json", Trial) == trial("a")
+    store.put("a.png", b"no digest names it")
+    assert read_view(once_cut_short(store), "a.png") == b"no digest names it"
     ref = Checkpoints(store, tmp_path / "one").save(LinearTask().init(), {})
     fetched = Checkpoints(once_cut_short(store), tmp_path / "other").fetch(ref.sha256)
     assert fetched.read_bytes() == store.get(ref.path)
     assert list((tmp_path / "other").iterdir()) == [fetched]
+
+
+def test_a_view_or_an_answer_that_is_always_cut_short_is_never_believed(tmp_path):
+    store = open_store("memory://")
+    store.put("a.png", b"1234")
+    with pytest.raises(CheckpointError, match=r"a\.png .* has 4 bytes, but 2 came, twice"):
+        read_view(CutShort(store, math.inf), "a.png")
+
+    def shelf(store: Store) -> Shelf:
+        return Shelf(Checkpoints(store, tmp_path), SETTING, split("train", 9))
+
+    asked = Temperature(candidate=mean_of(["a" * 64])), split("held_out", 10)
+    assert shelf(store).answer(*asked) is None
+    assert shelf(store).keep_answer(*asked, 1.2345) == 1.2345
+    assert shelf(CutShort(store, 1)).answer(*asked) == 1.2345
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        shelf(CutShort(store, math.inf)).answer(*asked)  # not 1.2
+
+
+def test_doctor_finds_a_store_well_that_lost_the_answer_to_its_first_write():
+    store = once("answers exists", open_store("memory://"))
+    assert "a second create is refused" in _round_trip(store)
+    assert store.list("") == []

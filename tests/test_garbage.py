@@ -2,16 +2,19 @@
 
 import hashlib
 import json
+import math
 import time
 
 import msgspec
+import pytest
 from conftest import inside, leaderboard, mini_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared import ingredient, scores, split
+from shared import CutShort, ingredient, scores, split
 
 from soupray.candidates import mean_of
 from soupray.checkpoints import create_record
+from soupray.errors import CheckpointError
 from soupray.evaluation.pool import manifest_path
 from soupray.garbage import OLDER_THAN_S, find_garbage, remove
 from soupray.plan import trials_of
@@ -55,7 +58,7 @@ def an_evaluation(store: Store, name: str, weights: CheckpointRef) -> None:
 
 
 def an_answer(store: Store, name: str, weights: CheckpointRef) -> None:
-    create_record(store, f"measures/{name}.json", weights)
+    create_record(store, f"answers/{name}.json", {"answer": weights})
 
 
 def statistics(store: Store, name: str, weights: CheckpointRef) -> None:
@@ -107,6 +110,19 @@ def test_no_object_that_any_record_names_goes_and_every_other_does(kinds, orphan
     assert remove(store, found, 0) == found
     assert set(store.list("")) == kept
     assert find_garbage(store, mine, 0) == []
+
+
+def test_a_record_that_comes_cut_short_is_asked_for_again_or_nothing_goes():
+    store = open_store("memory://")
+    mine = spec()
+    basis_of(store, mine)
+    a_soup(store, "s", stored(store, "weights"))
+    lost = stored(store, "orphan").path
+    assert [g.path for g in find_garbage(CutShort(store, 1), mine, 0)] == [lost]
+    before = set(store.list(""))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        find_garbage(CutShort(store, math.inf), mine, 0)
+    assert set(store.list("")) == before
 
 
 def test_what_is_young_stays(tmp_path):

@@ -1,6 +1,7 @@
 """Models of the hub where there is no network: one sentence that says what to do."""
 
-import huggingface_hub
+import huggingface_hub.constants
+import huggingface_hub.errors
 import pytest
 
 from soupray.errors import ConfigError
@@ -55,6 +56,18 @@ def test_a_hub_that_does_not_answer_is_named_without_what_its_address_hides(monk
     said = not_reached(wrapped(ConnectionRefusedError(111, "Connection refused")), "a file")
     assert "and mirror.local:9 was not reached ([Errno 111] Connection refused). Name a" in said
     assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("hub", "transformers", "offline"),
+    [("0", "", False), ("", "", False), ("yes", "", True), ("", "True", True), ("0", "1", False)],
+)
+def test_offline_is_what_huggingface_hub_takes_for_it(hub, transformers, offline, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", hub)
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", transformers)
+    said = not_reached(wrapped(ConnectionRefusedError(111, "refused")), "a file")
+    assert ("is not asked under HF_HUB_OFFLINE" in said) is offline
+    assert ("was not reached" in said) is not offline
 
 
 def wrapped(cause: Exception) -> Exception:

@@ -245,6 +245,22 @@ def test_a_trial_shows_nothing_of_test_and_shifts_before_the_choice():
     assert (run.started, run.finished) == (100.0, 200.0)
 
 
+def test_the_metric_of_a_trial_has_a_curve_nll_with_its_own_sign():
+    def curves(metric, *values):
+        history = [
+            msgspec.structs.replace(e, value=v) for e, v in zip(HISTORY, values, strict=True)
+        ]
+        of = msgspec.structs.replace(TRIED.trial, metric=metric)
+        made = msgspec.structs.replace(TRIED, trial=of, history=tuple(history))
+        return trial_run(SPEC, made).curves
+
+    plain = trial_run(SPEC, TRIED).curves
+    nll = {"epoch/held_out_nll": ((1, 0.75), (2, 0.25))}
+    assert curves("nll", -0.75, -0.25) == plain | nll
+    worst = {"epoch/held_out_worst_class": ((1, 0.0), (2, 0.5))}
+    assert curves("worst_class", 0.0, 0.5) == plain | worst
+
+
 def test_what_all_trials_share_is_a_parameter_of_the_sweep_and_not_of_each():
     assert "trial.batch_size" not in trial_run(SPEC, TRIED).params
     params = sweep_run(SPEC, started=1.0).params

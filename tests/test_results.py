@@ -2,9 +2,13 @@
 
 import shutil
 
-from conftest import inside, leaderboard
+import pytest
+from conftest import inside, leaderboard, mini_text
 
-from soupray.results import _recipes_in, _remove_stale, slug
+from soupray.errors import CheckpointError
+from soupray.results import _recipes_in, _remove_stale, pull, slug
+from soupray.spec import parse
+from soupray.storage import open_store
 
 FILES = {"leaderboard.json", "leaderboard.csv", "runs.json", "champion.json", "robustness.png"}
 
@@ -40,6 +44,22 @@ def test_a_soup_with_other_recipes_replaces_the_results_of_the_first(run, fresh)
     for _ in range(2):
         inside("publish", fresh.spec, *fresh.where)
         assert entries(fresh) == ranks
+
+
+def test_results_with_a_recipe_that_cannot_be_read_are_refused_and_none_is_written(tmp_path):
+    where = {
+        "storage: embedded": f"storage: file://{tmp_path}/s",
+        "tracking: embedded": "tracking: off",
+    }
+    spec, store = parse(mini_text(**where), "x"), open_store(f"file://{tmp_path}/s")
+    store.put("sweeps/mini/results/leaderboard.json", b"[]")
+    store.put("sweeps/mini/results/greedy.recipe.json", b'{"name": "gre')
+    with pytest.raises(CheckpointError, match=r"greedy\.recipe\.json .* cannot be read"):
+        pull(spec, tmp_path / "home", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    store.delete("sweeps/mini/results/greedy.recipe.json")
+    (board,) = pull(spec, tmp_path / "home", tmp_path / "out")
+    assert board.read_bytes() == b"[]"
 
 
 def test_weights_of_a_recipe_that_is_now_another_one_go_and_others_stay(tmp_path):

@@ -251,5 +251,6 @@ def test_a_password_in_a_spec_is_refused_and_not_repeated(field, url):
     assert "MLFLOW_TRACKING_PASSWORD" in str(error.value)
 
 
-def test_a_user_without_a_password_may_be_in_a_spec():
-    assert edited("tracking: embedded", "tracking: http://me@mlflow:5000").tracking
+@pytest.mark.parametrize("url", ["http://me@mlflow:5000", "http://mlflow:5000/a@b"])
+def test_a_user_without_a_password_and_a_path_with_an_at_may_be_in_a_spec(url):
+    assert edited("tracking: embedded", f"tracking: {url}").tracking == url

@@ -14,7 +14,7 @@ from soupray.evaluation.pool import manifest_path
 from soupray.heartbeat import Beat, RunningTrial, find_driver, lease_path, write_heartbeat
 from soupray.lease import Lease, LeaseRecord, this_process
 from soupray.plan import trials_of
-from soupray.records import Basis, CheckpointRef, EpochRecord, Tombstone, encode
+from soupray.records import Basis, CheckpointRef, EpochRecord, Tombstone, decode, encode
 from soupray.spec import load
 from soupray.status import find_status
 from soupray.storage import open_store
@@ -52,6 +52,24 @@ def test_without_a_driver_what_is_not_over_is_missing(swept, tmp_path):
     assert (found.running, found.driver, found.seconds_left) == ((), None, None)
     assert found.best is not None
     assert (found.best.key, found.best.accuracy) == (trials[0].key, 0.9)
+
+
+def test_the_best_is_by_the_metric_of_the_spec(swept, tmp_path):
+    path, _, store, trials = swept
+    path.write_text(path.read_text().replace("seed: 0\n", "seed: 0\nmetric: nll\n", 1))
+    spec = load(path)
+    (sure, right, *_) = trials_of(spec, decode(store.get(store.list("bases")[0]), Basis))
+    assert not {sure.key, right.key} & {t.key for t in trials}
+    # 6 of 10 right with an NLL of .25 is better than 9 of 10 with one of .5.
+    for one, correct, nll in ((sure, 6, 0.25), (right, 9, 0.5)):
+        held_out = msgspec.structs.replace(scores(correct, 10), nll=nll)
+        made = msgspec.structs.replace(ingredient("a", held_out), trial=one)
+        create_record(store, manifest_path(one.key), made)
+    best = find_status(spec, tmp_path).best
+    assert best is not None
+    assert (best.key, best.metric, best.score, best.accuracy) == (sure.key, "nll", 0.25, 0.6)
+    said = inside("status", path, "--home", tmp_path).stdout
+    assert f"best so far: {sure.key}, nll 0.250, 60.0 on 10 held-out samples." in said
 
 
 def test_a_living_driver_says_what_runs_at_which_epoch_and_how_long_it_will_take(swept, tmp_path):

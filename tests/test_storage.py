@@ -51,24 +51,20 @@ def at_once(store, work):
 
 
 class TestContract:
-    def test_what_was_put_is_read_whole_in_part_and_in_chunks(self, store):
+    def test_what_was_put_is_read_whole_and_in_part(self, store):
         data = os.urandom(300_000)
         store.put("a/b", data)
         assert store.get("a/b") == data
         assert store.get_range("a/b", 1000, 50) == data[1000:1050]
-        chunks = list(store.stream("a/b", chunk_bytes=100_000))
-        assert b"".join(chunks) == data
         assert store.size("a/b") == 300_000
         store.put("a/b", b"other")
         assert store.get("a/b") == b"other"
 
-    def test_a_file_is_uploaded_in_parts_and_streamed_back(self, store, tmp_path):
+    def test_a_file_is_uploaded_in_parts(self, store, tmp_path):
         data = os.urandom(12_000_000)
         (tmp_path / "big").write_bytes(data)
         store.put("big", tmp_path / "big")
-        chunks = list(store.stream("big", chunk_bytes=4 << 20))
-        assert b"".join(chunks) == data
-        assert len(chunks) > 1 or store.url == "memory://"
+        assert store.get("big") == data
         assert store.size("big") == 12_000_000
 
     def test_create_is_refused_the_second_time_and_the_first_content_stays(self, store):
@@ -127,7 +123,6 @@ class TestContract:
             lambda s: s.get("gone"),
             lambda s: s.get_tagged("gone"),
             lambda s: s.get_range("gone", 0, 1),
-            lambda s: list(s.stream("gone")),
             lambda s: s.size("gone"),
         ],
     )

@@ -110,6 +110,22 @@ def test_the_table_shows_running_and_finished_trials_with_their_scores(watch, mo
     ]
 
 
+def test_the_table_shows_the_metric_beside_the_accuracy_nll_with_its_own_sign(monkeypatch):
+    nll = [msgspec.structs.replace(t, metric="nll") for t in TRIALS]
+    watch, shown = Watch(nll, read, lambda key: None), []
+    monkeypatch.setattr(watch._progress, "refresh", lambda table=None: shown.append(table))
+    watch.started("a")
+    watch.started("c")
+    watch.epoch("c", msgspec.structs.replace(epoch(1), value=-0.75))
+    watch.finished("a", complete=True)
+    lines = [row.split() for row in text(shown[-1])]
+    assert lines[0] == ["trial", "lr", "epoch", "held-out", "nll", "state"]
+    assert lines[1:] == [
+        ["00", "a", "1.0e-03", "0/2", "0.900", "0.500", "done"],
+        ["02", "c", "1.0e-03", "1/2", "0.500", "0.750", "running"],
+    ]
+
+
 def test_of_many_finished_trials_the_last_eight_are_shown(monkeypatch):
     trials: list[Trial] = [
         msgspec.structs.replace(trial(f"k{i:02d}", lr=1e-3, epochs=1), index=i) for i in range(20)

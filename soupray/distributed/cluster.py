@@ -37,8 +37,8 @@ CARRIED = (
     "AWS_REQUEST_CHECKSUM_CALCULATION",
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
 )
-"""Settings that workers need and Ray does not pass on. No secret is among them: on a cluster
-those come from the nodes (instance role, pod environment) or from the job's own environment."""
+"""Settings that workers need and Ray does not pass on. No secret is among them, as Ray writes a
+job's runtime_env to its logs: on a cluster those come from the nodes (role, pod environment)."""
 
 
 @contextlib.contextmanager

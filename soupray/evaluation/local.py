@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from soupray.candidates import WeightCandidate
-from soupray.checkpoints import Checkpoints, tensor_digests
+from soupray.checkpoints import Checkpoints
 from soupray.data.cache import Data
 from soupray.data.splits import Images, Labels
 from soupray.evaluation import measures
@@ -16,7 +16,7 @@ from soupray.evaluation.network import Network
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
 from soupray.evaluation.shelf import Shelf
 from soupray.ports import Reached, Task
-from soupray.records import CheckpointRef, Predictions, Setting, Split, digest
+from soupray.records import CheckpointRef, Predictions, Setting, Split
 from soupray.requests import (
     Body,
     Deviation,
@@ -110,7 +110,7 @@ class LocalWorkers:
             Deviation: measures.deviation,
         }
         about_weights: dict[Any, Callable[..., Any]] = {
-            Body: body,
+            Body: measures.body,
             Gram: measures.gram,
             Health: measures.health,
             TensorNames: measures.tensor_names,
@@ -127,14 +127,6 @@ class LocalWorkers:
             return known
         saved = self._checkpoints.save(self._network.tensors(candidate), about(candidate))
         return self.shelf.keep_saved(candidate, saved)
-
-
-def body(checkpoints: Checkpoints, request: Body) -> str:
-    """See `requests.Body`."""
-    weights = checkpoints.open(request.checkpoint)
-    return digest(
-        tensor_digests({n: weights[n] for n in weights.names if not n.startswith("head.")})
-    )
 
 
 def about(candidate: WeightCandidate) -> dict[str, str]:

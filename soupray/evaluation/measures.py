@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from soupray.candidates import mean_of
-from soupray.checkpoints import Checkpoints
+from soupray.checkpoints import Checkpoints, tensor_digests
 from soupray.data.splits import Images, Labels
 from soupray.evaluation.network import Network
 from soupray.maths.neighbours import kth_distances
-from soupray.records import CheckpointRef, pack_right, unpack_right
+from soupray.records import CheckpointRef, digest, pack_right, unpack_right
 from soupray.requests import (
+    Body,
     Defect,
     Deviation,
     Distances,
@@ -215,6 +216,14 @@ def deviation(
     else:
         high = checkpoints.load(request.logits.sha256)["logits"].numpy()[rows]
     return float(np.abs(low - high).max())
+
+
+def body(checkpoints: Checkpoints, request: Body) -> str:
+    """See `requests.Body`."""
+    weights = checkpoints.open(request.checkpoint)
+    return digest(
+        tensor_digests({n: weights[n] for n in weights.names if not n.startswith("head.")})
+    )
 
 
 def tensor_names(checkpoints: Checkpoints, request: TensorNames) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
     evaluations/<key>.json    Evaluation: scores and logits of one model on one split
     decisions/<key>.json      Tally or Rejected: a candidate against a bound
-    measures/<key>.json       answers to requests
+    answers/<key>.json        answers to requests, each in an object
 
 A key is made of digests: the candidate's (which names its weights), the split's, and the setting.
 """
@@ -92,14 +92,15 @@ class Shelf:
 
     def answer(self, request: Request[Any], split: Split) -> Any:
         """The answer to an earlier request, or None."""
-        return find_record(
-            self._store, self._path("measures", request, split.digest), request.answer
-        )
+        path = self._path("answers", request, split.digest)
+        found = find_record(self._store, path, _object(request.answer))
+        return None if found is None else found["answer"]
 
     def keep_answer(self, request: Request[Any], split: Split, answer: Any) -> Any:
         """Store an answer."""
-        path = self._path("measures", request, split.digest)
-        return create_record(self._store, path, answer, request.answer)
+        path = self._path("answers", request, split.digest)
+        kept = create_record(self._store, path, {"answer": answer}, _object(request.answer))
+        return kept["answer"]
 
     def saved(self, candidate: WeightCandidate) -> CheckpointRef | None:
         """The candidate's weights, if somebody put them into the store."""
@@ -124,6 +125,12 @@ class Shelf:
 
     def _path(self, folder: str, *parts: object) -> str:
         return f"{folder}/{digest([*parts, self._setting, EVALUATION_VERSION])[:32]}.json"
+
+
+def _object(answer: Any) -> Any:
+    """The type of an object that holds an answer: 1.2345 alone, cut short, is another number."""
+    objects: Any = dict
+    return objects[str, answer]
 
 
 def save_logits(checkpoints: Checkpoints, predictions: Predictions) -> CheckpointRef:

@@ -112,6 +112,11 @@ def value(result: Scores | Tally, metric: Metric) -> float:
     return float(min(recalls) if metric == "worst_class" else sum(recalls) / len(recalls))
 
 
+def as_read(value: float, metric: Metric) -> float:
+    """What `value` gave, as people read the metric: NLL with its own sign."""
+    return -value if metric == "nll" else value
+
+
 def expected_calibration_error(
     confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], bins: int = ECE_BINS
 ) -> float:

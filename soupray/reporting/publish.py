@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from soupray.candidates import Outcome
+from soupray.maths.metrics import as_read
 from soupray.plan import plan
 from soupray.ports import TrackedRun
-from soupray.records import EpochRecord, Ingredient, Manifest, Rejected, Scores
+from soupray.records import Ingredient, Manifest, Rejected, Scores
 from soupray.reporting.ranking import Entry, Measured, measured, shift_mean
 from soupray.spec import SweepSpec
 
@@ -76,7 +77,7 @@ def trial_run(
         params={"ingredients": "1", "recipe": "trial", **_params(hparams)},
         tags=tags,
         metrics=metrics,
-        curves=_curves(manifest.history),
+        curves=_curves(manifest),
         started=manifest.started,
         finished=manifest.finished,
         failed=not isinstance(manifest, Ingredient),
@@ -146,14 +147,20 @@ def _params(values: Mapping[str, float | int | str]) -> dict[str, str]:
     return {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in values.items()}
 
 
-def _curves(history: tuple[EpochRecord, ...]) -> dict[str, tuple[tuple[int, float], ...]]:
+def _curves(manifest: Manifest) -> dict[str, tuple[tuple[int, float], ...]]:
+    """By epoch: what it measured, and the metric that chose the best one, if that is another."""
+    history, metric = manifest.history, manifest.trial.metric
     if not history:
         return {}
     held_out = tuple((e.epoch, e.held_out_correct / e.held_out_n) for e in history)
-    return {
+    curves = {
         "epoch/train_loss": tuple((e.epoch, e.train_loss) for e in history),
         "epoch/held_out_accuracy": held_out,
     }
+    if metric:
+        values = tuple((e.epoch, as_read(e.rank, metric)) for e in history)
+        curves[f"epoch/held_out_{metric}"] = values
+    return curves
 
 
 def _trace(outcome: Outcome) -> dict[str, tuple[tuple[int, float], ...]]:

@@ -215,7 +215,7 @@ def best_soup(entries: list[Entry], outcomes: list[Outcome]) -> Outcome:
     return (soups or models)[0]
 
 
-def weights_of(outcome: Outcome) -> WeightCandidate:
+def model_of(outcome: Outcome) -> WeightCandidate:
     """The one model of a soup."""
     assert not isinstance(outcome.candidate, OutputEnsemble | VRFEnsemble)
     return outcome.candidate

@@ -50,7 +50,8 @@ def not_reached(error: BaseException, instead: str) -> str | None:
     # Without a user and a password, which the address of a mirror may have.
     hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     host = hub.netloc.rpartition("@")[2]
-    offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE")
+    asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    offline = asked.upper() in ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads them
     kept = os.environ.get("HF_HOME") or "~/.cache/huggingface"
     why = "is not asked under HF_HUB_OFFLINE" if offline else f"was not reached ({chain[-1]})"
     return (

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from soupray.checkpoints import Weights, write_weights
 from soupray.errors import ConfigError, IncompatibleWeights
 from soupray.subject import OpenClipSpec
+from soupray.tasks.batch_counts import leave_out_batch_counts
 from soupray.tasks.files import not_reached
 from soupray.tasks.foreign import Source, matched, renamed, unwrapped
-from soupray.tasks.network import leave_out_batch_counts
 from soupray.tasks.pixels import Pixels
 from soupray.tasks.vocabulary import CutTokenizer
 

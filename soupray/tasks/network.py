@@ -11,13 +11,13 @@ import torch
 from soupray.checkpoints import Weights, write_weights
 from soupray.errors import ConfigError
 from soupray.subject import TimmSpec
+from soupray.tasks.batch_counts import leave_out_batch_counts
 from soupray.tasks.efficientnet import MARK, timm_names
 from soupray.tasks.files import local_path, not_reached
 from soupray.tasks.foreign import Source, load_foreign, matched, renamed, unwrapped
 from soupray.tasks.pixels import Pixels
 
 BODY, HEAD = "body.", "head."
-_BATCH_COUNT = "num_batches_tracked"
 
 
 class NetworkClassifier(torch.nn.Module):
@@ -142,18 +142,3 @@ class TimmTask:
                 f"{spec.pretrained!r}: "
                 f"{why or f'timm cannot make it: {type(error).__name__}: {error}'}"
             ) from error
-
-
-def leave_out_batch_counts(model: torch.nn.Module) -> None:
-    """BatchNorm's count of batches is no weight: nothing reads it, and it has no average."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.num_batches_tracked = None
-            # When it loads a state dict without the count, it would put one in and refuse it.
-            module.register_load_state_dict_pre_hook(_drop_batch_count)
-
-
-def _drop_batch_count(
-    module: torch.nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *more: Any
-) -> None:
-    state_dict.pop(f"{prefix}{_BATCH_COUNT}", None)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 # Read at import. Two tries of ten seconds instead of MLflow's four minutes a request.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -22,6 +21,7 @@ from mlflow.tracking import MlflowClient
 from soupray.errors import TrackingError
 from soupray.ports import Champion, TrackedRun
 from soupray.records import digest
+from soupray.urls import mask
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # they tell of every migration
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -197,15 +197,6 @@ def _contradicts(there: Run, run: TrackedRun) -> bool:
     return any(params.get(k, v) != v for k, v in run.params.items()) or any(
         tags.get(k, v) != v for k, v in run.tags.items()
     )
-
-
-def mask(url: str) -> str:
-    """The URL without a password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user, _, host = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}").geturl()
 
 
 def ping(url: str) -> str:
