@@ -140,7 +140,7 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
             self._watcher.failed(_key_of(trial), result["failed"])
         elif "complete" in result:
             self._watcher.finished(_key_of(trial), result["complete"])
-        # Tune keeps every trial, with statistics of each number it reported: 18 kB that are not read.
+        # Tune keeps every trial, with statistics of each number it reported: 18 kB, never read.
         trial.run_metadata.metric_analysis.clear()
         trial.run_metadata.metric_n_steps.clear()
 
