@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from greedy_vit import make_photos
 from PIL import Image
+from vit_pool import make_photos
 
 from soupray.data.cache import Data, open_data
 from soupray.ports import Task

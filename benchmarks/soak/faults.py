@@ -29,26 +29,17 @@ OF_REQUESTS = (
 'exists'. `truncated`: the connection ends in the body; `cut short`: half a body with the length of
 a whole one, which no client can see."""
 
+_EITHER = (
+    "driver killed",
+    "node killed",
+    "store killed, 5 s away",
+    "store frozen, 8 s",
+    "MLflow killed",
+    "local disk full",
+)
 BESIDE = {
-    "sweep": (
-        "worker killed",
-        "driver killed",
-        "node killed",
-        "store killed, 5 s away",
-        "store frozen, 8 s",
-        "MLflow killed",
-        "local disk full",
-        "store killed, 45 s away",
-    ),
-    "soup": (
-        "actor killed",
-        "driver killed",
-        "node killed",
-        "store killed, 5 s away",
-        "store frozen, 8 s",
-        "MLflow killed",
-        "local disk full",
-    ),
+    "sweep": ("worker killed", *_EITHER, "store killed, 45 s away"),
+    "soup": ("actor killed", *_EITHER),
 }
 """Faults of processes and disks, by the phase in which they can happen."""
 
