@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -92,14 +93,24 @@ class Checkpoints:
             try:
                 # A copy that an earlier process left is hashed once before it is believed.
                 if sha256 not in self._verified and sha256_of(local) != sha256:
-                    self._download(sha256, local)
-                self._verified.add(sha256)
+                    local.unlink()
                 os.utime(local)  # used last: `_make_room` takes the others first
+                self._verified.add(sha256)
                 return local
-            except FileNotFoundError:  # not here yet, or another process made room
+            except FileNotFoundError:  # not here yet, spoilt, or another process made room
                 self._download(sha256, local)
 
     def _download(self, sha256: str, local: Path) -> None:
+        """Once a node: of the processes that want it at the same time, the others wait."""
+        lock = local.with_suffix(".lock")
+        with _local_disk(self._cache), FileLock(lock):
+            try:
+                if not local.exists():
+                    self._download_alone(sha256, local)
+            finally:
+                lock.unlink(missing_ok=True)  # who waits for it finds the file, or tries itself
+
+    def _download_alone(self, sha256: str, local: Path) -> None:
         path = CheckpointRef(sha256=sha256, size_bytes=0).path
         ref = CheckpointRef(sha256=sha256, size_bytes=self.store.size(path))
         self._make_room(ref.size_bytes)
@@ -107,13 +118,14 @@ class Checkpoints:
         try:
             ask_twice(lambda: self._copy(ref, part), ChecksumMismatch)
             part.rename(local)
+            self._verified.add(sha256)
         finally:
             part.unlink(missing_ok=True)
 
     def _copy(self, ref: CheckpointRef, part: Path) -> None:
         """Write the object into a local file. Raises ChecksumMismatch."""
         seen = hashlib.sha256()
-        with _local_disk(self._cache), part.open("wb") as file:
+        with part.open("wb") as file:
             for chunk in self._ranges(ref.path, ref.size_bytes):
                 seen.update(chunk)
                 file.write(chunk)

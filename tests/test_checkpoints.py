@@ -7,6 +7,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -242,6 +244,24 @@ def test_a_spoilt_local_copy_is_noticed_and_fetched_again(tmp_path):
     local.write_bytes(local.read_bytes()[:-1] + b"x")
     assert sha256_of(local) != ref.sha256
     assert sha256_of(Checkpoints(store, tmp_path).fetch(ref.sha256)) == ref.sha256
+
+
+def test_what_several_actors_of_a_node_want_at_once_is_fetched_once(tmp_path, monkeypatch):
+    store, asked = open_store("memory://"), []
+    ref = Checkpoints(store, tmp_path / "writer").save({"w": torch.ones(3)}, {})
+    get_range = store.get_range
+
+    def slow(path, start, length):
+        asked.append(start)
+        time.sleep(0.05)  # the others come while this is on its way
+        return get_range(path, start, length)
+
+    monkeypatch.setattr(store, "get_range", slow)
+    actors = [Checkpoints(store, tmp_path / "node") for _ in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda actor: actor.load(ref.sha256)["w"].tolist(), actors))
+    assert found == [[1.0, 1.0, 1.0]] * 8
+    assert asked == [0]
 
 
 @pytest.mark.parametrize("size", [1, 99, 100, 101, 250, 1000])

@@ -19,7 +19,7 @@ from soupray.records import Ingredient, Metric, Pool, Rejected, Scores, Split, T
 from soupray.requests import Deviation, Margins, Request
 
 T = TypeVar("T")
-DEVIATION_SAMPLES = 500
+DEVIATION_SAMPLES = 128
 """Held-out samples on which bfloat16 is compared with float32."""
 
 SAFETY = 4.0
