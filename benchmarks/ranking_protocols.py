@@ -4,9 +4,10 @@
 
 Each seed is swept and souped (`--all`) twice: with all held-out data both choosing and ranking, and
 with the same samples in two parts, `select` (half, unless told) to choose on and the rest to rank
-on. By seed: what the entry that is ranked first gets on ID test and under shift, how far the ranking
-agrees with that of ID test, and by how much the score ranked on exceeds that of ID test, for entries
-that choose something and for those that do not.
+on. By seed: what the entry that is ranked first gets on ID test and under shift, how much more the
+best entry gets on ID test, how far the ranking agrees with that of ID test, and by how much
+the score ranked on exceeds that of ID test, for entries that choose something and for those that do
+not.
 """
 
 from __future__ import annotations
@@ -90,8 +91,10 @@ def main() -> None:
                     arguments.spec, seed, held_out, arguments.home.resolve(), Path(folder)
                 )
                 boards[seed, protocol] = board
-    print("| seed | sets | first | its test | best test, more | its shifts | Spearman | excess: chosen | not |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| seed | sets | first | its test | best, more | its shifts | Spearman | chosen, excess | not |"
+    )
+    print("|---" * 9 + "|")
     found: dict[str, list[list[float]]] = {}
     for (seed, protocol), board in boards.items():
         found.setdefault(protocol, []).append(row(seed, protocol, board))

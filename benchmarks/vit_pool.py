@@ -3,8 +3,8 @@
 No weights can be downloaded where this was written, so open_clip's ViT-B-32 starts as initialised.
 Its last two blocks and its head are trained on ten regions of scikit-learn's two photographs,
 cropped, turned, recoloured and degraded at random; from there sixteen short trainings with other
-learning rates, decays, smoothing and seeds branch, as trials do. The range of learning rates decides
-how many of them a greedy soup keeps: here three, as on the two real pools.
+learning rates, decays, smoothing and seeds branch, as trials do. The range of learning rates
+decides how many of them a greedy soup keeps: here three, about as many as of the real pools.
 """
 
 from __future__ import annotations
