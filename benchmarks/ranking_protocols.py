@@ -91,10 +91,10 @@ def main() -> None:
                     arguments.spec, seed, held_out, arguments.home.resolve(), Path(folder)
                 )
                 boards[seed, protocol] = board
-    print(
-        "| seed | sets | first | its test | best, more | its shifts | Spearman | chosen, excess | not |"
-    )
-    print("|---" * 9 + "|")
+    columns = ["seed", "sets", "first", "its test", "best, more", "its shifts", "Spearman"]
+    columns += ["excess: chosen", "not"]
+    print("|", " | ".join(columns), "|")
+    print("|---" * len(columns) + "|")
     found: dict[str, list[list[float]]] = {}
     for (seed, protocol), board in boards.items():
         found.setdefault(protocol, []).append(row(seed, protocol, board))
