@@ -19,7 +19,7 @@ FAISS_GPU_K = 2048
 """The largest k of faiss' flat index on a GPU, without cuVS (`faiss::gpu::getMaxKSelection`)."""
 
 BLOCK_BYTES = 2**28
-"""Of answers or distances in memory at a time. faiss on the CPU has about twice that beside them."""
+"""Of answers or distances in memory at a time. faiss on the CPU has about twice that beside."""
 
 ANSWER_BYTES = 12
 """Of one of faiss' answers: a distance in float32 and a position in int64."""
