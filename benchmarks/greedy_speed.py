@@ -8,8 +8,11 @@ decode the images through a DataLoader, forward in float32 over the whole held-o
 
 `pools` repeats the greedy soup of sweeps that are in the store of HOME, without what is remembered:
 the ingredient list must be that of the plain procedure; it prints the share of samples that were
-run, in bfloat16 and again in float32. `vit` times both procedures end to end in one process, by
-turns, and what each part contributes; FOLDER keeps its pool for another time.
+run, in bfloat16 and again in float32, and in the same unit (held-out samples of the plain
+procedure) the training samples for BatchNorm statistics, which each candidate needs before its
+first sample: of the plain procedure, of ours in float32, of ours in the cascade. `vit` times both
+procedures end to end in one process, by turns, and what each part contributes; FOLDER keeps its
+pool for another time.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import time
 from pathlib import Path
 
 import torch
-from counting import Counting
+from counting import Counting, statistics_counted
 
 from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
@@ -64,7 +67,10 @@ def pools(home: Path, specs: list[Path]) -> None:
     from soupray.spec import load
     from soupray.wiring import world
 
-    print("pool            K  kept  same list   fp32, early   cascade: bf16 + fp32 again")
+    print(
+        "pool            K  kept  same list   fp32, early   cascade: bf16 + fp32 again   "
+        "BatchNorm: plain, early, cascade"
+    )
     for path in specs:
         spec = load(path)
         place = settle(spec, home).place
@@ -73,23 +79,30 @@ def pools(home: Path, specs: list[Path]) -> None:
         here = world(spec, place)
         parts = (here.task, here.data, here.checkpoints)
         all_samples = (len(pool.ingredients) - 1) * splits[0].size
-        kept = plain_decisions(parts, spec.setting, pool, splits[0])
+        kept, estimated = plain_decisions(parts, spec.setting, pool, splits[0])
         early, counted, _ = engine(parts, spec.setting, pool, splits, cascade=False)
         cascade, both, _ = engine(parts, spec.setting, pool, splits, cascade=True)
         same = early.candidate == cascade.candidate == mean_of(kept)
         print(
             f"{spec.name:<14} {len(pool.ingredients):>2}  {len(kept):>4}  {same!s:<9}   "
             f"{counted.high / all_samples:>10.0%}   {both.low / all_samples:>12.0%} + "
-            f"{both.high / all_samples:.0%}"
+            f"{both.high / all_samples:<14.0%}"
+            + ", ".join(
+                f"{count / all_samples:.0%}"
+                for count in (estimated, counted.statistics, both.statistics)
+            )
         )
         assert same, (kept, early.candidate, cascade.candidate)
 
 
-def plain_decisions(world, setting, pool, split) -> list[str]:
-    """Greedy, in float32 over everything, written as plainly as it goes."""
+def plain_decisions(world, setting, pool, split) -> tuple[list[str], int]:
+    """Greedy, in float32 over everything, written as plainly as it goes.
+
+    (What it kept, training samples for BatchNorm statistics.)
+    """
     task, data, checkpoints = world
     _, labels = data.samples(split)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, statistics_counted() as estimates:
         workers = LocalWorkers(task, data, forgetful(checkpoints, Path(folder)), setting)
         names = pool.checkpoints
         kept, best = [names[0]], pool.ingredients[0].held_out.correct
@@ -98,7 +111,7 @@ def plain_decisions(world, setting, pool, split) -> list[str]:
             correct = int((logits.argmax(axis=1) == labels).sum())
             if correct >= best:
                 kept, best = [*kept, name], correct
-    return kept
+    return kept, sum(estimates)
 
 
 def main() -> None:

@@ -198,6 +198,25 @@ def test_of_two_processes_that_come_at_once_one_builds_the_cache(data, tmp_path,
     assert list((tmp_path / "cache").glob("*part*")) == []
 
 
+@pytest.mark.parametrize("name", ["held_out.images.npy", "splits.json", "sizes.json"])
+def test_a_cache_that_was_cut_short_is_built_again_and_a_whole_one_is_not(
+    data, tmp_path, name, monkeypatch
+):
+    built = []
+    build = cache_module._build
+    monkeypatch.setattr(cache_module, "_build", lambda *about: built.append(1) or build(*about))
+    open_data(demo(), tmp_path)
+    open_data(demo(), tmp_path)
+    assert len(built) == 1
+    (file,) = tmp_path.glob(f"*/{name}")
+    file.write_bytes(file.read_bytes()[:-50])
+    again = open_data(demo(), tmp_path)
+    assert len(built) == 2
+    assert again.splits == data.splits
+    split = data.split("held_out")
+    assert np.array_equal(again.samples(split)[0], data.samples(split)[0])
+
+
 def image(rows: list[list[int]]) -> np.ndarray:
     return np.array(rows, dtype=np.uint8)[None, None]
 

@@ -6,12 +6,14 @@ import statistics
 import time
 
 import click
+import numpy as np
 import pytest
 import torch
 from shared import small
 
 from soupray.candidates import mean_of
 from soupray.evaluation.local import LocalWorkers
+from soupray.maths.neighbours import FAISS_GPU_K, kth_distances
 from soupray.records import Setting, Training
 from soupray.training.loop import Loop
 from soupray.training.start import Alone, Group, Hyperparameters, Start
@@ -89,6 +91,19 @@ def test_one_worker_of_nccl_trains_what_nobody_shares(here, tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("k", [20, FAISS_GPU_K, FAISS_GPU_K + 1, 5000])
+def test_neighbours_are_those_of_brute_force(k):
+    """Up to 2048 by faiss, where it is the one for GPUs; above by torch."""
+    faiss = pytest.importorskip("faiss") if k <= FAISS_GPU_K else None
+    if faiss and not hasattr(faiss, "index_cpu_to_gpu"):
+        pytest.skip("faiss for CPUs")
+    generator = np.random.default_rng(6)
+    points, queries = (generator.normal(size=(n, 16)).astype(np.float32) for n in (6000, 50))
+    squared = np.sort(((queries[:, None].astype(float) - points[None]) ** 2).sum(axis=2), axis=1)
+    found = kth_distances(queries, points, k, gpu=True)
+    assert np.allclose(found, squared[:, k - 1], rtol=1e-4, atol=1e-4)
 
 
 def test_the_throughput_of_vit_b32_is_printed(capsys):

@@ -178,8 +178,9 @@ def test_a_dry_run_counts_what_the_options_of_the_recipes_ask_for(folder):
     none = recipes_of(folder)
     held_out = none.held_out_samples // (none.epochs + none.trials)
     # Each trial's Fisher information: 7 training samples, and a file as large as the model.
+    # BatchNorm statistics of the one soup: all 30 training images.
     fisher = recipes_of(folder, fisher={"samples": 7})
-    assert fisher.soup_train_samples == 7 * none.trials
+    assert fisher.soup_train_samples == 7 * none.trials + 30
     model = (none.stored_bytes - none.trials * held_out * 40) // (none.trials + 1)
     assert fisher.soup_stored_bytes - none.soup_stored_bytes > none.trials * model
     # VRF: answers of the anchor and of two models on the 30 training images, then features of two.
@@ -189,3 +190,29 @@ def test_a_dry_run_counts_what_the_options_of_the_recipes_ask_for(folder):
     assert wise_ft.soup_held_out_samples == (2 + 1) * held_out
     learned = recipes_of(folder, learned={"epochs": 9})
     assert learned.soup_held_out_samples == (9 + 1 + 1) * held_out
+
+
+def test_a_dry_run_counts_the_batch_norm_statistics_of_every_soup(folder):
+    """Each takes all 30 training images."""
+
+    def soups(**recipes: dict) -> float:
+        return recipes_of(folder, **recipes).soup_train_samples / 30
+
+    k = recipes_of(folder).trials
+    assert k == 16
+    assert soups() == 0  # the anchor is one model
+    assert soups(uniform={}) == soups(model_stock={}) == 1
+    assert soups(greedy={}) == k - 1
+    assert soups(pruned={}) == k + 1
+    assert soups(replacement={"passes": 4}) == 4 * k
+    # A soup a step, of three steps an epoch (8 + 8 + 4 images), and the last one.
+    assert soups(learned={"epochs": 9, "batch_size": 8}) == 9 * 3 + 1
+    # Two lines: a point that is scored, four that are drawn.
+    assert soups(wise_ft={"alphas": [0.0, 0.5, 1.0]}) == 2 * (1 + 4)
+    assert soups(lines={}) == 2 * 10
+
+
+def test_a_dry_run_counts_no_statistics_where_training_moves_none(folder):
+    spec = tiny(folder, INIT).model_copy(update={"recipes": {"uniform": {}}})
+    head = spec.search.model_copy(update={"train": "head"})
+    assert dry_run(spec.model_copy(update={"search": head})).soup_train_samples == 0

@@ -53,7 +53,8 @@ def test_the_gram_matrix_is_of_differences_from_the_origin(world):
 
 
 @pytest.mark.parametrize("rows", [(), (0, 3, 8, 40)])
-def test_the_gradient_is_that_of_autograd_through_the_mixture(world, rows):
+def test_the_gradient_is_that_of_autograd_through_the_mixture(world, rows, monkeypatch):
+    monkeypatch.setattr("soupray.evaluation.measures.GRADIENT_CHUNK", 5)  # of 12 elements
     shas = world.pool.checkpoints
     numerators = (QUANTUM // 2, QUANTUM // 4, QUANTUM // 8, QUANTUM // 8)
     soup = LayerSoup(

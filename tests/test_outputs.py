@@ -8,8 +8,9 @@ from scipy.special import softmax
 
 from soupray.candidates import ensemble_of, mean_of
 from soupray.errors import ConfigError
+from soupray.maths import neighbours
 from soupray.maths.metrics import score
-from soupray.maths.neighbours import kth_distances
+from soupray.maths.neighbours import kth_by_matmul, kth_distances
 from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
 from soupray.records import Predictions, Split
 
@@ -130,3 +131,51 @@ def test_more_neighbours_than_points_is_an_error_that_says_so(k):
     points = np.zeros((60, 2), np.float32)
     with pytest.raises(ConfigError, match=f"k = {k} neighbours of a set of 60 points"):
         kth_distances(points, points, k)
+
+
+def test_many_neighbours_are_searched_in_blocks_of_queries(monkeypatch):
+    generator = np.random.default_rng(4)
+    points, queries = (generator.normal(size=(n, 8)).astype(np.float32) for n in (300, 70))
+    at_once = {k: kth_distances(queries, points, k) for k in (1, 30, 300)}
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 32 * 30 * neighbours.ANSWER_BYTES)
+    asked = []
+    flat = neighbours._flat
+
+    def watched(*about):
+        index = flat(*about)
+        search = index.search
+        index.search = lambda part, k: asked.append(len(part)) or search(part, k)
+        return index
+
+    monkeypatch.setattr(neighbours, "_flat", watched)
+    for k, expected in at_once.items():
+        assert np.allclose(kth_distances(queries, points, k), expected, atol=1e-5)
+    assert asked == [70, 32, 32, 6, *[3] * 23, 1]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 70])
+def test_neighbours_by_matmul_are_those_of_brute_force_and_of_faiss(rows, monkeypatch):
+    generator = np.random.default_rng(5)
+    points, queries = (generator.normal(size=(n, 8)).astype(np.float32) for n in (300, 70))
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", rows * 300 * 4)
+    squared = np.sort(((queries[:, None].astype(float) - points[None]) ** 2).sum(axis=2), axis=1)
+    for k in (1, 30, 300):
+        found = kth_by_matmul(queries, points, k, "cpu")
+        assert np.allclose(found, squared[:, k - 1], atol=1e-4)
+        assert np.allclose(found, kth_distances(queries, points, k), atol=1e-5)
+    assert (kth_by_matmul(points, points, 1, "cpu") >= 0).all()
+
+
+def test_on_a_gpu_what_faiss_does_not_select_is_found_by_matmul(monkeypatch):
+    points = np.zeros((neighbours.FAISS_GPU_K + 1, 2), np.float32)
+    asked = []
+    monkeypatch.setattr(neighbours, "kth_by_matmul", lambda *about: asked.append(about[2:]))
+    kth_distances(points, points, len(points), gpu=True)
+    assert asked == [(2049, "cuda")]
+
+
+def test_faiss_for_cpus_on_a_gpu_is_an_error_that_says_what_to_install(monkeypatch):
+    monkeypatch.delattr("faiss.index_cpu_to_gpu", raising=False)
+    points = np.zeros((3, 2), np.float32)
+    with pytest.raises(ConfigError, match=r"pip uninstall faiss-cpu, .*'soupray\[gpu\]'"):
+        kth_distances(points, points, 1, gpu=True)

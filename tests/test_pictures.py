@@ -161,10 +161,10 @@ def test_held_out_samples_by_id_are_those_and_come_back_as_they_were(tree, tmp_p
     spec = folder_spec(tree, f"held_out: {{ids: {listed}}}")
     again = open_data(spec, tmp_path / "b")
     assert [s.digest for s in again.splits] == [s.digest for s in first.splits]
-    listed.write_text("ant/0.jpg\n\ncat/3.jpg\n")
+    listed.write_text("ant/0.jpg\n\ncat/3.jpg\nbee/1.jpg\n")
     other = open_data(spec, tmp_path / "b")
-    assert other.ids(other.split("held_out")) == ["ant/0.jpg", "cat/3.jpg"]
-    assert other.split("train").size == 19
+    assert other.ids(other.split("held_out")) == ["ant/0.jpg", "bee/1.jpg", "cat/3.jpg"]
+    assert other.split("train").size == 18
 
 
 def test_held_out_samples_by_the_published_mask(tree, tmp_path):
@@ -181,6 +181,7 @@ def test_held_out_samples_by_the_published_mask(tree, tmp_path):
         ("ant/0.jpg\nant/9.jpg\n", "1 of the 2 ids in .* are no train samples, like 'ant/9.jpg'"),
         ("ant/0.jpg\nant/0.jpg\n", "lists 'ant/0.jpg' more than once"),
         ("\n", "lists no samples to hold out"),
+        ("ant/0.jpg\ncat/0.jpg\n", "lists 2 samples: .* of the 3 classes. List 3 or more."),
     ],
 )
 def test_a_list_of_ids_that_cannot_be_is_refused(tree, tmp_path, text, said):

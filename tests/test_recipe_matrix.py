@@ -128,6 +128,19 @@ def test_vrf_is_never_below_the_ensemble_with_a_constant_share(case):
         assert outcome.held_out.correct >= outcomes[f"ose({name}, probs)"].held_out.correct
 
 
+def test_vrf_of_a_model_that_learnt_nothing_says_so_and_takes_a_constant_omega(tmp_path):
+    world = toy(tmp_path, POOLS["init"]())
+    found = run_recipes(world.selection(), {"best_single": {}, "vrf": {}})
+    (outcome,) = [o for o in found if o.recipe == "vrf"]
+    assert outcome.notes == (
+        "vrf(best_single): the zero-shot failure set is empty (no training sample that the model "
+        "gets right and the anchor wrong): omega is constant",
+    )
+    assert isinstance(outcome.candidate, OutputEnsemble)
+    assert outcome.options.keys() == {"theta_1", "failures", "omega"}
+    assert outcome.options["failures"] == 0
+
+
 def test_the_uniform_soup_of_linear_models_is_right_where_their_ensemble_is(case):
     _, _, outcomes = case
     assert outcomes["uniform"].held_out.right == outcomes["ensemble"].held_out.right

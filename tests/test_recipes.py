@@ -1,5 +1,6 @@
 """Recipes on made-up score tables: no tensor, no store, decisions known beforehand."""
 
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -367,12 +368,20 @@ def test_learned_steps_follow_the_chain_rule_of_softmax():
         assert outcome.options["beta"] == 1.0
 
 
-def test_a_learned_soup_reads_every_ingredient_twice_a_step():
+def test_a_learned_soup_reads_every_ingredient_twice_a_step_or_once_if_all_fit(monkeypatch):
     pool = Made({"a": 90, "b": 88}, {}).pool.ingredients
     size = sum(i.checkpoint.size_bytes for i in pool)
     n = pool[0].held_out.n
+    monkeypatch.setattr(learned, "available_memory", lambda: size - 1)
     assert learned.bytes_read(pool, epochs=3, batch_size=n) == 2 * 3 * size
     assert learned.bytes_read(pool, epochs=3, batch_size=n - 1) == 2 * 6 * size
+    monkeypatch.setattr(learned, "available_memory", lambda: size)
+    assert learned.bytes_read(pool, epochs=3, batch_size=n - 1) == size
+
+
+def test_the_available_memory_is_some_of_what_the_machine_has():
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 10**6 < learned.available_memory() <= installed
 
 
 def test_quantised_shares_sum_to_one_exactly():

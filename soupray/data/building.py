@@ -5,6 +5,7 @@
     <split>.ids.txt      an id a line, in order: what `held_out: {ids: FILE}` reads
     splits.json          the records
     notes.json           what was left out
+    sizes.json           how long each of these files is, in bytes
 
 What is reported comes first, then held-out data, then train: a sample with the same content as one
 before it is found when it is read, and none is read twice.
@@ -25,9 +26,11 @@ from soupray.data.reading import Content, check_images, keep_rows, new_array, sh
 from soupray.data.shifts import shifted_parts
 from soupray.data.splits import Labels, Part, Samples
 from soupray.errors import ConfigError
-from soupray.records import Role, Split, digest, encode
+from soupray.records import Role, Split, decode, digest, encode
 from soupray.sources import ImagesSpec
 from soupray.spec import SweepSpec
+
+SIZES = "sizes.json"
 
 SHOWN = 5
 """Images or pairs that a message lists."""
@@ -63,6 +66,16 @@ def build(
     splits = sorted(builder.splits, key=lambda s: order[s.name])
     (folder / "splits.json").write_bytes(encode(splits))
     (folder / "notes.json").write_bytes(encode(builder.notes))
+    (folder / SIZES).write_bytes(encode({f.name: f.stat().st_size for f in folder.iterdir()}))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file that `build` wrote there is as long as it was."""
+    try:
+        sizes = decode((folder / SIZES).read_bytes(), dict[str, int])
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):  # a file is missing, or the sizes are cut short
+        return False
 
 
 class _Builder:

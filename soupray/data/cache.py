@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 from filelock import FileLock
 
-from soupray.data.building import build
+from soupray.data.building import build, is_whole
 from soupray.data.decoding import Look
 from soupray.data.reading import Stream
 from soupray.data.sets import fingerprints, parts_of, shifts_of
@@ -73,6 +73,8 @@ class Data:
 def open_data(spec: SweepSpec, cache: Path) -> Data:
     """The data of `spec`, decoded into `cache` by whoever comes first.
 
+    What a full disk or a crash cut short there is decoded again.
+
     Raises:
         ConfigError: the spec asks for more than there is; see the data set's module.
     """
@@ -81,7 +83,9 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
     folder = cache / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.exists():
+        if not is_whole(folder):
+            if folder.exists():
+                shutil.rmtree(folder)
             part = folder.with_name(f"{folder.name}.part")
             shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
             part.mkdir()

@@ -104,7 +104,8 @@ def set_aside(samples: P, held_out: HeldOut) -> tuple[P, dict[str, P]]:
     """What is left of `samples`, and those that the spec lists by id, as `held_out`.
 
     Raises:
-        ConfigError: the list is empty, has an id twice, or one that no sample has.
+        ConfigError: the list is empty, has an id twice, or one that no sample has, or is shorter
+            than there are classes.
     """
     if not isinstance(held_out, HeldOutIds):
         return samples, {}
@@ -113,6 +114,12 @@ def set_aside(samples: P, held_out: HeldOut) -> tuple[P, dict[str, P]]:
     if not chosen.any():
         raise ConfigError(f"data.held_out.ids: {path} lists no samples to hold out.")
     listed, left = np.flatnonzero(chosen), np.flatnonzero(~chosen)
+    classes = int(samples.labels.max()) + 1
+    if len(listed) < classes:
+        raise ConfigError(
+            f"data.held_out.ids: {path} lists {len(listed)} samples: held-out data chooses the "
+            f"soup and needs at least one of each of the {classes} classes. List {classes} or more."
+        )
     return samples.take(left), {"held_out": samples.take(listed)}
 
 

@@ -37,6 +37,9 @@ STATISTICS = (".running_mean", ".running_var")
 GRAM_CHUNK = 2**18
 """Elements of a tensor whose differences from theta_0 are in memory at a time, for each model."""
 
+GRADIENT_CHUNK = 2**22
+"""Elements of a gradient that are multiplied in float64 at a time: 100 MB with the products."""
+
 FISHER_BYTES = 2**28
 """Of per-sample gradients in memory at a time."""
 
@@ -115,7 +118,7 @@ def gradient(
 ) -> Slope:
     """D loss / d alpha_gi = sum over the tensors t of group g of <d loss / d theta_t, theta_it>.
 
-    Memory: the live model and its gradient; ingredients are read tensor by tensor.
+    Memory: the live model, its gradient and a chunk in float64; ingredients are memory-mapped.
     """
     images, labels = data
     rows = np.asarray(request.rows or range(len(labels)))
@@ -131,26 +134,35 @@ def gradient(
             mean = F.cross_entropy(beta.to(inputs.device) * model(inputs), wanted, reduction="sum")
             (mean / len(rows)).backward()
             loss += float(mean.detach()) / len(rows)
-        gradients = {
-            n: p.grad.cpu().double() for n, p in model.named_parameters() if p.grad is not None
+        sources = [checkpoints.open(sha) for sha in request.soup.checkpoints]
+        products = {
+            n: _inner_products(p.grad.cpu(), [source[n] for source in sources])
+            for n, p in model.named_parameters()
+            if p.grad is not None
         }
     finally:
         model.requires_grad_(False).zero_grad(set_to_none=True)
     named = [set(names) for names, _ in request.soup.layers]
-    groups = [*named, set(gradients) - set().union(*named)]
-    sources = [checkpoints.open(sha) for sha in request.soup.checkpoints]
+    groups = [*named, set(products) - set().union(*named)]
     slopes = tuple(
         tuple(
-            sum(
-                float((gradients[n] * source[n].double()).sum())
-                for n in sorted(group & set(gradients))
-            )
-            for source in sources
+            sum(products[n][i] for n in sorted(group & set(products))) for i in range(len(sources))
         )
         for group in groups
     )
     assert beta.grad is not None
     return Slope(loss=loss, coefficients=slopes, beta=float(beta.grad))
+
+
+def _inner_products(gradient: torch.Tensor, tensors: list[torch.Tensor]) -> list[float]:
+    """Of `gradient` with each of `tensors`, in float64, a chunk at a time."""
+    flat, total = gradient.reshape(-1), [0.0] * len(tensors)
+    for at in range(0, flat.numel(), GRADIENT_CHUNK):
+        rows = slice(at, at + GRADIENT_CHUNK)
+        wide = flat[rows].double()
+        for i, tensor in enumerate(tensors):
+            total[i] += float((wide * tensor.reshape(-1)[rows].double()).sum())
+    return total
 
 
 def fisher(

@@ -141,7 +141,7 @@ class Network:
     def _shared_statistics(self, candidate: WeightCandidate) -> bool:
         """Whether all its checkpoints have the same: their training moved none, as a probe's."""
         first, *others = [self._checkpoints.open(sha) for sha in candidate.checkpoints]
-        layers = (name for name, _ in _batch_norms(self._models[torch.float32]))
+        layers = (name for name, _ in batch_norms(self._models[torch.float32]))
         names = [f"{layer}.{kind}" for layer in layers for kind in ("running_mean", "running_var")]
         return all(torch.equal(first[n], other[n]) for n in names for other in others)
 
@@ -149,7 +149,7 @@ class Network:
         if torch.float32 not in self._models:
             model = self._task.model().to(self._setting.device)
             self._models[torch.float32] = model.eval().requires_grad_(False)
-        return any(True for _ in _batch_norms(self._models[torch.float32]))
+        return any(True for _ in batch_norms(self._models[torch.float32]))
 
 
 def statistics_path(candidate: WeightCandidate, train: Split, setting: Setting) -> str:
@@ -158,7 +158,8 @@ def statistics_path(candidate: WeightCandidate, train: Split, setting: Setting) 
     return f"statistics/{digest(key)[:32]}.json"
 
 
-def _batch_norms(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+def batch_norms(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name, layer) of every BatchNorm layer that keeps statistics."""
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             yield name, module
@@ -175,7 +176,7 @@ def estimate_statistics(
     every sample weighs the same. Batches differ in size by one at most: one sample has no variance.
     """
     model.eval()
-    layers = dict(_batch_norms(model))
+    layers = dict(batch_norms(model))
     sums: dict[str, list[torch.Tensor]] = {}
     hooks = [m.register_forward_pre_hook(_summing(sums, name)) for name, m in layers.items()]
     momentum = {name: m.momentum for name, m in layers.items()}

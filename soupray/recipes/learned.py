@@ -3,7 +3,7 @@
 min over w, beta of mean CE(beta * f(x; sum_i softmax(w)_i theta_i), y) on held-out data, for the
 whole model or with a row of w for each tensor. The gradient by alpha_i is <d loss / d theta,
 theta_i>, which the evaluator computes from one forward and backward pass: two models' worth of
-memory, and every ingredient read twice a step.
+memory, and every ingredient needed twice a step, from the page cache if they all fit there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -99,9 +100,23 @@ def _outcome(name: str, selection: Selection, candidate: WeightCandidate, point:
 def bytes_read(
     ingredients: Sequence[Ingredient], *, epochs: int = EPOCHS, batch_size: int = BATCH_SIZE
 ) -> int:
-    """Of weights: each step reads every ingredient for the soup and for its gradient."""
+    """Of weights, from disk: each step needs every ingredient for the soup and for its gradient.
+
+    Ingredients that fit in the memory that is available stay in the page cache and are read once.
+    It is that of the machine that counts, the driver's: actors on other nodes may have less.
+    """
+    size = sum(i.checkpoint.size_bytes for i in ingredients)
     steps = epochs * -(-ingredients[0].held_out.n // batch_size)
-    return 2 * steps * sum(i.checkpoint.size_bytes for i in ingredients)
+    return size if size <= available_memory() else 2 * steps * size
+
+
+def available_memory() -> int:
+    """Bytes that this machine can give without swapping, its page cache among them; 0: unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(ln.split()[1]) * 1024 for ln in lines if ln.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 0
 
 
 def _descend(selection: Selection, groups: Sequence[tuple[str, ...]], options: _Options) -> _Point:
