@@ -9,15 +9,17 @@ from toy import CLASSES, Toy, toy
 
 from soupray.candidates import QUANTUM, FisherSoup, LayerSoup, mean_of
 from soupray.evaluation.shelf import save_logits
-from soupray.records import Predictions
+from soupray.records import Predictions, pack_right, unpack_right
 from soupray.requests import (
     Deviation,
     Distances,
     Failures,
+    Features,
     Fisher,
     Gradient,
     Gram,
     Margins,
+    Right,
     Temperature,
     TensorNames,
 )
@@ -123,6 +125,26 @@ def test_the_failure_set_and_distances_by_brute_force(world):
     queries = F.normalize(data(world, "held_out")[0])
     expected = (torch.cdist(queries, chosen) ** 2).sort(dim=1).values[:, 2]
     assert np.allclose(distances, expected, atol=1e-5)
+
+
+def test_measures_of_a_model_are_of_the_precision_that_it_is_evaluated_in(tmp_path):
+    world = toy(tmp_path, 2, precision="bf16")
+    best, split = mean_of([world.pool.checkpoints[0]]), world.basis.split("train")
+    low = world.evaluator.predictions(best, split)
+    images = np.array(world.data.samples(split)[0])
+    plain, _ = world.workers._network.predict(best, images)
+    assert not np.array_equal(low.logits, plain)
+    right = unpack_right(ask(world, Right(model=best), "train"), split.size)
+    assert (right == (low.logits.argmax(1) == low.labels)).all()
+    all_rows = pack_right(np.ones(split.size, bool))
+    ref = ask(world, Features(model=best, rows=all_rows), "train")
+    pixels = torch.from_numpy(images).float().flatten(1) / 255 - 0.5
+    expected = F.normalize(pixels.bfloat16().float())
+    stored = world.checkpoints.load(ref.sha256)["features"]
+    assert torch.allclose(stored, expected, atol=1e-6)
+    # Each sample is its own nearest neighbour, if its features are of the same precision.
+    asked = Distances(fine_tuned=best, failures=ref, k=1)
+    assert max(ask(world, asked, "train")) < 1e-6
 
 
 def test_a_model_fails_nowhere_that_it_does_not_fail_itself(world):

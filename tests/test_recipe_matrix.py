@@ -13,6 +13,8 @@ from soupray.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mean_of
 from soupray.errors import EvaluationError
 from soupray.evaluation.schedule import Answer
 from soupray.evaluation.selection import HeldOut
+from soupray.inference import _Predictor, _Source
+from soupray.recipe_file import RecipeFile
 from soupray.recipes import TABLE
 from soupray.soup import run_recipes
 
@@ -182,6 +184,30 @@ def test_running_again_asks_the_workers_for_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(world.workers._network, "predict", refuse)
     assert run_recipes(world.selection(), wanted) == first
+
+
+def test_in_bfloat16_what_is_loaded_is_what_was_evaluated(tmp_path):
+    # All of test is one batch: its shape changes low bits, of which bfloat16 has few.
+    world = toy(tmp_path, batch_size=70, precision="bf16")
+    outcomes = run_recipes(world.selection(), {name: {} for name in RECIPES})
+    assert any(isinstance(o.candidate, VRFEnsemble) for o in outcomes)
+    source = _Source(world.task, world.checkpoints, "bf16")
+    images = torch.from_numpy(np.array(world.data.samples(world.basis.split("test"))[0]))
+    for outcome in outcomes:
+        recipe = RecipeFile(
+            name=outcome.name,
+            recipe=outcome.recipe,
+            options={},
+            candidate=outcome.candidate,
+            ingredients={},
+            statistics={},
+            sha256=None,
+            spec={},
+        )
+        with torch.inference_mode():
+            loaded = _Predictor(recipe, {"": source}, torch.from_numpy)._logits(images)
+        evaluated = full_logits(world, outcome.candidate, "test")
+        assert np.array_equal(loaded, evaluated), outcome.name
 
 
 @pytest.mark.parametrize("recipe", ["greedy", "replacement", "pruned"])

@@ -52,7 +52,7 @@ def right(
     images, labels = data
     chunk = TRAIN_CHUNK * network.batch_size
     answers = [
-        network.predict(request.model, images[at : at + chunk])[0].argmax(axis=1)
+        network.predict(request.model, images[at : at + chunk], network.low)[0].argmax(axis=1)
         for at in range(0, len(labels), chunk)
     ]
     return pack_right(np.concatenate(answers) == labels)
@@ -64,7 +64,7 @@ def features(
     """The features of the failure set, as the store keeps them."""
     images, labels = data
     rows = np.flatnonzero(unpack_right(request.rows, len(labels)))
-    _, found = network.predict(request.model, images[rows])
+    _, found = network.predict(request.model, images[rows], network.low)
     chosen = {"features": torch.from_numpy(_normalised(found))}
     return checkpoints.save(chosen, {"features_of": request.model.digest})
 
@@ -79,7 +79,7 @@ def distances(
     network: Network, checkpoints: Checkpoints, request: Distances, data: tuple[Images, Labels]
 ) -> tuple[float, ...]:
     """VRF, algorithm 1, step 2, for every sample."""
-    _, features = network.predict(request.fine_tuned, data[0])
+    _, features = network.predict(request.fine_tuned, data[0], network.low)
     points = checkpoints.load(request.failures.sha256)["features"].numpy()
     found = kth_distances(
         _normalised(features), points, request.k, network.threads, network.device == "cuda"
