@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from toy import CLASSES, Toy, toy
 
 from soupray.candidates import QUANTUM, FisherSoup, LayerSoup, mean_of
+from soupray.errors import EvaluationError
 from soupray.evaluation.shelf import save_logits
 from soupray.records import Predictions, pack_right, unpack_right
 from soupray.requests import (
@@ -77,6 +78,13 @@ def test_the_gradient_is_that_of_autograd_through_the_mixture(world, rows):
     assert slope.coefficients[0] == pytest.approx(alpha.grad.tolist(), abs=1e-5)
     assert slope.coefficients[1] == (0, 0, 0, 0)  # no tensor is left over
     assert slope.beta == pytest.approx(beta.grad.item(), abs=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_soup(world):
+    shas = world.pool.checkpoints
+    soup = LayerSoup(checkpoints=tuple(shas), layers=(), rest=(1, 1, 1, 1), denominator=4)
+    with pytest.raises(EvaluationError, match=rf"soup {soup.digest[:12]}, .*beta = 3e\+38: .*`lr`"):
+        ask(world, Gradient(soup=soup, beta=3e38, rows=()))
 
 
 def test_fisher_information_is_the_mean_of_squared_gradients_of_drawn_labels(world):

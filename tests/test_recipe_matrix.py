@@ -11,6 +11,7 @@ from toy import Toy, toy, truth
 
 from soupray.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mean_of
 from soupray.errors import EvaluationError
+from soupray.evaluation import measures
 from soupray.evaluation.schedule import Answer
 from soupray.evaluation.selection import HeldOut
 from soupray.inference import _Predictor, _Source
@@ -176,14 +177,35 @@ def test_a_bad_ingredient_is_kept_out_by_what_looks_at_held_out_data(tmp_path):
 
 def test_running_again_asks_the_workers_for_nothing(tmp_path, monkeypatch):
     world = toy(tmp_path)
-    wanted = {name: {} for name in RECIPES if "learned" not in name}
+    wanted = {name: {} for name in RECIPES}
     first = run_recipes(world.selection(), wanted)
 
     def refuse(*arguments, **more):
-        raise AssertionError("a forward pass")
+        raise AssertionError("a forward pass, or a gradient")
 
-    monkeypatch.setattr(world.workers._network, "predict", refuse)
+    monkeypatch.setattr(world.workers._network, "load", refuse)
     assert run_recipes(world.selection(), wanted) == first
+
+
+def test_a_learned_soup_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
+    wanted = {"learned": {"epochs": 3, "batch_size": 30}}  # of 90 samples: nine steps
+    expected = run_recipes(toy(tmp_path / "a", 3).selection(), wanted)
+    world, gradient, steps = toy(tmp_path / "b", 3), measures.gradient, []
+
+    def mortal(*about):
+        steps.append(about)
+        if len(steps) == 5:
+            raise EvaluationError("killed")
+        return gradient(*about)
+
+    monkeypatch.setattr(measures, "gradient", mortal)
+    with pytest.raises(EvaluationError, match="killed"):
+        run_recipes(world.selection(), wanted)
+    assert run_recipes(world.selection(), wanted) == expected
+    assert len(steps) == 5 + 5  # four were kept
+    with_another = run_recipes(world.selection(), {"uniform": {}, **wanted})
+    assert with_another[1:] == expected
+    assert len(steps) == 5 + 5
 
 
 def test_in_bfloat16_what_is_loaded_is_what_was_evaluated(tmp_path):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints, tensor_digests
 from soupray.data.splits import Images, Labels
+from soupray.errors import EvaluationError
 from soupray.evaluation.network import Network
 from soupray.maths.neighbours import kth_distances
 from soupray.records import CheckpointRef, digest, pack_right, unpack_right
@@ -115,7 +116,8 @@ def gradient(
 ) -> Slope:
     """D loss / d alpha_gi = sum over the tensors t of group g of <d loss / d theta_t, theta_it>.
 
-    Memory: the live model and its gradient; ingredients are read tensor by tensor.
+    Memory: the live model and its gradient; ingredients are read tensor by tensor. Raises
+    EvaluationError where it is not finite.
     """
     images, labels = data
     rows = np.asarray(request.rows or range(len(labels)))
@@ -150,7 +152,14 @@ def gradient(
         for group in groups
     )
     assert beta.grad is not None
-    return Slope(loss=loss, coefficients=slopes, beta=float(beta.grad))
+    slope = Slope(loss=loss, coefficients=slopes, beta=float(beta.grad))
+    if not np.isfinite([loss, slope.beta, *(g for row in slopes for g in row)]).all():
+        raise EvaluationError(
+            f"soup {request.soup.digest[:12]}, logits times beta = {request.beta:g}: the loss is "
+            f"{loss:g} and its gradient not finite. Lower `lr` of the learned recipe in the spec; "
+            "`soupray check` names an ingredient that is broken."
+        )
+    return slope
 
 
 def fisher(
