@@ -275,6 +275,23 @@ def test_one_trial_that_is_theta_0_does_not_make_model_stock_theta_0(tmp_path):
     assert stock.notes == ()
 
 
+def test_ensembles_are_chosen_under_the_cascade_without_a_forward_pass(tmp_path, monkeypatch):
+    world = toy(tmp_path, 5)
+
+    def refuse(*arguments, **more):
+        raise AssertionError("a forward pass")
+
+    selection = world.selection(cascade=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.workers._network, "load", refuse)
+        (cheap,) = run_recipes(selection, {"greedy_ensemble": {}})
+    assert selection.tau is None
+    assert len(cheap.candidate.members) > 1
+    run_recipes(selection, {"greedy": {}})  # its weights are what tau is about
+    assert selection.tau > 0
+    assert [cheap] == run_recipes(world.selection(), {"greedy_ensemble": {}})
+
+
 def test_what_the_cascade_chose_is_not_taken_for_float32(tmp_path):
     world = toy(tmp_path, 5)
     (cheap,) = run_recipes(world.selection(cascade=True), {"greedy": {}})
