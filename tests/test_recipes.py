@@ -1,5 +1,6 @@
 """Recipes on made-up score tables: no tensor, no store, decisions known beforehand."""
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soupray.candidates import QUANTUM, WeightSoup, mean_of, quantised, weight_soup
+from soupray.errors import ConfigError
 from soupray.evaluation.evaluator import reaches
 from soupray.ports import Reached
 from soupray.recipes import TABLE, learned, lines, model_stock
@@ -218,6 +220,19 @@ def test_a_grid_without_its_end_points_gets_them_with_a_note():
     assert tried == pytest.approx([0, 0.25, 0.5, 0.7, 1])
     assert outcomes[0].notes == ("wise_ft: 0, 0.5, 1 added to the grid of alphas",)
     assert grid_of([0, 0.5, 1]) == ([Fraction(0), Fraction(1, 2), Fraction(1)], ())
+
+
+def test_alphas_are_the_decimals_that_were_written_or_an_error():
+    written = [1, 0.0004, 0.333333, 1e-6, 0.5, 0]
+    TABLE["wise_ft"].check({"alphas": written}, "x.yaml")
+    grid, notes = grid_of(written)
+    thirds = Fraction(333333, 10**6)
+    assert grid == [0, Fraction(1, 10**6), Fraction(1, 2500), thirds, Fraction(1, 2), 1]
+    assert notes == ()
+    allowed = "Allowed: a list of numbers, each 0 to 1, with 6 decimals at most"
+    for wrong in ([0.5, 0.3333333], [1e-7], [1.5], [], 0.5, ["x"]):
+        with pytest.raises(ConfigError, match=re.escape(f"alphas = {wrong!r}. {allowed}")):
+            TABLE["wise_ft"].check({"alphas": wrong}, "x.yaml")
 
 
 def test_replacement_adds_an_ingredient_again_and_stops_when_a_pass_adds_nothing():

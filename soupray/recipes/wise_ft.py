@@ -57,10 +57,10 @@ def wise_ft(
 
 
 def grid_of(alphas: list[float] | None) -> tuple[list[Fraction], tuple[str, ...]]:
-    """The grid as exact fractions, sorted; 0, 1/2 and 1 are added if missing, with a note."""
+    """The decimals as exact fractions, sorted; 0, 1/2 and 1 are added if missing, with a note."""
     if alphas is None:
         return list(ALPHAS), ()
-    asked = {Fraction(str(a)).limit_denominator(1000) for a in alphas}
+    asked = {Fraction(str(a)) for a in alphas}
     missing = sorted({Fraction(0), Fraction(1, 2), Fraction(1)} - asked)
     added = ", ".join(f"{float(a):g}" for a in missing)
     notes = (f"wise_ft: {added} added to the grid of alphas",) if missing else ()
