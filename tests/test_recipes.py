@@ -334,6 +334,35 @@ def test_lines_scales_blocks_by_depth():
     assert lines.scaled("init", mean_of(["a"]), depth, 10) == mean_of(["a"])
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (NAMES, ()),
+        (  # of timm's densenet121
+            ("features.conv0.weight", "features.denseblock1.denselayer1.conv1.weight", "head.w"),
+            (
+                "lines: the names of tensors (as features.conv0.weight) number fewer than two "
+                "blocks: it is theta_1, whatever the alpha",
+            ),
+        ),
+    ],
+)
+def test_lines_says_so_where_names_tell_no_depth(names, said):
+    class Flat(Made):
+        def scores(self, candidates):
+            return [scores(80) for _ in candidates]
+
+        def measure(self, requests):
+            return [names]
+
+    selection = Flat({"a": 90}, {})
+    (found,) = lines.lines(selection, tuple(baseline_outcomes(selection)))
+    assert found.notes == said
+    assert {s.candidate == mean_of(["a"]) for s in found.trace} == (
+        {True} if said else {True, False}
+    )
+
+
 def test_lines_of_one_block_is_theta_1():
     depth = lines.depths(("layer1.0.w", "head.w"))
     assert lines.scaled("init", mean_of(["a"]), depth, 0) == mean_of(["a"])
