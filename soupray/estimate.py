@@ -76,7 +76,8 @@ def _replacement(k: int, options: Options) -> _Cost:
 def _wise_ft(k: int, options: Options) -> _Cost:
     alphas: Any = options.get("alphas", ALPHAS)
     inner = sum(0 < a < 1 for a in alphas)  # the end points are there already
-    return _Cost(scored=_LINES * inner, models=_LINES * LINE_GRID)
+    lines = 1 if "theta_1" in options else _LINES
+    return _Cost(scored=lines * inner, models=lines * LINE_GRID)
 
 
 _SOUP: dict[str, Callable[[int, Options], _Cost]] = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from soupray.candidates import QUANTUM, WeightSoup, mean_of, quantised, weight_soup
 from soupray.errors import ConfigError
@@ -28,6 +29,7 @@ from soupray.records import (
     Trial,
     pack_right,
 )
+from soupray.reporting.plots import line_candidates
 from soupray.requests import Slope, TensorNames
 
 N = 100
@@ -199,6 +201,41 @@ def test_wise_ft_starts_from_the_best_single_model_and_the_best_soup():
     # alpha .8 of mean(a, b): .2 anchor + .4 a + .4 b
     assert outcomes[4].candidate.parts == (("anchor", 1), ("a", 2), ("b", 2))
     assert outcomes[4].candidate.denominator == 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "end"),
+    [("uniform", "uniform", "ab"), ("b-", "b-7", "b"), ("b-7", "b-7", "b")],
+)
+def test_wise_ft_goes_to_the_soup_or_trial_that_is_named(asked, name, end):
+    selection = Lines({"a": 90, "b": 88}, {})
+    first, second = selection.pool.ingredients
+    second = replace(second, trial=replace(second.trial, key="b-7"))
+    selection.pool = replace(selection.pool, ingredients=(first, second))
+    earlier = baseline_outcomes(selection)
+    outcomes = wise_ft(selection, tuple(earlier), theta_1=asked)
+    assert [o.name for o in outcomes] == [
+        f"wise_ft({name}, {p})" for p in ("half", "best", "within")
+    ]
+    assert {o.options["theta_1"] for o in outcomes} == {name}
+    assert outcomes[0].trace[-1].candidate == mean_of(list(end))
+    # The line that the figure shows, too.
+    (line,) = line_candidates([*earlier, *outcomes], selection.pool).values()
+    assert line[-1] == mean_of(list(end))
+
+
+def test_a_theta_1_that_nothing_or_too_much_is_called_is_an_error_with_what_there_is():
+    selection = Lines({"a1": 90, "a2": 88}, {})
+    earlier = tuple(baseline_outcomes(selection))
+    there = "Soups: best_single, uniform; ask for others too (--all). Trials: a1, a2."
+    for wrong, count in (("greedy", 0), ("a", 2), ("zero_shot", 0)):
+        said = f"theta_1 = '{wrong}' names no soup of this run, and {count} trials' keys begin so."
+        with pytest.raises(ConfigError, match=re.escape(f"{said} {there}")):
+            wise_ft(selection, earlier, theta_1=wrong)
+    with pytest.raises(
+        ConfigError, match=r"theta_1 = 7\. Allowed: text: the name of a soup of this run"
+    ):
+        TABLE["wise_ft"].check({"theta_1": 7}, "x.yaml")
 
 
 def test_wise_ft_prefers_the_smaller_alpha_on_a_tie():
