@@ -93,8 +93,9 @@ def _replacement(pool: _Pool, options: Options) -> _Cost:
 def _wise_ft(pool: _Pool, options: Options) -> _Cost:
     alphas: Any = options.get("alphas", ALPHAS)
     inner = sum(0 < a < 1 for a in alphas)  # the end points are there already
-    drawn = _LINES * (LINE_GRID - 1)
-    return _Cost(scored=_LINES * inner, models=_LINES * LINE_GRID, mixtures=_LINES * inner + drawn)
+    lines = 1 if "theta_1" in options else _LINES
+    scored, models = lines * inner, lines * LINE_GRID
+    return _Cost(scored=scored, models=models, mixtures=scored + models - lines)
 
 
 def _greedy(pool: _Pool, options: Options) -> _Cost:

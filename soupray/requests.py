@@ -124,7 +124,6 @@ class Gradient(Request[Slope], tag="gradient", frozen=True, kw_only=True):
     beta: float
     rows: tuple[int, ...]
     answer: ClassVar[object] = Slope
-    kept: ClassVar[bool] = False
 
 
 class Fisher(Request[CheckpointRef], tag="fisher", frozen=True, kw_only=True):

@@ -186,6 +186,8 @@ def _choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Recipes) -> st
     parts = [
         pool.checkpoints,
         pool.anchor.sha256,
+        pool.init.sha256,  # the same checkpoints may have been imported under another one
+        pool.ingredients[0].trial.data,  # VRF, Fisher and BatchNorm statistics look at train
         wanted,
         spec.setting,
         spec.precision,

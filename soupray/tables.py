@@ -70,7 +70,10 @@ def _meaning(basis: Basis, spec: SweepSpec, some: str) -> str:
     if spec.metric != "accuracy":
         protocol += f" Chosen and ordered by {spec.metric}."
     if spec.precision == "bf16":
-        protocol += " All in bfloat16, without a second pass in float32."
+        protocol += (
+            " All in bfloat16, without a second pass in float32, but for gradients (learned, "
+            "Fisher) and BatchNorm statistics, which are float32's."
+        )
     beside = "Of some classes only, beside ID test on them in leaderboard.csv"
     meaning = (
         f"{protocol} ± one standard error. Test (n = {test}) and shifts (mean over {shifts}) "

@@ -18,7 +18,7 @@ from soupray.evaluation.selection import HeldOut
 from soupray.evaluation.shelf import Shelf
 from soupray.ports import Hints, Reached
 from soupray.records import CheckpointRef, Pool, Rejected, Scores, Setting, Split
-from soupray.requests import Failures, Fisher, Temperature
+from soupray.requests import Failures, Fisher, Temperature, TensorNames
 
 N = 100
 HELD_OUT = split("held_out", N, role="held_out")
@@ -190,6 +190,28 @@ def test_what_was_scored_once_is_not_asked_again_by_anybody(world):
     other, elsewhere = watched(world._replace(setting=Setting(batch_size=10)))
     elsewhere.scores([a], test)
     assert other.ran == [(a, "test")]
+
+
+def test_what_is_known_of_a_soup_is_of_the_training_data_that_gave_its_statistics(tmp_path):
+    world = toy(tmp_path, 2)
+    single, soup = mean_of(world.pool.checkpoints[:1]), mean_of(world.pool.checkpoints[:2])
+    held_out, train = world.basis.split("held_out"), world.basis.split("train")
+    here = Shelf(world.checkpoints, world.setting, train)
+    made, asked = Rejected(seen=8, correct=1, bound=80), TensorNames(checkpoint="a" * 64)
+    for model in (single, soup):
+        here.keep(model, world.evaluator.predictions(model, held_out))
+        here.keep_decision(model, held_out, (80, "ge", None), made)
+    here.keep_answer(asked, held_out, ("head.weight",))
+
+    def known(of: Split) -> tuple[bool, ...]:
+        shelf = Shelf(world.checkpoints, world.setting, of)
+        found = [shelf.find(m, held_out) for m in (single, soup)]
+        found += [shelf.decision(m, held_out, (80, "ge", None)) for m in (single, soup)]
+        return tuple(f is not None for f in (*found, shelf.answer(asked, held_out)))
+
+    assert known(train) == (True, True, True, True, True)
+    other = msgspec.structs.replace(train, digest="f" * 64)
+    assert known(other) == (True, False, True, False, False)
 
 
 def test_every_result_is_counted_once_wherever_it_came_from(world):

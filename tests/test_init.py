@@ -188,6 +188,8 @@ def test_a_dry_run_counts_what_the_options_of_the_recipes_ask_for(folder):
     # Two lines of one inner point each, and the anchor.
     wise_ft = recipes_of(folder, wise_ft={"alphas": [0.0, 0.5, 1.0]})
     assert wise_ft.soup_held_out_samples == (2 + 1) * held_out
+    one_line = recipes_of(folder, wise_ft={"alphas": [0.0, 0.5, 1.0], "theta_1": "uniform"})
+    assert one_line.soup_held_out_samples == (1 + 1) * held_out
     learned = recipes_of(folder, learned={"epochs": 9})
     assert learned.soup_held_out_samples == (9 + 1 + 1) * held_out
 

@@ -77,7 +77,7 @@ def test_kill_9_of_the_driver_loses_nothing_that_was_finished(request, asked, tm
         inside("soup", *flags)
         train = find_basis(store, loaded).split("train")
         shelf = Shelf(Checkpoints(store, tmp_path / "cache"), loaded.setting, train)
-        repeated = {shelf._path("evaluations", c.digest, s.digest) for c, s in asked}
+        repeated = {shelf._path("evaluations", *shelf._key(c, s.digest)) for c, s in asked}
         assert repeated <= set(stored("evaluations"))
         assert repeated
         assert not repeated & evaluated

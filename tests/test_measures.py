@@ -8,16 +8,19 @@ import torch.nn.functional as F
 from toy import CLASSES, Toy, toy
 
 from soupray.candidates import QUANTUM, FisherSoup, LayerSoup, mean_of
+from soupray.errors import EvaluationError
 from soupray.evaluation.shelf import save_logits
-from soupray.records import Predictions
+from soupray.records import Predictions, pack_right, unpack_right
 from soupray.requests import (
     Deviation,
     Distances,
     Failures,
+    Features,
     Fisher,
     Gradient,
     Gram,
     Margins,
+    Right,
     Temperature,
     TensorNames,
 )
@@ -78,6 +81,13 @@ def test_the_gradient_is_that_of_autograd_through_the_mixture(world, rows, monke
     assert slope.beta == pytest.approx(beta.grad.item(), abs=1e-5)
 
 
+def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_soup(world):
+    shas = world.pool.checkpoints
+    soup = LayerSoup(checkpoints=tuple(shas), layers=(), rest=(1, 1, 1, 1), denominator=4)
+    with pytest.raises(EvaluationError, match=rf"soup {soup.digest[:12]}, .*beta = 3e\+38: .*`lr`"):
+        ask(world, Gradient(soup=soup, beta=3e38, rows=()))
+
+
 def test_fisher_information_is_the_mean_of_squared_gradients_of_drawn_labels(world):
     sha = world.pool.checkpoints[0]
     ref = ask(world, Fisher(checkpoint=sha, samples=60), "train")
@@ -124,6 +134,26 @@ def test_the_failure_set_and_distances_by_brute_force(world):
     queries = F.normalize(data(world, "held_out")[0])
     expected = (torch.cdist(queries, chosen) ** 2).sort(dim=1).values[:, 2]
     assert np.allclose(distances, expected, atol=1e-5)
+
+
+def test_measures_of_a_model_are_of_the_precision_that_it_is_evaluated_in(tmp_path):
+    world = toy(tmp_path, 2, precision="bf16")
+    best, split = mean_of([world.pool.checkpoints[0]]), world.basis.split("train")
+    low = world.evaluator.predictions(best, split)
+    images = np.array(world.data.samples(split)[0])
+    plain, _ = world.workers._network.predict(best, images)
+    assert not np.array_equal(low.logits, plain)
+    right = unpack_right(ask(world, Right(model=best), "train"), split.size)
+    assert (right == (low.logits.argmax(1) == low.labels)).all()
+    all_rows = pack_right(np.ones(split.size, bool))
+    ref = ask(world, Features(model=best, rows=all_rows), "train")
+    pixels = torch.from_numpy(images).float().flatten(1) / 255 - 0.5
+    expected = F.normalize(pixels.bfloat16().float())
+    stored = world.checkpoints.load(ref.sha256)["features"]
+    assert torch.allclose(stored, expected, atol=1e-6)
+    # Each sample is its own nearest neighbour, if its features are of the same precision.
+    asked = Distances(fine_tuned=best, failures=ref, k=1)
+    assert max(ask(world, asked, "train")) < 1e-6
 
 
 def test_a_model_fails_nowhere_that_it_does_not_fail_itself(world):

@@ -11,8 +11,11 @@ from toy import Toy, toy, truth
 
 from soupray.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mean_of
 from soupray.errors import EvaluationError
+from soupray.evaluation import measures
 from soupray.evaluation.schedule import Answer
 from soupray.evaluation.selection import HeldOut
+from soupray.inference import _Predictor, _Source
+from soupray.recipe_file import RecipeFile
 from soupray.recipes import TABLE
 from soupray.soup import run_recipes
 
@@ -187,14 +190,59 @@ def test_a_bad_ingredient_is_kept_out_by_what_looks_at_held_out_data(tmp_path):
 
 def test_running_again_asks_the_workers_for_nothing(tmp_path, monkeypatch):
     world = toy(tmp_path)
-    wanted = {name: {} for name in RECIPES if "learned" not in name}
+    wanted = {name: {} for name in RECIPES}
     first = run_recipes(world.selection(), wanted)
 
     def refuse(*arguments, **more):
-        raise AssertionError("a forward pass")
+        raise AssertionError("a forward pass, or a gradient")
 
-    monkeypatch.setattr(world.workers._network, "predict", refuse)
+    monkeypatch.setattr(world.workers._network, "load", refuse)
     assert run_recipes(world.selection(), wanted) == first
+
+
+def test_a_learned_soup_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
+    wanted = {"learned": {"epochs": 3, "batch_size": 30}}  # of 90 samples: nine steps
+    expected = run_recipes(toy(tmp_path / "a", 3).selection(), wanted)
+    world, gradient, steps = toy(tmp_path / "b", 3), measures.gradient, []
+
+    def mortal(*about):
+        steps.append(about)
+        if len(steps) == 5:
+            raise EvaluationError("killed")
+        return gradient(*about)
+
+    monkeypatch.setattr(measures, "gradient", mortal)
+    with pytest.raises(EvaluationError, match="killed"):
+        run_recipes(world.selection(), wanted)
+    assert run_recipes(world.selection(), wanted) == expected
+    assert len(steps) == 5 + 5  # four were kept
+    with_another = run_recipes(world.selection(), {"uniform": {}, **wanted})
+    assert with_another[1:] == expected
+    assert len(steps) == 5 + 5
+
+
+def test_in_bfloat16_what_is_loaded_is_what_was_evaluated(tmp_path):
+    # All of test is one batch: its shape changes low bits, of which bfloat16 has few.
+    world = toy(tmp_path, batch_size=70, precision="bf16")
+    outcomes = run_recipes(world.selection(), {name: {} for name in RECIPES})
+    assert any(isinstance(o.candidate, VRFEnsemble) for o in outcomes)
+    source = _Source(world.task, world.checkpoints, "bf16")
+    images = torch.from_numpy(np.array(world.data.samples(world.basis.split("test"))[0]))
+    for outcome in outcomes:
+        recipe = RecipeFile(
+            name=outcome.name,
+            recipe=outcome.recipe,
+            options={},
+            candidate=outcome.candidate,
+            ingredients={},
+            statistics={},
+            sha256=None,
+            spec={},
+        )
+        with torch.inference_mode():
+            loaded = _Predictor(recipe, {"": source}, torch.from_numpy)._logits(images)
+        evaluated = full_logits(world, outcome.candidate, "test")
+        assert np.array_equal(loaded, evaluated), outcome.name
 
 
 @pytest.mark.parametrize("recipe", ["greedy", "replacement", "pruned"])
@@ -238,6 +286,23 @@ def test_one_trial_that_is_theta_0_does_not_make_model_stock_theta_0(tmp_path):
     expected = (0.6 * mean + 0.4 * init).float()
     assert torch.allclose(world.weights(stock.candidate)["head.weight"], expected, atol=1e-5)
     assert stock.notes == ()
+
+
+def test_ensembles_are_chosen_under_the_cascade_without_a_forward_pass(tmp_path, monkeypatch):
+    world = toy(tmp_path, 5)
+
+    def refuse(*arguments, **more):
+        raise AssertionError("a forward pass")
+
+    selection = world.selection(cascade=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.workers._network, "load", refuse)
+        (cheap,) = run_recipes(selection, {"greedy_ensemble": {}})
+    assert selection.tau is None
+    assert len(cheap.candidate.members) > 1
+    run_recipes(selection, {"greedy": {}})  # its weights are what tau is about
+    assert selection.tau > 0
+    assert [cheap] == run_recipes(world.selection(), {"greedy_ensemble": {}})
 
 
 def test_what_the_cascade_chose_is_not_taken_for_float32(tmp_path):

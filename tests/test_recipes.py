@@ -1,6 +1,7 @@
 """Recipes on made-up score tables: no tensor, no store, decisions known beforehand."""
 
 import os
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from soupray.candidates import QUANTUM, WeightSoup, mean_of, quantised, weight_soup
+from soupray.errors import ConfigError
 from soupray.evaluation.evaluator import reaches
 from soupray.ports import Reached
 from soupray.recipes import TABLE, learned, lines, model_stock
@@ -27,6 +30,7 @@ from soupray.records import (
     Trial,
     pack_right,
 )
+from soupray.reporting.plots import line_candidates
 from soupray.requests import Slope, TensorNames
 
 N = 100
@@ -200,6 +204,41 @@ def test_wise_ft_starts_from_the_best_single_model_and_the_best_soup():
     assert outcomes[4].candidate.denominator == 5
 
 
+@pytest.mark.parametrize(
+    ("asked", "name", "end"),
+    [("uniform", "uniform", "ab"), ("b-", "b-7", "b"), ("b-7", "b-7", "b")],
+)
+def test_wise_ft_goes_to_the_soup_or_trial_that_is_named(asked, name, end):
+    selection = Lines({"a": 90, "b": 88}, {})
+    first, second = selection.pool.ingredients
+    second = replace(second, trial=replace(second.trial, key="b-7"))
+    selection.pool = replace(selection.pool, ingredients=(first, second))
+    earlier = baseline_outcomes(selection)
+    outcomes = wise_ft(selection, tuple(earlier), theta_1=asked)
+    assert [o.name for o in outcomes] == [
+        f"wise_ft({name}, {p})" for p in ("half", "best", "within")
+    ]
+    assert {o.options["theta_1"] for o in outcomes} == {name}
+    assert outcomes[0].trace[-1].candidate == mean_of(list(end))
+    # The line that the figure shows, too.
+    (line,) = line_candidates([*earlier, *outcomes], selection.pool).values()
+    assert line[-1] == mean_of(list(end))
+
+
+def test_a_theta_1_that_nothing_or_too_much_is_called_is_an_error_with_what_there_is():
+    selection = Lines({"a1": 90, "a2": 88}, {})
+    earlier = tuple(baseline_outcomes(selection))
+    there = "Soups: best_single, uniform; ask for others too (--all). Trials: a1, a2."
+    for wrong, count in (("greedy", 0), ("a", 2), ("zero_shot", 0)):
+        said = f"theta_1 = '{wrong}' names no soup of this run, and {count} trials' keys begin so."
+        with pytest.raises(ConfigError, match=re.escape(f"{said} {there}")):
+            wise_ft(selection, earlier, theta_1=wrong)
+    with pytest.raises(
+        ConfigError, match=r"theta_1 = 7\. Allowed: text: the name of a soup of this run"
+    ):
+        TABLE["wise_ft"].check({"theta_1": 7}, "x.yaml")
+
+
 def test_wise_ft_prefers_the_smaller_alpha_on_a_tie():
     class Flat(Made):
         def scores(self, candidates):
@@ -219,6 +258,19 @@ def test_a_grid_without_its_end_points_gets_them_with_a_note():
     assert tried == pytest.approx([0, 0.25, 0.5, 0.7, 1])
     assert outcomes[0].notes == ("wise_ft: 0, 0.5, 1 added to the grid of alphas",)
     assert grid_of([0, 0.5, 1]) == ([Fraction(0), Fraction(1, 2), Fraction(1)], ())
+
+
+def test_alphas_are_the_decimals_that_were_written_or_an_error():
+    written = [1, 0.0004, 0.333333, 1e-6, 0.5, 0]
+    TABLE["wise_ft"].check({"alphas": written}, "x.yaml")
+    grid, notes = grid_of(written)
+    thirds = Fraction(333333, 10**6)
+    assert grid == [0, Fraction(1, 10**6), Fraction(1, 2500), thirds, Fraction(1, 2), 1]
+    assert notes == ()
+    allowed = "Allowed: a list of numbers, each 0 to 1, with 6 decimals at most"
+    for wrong in ([0.5, 0.3333333], [1e-7], [1.5], [], 0.5, ["x"]):
+        with pytest.raises(ConfigError, match=re.escape(f"alphas = {wrong!r}. {allowed}")):
+            TABLE["wise_ft"].check({"alphas": wrong}, "x.yaml")
 
 
 def test_replacement_adds_an_ingredient_again_and_stops_when_a_pass_adds_nothing():
@@ -318,6 +370,35 @@ def test_lines_scales_blocks_by_depth():
     assert [shares[n] for n in NAMES] == pytest.approx([0.2, 0.2, 0.6, 1.0, 1.0])
     assert all(sum(row) == soup.denominator for row in soup.numerators().values())
     assert lines.scaled("init", mean_of(["a"]), depth, 10) == mean_of(["a"])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (NAMES, ()),
+        (  # of timm's densenet121
+            ("features.conv0.weight", "features.denseblock1.denselayer1.conv1.weight", "head.w"),
+            (
+                "lines: the names of tensors (as features.conv0.weight) number fewer than two "
+                "blocks: it is theta_1, whatever the alpha",
+            ),
+        ),
+    ],
+)
+def test_lines_says_so_where_names_tell_no_depth(names, said):
+    class Flat(Made):
+        def scores(self, candidates):
+            return [scores(80) for _ in candidates]
+
+        def measure(self, requests):
+            return [names]
+
+    selection = Flat({"a": 90}, {})
+    (found,) = lines.lines(selection, tuple(baseline_outcomes(selection)))
+    assert found.notes == said
+    assert {s.candidate == mean_of(["a"]) for s in found.trace} == (
+        {True} if said else {True, False}
+    )
 
 
 def test_lines_of_one_block_is_theta_1():

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 from conftest import mini_text
+from msgspec.structs import replace
 from test_evaluators import forgetful
 from toy import toy
 
@@ -17,7 +18,7 @@ from soupray.plan import trials_of
 from soupray.records import Pool, Tombstone, encode, pool_of
 from soupray.reporting.ranking import best_soup
 from soupray.session import find_pool
-from soupray.soup import Choices, choose, chosen_recipes, run_recipes
+from soupray.soup import Choices, _choices_path, choose, chosen_recipes, run_recipes
 from soupray.spec import parse
 from soupray.storage import open_store
 from soupray.wiring import find_basis, world
@@ -166,6 +167,21 @@ def test_choices_of_several_specs_follow_from_how_each_ones_models_are_evaluated
     assert both.startswith("sweeps/mini_and_mini/choices/")
     assert other.startswith("sweeps/mini_and_mini/choices/")
     assert (chosen(50), chosen(50, 50), chosen(50, 40)) == ("", "", "")
+
+
+def test_choices_follow_from_theta_0_and_from_the_training_data(tmp_path):
+    pool, spec = toy(tmp_path, models=2).pool, parse(mini_text(), "x.yaml")
+    first, *others = pool.ingredients
+    elsewhere = replace(first, trial=replace(first.trial, data=("other", "held out")))
+    pools = [
+        pool,
+        replace(pool, init=first.checkpoint),
+        replace(pool, anchor=first.checkpoint),
+        replace(pool, ingredients=(elsewhere, *others)),
+    ]
+    assert len({_choices_path([spec], p, {"model_stock": {}}) for p in pools}) == len(pools)
+    again = toy(tmp_path / "again", models=2).pool
+    assert _choices_path([spec], again, {}) == _choices_path([spec], pool, {})
 
 
 def test_the_local_evaluator_makes_the_same_choices_as_the_ray_driver(run, pool, tmp_path):

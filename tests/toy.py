@@ -7,7 +7,7 @@ and averaging logits are the same. Store, checkpoints, evaluator and recipes are
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -101,20 +101,26 @@ class Toy(NamedTuple):
         return self.checkpoints.load(self.evaluator.save(candidate).sha256)
 
 
-def toy(folder: Path, models: list[torch.Tensor] | int = 6, batch_size: int = 8) -> Toy:
+def toy(
+    folder: Path,
+    models: list[torch.Tensor] | int = 6,
+    batch_size: int = 8,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> Toy:
     """A pool of `models` [C, 4] each, or of so many noisy copies of the truth."""
     if isinstance(models, int):
         generator = torch.Generator().manual_seed(3)
         shape = (CLASSES, SIDE * SIDE)
         models = [truth() + 0.6 * torch.randn(shape, generator=generator) for _ in range(models)]
-    setting, task, data = Setting(batch_size=batch_size), LinearTask(), make_data(folder / "data")
+    setting = Setting(batch_size=batch_size, precision=precision)
+    task, data = LinearTask(), make_data(folder / "data")
     checkpoints = Checkpoints(open_store("memory://"), folder / "weights")
     init = checkpoints.save(task.init(), {"init": "toy"})
     basis = Basis(key="toy", splits=data.splits, init=init, anchor=init)
     workers = LocalWorkers(task, data, checkpoints, setting)
     evaluator = StoredEvaluator(Site(workers, workers.shelf, setting))
     ingredients = [
-        _ingredient(f"t{i}", weights, basis, (workers, checkpoints))
+        _ingredient(f"t{i}", weights, basis, (workers, checkpoints, setting))
         for i, weights in enumerate(models)
     ]
     pool = pool_of(basis, ingredients)
@@ -122,15 +128,17 @@ def toy(folder: Path, models: list[torch.Tensor] | int = 6, batch_size: int = 8)
 
 
 def _ingredient(
-    key: str, weights: torch.Tensor, basis: Basis, world: tuple[LocalWorkers, Checkpoints]
+    key: str, weights: torch.Tensor, basis: Basis, world: tuple[LocalWorkers, Checkpoints, Setting]
 ) -> Ingredient:
-    workers, checkpoints = world
+    workers, checkpoints, setting = world
     ref = checkpoints.save({"head.weight": weights}, {"init": "toy"})
     held_out = basis.split("held_out")
     workers.evaluate([mean_of([ref.sha256])], [held_out])
     evaluation = workers.shelf.find(mean_of([ref.sha256]), held_out)
     return Ingredient(
-        trial=msgspec.structs.replace(trial(key), hparams={"lr": hash(key) % 100 / 100}),
+        trial=msgspec.structs.replace(
+            trial(key), hparams={"lr": hash(key) % 100 / 100}, setting=setting
+        ),
         checkpoint=ref,
         tensors={},
         init=basis.init.sha256,

@@ -57,7 +57,7 @@ class LocalWorkers:
     def predictions(self, candidate: WeightCandidate, split: Split) -> Predictions:
         """Logits on every sample, by a forward pass."""
         images, labels = self._data.samples(split)
-        logits, _ = self._network.predict(candidate, images, self._setting.precision == "bf16")
+        logits, _ = self._network.predict(candidate, images, self._network.low)
         return Predictions(split=split, logits=logits, labels=np.asarray(labels))
 
     def decide(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints, tensor_digests
 from soupray.data.splits import Images, Labels
+from soupray.errors import EvaluationError
 from soupray.evaluation.network import Network
 from soupray.maths.neighbours import kth_distances
 from soupray.records import CheckpointRef, digest, pack_right, unpack_right
@@ -55,7 +56,7 @@ def right(
     images, labels = data
     chunk = TRAIN_CHUNK * network.batch_size
     answers = [
-        network.predict(request.model, images[at : at + chunk])[0].argmax(axis=1)
+        network.predict(request.model, images[at : at + chunk], network.low)[0].argmax(axis=1)
         for at in range(0, len(labels), chunk)
     ]
     return pack_right(np.concatenate(answers) == labels)
@@ -67,7 +68,7 @@ def features(
     """The features of the failure set, as the store keeps them."""
     images, labels = data
     rows = np.flatnonzero(unpack_right(request.rows, len(labels)))
-    _, found = network.predict(request.model, images[rows])
+    _, found = network.predict(request.model, images[rows], network.low)
     chosen = {"features": torch.from_numpy(_normalised(found))}
     return checkpoints.save(chosen, {"features_of": request.model.digest})
 
@@ -82,7 +83,7 @@ def distances(
     network: Network, checkpoints: Checkpoints, request: Distances, data: tuple[Images, Labels]
 ) -> tuple[float, ...]:
     """VRF, algorithm 1, step 2, for every sample."""
-    _, features = network.predict(request.fine_tuned, data[0])
+    _, features = network.predict(request.fine_tuned, data[0], network.low)
     points = checkpoints.load(request.failures.sha256)["features"].numpy()
     found = kth_distances(
         _normalised(features), points, request.k, network.threads, network.device == "cuda"
@@ -119,6 +120,7 @@ def gradient(
     """D loss / d alpha_gi = sum over the tensors t of group g of <d loss / d theta_t, theta_it>.
 
     Memory: the live model, its gradient and a chunk in float64; ingredients are memory-mapped.
+    Raises EvaluationError where it is not finite.
     """
     images, labels = data
     rows = np.asarray(request.rows or range(len(labels)))
@@ -151,7 +153,14 @@ def gradient(
         for group in groups
     )
     assert beta.grad is not None
-    return Slope(loss=loss, coefficients=slopes, beta=float(beta.grad))
+    slope = Slope(loss=loss, coefficients=slopes, beta=float(beta.grad))
+    if not np.isfinite([loss, slope.beta, *(g for row in slopes for g in row)]).all():
+        raise EvaluationError(
+            f"soup {request.soup.digest[:12]}, logits times beta = {request.beta:g}: the loss is "
+            f"{loss:g} and its gradient not finite. Lower `lr` of the learned recipe in the spec; "
+            "`soupray check` names an ingredient that is broken."
+        )
+    return slope
 
 
 def _inner_products(gradient: torch.Tensor, tensors: list[torch.Tensor]) -> list[float]:

@@ -19,7 +19,7 @@ from soupray.records import CheckpointRef, Setting, Split, digest
 Images = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 
-EVALUATION_VERSION = "1"
+EVALUATION_VERSION = "2"
 """Of the code that evaluates, measures and chooses. Raise it when its results change: what is
 stored of the old is then not found, and no trial is trained again."""
 
@@ -53,6 +53,11 @@ class Network:
     def device(self) -> str:
         """Cpu or cuda."""
         return self._setting.device
+
+    @property
+    def low(self) -> bool:
+        """Whether models are evaluated in bfloat16, features included."""
+        return self._setting.precision == "bf16"
 
     def inputs(self, images: Images) -> torch.Tensor:
         """Model inputs of images, on the device."""

@@ -10,7 +10,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from soupray.candidates import Candidate, WeightCandidate, mean_of
+from soupray.candidates import (
+    Candidate,
+    OutputEnsemble,
+    VRFEnsemble,
+    WeightCandidate,
+    mean_of,
+)
 from soupray.errors import EvaluationError
 from soupray.evaluation.schedule import hardest_first
 from soupray.maths.metrics import value
@@ -134,7 +140,8 @@ class HeldOut:
         """See `ports.Selection`. Only accuracy can be given up early, and decided by counts."""
         if self._metric != "accuracy":
             return self._one_by_one(candidates, bound, accept)
-        if self._hints is None:
+        ensembles = all(isinstance(c, OutputEnsemble | VRFEnsemble) for c in candidates)
+        if self._hints is None and not ensembles:  # which are decided from stored logits
             self._hints = self._find_hints()
         n = self._pool.ingredients[0].held_out.n
         reached = self._first_reaching(

@@ -4,7 +4,8 @@
     decisions/<key>.json      Tally or Rejected: a candidate against a bound
     answers/<key>.json        answers to requests, each in an object
 
-A key is made of digests: the candidate's (which names its weights), the split's, and the setting.
+A key is made of digests: the candidate's (which names its weights), the split's, the setting, and
+for whatever BatchNorm statistics may be estimated for, that of the training data.
 """
 
 from __future__ import annotations
@@ -44,18 +45,18 @@ class Shelf:
         """`train`: BatchNorm statistics of soups are estimated on it."""
         self._checkpoints, self._store, self._setting = checkpoints, checkpoints.store, setting
         self._train = train
-        self._known: dict[tuple[str, str], Evaluation] = {}
+        self._known: dict[tuple[str, ...], Evaluation] = {}
 
     def add(self, ingredients: tuple[Ingredient, ...]) -> None:
         """Ingredients were evaluated on held-out data when they were trained."""
         for i in ingredients:
             if i.trial.setting == self._setting:
-                key = (mean_of([i.checkpoint.sha256]).digest, i.held_out.split)
+                key = self._key(mean_of([i.checkpoint.sha256]), i.held_out.split)
                 self._known[key] = Evaluation(scores=i.held_out, logits=i.logits)
 
     def find(self, candidate: WeightCandidate, split: Split) -> Evaluation | None:
         """The evaluation of a model, if there is one."""
-        key = (candidate.digest, split.digest)
+        key = self._key(candidate, split.digest)
         if key not in self._known:
             found = find_record(self._store, self._path("evaluations", *key), Evaluation)
             if found is None:
@@ -67,7 +68,7 @@ class Shelf:
         """Store logits and scores."""
         logits = save_logits(self._checkpoints, predictions)
         made = Evaluation(scores=score(predictions), logits=logits)
-        path = self._path("evaluations", candidate.digest, predictions.split.digest)
+        path = self._path("evaluations", *self._key(candidate, predictions.split.digest))
         return create_record(self._store, path, made)
 
     def predictions(self, logits: CheckpointRef, split: Split) -> Predictions:
@@ -79,7 +80,7 @@ class Shelf:
 
     def decision(self, candidate: Candidate, split: Split, against: Against) -> Decision | None:
         """What is known of a candidate against a bound."""
-        path = self._path("decisions", candidate.digest, split.digest, *against)
+        path = self._path("decisions", *self._key(candidate, split.digest), *against)
         found: Decision | None = find_record(self._store, path, Decision)
         return found
 
@@ -87,18 +88,18 @@ class Shelf:
         self, candidate: Candidate, split: Split, against: Against, made: Decision
     ) -> None:
         """Store what came out of a comparison with a bound."""
-        path = self._path("decisions", candidate.digest, split.digest, *against)
+        path = self._path("decisions", *self._key(candidate, split.digest), *against)
         create_record(self._store, path, made, Decision)
 
     def answer(self, request: Request[Any], split: Split) -> Any:
         """The answer to an earlier request, or None."""
-        path = self._path("answers", request, split.digest)
+        path = self._path("answers", request, split.digest, self._train.digest)
         found = find_record(self._store, path, _object(request.answer))
         return None if found is None else found["answer"]
 
     def keep_answer(self, request: Request[Any], split: Split, answer: Any) -> Any:
         """Store an answer."""
-        path = self._path("answers", request, split.digest)
+        path = self._path("answers", request, split.digest, self._train.digest)
         kept = create_record(self._store, path, {"answer": answer}, _object(request.answer))
         return kept["answer"]
 
@@ -122,6 +123,15 @@ class Shelf:
         path = statistics_path(model, self._train, self._setting)
         ref: CheckpointRef | None = find_record(self._store, path, CheckpointRef)
         return ref
+
+    def _key(self, candidate: Candidate, split: str) -> tuple[str, ...]:
+        """What a model's outputs follow from, beside the setting.
+
+        A soup's BatchNorm statistics depend on the training data; a single model has its own, and
+        is known whatever else it is asked with.
+        """
+        train = (self._train.digest,) if len(candidate.checkpoints) > 1 else ()
+        return (candidate.digest, split, *train)
 
     def _path(self, folder: str, *parts: object) -> str:
         return f"{folder}/{digest([*parts, self._setting, EVALUATION_VERSION])[:32]}.json"

@@ -164,7 +164,8 @@ def _mean(
 ) -> torch.Tensor:
     """(start + sum of n * tensor) / denominator, in the tensors' type; an integer tensor as it is.
 
-    `start`: a flat float64 sum. Every product n * tensor is exact: n is small, the tensor float32.
+    `start`: a flat float64 sum. A product n * tensor is exact where n < 2**29, the tensor being
+    float32; larger ones, of points on the way to a learned soup, are rounded to float64.
     """
     like = terms[0][1]
     if not like.is_floating_point():

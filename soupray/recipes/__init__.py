@@ -50,15 +50,36 @@ class OneOf:
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list of numbers."""
+    """A list of numbers that have at most so many decimals."""
 
     each: Within
+    decimals: int
 
     def __contains__(self, value: object) -> bool:
-        return isinstance(value, list) and len(value) > 0 and all(v in self.each for v in value)
+        return (
+            isinstance(value, list)
+            and len(value) > 0
+            and all(v in self.each and round(v, self.decimals) == v for v in value)
+        )
 
     def __str__(self) -> str:
-        return f"a list of numbers, each {self.each}"
+        return f"a list of numbers, each {self.each}, with {self.decimals} decimals at most"
+
+
+@dataclass(frozen=True)
+class Name:
+    """Text that the recipe looks up; `what` says where."""
+
+    what: str
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str) and value != ""
+
+    def __str__(self) -> str:
+        return self.what
+
+
+Allowed = Within | OneOf | ListOf | Name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +97,7 @@ class Recipe:
     uses: str
     where: str
     passes: str = "1"
-    options: dict[str, Within | OneOf | ListOf] = field(default_factory=dict)
+    options: dict[str, Allowed] = field(default_factory=dict)
     baseline: bool = False
 
     @property
@@ -109,7 +130,7 @@ _MODEL_SOUPS = "Wortsman et al. 2022, arXiv:2203.05482"
 _WISE_FT = "Wortsman et al. 2021, arXiv:2109.01903"
 _ACCEPT = OneOf(("ge", "gt"))
 _SPACE = OneOf(("logits", "probabilities"))
-_LEARNED: dict[str, Within | OneOf | ListOf] = {
+_LEARNED: dict[str, Allowed] = {
     "lr": Within(1e-5, 10.0),
     "epochs": Within(1, 1000),
     "batch_size": Within(1, 10**6),
@@ -216,7 +237,14 @@ TABLE: dict[str, Recipe] = {
             cost="19 a line",
             uses="held-out counts",
             where="soupray.recipes.wise_ft:wise_ft",
-            options={"alphas": ListOf(Within(0.0, 1.0)), "eps": Within(0.0, 1.0)},
+            # Mixed with a mean of up to 500, products n * theta are exact in float64 (`QUANTUM`).
+            options={
+                "alphas": ListOf(Within(0.0, 1.0), decimals=6),
+                "eps": Within(0.0, 1.0),
+                "theta_1": Name(
+                    "text: the name of a soup of this run, or how a trial's key begins"
+                ),
+            },
         ),
         Recipe(
             name="lines",

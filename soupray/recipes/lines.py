@@ -7,7 +7,7 @@ L; the head counts as the last block, other tensors outside the blocks take alph
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from soupray.candidates import Candidate, LayerSoup, Outcome, WeightSoup
 from soupray.ports import Selection
@@ -25,6 +25,7 @@ def lines(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
     pool = selection.pool
     (names,) = selection.measure([TensorNames(checkpoint=pool.checkpoints[0])])
     depth = depths(names)
+    notes = () if any(last for _, last in depth.values()) else (_no_depth(names),)
     outcomes = []
     for name, theta_1 in starts(selection, earlier):
         candidates: list[Candidate] = [
@@ -40,9 +41,17 @@ def lines(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
                 candidate=candidates[best],
                 held_out=scores[best],
                 trace=curve(candidates, scores, best),
+                notes=notes,
             )
         )
     return outcomes
+
+
+def _no_depth(names: Sequence[str]) -> str:
+    return (
+        f"lines: the names of tensors (as {names[0]}) number fewer than two blocks: it is theta_1, "
+        "whatever the alpha"
+    )
 
 
 def depths(names: Iterable[str]) -> dict[str, tuple[int, int]]:

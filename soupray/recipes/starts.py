@@ -11,6 +11,7 @@ from soupray.candidates import (
     mean_of,
     weight_soup,
 )
+from soupray.errors import ConfigError
 from soupray.ports import Selection
 from soupray.records import Scores
 
@@ -31,6 +32,33 @@ def starts(
         assert isinstance(outcome.candidate, WeightSoup | LayerSoup)
         found.append((outcome.name, outcome.candidate))
     return found
+
+
+def named(
+    selection: Selection, earlier: tuple[Outcome, ...], name: str
+) -> tuple[str, WeightSoup | LayerSoup]:
+    """(name, theta_1): the outcome called `name`, or the trial whose key begins so.
+
+    Raises:
+        ConfigError: none of them, or several trials.
+    """
+    offered = {
+        o.name: o.candidate
+        for o in earlier
+        if isinstance(o.candidate, WeightSoup | LayerSoup) and o.recipe != "anchor"
+    }
+    if name in offered:
+        return name, offered[name]
+    trials = {i.trial.key: i.checkpoint.sha256 for i in selection.pool.ingredients}
+    found = [key for key in trials if key.startswith(name)]
+    if len(found) != 1:
+        keys = found or list(trials)
+        raise ConfigError(
+            f"theta_1 = {name!r} names no soup of this run, and {len(found)} trials' keys begin "
+            f"so. Soups: {', '.join(offered)}; ask for others too (--all). Trials: "
+            f"{', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}."
+        )
+    return found[0], mean_of([trials[found[0]]])
 
 
 def curve(candidates: list[Candidate], scores: list[Scores], chosen: int) -> tuple[Step, ...]:

@@ -56,12 +56,15 @@ class Robustness(Record, frozen=True, kw_only=True):
 
 def line_candidates(outcomes: list[Outcome], pool: Pool) -> dict[str, list[Any]]:
     """The candidates on each WiSE-FT line that the figure needs, by the name of theta_1."""
-    by_name = {o.name: o for o in outcomes}
+    by_name: dict[str, Candidate] = {
+        i.trial.key: mean_of([i.checkpoint.sha256]) for i in pool.ingredients
+    }
+    by_name |= {o.name: o.candidate for o in outcomes}
     ends = {str(o.options["theta_1"]) for o in outcomes if o.recipe == "wise_ft"}
     return {
         name: [interpolate(pool.anchor.sha256, theta_1, k, LINE_GRID) for k in range(LINE_GRID + 1)]
         for name in sorted(ends)
-        if isinstance(theta_1 := by_name[name].candidate, WeightSoup | LayerSoup)
+        if isinstance(theta_1 := by_name[name], WeightSoup | LayerSoup)
     }
 
 
