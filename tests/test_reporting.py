@@ -316,6 +316,10 @@ def test_an_entry_has_its_rank_its_recipe_and_its_trace():
     assert len(curve) == 21
     assert curve[5] == (25, 0.6)
     assert run.params["recipe.alpha"] == "0.5"
+    uneven = msgspec.structs.replace(line, trace=tuple(line.trace[i] for i in (0, 1, 20)))
+    run = entry_run(SPEC, BY_NAME[line.name], uneven, rank=6, when=300.0)
+    curve = run.curves["alpha_percent/held_out_accuracy"]
+    assert [percent for percent, _ in curve] == [0, 5, 100]
 
 
 def test_the_sweep_is_the_parent_of_all():

@@ -163,6 +163,14 @@ def _curves(manifest: Manifest) -> dict[str, tuple[tuple[int, float], ...]]:
     return curves
 
 
+def _alphas(outcome: Outcome) -> list[float]:
+    """Of the points of a line, by the anchor's share in them: it falls from 1 to theta_1's."""
+    points = [step.candidate for step in outcome.trace]
+    anchor = points[0].checkpoints[0]
+    shares = [dict(zip(p.checkpoints, p.coefficients, strict=True)).get(anchor, 0) for p in points]
+    return [(1 - share) / (1 - shares[-1]) for share in shares]
+
+
 def _trace(outcome: Outcome) -> dict[str, tuple[tuple[int, float], ...]]:
     """Held-out accuracy of what was tried, by step (greedy) or by 100 alpha (WiSE-FT)."""
     steps = [
@@ -173,10 +181,10 @@ def _trace(outcome: Outcome) -> dict[str, tuple[tuple[int, float], ...]]:
     if not steps:
         return {}
     if outcome.recipe == "wise_ft":
-        last = len(outcome.trace) - 1
         return {
             "alpha_percent/held_out_accuracy": tuple(
-                (round(100 * number / last), accuracy) for number, accuracy, _ in steps
+                (round(100 * alpha), accuracy)
+                for alpha, (_, accuracy, _) in zip(_alphas(outcome), steps, strict=True)
             )
         }
     kept = [(number, accuracy) for number, accuracy, accepted in steps if accepted]
