@@ -301,7 +301,10 @@ def test_ensembles_are_chosen_under_the_cascade_without_a_forward_pass(tmp_path,
     assert selection.tau is None
     assert len(cheap.candidate.members) > 1
     run_recipes(selection, {"greedy": {}})  # its weights are what tau is about
-    assert selection.tau > 0
+    images, _ = world.data.samples(world.data.split("held_out"))  # 90, fewer than are compared
+    best = mean_of([selection.pool.checkpoints[0]])
+    low, high = (world.workers._network.predict(best, images, low)[0] for low in (True, False))
+    assert selection.tau == 6 * float(np.abs(low - high).max()) > 0
     assert [cheap] == run_recipes(world.selection(), {"greedy_ensemble": {}})
 
 
