@@ -10,6 +10,7 @@ decides how many of them a greedy soup keeps: here three, about as many as of th
 from __future__ import annotations
 
 import copy
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,12 @@ from soupray.records import (
     Split,
     Trial,
     decode,
-    digest,
     encode,
 )
 from soupray.storage import open_store
 from soupray.tasks.image import OpenClipTask
 
-MODELS, HELD_OUT, TRAIN, BATCH, CLASSES = 16, 400, 800, 16, 10
+MODELS, HELD_OUT, TRAIN, BATCH, CLASSES = 16, 800, 800, 16, 10
 TRAINED_BLOCKS = 2
 SETTING = Setting(batch_size=BATCH, threads=2)
 
@@ -84,7 +84,13 @@ def make_data(jpegs: Jpegs, train: Jpegs, folder: Path) -> Data:
         np.save(folder / f"{name}.images.npy", images)
         np.save(folder / f"{name}.labels.npy", labels)
         splits.append(
-            Split(name=name, role=role, digest=digest(name), size=len(labels), classes=CLASSES)
+            Split(
+                name=name,
+                role=role,
+                digest=hashlib.sha256(images.tobytes()).hexdigest(),
+                size=len(labels),
+                classes=CLASSES,
+            )
         )
     (folder / "splits.json").write_bytes(encode(splits))
     return Data(folder)

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,8 +27,6 @@ from typing import Any, TypeVar
 import msgspec
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from soupray.errors import (
     AlreadyExists,
@@ -41,12 +38,16 @@ from soupray.errors import (
 from soupray.records import CheckpointRef, decode, encode
 from soupray.storage import Store
 from soupray.store_errors import ask_twice
+from soupray.weights_file import MappedWeights, Weights, sha256_of, write_weights
 
 R = TypeVar("R")
-Weights = dict[str, torch.Tensor]
 
 RANGE_BYTES, READERS = 16 * 2**20, 8
 """A checkpoint is fetched in ranges of this size, so many at a time."""
+
+AHEAD = 2
+"""Checkpoints that are fetched before they are wanted, at a time. Two hide a store that is half as
+fast as the models run; each takes READERS ranges of memory while it is on its way."""
 
 ABANDONED_S = 24 * 3600
 """A part of a download that is this old was left by a process that died."""
@@ -61,6 +62,8 @@ class Checkpoints:
     def __init__(self, store: Store, cache: Path) -> None:
         self.store, self._cache = store, cache
         self._verified: set[str] = set()
+        self._background = ThreadPoolExecutor(AHEAD)  # starts no thread before there is work
+        self._coming: dict[str, Future[Path]] = {}
         cache.mkdir(parents=True, exist_ok=True)
 
     def save(self, weights: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> CheckpointRef:
@@ -81,6 +84,15 @@ class Checkpoints:
             part.unlink(missing_ok=True)
         return ref
 
+    def expect(self, digests: Iterable[str]) -> None:
+        """Fetch these in the background, for they will be wanted soon.
+
+        What fails there is tried again, and told, when it is wanted.
+        """
+        for sha256 in digests:
+            if sha256 not in self._verified and sha256 not in self._coming:
+                self._coming[sha256] = self._background.submit(self._fetch, sha256)
+
     def fetch(self, sha256: str) -> Path:
         """A local file with the weights, downloaded and verified unless it is there already.
 
@@ -88,6 +100,12 @@ class Checkpoints:
             NotFound: the store has no such weights.
             ChecksumMismatch: the stored bytes are not those that were written.
         """
+        coming = self._coming.pop(sha256, None)
+        if coming is not None:
+            wait([coming])
+        return self._fetch(sha256)
+
+    def _fetch(self, sha256: str) -> Path:
         local = self._local(sha256)
         while True:
             try:
@@ -203,56 +221,11 @@ def _local_disk(folder: Path) -> Iterator[None]:
     """What this machine's disk says, as StoreUnavailable."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise StoreUnavailable(
             f"the cache {folder} on this machine: {error}. Free some space, or name another "
             "--home; then run again: what is stored is kept."
         ) from error
-
-
-class MappedWeights:
-    """A safetensors file, read tensor by tensor from the page cache."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = safe_open(path, framework="pt")
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a safetensors file: {error}.") from error
-        self.names: tuple[str, ...] = tuple(sorted(self._file.keys()))
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """One tensor."""
-        tensor: torch.Tensor = self._file.get_tensor(name)
-        return tensor
-
-
-def write_weights(
-    path: Path, weights: Mapping[str, torch.Tensor], about: Mapping[str, str]
-) -> None:
-    """A safetensors file whose bytes depend on nothing but the arguments."""
-    metadata = {"soupray": json.dumps(dict(about), sort_keys=True)}
-    path.touch()
-    mode = path.stat().st_mode  # as any new file's; safetensors makes its own the owner's only
-    save_file({n: t.detach().cpu().contiguous() for n, t in weights.items()}, path, metadata)
-    path.chmod(mode)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tensor_digests(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """SHA-256 (hex) of each tensor's bytes, for reads of single tensors."""
-    digests = {}
-    for name, tensor in weights.items():
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digests[name] = hashlib.sha256(flat.numpy().tobytes()).hexdigest()
-    return digests
 
 
 def read_view(store: Store, path: str) -> bytes:

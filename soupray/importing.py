@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from soupray.checkpoints import create_record, find_record, tensor_digests
+from soupray.checkpoints import create_record, find_record
 from soupray.errors import ConfigError, Diverged, TrialError
 from soupray.evaluation.pool import import_path, manifest_path
 from soupray.plan import CODE_VERSION
@@ -15,6 +15,7 @@ from soupray.spec import SweepSpec
 from soupray.storage import check_bucket
 from soupray.tasks.foreign import load_foreign
 from soupray.training.fine_tune import stored
+from soupray.weights_file import tensor_digests
 from soupray.wiring import World, basis_key, find_basis, make_basis, world
 
 

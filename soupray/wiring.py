@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from soupray.checkpoints import Checkpoints, Weights, create_record, find_record
+from soupray.checkpoints import Checkpoints, create_record, find_record
 from soupray.data.cache import DATA_VERSION, Data, open_data
 from soupray.errors import Diverged
 from soupray.evaluation.evaluator import Site, StoredEvaluator
@@ -30,6 +30,7 @@ from soupray.tasks.foreign import load_foreign
 from soupray.training.loop import trained
 from soupray.training.probe import probed
 from soupray.training.start import Hyperparameters, Start
+from soupray.weights_file import Weights
 
 
 class Place(Record, frozen=True, kw_only=True):

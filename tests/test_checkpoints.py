@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,15 +16,7 @@ import pytest
 import torch
 from shared import ingredient, scores, small_disk, trial
 
-from soupray.checkpoints import (
-    Checkpoints,
-    create_record,
-    find_record,
-    read_record,
-    sha256_of,
-    tensor_digests,
-    write_weights,
-)
+from soupray.checkpoints import Checkpoints, create_record, find_record, read_record
 from soupray.errors import (
     CheckpointError,
     ChecksumMismatch,
@@ -33,6 +26,7 @@ from soupray.errors import (
 from soupray.records import Ingredient, Manifest, Tombstone, encode
 from soupray.storage import open_store
 from soupray.tasks.foreign import load_foreign
+from soupray.weights_file import sha256_of, tensor_digests, write_weights
 
 WEIGHTS = {
     "w": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -58,7 +52,7 @@ def test_equal_weights_have_equal_digests_in_every_process(tmp_path):
     backwards = {n: WEIGHTS[n].clone() for n in reversed(WEIGHTS)}
     write_weights(tmp_path / "second", backwards, dict(reversed(ABOUT.items())))
     script = (
-        "import pathlib, sys, torch; from soupray.checkpoints import sha256_of, write_weights;"
+        "import pathlib, sys, torch; from soupray.weights_file import sha256_of, write_weights;"
         "weights = {'steps': torch.tensor(7), 'w': torch.arange(6.).reshape(2, 3),"
         "'b': torch.tensor([.5, -1], dtype=torch.bfloat16)}; path = pathlib.Path(sys.argv[1]);"
         "write_weights(path, weights, {'z': '2', 'a': '1', 'sweep': 's', 'init': 'zero_shot'});"
@@ -262,6 +256,43 @@ def test_what_several_actors_of_a_node_want_at_once_is_fetched_once(tmp_path, mo
         found = list(threads.map(lambda actor: actor.load(ref.sha256)["w"].tolist(), actors))
     assert found == [[1.0, 1.0, 1.0]] * 8
     assert asked == [0]
+
+
+def test_what_is_expected_comes_in_the_background_and_once(elsewhere, checkpoints, monkeypatch):
+    ref = checkpoints.save(WEIGHTS, ABOUT)
+    get_range, may_come, asked = elsewhere.store.get_range, threading.Event(), []
+
+    def held_back(path, start, length):
+        asked.append(path)
+        may_come.wait()
+        return get_range(path, start, length)
+
+    monkeypatch.setattr(elsewhere.store, "get_range", held_back)
+    elsewhere.expect([ref.sha256, ref.sha256])
+    elsewhere.expect([ref.sha256])
+    may_come.set()  # had it not been in the background, nobody would have come here
+    assert torch.equal(elsewhere.load(ref.sha256)["w"], WEIGHTS["w"])
+    elsewhere.expect([ref.sha256])
+    assert torch.equal(elsewhere.load(ref.sha256)["w"], WEIGHTS["w"])
+    assert asked == [ref.path]
+
+
+def test_what_fails_in_the_background_is_tried_again_when_it_is_wanted(
+    elsewhere, checkpoints, monkeypatch
+):
+    ref = checkpoints.save(WEIGHTS, ABOUT)
+    size, answers = elsewhere.store.size, [StoreUnavailable("away"), NotFound("not yet")]
+
+    def failing(path):
+        if answers:
+            raise answers.pop()
+        return size(path)
+
+    monkeypatch.setattr(elsewhere.store, "size", failing)
+    elsewhere.expect([ref.sha256])
+    with pytest.raises(StoreUnavailable, match="away"):
+        elsewhere.load(ref.sha256)
+    assert torch.equal(elsewhere.load(ref.sha256)["w"], WEIGHTS["w"])
 
 
 @pytest.mark.parametrize("size", [1, 99, 100, 101, 250, 1000])

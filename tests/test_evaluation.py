@@ -10,15 +10,18 @@ from shared import Small, ingredient, scores, small, split
 from toy import Toy, toy
 
 from soupray.candidates import WeightSoup, mean_of, weight_soup
+from soupray.checkpoints import Checkpoints
 from soupray.errors import EvaluationError
 from soupray.evaluation.evaluator import Site, StoredEvaluator, reaches
-from soupray.evaluation.local import LocalWorkers
+from soupray.evaluation.local import LocalWorkers, ahead
 from soupray.evaluation.network import predict
+from soupray.evaluation.schedule import FirstReaching
 from soupray.evaluation.selection import HeldOut
 from soupray.evaluation.shelf import Shelf
 from soupray.ports import Hints, Reached
 from soupray.records import CheckpointRef, Pool, Rejected, Scores, Setting, Split
 from soupray.requests import Failures, Fisher, Temperature, TensorNames
+from soupray.storage import open_store
 
 N = 100
 HELD_OUT = split("held_out", N, role="held_out")
@@ -258,6 +261,33 @@ def test_a_linear_soup_is_given_up_at_its_first_wrong_samples(world):
     enough = -(-(n - bound + 1) // batch) * batch
     assert [r.seen for r in reached.results] == [enough] * 3
     assert enough < n
+
+
+def test_the_next_two_checkpoints_come_while_the_present_one_runs(tmp_path, monkeypatch):
+    world = toy(tmp_path, 5)
+    fresh = Checkpoints(open_store("memory://"), tmp_path / "node")
+    for path in world.checkpoints.store.list("weights"):
+        fresh.store.put(path, world.checkpoints.store.get(path))
+    get_range, asked = fresh.store.get_range, set()
+
+    def watched(path, start, length):
+        asked.add(path)
+        return get_range(path, start, length)
+
+    monkeypatch.setattr(fresh.store, "get_range", watched)
+    candidates = [mean_of([sha]) for sha in world.pool.checkpoints]
+    workers = LocalWorkers(world.task, world.data, fresh, world.setting)
+    held_out = world.basis.split("held_out")
+    order = lambda index: tuple(range(held_out.size))  # noqa: E731
+    schedule = FirstReaching(5, order, world.setting.batch_size, 0, "ge", "fp32")
+    assert workers.decide(schedule, candidates, held_out, None).hit
+    for sha in world.pool.checkpoints[:3]:
+        fresh.fetch(sha)  # is there, or on its way
+    assert asked == {f"weights/{sha}.safetensors" for sha in world.pool.checkpoints[:3]}
+    # A greedy soup's candidates have all but one in common; the last has none after it.
+    first, *others = world.pool.checkpoints
+    soups = [mean_of([first, other]) for other in others]
+    assert [ahead(soups, at) for at in range(4)] == [others[1:3], others[2:4], others[3:], []]
 
 
 def toy_scores(world: Toy, candidates):

@@ -130,3 +130,19 @@ def test_bfloat16_is_close_and_not_equal(tmp_path):
     high, _ = net.predict(single, images)
     assert low.dtype == np.float32
     assert 0 < np.abs(low - high).max() < 0.1
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["single", "soup"])
+def test_bfloat16_is_the_same_before_float32_and_after_it(tmp_path, count):
+    first, checkpoints = network(tmp_path)
+    soup = mean_of([saved(checkpoints, k) for k in range(count)])
+    other, _ = network(tmp_path)
+    other._checkpoints, other._mixer = first._checkpoints, first._mixer
+    alone = {n: t.clone() for n, t in first.load(soup, torch.bfloat16).state_dict().items()}
+    other.load(mean_of([saved(checkpoints, 7)]), torch.bfloat16)
+    wide = other.load(soup, torch.float32).state_dict()
+    after = other.load(soup, torch.bfloat16).state_dict()
+    assert {n: t.dtype for n, t in after.items()} == dict.fromkeys(alone, torch.bfloat16)
+    for name, tensor in alone.items():
+        assert torch.equal(after[name], tensor), name
+        assert torch.equal(tensor, wide[name].bfloat16()), name

@@ -5,10 +5,10 @@ import timm
 import torch
 from idx_files import tiny
 
-from soupray.checkpoints import write_weights
 from soupray.errors import ConfigError
 from soupray.subject import TimmSpec
 from soupray.tasks import local_digests, task_of
+from soupray.weights_file import write_weights
 
 SPEC = tiny("/nowhere").task
 IMAGES = torch.randint(0, 256, (3, 1, 28, 28), generator=torch.Generator().manual_seed(0)).byte()

@@ -13,6 +13,7 @@ import ray
 from soupray.candidates import WeightCandidate
 from soupray.distributed.cluster import get, largest, slots
 from soupray.errors import EvaluationError
+from soupray.evaluation.local import ahead
 from soupray.evaluation.schedule import Answer, FirstReaching
 from soupray.ports import Reached
 from soupray.records import CheckpointRef, Split
@@ -222,7 +223,8 @@ class RayWorkers:
         with _Crew(self._actors) as crew:
             while (reached := schedule.settled()) is None:
                 while crew.free and (unit := schedule.next()) is not None:
-                    call = (unit, candidates[unit.candidate], split, tau)
+                    coming = ahead(candidates, unit.candidate)
+                    call = (unit, candidates[unit.candidate], split, tau, coming)
                     crew.start(unit, "run", *self._there, *call)
                 if not crew.free:
                     self._actors.want(len(crew) + MORE)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from soupray.candidates import WeightCandidate
-from soupray.checkpoints import Checkpoints
+from soupray.checkpoints import AHEAD, Checkpoints
 from soupray.data.cache import Data
 from soupray.data.splits import Images, Labels
 from soupray.evaluation import measures
@@ -71,13 +71,24 @@ class LocalWorkers:
         while (reached := schedule.settled()) is None:
             unit = schedule.next()
             assert unit is not None
-            schedule.take(unit, self.run(unit, candidates[unit.candidate], split, tau))
+            coming = ahead(candidates, unit.candidate)
+            schedule.take(unit, self.run(unit, candidates[unit.candidate], split, tau, coming))
         return reached
 
     def run(
-        self, unit: Unit, candidate: WeightCandidate, split: Split, tau: float | None
+        self,
+        unit: Unit,
+        candidate: WeightCandidate,
+        split: Split,
+        tau: float | None,
+        coming: Sequence[str],
     ) -> Answer:
-        """One batch of one candidate. `tau`: the margin below which bfloat16 is not believed."""
+        """One batch of one candidate.
+
+        `tau`: the margin below which bfloat16 is not believed. `coming`: checkpoints that are
+        fetched meanwhile.
+        """
+        self._checkpoints.expect(coming)
         images, labels = self._data.samples(split)
         rows = np.asarray(unit.rows)
         logits, _ = self._network.predict(candidate, images[rows], unit.low)
@@ -127,6 +138,13 @@ class LocalWorkers:
             return known
         saved = self._checkpoints.save(self._network.tensors(candidate), about(candidate))
         return self.shelf.keep_saved(candidate, saved)
+
+
+def ahead(candidates: Sequence[WeightCandidate], at: int) -> list[str]:
+    """The checkpoints that come into use with the next AHEAD candidates."""
+    here = set(candidates[at].checkpoints)
+    following = (c.checkpoints for c in candidates[at + 1 : at + 1 + AHEAD])
+    return [sha for shas in following for sha in shas if sha not in here]
 
 
 def about(candidate: WeightCandidate) -> dict[str, str]:

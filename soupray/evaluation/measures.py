@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from soupray.candidates import mean_of
-from soupray.checkpoints import Checkpoints, tensor_digests
+from soupray.checkpoints import Checkpoints
 from soupray.data.splits import Images, Labels
 from soupray.errors import EvaluationError
 from soupray.evaluation.network import Network
@@ -32,6 +32,7 @@ from soupray.requests import (
     Slope,
     TensorNames,
 )
+from soupray.weights_file import tensor_digests
 
 STATISTICS = (".running_mean", ".running_var")
 

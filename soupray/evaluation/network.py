@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 
 from soupray.candidates import WeightCandidate
-from soupray.checkpoints import Checkpoints, Weights, create_record, find_record
+from soupray.checkpoints import Checkpoints, create_record, find_record
 from soupray.errors import EvaluationError
 from soupray.maths.weights import Mixer
 from soupray.ports import Task
 from soupray.records import CheckpointRef, Setting, Split, digest
+from soupray.weights_file import Weights
 
 Images = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -97,8 +98,11 @@ class Network:
             self._models[dtype] = model.eval().requires_grad_(False)
         if self._loaded.get(dtype) != candidate:
             self._loaded[dtype] = None
-            statistics = self._statistics(candidate, keep)
-            self._fill(candidate, self._models[dtype], statistics)
+            if self._loaded.get(torch.float32) == candidate:
+                self._models[dtype].load_state_dict(self._models[torch.float32].state_dict())
+            else:
+                statistics = self._statistics(candidate, keep)
+                self._fill(candidate, self._models[dtype], statistics)
             self._loaded[dtype] = candidate
         return self._models[dtype]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from soupray.checkpoints import MappedWeights, Weights
 from soupray.errors import CheckpointError, IncompatibleWeights
+from soupray.weights_file import MappedWeights, Weights
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""

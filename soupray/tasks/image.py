@@ -15,7 +15,6 @@ import open_clip
 import torch
 import torch.nn.functional as F
 
-from soupray.checkpoints import Weights, write_weights
 from soupray.errors import ConfigError, IncompatibleWeights
 from soupray.subject import OpenClipSpec
 from soupray.tasks.batch_counts import leave_out_batch_counts
@@ -23,6 +22,7 @@ from soupray.tasks.files import not_reached
 from soupray.tasks.foreign import Source, matched, renamed, unwrapped
 from soupray.tasks.pixels import Pixels
 from soupray.tasks.vocabulary import CutTokenizer
+from soupray.weights_file import Weights, write_weights
 
 ASSETS = Path(__file__).parent.parent / "assets"
 PACKAGED = "soupray:"

@@ -8,7 +8,6 @@ from typing import Any
 import timm
 import torch
 
-from soupray.checkpoints import Weights, write_weights
 from soupray.errors import ConfigError
 from soupray.subject import TimmSpec
 from soupray.tasks.batch_counts import leave_out_batch_counts
@@ -16,6 +15,7 @@ from soupray.tasks.efficientnet import MARK, timm_names
 from soupray.tasks.files import local_path, not_reached
 from soupray.tasks.foreign import Source, load_foreign, matched, renamed, unwrapped
 from soupray.tasks.pixels import Pixels
+from soupray.weights_file import Weights, write_weights
 
 BODY, HEAD = "body.", "head."
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from soupray.candidates import mean_of
-from soupray.checkpoints import Checkpoints, Weights, create_record, find_record, tensor_digests
+from soupray.checkpoints import Checkpoints, create_record, find_record
 from soupray.data.cache import Data
 from soupray.errors import Diverged
 from soupray.evaluation.local import LocalWorkers
@@ -36,6 +36,7 @@ from soupray.training.loop import Loop, under
 from soupray.training.probe import frozen
 from soupray.training.resume import Resumer, Saved, common
 from soupray.training.start import Alone, Group, Hyperparameters, Start
+from soupray.weights_file import Weights, tensor_digests
 
 Training = Generator[EpochRecord, None, Manifest]
 

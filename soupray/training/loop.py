@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from soupray.checkpoints import Weights
 from soupray.data.cache import Data
 from soupray.errors import Diverged, TrialError
 from soupray.ports import Task
 from soupray.training.augment import Draws, augmented, draw
 from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
 from soupray.training.start import Hyperparameters, Start
+from soupray.weights_file import Weights
 
 LOOK_EVERY = 50
 """Steps between looks at the loss: each look waits for the device."""

@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from soupray.checkpoints import Checkpoints, Weights
+from soupray.checkpoints import Checkpoints
 from soupray.data.cache import Data
 from soupray.data.splits import Labels
 from soupray.errors import TrialError
@@ -24,6 +24,7 @@ from soupray.evaluation.network import STATISTICS_SAMPLES, estimate_statistics, 
 from soupray.ports import Task
 from soupray.records import Setting, Split
 from soupray.subject import Probe
+from soupray.weights_file import Weights
 
 Features = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 
-from soupray.checkpoints import MappedWeights, Weights, find_record, sha256_of, write_weights
+from soupray.checkpoints import find_record
 from soupray.errors import CheckpointError, StoreError
 from soupray.records import EpochRecord, Record, encode
 from soupray.storage import Store
 from soupray.training.start import Group
+from soupray.weights_file import MappedWeights, Weights, sha256_of, write_weights
 
 EVERY_S = 60.0
 """Between two states. A trial that is shorter than this is repeated instead."""

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import torch
 
-from soupray.checkpoints import Weights
 from soupray.records import Training
+from soupray.weights_file import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
