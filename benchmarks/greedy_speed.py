@@ -2,6 +2,7 @@
 
     python benchmarks/greedy_speed.py pools HOME SPEC...    # decisions and samples, on real pools
     python benchmarks/greedy_speed.py vit [FOLDER]          # throughput, ViT-B/32 at 224 on JPEGs
+    python benchmarks/greedy_speed.py far FOLDER            # all models of vit's FOLDER, far away
 
 Plain: for one candidate after another, load every checkpoint of it with torch.load, average,
 decode the images through a DataLoader, forward in float32 over the whole held-out set.
@@ -12,7 +13,8 @@ run, in bfloat16 and again in float32, and in the same unit (held-out samples of
 procedure) the training samples for BatchNorm statistics, which each candidate needs before its
 first sample: of the plain procedure, of ours in float32, of ours in the cascade. `vit` times both
 procedures end to end in one process, by turns, and what each part contributes; FOLDER keeps its
-pool for another time.
+pool for another time. `far` times ours on a node without weights, the next checkpoints fetched
+ahead and not, by turns.
 """
 
 from __future__ import annotations
@@ -124,6 +126,10 @@ def main() -> None:
 
         with tempfile.TemporaryDirectory() as passing:
             vit(Path(sys.argv[2] if sys.argv[2:] else passing).resolve(), ROUNDS)
+    elif sys.argv[1:2] == ["far"] and sys.argv[2:]:
+        from greedy_vit import far
+
+        far(Path(sys.argv[2]).resolve(), ROUNDS)
     else:
         sys.exit(__doc__)
 

@@ -6,14 +6,18 @@ through every layer; where they come from is in `vit_pool.py`.
 
 from __future__ import annotations
 
+import os
 import statistics
+import tempfile
+import threading
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from counting import Counting
-from vit_pool import BATCH, MODELS, SETTING, Jpegs, prepare
+from vit_pool import BATCH, SETTING, Jpegs, prepare
 
 from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
@@ -29,6 +33,14 @@ from soupray.records import Pool
 from soupray.storage import open_store
 from soupray.subject import OpenClipSpec
 from soupray.tasks.image import OpenClipTask
+
+MODELS = 16
+KEPT = (2, 3, 6)
+"""How many of them the soup is meant to keep; the output says how many it does. Each is a whole
+pass."""
+
+FAR_BYTES = 200e6
+"""A second, over one network card that all connections share."""
 
 
 def plain(task: OpenClipTask, jpegs: Jpegs, files: dict[str, Path], pool: Pool):
@@ -60,15 +72,20 @@ class Timed(HeldOut):
         return super().scores(candidates)
 
 
-def engine(task, data: Data, checkpoints: Checkpoints, pool: Pool, cascade: bool):
+def after_the_sweep(checkpoints: Checkpoints, pool: Pool) -> Checkpoints:
+    """What a sweep leaves on its node: weights in the cache, logits in the store, no evaluation."""
+    fresh = Checkpoints(open_store("memory://"), checkpoints._cache)
+    for i in pool.ingredients:
+        path = f"weights/{i.logits.sha256}.safetensors"
+        fresh.store.put(path, checkpoints.store.get(path))
+    return fresh
+
+
+def engine(task, data: Data, fresh: Checkpoints, pool: Pool, cascade: bool):
     """(kept, counts, seconds to the list, seconds in all): ours, remembering nothing.
 
     In all: with the float32 logits of the soup, which the leaderboard needs, not the plain list.
     """
-    fresh = Checkpoints(open_store("memory://"), checkpoints._cache)
-    for i in pool.ingredients:  # what the sweep left, as the weights in the cache
-        path = f"weights/{i.logits.sha256}.safetensors"
-        fresh.store.put(path, checkpoints.store.get(path))
     started = time.perf_counter()
     workers = Counting(LocalWorkers(task, data, fresh, SETTING))
     shelf = Shelf(fresh, SETTING, data.split("train"))
@@ -108,24 +125,82 @@ def parts(task, data: Data, jpegs: Jpegs, checkpoints: Checkpoints, pool: Pool, 
         print(f"  forward, {str(dtype)[6:]:<9}            {4 * BATCH / took:10.1f} images/s")
 
 
-def vit(folder: Path, rounds: int) -> None:
-    """Both procedures by turns."""
-    spec = OpenClipSpec(
-        kind="open_clip", model="ViT-B-32", classes=tuple("abcdefghij"), templates=("{}",)
+def vit_b_32() -> OpenClipTask:
+    """The network."""
+    return OpenClipTask(
+        OpenClipSpec(
+            kind="open_clip", model="ViT-B-32", classes=tuple("abcdefghij"), templates=("{}",)
+        )
     )
-    task = OpenClipTask(spec)
+
+
+def far(folder: Path, rounds: int) -> None:
+    """A node that has no weights yet, and a store that gives it FAR_BYTES a second."""
+    task = vit_b_32()
+    _, data, _, pool = prepare(task, folder)
+    link = threading.Lock()
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    lists = set()
+    for number in range(rounds):
+        for ahead in sorted(seconds, reverse=bool(number % 2)):
+            with tempfile.TemporaryDirectory(dir=folder) as node:
+                weights = Path(node) / "store" / "weights"
+                weights.mkdir(parents=True)
+                for sha in [*pool.checkpoints, *(i.logits.sha256 for i in pool.ingredients)]:
+                    name = f"{sha}.safetensors"
+                    os.link(folder / "store" / "weights" / name, weights / name)
+                store = open_store(f"file://{node}/store")
+                get_range = store.get_range
+
+                def slow(path, start, length, get_range=get_range):
+                    with link:
+                        time.sleep(length / FAR_BYTES)
+                    return get_range(path, start, length)
+
+                store.get_range = slow
+                fresh = Checkpoints(store, Path(node) / "weights")
+                if not ahead:
+                    fresh.expect = lambda digests: None
+                kept, _, listed, _ = engine(task, data, fresh, pool, cascade=True)
+                seconds[ahead].append(listed)
+                lists.add(tuple(kept))
+                print(f"ahead: {ahead!s:<5} {listed:6.1f} s, {len(kept)} kept", flush=True)
+    assert len(lists) == 1, lists
+    one, two = (statistics.median(found) for found in seconds.values())
+    print(f"medians: {one:.1f} s, fetched ahead {two:.1f} s: {one / two:.2f} x")
+
+
+def keeping(pool: Pool, all_kept: list[str], wanted: int) -> Pool:
+    """MODELS of `pool`, without what its greedy soup `all_kept` took after the first `wanted`."""
+    left_out = set(all_kept[wanted:])
+    others = [i for i in pool.ingredients if i.checkpoint.sha256 not in left_out]
+    return msgspec.structs.replace(pool, ingredients=tuple(others[:MODELS]))
+
+
+def vit(folder: Path, rounds: int) -> None:
+    """Both procedures by turns, on pools of which more and more models are kept."""
+    task = vit_b_32()
     jpegs, data, checkpoints, pool = prepare(task, folder)
     files = {sha: folder / "pt" / f"{sha}.pt" for sha in pool.checkpoints}
-    counts = [i.held_out.correct for i in pool.ingredients]
-    print(f"{MODELS} models, {len(jpegs)} images, held-out counts {counts}")
     parts(task, data, jpegs, checkpoints, pool, files)
-    everything = (MODELS - 1) * len(jpegs)
+    all_kept, *_ = engine(task, data, after_the_sweep(checkpoints, pool), pool, cascade=True)
+    for wanted in KEPT:
+        compare(keeping(pool, all_kept, wanted), rounds, task, (data, jpegs), checkpoints, files)
+
+
+def compare(pool: Pool, rounds: int, task: OpenClipTask, images, checkpoints, files) -> None:
+    """Both procedures by turns."""
+    data, jpegs = images
+    counts = [i.held_out.correct for i in pool.ingredients]
+    print(f"{len(counts)} models, {len(jpegs)} images, held-out counts {counts}")
+    everything = (len(counts) - 1) * len(jpegs)
     ratios: dict[str, list[float]] = {}
     for number in range(rounds):
         expected, slow = plain(task, jpegs, files, pool)
         print(f"round {number + 1}: plain {slow:.1f} s, {len(expected)} kept", flush=True)
         for label, cascade in (("float32, early rejection", False), ("cascade", True)):
-            kept, ran, listed, fast = engine(task, data, checkpoints, pool, cascade)
+            fresh = after_the_sweep(checkpoints, pool)
+            kept, ran, listed, fast = engine(task, data, fresh, pool, cascade)
             ratios.setdefault(label, []).append(slow / listed)
             print(
                 f"  {label}: {listed:.1f} s, {slow / listed:.1f} x, same list: {kept == expected}; "

@@ -16,6 +16,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +34,7 @@ from soupray.errors import (
     CheckpointError,
     ChecksumMismatch,
     NotFound,
+    SouprayError,
     StoreUnavailable,
 )
 from soupray.records import CheckpointRef, decode, encode
@@ -46,8 +48,8 @@ RANGE_BYTES, READERS = 16 * 2**20, 8
 """A checkpoint is fetched in ranges of this size, so many at a time."""
 
 AHEAD = 2
-"""Checkpoints that are fetched before they are wanted, at a time. Two hide a store that is half as
-fast as the models run; each takes READERS ranges of memory while it is on its way."""
+"""Candidates whose checkpoints are fetched before their turn, and threads that do it: a short
+candidate is made up for by a long one. Each thread takes READERS ranges of memory."""
 
 ABANDONED_S = 24 * 3600
 """A part of a download that is this old was left by a process that died."""
@@ -63,7 +65,8 @@ class Checkpoints:
         self.store, self._cache = store, cache
         self._verified: set[str] = set()
         self._background = ThreadPoolExecutor(AHEAD)  # starts no thread before there is work
-        self._coming: dict[str, Future[Path]] = {}
+        self._coming: dict[str, Future[None]] = {}
+        self._room, self._reserved = threading.Lock(), 0
         cache.mkdir(parents=True, exist_ok=True)
 
     def save(self, weights: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> CheckpointRef:
@@ -87,11 +90,20 @@ class Checkpoints:
     def expect(self, digests: Iterable[str]) -> None:
         """Fetch these in the background, for they will be wanted soon.
 
-        What fails there is tried again, and told, when it is wanted.
+        What was expected before and is not among them is given up, unless it is on its way. What
+        fails is tried again, and told, when it is wanted.
         """
-        for sha256 in digests:
-            if sha256 not in self._verified and sha256 not in self._coming:
-                self._coming[sha256] = self._background.submit(self._fetch, sha256)
+        wanted = [sha256 for sha256 in digests if sha256 not in self._verified]
+        for sha256 in self._coming.keys() - set(wanted):
+            if self._coming[sha256].cancel():
+                del self._coming[sha256]
+        for sha256 in wanted:
+            if sha256 not in self._coming:
+                self._coming[sha256] = self._background.submit(self._try_to_fetch, sha256)
+
+    def _try_to_fetch(self, sha256: str) -> None:
+        with suppress(SouprayError):
+            self._fetch(sha256)
 
     def fetch(self, sha256: str) -> Path:
         """A local file with the weights, downloaded and verified unless it is there already.
@@ -101,7 +113,7 @@ class Checkpoints:
             ChecksumMismatch: the stored bytes are not those that were written.
         """
         coming = self._coming.pop(sha256, None)
-        if coming is not None:
+        if coming is not None and not coming.cancel():
             wait([coming])
         return self._fetch(sha256)
 
@@ -131,14 +143,27 @@ class Checkpoints:
     def _download_alone(self, sha256: str, local: Path) -> None:
         path = CheckpointRef(sha256=sha256, size_bytes=0).path
         ref = CheckpointRef(sha256=sha256, size_bytes=self.store.size(path))
-        self._make_room(ref.size_bytes)
-        part = self._new_part()
+        with self._room_for(ref.size_bytes):
+            part = self._new_part()
+            try:
+                ask_twice(lambda: self._copy(ref, part), ChecksumMismatch)
+                part.rename(local)
+                self._verified.add(sha256)
+            finally:
+                part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _room_for(self, size: int) -> Iterator[None]:
+        """Room for one more download: what others will take is not seen on the disk yet."""
+        with self._room:
+            self._reserved += size
         try:
-            ask_twice(lambda: self._copy(ref, part), ChecksumMismatch)
-            part.rename(local)
-            self._verified.add(sha256)
+            with self._room:
+                self._make_room(self._reserved)
+            yield
         finally:
-            part.unlink(missing_ok=True)
+            with self._room:
+                self._reserved -= size
 
     def _copy(self, ref: CheckpointRef, part: Path) -> None:
         """Write the object into a local file. Raises ChecksumMismatch."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 from shared import ingredient, scores, small_disk, trial
 
-from soupray.checkpoints import Checkpoints, create_record, find_record, read_record
+from soupray.checkpoints import AHEAD, Checkpoints, create_record, find_record, read_record
 from soupray.errors import (
     CheckpointError,
     ChecksumMismatch,
@@ -260,17 +260,20 @@ def test_what_several_actors_of_a_node_want_at_once_is_fetched_once(tmp_path, mo
 
 def test_what_is_expected_comes_in_the_background_and_once(elsewhere, checkpoints, monkeypatch):
     ref = checkpoints.save(WEIGHTS, ABOUT)
-    get_range, may_come, asked = elsewhere.store.get_range, threading.Event(), []
+    get_range, asked = elsewhere.store.get_range, []
+    began, may_come = threading.Event(), threading.Event()
 
     def held_back(path, start, length):
         asked.append(path)
-        may_come.wait()
+        began.set()
+        assert may_come.wait(60)
         return get_range(path, start, length)
 
     monkeypatch.setattr(elsewhere.store, "get_range", held_back)
     elsewhere.expect([ref.sha256, ref.sha256])
     elsewhere.expect([ref.sha256])
-    may_come.set()  # had it not been in the background, nobody would have come here
+    assert began.wait(60)  # nobody but the background has asked for it yet
+    may_come.set()
     assert torch.equal(elsewhere.load(ref.sha256)["w"], WEIGHTS["w"])
     elsewhere.expect([ref.sha256])
     assert torch.equal(elsewhere.load(ref.sha256)["w"], WEIGHTS["w"])
@@ -293,6 +296,46 @@ def test_what_fails_in_the_background_is_tried_again_when_it_is_wanted(
     with pytest.raises(StoreUnavailable, match="away"):
         elsewhere.load(ref.sha256)
     assert torch.equal(elsewhere.load(ref.sha256)["w"], WEIGHTS["w"])
+
+
+def test_what_is_expected_no_longer_and_has_not_begun_is_given_up(
+    elsewhere, checkpoints, monkeypatch
+):
+    refs = [checkpoints.save({"w": torch.full((3,), float(i))}, {}) for i in range(AHEAD + 2)]
+    get_range, asked, may_come = elsewhere.store.get_range, [], threading.Event()
+
+    def held_back(path, start, length):
+        asked.append(path)
+        assert may_come.wait(60)
+        return get_range(path, start, length)
+
+    monkeypatch.setattr(elsewhere.store, "get_range", held_back)
+    *first, given_up, last = [ref.sha256 for ref in refs]
+    elsewhere.expect([*first, given_up])  # there are threads for the first alone
+    elsewhere.expect([*first, last])
+    may_come.set()
+    elsewhere._background.shutdown()
+    assert sorted(asked) == sorted(f"weights/{sha}.safetensors" for sha in [*first, last])
+
+
+def test_downloads_at_once_make_room_for_all_of_them(tmp_path, monkeypatch):
+    writer = Checkpoints(open_store("memory://"), tmp_path / "writer")
+    refs = [writer.save({"x": torch.full((1000,), float(i))}, {}) for i in range(6)]
+    size, total = refs[0].size_bytes, shutil.disk_usage(tmp_path).total
+    monkeypatch.setattr("soupray.checkpoints.CACHE_SHARE", 4.5 * size / total)
+    reader = Checkpoints(writer.store, tmp_path / "cache")
+    for ref in refs[:4]:
+        reader.fetch(ref.sha256)
+    get_range, both = writer.store.get_range, threading.Barrier(2)
+
+    def together(path, start, length):
+        both.wait(60)  # room was made for each of them, and neither is there
+        return get_range(path, start, length)
+
+    monkeypatch.setattr(writer.store, "get_range", together)
+    reader.expect([ref.sha256 for ref in refs[4:]])
+    reader._background.shutdown()
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
 
 
 @pytest.mark.parametrize("size", [1, 99, 100, 101, 250, 1000])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from soupray.candidates import WeightCandidate
 from soupray.checkpoints import AHEAD, Checkpoints
@@ -88,8 +89,9 @@ class LocalWorkers:
         `tau`: the margin below which bfloat16 is not believed. `coming`: checkpoints that are
         fetched meanwhile.
         """
-        self._checkpoints.expect(coming)
         images, labels = self._data.samples(split)
+        self._network.load(candidate, torch.bfloat16 if unit.low else torch.float32)
+        self._checkpoints.expect(coming)  # after its own: they share the network card
         rows = np.asarray(unit.rows)
         logits, _ = self._network.predict(candidate, images[rows], unit.low)
         right = logits.argmax(axis=1) == labels[rows]

@@ -103,7 +103,7 @@ class Network:
             else:
                 statistics = self._statistics(candidate, keep)
                 self._fill(candidate, self._models[dtype], statistics)
-            self._loaded[dtype] = candidate
+            self._loaded[dtype] = candidate if keep else None  # whose statistics are not stored
         return self._models[dtype]
 
     def _fill(
