@@ -2,7 +2,7 @@
 
     python benchmarks/greedy_speed.py pools HOME SPEC...    # decisions and samples, on real pools
     python benchmarks/greedy_speed.py vit [FOLDER]          # throughput, ViT-B/32 at 224 on JPEGs
-    python benchmarks/greedy_speed.py far FOLDER            # all models of vit's FOLDER, far away
+    python benchmarks/greedy_speed.py far FOLDER            # the best 16 of vit's FOLDER, far away
 
 Plain: for one candidate after another, load every checkpoint of it with torch.load, average,
 decode the images through a DataLoader, forward in float32 over the whole held-out set.

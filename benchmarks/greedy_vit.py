@@ -138,6 +138,7 @@ def far(folder: Path, rounds: int) -> None:
     """A node that has no weights yet, and a store that gives it FAR_BYTES a second."""
     task = vit_b_32()
     _, data, _, pool = prepare(task, folder)
+    pool = keeping(pool, [], 0)
     link = threading.Lock()
     seconds: dict[bool, list[float]] = {False: [], True: []}
     lists = set()

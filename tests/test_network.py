@@ -147,3 +147,12 @@ def test_bfloat16_is_the_same_before_float32_and_after_it(tmp_path, count):
     for name, tensor in alone.items():
         assert torch.equal(after[name], tensor), name
         assert torch.equal(tensor, wide[name].bfloat16()), name
+
+
+def test_statistics_that_were_not_to_be_kept_are_stored_by_the_next_who_wants_them(tmp_path):
+    here, checkpoints = network(tmp_path)
+    soup = mean_of([saved(checkpoints, k) for k in range(2)])
+    here.load(soup, torch.float32, keep=False)
+    assert checkpoints.store.list("statistics") == []
+    here.load(soup, torch.bfloat16)
+    assert len(checkpoints.store.list("statistics")) == 1
