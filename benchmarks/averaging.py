@@ -18,7 +18,7 @@ from pathlib import Path
 CHILD = """
 import sys, time, threading, torch
 from pathlib import Path
-from soupray.candidates import mean_of
+from soupray.core.candidates import mean_of
 from soupray.checkpoints import Checkpoints
 from soupray.maths.weights import Mixer
 from soupray.storage import Credentials, open_store

@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 from counting import Counting, statistics_counted
 
-from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
+from soupray.core.candidates import mean_of
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOut

@@ -19,8 +19,9 @@ import torch
 from counting import Counting
 from vit_pool import BATCH, SETTING, Jpegs, prepare
 
-from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
+from soupray.core.candidates import mean_of
+from soupray.core.records import Pool
 from soupray.data.cache import Data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
@@ -29,7 +30,6 @@ from soupray.evaluation.selection import HeldOut
 from soupray.evaluation.shelf import Shelf
 from soupray.maths.weights import Mixer
 from soupray.recipes.greedy import greedy
-from soupray.records import Pool
 from soupray.storage import open_store
 from soupray.subject import OpenClipSpec
 from soupray.tasks.image import OpenClipTask

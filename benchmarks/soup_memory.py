@@ -20,7 +20,7 @@ import sys, time, torch, threading
 from pathlib import Path
 from soupray.checkpoints import Checkpoints
 from soupray.maths.weights import Mixer
-from soupray.candidates import mean_of
+from soupray.core.candidates import mean_of
 from soupray.storage import open_store
 
 folder, k = sys.argv[1], int(sys.argv[2])

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from training_speed import BATCH, IMAGES, SPEC, THREADS, make_photos
 
+from soupray.core.records import EpochRecord, Training
 from soupray.data.cache import open_data
-from soupray.records import EpochRecord, Training
 from soupray.space import Space
 from soupray.spec import parse
 from soupray.storage import open_store

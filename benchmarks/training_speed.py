@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from PIL import Image
 from vit_pool import make_photos
 
+from soupray.core.ports import Task
+from soupray.core.records import Training
 from soupray.data.cache import Data, open_data
-from soupray.ports import Task
-from soupray.records import Training
 from soupray.space import Space
 from soupray.spec import parse
 from soupray.tasks import task_of

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from soupray.records import Ingredient
+from soupray.core.records import Ingredient
 
 ROOT = Path(__file__).parent.parent
 WORKERS = 2
@@ -28,7 +28,7 @@ def ours(trials: int) -> list[float]:
     """Overhead of each trial after a worker's first, in seconds."""
     from soupray import stack
     from soupray.checkpoints import read_record
-    from soupray.records import Manifest
+    from soupray.core.records import Manifest
     from soupray.settling import settle
     from soupray.spec import load
     from soupray.sweep import run_sweep

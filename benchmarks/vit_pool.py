@@ -17,11 +17,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
-from soupray.data.cache import Data
-from soupray.evaluation.local import LocalWorkers
-from soupray.records import (
+from soupray.core.candidates import mean_of
+from soupray.core.records import (
     CheckpointRef,
     Ingredient,
     Pool,
@@ -31,6 +29,8 @@ from soupray.records import (
     decode,
     encode,
 )
+from soupray.data.cache import Data
+from soupray.evaluation.local import LocalWorkers
 from soupray.storage import open_store
 from soupray.tasks.image import OpenClipTask
 

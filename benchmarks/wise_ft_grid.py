@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
+from soupray.core.candidates import mean_of
 from soupray.maths.weights import Mixer
 from soupray.recipes.starts import interpolate
 from soupray.storage import open_store

@@ -10,8 +10,8 @@ where fewer ended.
 from __future__ import annotations
 
 from soupray.checkpoints import read_record
+from soupray.core.records import Basis, EpochRecord, Record, Trial, digest
 from soupray.plan import PlannedTrial, as_trials, trials_of
-from soupray.records import Basis, EpochRecord, Record, Trial, digest
 from soupray.spec import SweepSpec
 from soupray.storage import Store
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from msgspec import structs
 
-from soupray.candidates import mean_of
 from soupray.console import Progress
-from soupray.errors import EvaluationError, IncompatibleWeights
+from soupray.core.candidates import mean_of
+from soupray.core.errors import EvaluationError, IncompatibleWeights
+from soupray.core.records import Pool, Split
+from soupray.core.requests import Defect, Gram, Health
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.pool import all_trials, find_trials
 from soupray.maths.geometry import total_gram
 from soupray.preflight import Facts, Finding, Middle, sampled_pairs
-from soupray.records import Pool, Split
-from soupray.requests import Defect, Gram, Health
 from soupray.session import Session, opened
 from soupray.spec import SweepSpec
 from soupray.verdict import Report, judged, report

@@ -29,7 +29,7 @@ import msgspec
 import torch
 from filelock import FileLock
 
-from soupray.errors import (
+from soupray.core.errors import (
     AlreadyExists,
     CheckpointError,
     ChecksumMismatch,
@@ -37,7 +37,7 @@ from soupray.errors import (
     SouprayError,
     StoreUnavailable,
 )
-from soupray.records import CheckpointRef, decode, encode
+from soupray.core.records import CheckpointRef, decode, encode
 from soupray.storage import Store
 from soupray.store_errors import ask_twice
 from soupray.weights_file import MappedWeights, Weights, sha256_of, write_weights

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from soupray import __version__, exchanging, inspecting, operating
-from soupray.errors import ConfigError, SouprayError
+from soupray.core.errors import ConfigError, SouprayError
 from soupray.options import Command
 from soupray.options import address_option as _address
 from soupray.options import home_option as _home
@@ -154,7 +154,7 @@ def soup(
 def _finish(result: Result, spec: SweepSpec, output: Path, as_json: bool) -> None:
     """Files first, then the tracker, which may fail; the table last, where it is looked for."""
     from soupray.console import say
-    from soupray.errors import TrackingError
+    from soupray.core.errors import TrackingError
     from soupray.results import publish_soup, write_results
     from soupray.tables import print_json, show_leaderboard
 

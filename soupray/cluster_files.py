@@ -15,8 +15,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from soupray.core.errors import ConfigError
 from soupray.documents import read_documents, read_text
-from soupray.errors import ConfigError
 from soupray.spec import SweepSpec
 
 PINNED = ("ray", "torch", "mlflow")

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from soupray.candidates import WeightSoup, weight_soup
 from soupray.check import refuse_or_note
 from soupray.checkpoints import create_record, find_record
 from soupray.console import Progress, say
+from soupray.core.candidates import WeightSoup, weight_soup
+from soupray.core.errors import EvaluationError
+from soupray.core.records import Pool, Split, digest
+from soupray.core.requests import Gram
 from soupray.diversity import Diagnosis, Duo, diagnosis, drawn_pairs, duo
-from soupray.errors import EvaluationError
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.network import EVALUATION_VERSION
 from soupray.home import atomic_write
 from soupray.maths.geometry import Array, angles, distances, total_gram
-from soupray.records import Pool, Split, digest
 from soupray.reporting.diagnostics import draw_diagnosis
-from soupray.requests import Gram
 from soupray.results import encode_pretty
 from soupray.session import opened
 from soupray.spec import SweepSpec

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from soupray.core.records import Pool, Predictions, Record
+from soupray.core.requests import Matrix
 from soupray.maths.geometry import (
     Logits,
     conversion_rate,
@@ -19,8 +21,6 @@ from soupray.maths.geometry import (
     predicted_difference,
 )
 from soupray.maths.outputs import fit_temperature
-from soupray.records import Pool, Predictions, Record
-from soupray.requests import Matrix
 
 Maybe = tuple[tuple[float | None, ...], ...]
 

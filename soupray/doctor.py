@@ -12,12 +12,11 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from soupray.errors import AlreadyExists, SouprayError
-from soupray.records import Record
+from soupray.core.errors import AlreadyExists, SouprayError, mask
+from soupray.core.records import Record
 from soupray.settling import Settled, settle
 from soupray.spec import SweepSpec
 from soupray.storage import Store, check_bucket
-from soupray.urls import mask
 
 VERSIONS = ("soupray", "ray", "torch", "open_clip_torch", "mlflow", "obstore", "boto3")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from soupray.errors import ConfigError
+from soupray.core.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from soupray.core.records import Record
 from soupray.data.cache import planned_sizes
 from soupray.evaluation.network import STATISTICS_SAMPLES, batch_norms
 from soupray.plan import plan
@@ -16,7 +17,6 @@ from soupray.recipes.lines import GRID
 from soupray.recipes.replacement import PASSES
 from soupray.recipes.vrf import NEIGHBOURS
 from soupray.recipes.wise_ft import ALPHAS
-from soupray.records import Record
 from soupray.reporting.plots import LINE_GRID
 from soupray.spec import SweepSpec
 from soupray.subject import ProbeInit, TrainedInit

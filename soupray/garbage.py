@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from soupray.checkpoints import find_record, read_record
-from soupray.errors import SouprayError
+from soupray.core.errors import SouprayError
+from soupray.core.records import Record, encode
 from soupray.evaluation.pool import all_trials, manifest_path
-from soupray.records import Record, encode
 from soupray.spec import SweepSpec, parse_data
 from soupray.storage import Store
 from soupray.wiring import find_basis

@@ -11,8 +11,8 @@ import time
 from typing import NamedTuple
 
 from soupray.checkpoints import find_record
+from soupray.core.records import Record, encode
 from soupray.lease import LeaseRecord, is_dead
-from soupray.records import Record, encode
 from soupray.storage import Store
 
 

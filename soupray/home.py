@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from soupray.errors import ConfigError
+from soupray.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from soupray.spec import SweepSpec

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from soupray.checkpoints import create_record, find_record
-from soupray.errors import ConfigError, Diverged, TrialError
+from soupray.core.errors import ConfigError, Diverged, TrialError
+from soupray.core.records import Basis, Ingredient, Manifest, Trial, digest
 from soupray.evaluation.pool import import_path, manifest_path
 from soupray.plan import CODE_VERSION
-from soupray.records import Basis, Ingredient, Manifest, Trial, digest
 from soupray.settling import settle
 from soupray.spec import SweepSpec
 from soupray.storage import check_bucket

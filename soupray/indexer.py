@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 
 from soupray.console import say
-from soupray.errors import SouprayError
-from soupray.ports import Tracker
-from soupray.records import Manifest
+from soupray.core.errors import SouprayError
+from soupray.core.ports import Tracker
+from soupray.core.records import Manifest
 from soupray.settling import Settled
 from soupray.spec import SweepSpec
 

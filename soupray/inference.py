@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from soupray.candidates import OutputEnsemble, VRFEnsemble, WeightCandidate
 from soupray.checkpoints import Checkpoints
-from soupray.errors import CheckpointError, ConfigError
+from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightCandidate
+from soupray.core.errors import CheckpointError, ConfigError
+from soupray.core.ports import Task
+from soupray.core.texts import pack
 from soupray.maths.neighbours import kth_distances
 from soupray.maths.outputs import Blender, trust, vrf_logits
-from soupray.ports import Task
 from soupray.recipe_file import RecipeFile, read_recipe, spec_of, specs_of, weights_of
 from soupray.spec import SweepSpec
 from soupray.tasks import task_of
-from soupray.texts import pack
 
 Array = npt.NDArray[np.float32]
 

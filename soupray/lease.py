@@ -14,8 +14,8 @@ from types import TracebackType
 
 import msgspec
 
-from soupray.errors import AlreadyExists, NotFound, StoreError
-from soupray.records import Record, decode, encode
+from soupray.core.errors import AlreadyExists, NotFound, StoreError
+from soupray.core.records import Record, decode, encode
 from soupray.storage import Store
 from soupray.store_errors import ask_twice
 

@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import pydantic
 
+from soupray.core.errors import mask
 from soupray.space import SpecModel
-from soupray.urls import mask
 
 
 def explain(error: pydantic.ValidationError, source: str, root: type[SpecModel]) -> str:

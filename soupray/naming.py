@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from soupray.core.errors import ConfigError
 from soupray.documents import read_yaml
-from soupray.errors import ConfigError
 
 CLASS_SETS = ("imagenet",)
 TEMPLATE_SETS = ("imagenet", "imagenet_simple")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from soupray.records import Basis, Method, Record, Trial, digest
+from soupray.core.records import Basis, Method, Record, Trial, digest
 from soupray.space import Dimension, Space, Value
 from soupray.spec import SweepSpec
 

@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
+from soupray.core.records import Ingredient, Pool, Record, Scores, Tombstone
+from soupray.core.requests import Defect, Matrix
 from soupray.maths.geometry import Array, angles, barrier, norms, paired_difference
-from soupray.records import Ingredient, Pool, Record, Scores, Tombstone
-from soupray.requests import Defect, Matrix
 
 FAR = 10.0
 """|theta_i - theta_0| beyond so many times the pool's median is outlying. Distances grow with the

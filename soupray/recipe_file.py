@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import torch
 
-from soupray.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate
 from soupray.checkpoints import Checkpoints
-from soupray.errors import ChecksumMismatch, ConfigError
+from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate
+from soupray.core.errors import ChecksumMismatch, ConfigError
+from soupray.core.records import CheckpointRef, Record, decode
 from soupray.evaluation.local import about
 from soupray.maths.weights import Mixer
-from soupray.records import CheckpointRef, Record, decode
 from soupray.spec import SweepSpec, parse_data
 from soupray.tasks import task_of
 from soupray.weights_file import sha256_of, write_weights

@@ -7,14 +7,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from soupray.candidates import Outcome, mean_of
 from soupray.checkpoints import Checkpoints, find_record, read_record, read_view
-from soupray.errors import NotFound
+from soupray.core.candidates import Outcome, mean_of
+from soupray.core.errors import NotFound
+from soupray.core.ports import Champion, TrackedRun, Tracker
+from soupray.core.records import Basis, Manifest, encode
 from soupray.home import atomic_write
 from soupray.indexer import open_tracker
-from soupray.ports import Champion, TrackedRun, Tracker
 from soupray.recipe_file import Foreign, RecipeFile
-from soupray.records import Basis, Manifest, encode
 from soupray.reporting.plots import draw_all
 from soupray.reporting.publish import entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import Entry, as_csv, names_of

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from soupray.asked import unasked
-from soupray.candidates import Candidate
 from soupray.checkpoints import Checkpoints, read_record
 from soupray.console import say
-from soupray.errors import EvaluationError
+from soupray.core.candidates import Candidate
+from soupray.core.errors import EvaluationError
+from soupray.core.records import Basis, Pool, pool_of
+from soupray.core.requests import Body
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.pool import Found, all_trials, find_trials
 from soupray.evaluation.shelf import Shelf
-from soupray.records import Basis, Pool, pool_of
-from soupray.requests import Body
 from soupray.settling import Settled, settle
 from soupray.spec import SweepSpec
 from soupray.storage import Store, check_bucket

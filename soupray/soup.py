@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from soupray.candidates import Candidate, Outcome, mean_of
 from soupray.check import refuse_or_note
 from soupray.checkpoints import create_record, find_record
 from soupray.console import Progress, say
-from soupray.errors import ConfigError, EvaluationError
+from soupray.core.candidates import Candidate, Outcome, mean_of
+from soupray.core.errors import ConfigError, EvaluationError
+from soupray.core.ports import Selection
+from soupray.core.records import Basis, CheckpointRef, Pool, Record, Scores, digest
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.network import EVALUATION_VERSION
 from soupray.evaluation.selection import HeldOut
 from soupray.maths.metrics import on_classes_of, score
 from soupray.plan import CODE_VERSION
-from soupray.ports import Selection
 from soupray.recipes import TABLE, Option
 from soupray.recipes.learned import bytes_read
-from soupray.records import Basis, CheckpointRef, Pool, Record, Scores, digest
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Entry, best_soup, leaderboard, model_of
 from soupray.session import Session, opened

@@ -10,16 +10,15 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from soupray.core.errors import ConfigError, has_password
+from soupray.core.records import Metric, Setting, Training, digest
 from soupray.documents import parse_yaml, read_text
-from soupray.errors import ConfigError
 from soupray.mistakes import explain
 from soupray.naming import resolved
 from soupray.recipes import Option, check_recipes
-from soupray.records import Metric, Setting, Training, digest
 from soupray.sources import DataSpec
 from soupray.space import IMAGE_ONLY, Count, NonNegative, Positive, Search, SpecModel, refuse
 from soupray.subject import Init, TaskSpec, TrainedInit
-from soupray.urls import has_password
 
 NAME_LENGTH = 63
 
@@ -55,7 +54,7 @@ class Resources(SpecModel):
 
 
 class TrainingSpec(SpecModel):
-    """How trials compute; see `soupray.records.Training`. `resources` are those of one worker."""
+    """How trials compute: see `core.records.Training`. `resources` are those of one worker."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batch: Count | None = None

@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from soupray.errors import ConfigError, StoreUnavailable
+from soupray.core.errors import ConfigError, StoreUnavailable
 
 __all__ = ["BUCKET", "Stack", "down", "find", "tracker", "ui", "up"]
 

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 from soupray.asked import find_stopped, unasked
-from soupray.errors import NotFound
+from soupray.core.errors import NotFound
+from soupray.core.records import Metric, Record
 from soupray.evaluation.pool import Found, all_trials, find_trials
 from soupray.heartbeat import Beat, RunningTrial, find_driver
 from soupray.maths.metrics import as_read, value
-from soupray.records import Metric, Record
 from soupray.settling import settle
 from soupray.spec import SweepSpec
 from soupray.wiring import find_basis

@@ -19,7 +19,7 @@ from obstore.exceptions import PreconditionError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
 
 from soupray import store_errors
-from soupray.errors import ConfigError, NotFound, StoreUnavailable
+from soupray.core.errors import ConfigError, NotFound, StoreUnavailable
 from soupray.store_errors import insist, mapped
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from obstore.exceptions import AlreadyExistsError, BaseError
 
-from soupray.errors import AlreadyExists, NotFound, StoreUnavailable
+from soupray.core.errors import AlreadyExists, NotFound, StoreUnavailable
 
 T = TypeVar("T")
 

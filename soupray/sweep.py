@@ -11,13 +11,13 @@ from typing import NamedTuple
 from soupray.asked import Stopped, find_stopped, known_trials, stopped_path, unasked
 from soupray.checkpoints import create_record, read_record
 from soupray.console import duration, say
-from soupray.errors import StoreError, TrialError
+from soupray.core.errors import StoreError, TrialError
+from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
 from soupray.evaluation.pool import Found, find_trials, manifest_path
 from soupray.heartbeat import lease_path, write_heartbeat
 from soupray.home import remember_spec
 from soupray.indexer import Indexer
 from soupray.lease import Lease
-from soupray.records import Basis, EpochRecord, Manifest, Record, Trial
 from soupray.settling import Settled, settle
 from soupray.spec import SweepSpec
 from soupray.storage import Store, check_bucket

@@ -8,12 +8,12 @@ import time
 from typing import Any
 
 from soupray.console import duration, out, size, table
+from soupray.core.records import Basis
 from soupray.diversity import Diagnosis, summary
 from soupray.estimate import DryRun
 from soupray.garbage import Garbage
 from soupray.plan import plan
 from soupray.recipes import TABLE
-from soupray.records import Basis
 from soupray.reporting.ranking import Entry, ranked_on
 from soupray.spec import SweepSpec
 from soupray.status import Status

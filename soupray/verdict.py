@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from soupray.core.records import CheckpointRef, Pool, Record
 from soupray.maths.geometry import angles, interpolation_advantage, norms, paired_difference
 from soupray.preflight import (
     ERRORS,
@@ -20,7 +21,6 @@ from soupray.preflight import (
     median_angles,
     misplaced,
 )
-from soupray.records import CheckpointRef, Pool, Record
 
 
 class Row(Record, frozen=True, kw_only=True):

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 from soupray.console import Progress, say, table
-from soupray.errors import CheckpointError, StoreError
+from soupray.core.errors import CheckpointError, StoreError
+from soupray.core.records import EpochRecord, Ingredient, Manifest, Metric, Tombstone, Trial
 from soupray.heartbeat import Beat, RunningTrial
 from soupray.maths.metrics import as_read, value
-from soupray.records import EpochRecord, Ingredient, Manifest, Metric, Tombstone, Trial
 
 SHOWN = 8
 """Finished trials in the table: the last ones. No more are kept."""

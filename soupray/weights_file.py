@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from soupray.errors import CheckpointError
+from soupray.core.errors import CheckpointError
 
 Weights = dict[str, torch.Tensor]
 

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from soupray.checkpoints import Checkpoints, create_record, find_record
+from soupray.core.errors import Diverged
+from soupray.core.ports import Task
+from soupray.core.records import Basis, Record, digest
 from soupray.data.cache import DATA_VERSION, Data, open_data
-from soupray.errors import Diverged
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.home import node_home
 from soupray.plan import CODE_VERSION
-from soupray.ports import Task
-from soupray.records import Basis, Record, digest
 from soupray.sources import TextSpec
 from soupray.spec import SweepSpec
 from soupray.storage import Credentials, Store, open_store

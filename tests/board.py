@@ -3,11 +3,11 @@
 import msgspec
 from shared import demo, ingredient, scores, split
 
-from soupray.candidates import Candidate, Outcome, Step, mean_of
+from soupray.core.candidates import Candidate, Outcome, Step, mean_of
+from soupray.core.records import Basis, CheckpointRef, Pool, Rejected, Scores
 from soupray.recipes.baselines import anchor, best_single
 from soupray.recipes.uniform import uniform
 from soupray.recipes.wise_ft import wise_ft
-from soupray.records import Basis, CheckpointRef, Pool, Rejected, Scores
 from soupray.reporting.ranking import leaderboard
 
 N = 100

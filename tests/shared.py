@@ -13,9 +13,7 @@ import torch
 
 from soupray import stack
 from soupray.checkpoints import Checkpoints
-from soupray.data.cache import Data, open_data
-from soupray.plan import trials_of
-from soupray.records import (
+from soupray.core.records import (
     Basis,
     CheckpointRef,
     Ingredient,
@@ -25,6 +23,8 @@ from soupray.records import (
     Trial,
     pack_right,
 )
+from soupray.data.cache import Data, open_data
+from soupray.plan import trials_of
 from soupray.spec import SweepSpec, parse
 from soupray.storage import Credentials, Store, open_store
 from soupray.tasks.image import OpenClipTask

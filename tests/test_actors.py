@@ -6,8 +6,8 @@ import pytest
 import ray
 from conftest import mini_text
 
+from soupray.core.errors import EvaluationError
 from soupray.distributed import actors, cluster
-from soupray.errors import EvaluationError
 from soupray.spec import parse
 
 

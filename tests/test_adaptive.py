@@ -9,10 +9,10 @@ from shared import ingredient, scores, split
 
 from soupray.asked import asked_path, find_asked, find_stopped, unasked
 from soupray.checkpoints import create_record
+from soupray.core.records import Basis, CheckpointRef, Tombstone, Trial
 from soupray.distributed.search import RANDOM, Asker
 from soupray.evaluation.pool import all_trials, manifest_path
 from soupray.plan import plan, trials_of
-from soupray.records import Basis, CheckpointRef, Tombstone, Trial
 from soupray.spec import SweepSpec, parse
 from soupray.storage import Store, open_store
 

@@ -17,13 +17,8 @@ import torch
 from shared import ingredient, scores, small_disk, trial
 
 from soupray.checkpoints import AHEAD, Checkpoints, create_record, find_record, read_record
-from soupray.errors import (
-    CheckpointError,
-    ChecksumMismatch,
-    NotFound,
-    StoreUnavailable,
-)
-from soupray.records import Ingredient, Manifest, Tombstone, encode
+from soupray.core.errors import CheckpointError, ChecksumMismatch, NotFound, StoreUnavailable
+from soupray.core.records import Ingredient, Manifest, Tombstone, encode
 from soupray.storage import open_store
 from soupray.tasks.foreign import load_foreign
 from soupray.weights_file import sha256_of, tensor_digests, write_weights

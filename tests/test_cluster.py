@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import inside, mini_text
 
+from soupray.core.errors import ConfigError
 from soupray.distributed import cluster
-from soupray.errors import ConfigError
 from soupray.spec import SweepSpec, parse
 
 

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, inside, mini_text
 
 from soupray.cluster_files import validate
-from soupray.errors import ConfigError
+from soupray.core.errors import ConfigError
 from soupray.spec import parse
 
 CLUSTER = ROOT / "cluster"

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from shared import demo
 
+from soupray.core.errors import ConfigError, EvaluationError
 from soupray.data import cache as cache_module
 from soupray.data.cache import Data, open_data
 from soupray.data.digits import load_digits, split_digits
 from soupray.data.shifts import SHIFTS, apply_shift
-from soupray.errors import ConfigError, EvaluationError
 from soupray.sources import DigitsSpec
 from soupray.spec import SweepSpec
 

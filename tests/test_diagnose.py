@@ -12,20 +12,12 @@ from shared import ingredient, scores
 from test_preflight import noisy
 from toy import toy, truth
 
-from soupray.candidates import ensemble_of, mean_of
 from soupray.checkpoints import Checkpoints, read_record
+from soupray.core.candidates import ensemble_of, mean_of
+from soupray.core.records import Basis, CheckpointRef, Manifest, Predictions, Split, encode, pool_of
 from soupray.diagnose import diagnosed, write_diagnosis
 from soupray.distributed import cluster
 from soupray.diversity import Diagnosis, Duo, Mixed, diagnosis, drawn_pairs, duo, summary
-from soupray.records import (
-    Basis,
-    CheckpointRef,
-    Manifest,
-    Predictions,
-    Split,
-    encode,
-    pool_of,
-)
 from soupray.reporting.diagnostics import (
     diversity_points,
     ensemble_points,

@@ -9,18 +9,18 @@ import torch
 from shared import Small, ingredient, scores, small, split
 from toy import Toy, toy
 
-from soupray.candidates import WeightSoup, mean_of, weight_soup
 from soupray.checkpoints import Checkpoints
-from soupray.errors import EvaluationError
+from soupray.core.candidates import WeightSoup, mean_of, weight_soup
+from soupray.core.errors import EvaluationError
+from soupray.core.ports import Hints, Reached
+from soupray.core.records import CheckpointRef, Pool, Rejected, Scores, Setting, Split
+from soupray.core.requests import Failures, Fisher, Temperature, TensorNames
 from soupray.evaluation.evaluator import Site, StoredEvaluator, reaches
 from soupray.evaluation.local import LocalWorkers, ahead
 from soupray.evaluation.network import predict
 from soupray.evaluation.schedule import FirstReaching
 from soupray.evaluation.selection import HeldOut
 from soupray.evaluation.shelf import Shelf
-from soupray.ports import Hints, Reached
-from soupray.records import CheckpointRef, Pool, Rejected, Scores, Setting, Split
-from soupray.requests import Failures, Fisher, Temperature, TensorNames
 from soupray.storage import open_store
 
 N = 100

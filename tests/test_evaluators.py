@@ -4,15 +4,15 @@ import threading
 
 import pytest
 
-from soupray.candidates import mean_of, weight_soup
 from soupray.checkpoints import Checkpoints
-from soupray.errors import NotFound
+from soupray.core.candidates import mean_of, weight_soup
+from soupray.core.errors import NotFound
+from soupray.core.ports import Evaluator
+from soupray.core.records import Rejected
+from soupray.core.requests import Deviation, Gram, Temperature
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.shelf import Shelf
-from soupray.ports import Evaluator
-from soupray.records import Rejected
-from soupray.requests import Deviation, Gram, Temperature
 from soupray.storage import open_store
 from soupray.wiring import find_basis, world
 

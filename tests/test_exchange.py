@@ -17,13 +17,14 @@ from sklearn.datasets import load_sample_images
 from timm.data import ImageNetInfo
 from tiny_text import tiny_text, write_model, write_world
 
-from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
-from soupray.errors import CheckpointError, ConfigError, EvaluationError, IncompatibleWeights
+from soupray.core.candidates import mean_of
+from soupray.core.errors import CheckpointError, ConfigError, EvaluationError, IncompatibleWeights
+from soupray.core.records import encode
+from soupray.core.texts import pack
 from soupray.evaluation.pool import all_trials
 from soupray.evaluation.shelf import Shelf
 from soupray.recipe_file import RecipeFile
-from soupray.records import encode
 from soupray.results import stored_runs
 from soupray.session import find_pool
 from soupray.spec import load, parse
@@ -33,7 +34,6 @@ from soupray.tasks import task_of
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign
 from soupray.tasks.image import ASSETS
-from soupray.texts import pack
 from soupray.wiring import Place, basis_key, find_basis, make_basis
 from soupray.wiring import world as running
 

@@ -18,18 +18,10 @@ import pytest
 from shared import CutShort, small_disk, split, trial
 from toy import LinearTask, make_data
 
-from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints, create_record, read_record, read_view
-from soupray.data.cache import Data
-from soupray.doctor import _round_trip
-from soupray.errors import AlreadyExists, CheckpointError, SouprayError, StoreUnavailable
-from soupray.evaluation.evaluator import Site, StoredEvaluator
-from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.pool import find_trials
-from soupray.evaluation.selection import HeldOut
-from soupray.evaluation.shelf import Shelf
-from soupray.home import atomic_write
-from soupray.records import (
+from soupray.core.candidates import mean_of
+from soupray.core.errors import AlreadyExists, CheckpointError, SouprayError, StoreUnavailable
+from soupray.core.records import (
     Basis,
     Ingredient,
     Manifest,
@@ -40,7 +32,15 @@ from soupray.records import (
     encode,
     pool_of,
 )
-from soupray.requests import Temperature
+from soupray.core.requests import Temperature
+from soupray.data.cache import Data
+from soupray.doctor import _round_trip
+from soupray.evaluation.evaluator import Site, StoredEvaluator
+from soupray.evaluation.local import LocalWorkers
+from soupray.evaluation.pool import find_trials
+from soupray.evaluation.selection import HeldOut
+from soupray.evaluation.shelf import Shelf
+from soupray.home import atomic_write
 from soupray.soup import run_recipes
 from soupray.space import Space
 from soupray.storage import Store, open_store

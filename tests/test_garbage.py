@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared import CutShort, ingredient, scores, split
 
-from soupray.candidates import mean_of
 from soupray.checkpoints import create_record
-from soupray.errors import CheckpointError
+from soupray.core.candidates import mean_of
+from soupray.core.errors import CheckpointError
+from soupray.core.ports import Champion
+from soupray.core.records import Basis, CheckpointRef, Evaluation, Tombstone, encode
 from soupray.evaluation.pool import manifest_path
 from soupray.garbage import OLDER_THAN_S, find_garbage, remove
 from soupray.plan import trials_of
-from soupray.ports import Champion
 from soupray.recipe_file import RecipeFile
-from soupray.records import Basis, CheckpointRef, Evaluation, Tombstone, encode
 from soupray.spec import SweepSpec, parse
 from soupray.storage import Store, open_store
 from soupray.wiring import basis_key

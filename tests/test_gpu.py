@@ -11,10 +11,10 @@ import pytest
 import torch
 from shared import small
 
-from soupray.candidates import mean_of
+from soupray.core.candidates import mean_of
+from soupray.core.records import Setting, Training
 from soupray.evaluation.local import LocalWorkers
 from soupray.maths.neighbours import FAISS_GPU_K, kth_distances
-from soupray.records import Setting, Training
 from soupray.training.loop import Loop
 from soupray.training.start import Alone, Group, Hyperparameters, Start
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from idx_files import idx_bytes, tiny, write_data_set, write_idx
 
+from soupray.core.errors import ConfigError, EvaluationError
 from soupray.data.cache import open_data
 from soupray.data.idx import find_folder, load_part, read_idx, split_idx
-from soupray.errors import ConfigError, EvaluationError
 from soupray.sources import HeldOutParts, IdxSpec
 
 # Two images of one row and three columns.

@@ -7,11 +7,11 @@ from idx_files import FASHION, tiny, write_data_set
 from shared import DIGITS, ingredient, scores
 
 from soupray.checkpoints import Checkpoints
+from soupray.core.errors import Diverged
+from soupray.core.records import Basis, Ingredient, pool_of
 from soupray.data.cache import Data
-from soupray.errors import Diverged
 from soupray.estimate import DryRun, dry_run
 from soupray.plan import plan, trials_of
-from soupray.records import Basis, Ingredient, pool_of
 from soupray.reporting.ranking import names_of
 from soupray.spec import SweepSpec, load, parse
 from soupray.training.fine_tune import fine_tune

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from soupray import store_errors
-from soupray.errors import StoreUnavailable
+from soupray.core.errors import StoreUnavailable
 from soupray.store_errors import insist
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from shared import embedded
 
-from soupray.errors import StoreError, StoreUnavailable
+from soupray.core.errors import StoreError, StoreUnavailable
+from soupray.core.records import decode, encode
 from soupray.lease import Lease, LeaseRecord, is_dead, this_process
-from soupray.records import decode, encode
 from soupray.storage import Store, open_store
 
 PATH = "sweeps/digits/lease.json"

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from shared import Small, small
 
-from soupray.errors import TrialError
-from soupray.records import Training
+from soupray.core.errors import TrialError
+from soupray.core.records import Training
 from soupray.training.loop import Loop
 from soupray.training.start import Alone, Hyperparameters, Start
 

@@ -9,8 +9,8 @@ from conftest import inside, leaderboard, mini_text
 
 import soupray as package
 from soupray.checkpoints import read_record
+from soupray.core.records import Ingredient, Manifest
 from soupray.recipes import TABLE
-from soupray.records import Ingredient, Manifest
 from soupray.weights_file import sha256_of
 from soupray.wiring import find_basis, world
 

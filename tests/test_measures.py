@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from toy import CLASSES, Toy, toy
 
-from soupray.candidates import QUANTUM, FisherSoup, LayerSoup, mean_of
-from soupray.errors import EvaluationError
-from soupray.evaluation.shelf import save_logits
-from soupray.records import Predictions, pack_right, unpack_right
-from soupray.requests import (
+from soupray.core.candidates import QUANTUM, FisherSoup, LayerSoup, mean_of
+from soupray.core.errors import EvaluationError
+from soupray.core.records import Predictions, pack_right, unpack_right
+from soupray.core.requests import (
     Deviation,
     Distances,
     Failures,
@@ -24,6 +23,7 @@ from soupray.requests import (
     Temperature,
     TensorNames,
 )
+from soupray.evaluation.shelf import save_logits
 
 
 @pytest.fixture(scope="module")

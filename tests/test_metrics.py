@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from soupray.core.records import Predictions, Split, Tally
 from soupray.maths.metrics import (
     clopper_pearson,
     discordant,
@@ -14,7 +15,6 @@ from soupray.maths.metrics import (
     score,
     value,
 )
-from soupray.records import Predictions, Split, Tally
 
 SPLIT = Split(name="held_out", role="held_out", digest="d", size=4, classes=2)
 

@@ -3,7 +3,7 @@
 import open_clip
 import pytest
 
-from soupray.errors import ConfigError
+from soupray.core.errors import ConfigError
 from soupray.naming import resolved
 
 

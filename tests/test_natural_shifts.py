@@ -13,13 +13,13 @@ from timm.data import ImageNetInfo
 from torchvision.datasets import STL10
 from toy import toy
 
-from soupray.candidates import OutputEnsemble, mean_of
+from soupray.core.candidates import OutputEnsemble, mean_of
+from soupray.core.errors import ConfigError
+from soupray.core.records import Predictions, Split
 from soupray.data.cache import open_data, planned_sizes
 from soupray.data.decoding import Look, decode
 from soupray.data.natural import list_shift, timm_list
-from soupray.errors import ConfigError
 from soupray.maths.metrics import on_classes_of, score
-from soupray.records import Predictions, Split
 from soupray.soup import report
 from soupray.sources import NaturalShift
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from toy import CLASSES, LinearTask, make_data
 
-from soupray.candidates import mean_of, weight_soup
 from soupray.checkpoints import Checkpoints
+from soupray.core.candidates import mean_of, weight_soup
+from soupray.core.records import CheckpointRef, Setting
 from soupray.evaluation.network import Network, estimate_statistics
 from soupray.recipe_file import RecipeFile, weights_of
-from soupray.records import CheckpointRef, Setting
 from soupray.storage import open_store
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soupray.errors import TrialError
+from soupray.core.errors import TrialError
 from soupray.training.optim import MovingAverage, adamw, below_head, train_last_blocks
 
 

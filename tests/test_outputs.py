@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from soupray.candidates import ensemble_of, mean_of
-from soupray.errors import ConfigError
+from soupray.core.candidates import ensemble_of, mean_of
+from soupray.core.errors import ConfigError
+from soupray.core.records import Predictions, Split
 from soupray.maths import neighbours
 from soupray.maths.metrics import score
 from soupray.maths.neighbours import kth_by_matmul, kth_distances
 from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
-from soupray.records import Predictions, Split
 
 A, B, C = (mean_of([name]) for name in "abc")
 LOGITS = {

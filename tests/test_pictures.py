@@ -16,12 +16,12 @@ from shared import small_disk
 from timm.data import create_transform
 from torchvision.datasets import ImageFolder
 
+from soupray.core.errors import ConfigError, EvaluationError
 from soupray.data.cache import open_data, planned_sizes
 from soupray.data.decoding import Look, Unreadable, decode
 from soupray.data.folders import list_part, train_folders
 from soupray.data.reading import keep_rows
 from soupray.data.shards import list_shards, shards
-from soupray.errors import ConfigError, EvaluationError
 from soupray.tasks.pixels import Pixels
 
 TRAIN = {"ant": 6, "bee": 7, "cat": 8}

@@ -10,11 +10,11 @@ from shared import ingredient, scores, trial
 from toy import Toy, toy, truth
 
 from soupray.check import refuse_or_note, scored, weighed
-from soupray.errors import EvaluationError, IncompatibleWeights
+from soupray.core.errors import EvaluationError, IncompatibleWeights
+from soupray.core.records import Pool, Tombstone
+from soupray.core.requests import Defect, Gram, Health
 from soupray.maths.geometry import total_gram
 from soupray.preflight import Facts, Middle, alike, below_init, blocked, has_barrier, sampled_pairs
-from soupray.records import Pool, Tombstone
-from soupray.requests import Defect, Gram, Health
 from soupray.session import Session
 from soupray.tables import show_check
 from soupray.verdict import Report, judged, report

@@ -10,16 +10,16 @@ from shared import demo
 from sklearn.linear_model import LogisticRegression
 from tiny_text import tiny_text, write_world
 
-from soupray.candidates import FisherSoup, VRFEnsemble, ensemble_of, mean_of
+from soupray.core.candidates import FisherSoup, VRFEnsemble, ensemble_of, mean_of
+from soupray.core.errors import ConfigError, TrialError
+from soupray.core.records import Ingredient, Trial, pool_of
 from soupray.data.cache import Data
-from soupray.errors import ConfigError, TrialError
 from soupray.estimate import dry_run
 from soupray.evaluation.network import predict
 from soupray.evaluation.selection import HeldOut
 from soupray.inference import _Predictor, _Source
 from soupray.plan import trials_of
 from soupray.recipe_file import RecipeFile
-from soupray.records import Ingredient, Trial, pool_of
 from soupray.reporting.ranking import forward_passes
 from soupray.session import Session
 from soupray.soup import run_recipes

@@ -9,8 +9,8 @@ import pytest
 import torch
 from toy import Toy, toy, truth
 
-from soupray.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mean_of
-from soupray.errors import EvaluationError
+from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mean_of
+from soupray.core.errors import EvaluationError
 from soupray.evaluation import measures
 from soupray.evaluation.schedule import Answer
 from soupray.evaluation.selection import HeldOut

@@ -11,16 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from soupray.candidates import QUANTUM, WeightSoup, mean_of, quantised, weight_soup
-from soupray.errors import ConfigError
-from soupray.evaluation.evaluator import reaches
-from soupray.ports import Reached
-from soupray.recipes import TABLE, learned, lines, model_stock
-from soupray.recipes.greedy import greedy
-from soupray.recipes.pruned import pruned
-from soupray.recipes.replacement import replacement
-from soupray.recipes.wise_ft import ALPHAS, grid_of, wise_ft
-from soupray.records import (
+from soupray.core.candidates import QUANTUM, WeightSoup, mean_of, quantised, weight_soup
+from soupray.core.errors import ConfigError
+from soupray.core.ports import Reached
+from soupray.core.records import (
     CheckpointRef,
     Ingredient,
     Pool,
@@ -30,8 +24,14 @@ from soupray.records import (
     Trial,
     pack_right,
 )
+from soupray.core.requests import Slope, TensorNames
+from soupray.evaluation.evaluator import reaches
+from soupray.recipes import TABLE, learned, lines, model_stock
+from soupray.recipes.greedy import greedy
+from soupray.recipes.pruned import pruned
+from soupray.recipes.replacement import replacement
+from soupray.recipes.wise_ft import ALPHAS, grid_of, wise_ft
 from soupray.reporting.plots import line_candidates
-from soupray.requests import Slope, TensorNames
 
 N = 100
 REF = CheckpointRef(sha256="anchor", size_bytes=1)

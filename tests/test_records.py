@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from soupray.candidates import Step, WeightSoup, mean_of, weight_soup
-from soupray.records import CheckpointRef, Rejected, Scores, decode, digest, encode, pack_right
+from soupray.core.candidates import Step, WeightSoup, mean_of, weight_soup
+from soupray.core.records import CheckpointRef, Rejected, Scores, decode, digest, encode, pack_right
 
 
 def scores(correct: int = 3, n: int = 4) -> Scores:

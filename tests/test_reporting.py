@@ -25,9 +25,9 @@ from board import (
 )
 from shared import scores, split, trial
 
-from soupray.candidates import Candidate, Outcome, ensemble_of, mean_of
-from soupray.ports import TrackedRun
-from soupray.records import EpochRecord, Scores, Tombstone
+from soupray.core.candidates import Candidate, Outcome, ensemble_of, mean_of
+from soupray.core.ports import TrackedRun
+from soupray.core.records import EpochRecord, Scores, Tombstone
 from soupray.reporting.plots import Robustness, draw_all, greedy_trace, id_label, robustness
 from soupray.reporting.publish import entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import Versus, as_csv, leaderboard

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from conftest import inside, leaderboard, mini_text
 
-from soupray.errors import CheckpointError
+from soupray.core.errors import CheckpointError
 from soupray.results import _recipes_in, _remove_stale, pull, slug
 from soupray.spec import parse
 from soupray.storage import open_store

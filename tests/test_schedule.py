@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from soupray.core.ports import Reached
+from soupray.core.records import Rejected, Tally
 from soupray.evaluation.schedule import Answer, FirstReaching, hardest_first
-from soupray.ports import Reached
-from soupray.records import Rejected, Tally
 
 N, BATCH = 23, 5
 

@@ -9,9 +9,9 @@ import pytest
 from conftest import copied, inside, leaderboard
 
 import soupray
-from soupray.candidates import mean_of
+from soupray.core.candidates import mean_of
+from soupray.core.errors import ConfigError, EvaluationError
 from soupray.data.cache import open_data
-from soupray.errors import ConfigError, EvaluationError
 from soupray.session import Brought, opened, refuse_other_data
 from soupray.soup import chosen_recipes, joint
 from soupray.spec import SweepSpec, load, parse

@@ -7,15 +7,15 @@ from msgspec.structs import replace
 from test_evaluators import forgetful
 from toy import toy
 
-from soupray.candidates import mean_of
 from soupray.checkpoints import create_record
-from soupray.errors import ChecksumMismatch, EvaluationError, IncompatibleWeights
+from soupray.core.candidates import mean_of
+from soupray.core.errors import ChecksumMismatch, EvaluationError, IncompatibleWeights
+from soupray.core.records import Pool, Tombstone, encode, pool_of
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.pool import manifest_path
 from soupray.evaluation.selection import HeldOut
 from soupray.plan import trials_of
-from soupray.records import Pool, Tombstone, encode, pool_of
 from soupray.reporting.ranking import best_soup
 from soupray.session import find_pool
 from soupray.soup import Choices, _choices_path, choose, chosen_recipes, run_recipes

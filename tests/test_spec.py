@@ -8,9 +8,9 @@ import pytest
 from conftest import inside
 from shared import split
 
-from soupray.errors import ConfigError
+from soupray.core.errors import ConfigError
+from soupray.core.records import Basis, CheckpointRef, Trial, decode, encode
 from soupray.plan import plan, trials_of
-from soupray.records import Basis, CheckpointRef, Trial, decode, encode
 from soupray.space import Dimension
 from soupray.spec import SweepSpec, load, parse
 

@@ -17,7 +17,7 @@ import boto3
 import pytest
 
 from soupray import stack
-from soupray.errors import ConfigError, StoreUnavailable
+from soupray.core.errors import ConfigError, StoreUnavailable
 from soupray.stack import Stack
 
 

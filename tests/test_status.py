@@ -9,12 +9,12 @@ from conftest import inside, mini_text
 from shared import ingredient, scores, split
 
 from soupray.checkpoints import create_record
-from soupray.errors import NotFound, StoreUnavailable
+from soupray.core.errors import NotFound, StoreUnavailable
+from soupray.core.records import Basis, CheckpointRef, EpochRecord, Tombstone, decode, encode
 from soupray.evaluation.pool import manifest_path
 from soupray.heartbeat import Beat, RunningTrial, find_driver, lease_path, write_heartbeat
 from soupray.lease import Lease, LeaseRecord, this_process
 from soupray.plan import trials_of
-from soupray.records import Basis, CheckpointRef, EpochRecord, Tombstone, decode, encode
 from soupray.spec import load
 from soupray.status import find_status
 from soupray.storage import open_store

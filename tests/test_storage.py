@@ -14,7 +14,7 @@ from shared import embedded, small_disk
 
 from benchmarks.soak.proxy import Proxy, fits
 from soupray import store_errors
-from soupray.errors import AlreadyExists, ConfigError, NotFound, StoreUnavailable
+from soupray.core.errors import AlreadyExists, ConfigError, NotFound, StoreUnavailable
 from soupray.storage import Credentials, Store, check_bucket, open_store
 
 SECRET = "0123456789abcdefsecret"

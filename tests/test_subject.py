@@ -4,9 +4,9 @@ import pytest
 from idx_files import FASHION
 from shared import split
 
-from soupray.errors import ConfigError
+from soupray.core.errors import ConfigError
+from soupray.core.records import Basis, CheckpointRef
 from soupray.plan import plan, trials_of
-from soupray.records import Basis, CheckpointRef
 from soupray.sources import HeldOutParts
 from soupray.space import Space
 from soupray.spec import SweepSpec, load, parse

@@ -7,8 +7,8 @@ import pytest
 from conftest import inside, mini_text
 
 from soupray import lease
+from soupray.core.records import encode
 from soupray.lease import LeaseRecord
-from soupray.records import encode
 
 PATH = "sweeps/mini/lease.json"
 PLANNED = 12

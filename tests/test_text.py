@@ -10,16 +10,16 @@ import transformers
 from tiny_text import CLASSES, texts, tiny_text, write_model, write_world
 
 import soupray
-from soupray.candidates import mean_of
-from soupray.errors import ConfigError
+from soupray.core.candidates import mean_of
+from soupray.core.errors import ConfigError
+from soupray.core.records import Ingredient, Setting, encode
+from soupray.core.requests import Fisher
+from soupray.core.texts import pack
 from soupray.evaluation.network import predict
 from soupray.plan import trials_of
 from soupray.recipe_file import RecipeFile
-from soupray.records import Ingredient, Setting, encode
-from soupray.requests import Fisher
 from soupray.tasks import local_digests, task_of
 from soupray.tasks.files import local_path
-from soupray.texts import pack
 from soupray.training.fine_tune import fine_tune
 from soupray.wiring import Place, basis_key, make_basis, world
 

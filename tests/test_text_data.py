@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tiny_text import CLASSES, texts, tiny_text, write_texts
 
+from soupray.core.errors import ConfigError
+from soupray.core.texts import cut, pack, unpack
 from soupray.data.cache import open_data
-from soupray.errors import ConfigError
 from soupray.sources import TextSpec
-from soupray.texts import cut, pack, unpack
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import timm
 import torch
 from idx_files import tiny
 
-from soupray.errors import ConfigError
+from soupray.core.errors import ConfigError
 from soupray.subject import TimmSpec
 from soupray.tasks import local_digests, task_of
 from soupray.weights_file import write_weights

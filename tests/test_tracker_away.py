@@ -9,10 +9,10 @@ import pytest
 
 from soupray import indexer, results
 from soupray.checkpoints import read_record
-from soupray.errors import TrackingError
+from soupray.core.errors import TrackingError
+from soupray.core.records import Manifest
 from soupray.evaluation.pool import manifest_path
 from soupray.indexer import Indexer
-from soupray.records import Manifest
 from soupray.settling import settle
 from soupray.tracking.memory import MemoryTracker
 

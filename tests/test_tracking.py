@@ -7,8 +7,8 @@ import time
 import msgspec
 import pytest
 
-from soupray.errors import TrackingError
-from soupray.ports import TrackedRun
+from soupray.core.errors import TrackingError
+from soupray.core.ports import TrackedRun
 from soupray.tracking.memory import MemoryTracker
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own

@@ -8,12 +8,12 @@ import pytest
 import torch
 from shared import Small, small
 
-from soupray.candidates import mean_of
 from soupray.checkpoints import read_record
+from soupray.core.candidates import mean_of
+from soupray.core.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial, encode
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.pool import find_trials, manifest_path
 from soupray.maths.metrics import score
-from soupray.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial, encode
 from soupray.training.fine_tune import fine_tune
 from soupray.training.optim import lr_scale
 from soupray.weights_file import tensor_digests

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 from shared import demo
 
+from soupray.core.errors import ConfigError
 from soupray.data.digits import load_digits
-from soupray.errors import ConfigError
 from soupray.tasks.image import ASSETS, OpenClipTask
 from soupray.tasks.vocabulary import CutTokenizer, cut_vocabulary
 

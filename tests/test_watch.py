@@ -6,8 +6,8 @@ from rich.console import Console
 from shared import ingredient, scores, trial
 
 from soupray import console
-from soupray.errors import CheckpointError, StoreUnavailable
-from soupray.records import EpochRecord, Manifest, Tombstone, Trial
+from soupray.core.errors import CheckpointError, StoreUnavailable
+from soupray.core.records import EpochRecord, Manifest, Tombstone, Trial
 from soupray.watch import Watch
 
 TRIALS = [

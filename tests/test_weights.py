@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from soupray.candidates import WeightSoup, mean_of, weight_soup
-from soupray.errors import IncompatibleWeights
+from soupray.core.candidates import WeightSoup, mean_of, weight_soup
+from soupray.core.errors import IncompatibleWeights
 from soupray.maths.weights import CHUNK, Mixer
 from soupray.recipes.starts import interpolate
 

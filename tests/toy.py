@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from shared import trial
 
-from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
+from soupray.core.candidates import mean_of
+from soupray.core.records import Basis, Ingredient, Pool, Setting, Split, digest, encode, pool_of
 from soupray.data.cache import Data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOut
-from soupray.records import Basis, Ingredient, Pool, Setting, Split, digest, encode, pool_of
 from soupray.storage import open_store
 
 SIDE, CLASSES = 2, 3

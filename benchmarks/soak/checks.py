@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from benchmarks.soak.faults import OF_REQUESTS, Injected
 from benchmarks.soak.proxy import Told
-from soupray.errors import NotFound
+from soupray.core.errors import NotFound
 from soupray.storage import Store
 
 CLOCK_S = 1.0

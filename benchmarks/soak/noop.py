@@ -19,7 +19,7 @@ from benchmarks.soak.proxy import Told
 from benchmarks.soak.servers import Servers
 from benchmarks.trial_overhead import WORKERS, overheads
 from soupray.checkpoints import read_record
-from soupray.records import Ingredient, Manifest
+from soupray.core.records import Ingredient, Manifest
 
 EPOCHS = 2
 OVERHEAD_S = 0.3

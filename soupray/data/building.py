@@ -20,13 +20,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from soupray.core.errors import ConfigError
+from soupray.core.records import Role, Split, decode, digest, encode
 from soupray.data.decoding import Look
 from soupray.data.natural import LabelMap, Shifted
 from soupray.data.reading import Content, check_images, keep_rows, new_array, sha256, write_images
 from soupray.data.shifts import shifted_parts
 from soupray.data.splits import Labels, Part, Samples
-from soupray.errors import ConfigError
-from soupray.records import Role, Split, decode, digest, encode
 from soupray.sources import ImagesSpec
 from soupray.spec import SweepSpec
 

@@ -11,13 +11,13 @@ from typing import cast
 import numpy as np
 from filelock import FileLock
 
+from soupray.core.errors import ConfigError, EvaluationError
+from soupray.core.records import Role, Split, decode, digest
 from soupray.data.building import build, is_whole
 from soupray.data.decoding import Look
 from soupray.data.reading import Stream
 from soupray.data.sets import fingerprints, parts_of, shifts_of
 from soupray.data.splits import Images, Labels, Listing
-from soupray.errors import ConfigError, EvaluationError
-from soupray.records import Role, Split, decode, digest
 from soupray.sources import ImagesSpec
 from soupray.spec import SweepSpec
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from soupray.core.errors import ConfigError
 from soupray.data.splits import Samples, draw, held_out_shares, set_aside
-from soupray.errors import ConfigError
 from soupray.sources import DigitsSpec
 
 CLASSES, SIDE = 10, 32

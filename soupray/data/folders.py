@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from soupray.core.errors import ConfigError
 from soupray.data.splits import Listing, Raw, listing
-from soupray.errors import ConfigError
 from soupray.naming import class_folders, read_label_map
 from soupray.sources import FolderSpec
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from soupray.core.errors import ConfigError
 from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares
-from soupray.errors import ConfigError
 from soupray.sources import IdxSpec
 
 IMAGES = "{part}-images-idx3-ubyte"

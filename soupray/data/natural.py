@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from soupray.core.errors import ConfigError
 from soupray.data.folders import existing, list_folders
 from soupray.data.splits import Listing, Part, Raw, listing
-from soupray.errors import ConfigError
 from soupray.naming import class_folders, read_label_map
 from soupray.sources import NaturalShift
 

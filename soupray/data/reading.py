@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from soupray.core.errors import ConfigError, EvaluationError
 from soupray.data.decoding import Look, Unreadable, decode
 from soupray.data.splits import Images, Listing
-from soupray.errors import ConfigError, EvaluationError
 
 CHUNK = 4096
 """Images in the threads' queue at a time; rows that are copied at a time."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from soupray.core.errors import ConfigError
 from soupray.data.digits import split_digits
 from soupray.data.folders import list_part, train_folders
 from soupray.data.idx import file_digests, split_idx
@@ -21,7 +22,6 @@ from soupray.data.natural import Shifted, list_shift
 from soupray.data.shards import list_shards, shards
 from soupray.data.splits import Listing, Part, draw, held_out_shares, set_aside, shares
 from soupray.data.text import read_texts, split_texts
-from soupray.errors import ConfigError
 from soupray.sources import (
     DataSpec,
     DigitsSpec,

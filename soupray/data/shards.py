@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from soupray.core.errors import ConfigError
 from soupray.data.splits import Listing, Raw, listing
-from soupray.errors import ConfigError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABEL = "cls"

@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from soupray.core.errors import ConfigError
 from soupray.documents import read_text
-from soupray.errors import ConfigError
 from soupray.sources import HeldOut, HeldOutIds
 
 Images = npt.NDArray[np.uint8]

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from soupray.core.errors import ConfigError
+from soupray.core.texts import cut, pack
 from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares
-from soupray.errors import ConfigError
 from soupray.sources import TextSpec
-from soupray.texts import cut, pack
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")

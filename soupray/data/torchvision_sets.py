@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torchvision import datasets
 
+from soupray.core.errors import ConfigError
 from soupray.data.splits import Listing, Raw, listing
-from soupray.errors import ConfigError
 from soupray.sources import TorchvisionSpec
 
 LABELS = ("targets", "labels", "_labels")

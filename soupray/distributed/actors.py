@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import ray
 
-from soupray.candidates import WeightCandidate
+from soupray.core.candidates import WeightCandidate
+from soupray.core.errors import EvaluationError
+from soupray.core.ports import Reached
+from soupray.core.records import CheckpointRef, Split
+from soupray.core.requests import Request
 from soupray.distributed.cluster import get, largest, slots
-from soupray.errors import EvaluationError
 from soupray.evaluation.local import ahead
 from soupray.evaluation.schedule import Answer, FirstReaching
-from soupray.ports import Reached
-from soupray.records import CheckpointRef, Split
-from soupray.requests import Request
 from soupray.spec import SweepSpec
 from soupray.wiring import Place, world
 

@@ -19,9 +19,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep GPUs hi
 import ray
 
 from soupray.console import say
+from soupray.core.errors import ConfigError, EvaluationError
+from soupray.core.records import Basis
 from soupray.distributed.nodes import room, wanted
-from soupray.errors import ConfigError, EvaluationError
-from soupray.records import Basis
 from soupray.spec import Resources, SweepSpec
 from soupray.wiring import Place, make_basis
 

@@ -11,10 +11,10 @@ from ray.tune.search import Searcher
 
 from soupray.asked import Asked, asked_path, find_asked, find_stopped
 from soupray.checkpoints import create_record, find_record
+from soupray.core.records import Basis, Ingredient, Manifest, Trial, encode
 from soupray.evaluation.pool import manifest_path
 from soupray.maths.metrics import value
 from soupray.plan import as_trials, dimensions_of, planned_at, random_points
-from soupray.records import Basis, Ingredient, Manifest, Trial, encode
 from soupray.spec import SweepSpec
 from soupray.storage import Store
 

@@ -17,9 +17,9 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from soupray.checkpoints import read_record
-from soupray.errors import SouprayError, TrialError
+from soupray.core.errors import SouprayError, TrialError
+from soupray.core.records import EpochRecord, Manifest, Trial, decode, encode
 from soupray.evaluation.pool import manifest_path
-from soupray.records import EpochRecord, Manifest, Trial, decode, encode
 from soupray.spec import SweepSpec
 from soupray.training.fine_tune import Training, fine_tune
 from soupray.wiring import Place, world

@@ -21,10 +21,10 @@ from ray.tune.error import TuneError
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from soupray.core.errors import TrialError
+from soupray.core.records import EpochRecord, Ingredient, Trial, decode, encode
 from soupray.distributed.cluster import at_a_time
 from soupray.distributed.search import AskedSearch, Asker
-from soupray.errors import TrialError
-from soupray.records import EpochRecord, Ingredient, Trial, decode, encode
 from soupray.space import Dimension
 from soupray.spec import SweepSpec
 from soupray.training.fine_tune import Training, fine_tune

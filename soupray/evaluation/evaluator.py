@@ -9,18 +9,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from soupray.candidates import (
-    Candidate,
-    OutputEnsemble,
-    VRFEnsemble,
-    WeightCandidate,
-)
-from soupray.evaluation.schedule import FirstReaching, Precision
-from soupray.evaluation.shelf import Against, Shelf
-from soupray.maths.metrics import margins, score
-from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
-from soupray.ports import Accept, Hints, Reached
-from soupray.records import (
+from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate
+from soupray.core.ports import Accept, Hints, Reached
+from soupray.core.records import (
     CheckpointRef,
     Predictions,
     Rejected,
@@ -31,7 +22,7 @@ from soupray.records import (
     pack_right,
     unpack_right,
 )
-from soupray.requests import (
+from soupray.core.requests import (
     Distances,
     Failures,
     FailureSet,
@@ -41,6 +32,10 @@ from soupray.requests import (
     Right,
     Temperature,
 )
+from soupray.evaluation.schedule import FirstReaching, Precision
+from soupray.evaluation.shelf import Against, Shelf
+from soupray.maths.metrics import margins, score
+from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
 
 T = TypeVar("T")
 CACHED_LOGITS = 4

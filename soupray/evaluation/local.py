@@ -8,17 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from soupray.candidates import WeightCandidate
 from soupray.checkpoints import AHEAD, Checkpoints
-from soupray.data.cache import Data
-from soupray.data.splits import Images, Labels
-from soupray.evaluation import measures
-from soupray.evaluation.network import Network
-from soupray.evaluation.schedule import Answer, FirstReaching, Unit
-from soupray.evaluation.shelf import Shelf
-from soupray.ports import Reached, Task
-from soupray.records import CheckpointRef, Predictions, Setting, Split
-from soupray.requests import (
+from soupray.core.candidates import WeightCandidate
+from soupray.core.ports import Reached, Task
+from soupray.core.records import CheckpointRef, Predictions, Setting, Split
+from soupray.core.requests import (
     Body,
     Deviation,
     Distances,
@@ -31,6 +25,12 @@ from soupray.requests import (
     Right,
     TensorNames,
 )
+from soupray.data.cache import Data
+from soupray.data.splits import Images, Labels
+from soupray.evaluation import measures
+from soupray.evaluation.network import Network
+from soupray.evaluation.schedule import Answer, FirstReaching, Unit
+from soupray.evaluation.shelf import Shelf
 
 
 class LocalWorkers:

@@ -10,14 +10,11 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints
-from soupray.data.splits import Images, Labels
-from soupray.errors import EvaluationError
-from soupray.evaluation.network import Network
-from soupray.maths.neighbours import kth_distances
-from soupray.records import CheckpointRef, digest, pack_right, unpack_right
-from soupray.requests import (
+from soupray.core.candidates import mean_of
+from soupray.core.errors import EvaluationError
+from soupray.core.records import CheckpointRef, digest, pack_right, unpack_right
+from soupray.core.requests import (
     Body,
     Defect,
     Deviation,
@@ -32,6 +29,9 @@ from soupray.requests import (
     Slope,
     TensorNames,
 )
+from soupray.data.splits import Images, Labels
+from soupray.evaluation.network import Network
+from soupray.maths.neighbours import kth_distances
 from soupray.weights_file import tensor_digests
 
 STATISTICS = (".running_mean", ".running_var")

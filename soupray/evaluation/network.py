@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from soupray.candidates import WeightCandidate
 from soupray.checkpoints import Checkpoints, create_record, find_record
-from soupray.errors import EvaluationError
+from soupray.core.candidates import WeightCandidate
+from soupray.core.errors import EvaluationError
+from soupray.core.ports import Task
+from soupray.core.records import CheckpointRef, Setting, Split, digest
 from soupray.maths.weights import Mixer
-from soupray.ports import Task
-from soupray.records import CheckpointRef, Setting, Split, digest
 from soupray.weights_file import Weights
 
 Images = npt.NDArray[np.uint8]

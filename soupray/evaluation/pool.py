@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from soupray.asked import find_stopped, known_trials
 from soupray.checkpoints import find_record, read_record
-from soupray.errors import IncompatibleWeights
-from soupray.records import Basis, Ingredient, Manifest, Tombstone, Trial
+from soupray.core.errors import IncompatibleWeights
+from soupray.core.records import Basis, Ingredient, Manifest, Tombstone, Trial
 from soupray.spec import SweepSpec
 from soupray.storage import Store
 

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from soupray.ports import Accept, Reached
-from soupray.records import Rejected, Tally, pack_right
+from soupray.core.ports import Accept, Reached
+from soupray.core.records import Rejected, Tally, pack_right
 
 Mask = npt.NDArray[np.bool_]
 Batches = list[tuple[int, ...]]

@@ -10,19 +10,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from soupray.candidates import (
-    Candidate,
-    OutputEnsemble,
-    VRFEnsemble,
-    WeightCandidate,
-    mean_of,
-)
-from soupray.errors import EvaluationError
+from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate, mean_of
+from soupray.core.errors import EvaluationError
+from soupray.core.ports import Accept, Evaluator, Hints, Reached
+from soupray.core.records import Ingredient, Metric, Pool, Rejected, Scores, Split, Tally
+from soupray.core.requests import Deviation, Margins, Request
 from soupray.evaluation.schedule import hardest_first
 from soupray.maths.metrics import value
-from soupray.ports import Accept, Evaluator, Hints, Reached
-from soupray.records import Ingredient, Metric, Pool, Rejected, Scores, Split, Tally
-from soupray.requests import Deviation, Margins, Request
 
 T = TypeVar("T")
 DEVIATION_SAMPLES = 128

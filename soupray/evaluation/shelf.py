@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from soupray.candidates import Candidate, WeightCandidate, mean_of
 from soupray.checkpoints import Checkpoints, create_record, find_record
-from soupray.evaluation.network import EVALUATION_VERSION, statistics_path
-from soupray.maths.metrics import score
-from soupray.ports import Accept
-from soupray.records import (
+from soupray.core.candidates import Candidate, WeightCandidate, mean_of
+from soupray.core.ports import Accept
+from soupray.core.records import (
     CheckpointRef,
     Evaluation,
     Ingredient,
@@ -31,7 +29,9 @@ from soupray.records import (
     Tally,
     digest,
 )
-from soupray.requests import Request
+from soupray.core.requests import Request
+from soupray.evaluation.network import EVALUATION_VERSION, statistics_path
+from soupray.maths.metrics import score
 
 Decision = Tally | Rejected
 Against = tuple[int, Accept, float | None]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp, softmax
 
-from soupray.requests import Matrix
+from soupray.core.requests import Matrix
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import stats
 from scipy.special import logsumexp
 
-from soupray.records import Metric, Predictions, Scores, Split, Tally, digest, pack_right
+from soupray.core.records import Metric, Predictions, Scores, Split, Tally, digest, pack_right
 
 ECE_BINS = 15
 """Equal-mass bins, as in the field's reports."""

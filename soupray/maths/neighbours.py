@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from soupray.errors import ConfigError
+from soupray.core.errors import ConfigError
 
 Features = npt.NDArray[np.float32]
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logsumexp
 
-from soupray.candidates import OutputEnsemble, WeightCandidate
+from soupray.core.candidates import OutputEnsemble, WeightCandidate
 
 Logits = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]

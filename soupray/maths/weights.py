@@ -12,8 +12,8 @@ from typing import Protocol
 
 import torch
 
-from soupray.candidates import FisherSoup, LayerSoup, WeightCandidate, WeightSoup
-from soupray.errors import IncompatibleWeights
+from soupray.core.candidates import FisherSoup, LayerSoup, WeightCandidate, WeightSoup
+from soupray.core.errors import IncompatibleWeights
 
 Parts = tuple[tuple[str, int], ...]
 

@@ -11,8 +11,8 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from soupray.candidates import Outcome
-from soupray.errors import ConfigError
+from soupray.core.candidates import Outcome
+from soupray.core.errors import ConfigError
 
 Option = str | int | float | list[float]
 RecipeFunction = Callable[..., list[Outcome]]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from soupray.candidates import Outcome, mean_of
-from soupray.ports import Selection
+from soupray.core.candidates import Outcome, mean_of
+from soupray.core.ports import Selection
 
 
 def anchor(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:

@@ -6,9 +6,9 @@ probabilities are mixed, each model is calibrated by its temperature (arXiv:2110
 
 from __future__ import annotations
 
-from soupray.candidates import Candidate, Outcome, Space, Step, ensemble_of, mean_of
-from soupray.ports import Accept, Selection
-from soupray.requests import Temperature
+from soupray.core.candidates import Candidate, Outcome, Space, Step, ensemble_of, mean_of
+from soupray.core.ports import Accept, Selection
+from soupray.core.requests import Temperature
 
 
 def ensemble(

@@ -6,9 +6,9 @@ Fisher information of each ingredient comes from training samples, one gradient 
 
 from __future__ import annotations
 
-from soupray.candidates import FisherSoup, Outcome
-from soupray.ports import Selection
-from soupray.requests import Fisher
+from soupray.core.candidates import FisherSoup, Outcome
+from soupray.core.ports import Selection
+from soupray.core.requests import Fisher
 
 SAMPLES = 100
 """Training samples for each ingredient."""

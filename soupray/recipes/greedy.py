@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import random
 
-from soupray.candidates import Candidate, Outcome, Step, mean_of
-from soupray.ports import Accept, Selection
-from soupray.records import Pool
+from soupray.core.candidates import Candidate, Outcome, Step, mean_of
+from soupray.core.ports import Accept, Selection
+from soupray.core.records import Pool
 
 
 def greedy(

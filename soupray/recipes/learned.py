@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from soupray.candidates import (
+from soupray.core.candidates import (
     QUANTUM,
     LayerSoup,
     Outcome,
@@ -26,9 +26,9 @@ from soupray.candidates import (
     quantised,
     weight_soup,
 )
-from soupray.ports import Selection
-from soupray.records import Ingredient
-from soupray.requests import Gradient, Slope, TensorNames
+from soupray.core.ports import Selection
+from soupray.core.records import Ingredient
+from soupray.core.requests import Gradient, Slope, TensorNames
 
 Array = npt.NDArray[np.float64]
 BETAS, EPSILON = (0.9, 0.999), 1e-8

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from soupray.candidates import Candidate, LayerSoup, Outcome, WeightSoup
-from soupray.ports import Selection
+from soupray.core.candidates import Candidate, LayerSoup, Outcome, WeightSoup
+from soupray.core.ports import Selection
+from soupray.core.requests import TensorNames
 from soupray.recipes.starts import curve, starts
-from soupray.requests import TensorNames
 
 GRID = 10
 """alpha = 0, .1, ..., 1."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from soupray.candidates import QUANTUM, LayerSoup, Outcome, mean_of
-from soupray.ports import Selection
-from soupray.requests import Gram, Matrix
+from soupray.core.candidates import QUANTUM, LayerSoup, Outcome, mean_of
+from soupray.core.ports import Selection
+from soupray.core.requests import Gram, Matrix
 
 ROUNDING = 1e-9
 """Of t in float64; equal models give 1 up to this."""

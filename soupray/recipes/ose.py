@@ -6,7 +6,7 @@ held-out data, end points included. Two forward passes a sample; WiSE-FT in weig
 
 from __future__ import annotations
 
-from soupray.candidates import (
+from soupray.core.candidates import (
     Candidate,
     Outcome,
     OutputEnsemble,
@@ -15,9 +15,9 @@ from soupray.candidates import (
     ensemble_of,
     mean_of,
 )
-from soupray.ports import Selection
+from soupray.core.ports import Selection
+from soupray.core.requests import Temperature
 from soupray.recipes.starts import curve, starts
-from soupray.requests import Temperature
 
 GRID = 20
 """a = 0, .05, ..., 1."""

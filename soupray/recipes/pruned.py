@@ -5,8 +5,8 @@ Worst held-out first; one pass; the last ingredient stays.
 
 from __future__ import annotations
 
-from soupray.candidates import Candidate, Outcome, Step, mean_of
-from soupray.ports import Selection
+from soupray.core.candidates import Candidate, Outcome, Step, mean_of
+from soupray.core.ports import Selection
 
 
 def pruned(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:

@@ -6,8 +6,8 @@ is strictly better on held-out data (equal would never end). It ends with a pass
 
 from __future__ import annotations
 
-from soupray.candidates import Candidate, Outcome, Step, mean_of
-from soupray.ports import Selection
+from soupray.core.candidates import Candidate, Outcome, Step, mean_of
+from soupray.core.ports import Selection
 
 PASSES = 3
 """Over the pool, at most."""

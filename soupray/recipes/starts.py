@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from soupray.candidates import (
+from soupray.core.candidates import (
     Candidate,
     LayerSoup,
     Outcome,
@@ -11,9 +11,9 @@ from soupray.candidates import (
     mean_of,
     weight_soup,
 )
-from soupray.errors import ConfigError
-from soupray.ports import Selection
-from soupray.records import Scores
+from soupray.core.errors import ConfigError
+from soupray.core.ports import Selection
+from soupray.core.records import Scores
 
 SOUPS = ("uniform", "greedy", "replacement", "pruned", "learned", "learned_by_layer", "model_stock")
 """Recipes whose result is a set of coefficients, which can be interpolated exactly."""

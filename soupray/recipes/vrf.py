@@ -8,11 +8,11 @@ grid that spans the distances seen there; constant omegas, which make it an outp
 
 from __future__ import annotations
 
-from soupray.candidates import Candidate, Outcome, Step, VRFEnsemble, WeightCandidate, mean_of
-from soupray.ports import Selection
+from soupray.core.candidates import Candidate, Outcome, Step, VRFEnsemble, WeightCandidate, mean_of
+from soupray.core.ports import Selection
+from soupray.core.requests import Distances, Failures, FailureSet, Temperature
 from soupray.recipes.ose import GRID, mixed
 from soupray.recipes.starts import starts
-from soupray.requests import Distances, Failures, FailureSet, Temperature
 
 NEIGHBOURS = (0.001, 0.01, 0.1)
 """k as a share of the failure set; the paper has 0.001."""

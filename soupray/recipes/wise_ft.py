@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from soupray.candidates import Candidate, Outcome
-from soupray.ports import Selection
+from soupray.core.candidates import Candidate, Outcome
+from soupray.core.ports import Selection
 from soupray.recipes.starts import curve, interpolate, named, starts
 
 ALPHAS = tuple(Fraction(k, 20) for k in range(21))

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from soupray.candidates import Candidate, LayerSoup, Outcome, WeightSoup, mean_of
+from soupray.core.candidates import Candidate, LayerSoup, Outcome, WeightSoup, mean_of
+from soupray.core.records import Basis, Pool, Record, Rejected, Split
 from soupray.maths.metrics import logit
 from soupray.recipes.starts import SOUPS, interpolate
-from soupray.records import Basis, Pool, Record, Rejected, Split
 from soupray.reporting.ranking import Entry, Reported
 
 LINE_GRID = 5

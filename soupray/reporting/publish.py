@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from soupray.candidates import Outcome
+from soupray.core.candidates import Outcome
+from soupray.core.ports import TrackedRun
+from soupray.core.records import Ingredient, Manifest, Rejected, Scores
 from soupray.maths.metrics import as_read
 from soupray.plan import plan
-from soupray.ports import TrackedRun
-from soupray.records import Ingredient, Manifest, Rejected, Scores
 from soupray.reporting.ranking import Entry, Measured, measured, shift_mean
 from soupray.spec import SweepSpec
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from soupray.candidates import (
+from soupray.core.candidates import (
     Candidate,
     FisherSoup,
     Outcome,
@@ -17,8 +17,8 @@ from soupray.candidates import (
     VRFEnsemble,
     WeightCandidate,
 )
+from soupray.core.records import Basis, Metric, Pool, Record, Scores
 from soupray.maths.metrics import clopper_pearson, discordant, mcnemar, value
-from soupray.records import Basis, Metric, Pool, Record, Scores
 
 Reported = Mapping[tuple[Candidate, str], Scores]
 """Scores by (candidate, name of a test or shift split).

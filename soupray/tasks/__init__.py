@@ -7,8 +7,8 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from soupray.errors import ConfigError
-from soupray.ports import Task
+from soupray.core.errors import ConfigError
+from soupray.core.ports import Task
 from soupray.subject import OpenClipSpec, TaskSpec, TransformersSpec
 from soupray.tasks.files import local_path
 

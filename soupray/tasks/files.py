@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from soupray.errors import ConfigError
+from soupray.core.errors import ConfigError
 
 PACKAGE = "package:"
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from soupray.errors import CheckpointError, IncompatibleWeights
+from soupray.core.errors import CheckpointError, IncompatibleWeights
 from soupray.weights_file import MappedWeights, Weights
 
 WRAPPERS = ("module.", "_orig_mod.")

@@ -15,7 +15,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 
-from soupray.errors import ConfigError, IncompatibleWeights
+from soupray.core.errors import ConfigError, IncompatibleWeights
 from soupray.subject import OpenClipSpec
 from soupray.tasks.batch_counts import leave_out_batch_counts
 from soupray.tasks.files import not_reached

@@ -8,7 +8,7 @@ from typing import Any
 import timm
 import torch
 
-from soupray.errors import ConfigError
+from soupray.core.errors import ConfigError
 from soupray.subject import TimmSpec
 from soupray.tasks.batch_counts import leave_out_batch_counts
 from soupray.tasks.efficientnet import MARK, timm_names

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from soupray.errors import ConfigError
+from soupray.core.errors import ConfigError
+from soupray.core.texts import unpack
 from soupray.subject import TransformersSpec
 from soupray.tasks.files import PACKAGE, local_path, not_reached
 from soupray.tasks.foreign import Source, matched, renamed, unwrapped
-from soupray.texts import unpack
 from soupray.weights_file import Weights, write_weights
 
 BODY, HEAD = "body.", "head."

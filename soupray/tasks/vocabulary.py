@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from soupray.errors import ConfigError
+from soupray.core.errors import ConfigError
 
 PAD = 0  # what open_clip fills a short prompt with
 _ABSENT = -1

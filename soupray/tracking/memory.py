@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from soupray.ports import Champion, TrackedRun
+from soupray.core.ports import Champion, TrackedRun
 
 
 class MemoryTracker:

@@ -18,10 +18,9 @@ os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # stdout is for r
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.tracking import MlflowClient
 
-from soupray.errors import TrackingError
-from soupray.ports import Champion, TrackedRun
-from soupray.records import digest
-from soupray.urls import mask
+from soupray.core.errors import TrackingError, mask
+from soupray.core.ports import Champion, TrackedRun
+from soupray.core.records import digest
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # they tell of every migration
 logging.getLogger("mlflow").setLevel(logging.WARNING)

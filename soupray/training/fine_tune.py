@@ -13,17 +13,11 @@ import msgspec
 import numpy as np
 import torch
 
-from soupray.candidates import mean_of
 from soupray.checkpoints import Checkpoints, create_record, find_record
-from soupray.data.cache import Data
-from soupray.errors import Diverged
-from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.network import predict
-from soupray.evaluation.pool import manifest_path
-from soupray.evaluation.shelf import save_logits
-from soupray.maths.metrics import score, value
-from soupray.ports import Task
-from soupray.records import (
+from soupray.core.candidates import mean_of
+from soupray.core.errors import Diverged
+from soupray.core.ports import Task
+from soupray.core.records import (
     EpochRecord,
     Ingredient,
     Manifest,
@@ -32,6 +26,12 @@ from soupray.records import (
     Tombstone,
     Trial,
 )
+from soupray.data.cache import Data
+from soupray.evaluation.local import LocalWorkers
+from soupray.evaluation.network import predict
+from soupray.evaluation.pool import manifest_path
+from soupray.evaluation.shelf import save_logits
+from soupray.maths.metrics import score, value
 from soupray.training.loop import Loop, under
 from soupray.training.probe import frozen
 from soupray.training.resume import Resumer, Saved, common

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from soupray.core.errors import Diverged, TrialError
+from soupray.core.ports import Task
 from soupray.data.cache import Data
-from soupray.errors import Diverged, TrialError
-from soupray.ports import Task
 from soupray.training.augment import Draws, augmented, draw
 from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
 from soupray.training.start import Hyperparameters, Start

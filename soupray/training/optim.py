@@ -8,7 +8,7 @@ import re
 
 import torch
 
-from soupray.errors import TrialError
+from soupray.core.errors import TrialError
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 MAX_WARMUP_STEPS = 500  # WiSE-FT's number; a short run warms up for a share of its steps instead

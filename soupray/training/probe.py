@@ -17,12 +17,12 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from soupray.checkpoints import Checkpoints
+from soupray.core.errors import TrialError
+from soupray.core.ports import Task
+from soupray.core.records import Setting, Split
 from soupray.data.cache import Data
 from soupray.data.splits import Labels
-from soupray.errors import TrialError
 from soupray.evaluation.network import STATISTICS_SAMPLES, estimate_statistics, predict
-from soupray.ports import Task
-from soupray.records import Setting, Split
 from soupray.subject import Probe
 from soupray.weights_file import Weights
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from soupray.checkpoints import find_record
-from soupray.errors import CheckpointError, StoreError
-from soupray.records import EpochRecord, Record, encode
+from soupray.core.errors import CheckpointError, StoreError
+from soupray.core.records import EpochRecord, Record, encode
 from soupray.storage import Store
 from soupray.training.start import Group
 from soupray.weights_file import MappedWeights, Weights, sha256_of, write_weights

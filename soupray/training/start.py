@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from soupray.records import Training
+from soupray.core.records import Training
 from soupray.weights_file import Weights
 
 

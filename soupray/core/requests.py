@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Generic, Literal, TypeVar
 
-from soupray.candidates import Candidate, LayerSoup, WeightCandidate
-from soupray.records import CheckpointRef, Record
+from soupray.core.candidates import Candidate, LayerSoup, WeightCandidate
+from soupray.core.records import CheckpointRef, Record
 
 T = TypeVar("T")
 

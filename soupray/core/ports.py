@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
-from soupray.candidates import Candidate, Step, WeightCandidate
-from soupray.records import CheckpointRef, Pool, Record, Rejected, Scores, Split, Tally
-from soupray.requests import Request
+from soupray.core.candidates import Candidate, Step, WeightCandidate
+from soupray.core.records import CheckpointRef, Pool, Record, Rejected, Scores, Split, Tally
+from soupray.core.requests import Request
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,27 @@
     │   └── Diverged             NaN or collapse: recorded, never trained again
     └── EvaluationError          a model or a pool that cannot be evaluated
 
-A message says what happened, the offending value, what is allowed and what to do next.
+A message says what happened, the offending value, what is allowed and what to do next. No message
+and no record shows a password: `mask` hides the passwords of URLs.
 """
+
+from __future__ import annotations
+
+import re
+
+_PASSWORD = re.compile(r"(?<=://)([^/?#@:\[]*):(?!\d+[/?#])(?:[^/?#]*@|.*@)")
+"""After a user, up to the @ before the host. Digits up to a slash are a port instead: an @ behind
+them is of the path. A slash in a password is a mistake that must not show the password."""
+
+
+def mask(text: str) -> str:
+    """`text` with *** for the password of a URL in it."""
+    return _PASSWORD.sub(r"\1:***@", text)
+
+
+def has_password(text: str) -> bool:
+    """Whether there is a URL with a password in `text`."""
+    return _PASSWORD.search(text) is not None
 
 
 class SouprayError(Exception):

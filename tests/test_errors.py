@@ -2,7 +2,7 @@
 
 import pytest
 
-from soupray.urls import has_password, mask
+from soupray.core.errors import has_password, mask
 
 HAVE = {
     "https://me:secret@mlflow.example/x?y=1": "https://me:***@mlflow.example/x?y=1",

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from soupray.records import CheckpointRef, Record, Rejected, Scores, Tally, digest
+from soupray.core.records import CheckpointRef, Record, Rejected, Scores, Tally, digest
 
 Space = Literal["logits", "probabilities"]
 

@@ -1,0 +1,1 @@
+"""The nouns: records, candidates, requests, the ports and the errors. Imports nothing of ours."""
