@@ -66,7 +66,7 @@ def pools(home: Path, specs: list[Path]) -> None:
     """Decisions and samples on the pools of real sweeps."""
     from soupray.session import find_pool
     from soupray.settling import settle
-    from soupray.spec import load
+    from soupray.spec.sweep_spec import load
     from soupray.wiring import world
 
     print(

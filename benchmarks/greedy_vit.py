@@ -30,8 +30,8 @@ from soupray.evaluation.selection import HeldOut
 from soupray.evaluation.shelf import Shelf
 from soupray.maths.weights import Mixer
 from soupray.recipes.greedy import greedy
+from soupray.spec.task import OpenClipSpec
 from soupray.storage import open_store
-from soupray.subject import OpenClipSpec
 from soupray.tasks.image import OpenClipTask
 
 MODELS = 16

@@ -17,8 +17,8 @@ import torch
 
 from soupray.checkpoints import Checkpoints
 from soupray.data.cache import open_data
-from soupray.space import Space
-from soupray.spec import load
+from soupray.spec.space import Space
+from soupray.spec.sweep_spec import load
 from soupray.storage import open_store
 from soupray.tasks import task_of
 from soupray.training.loop import Loop

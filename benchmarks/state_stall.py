@@ -18,8 +18,8 @@ from training_speed import BATCH, IMAGES, SPEC, THREADS, make_photos
 
 from soupray.core.records import EpochRecord, Training
 from soupray.data.cache import open_data
-from soupray.space import Space
-from soupray.spec import parse
+from soupray.spec.space import Space
+from soupray.spec.sweep_spec import parse
 from soupray.storage import open_store
 from soupray.tasks import task_of
 from soupray.training.loop import Loop

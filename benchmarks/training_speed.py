@@ -26,8 +26,8 @@ from vit_pool import make_photos
 from soupray.core.ports import Task
 from soupray.core.records import Training
 from soupray.data.cache import Data, open_data
-from soupray.space import Space
-from soupray.spec import parse
+from soupray.spec.space import Space
+from soupray.spec.sweep_spec import parse
 from soupray.tasks import task_of
 from soupray.training.loop import Loop
 from soupray.training.start import Hyperparameters, Start

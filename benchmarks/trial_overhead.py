@@ -30,7 +30,7 @@ def ours(trials: int) -> list[float]:
     from soupray.checkpoints import read_record
     from soupray.core.records import Manifest
     from soupray.settling import settle
-    from soupray.spec import load
+    from soupray.spec.sweep_spec import load
     from soupray.sweep import run_sweep
 
     text = (ROOT / "sweeps" / "digits.yaml").read_text()

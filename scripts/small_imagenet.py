@@ -23,7 +23,7 @@ import open_clip
 import torch
 from PIL import Image
 
-from soupray.documents import parse_yaml
+from soupray.spec.yaml import parse_yaml
 
 SYNSETS = {  # ten of ImageNet's, and what open_clip calls them
     "n01440764": "tench",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from soupray.checkpoints import read_record
 from soupray.core.records import Basis, EpochRecord, Record, Trial, digest
 from soupray.plan import PlannedTrial, as_trials, trials_of
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.storage import Store
 
 

@@ -16,7 +16,7 @@ from soupray.evaluation.pool import all_trials, find_trials
 from soupray.maths.geometry import total_gram
 from soupray.preflight import Facts, Finding, Middle, sampled_pairs
 from soupray.session import Session, opened
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.verdict import Report, judged, report
 
 AT_A_TIME = 8

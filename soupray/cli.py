@@ -20,7 +20,7 @@ from soupray.options import spec_argument as _spec
 
 if TYPE_CHECKING:
     from soupray.soup import Result
-    from soupray.spec import SweepSpec
+    from soupray.spec.sweep_spec import SweepSpec
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
 

@@ -16,8 +16,8 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from soupray.core.errors import ConfigError
-from soupray.documents import read_documents, read_text
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.yaml import read_documents, read_text
 
 PINNED = ("ray", "torch", "mlflow")
 """Packages that every file must have in one version, within what this package requires."""

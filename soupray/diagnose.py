@@ -21,7 +21,7 @@ from soupray.maths.geometry import Array, angles, distances, total_gram
 from soupray.reporting.diagnostics import draw_diagnosis
 from soupray.results import encode_pretty
 from soupray.session import opened
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 
 NUMBERS = "diagnostics.json"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from soupray.core.errors import AlreadyExists, SouprayError, mask
 from soupray.core.records import Record
 from soupray.settling import Settled, settle
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.storage import Store, check_bucket
 
 VERSIONS = ("soupray", "ray", "torch", "open_clip_torch", "mlflow", "obstore", "boto3")

@@ -18,8 +18,8 @@ from soupray.recipes.replacement import PASSES
 from soupray.recipes.vrf import NEIGHBOURS
 from soupray.recipes.wise_ft import ALPHAS
 from soupray.reporting.plots import LINE_GRID
-from soupray.spec import SweepSpec
-from soupray.subject import ProbeInit, TrainedInit
+from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.task import ProbeInit, TrainedInit
 from soupray.tasks import task_of
 
 

@@ -17,7 +17,7 @@ from soupray.checkpoints import find_record, read_record
 from soupray.core.errors import SouprayError
 from soupray.core.records import Record, encode
 from soupray.evaluation.pool import all_trials, manifest_path
-from soupray.spec import SweepSpec, parse_data
+from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.storage import Store
 from soupray.wiring import find_basis
 

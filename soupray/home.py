@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from soupray.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from soupray.spec import SweepSpec
+    from soupray.spec.sweep_spec import SweepSpec
 
 DEMO = "sweeps/digits.yaml"
 
@@ -67,7 +67,7 @@ def remember_spec(spec_path: Path, spec: SweepSpec, home: Path) -> None:
 
 def load_spec(given: Path | None, home: Path) -> tuple[Path, SweepSpec, str]:
     """The spec with its path, and a line that says which it is."""
-    from soupray.spec import load
+    from soupray.spec.sweep_spec import load
 
     path, why = find_spec(given, home)
     spec = load(path)

@@ -11,7 +11,7 @@ from soupray.core.records import Basis, Ingredient, Manifest, Trial, digest
 from soupray.evaluation.pool import import_path, manifest_path
 from soupray.plan import CODE_VERSION
 from soupray.settling import settle
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.storage import check_bucket
 from soupray.tasks.foreign import load_foreign
 from soupray.training.fine_tune import stored

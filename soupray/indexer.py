@@ -12,7 +12,7 @@ from soupray.core.errors import SouprayError
 from soupray.core.ports import Tracker
 from soupray.core.records import Manifest
 from soupray.settling import Settled
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 
 PATIENCE_S = 60.0
 """How long the end of a sweep waits for MLflow to take what is left."""

@@ -77,7 +77,7 @@ def validate(files: tuple[Path, ...], as_json: bool, spec: Path | None, crd: Pat
     soupray cluster validate cluster/ray-aws.yaml cluster/Dockerfile --spec mine.yaml
     """
     from soupray.cluster_files import validate as check
-    from soupray.spec import load
+    from soupray.spec.sweep_spec import load
     from soupray.tables import print_json
 
     problems = check(files, load(spec) if spec else None, crd)

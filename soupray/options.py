@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from soupray.spec import SweepSpec
+    from soupray.spec.sweep_spec import SweepSpec
 
 Command = Callable[..., None]
 spec_argument = click.argument("spec", required=False, type=click.Path(path_type=Path))

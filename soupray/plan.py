@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import msgspec
 
 from soupray.core.records import Basis, Method, Record, Trial, digest
-from soupray.space import Dimension, Space, Value
-from soupray.spec import SweepSpec
+from soupray.spec.space import Dimension, Space, Value
+from soupray.spec.sweep_spec import SweepSpec
 
 CODE_VERSION = "2"
 """Of everything that turns a trial's record into weights. Raise it when training changes, so

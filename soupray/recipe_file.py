@@ -14,7 +14,7 @@ from soupray.core.errors import ChecksumMismatch, ConfigError
 from soupray.core.records import CheckpointRef, Record, decode
 from soupray.evaluation.local import about
 from soupray.maths.weights import Mixer
-from soupray.spec import SweepSpec, parse_data
+from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.tasks import task_of
 from soupray.weights_file import sha256_of, write_weights
 from soupray.wiring import Place

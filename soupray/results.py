@@ -20,7 +20,7 @@ from soupray.reporting.publish import entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import Entry, as_csv, names_of
 from soupray.settling import settle
 from soupray.soup import Result
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.storage import Store
 from soupray.wiring import Place, find_basis
 

@@ -18,7 +18,7 @@ from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.pool import Found, all_trials, find_trials
 from soupray.evaluation.shelf import Shelf
 from soupray.settling import Settled, settle
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.storage import Store, check_bucket
 from soupray.wiring import find_basis
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from soupray import stack
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.wiring import Place
 
 

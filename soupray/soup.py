@@ -26,7 +26,7 @@ from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Entry, best_soup, leaderboard, model_of
 from soupray.session import Session, opened
 from soupray.settling import Settled
-from soupray.spec import NAME_LENGTH, SweepSpec
+from soupray.spec.sweep_spec import NAME_LENGTH, SweepSpec
 from soupray.storage import Store
 
 Recipes = dict[str, dict[str, Option]]

@@ -12,7 +12,7 @@ from soupray.evaluation.pool import Found, all_trials, find_trials
 from soupray.heartbeat import Beat, RunningTrial, find_driver
 from soupray.maths.metrics import as_read, value
 from soupray.settling import settle
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.wiring import find_basis
 
 

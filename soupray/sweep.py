@@ -19,7 +19,7 @@ from soupray.home import remember_spec
 from soupray.indexer import Indexer
 from soupray.lease import Lease
 from soupray.settling import Settled, settle
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.storage import Store, check_bucket
 from soupray.watch import Watch
 

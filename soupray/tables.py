@@ -15,7 +15,7 @@ from soupray.garbage import Garbage
 from soupray.plan import plan
 from soupray.recipes import TABLE
 from soupray.reporting.ranking import Entry, ranked_on
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.status import Status
 from soupray.verdict import Report
 

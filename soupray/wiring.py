@@ -20,10 +20,10 @@ from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.home import node_home
 from soupray.plan import CODE_VERSION
-from soupray.sources import TextSpec
-from soupray.spec import SweepSpec
+from soupray.spec.data import TextSpec
+from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.task import FileInit, ProbeInit, TrainedInit
 from soupray.storage import Credentials, Store, open_store
-from soupray.subject import FileInit, ProbeInit, TrainedInit
 from soupray.tasks import file_digests, local_digests, task_of
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign

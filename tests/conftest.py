@@ -107,7 +107,7 @@ class Home:
     def world(self):
         """(spec, place, store) as the command line sees them."""
         from soupray.settling import settle
-        from soupray.spec import load
+        from soupray.spec.sweep_spec import load
 
         spec = load(self.spec)
         place = settle(spec, self.home).place

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from soupray.spec import SweepSpec, parse
+from soupray.spec.sweep_spec import SweepSpec, parse
 
 FASHION = Path(__file__).parent.parent / "sweeps" / "fashion_mnist.yaml"
 TRAIN_PER_CLASS, TEST_PER_CLASS = 8, 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from soupray.spec import SweepSpec, parse
+from soupray.spec.sweep_spec import SweepSpec, parse
 
 SPEC = """
 name: pictures

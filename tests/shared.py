@@ -25,7 +25,7 @@ from soupray.core.records import (
 )
 from soupray.data.cache import Data, open_data
 from soupray.plan import trials_of
-from soupray.spec import SweepSpec, parse
+from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.storage import Credentials, Store, open_store
 from soupray.tasks.image import OpenClipTask
 

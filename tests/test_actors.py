@@ -8,7 +8,7 @@ from conftest import mini_text
 
 from soupray.core.errors import EvaluationError
 from soupray.distributed import actors, cluster
-from soupray.spec import parse
+from soupray.spec.sweep_spec import parse
 
 
 class Actor:

@@ -13,7 +13,7 @@ from soupray.core.records import Basis, CheckpointRef, Tombstone, Trial
 from soupray.distributed.search import RANDOM, Asker
 from soupray.evaluation.pool import all_trials, manifest_path
 from soupray.plan import plan, trials_of
-from soupray.spec import SweepSpec, parse
+from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.storage import Store, open_store
 
 

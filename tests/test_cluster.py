@@ -12,7 +12,7 @@ from conftest import inside, mini_text
 
 from soupray.core.errors import ConfigError
 from soupray.distributed import cluster
-from soupray.spec import SweepSpec, parse
+from soupray.spec.sweep_spec import SweepSpec, parse
 
 
 def spec(**edits: str) -> SweepSpec:

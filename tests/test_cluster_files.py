@@ -13,7 +13,7 @@ from conftest import ROOT, inside, mini_text
 
 from soupray.cluster_files import validate
 from soupray.core.errors import ConfigError
-from soupray.spec import parse
+from soupray.spec.sweep_spec import parse
 
 CLUSTER = ROOT / "cluster"
 FILES = [p for p in sorted(CLUSTER.iterdir()) if p.suffix in (".yaml", ".json", "")]

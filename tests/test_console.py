@@ -11,7 +11,7 @@ from soupray import console
 from soupray.console import Progress, duration, size
 from soupray.estimate import DryRun
 from soupray.reporting.ranking import Entry, Versus
-from soupray.spec import load
+from soupray.spec.sweep_spec import load
 from soupray.tables import show_leaderboard, show_plan
 
 

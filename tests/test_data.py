@@ -14,8 +14,8 @@ from soupray.data import cache as cache_module
 from soupray.data.cache import Data, open_data
 from soupray.data.digits import load_digits, split_digits
 from soupray.data.shifts import SHIFTS, apply_shift
-from soupray.sources import DigitsSpec
-from soupray.spec import SweepSpec
+from soupray.spec.data import DigitsSpec
+from soupray.spec.sweep_spec import SweepSpec
 
 SPEC = demo().data
 PARTS = ("train", "held_out", "test")
@@ -163,7 +163,7 @@ def test_samples_of_a_split_with_another_digest_are_refused(data):
 BUILD = """
 import pathlib, sys, time
 from soupray.data import cache
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 folder, build = pathlib.Path(sys.argv[1]), cache._build
 def counted(spec, into):
     (folder / "built there").touch()

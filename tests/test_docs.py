@@ -40,7 +40,7 @@ def test_the_changelog_starts_with_this_version():
 
 def test_every_spec_in_sweeps_loads_and_is_listed():
     from soupray.plan import plan
-    from soupray.spec import load
+    from soupray.spec.sweep_spec import load
 
     page = (ROOT / "sweeps" / "README.md").read_text()
     for path in (ROOT / "sweeps").glob("*.yaml"):

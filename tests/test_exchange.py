@@ -27,9 +27,9 @@ from soupray.evaluation.shelf import Shelf
 from soupray.recipe_file import RecipeFile
 from soupray.results import stored_runs
 from soupray.session import find_pool
-from soupray.spec import load, parse
+from soupray.spec.sweep_spec import load, parse
+from soupray.spec.task import OpenClipSpec
 from soupray.storage import open_store
-from soupray.subject import OpenClipSpec
 from soupray.tasks import task_of
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign

@@ -42,7 +42,7 @@ from soupray.evaluation.selection import HeldOut
 from soupray.evaluation.shelf import Shelf
 from soupray.home import atomic_write
 from soupray.soup import run_recipes
-from soupray.space import Space
+from soupray.spec.space import Space
 from soupray.storage import Store, open_store
 from soupray.training.fine_tune import fine_tune
 

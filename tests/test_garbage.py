@@ -21,7 +21,7 @@ from soupray.evaluation.pool import manifest_path
 from soupray.garbage import OLDER_THAN_S, find_garbage, remove
 from soupray.plan import trials_of
 from soupray.recipe_file import RecipeFile
-from soupray.spec import SweepSpec, parse
+from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.storage import Store, open_store
 from soupray.wiring import basis_key
 

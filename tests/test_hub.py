@@ -5,7 +5,7 @@ import huggingface_hub.errors
 import pytest
 
 from soupray.core.errors import ConfigError
-from soupray.subject import OpenClipSpec, TimmSpec, TransformersSpec
+from soupray.spec.task import OpenClipSpec, TimmSpec, TransformersSpec
 from soupray.tasks import task_of
 from soupray.tasks.files import not_reached
 

@@ -9,7 +9,7 @@ from idx_files import idx_bytes, tiny, write_data_set, write_idx
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.data.cache import open_data
 from soupray.data.idx import find_folder, load_part, read_idx, split_idx
-from soupray.sources import HeldOutParts, IdxSpec
+from soupray.spec.data import HeldOutParts, IdxSpec
 
 # Two images of one row and three columns.
 BYTES = bytes.fromhex("00000803 00000002 00000001 00000003") + bytes([1, 2, 3, 4, 5, 255])

@@ -13,7 +13,7 @@ from soupray.data.cache import Data
 from soupray.estimate import DryRun, dry_run
 from soupray.plan import plan, trials_of
 from soupray.reporting.ranking import names_of
-from soupray.spec import SweepSpec, load, parse
+from soupray.spec.sweep_spec import SweepSpec, load, parse
 from soupray.training.fine_tune import fine_tune
 from soupray.training.loop import Loop, trained
 from soupray.training.start import Hyperparameters, Start

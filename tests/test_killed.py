@@ -13,7 +13,7 @@ from soupray import stack
 from soupray.checkpoints import Checkpoints
 from soupray.evaluation.shelf import Shelf
 from soupray.settling import settle
-from soupray.spec import load
+from soupray.spec.sweep_spec import load
 from soupray.wiring import find_basis
 
 

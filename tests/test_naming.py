@@ -4,7 +4,7 @@ import open_clip
 import pytest
 
 from soupray.core.errors import ConfigError
-from soupray.naming import resolved
+from soupray.spec.class_names import resolved
 
 
 def task(**given: object) -> dict:

@@ -21,7 +21,7 @@ from soupray.data.decoding import Look, decode
 from soupray.data.natural import list_shift, timm_list
 from soupray.maths.metrics import on_classes_of, score
 from soupray.soup import report
-from soupray.sources import NaturalShift
+from soupray.spec.data import NaturalShift
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
 PNG = encoded(pixels(0, (8, 8)), "PNG")

@@ -23,7 +23,7 @@ from soupray.recipe_file import RecipeFile
 from soupray.reporting.ranking import forward_passes
 from soupray.session import Session
 from soupray.soup import run_recipes
-from soupray.subject import Probe
+from soupray.spec.task import Probe
 from soupray.training.fine_tune import fine_tune
 from soupray.training.loop import Loop
 from soupray.training.probe import fit_head, probed

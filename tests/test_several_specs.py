@@ -14,7 +14,7 @@ from soupray.core.errors import ConfigError, EvaluationError
 from soupray.data.cache import open_data
 from soupray.session import Brought, opened, refuse_other_data
 from soupray.soup import chosen_recipes, joint
-from soupray.spec import SweepSpec, load, parse
+from soupray.spec.sweep_spec import SweepSpec, load, parse
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TRAINED = {"trained": {"lr": 3e-3, "epochs": 1, "batch_size": 50}}

@@ -19,7 +19,7 @@ from soupray.plan import trials_of
 from soupray.reporting.ranking import best_soup
 from soupray.session import find_pool
 from soupray.soup import Choices, _choices_path, choose, chosen_recipes, run_recipes
-from soupray.spec import parse
+from soupray.spec.sweep_spec import parse
 from soupray.storage import open_store
 from soupray.wiring import find_basis, world
 

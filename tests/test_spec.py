@@ -11,8 +11,8 @@ from shared import split
 from soupray.core.errors import ConfigError
 from soupray.core.records import Basis, CheckpointRef, Trial, decode, encode
 from soupray.plan import plan, trials_of
-from soupray.space import Dimension
-from soupray.spec import SweepSpec, load, parse
+from soupray.spec.space import Dimension
+from soupray.spec.sweep_spec import SweepSpec, load, parse
 
 DIGITS = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
 TEXT = DIGITS.read_text()

@@ -15,7 +15,7 @@ from soupray.evaluation.pool import manifest_path
 from soupray.heartbeat import Beat, RunningTrial, find_driver, lease_path, write_heartbeat
 from soupray.lease import Lease, LeaseRecord, this_process
 from soupray.plan import trials_of
-from soupray.spec import load
+from soupray.spec.sweep_spec import load
 from soupray.status import find_status
 from soupray.storage import open_store
 from soupray.watch import Watch

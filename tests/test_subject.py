@@ -7,10 +7,10 @@ from shared import split
 from soupray.core.errors import ConfigError
 from soupray.core.records import Basis, CheckpointRef
 from soupray.plan import plan, trials_of
-from soupray.sources import HeldOutParts
-from soupray.space import Space
-from soupray.spec import SweepSpec, load, parse
-from soupray.subject import Trained
+from soupray.spec.data import HeldOutParts
+from soupray.spec.space import Space
+from soupray.spec.sweep_spec import SweepSpec, load, parse
+from soupray.spec.task import Trained
 
 TEXTS = {"fashion": FASHION.read_text(), "digits": (FASHION.parent / "digits.yaml").read_text()}
 INIT = (

@@ -6,7 +6,7 @@ import torch
 from idx_files import tiny
 
 from soupray.core.errors import ConfigError
-from soupray.subject import TimmSpec
+from soupray.spec.task import TimmSpec
 from soupray.tasks import local_digests, task_of
 from soupray.weights_file import write_weights
 

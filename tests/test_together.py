@@ -12,7 +12,7 @@ from soupray.distributed.search import Asker
 from soupray.distributed.tune import Planned, run_trials
 from soupray.evaluation.pool import find_trials
 from soupray.plan import trials_of
-from soupray.spec import parse
+from soupray.spec.sweep_spec import parse
 from soupray.training.fine_tune import fine_tune
 from soupray.wiring import Place, make_basis, world
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from soupray.spec import SweepSpec, parse
+from soupray.spec.sweep_spec import SweepSpec, parse
 
 CLASSES = {"food": ["bread", "soup", "apple", "salt"], "weather": ["rain", "wind", "snow", "sun"]}
 WORDS = ["the", "a", "of", "and", "about", *CLASSES, *(w for ws in CLASSES.values() for w in ws)]

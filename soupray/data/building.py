@@ -27,8 +27,8 @@ from soupray.data.natural import LabelMap, Shifted
 from soupray.data.reading import Content, check_images, keep_rows, new_array, sha256, write_images
 from soupray.data.shifts import shifted_parts
 from soupray.data.splits import Labels, Part, Samples
-from soupray.sources import ImagesSpec
-from soupray.spec import SweepSpec
+from soupray.spec.data import ImagesSpec
+from soupray.spec.sweep_spec import SweepSpec
 
 SIZES = "sizes.json"
 

@@ -18,8 +18,8 @@ from soupray.data.decoding import Look
 from soupray.data.reading import Stream
 from soupray.data.sets import fingerprints, parts_of, shifts_of
 from soupray.data.splits import Images, Labels, Listing
-from soupray.sources import ImagesSpec
-from soupray.spec import SweepSpec
+from soupray.spec.data import ImagesSpec
+from soupray.spec.sweep_spec import SweepSpec
 
 DATA_VERSION = "2"
 """Of the code that decodes and shifts; part of the cache's name."""

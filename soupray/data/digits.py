@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from soupray.core.errors import ConfigError
 from soupray.data.splits import Samples, draw, held_out_shares, set_aside
-from soupray.sources import DigitsSpec
+from soupray.spec.data import DigitsSpec
 
 CLASSES, SIDE = 10, 32
 

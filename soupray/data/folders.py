@@ -8,8 +8,8 @@ from pathlib import Path
 
 from soupray.core.errors import ConfigError
 from soupray.data.splits import Listing, Raw, listing
-from soupray.naming import class_folders, read_label_map
-from soupray.sources import FolderSpec
+from soupray.spec.class_names import class_folders, read_label_map
+from soupray.spec.data import FolderSpec
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Those of torchvision, in lower case."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from soupray.core.errors import ConfigError
 from soupray.data.splits import Listing, Raw, listing
-from soupray.sources import HuggingFaceSpec
+from soupray.spec.data import HuggingFaceSpec
 
 
 def list_huggingface(spec: HuggingFaceSpec, split: str) -> Listing:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from soupray.core.errors import ConfigError
 from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares
-from soupray.sources import IdxSpec
+from soupray.spec.data import IdxSpec
 
 IMAGES = "{part}-images-idx3-ubyte"
 LABELS = "{part}-labels-idx1-ubyte"

@@ -23,8 +23,8 @@ import numpy as np
 from soupray.core.errors import ConfigError
 from soupray.data.folders import existing, list_folders
 from soupray.data.splits import Listing, Part, Raw, listing
-from soupray.naming import class_folders, read_label_map
-from soupray.sources import NaturalShift
+from soupray.spec.class_names import class_folders, read_label_map
+from soupray.spec.data import NaturalShift
 
 LabelMap = tuple[tuple[int, ...], ...]
 BORDER = 2

@@ -22,7 +22,7 @@ from soupray.data.natural import Shifted, list_shift
 from soupray.data.shards import list_shards, shards
 from soupray.data.splits import Listing, Part, draw, held_out_shares, set_aside, shares
 from soupray.data.text import read_texts, split_texts
-from soupray.sources import (
+from soupray.spec.data import (
     DataSpec,
     DigitsSpec,
     FolderSpec,

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from soupray.core.errors import ConfigError
-from soupray.documents import read_text
-from soupray.sources import HeldOut, HeldOutIds
+from soupray.spec.data import HeldOut, HeldOutIds
+from soupray.spec.yaml import read_text
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]

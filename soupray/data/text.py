@@ -14,7 +14,7 @@ import numpy as np
 from soupray.core.errors import ConfigError
 from soupray.core.texts import cut, pack
 from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares
-from soupray.sources import TextSpec
+from soupray.spec.data import TextSpec
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")

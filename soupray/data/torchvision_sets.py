@@ -10,7 +10,7 @@ from torchvision import datasets
 
 from soupray.core.errors import ConfigError
 from soupray.data.splits import Listing, Raw, listing
-from soupray.sources import TorchvisionSpec
+from soupray.spec.data import TorchvisionSpec
 
 LABELS = ("targets", "labels", "_labels")
 """What its classes call them."""

@@ -18,7 +18,7 @@ from soupray.core.requests import Request
 from soupray.distributed.cluster import get, largest, slots
 from soupray.evaluation.local import ahead
 from soupray.evaluation.schedule import Answer, FirstReaching
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.wiring import Place, world
 
 LOOK_S = 2.0

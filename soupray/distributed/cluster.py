@@ -22,7 +22,7 @@ from soupray.console import say
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.records import Basis
 from soupray.distributed.nodes import room, wanted
-from soupray.spec import Resources, SweepSpec
+from soupray.spec.sweep_spec import Resources, SweepSpec
 from soupray.wiring import Place, make_basis
 
 _started_here = True

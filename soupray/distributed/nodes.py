@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from soupray.spec import Resources, SweepSpec
+from soupray.spec.sweep_spec import Resources, SweepSpec
 
 
 class NodeType(NamedTuple):

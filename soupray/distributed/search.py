@@ -15,7 +15,7 @@ from soupray.core.records import Basis, Ingredient, Manifest, Trial, encode
 from soupray.evaluation.pool import manifest_path
 from soupray.maths.metrics import value
 from soupray.plan import as_trials, dimensions_of, planned_at, random_points
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.storage import Store
 
 RANDOM = 10

@@ -20,7 +20,7 @@ from soupray.checkpoints import read_record
 from soupray.core.errors import SouprayError, TrialError
 from soupray.core.records import EpochRecord, Manifest, Trial, decode, encode
 from soupray.evaluation.pool import manifest_path
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.training.fine_tune import Training, fine_tune
 from soupray.wiring import Place, world
 

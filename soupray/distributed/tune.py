@@ -25,8 +25,8 @@ from soupray.core.errors import TrialError
 from soupray.core.records import EpochRecord, Ingredient, Trial, decode, encode
 from soupray.distributed.cluster import at_a_time
 from soupray.distributed.search import AskedSearch, Asker
-from soupray.space import Dimension
-from soupray.spec import SweepSpec
+from soupray.spec.space import Dimension
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.training.fine_tune import Training, fine_tune
 from soupray.wiring import Place, world
 

@@ -9,7 +9,7 @@ from soupray.asked import find_stopped, known_trials
 from soupray.checkpoints import find_record, read_record
 from soupray.core.errors import IncompatibleWeights
 from soupray.core.records import Basis, Ingredient, Manifest, Tombstone, Trial
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.storage import Store
 
 

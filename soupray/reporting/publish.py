@@ -15,7 +15,7 @@ from soupray.core.records import Ingredient, Manifest, Rejected, Scores
 from soupray.maths.metrics import as_read
 from soupray.plan import plan
 from soupray.reporting.ranking import Entry, Measured, measured, shift_mean
-from soupray.spec import SweepSpec
+from soupray.spec.sweep_spec import SweepSpec
 
 SHORT = 8
 """Characters of a trial's key in a run's name."""

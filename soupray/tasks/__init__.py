@@ -9,7 +9,7 @@ from pathlib import Path
 
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Task
-from soupray.subject import OpenClipSpec, TaskSpec, TransformersSpec
+from soupray.spec.task import OpenClipSpec, TaskSpec, TransformersSpec
 from soupray.tasks.files import local_path
 
 # Read by the library that open_clip, timm and transformers ask the hub with, when it is imported.

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from soupray.core.errors import ConfigError, IncompatibleWeights
-from soupray.subject import OpenClipSpec
+from soupray.spec.task import OpenClipSpec
 from soupray.tasks.batch_counts import leave_out_batch_counts
 from soupray.tasks.files import not_reached
 from soupray.tasks.foreign import Source, matched, renamed, unwrapped

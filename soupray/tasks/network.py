@@ -9,7 +9,7 @@ import timm
 import torch
 
 from soupray.core.errors import ConfigError
-from soupray.subject import TimmSpec
+from soupray.spec.task import TimmSpec
 from soupray.tasks.batch_counts import leave_out_batch_counts
 from soupray.tasks.efficientnet import MARK, timm_names
 from soupray.tasks.files import local_path, not_reached

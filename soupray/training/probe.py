@@ -23,7 +23,7 @@ from soupray.core.records import Setting, Split
 from soupray.data.cache import Data
 from soupray.data.splits import Labels
 from soupray.evaluation.network import STATISTICS_SAMPLES, estimate_statistics, predict
-from soupray.subject import Probe
+from soupray.spec.task import Probe
 from soupray.weights_file import Weights
 
 Features = npt.NDArray[np.float32]

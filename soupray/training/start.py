@@ -13,7 +13,7 @@ from soupray.weights_file import Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """Of one training. The names and defaults are those of `soupray.space.Space`."""
+    """Of one training. The names and defaults are those of `soupray.spec.space.Space`."""
 
     lr: float
     epochs: int

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Discriminator, Field, JsonValue, Tag
 
-from soupray.space import Count, Dimension, Positive, Space, SpecModel
+from soupray.spec.space import Count, Dimension, Positive, Space, SpecModel
 
 
 class OpenClipSpec(SpecModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Discriminator, Field, Tag
 
-from soupray.space import Count, SpecModel
+from soupray.spec.space import Count, SpecModel
 
 Corruption = Literal[
     "inverted",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from soupray.core.errors import ConfigError
-from soupray.documents import read_yaml
+from soupray.spec.yaml import read_yaml
 
 CLASS_SETS = ("imagenet",)
 TEMPLATE_SETS = ("imagenet", "imagenet_simple")
