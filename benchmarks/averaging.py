@@ -19,9 +19,9 @@ CHILD = """
 import sys, time, threading, torch
 from pathlib import Path
 from soupray.core.candidates import mean_of
-from soupray.checkpoints import Checkpoints
+from soupray.store.checkpoints import Checkpoints
 from soupray.maths.weights import Mixer
-from soupray.storage import Credentials, open_store
+from soupray.store.objects import Credentials, open_store
 
 way, url, shas, cache, *keys = sys.argv[1:]
 torch.set_num_threads(1)
@@ -58,8 +58,8 @@ def main() -> None:
     import torch
 
     from soupray import stack
-    from soupray.checkpoints import Checkpoints
-    from soupray.storage import Credentials, open_store
+    from soupray.store.checkpoints import Checkpoints
+    from soupray.store.objects import Credentials, open_store
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

@@ -27,14 +27,14 @@ from pathlib import Path
 import torch
 from counting import Counting, statistics_counted
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.candidates import mean_of
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOut
 from soupray.evaluation.shelf import Shelf
 from soupray.recipes.greedy import greedy
-from soupray.storage import open_store
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import open_store
 
 THREADS, ROUNDS = 2, 3
 

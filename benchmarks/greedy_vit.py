@@ -19,7 +19,6 @@ import torch
 from counting import Counting
 from vit_pool import BATCH, SETTING, Jpegs, prepare
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.candidates import mean_of
 from soupray.core.records import Pool
 from soupray.data.cache import Data
@@ -31,7 +30,8 @@ from soupray.evaluation.shelf import Shelf
 from soupray.maths.weights import Mixer
 from soupray.recipes.greedy import greedy
 from soupray.spec.task import OpenClipSpec
-from soupray.storage import open_store
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import open_store
 from soupray.tasks.image import OpenClipTask
 
 MODELS = 16

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from soupray.checkpoints import Checkpoints
 from soupray.data.cache import open_data
 from soupray.spec.space import Space
 from soupray.spec.sweep_spec import load
-from soupray.storage import open_store
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import open_store
 from soupray.tasks import task_of
 from soupray.training.loop import Loop
 from soupray.training.probe import frozen

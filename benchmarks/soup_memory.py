@@ -18,10 +18,10 @@ from pathlib import Path
 CHILD = """
 import sys, time, torch, threading
 from pathlib import Path
-from soupray.checkpoints import Checkpoints
+from soupray.store.checkpoints import Checkpoints
 from soupray.maths.weights import Mixer
 from soupray.core.candidates import mean_of
-from soupray.storage import open_store
+from soupray.store.objects import open_store
 
 folder, k = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
@@ -56,8 +56,8 @@ def main() -> None:
     """Make the ingredients, then a row for each K."""
     import torch
 
-    from soupray.checkpoints import Checkpoints
-    from soupray.storage import open_store
+    from soupray.store.checkpoints import Checkpoints
+    from soupray.store.objects import open_store
 
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(open_store(f"file://{folder}/store"), Path(folder) / "cache")

@@ -20,7 +20,7 @@ from soupray.core.records import EpochRecord, Training
 from soupray.data.cache import open_data
 from soupray.spec.space import Space
 from soupray.spec.sweep_spec import parse
-from soupray.storage import open_store
+from soupray.store.objects import open_store
 from soupray.tasks import task_of
 from soupray.training.loop import Loop
 from soupray.training.resume import Resumer

@@ -27,10 +27,10 @@ WORKERS = 2
 def ours(trials: int) -> list[float]:
     """Overhead of each trial after a worker's first, in seconds."""
     from soupray import stack
-    from soupray.checkpoints import read_record
     from soupray.core.records import Manifest
     from soupray.settling import settle
     from soupray.spec.sweep_spec import load
+    from soupray.store.objects import read_record
     from soupray.sweep import run_sweep
 
     text = (ROOT / "sweeps" / "digits.yaml").read_text()

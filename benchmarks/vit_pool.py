@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.candidates import mean_of
 from soupray.core.records import (
     CheckpointRef,
@@ -31,7 +30,8 @@ from soupray.core.records import (
 )
 from soupray.data.cache import Data
 from soupray.evaluation.local import LocalWorkers
-from soupray.storage import open_store
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import open_store
 from soupray.tasks.image import OpenClipTask
 
 TRAINED, HELD_OUT, TRAIN, BATCH, CLASSES = 28, 400, 800, 16, 10

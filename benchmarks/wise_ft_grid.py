@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.candidates import mean_of
 from soupray.maths.weights import Mixer
 from soupray.recipes.starts import interpolate
-from soupray.storage import open_store
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import open_store
 
 MODEL_MB, TENSORS, GRID, ROUNDS = 350, 50, 20, 3
 

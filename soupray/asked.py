@@ -9,11 +9,10 @@ where fewer ended.
 
 from __future__ import annotations
 
-from soupray.checkpoints import read_record
 from soupray.core.records import Basis, EpochRecord, Record, Trial, digest
 from soupray.plan import PlannedTrial, as_trials, trials_of
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.storage import Store
+from soupray.store.objects import Store, read_record
 
 
 class Asked(Record, frozen=True, kw_only=True):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from soupray.check import refuse_or_note
-from soupray.checkpoints import create_record, find_record
 from soupray.console import Progress, say
 from soupray.core.candidates import WeightSoup, weight_soup
 from soupray.core.errors import EvaluationError
@@ -22,6 +21,8 @@ from soupray.reporting.diagnostics import draw_diagnosis
 from soupray.results import encode_pretty
 from soupray.session import opened
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.store import layout
+from soupray.store.objects import create_record, find_record
 
 NUMBERS = "diagnostics.json"
 
@@ -57,7 +58,7 @@ def _path(spec: SweepSpec, pool: Pool, held_out: Split, sample: tuple[int, int])
     models = [(i.trial.key, i.checkpoint.sha256) for i in pool.ingredients]
     pairs = drawn_pairs(len(models), *sample)
     parts = [models, pool.init.sha256, held_out.digest, pairs, spec.setting, EVALUATION_VERSION]
-    return f"sweeps/{spec.name}/diagnoses/{digest(parts)[:32]}.json"
+    return layout.diagnosis(spec.name, digest(parts)[:32])
 
 
 def diagnosed(

@@ -16,7 +16,8 @@ from soupray.core.errors import AlreadyExists, SouprayError, mask
 from soupray.core.records import Record
 from soupray.settling import Settled, settle
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.storage import Store, check_bucket
+from soupray.store import layout
+from soupray.store.objects import Store, check_bucket
 
 VERSIONS = ("soupray", "ray", "torch", "open_clip_torch", "mlflow", "obstore", "boto3")
 
@@ -88,7 +89,7 @@ def _credentials(settled: Settled) -> str:
 
 def _round_trip(store: Store) -> str:
     """Create-only put, read, checksum, delete."""
-    path, data = f"doctor/{uuid.uuid4().hex}", os.urandom(1 << 16)
+    path, data = layout.probe(uuid.uuid4().hex), os.urandom(1 << 16)
     with suppress(AlreadyExists):  # a first try of ours arrived, and its answer was lost
         store.create(path, data)
     try:

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from soupray.checkpoints import find_record, read_record
 from soupray.core.errors import SouprayError
 from soupray.core.records import Record, encode
-from soupray.evaluation.pool import all_trials, manifest_path
+from soupray.evaluation.pool import all_trials
 from soupray.spec.sweep_spec import SweepSpec, parse_data
-from soupray.storage import Store
+from soupray.store import layout
+from soupray.store.objects import Store, find_record, read_record
 from soupray.wiring import find_basis
 
 OLDER_THAN_S = 24 * 3600.0
@@ -39,8 +39,8 @@ def find_garbage(store: Store, spec: SweepSpec, older_than_s: float) -> list[Gar
     """What may go, of everything in the store. Raises StoreError, CheckpointError."""
     # Objects before records: what is named after its record was read was not listed yet.
     before = time.time() - older_than_s
-    weights = [e for e in store.entries("weights") if e[2] <= before]
-    states = [e for e in store.entries("resume") if e[2] <= before]
+    weights = [e for e in store.entries(layout.WEIGHTS) if e[2] <= before]
+    states = [e for e in store.entries(layout.RESUME) if e[2] <= before]
     named = _named(store) if weights else set()
     found = [
         Garbage(path=path, size_bytes=size, why="no record names these weights")
@@ -55,7 +55,7 @@ def remove(store: Store, garbage: list[Garbage], older_than_s: float) -> list[Ga
     before = time.time() - older_than_s
     still = {
         path
-        for path, _, at in [*store.entries("weights"), *store.entries("resume")]
+        for path, _, at in [*store.entries(layout.WEIGHTS), *store.entries(layout.RESUME)]
         if at <= before
     }
     gone = [one for one in garbage if one.path in still]
@@ -88,11 +88,11 @@ def _old_states(
     """States of trials that are over, or that no spec plans."""
     if not states:
         return
-    over = set(store.list("trials"))
+    over = set(store.list(layout.TRIALS))
     planned = _planned(store, spec)
     for path, size, _ in states:
         key = path.split("/")[1]
-        if manifest_path(key) in over:
+        if layout.manifest(key) in over:
             yield Garbage(path=path, size_bytes=size, why=f"trial {key} is over")
         elif planned is not None and key not in planned:
             yield Garbage(path=path, size_bytes=size, why=f"no spec plans trial {key}")
@@ -103,7 +103,7 @@ def _planned(store: Store, spec: SweepSpec) -> set[str] | None:
 
     None if one of those cannot be planned here, as one of another version: then all may be.
     """
-    others = [p for p in store.list("sweeps") if p.split("/")[2:3] == ["specs"]]
+    others = [p for p in store.list(layout.SWEEPS) if p.split("/")[2:3] == ["specs"]]
     keys = set()
     try:
         for path in others:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from soupray.checkpoints import create_record, find_record
 from soupray.core.errors import ConfigError, Diverged, TrialError
 from soupray.core.records import Basis, Ingredient, Manifest, Trial, digest
-from soupray.evaluation.pool import import_path, manifest_path
 from soupray.plan import CODE_VERSION
 from soupray.settling import settle
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.storage import check_bucket
+from soupray.store import layout
+from soupray.store.objects import check_bucket, create_record, find_record
+from soupray.store.weights_file import tensor_digests
 from soupray.tasks.foreign import load_foreign
 from soupray.training.fine_tune import stored
-from soupray.weights_file import tensor_digests
 from soupray.wiring import World, basis_key, find_basis, make_basis, world
 
 
@@ -55,7 +54,7 @@ def _imported(here: World, basis: Basis, file: Path, number: int) -> Ingredient:
         code=CODE_VERSION,
         setting=here.spec.setting,
     )
-    store, path = here.checkpoints.store, manifest_path(trial.key)
+    store, path = here.checkpoints.store, layout.manifest(trial.key)
     made: Manifest | None = find_record(store, path, Manifest)
     if made is None:
         try:
@@ -65,7 +64,7 @@ def _imported(here: World, basis: Basis, file: Path, number: int) -> Ingredient:
         made = create_record(store, path, made, Manifest)
     assert isinstance(made, Ingredient)
     # Listed last: whoever finds it in the list finds the model.
-    create_record(store, import_path(basis, trial.key), made.trial)
+    create_record(store, layout.imported(basis.key, trial.key), made.trial)
     return made
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightCandidate
 from soupray.core.errors import CheckpointError, ConfigError
 from soupray.core.ports import Task
@@ -20,6 +19,7 @@ from soupray.maths.neighbours import kth_distances
 from soupray.maths.outputs import Blender, trust, vrf_logits
 from soupray.recipe_file import RecipeFile, read_recipe, spec_of, specs_of, weights_of
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.store.checkpoints import Checkpoints
 from soupray.tasks import task_of
 
 Array = npt.NDArray[np.float32]

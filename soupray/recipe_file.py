@@ -8,15 +8,15 @@ from typing import Any
 import msgspec
 import torch
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate
 from soupray.core.errors import ChecksumMismatch, ConfigError
 from soupray.core.records import CheckpointRef, Record, decode
 from soupray.evaluation.local import about
 from soupray.maths.weights import Mixer
 from soupray.spec.sweep_spec import SweepSpec, parse_data
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.weights_file import sha256_of, write_weights
 from soupray.tasks import task_of
-from soupray.weights_file import sha256_of, write_weights
 from soupray.wiring import Place
 
 

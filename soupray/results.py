@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from soupray.checkpoints import Checkpoints, find_record, read_record, read_view
 from soupray.core.candidates import Outcome, mean_of
 from soupray.core.errors import NotFound
 from soupray.core.ports import Champion, TrackedRun, Tracker
@@ -21,7 +20,9 @@ from soupray.reporting.ranking import Entry, as_csv, names_of
 from soupray.settling import settle
 from soupray.soup import Result
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.storage import Store
+from soupray.store import layout
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import Store, find_record, read_record, read_view
 from soupray.wiring import Place, find_basis
 
 LEADERBOARD = "leaderboard.json"
@@ -239,7 +240,7 @@ def _foreign(outcome: Outcome, result: Result) -> tuple[Foreign, ...]:
 
 
 def _in_store(spec: SweepSpec, name: str) -> str:
-    return f"sweeps/{spec.name}/results/{name}"
+    return layout.results_file(spec.name, name)
 
 
 def _copy_weights(place: Place, sha256: str, name: str, output: Path) -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from soupray.asked import unasked
-from soupray.checkpoints import Checkpoints, read_record
 from soupray.console import say
 from soupray.core.candidates import Candidate
 from soupray.core.errors import EvaluationError
@@ -19,7 +18,9 @@ from soupray.evaluation.pool import Found, all_trials, find_trials
 from soupray.evaluation.shelf import Shelf
 from soupray.settling import Settled, settle
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.storage import Store, check_bucket
+from soupray.store import layout
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import Store, check_bucket, read_record
 from soupray.wiring import find_basis
 
 
@@ -193,7 +194,7 @@ def _missing(store: Store, spec: SweepSpec, found: Found, planned: int, partial:
 
 def _edits(store: Store, spec: SweepSpec) -> str:
     """What was edited since the sweep ran, if that explains missing trials; else nothing."""
-    known = store.list(f"sweeps/{spec.name}/specs")
+    known = store.list(layout.specs(spec.name))
     mine = _flat(spec.model_dump(mode="json"))
     diffs = []
     for path in known:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from soupray.check import refuse_or_note
-from soupray.checkpoints import create_record, find_record
 from soupray.console import Progress, say
 from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.errors import ConfigError, EvaluationError
@@ -27,7 +26,8 @@ from soupray.reporting.ranking import Entry, best_soup, leaderboard, model_of
 from soupray.session import Session, opened
 from soupray.settling import Settled
 from soupray.spec.sweep_spec import NAME_LENGTH, SweepSpec
-from soupray.storage import Store
+from soupray.store import layout
+from soupray.store.objects import Store, create_record, find_record
 
 Recipes = dict[str, dict[str, Option]]
 
@@ -197,7 +197,7 @@ def _choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Recipes) -> st
         pool.ingredients[0].held_out.split,
         *(other.setting for other in others),  # their models are evaluated as they say
     ]
-    return f"sweeps/{joint(specs).name}/choices/{digest(parts)[:32]}.json"
+    return layout.choices(joint(specs).name, digest(parts)[:32])
 
 
 def _say_what_is_read(pool: Pool, recipes: Recipes, yes: bool) -> None:

@@ -9,10 +9,10 @@ from soupray.asked import find_stopped, unasked
 from soupray.core.errors import NotFound
 from soupray.core.records import Metric, Record
 from soupray.evaluation.pool import Found, all_trials, find_trials
-from soupray.heartbeat import Beat, RunningTrial, find_driver
 from soupray.maths.metrics import as_read, value
 from soupray.settling import settle
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.store.lease import Beat, RunningTrial, find_driver
 from soupray.wiring import find_basis
 
 

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from soupray.asked import Stopped, find_stopped, known_trials, stopped_path, unasked
-from soupray.checkpoints import create_record, read_record
 from soupray.console import duration, say
 from soupray.core.errors import StoreError, TrialError
 from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
-from soupray.evaluation.pool import Found, find_trials, manifest_path
-from soupray.heartbeat import lease_path, write_heartbeat
+from soupray.evaluation.pool import Found, find_trials
 from soupray.home import remember_spec
 from soupray.indexer import Indexer
-from soupray.lease import Lease
 from soupray.settling import Settled, settle
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.storage import Store, check_bucket
+from soupray.store import layout
+from soupray.store.lease import Lease, write_heartbeat
+from soupray.store.objects import Store, check_bucket, create_record, read_record
 from soupray.watch import Watch
 
 
@@ -54,9 +53,9 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
         check_bucket(settled.place.storage, settled.place.read_credentials())
         store = settled.place.open_store()
         remember_spec(spec_path, spec, home)
-        with Lease(store, lease_path(spec.name)) as lease:
+        with Lease(store, layout.lease(spec.name)) as lease:
             basis = find_basis_or_make(spec, settled, attach)
-            create_record(store, f"sweeps/{spec.name}/specs/{spec.digest}.json", _as_data(spec))
+            create_record(store, layout.spec(spec.name, spec.digest), _as_data(spec))
             work = _find_work(store, spec, basis)
             found, todo = work.found, len(work.found.missing) + work.unasked
             said = f"{len(found.over)} in the store, {todo} to train"
@@ -104,7 +103,7 @@ def _train(spec: SweepSpec, settled: Settled, work: _Work, lease: Lease) -> Watc
     store = settled.place.open_store()
 
     def read(key: str) -> Manifest:
-        manifest: Manifest = read_record(store, manifest_path(key), Manifest)
+        manifest: Manifest = read_record(store, layout.manifest(key), Manifest)
         return manifest
 
     indexer = Indexer(spec, settled, read)

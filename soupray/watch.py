@@ -8,8 +8,8 @@ from collections.abc import Callable
 from soupray.console import Progress, say, table
 from soupray.core.errors import CheckpointError, StoreError
 from soupray.core.records import EpochRecord, Ingredient, Manifest, Metric, Tombstone, Trial
-from soupray.heartbeat import Beat, RunningTrial
 from soupray.maths.metrics import as_read, value
+from soupray.store.lease import Beat, RunningTrial
 
 SHOWN = 8
 """Finished trials in the table: the last ones. No more are kept."""

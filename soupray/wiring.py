@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from soupray.checkpoints import Checkpoints, create_record, find_record
 from soupray.core.errors import Diverged
 from soupray.core.ports import Task
 from soupray.core.records import Basis, Record, digest
@@ -23,14 +22,16 @@ from soupray.plan import CODE_VERSION
 from soupray.spec.data import TextSpec
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import FileInit, ProbeInit, TrainedInit
-from soupray.storage import Credentials, Store, open_store
+from soupray.store import layout
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import Credentials, Store, create_record, find_record, open_store
+from soupray.store.weights_file import Weights
 from soupray.tasks import file_digests, local_digests, task_of
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign
 from soupray.training.loop import trained
 from soupray.training.probe import probed
 from soupray.training.start import Hyperparameters, Start
-from soupray.weights_file import Weights
 
 
 class Place(Record, frozen=True, kw_only=True):
@@ -115,7 +116,7 @@ def basis_key(spec: SweepSpec) -> str:
 
 def find_basis(store: Store, spec: SweepSpec) -> Basis | None:
     """The stored basis of `spec`, if there is one."""
-    basis: Basis | None = find_record(store, f"bases/{basis_key(spec)}.json", Basis)
+    basis: Basis | None = find_record(store, layout.basis(basis_key(spec)), Basis)
     return basis
 
 
@@ -141,7 +142,7 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
         anchor_name=spec.anchor,
         notes=here.data.notes,
     )
-    return create_record(here.checkpoints.store, f"bases/{basis.key}.json", basis)
+    return create_record(here.checkpoints.store, layout.basis(basis.key), basis)
 
 
 def _refuse_long_texts(here: World) -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from soupray import stack
-from soupray.checkpoints import Checkpoints
 from soupray.core.records import (
     Basis,
     CheckpointRef,
@@ -26,7 +25,8 @@ from soupray.core.records import (
 from soupray.data.cache import Data, open_data
 from soupray.plan import trials_of
 from soupray.spec.sweep_spec import SweepSpec, parse
-from soupray.storage import Credentials, Store, open_store
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import Credentials, Store, open_store
 from soupray.tasks.image import OpenClipTask
 
 DIGITS = Path(__file__).parent.parent / "sweeps" / "digits.yaml"

@@ -8,13 +8,13 @@ from conftest import inside, mini_text
 from shared import ingredient, scores, split
 
 from soupray.asked import asked_path, find_asked, find_stopped, unasked
-from soupray.checkpoints import create_record
 from soupray.core.records import Basis, CheckpointRef, Tombstone, Trial
 from soupray.distributed.search import RANDOM, Asker
-from soupray.evaluation.pool import all_trials, manifest_path
+from soupray.evaluation.pool import all_trials
 from soupray.plan import plan, trials_of
 from soupray.spec.sweep_spec import SweepSpec, parse
-from soupray.storage import Store, open_store
+from soupray.store import layout
+from soupray.store.objects import Store, create_record, open_store
 
 
 def adaptive(trials: int = 20, **edits: str) -> SweepSpec:
@@ -40,7 +40,7 @@ def store() -> Store:
 
 def end(store: Store, asker: Asker, trial: Trial, right: int) -> None:
     made = msgspec.structs.replace(ingredient(trial.key, scores(right, 100)), trial=trial)
-    create_record(store, manifest_path(trial.key), made)
+    create_record(store, layout.manifest(trial.key), made)
     asker.over(trial.key)
 
 
@@ -88,7 +88,7 @@ def test_a_diverged_trial_counts_as_the_worst_and_a_failed_one_as_nothing(store,
     asker = Asker(store, spec, basis)
     diverged, failed = asker.next(), asker.next()
     dead = Tombstone(trial=diverged, reason="nan", history=(), started=0, finished=1)
-    create_record(store, manifest_path(diverged.key), dead)
+    create_record(store, layout.manifest(diverged.key), dead)
     asker.over(diverged.key)
     asker.over(failed.key)
     assert [t.values for t in asker._study.trials] == [[0.0], None]
@@ -101,7 +101,7 @@ def test_the_sampler_learns_the_metric_of_the_spec(store, basis):
     assert complete.metric == "nll"
     end(store, asker, complete, 90)  # whatever is right, the NLL is 0.5
     dead = Tombstone(trial=diverged, reason="nan", history=(), started=0, finished=1)
-    create_record(store, manifest_path(diverged.key), dead)
+    create_record(store, layout.manifest(diverged.key), dead)
     asker.over(diverged.key)
     assert [t.values for t in asker._study.trials] == [[-0.5], [-math.inf]]
     assert asker._study.best_value == -0.5
@@ -144,7 +144,7 @@ def test_a_sweep_with_tpe_and_asha_ends_repeats_nothing_and_is_souped(tmp_path):
     assert f"{len(made)} of 5 trials done, {len(stopped)} stopped." in status
     # One is lost: it is trained again, at the same point.
     lost = sorted(made)[0]
-    store.delete(manifest_path(lost))
+    store.delete(layout.manifest(lost))
     refused = inside("soup", path, *where, "--uniform", "--output", tmp_path / "o", check=False)
     assert f"not in the store: {lost}" in refused.stderr
     inside("sweep", path, *where)

@@ -17,7 +17,7 @@ from conftest import ROOT, mini_text
 from shared import embedded
 from test_ray_job import free_ports, node_address, wait_for
 
-from soupray.storage import open_store
+from soupray.store.objects import open_store
 
 RAY = Path(sys.executable).with_name("ray")
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"

@@ -16,12 +16,12 @@ import pytest
 import torch
 from shared import ingredient, scores, small_disk, trial
 
-from soupray.checkpoints import AHEAD, Checkpoints, create_record, find_record, read_record
 from soupray.core.errors import CheckpointError, ChecksumMismatch, NotFound, StoreUnavailable
 from soupray.core.records import Ingredient, Manifest, Tombstone, encode
-from soupray.storage import open_store
+from soupray.store.checkpoints import AHEAD, Checkpoints
+from soupray.store.objects import create_record, find_record, open_store, read_record
+from soupray.store.weights_file import sha256_of, tensor_digests, write_weights
 from soupray.tasks.foreign import load_foreign
-from soupray.weights_file import sha256_of, tensor_digests, write_weights
 
 WEIGHTS = {
     "w": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -47,7 +47,8 @@ def test_equal_weights_have_equal_digests_in_every_process(tmp_path):
     backwards = {n: WEIGHTS[n].clone() for n in reversed(WEIGHTS)}
     write_weights(tmp_path / "second", backwards, dict(reversed(ABOUT.items())))
     script = (
-        "import pathlib, sys, torch; from soupray.weights_file import sha256_of, write_weights;"
+        "import pathlib, sys, torch;"
+        "from soupray.store.weights_file import sha256_of, write_weights;"
         "weights = {'steps': torch.tensor(7), 'w': torch.arange(6.).reshape(2, 3),"
         "'b': torch.tensor([.5, -1], dtype=torch.bfloat16)}; path = pathlib.Path(sys.argv[1]);"
         "write_weights(path, weights, {'z': '2', 'a': '1', 'sweep': 's', 'init': 'zero_shot'});"
@@ -317,7 +318,7 @@ def test_downloads_at_once_make_room_for_all_of_them(tmp_path, monkeypatch):
     writer = Checkpoints(open_store("memory://"), tmp_path / "writer")
     refs = [writer.save({"x": torch.full((1000,), float(i))}, {}) for i in range(6)]
     size, total = refs[0].size_bytes, shutil.disk_usage(tmp_path).total
-    monkeypatch.setattr("soupray.checkpoints.CACHE_SHARE", 4.5 * size / total)
+    monkeypatch.setattr("soupray.store.checkpoints.CACHE_SHARE", 4.5 * size / total)
     reader = Checkpoints(writer.store, tmp_path / "cache")
     for ref in refs[:4]:
         reader.fetch(ref.sha256)
@@ -335,7 +336,7 @@ def test_downloads_at_once_make_room_for_all_of_them(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 99, 100, 101, 250, 1000])
 def test_ranges_put_together_are_the_object(tmp_path, monkeypatch, size):
-    monkeypatch.setattr("soupray.checkpoints.RANGE_BYTES", 100)
+    monkeypatch.setattr("soupray.store.checkpoints.RANGE_BYTES", 100)
     store = open_store("memory://")
     data = np.random.default_rng(size).bytes(size)
     store.put("weights/x.safetensors", data)
@@ -351,7 +352,7 @@ def test_the_copies_used_longest_ago_make_room(tmp_path, monkeypatch):
     refs = [writer.save({"x": torch.full((1000,), float(i))}, {}) for i in range(4)]
     size = refs[0].size_bytes
     total = shutil.disk_usage(tmp_path).total
-    monkeypatch.setattr("soupray.checkpoints.CACHE_SHARE", 2.5 * size / total)
+    monkeypatch.setattr("soupray.store.checkpoints.CACHE_SHARE", 2.5 * size / total)
     cache = tmp_path / "cache"
     reader = Checkpoints(store, cache)
     for now, i in enumerate((0, 1, 0, 2)):  # 1 is what was used longest ago when 2 comes

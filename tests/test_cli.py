@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 from conftest import ROOT, inside, mini_text, soupray
 
-from soupray import store_errors
 from soupray.cli import cli
 from soupray.recipes import TABLE
+from soupray.store import objects
 
 
 def modules_after(code: str) -> set[str]:
@@ -145,7 +145,7 @@ def test_doctor_names_what_is_wrong_and_exits_1(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    monkeypatch.setattr(store_errors, "RETRY_S", 1)
+    monkeypatch.setattr(objects, "RETRY_S", 1)
     home = tmp_path / "h"
     done = inside("doctor", tmp_path / "bad.yaml", "--home", home, "--json", check=False)
     assert done.returncode == 1

@@ -12,7 +12,6 @@ from shared import ingredient, scores
 from test_preflight import noisy
 from toy import toy, truth
 
-from soupray.checkpoints import Checkpoints, read_record
 from soupray.core.candidates import ensemble_of, mean_of
 from soupray.core.records import Basis, CheckpointRef, Manifest, Predictions, Split, encode, pool_of
 from soupray.diagnose import diagnosed, write_diagnosis
@@ -23,6 +22,8 @@ from soupray.reporting.diagnostics import (
     ensemble_points,
     interpolation_points,
 )
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import read_record
 from soupray.tables import show_diagnosis
 from soupray.wiring import find_basis
 

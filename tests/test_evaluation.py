@@ -9,7 +9,6 @@ import torch
 from shared import Small, ingredient, scores, small, split
 from toy import Toy, toy
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.candidates import WeightSoup, mean_of, weight_soup
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Hints, Reached
@@ -21,7 +20,8 @@ from soupray.evaluation.network import predict
 from soupray.evaluation.schedule import FirstReaching
 from soupray.evaluation.selection import HeldOut
 from soupray.evaluation.shelf import Shelf
-from soupray.storage import open_store
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import open_store
 
 N = 100
 HELD_OUT = split("held_out", N, role="held_out")

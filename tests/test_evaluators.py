@@ -4,7 +4,6 @@ import threading
 
 import pytest
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.candidates import mean_of, weight_soup
 from soupray.core.errors import NotFound
 from soupray.core.ports import Evaluator
@@ -13,7 +12,8 @@ from soupray.core.requests import Deviation, Gram, Temperature
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.shelf import Shelf
-from soupray.storage import open_store
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import open_store
 from soupray.wiring import find_basis, world
 
 

@@ -17,7 +17,6 @@ from sklearn.datasets import load_sample_images
 from timm.data import ImageNetInfo
 from tiny_text import tiny_text, write_model, write_world
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.candidates import mean_of
 from soupray.core.errors import CheckpointError, ConfigError, EvaluationError, IncompatibleWeights
 from soupray.core.records import encode
@@ -29,7 +28,8 @@ from soupray.results import stored_runs
 from soupray.session import find_pool
 from soupray.spec.sweep_spec import load, parse
 from soupray.spec.task import OpenClipSpec
-from soupray.storage import open_store
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import open_store
 from soupray.tasks import task_of
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign

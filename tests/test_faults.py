@@ -18,7 +18,6 @@ import pytest
 from shared import CutShort, small_disk, split, trial
 from toy import LinearTask, make_data
 
-from soupray.checkpoints import Checkpoints, create_record, read_record, read_view
 from soupray.core.candidates import mean_of
 from soupray.core.errors import AlreadyExists, CheckpointError, SouprayError, StoreUnavailable
 from soupray.core.records import (
@@ -43,7 +42,8 @@ from soupray.evaluation.shelf import Shelf
 from soupray.home import atomic_write
 from soupray.soup import run_recipes
 from soupray.spec.space import Space
-from soupray.storage import Store, open_store
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import Store, create_record, open_store, read_record, read_view
 from soupray.training.fine_tune import fine_tune
 
 SETTING = Setting(batch_size=16)

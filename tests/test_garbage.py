@@ -12,17 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared import CutShort, ingredient, scores, split
 
-from soupray.checkpoints import create_record
 from soupray.core.candidates import mean_of
 from soupray.core.errors import CheckpointError
 from soupray.core.ports import Champion
 from soupray.core.records import Basis, CheckpointRef, Evaluation, Tombstone, encode
-from soupray.evaluation.pool import manifest_path
 from soupray.garbage import OLDER_THAN_S, find_garbage, remove
 from soupray.plan import trials_of
 from soupray.recipe_file import RecipeFile
 from soupray.spec.sweep_spec import SweepSpec, parse
-from soupray.storage import Store, open_store
+from soupray.store import layout
+from soupray.store.objects import Store, create_record, open_store
 from soupray.wiring import basis_key
 
 
@@ -50,7 +49,7 @@ def a_manifest(store: Store, name: str, weights: CheckpointRef) -> None:
     made = msgspec.structs.replace(
         ingredient(name, scores(9, 10)), checkpoint=weights, logits=stored(store, f"logits {name}")
     )
-    create_record(store, manifest_path(name), made)
+    create_record(store, layout.manifest(name), made)
 
 
 def an_evaluation(store: Store, name: str, weights: CheckpointRef) -> None:
@@ -153,7 +152,7 @@ def test_states_go_when_their_trial_is_over_or_no_spec_plans_it():
     first, second, *_ = trials_of(mine, basis_of(store, mine))
     (theirs, *_) = trials_of(other, basis_of(store, other))
     diverged = Tombstone(trial=first, reason="nan", history=(), started=0, finished=1)
-    create_record(store, manifest_path(first.key), diverged)
+    create_record(store, layout.manifest(first.key), diverged)
     for key in (first.key, second.key, theirs.key, "nobodys"):
         store.put(f"resume/{key}/3.safetensors", b"12345")
         store.put(f"resume/{key}/state.json", b"{}")

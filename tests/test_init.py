@@ -6,7 +6,6 @@ import torch
 from idx_files import FASHION, tiny, write_data_set
 from shared import DIGITS, ingredient, scores
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.errors import Diverged
 from soupray.core.records import Basis, Ingredient, pool_of
 from soupray.data.cache import Data
@@ -14,6 +13,7 @@ from soupray.estimate import DryRun, dry_run
 from soupray.plan import plan, trials_of
 from soupray.reporting.ranking import names_of
 from soupray.spec.sweep_spec import SweepSpec, load, parse
+from soupray.store.checkpoints import Checkpoints
 from soupray.training.fine_tune import fine_tune
 from soupray.training.loop import Loop, trained
 from soupray.training.start import Hyperparameters, Start

@@ -10,10 +10,10 @@ import pytest
 from conftest import ROOT, inside, leaderboard, mini_text
 
 from soupray import stack
-from soupray.checkpoints import Checkpoints
 from soupray.evaluation.shelf import Shelf
 from soupray.settling import settle
 from soupray.spec.sweep_spec import load
+from soupray.store.checkpoints import Checkpoints
 from soupray.wiring import find_basis
 
 

@@ -12,8 +12,8 @@ from shared import embedded
 
 from soupray.core.errors import StoreError, StoreUnavailable
 from soupray.core.records import decode, encode
-from soupray.lease import Lease, LeaseRecord, is_dead, this_process
-from soupray.storage import Store, open_store
+from soupray.store.lease import Lease, LeaseRecord, is_dead, this_process
+from soupray.store.objects import Store, open_store
 
 PATH = "sweeps/digits/lease.json"
 
@@ -85,7 +85,8 @@ def test_a_process_elsewhere_is_never_taken_for_dead():
 
 
 DRIVER = (
-    "import sys, time; from soupray.lease import Lease; from soupray.storage import open_store;"
+    "import sys, time; from soupray.store.lease import Lease;"
+    "from soupray.store.objects import open_store;"
     "Lease(open_store(sys.argv[1]), sys.argv[2]).__enter__(); print('driving', flush=True);"
     "time.sleep(60)"
 )

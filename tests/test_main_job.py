@@ -8,10 +8,10 @@ import pytest
 from conftest import inside, leaderboard, mini_text
 
 import soupray as package
-from soupray.checkpoints import read_record
 from soupray.core.records import Ingredient, Manifest
 from soupray.recipes import TABLE
-from soupray.weights_file import sha256_of
+from soupray.store.objects import read_record
+from soupray.store.weights_file import sha256_of
 from soupray.wiring import find_basis, world
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from toy import CLASSES, LinearTask, make_data
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.candidates import mean_of, weight_soup
 from soupray.core.records import CheckpointRef, Setting
 from soupray.evaluation.network import Network, estimate_statistics
 from soupray.recipe_file import RecipeFile, weights_of
-from soupray.storage import open_store
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import open_store
 
 
 class Normed(torch.nn.Module):

@@ -27,7 +27,7 @@ from conftest import ROOT, inside, leaderboard, mini_text
 from shared import embedded
 
 from soupray import stack
-from soupray.storage import Store, open_store
+from soupray.store.objects import Store, open_store
 
 RAY = Path(sys.executable).with_name("ray")
 

@@ -8,7 +8,7 @@ from conftest import inside, leaderboard, mini_text
 from soupray.core.errors import CheckpointError
 from soupray.results import _recipes_in, _remove_stale, pull, slug
 from soupray.spec.sweep_spec import parse
-from soupray.storage import open_store
+from soupray.store.objects import open_store
 
 FILES = {"leaderboard.json", "leaderboard.csv", "runs.json", "champion.json", "robustness.png"}
 

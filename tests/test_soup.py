@@ -7,20 +7,19 @@ from msgspec.structs import replace
 from test_evaluators import forgetful
 from toy import toy
 
-from soupray.checkpoints import create_record
 from soupray.core.candidates import mean_of
 from soupray.core.errors import ChecksumMismatch, EvaluationError, IncompatibleWeights
 from soupray.core.records import Pool, Tombstone, encode, pool_of
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.pool import manifest_path
 from soupray.evaluation.selection import HeldOut
 from soupray.plan import trials_of
 from soupray.reporting.ranking import best_soup
 from soupray.session import find_pool
 from soupray.soup import Choices, _choices_path, choose, chosen_recipes, run_recipes
 from soupray.spec.sweep_spec import parse
-from soupray.storage import open_store
+from soupray.store import layout
+from soupray.store.objects import create_record, open_store
 from soupray.wiring import find_basis, world
 
 
@@ -99,8 +98,8 @@ def test_diverged_trials_are_left_out_and_named(copied, capsys):
     basis = find_basis(store, spec)
     for trial in trials_of(spec, basis):
         tombstone = Tombstone(trial=trial, reason="loss is nan", history=(), started=0, finished=1)
-        store.delete(manifest_path(trial.key))
-        create_record(store, manifest_path(trial.key), tombstone)
+        store.delete(layout.manifest(trial.key))
+        create_record(store, layout.manifest(trial.key), tombstone)
     with pytest.raises(EvaluationError, match="all 4 trials diverged"):
         find_pool(store, spec, partial=False)
     assert "diverged and is left out: loss is nan" in capsys.readouterr().err

@@ -8,16 +8,22 @@ import pytest
 from conftest import inside, mini_text
 from shared import ingredient, scores, split
 
-from soupray.checkpoints import create_record
 from soupray.core.errors import NotFound, StoreUnavailable
 from soupray.core.records import Basis, CheckpointRef, EpochRecord, Tombstone, decode, encode
-from soupray.evaluation.pool import manifest_path
-from soupray.heartbeat import Beat, RunningTrial, find_driver, lease_path, write_heartbeat
-from soupray.lease import Lease, LeaseRecord, this_process
 from soupray.plan import trials_of
 from soupray.spec.sweep_spec import load
 from soupray.status import find_status
-from soupray.storage import open_store
+from soupray.store import layout
+from soupray.store.lease import (
+    Beat,
+    Lease,
+    LeaseRecord,
+    RunningTrial,
+    find_driver,
+    this_process,
+    write_heartbeat,
+)
+from soupray.store.objects import create_record, open_store
 from soupray.watch import Watch
 from soupray.wiring import basis_key
 
@@ -39,9 +45,9 @@ def swept(tmp_path):
     create_record(store, f"bases/{key}.json", basis)
     trials = trials_of(spec, basis)
     made = msgspec.structs.replace(ingredient("a", scores(9, 10)), trial=trials[0])
-    create_record(store, manifest_path(trials[0].key), made)
+    create_record(store, layout.manifest(trials[0].key), made)
     dead = Tombstone(trial=trials[1], reason="loss is nan", history=(), started=0, finished=1)
-    create_record(store, manifest_path(trials[1].key), dead)
+    create_record(store, layout.manifest(trials[1].key), dead)
     return path, spec, store, trials
 
 
@@ -64,7 +70,7 @@ def test_the_best_is_by_the_metric_of_the_spec(swept, tmp_path):
     for one, correct, nll in ((sure, 6, 0.25), (right, 9, 0.5)):
         held_out = msgspec.structs.replace(scores(correct, 10), nll=nll)
         made = msgspec.structs.replace(ingredient("a", held_out), trial=one)
-        create_record(store, manifest_path(one.key), made)
+        create_record(store, layout.manifest(one.key), made)
     best = find_status(spec, tmp_path).best
     assert best is not None
     assert (best.key, best.metric, best.score, best.accuracy) == (sure.key, "nll", 0.25, 0.6)
@@ -77,7 +83,7 @@ def test_a_living_driver_says_what_runs_at_which_epoch_and_how_long_it_will_take
     running = RunningTrial(key=trials[2].key, epoch=1, epochs=2, since=time.time() - 50)
     over = RunningTrial(key=trials[0].key, epoch=2, epochs=2, since=0)  # ended since the beat
     beat = Beat(running=(over, running), failed={trials[3].key: "OSError: x"}, seconds_left=90)
-    with Lease(store, lease_path(spec.name)) as lease:
+    with Lease(store, layout.lease(spec.name)) as lease:
         write_heartbeat(store, spec.name, lease.holder, beat)
         found = find_status(spec, tmp_path)
         assert (found.running, found.missing) == ((running,), 1)
@@ -100,7 +106,7 @@ def test_a_living_driver_says_what_runs_at_which_epoch_and_how_long_it_will_take
 def test_the_heartbeat_of_a_driver_before_this_one_says_nothing(swept):
     _, spec, store, _ = swept
     write_heartbeat(store, spec.name, "another", NOTHING)
-    with Lease(store, lease_path(spec.name)):
+    with Lease(store, layout.lease(spec.name)):
         driver = find_driver(store, spec.name)
         assert driver is not None
         assert driver.heartbeat is None
@@ -114,7 +120,7 @@ def test_the_heartbeat_of_a_driver_before_this_one_says_nothing(swept):
 def test_a_lease_that_ended_or_whose_process_did_drives_nothing(swept, expires, process):
     _, spec, store, _ = swept
     left = LeaseRecord(holder="h", who="x", process=process, expires=time.time() + expires)
-    store.put(lease_path(spec.name), encode(left))
+    store.put(layout.lease(spec.name), encode(left))
     assert find_driver(store, spec.name) is None
 
 

@@ -13,9 +13,9 @@ import pytest
 from shared import embedded, small_disk
 
 from benchmarks.soak.proxy import Proxy, fits
-from soupray import store_errors
 from soupray.core.errors import AlreadyExists, ConfigError, NotFound, StoreUnavailable
-from soupray.storage import Credentials, Store, check_bucket, open_store
+from soupray.store import objects
+from soupray.store.objects import Credentials, Store, check_bucket, open_store
 
 SECRET = "0123456789abcdefsecret"
 
@@ -254,7 +254,7 @@ def test_a_secret_is_not_in_the_text_of_its_credentials():
 
 
 def test_a_store_that_does_not_answer_is_given_up_in_bounded_time(monkeypatch):
-    monkeypatch.setattr(store_errors, "RETRY_S", 0.2)
+    monkeypatch.setattr(objects, "RETRY_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     credentials = Credentials(f"http://127.0.0.1:{port}", "key", SECRET)
@@ -340,7 +340,7 @@ def fill(store: Store, stored: dict[str, bytes]) -> None:
 def test_the_embedded_store_on_a_full_disk_says_so_keeps_what_it_has_and_goes_on(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(store_errors, "RETRY_S", 1)
+    monkeypatch.setattr(objects, "RETRY_S", 1)
     with small_disk(tmp_path / "small", "48m") as disk:
         (disk / "others").write_bytes(b"x" * 30_000_000)
         stored = {}

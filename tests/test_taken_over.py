@@ -6,9 +6,9 @@ import time
 import pytest
 from conftest import inside, mini_text
 
-from soupray import lease
 from soupray.core.records import encode
-from soupray.lease import LeaseRecord
+from soupray.store import lease
+from soupray.store.lease import LeaseRecord
 
 PATH = "sweeps/mini/lease.json"
 PLANNED = 12

@@ -7,8 +7,8 @@ from idx_files import tiny
 
 from soupray.core.errors import ConfigError
 from soupray.spec.task import TimmSpec
+from soupray.store.weights_file import write_weights
 from soupray.tasks import local_digests, task_of
-from soupray.weights_file import write_weights
 
 SPEC = tiny("/nowhere").task
 IMAGES = torch.randint(0, 256, (3, 1, 28, 28), generator=torch.Generator().manual_seed(0)).byte()

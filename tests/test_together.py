@@ -5,7 +5,6 @@ import pytest
 import torch
 from conftest import mini_text
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.records import Training
 from soupray.distributed import cluster
 from soupray.distributed.search import Asker
@@ -13,6 +12,7 @@ from soupray.distributed.tune import Planned, run_trials
 from soupray.evaluation.pool import find_trials
 from soupray.plan import trials_of
 from soupray.spec.sweep_spec import parse
+from soupray.store.checkpoints import Checkpoints
 from soupray.training.fine_tune import fine_tune
 from soupray.wiring import Place, make_basis, world
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from soupray import indexer, results
-from soupray.checkpoints import read_record
 from soupray.core.errors import TrackingError
 from soupray.core.records import Manifest
-from soupray.evaluation.pool import manifest_path
 from soupray.indexer import Indexer
 from soupray.settling import settle
+from soupray.store import layout
+from soupray.store.objects import read_record
 from soupray.tracking.memory import MemoryTracker
 
 
@@ -65,7 +65,7 @@ def swept(run, use):
     keys = [path.split("/")[1] for path in store.list("trials")]
 
     def read(key: str) -> Manifest:
-        return read_record(store, manifest_path(key), Manifest)
+        return read_record(store, layout.manifest(key), Manifest)
 
     def sweep(tracker: object) -> str | None:
         use(tracker)

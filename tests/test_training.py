@@ -8,15 +8,16 @@ import pytest
 import torch
 from shared import Small, small
 
-from soupray.checkpoints import read_record
 from soupray.core.candidates import mean_of
 from soupray.core.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial, encode
 from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.pool import find_trials, manifest_path
+from soupray.evaluation.pool import find_trials
 from soupray.maths.metrics import score
+from soupray.store import layout
+from soupray.store.objects import read_record
+from soupray.store.weights_file import tensor_digests
 from soupray.training.fine_tune import fine_tune
 from soupray.training.optim import lr_scale
-from soupray.weights_file import tensor_digests
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_training_learns_and_the_manifest_is_in_the_store(here, trained):
     workers = LocalWorkers(here.task, here.data, here.checkpoints, here.spec.setting)
     before = score(workers.predictions(zero_shot, here.data.split("held_out")))
     assert trained.held_out.correct > before.correct + 25
-    path = manifest_path(here.trial.key)
+    path = layout.manifest(here.trial.key)
     assert read_record(here.checkpoints.store, path, Manifest) == trained
     assert trained.init == here.basis.init.sha256
     assert [e.epoch for e in trained.history] == [1, 2]
@@ -145,7 +146,7 @@ def test_an_absurd_rate_leaves_a_tombstone_that_is_found_again(here):
     tombstone, _ = run(here, absurd)
     assert isinstance(tombstone, Tombstone)
     assert tombstone.reason.startswith("training loss is nan in epoch 1, step")
-    assert read_record(here.checkpoints.store, manifest_path(absurd.key), Manifest) == tombstone
+    assert read_record(here.checkpoints.store, layout.manifest(absurd.key), Manifest) == tombstone
     found = find_trials(here.checkpoints.store, [here.trial, absurd], here.basis)
     assert found.diverged == [tombstone]
     assert absurd.key in found.over

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from shared import trial
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.candidates import mean_of
 from soupray.core.records import Basis, Ingredient, Pool, Setting, Split, digest, encode, pool_of
 from soupray.data.cache import Data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOut
-from soupray.storage import open_store
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import open_store
 
 SIDE, CLASSES = 2, 3
 SIZES = {"train": 60, "held_out": 90, "test": 70, "far": 70}

@@ -22,7 +22,7 @@ from benchmarks.soak import noop, report
 from benchmarks.soak.checks import leaks
 from benchmarks.soak.runs import Result, disturbed, reference
 from benchmarks.soak.servers import MLFLOW_PASSWORD, Servers
-from soupray.storage import open_store
+from soupray.store.objects import open_store
 
 SEEDS = range(1, 61)
 NOOPS = 1000

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from benchmarks.soak.faults import OF_REQUESTS, Injected
 from benchmarks.soak.proxy import Told
 from soupray.core.errors import NotFound
-from soupray.storage import Store
+from soupray.store.objects import Store
 
 CLOCK_S = 1.0
 """A store's times are whole seconds."""

@@ -18,8 +18,8 @@ from benchmarks.soak.place import Place
 from benchmarks.soak.proxy import Told
 from benchmarks.soak.servers import Servers
 from benchmarks.trial_overhead import WORKERS, overheads
-from soupray.checkpoints import read_record
 from soupray.core.records import Ingredient, Manifest
+from soupray.store.objects import read_record
 
 EPOCHS = 2
 OVERHEAD_S = 0.3

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.soak.servers import Servers
-from soupray.storage import Store, open_store
+from soupray.store.objects import Store, open_store
 
 ROOT = Path(__file__).parent.parent.parent
 TRIALS = 6

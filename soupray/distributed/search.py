@@ -10,13 +10,12 @@ import optuna
 from ray.tune.search import Searcher
 
 from soupray.asked import Asked, asked_path, find_asked, find_stopped
-from soupray.checkpoints import create_record, find_record
 from soupray.core.records import Basis, Ingredient, Manifest, Trial, encode
-from soupray.evaluation.pool import manifest_path
 from soupray.maths.metrics import value
 from soupray.plan import as_trials, dimensions_of, planned_at, random_points
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.storage import Store
+from soupray.store import layout
+from soupray.store.objects import Store, create_record, find_record
 
 RANDOM = 10
 """Points of the random plan before TPE has enough to go by: Optuna's own default."""
@@ -101,7 +100,7 @@ class Asker:
 
     def _score(self, key: str) -> float | None:
         """The metric on held-out data; its worst of a trial that diverged; None if not over."""
-        found: Manifest | None = find_record(self._store, manifest_path(key), Manifest)
+        found: Manifest | None = find_record(self._store, layout.manifest(key), Manifest)
         if found is None:
             return None
         metric = self._spec.metric

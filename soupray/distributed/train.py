@@ -16,11 +16,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from soupray.checkpoints import read_record
 from soupray.core.errors import SouprayError, TrialError
 from soupray.core.records import EpochRecord, Manifest, Trial, decode, encode
-from soupray.evaluation.pool import manifest_path
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.store import layout
+from soupray.store.objects import read_record
 from soupray.training.fine_tune import Training, fine_tune
 from soupray.wiring import Place, world
 
@@ -81,7 +81,7 @@ def train_together(spec: SweepSpec, place: Place, trial: Trial) -> Training:
         raise TrialError(reason) from failed[0]
     if failed:
         raise failed[0]
-    manifest: Manifest = read_record(place.open_store(), manifest_path(trial.key), Manifest)
+    manifest: Manifest = read_record(place.open_store(), layout.manifest(trial.key), Manifest)
     return manifest
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from soupray.checkpoints import AHEAD, Checkpoints
 from soupray.core.candidates import WeightCandidate
 from soupray.core.ports import Reached, Task
 from soupray.core.records import CheckpointRef, Predictions, Setting, Split
@@ -31,6 +30,7 @@ from soupray.evaluation import measures
 from soupray.evaluation.network import Network
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
 from soupray.evaluation.shelf import Shelf
+from soupray.store.checkpoints import AHEAD, Checkpoints
 
 
 class LocalWorkers:

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.candidates import mean_of
 from soupray.core.errors import EvaluationError
 from soupray.core.records import CheckpointRef, digest, pack_right, unpack_right
@@ -32,7 +31,8 @@ from soupray.core.requests import (
 from soupray.data.splits import Images, Labels
 from soupray.evaluation.network import Network
 from soupray.maths.neighbours import kth_distances
-from soupray.weights_file import tensor_digests
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.weights_file import tensor_digests
 
 STATISTICS = (".running_mean", ".running_var")
 

@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from soupray.checkpoints import Checkpoints, create_record, find_record
 from soupray.core.candidates import WeightCandidate
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Task
 from soupray.core.records import CheckpointRef, Setting, Split, digest
 from soupray.maths.weights import Mixer
-from soupray.weights_file import Weights
+from soupray.store import layout
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import create_record, find_record
+from soupray.store.weights_file import Weights
 
 Images = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -164,7 +166,7 @@ class Network:
 def statistics_path(candidate: WeightCandidate, train: Split, setting: Setting) -> str:
     """Where the record of a soup's BatchNorm statistics is."""
     key = [candidate, train.digest, setting, STATISTICS_SAMPLES, EVALUATION_VERSION]
-    return f"statistics/{digest(key)[:32]}.json"
+    return layout.result("statistics", digest(key)[:32])
 
 
 def batch_norms(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:

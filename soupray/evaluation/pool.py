@@ -6,27 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from soupray.asked import find_stopped, known_trials
-from soupray.checkpoints import find_record, read_record
 from soupray.core.errors import IncompatibleWeights
 from soupray.core.records import Basis, Ingredient, Manifest, Tombstone, Trial
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.storage import Store
-
-
-def manifest_path(key: str) -> str:
-    """Where the record of the trial `key` is: its existence means that the trial is over."""
-    return f"trials/{key}/manifest.json"
-
-
-def import_path(basis: Basis, key: str = "") -> str:
-    """Where the imported trial `key` of this basis is listed; without one, the folder of all."""
-    folder = f"imports/{basis.key}"
-    return f"{folder}/{key}.json" if key else folder
+from soupray.store import layout
+from soupray.store.objects import Store, find_record, read_record
 
 
 def all_trials(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
     """The plan of `spec` but for what was stopped, then what was imported, as evaluated by it."""
-    imported = [read_record(store, path, Trial) for path in sorted(store.list(import_path(basis)))]
+    imported = [
+        read_record(store, path, Trial) for path in sorted(store.list(layout.imports(basis.key)))
+    ]
     stopped = find_stopped(store, spec, basis)
     imported.sort(key=lambda trial: (str(trial.hparams["file"]), trial.key))
     known = [t for t in known_trials(store, spec, basis) if t.key not in stopped]
@@ -54,7 +45,7 @@ def find_trials(store: Store, trials: list[Trial], basis: Basis) -> Found:
     """
 
     def look(trial: Trial) -> Manifest | None:
-        manifest: Manifest | None = find_record(store, manifest_path(trial.key), Manifest)
+        manifest: Manifest | None = find_record(store, layout.manifest(trial.key), Manifest)
         return manifest
 
     with ThreadPoolExecutor(16) as threads:

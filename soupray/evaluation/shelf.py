@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from soupray.checkpoints import Checkpoints, create_record, find_record
 from soupray.core.candidates import Candidate, WeightCandidate, mean_of
 from soupray.core.ports import Accept
 from soupray.core.records import (
@@ -32,6 +31,9 @@ from soupray.core.records import (
 from soupray.core.requests import Request
 from soupray.evaluation.network import EVALUATION_VERSION, statistics_path
 from soupray.maths.metrics import score
+from soupray.store import layout
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import create_record, find_record
 
 Decision = Tally | Rejected
 Against = tuple[int, Accept, float | None]
@@ -133,8 +135,8 @@ class Shelf:
         train = (self._train.digest,) if len(candidate.checkpoints) > 1 else ()
         return (candidate.digest, split, *train)
 
-    def _path(self, folder: str, *parts: object) -> str:
-        return f"{folder}/{digest([*parts, self._setting, EVALUATION_VERSION])[:32]}.json"
+    def _path(self, folder: layout.Results, *parts: object) -> str:
+        return layout.result(folder, digest([*parts, self._setting, EVALUATION_VERSION])[:32])
 
 
 def _object(answer: Any) -> Any:

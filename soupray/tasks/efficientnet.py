@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from soupray.weights_file import Weights
+from soupray.store.weights_file import Weights
 
 MARK = "_conv_stem.weight"
 """A tensor that those files have and no others."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from soupray.core.errors import CheckpointError, IncompatibleWeights
-from soupray.weights_file import MappedWeights, Weights
+from soupray.store.weights_file import MappedWeights, Weights
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""

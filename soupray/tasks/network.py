@@ -10,12 +10,12 @@ import torch
 
 from soupray.core.errors import ConfigError
 from soupray.spec.task import TimmSpec
+from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.batch_counts import leave_out_batch_counts
 from soupray.tasks.efficientnet import MARK, timm_names
 from soupray.tasks.files import local_path, not_reached
 from soupray.tasks.foreign import Source, load_foreign, matched, renamed, unwrapped
 from soupray.tasks.pixels import Pixels
-from soupray.weights_file import Weights, write_weights
 
 BODY, HEAD = "body.", "head."
 

@@ -18,9 +18,9 @@ import transformers
 from soupray.core.errors import ConfigError
 from soupray.core.texts import unpack
 from soupray.spec.task import TransformersSpec
+from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.files import PACKAGE, local_path, not_reached
 from soupray.tasks.foreign import Source, matched, renamed, unwrapped
-from soupray.weights_file import Weights, write_weights
 
 BODY, HEAD = "body.", "head."
 

@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import torch
 
-from soupray.checkpoints import Checkpoints, create_record, find_record
 from soupray.core.candidates import mean_of
 from soupray.core.errors import Diverged
 from soupray.core.ports import Task
@@ -29,14 +28,16 @@ from soupray.core.records import (
 from soupray.data.cache import Data
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.network import predict
-from soupray.evaluation.pool import manifest_path
 from soupray.evaluation.shelf import save_logits
 from soupray.maths.metrics import score, value
+from soupray.store import layout
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.objects import create_record, find_record
+from soupray.store.weights_file import Weights, tensor_digests
 from soupray.training.loop import Loop, under
 from soupray.training.probe import frozen
 from soupray.training.resume import Resumer, Saved, common
 from soupray.training.start import Alone, Group, Hyperparameters, Start
-from soupray.weights_file import Weights, tensor_digests
 
 Training = Generator[EpochRecord, None, Manifest]
 
@@ -54,7 +55,7 @@ def fine_tune(
     record is adopted: there is one ingredient for a key, whoever made it. Of a group of workers,
     the first stores what all of them made; the others return its record.
     """
-    known: Manifest | None = find_record(checkpoints.store, manifest_path(trial.key), Manifest)
+    known: Manifest | None = find_record(checkpoints.store, layout.manifest(trial.key), Manifest)
     if known is not None:  # stored by a worker that died before it could say so
         return known
     started = time.time()
@@ -82,7 +83,7 @@ def fine_tune(
             started=started,
             finished=time.time(),
         )
-    kept = create_record(checkpoints.store, manifest_path(trial.key), manifest, Manifest)
+    kept = create_record(checkpoints.store, layout.manifest(trial.key), manifest, Manifest)
     resumer.clear()
     return kept
 
@@ -90,7 +91,9 @@ def fine_tune(
 def _adopted(trial: Trial, checkpoints: Checkpoints) -> Manifest:
     """What the first worker of the group stored, once it has."""
     while True:
-        found: Manifest | None = find_record(checkpoints.store, manifest_path(trial.key), Manifest)
+        found: Manifest | None = find_record(
+            checkpoints.store, layout.manifest(trial.key), Manifest
+        )
         if found is not None:
             return found
         time.sleep(ADOPT_S)

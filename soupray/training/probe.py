@@ -16,7 +16,6 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from soupray.checkpoints import Checkpoints
 from soupray.core.errors import TrialError
 from soupray.core.ports import Task
 from soupray.core.records import Setting, Split
@@ -24,7 +23,8 @@ from soupray.data.cache import Data
 from soupray.data.splits import Labels
 from soupray.evaluation.network import STATISTICS_SAMPLES, estimate_statistics, predict
 from soupray.spec.task import Probe
-from soupray.weights_file import Weights
+from soupray.store.checkpoints import Checkpoints
+from soupray.store.weights_file import Weights
 
 Features = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]

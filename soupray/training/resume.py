@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from soupray.checkpoints import find_record
 from soupray.core.errors import CheckpointError, StoreError
 from soupray.core.records import EpochRecord, Record, encode
-from soupray.storage import Store
+from soupray.store import layout
+from soupray.store.objects import Store, find_record
+from soupray.store.weights_file import MappedWeights, Weights, sha256_of, write_weights
 from soupray.training.start import Group
-from soupray.weights_file import MappedWeights, Weights, sha256_of, write_weights
 
 EVERY_S = 60.0
 """Between two states. A trial that is shorter than this is repeated instead."""
@@ -54,7 +54,7 @@ class Resumer:
     """Keeps the states of one trial."""
 
     def __init__(self, store: Store, key: str) -> None:
-        self._store, self._folder = store, f"resume/{key}"
+        self._store, self._key = store, key
         self._thread = ThreadPoolExecutor(1)
         self._upload: Future[None] | None = None
         self._last = time.monotonic()
@@ -62,7 +62,7 @@ class Resumer:
     def find(self) -> tuple[Saved, Weights] | None:
         """The last state, unless there is none that can be read: then the trial starts again."""
         try:
-            saved: Saved | None = find_record(self._store, f"{self._folder}/state.json", Saved)
+            saved: Saved | None = find_record(self._store, layout.resume_state(self._key), Saved)
             if saved is None:
                 return None
             data = self._store.get(saved.path)
@@ -91,14 +91,14 @@ class Resumer:
     def _write(
         self, tensors: Mapping[str, torch.Tensor], history: tuple[EpochRecord, ...], best: int
     ) -> None:
-        path = f"{self._folder}/{len(history)}.safetensors"
+        path = layout.resume_weights(self._key, len(history))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "state.safetensors")
             write_weights(file, tensors, {})
             self._store.put(path, file)
             saved = Saved(path=path, sha256=sha256_of(file), history=history, best_epoch=best)
-        self._store.put(f"{self._folder}/state.json", encode(saved))
-        for old in self._store.list(self._folder):
+        self._store.put(layout.resume_state(self._key), encode(saved))
+        for old in self._store.list(layout.resume_folder(self._key)):
             if old.endswith(".safetensors") and old != path:
                 self._store.delete(old)
 
@@ -106,7 +106,9 @@ class Resumer:
         """The trial is over: remove its states. What cannot be removed now does no harm."""
         self._thread.shutdown(wait=True)
         try:
-            for path in sorted(self._store.list(self._folder), key=lambda p: p.endswith(".json")):
+            for path in sorted(
+                self._store.list(layout.resume_folder(self._key)), key=lambda p: p.endswith(".json")
+            ):
                 self._store.delete(path)
         except StoreError:
             return

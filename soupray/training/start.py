@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from soupray.core.records import Training
-from soupray.weights_file import Weights
+from soupray.store.weights_file import Weights
 
 
 @dataclass(frozen=True, kw_only=True)

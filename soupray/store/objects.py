@@ -1,28 +1,39 @@
 """The object store: bytes in, bytes out, create-only when it matters.
 
 obstore moves the data; boto3 finds the credentials (environment, profile, instance role, ...) and
-the bucket. Every foreign exception is mapped to one of ours in `store_errors`.
+the bucket. Every foreign exception is mapped to one of ours in `mapped`. Records are JSON objects.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+import msgspec
 import obstore
-from obstore.exceptions import PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
 
-from soupray import store_errors
-from soupray.core.errors import ConfigError, NotFound, StoreUnavailable
-from soupray.store_errors import insist, mapped
+from soupray.core.errors import (
+    AlreadyExists,
+    CheckpointError,
+    ConfigError,
+    NotFound,
+    StoreUnavailable,
+)
+from soupray.core.records import decode, encode
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+RETRY_S = 30
+"""How long a request is tried again, once it has failed, before the store counts as away."""
 
 
 class Credentials(NamedTuple):
@@ -119,7 +130,7 @@ class Store:
             with mapped(self.url, path):
                 return request()
 
-        return insist(once)
+        return retry(once)
 
 
 def open_store(url: str, credentials: Credentials | None = None) -> Store:
@@ -156,7 +167,7 @@ def _retries() -> Any:
     first, longest = timedelta(milliseconds=200), timedelta(seconds=10)
     return {
         "max_retries": 50,  # the time rules
-        "retry_timeout": timedelta(seconds=store_errors.RETRY_S),
+        "retry_timeout": timedelta(seconds=RETRY_S),
         "backoff": {"init_backoff": first, "max_backoff": longest, "base": 2},
     }
 
@@ -266,3 +277,131 @@ def _client(url: str, credentials: Credentials | None) -> Any:
         aws_secret_access_key=credentials.secret_key,
         region_name="us-east-1",
     )
+
+
+@contextmanager
+def mapped(url: str, path: str) -> Iterator[None]:
+    """Foreign exceptions as ours. The order matters: the specific ones first."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise NotFound(_NO_BUCKET.format(url)) from error
+        raise NotFound(f"{path} is not in {url}.") from error
+    except AlreadyExistsError as error:
+        raise AlreadyExists(f"{path} is already in {url}.") from error
+    except (BaseError, OSError) as error:
+        text = str(error).strip() or "no reason given"
+        if "NoSuchBucket" in text:
+            raise NotFound(_NO_BUCKET.format(url)) from error
+        said = next(message for sign, message in _TROUBLE.items() if sign in text)
+        line = text.splitlines()[0][:300]
+        raise StoreUnavailable(said.format(url=url, path=path, line=line)) from error
+
+
+def retry(ask: Callable[[], T]) -> T:
+    """`ask()`, again while the connection breaks.
+
+    obstore itself repeats neither a conditional write, nor the page of a list, nor an answer of
+    "not found" that breaks off. Of a write that had arrived, the repetition is told that it came
+    second.
+    """
+    failed: float | None = None
+    pause = 0.2
+    while True:
+        try:
+            return ask()
+        except StoreUnavailable as error:
+            broken, now = "HTTP error" in str(error.__cause__), time.monotonic()
+            failed = now if failed is None else failed  # the first attempt may have lasted as long
+            if not broken or now - failed + pause > RETRY_S:
+                raise
+        time.sleep(pause)
+        pause *= 2
+
+
+def retry_once(read: Callable[[], T], doubted: type[Exception]) -> T:
+    """`read()`, once more if that raises `doubted`: what came does not look whole.
+
+    An answer may be cut short on its way although its length header was whole: only its content
+    tells. What is cut short twice, or stored so, raises `doubted`.
+    """
+    with suppress(doubted):
+        return read()
+    return read()
+
+
+_NO_BUCKET = "The bucket of {} does not exist. Create it, or correct `storage` in the spec."
+_FULL = (
+    "{url} is out of space while writing {path}. Free some and run again: what is stored is kept, "
+    "and the run goes on from there."
+)
+_TROUBLE = {  # by a part of obstore's text; the first that fits
+    "403 Forbidden": "{url} refuses these credentials at {path} (403 Forbidden). Check "
+    "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy.",
+    "No space left": _FULL,
+    "os error 28": _FULL,
+    # All that SeaweedFS says of a full disk.
+    "500 Internal Server Error": "{url} answered 500 Internal Server Error at {path} for "
+    f"{RETRY_S} s, as a store does whose disk is full. Free some space there (the embedded store's "
+    "disk is that of --home), and run again in a minute: what is stored is kept.",
+    "": "{url} failed at {path}: {line}. Run `soupray doctor`, then run again: what is stored is "
+    "kept.",
+}
+
+
+def read_view(store: Store, path: str) -> bytes:
+    """The bytes at `path`, as many as the store says there are. Raises NotFound, CheckpointError.
+
+    For what no digest names and nothing decodes: tables and figures.
+    """
+
+    def read() -> bytes:
+        data, size = store.get(path), store.size(path)
+        if len(data) != size:
+            raise CheckpointError(
+                f"{path} in {store.url} has {size} bytes, but {len(data)} came, twice: they were "
+                "cut short on their way, or it is being written. Try again; if that does not help, "
+                "look at what is between here and the store."
+            )
+        return data
+
+    return retry_once(read, CheckpointError)
+
+
+def create_record(store: Store, path: str, record: R, kind: Any = None) -> R:
+    """Store `record` unless one is there; return the one that counts: the loser adopts it.
+
+    `kind` is what may be there, if it is a union. The record is returned as a reader decodes it,
+    so that a first run and its repetition go on with the same thing, to the order of keys.
+    """
+    data = encode(record)
+    try:
+        store.create(path, data)
+    except AlreadyExists:
+        winner: R = read_record(store, path, kind or type(record))
+        return winner
+    kept: R = decode(data, kind or type(record))
+    return kept
+
+
+def read_record(store: Store, path: str, kind: Any) -> Any:
+    """The record at `path`. Raises NotFound, CheckpointError.
+
+    No record is a bare number, which would be another one if cut short, and not be noticed.
+    """
+    try:
+        return retry_once(lambda: decode(store.get(path), kind), msgspec.MsgspecError)
+    except msgspec.MsgspecError as error:
+        raise CheckpointError(
+            f"{path} in {store.url} cannot be read: {error}. It is corrupt, or of another version "
+            "of soupray. Delete it and run again: only what it records is repeated."
+        ) from error
+
+
+def find_record(store: Store, path: str, kind: Any) -> Any:
+    """The record at `path`, or None."""
+    try:
+        return read_record(store, path, kind)
+    except NotFound:
+        return None

@@ -1,4 +1,8 @@
-"""One driver a sweep: a lease object in the store, renewed while the driver lives."""
+"""One driver a sweep: a lease object in the store, renewed while the driver lives.
+
+With every renewal the driver overwrites its heartbeat beside the lease: what runs now. A heartbeat
+counts while the lease of the driver that wrote it does: what a dead driver left says nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import msgspec
 
 from soupray.core.errors import AlreadyExists, NotFound, StoreError
 from soupray.core.records import Record, decode, encode
-from soupray.storage import Store
-from soupray.store_errors import ask_twice
+from soupray.store import layout
+from soupray.store.objects import Store, find_record, retry_once
 
 TERM_S = 60.0
 RENEW_S = 15.0
@@ -125,7 +130,7 @@ class Lease:
             return decode(data, LeaseRecord), etag
 
         try:
-            return ask_twice(read, msgspec.MsgspecError)
+            return retry_once(read, msgspec.MsgspecError)
         except msgspec.MsgspecError as error:
             raise StoreError(
                 f"{self._path} in {self._store.url} is not a lease: {error}. If no other driver "
@@ -158,3 +163,50 @@ class Lease:
                 self._write(time.time() + self._term)
                 self._renewed = asked
                 self._beat()
+
+
+class RunningTrial(Record, frozen=True, kw_only=True):
+    """A trial that runs: epochs finished, of how many, and since when (seconds since the epoch)."""
+
+    key: str
+    epoch: int
+    epochs: int
+    since: float
+
+
+class Beat(Record, frozen=True, kw_only=True):
+    """What runs now, what failed in this run (key: reason), seconds left at the present pace."""
+
+    running: tuple[RunningTrial, ...]
+    failed: dict[str, str]
+    seconds_left: float | None
+
+
+class Heartbeat(Record, frozen=True, kw_only=True):
+    """A beat, by which holder of the lease, and when."""
+
+    holder: str
+    written: float
+    beat: Beat
+
+
+class Driver(NamedTuple):
+    """A driver that lives, and its last heartbeat, if it has written one."""
+
+    lease: LeaseRecord
+    heartbeat: Heartbeat | None
+
+
+def write_heartbeat(store: Store, sweep: str, holder: str, beat: Beat) -> None:
+    """Overwrite the heartbeat of `sweep`. Raises StoreError."""
+    made = Heartbeat(holder=holder, written=time.time(), beat=beat)
+    store.put(layout.heartbeat(sweep), encode(made))
+
+
+def find_driver(store: Store, sweep: str) -> Driver | None:
+    """Who drives `sweep` now, if anybody does. Raises StoreError, CheckpointError."""
+    lease: LeaseRecord | None = find_record(store, layout.lease(sweep), LeaseRecord)
+    if lease is None or lease.expires <= time.time() or is_dead(lease.process):
+        return None
+    said: Heartbeat | None = find_record(store, layout.heartbeat(sweep), Heartbeat)
+    return Driver(lease, said if said is not None and said.holder == lease.holder else None)

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from soupray import store_errors
 from soupray.core.errors import StoreUnavailable
-from soupray.store_errors import insist
+from soupray.store import objects
+from soupray.store.objects import retry
 
 
 @pytest.fixture
@@ -17,9 +17,7 @@ def broken(monkeypatch):
     def wait(seconds: float) -> None:
         clock.now += seconds
 
-    monkeypatch.setattr(
-        store_errors, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=wait)
-    )
+    monkeypatch.setattr(objects, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=wait))
 
     def request(*seconds: float):
         left = list(seconds)
@@ -37,18 +35,18 @@ def broken(monkeypatch):
 
 def test_a_first_attempt_that_lasted_as_long_as_all_tries_is_repeated(broken):
     ask, _ = broken(40.0)
-    assert insist(ask) == ("answer", 40.2)
+    assert retry(ask) == ("answer", 40.2)
 
 
 def test_the_tries_end_thirty_seconds_after_the_first_that_failed(broken):
     # At 0, 0.2, 0.6, 1.4, 3, 6.2, 12.6 and 25.4 s; the next would be at 51.
     ask, left = broken(*[0.0] * 20)
     with pytest.raises(StoreUnavailable):
-        insist(ask)
+        retry(ask)
     assert len(left) == 20 - 8
     ask, left = broken(*[40.0] * 20)  # the second breaks 40.2 s after the first
     with pytest.raises(StoreUnavailable):
-        insist(ask)
+        retry(ask)
     assert len(left) == 20 - 2
 
 
@@ -59,5 +57,5 @@ def test_what_is_refused_is_not_tried_again():
 
     asked: list[int] = []
     with pytest.raises(StoreUnavailable):
-        insist(refused)
+        retry(refused)
     assert len(asked) == 1

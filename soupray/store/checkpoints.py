@@ -23,24 +23,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import msgspec
 import torch
 from filelock import FileLock
 
 from soupray.core.errors import (
-    AlreadyExists,
-    CheckpointError,
     ChecksumMismatch,
-    NotFound,
     SouprayError,
     StoreUnavailable,
 )
-from soupray.core.records import CheckpointRef, decode, encode
-from soupray.storage import Store
-from soupray.store_errors import ask_twice
-from soupray.weights_file import MappedWeights, Weights, sha256_of, write_weights
+from soupray.core.records import CheckpointRef
+from soupray.store.objects import Store, retry_once
+from soupray.store.weights_file import MappedWeights, Weights, sha256_of, write_weights
 
 R = TypeVar("R")
 
@@ -146,7 +141,7 @@ class Checkpoints:
         with self._room_for(ref.size_bytes):
             part = self._new_part()
             try:
-                ask_twice(lambda: self._copy(ref, part), ChecksumMismatch)
+                retry_once(lambda: self._copy(ref, part), ChecksumMismatch)
                 part.rename(local)
                 self._verified.add(sha256)
             finally:
@@ -251,60 +246,3 @@ def _local_disk(folder: Path) -> Iterator[None]:
             f"the cache {folder} on this machine: {error}. Free some space, or name another "
             "--home; then run again: what is stored is kept."
         ) from error
-
-
-def read_view(store: Store, path: str) -> bytes:
-    """The bytes at `path`, as many as the store says there are. Raises NotFound, CheckpointError.
-
-    For what no digest names and nothing decodes: tables and figures.
-    """
-
-    def read() -> bytes:
-        data, size = store.get(path), store.size(path)
-        if len(data) != size:
-            raise CheckpointError(
-                f"{path} in {store.url} has {size} bytes, but {len(data)} came, twice: they were "
-                "cut short on their way, or it is being written. Try again; if that does not help, "
-                "look at what is between here and the store."
-            )
-        return data
-
-    return ask_twice(read, CheckpointError)
-
-
-def create_record(store: Store, path: str, record: R, kind: Any = None) -> R:
-    """Store `record` unless one is there; return the one that counts: the loser adopts it.
-
-    `kind` is what may be there, if it is a union. The record is returned as a reader decodes it,
-    so that a first run and its repetition go on with the same thing, to the order of keys.
-    """
-    data = encode(record)
-    try:
-        store.create(path, data)
-    except AlreadyExists:
-        winner: R = read_record(store, path, kind or type(record))
-        return winner
-    kept: R = decode(data, kind or type(record))
-    return kept
-
-
-def read_record(store: Store, path: str, kind: Any) -> Any:
-    """The record at `path`. Raises NotFound, CheckpointError.
-
-    No record is a bare number, which would be another one if cut short, and not be noticed.
-    """
-    try:
-        return ask_twice(lambda: decode(store.get(path), kind), msgspec.MsgspecError)
-    except msgspec.MsgspecError as error:
-        raise CheckpointError(
-            f"{path} in {store.url} cannot be read: {error}. It is corrupt, or of another version "
-            "of soupray. Delete it and run again: only what it records is repeated."
-        ) from error
-
-
-def find_record(store: Store, path: str, kind: Any) -> Any:
-    """The record at `path`, or None."""
-    try:
-        return read_record(store, path, kind)
-    except NotFound:
-        return None
