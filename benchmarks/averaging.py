@@ -57,13 +57,13 @@ def main() -> None:
     """Store the checkpoints, then a row for each K."""
     import torch
 
-    from soupray import stack
+    from soupray.services import embedded
     from soupray.store.checkpoints import Checkpoints
     from soupray.store.objects import Credentials, open_store
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        running = stack.up(home)
+        running = embedded.up(home)
         try:
             keys = (running.endpoint, running.access_key, running.secret_key)
             store = open_store(running.storage_url, Credentials(*keys))
@@ -82,7 +82,7 @@ def main() -> None:
             for k in (4, 16, 64):
                 row(home, running.storage_url, keys, shas[:k])
         finally:
-            stack.down(home)
+            embedded.down(home)
 
 
 def row(home: Path, url: str, keys: tuple[str, ...], shas: list[str]) -> None:

@@ -64,8 +64,8 @@ def engine(world, setting, pool, splits, cascade: bool):
 
 def pools(home: Path, specs: list[Path]) -> None:
     """Decisions and samples on the pools of real sweeps."""
+    from soupray.services.place import start_services
     from soupray.session import find_pool
-    from soupray.settling import settle
     from soupray.spec.sweep_spec import load
     from soupray.wiring import world
 
@@ -75,7 +75,7 @@ def pools(home: Path, specs: list[Path]) -> None:
     )
     for path in specs:
         spec = load(path)
-        place = settle(spec, home).place
+        place = start_services(spec, home).place
         pool, basis = find_pool(place.open_store(), spec, partial=False)
         splits = [basis.split("held_out"), basis.split("train")]
         here = world(spec, place)

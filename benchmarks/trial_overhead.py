@@ -26,9 +26,9 @@ WORKERS = 2
 
 def ours(trials: int) -> list[float]:
     """Overhead of each trial after a worker's first, in seconds."""
-    from soupray import stack
     from soupray.core.records import Manifest
-    from soupray.settling import settle
+    from soupray.services import embedded
+    from soupray.services.place import start_services
     from soupray.spec.sweep_spec import load
     from soupray.store.objects import read_record
     from soupray.sweep import run_sweep
@@ -46,10 +46,10 @@ def ours(trials: int) -> list[float]:
         spec.write_text(text)
         try:
             run_sweep(spec, load(spec), home, None)
-            store = settle(load(spec), home).place.open_store()
+            store = start_services(load(spec), home).place.open_store()
             found = [read_record(store, p, Manifest) for p in store.list("trials")]
         finally:
-            stack.down(home)
+            embedded.down(home)
     return overheads([m for m in found if isinstance(m, Ingredient)], WORKERS)
 
 

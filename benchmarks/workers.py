@@ -89,7 +89,7 @@ def run(trace: Trace, workers: int, seed: int) -> tuple[float, float, set[int]]:
         candidates = list(range(position, INGREDIENTS))
         schedule = question(trace, position, accepted, best)
         running: list[tuple[float, int, object]] = []
-        while (reached := schedule.settled()) is None:
+        while (reached := schedule.answer()) is None:
             idle = [w for w in range(workers) if free[w] <= now]
             for w in idle:
                 unit = schedule.next()

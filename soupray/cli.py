@@ -159,7 +159,7 @@ def _finish(result: Result, spec: SweepSpec, output: Path, as_json: bool) -> Non
     from soupray.tables import print_json, show_leaderboard
 
     files = write_results(result, spec, output)
-    if result.settled.tracking_url is not None:
+    if result.services.tracking_url is not None:
         try:
             publish_soup(result, spec, files)
         except TrackingError as error:
@@ -212,11 +212,11 @@ def rebuild(recipe: Path, home: Path, output: Path | None) -> None:
     """
     from soupray.recipe_file import read_recipe, spec_of
     from soupray.recipe_file import rebuild as make
-    from soupray.settling import settle
+    from soupray.services.place import start_services
 
     read = read_recipe(recipe)
     target = output or recipe.with_name(recipe.name.removesuffix(".recipe.json") + ".safetensors")
-    sha256 = make(read, settle(spec_of(read), home).place, target)
+    sha256 = make(read, start_services(spec_of(read), home).place, target)
     same = "the same bytes as recorded" if read.sha256 else "no digest was recorded for it"
     click.echo(f"{target}  sha256 {sha256} ({same})")
 
@@ -225,9 +225,9 @@ def rebuild(recipe: Path, home: Path, output: Path | None) -> None:
 @_home
 def up(home: Path) -> None:
     """Start this home's S3 store, or find the running one."""
-    from soupray import stack
+    from soupray.services import embedded
 
-    running = stack.up(home)
+    running = embedded.up(home)
     click.echo(f"store {running.endpoint} ({running.storage_url}), tracker {running.tracking_url}")
 
 
@@ -235,9 +235,9 @@ def up(home: Path) -> None:
 @_home
 def down(home: Path) -> None:
     """Stop everything that was started for this home. What is stored stays."""
-    from soupray import stack
+    from soupray.services import embedded
 
-    click.echo("stopped." if stack.down(home) else "nothing was running.")
+    click.echo("stopped." if embedded.down(home) else "nothing was running.")
 
 
 @cli.command()
@@ -245,9 +245,9 @@ def down(home: Path) -> None:
 @click.option("--port", type=int, help="Default: a free one.")
 def ui(home: Path, port: int | None) -> None:
     """Start MLflow's UI for this home, or find the running one."""
-    from soupray import stack
+    from soupray.services import embedded
 
-    click.echo(stack.ui(home, port))
+    click.echo(embedded.ui(home, port))
 
 
 @cli.command()

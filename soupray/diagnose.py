@@ -15,10 +15,10 @@ from soupray.core.requests import Gram
 from soupray.diversity import Diagnosis, Duo, diagnosis, drawn_pairs, duo
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.network import EVALUATION_VERSION
-from soupray.home import atomic_write
 from soupray.maths.geometry import Array, angles, distances, total_gram
 from soupray.reporting.diagnostics import draw_diagnosis
 from soupray.results import encode_pretty
+from soupray.services.home import atomic_write
 from soupray.session import opened
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout

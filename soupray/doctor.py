@@ -14,7 +14,7 @@ from pathlib import Path
 
 from soupray.core.errors import AlreadyExists, SouprayError, mask
 from soupray.core.records import Record
-from soupray.settling import Settled, settle
+from soupray.services.place import Services, start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import Store, check_bucket
@@ -34,13 +34,13 @@ def examine(spec: SweepSpec, home: Path) -> Iterator[Check]:
     """All checks, one after another, each as soon as it is done."""
     yield _try("versions", _versions)
     yield _try("home", lambda: _home(home))
-    settled: list[Settled] = []
-    yield _try("services", lambda: _settle(spec, home, settled))
-    if settled:
-        place = settled[0].place
-        yield _try("credentials", lambda: _credentials(settled[0]))
+    services: list[Services] = []
+    yield _try("services", lambda: _start(spec, home, services))
+    if services:
+        place = services[0].place
+        yield _try("credentials", lambda: _credentials(services[0]))
         yield _try("bucket", lambda: _round_trip(place.open_store()))
-        yield _try("mlflow", lambda: _mlflow(settled[0]))
+        yield _try("mlflow", lambda: _mlflow(services[0]))
     yield _try("ray", lambda: _ray(spec))
     yield _try("ray token", _token)
     yield _try("gpu", _gpu)
@@ -68,16 +68,16 @@ def _home(home: Path) -> str:
     return f"{home}, {free:.0f} GB free"
 
 
-def _settle(spec: SweepSpec, home: Path, settled: list[Settled]) -> str:
-    settled.append(settle(spec, home))
+def _start(spec: SweepSpec, home: Path, services: list[Services]) -> str:
+    services.append(start_services(spec, home))
     embedded = [n for n in ("storage", "tracking") if getattr(spec, n) == "embedded"]
     return (
         f"embedded {' and '.join(embedded)} run" if embedded else "storage and tracking are yours"
     )
 
 
-def _credentials(settled: Settled) -> str:
-    place = settled.place
+def _credentials(services: Services) -> str:
+    place = services.place
     check_bucket(place.storage, place.read_credentials())
     where = "generated, in a file of mode 0600" if place.credentials else "boto3's chain"
     if place.credentials:
@@ -107,12 +107,12 @@ def _round_trip(store: Store) -> str:
         store.delete(path)
 
 
-def _mlflow(settled: Settled) -> str:
-    if settled.tracking_url is None:
+def _mlflow(services: Services) -> str:
+    if services.tracking_url is None:
         return "off"
     from soupray.tracking.mlflow import ping
 
-    return f"{mask(settled.tracking_url)}: {ping(settled.tracking_url)}"
+    return f"{mask(services.tracking_url)}: {ping(services.tracking_url)}"
 
 
 def _ray(spec: SweepSpec) -> str:

@@ -54,10 +54,10 @@ def export(recipe: Path, home: Path, output: Path | None) -> None:
     """
     from soupray.recipe_file import export as write
     from soupray.recipe_file import read_recipe, spec_of
-    from soupray.settling import settle
+    from soupray.services.place import start_services
 
     read = read_recipe(recipe)
     folder = output or recipe.with_name(recipe.name.removesuffix(".recipe.json"))
-    loads = write(read, settle(spec_of(read), home).place, folder)
+    loads = write(read, start_services(spec_of(read), home).place, folder)
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     click.echo(f"{folder}/ ({names})\n{loads}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from soupray.core.errors import ConfigError, Diverged, TrialError
 from soupray.core.records import Basis, Ingredient, Manifest, Trial, digest
 from soupray.plan import CODE_VERSION
-from soupray.settling import settle
+from soupray.services.place import start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import check_bucket, create_record, find_record
@@ -30,7 +30,7 @@ def run_import(spec: SweepSpec, home: Path, named: Sequence[str]) -> Iterator[In
         TrialError: a model that answers one class to everything.
     """
     files = _found(named)
-    place = settle(spec, home).place
+    place = start_services(spec, home).place
     check_bucket(place.storage, place.read_credentials())
     basis = find_basis(place.open_store(), spec) or make_basis(spec, place, basis_key(spec))
     here = world(spec, place)

@@ -11,22 +11,22 @@ from soupray.console import say
 from soupray.core.errors import SouprayError
 from soupray.core.ports import Tracker
 from soupray.core.records import Manifest
-from soupray.settling import Settled
+from soupray.services.place import Services
 from soupray.spec.sweep_spec import SweepSpec
 
 PATIENCE_S = 60.0
 """How long the end of a sweep waits for MLflow to take what is left."""
 
 
-def open_tracker(spec: SweepSpec, settled: Settled) -> Tracker:
+def open_tracker(spec: SweepSpec, services: Services) -> Tracker:
     """The tracker of `spec`; one in memory if tracking is off. Raises TrackingError."""
-    if settled.tracking_url is None:
+    if services.tracking_url is None:
         from soupray.tracking.memory import MemoryTracker
 
         return MemoryTracker()
     from soupray.tracking.mlflow import MlflowTracker
 
-    return MlflowTracker(settled.tracking_url, spec.name, settled.artifacts)
+    return MlflowTracker(services.tracking_url, spec.name, services.artifacts)
 
 
 class Indexer:
@@ -36,19 +36,21 @@ class Indexer:
     `soupray publish` completes the index from the store.
     """
 
-    def __init__(self, spec: SweepSpec, settled: Settled, read: Callable[[str], Manifest]) -> None:
-        self._spec, self._settled, self._read = spec, settled, read
+    def __init__(
+        self, spec: SweepSpec, services: Services, read: Callable[[str], Manifest]
+    ) -> None:
+        self._spec, self._services, self._read = spec, services, read
         self._keys: queue.Queue[str | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, daemon=True, name="indexer")
         self.problem: str | None = None
 
     def __enter__(self) -> Indexer:
-        if self._settled.tracking_url:
+        if self._services.tracking_url:
             self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._settled.tracking_url is None:
+        if self._services.tracking_url is None:
             return
         self._keys.put(None)
         self._thread.join(PATIENCE_S)
@@ -65,7 +67,7 @@ class Indexer:
         from soupray.reporting.publish import sweep_run, trial_run
 
         try:
-            tracker = open_tracker(self._spec, self._settled)
+            tracker = open_tracker(self._spec, self._services)
             started = time.time()
             tracker.write([sweep_run(self._spec, started)])
             while (batch := self._next_batch()) is not None:

@@ -40,15 +40,15 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Array]
     Raises:
         ConfigError, NotFound, ChecksumMismatch: as `rebuild`.
     """
-    from soupray.home import default_home
-    from soupray.settling import settle
+    from soupray.services.home import default_home
+    from soupray.services.place import start_services
 
     read = read_recipe(Path(recipe))
     home = home or default_home()
 
     @functools.cache
     def source(spec: SweepSpec) -> _Source:
-        place = settle(spec, home).place
+        place = start_services(spec, home).place
         weights = Checkpoints(place.open_store(), place.folder / "weights")
         return _Source(task_of(spec.task), weights, spec.setting.precision)
 

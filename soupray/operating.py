@@ -35,11 +35,11 @@ def gc(spec: Path | None, home: Path, as_json: bool, dry: bool, hours: float) ->
     soupray gc sweeps/digits.yaml --dry-run
     """
     from soupray.garbage import find_garbage, remove
-    from soupray.settling import settle
+    from soupray.services.place import start_services
     from soupray.tables import print_json, show_garbage
 
     _, loaded = load_named(spec, home)
-    store = settle(loaded, home).place.open_store()
+    store = start_services(loaded, home).place.open_store()
     found = find_garbage(store, loaded, hours * 3600)
     gone = found if dry else remove(store, found, hours * 3600)
     if as_json:

@@ -23,7 +23,7 @@ partial_option = click.option(
 
 
 def _default_home() -> Path:
-    from soupray.home import default_home
+    from soupray.services.home import default_home
 
     return default_home()
 
@@ -42,7 +42,7 @@ def home_option(command: Command) -> Command:
 
 def load_named(spec: Path | None, home: Path) -> tuple[Path, SweepSpec]:
     """The spec, named on stderr if it was not given."""
-    from soupray.home import load_spec
+    from soupray.services.home import load_spec
 
     path, loaded, said = load_spec(spec, home)
     if spec is None:

@@ -13,11 +13,11 @@ from soupray.core.errors import ChecksumMismatch, ConfigError
 from soupray.core.records import CheckpointRef, Record, decode
 from soupray.evaluation.local import about
 from soupray.maths.weights import Mixer
+from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.weights_file import sha256_of, write_weights
 from soupray.tasks import task_of
-from soupray.wiring import Place
 
 
 class Foreign(Record, frozen=True, kw_only=True):

@@ -11,19 +11,19 @@ from soupray.core.candidates import Outcome, mean_of
 from soupray.core.errors import NotFound
 from soupray.core.ports import Champion, TrackedRun, Tracker
 from soupray.core.records import Basis, Manifest, encode
-from soupray.home import atomic_write
 from soupray.indexer import open_tracker
 from soupray.recipe_file import Foreign, RecipeFile
 from soupray.reporting.plots import draw_all
 from soupray.reporting.publish import entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import Entry, as_csv, names_of
-from soupray.settling import settle
+from soupray.services.home import atomic_write
+from soupray.services.place import Place, start_services
 from soupray.soup import Result
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, find_record, read_record, read_view
-from soupray.wiring import Place, find_basis
+from soupray.wiring import find_basis
 
 LEADERBOARD = "leaderboard.json"
 RUNS = "runs.json"
@@ -57,14 +57,14 @@ def write_results(result: Result, spec: SweepSpec, output: Path) -> list[Path]:
         atomic_write(output / name, data)
     world = (result.pool, result.basis)
     drawn = draw_all(output, result.entries, result.outcomes, world, result.reported)
-    store = result.settled.place.open_store()
+    store = result.services.place.open_store()
     for name in (*files, *drawn):
         store.put(_in_store(spec, name), (output / name).read_bytes())
     for old in store.list(_in_store(spec, "").rstrip("/")):
         if old.rpartition("/")[2] not in {*files, *drawn}:
             store.delete(old)
     _remove_stale(output, earlier, {*files, *drawn})
-    weights = _copy_weights(result.settled.place, result.weights.sha256, result.soup.name, output)
+    weights = _copy_weights(result.services.place, result.weights.sha256, result.soup.name, output)
     return [output / LEADERBOARD, output / "leaderboard.csv", *drawn.values(), weights]
 
 
@@ -88,7 +88,7 @@ def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
 
     No file is written before all of them but the weights are here, whole.
     """
-    place = settle(spec, home).place
+    place = start_services(spec, home).place
     store = place.open_store()
     prefix = _in_store(spec, "")
     paths = store.list(prefix.rstrip("/"))
@@ -110,7 +110,7 @@ def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
 
 def stored_leaderboard(spec: SweepSpec, home: Path) -> tuple[list[Entry], Basis]:
     """The leaderboard of the last soup. Raises NotFound if there is none."""
-    store = settle(spec, home).place.open_store()
+    store = start_services(spec, home).place.open_store()
     basis = find_basis(store, spec)
     entries = find_record(store, _in_store(spec, LEADERBOARD), list[Entry])
     if basis is None or entries is None:
@@ -123,10 +123,10 @@ def publish(spec: SweepSpec, home: Path) -> int:
 
     Idempotent: what is there already is left alone. Raises TrackingError, StoreError.
     """
-    settled = settle(spec, home)
-    store = settled.place.open_store()
+    services = start_services(spec, home)
+    store = services.place.open_store()
     runs = stored_runs(store, spec)
-    tracker = open_tracker(spec, settled)
+    tracker = open_tracker(spec, services)
     _index(tracker, runs, find_record(store, _in_store(spec, CHAMPION), Champion))
     with tempfile.TemporaryDirectory() as folder:
         files = []
@@ -158,8 +158,8 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
 
 def publish_soup(result: Result, spec: SweepSpec, files: list[Path]) -> None:
     """Runs and figures of a soup into the tracker. Raises TrackingError."""
-    tracker = open_tracker(spec, result.settled)
-    runs = stored_runs(result.settled.place.open_store(), spec)
+    tracker = open_tracker(spec, result.services)
+    runs = stored_runs(result.services.place.open_store(), spec)
     _index(tracker, runs, _champion(result, spec))
     tracker.attach(spec.name, [p for p in files if p.name in SHOWN])
 
@@ -170,7 +170,7 @@ def _champion(result: Result, spec: SweepSpec) -> Champion:
         model=f"soupray-{spec.name}",
         entry=entry_key(spec, result.soup.name),
         candidate=result.soup.candidate.digest,
-        weights=f"{result.settled.place.storage}/{result.weights.path}",
+        weights=f"{result.services.place.storage}/{result.weights.path}",
         sha256=result.weights.sha256,
         size_bytes=result.weights.size_bytes,
     )

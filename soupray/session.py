@@ -16,7 +16,7 @@ from soupray.core.requests import Body
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.pool import Found, all_trials, find_trials
 from soupray.evaluation.shelf import Shelf
-from soupray.settling import Settled, settle
+from soupray.services.place import Services, start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
@@ -30,7 +30,7 @@ class Session(NamedTuple):
     `foreign`: the specs of the checkpoints that come from another spec's pool.
     """
 
-    settled: Settled
+    services: Services
     store: Store
     pool: Pool
     basis: Basis
@@ -75,7 +75,7 @@ def opened(
         actors = Actors([spec, *others], attach)
 
         def site(of: Brought) -> Site:
-            workers = RayWorkers(of.spec, of.settled.place, actors)
+            workers = RayWorkers(of.spec, of.services.place, actors)
             return Site(workers, of.shelf, of.spec.setting)
 
         mine, *theirs = [_brought(s, home, partial) for s in (spec, *others)]
@@ -89,7 +89,7 @@ def opened(
             foreign |= dict.fromkeys((i.checkpoint.sha256 for i in new), other.spec)
             sites |= dict.fromkeys((i.checkpoint.sha256 for i in new), site(other))
         yield Session(
-            mine.settled,
+            mine.services,
             mine.store,
             pool_of(mine.basis, list(ingredients.values())),
             mine.basis,
@@ -102,7 +102,7 @@ class Brought(NamedTuple):
     """What one spec brings to a session."""
 
     spec: SweepSpec
-    settled: Settled
+    services: Services
     store: Store
     pool: Pool
     basis: Basis
@@ -110,14 +110,14 @@ class Brought(NamedTuple):
 
 
 def _brought(spec: SweepSpec, home: Path, partial: bool) -> Brought:
-    settled = settle(spec, home)
-    place = settled.place
+    services = start_services(spec, home)
+    place = services.place
     check_bucket(place.storage, place.read_credentials())
     store = place.open_store()
     pool, basis = find_pool(store, spec, partial)
     shelf = Shelf(Checkpoints(store, place.folder / "weights"), spec.setting, basis.split("train"))
     shelf.add(pool.ingredients)
-    return Brought(spec, settled, store, pool, basis, shelf)
+    return Brought(spec, services, store, pool, basis, shelf)
 
 
 def refuse_other_data(mine: Brought, other: Brought) -> None:

@@ -23,8 +23,8 @@ from soupray.recipes import TABLE, Option
 from soupray.recipes.learned import bytes_read
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Entry, best_soup, leaderboard, model_of
+from soupray.services.place import Services
 from soupray.session import Session, opened
-from soupray.settling import Settled
 from soupray.spec.sweep_spec import NAME_LENGTH, SweepSpec
 from soupray.store import layout
 from soupray.store.objects import Store, create_record, find_record
@@ -59,7 +59,7 @@ class Result(NamedTuple):
     soup: Outcome
     weights: CheckpointRef
     statistics: dict[str, CheckpointRef]
-    settled: Settled
+    services: Services
     made: float
     foreign: dict[str, SweepSpec]
 
@@ -128,7 +128,7 @@ def _result(session: Session, spec: SweepSpec, choices: Choices) -> Result:
         soup=soup,
         weights=evaluator.save(model_of(soup)),
         statistics=evaluator.statistics(asked),
-        settled=session.settled,
+        services=session.services,
         made=choices.made,
         foreign=session.foreign,
     )

@@ -10,7 +10,7 @@ from soupray.core.errors import NotFound
 from soupray.core.records import Metric, Record
 from soupray.evaluation.pool import Found, all_trials, find_trials
 from soupray.maths.metrics import as_read, value
-from soupray.settling import settle
+from soupray.services.place import start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store.lease import Beat, RunningTrial, find_driver
 from soupray.wiring import find_basis
@@ -52,7 +52,7 @@ class Status(Record, frozen=True, kw_only=True):
 
 def find_status(spec: SweepSpec, home: Path) -> Status:
     """How `spec` stands. Raises NotFound if it was never swept, StoreError."""
-    store = settle(spec, home).place.open_store()
+    store = start_services(spec, home).place.open_store()
     driver = find_driver(store, spec.name)
     basis = find_basis(store, spec)
     if basis is None:

@@ -13,9 +13,9 @@ from soupray.console import duration, say
 from soupray.core.errors import StoreError, TrialError
 from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
 from soupray.evaluation.pool import Found, find_trials
-from soupray.home import remember_spec
 from soupray.indexer import Indexer
-from soupray.settling import Settled, settle
+from soupray.services.home import remember_spec
+from soupray.services.place import Services, start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.lease import Lease, write_heartbeat
@@ -49,12 +49,12 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
 
     started = time.time()
     with cluster.when_needed(address, spec, workers=spec.training.workers) as attach:
-        settled = settle(spec, home)
-        check_bucket(settled.place.storage, settled.place.read_credentials())
-        store = settled.place.open_store()
+        services = start_services(spec, home)
+        check_bucket(services.place.storage, services.place.read_credentials())
+        store = services.place.open_store()
         remember_spec(spec_path, spec, home)
         with Lease(store, layout.lease(spec.name)) as lease:
-            basis = find_basis_or_make(spec, settled, attach)
+            basis = find_basis_or_make(spec, services, attach)
             create_record(store, layout.spec(spec.name, spec.digest), _as_data(spec))
             work = _find_work(store, spec, basis)
             found, todo = work.found, len(work.found.missing) + work.unasked
@@ -63,7 +63,7 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
             say(f"{spec.search.trials} trials planned, {said}{gone}.")
             if todo:
                 attach()
-            watch = _train(spec, settled, work, lease)
+            watch = _train(spec, services, work, lease)
         if lease.lost:
             raise StoreError(f"Another driver took the sweep {spec.name} over; this one stops.")
     return SweepReport(
@@ -76,7 +76,7 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
         stopped=len(work.stopped) + watch.given_up,
         unfinished=todo - watch.complete - watch.diverged - watch.given_up,
         seconds=time.time() - started,
-        storage=settled.place.storage,
+        storage=services.place.storage,
     )
 
 
@@ -96,17 +96,17 @@ def _find_work(store: Store, spec: SweepSpec, basis: Basis) -> _Work:
     return _Work(basis, found, stopped, unasked(store, spec, basis))
 
 
-def _train(spec: SweepSpec, settled: Settled, work: _Work, lease: Lease) -> Watch:
+def _train(spec: SweepSpec, services: Services, work: _Work, lease: Lease) -> Watch:
     """Run what is missing, with the live table, and index it as it finishes."""
     found = work.found
 
-    store = settled.place.open_store()
+    store = services.place.open_store()
 
     def read(key: str) -> Manifest:
         manifest: Manifest = read_record(store, layout.manifest(key), Manifest)
         return manifest
 
-    indexer = Indexer(spec, settled, read)
+    indexer = Indexer(spec, services, read)
     for key in found.over:
         indexer.add(key)
     watch = Watch(found.missing, read, indexer.add)
@@ -114,15 +114,15 @@ def _train(spec: SweepSpec, settled: Settled, work: _Work, lease: Lease) -> Watc
         if found.missing or work.unasked:
             lease.attend(lambda: write_heartbeat(store, spec.name, lease.holder, watch.beat()))
             with watch:
-                _run(spec, settled, work, watch, lease)
+                _run(spec, services, work, watch, lease)
     return watch
 
 
-def _run(spec: SweepSpec, settled: Settled, work: _Work, watch: Watch, lease: Lease) -> None:
+def _run(spec: SweepSpec, services: Services, work: _Work, watch: Watch, lease: Lease) -> None:
     from soupray.distributed.search import Asker
     from soupray.distributed.tune import Planned, run_trials
 
-    store = settled.place.open_store()
+    store = services.place.open_store()
     adaptive = spec.search.sampler == "tpe"
     asker = Asker(store, spec, work.basis) if adaptive else None
 
@@ -131,19 +131,19 @@ def _run(spec: SweepSpec, settled: Settled, work: _Work, watch: Watch, lease: Le
         create_record(store, path, Stopped(trial=trial, last=last))
 
     planned = Planned(work.found.missing, asker)
-    run_trials(spec, settled.place, planned, watch, lambda: lease.lost, give_up)
+    run_trials(spec, services.place, planned, watch, lambda: lease.lost, give_up)
 
 
-def find_basis_or_make(spec: SweepSpec, settled: Settled, attach: Callable[[], None]) -> Basis:
+def find_basis_or_make(spec: SweepSpec, services: Services, attach: Callable[[], None]) -> Basis:
     """The stored basis, else one made on a worker: the driver never loads weights."""
     from soupray.distributed import cluster
     from soupray.wiring import basis_key, find_basis
 
-    basis = find_basis(settled.place.open_store(), spec)
+    basis = find_basis(services.place.open_store(), spec)
     if basis is None:
         say("decoding the data and building the initial model ...")
         attach()
-        basis = cluster.make_basis_there(spec, settled.place, basis_key(spec))
+        basis = cluster.make_basis_there(spec, services.place, basis_key(spec))
         for note in basis.notes:
             say(f"note: {note}.")
     return basis

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import functools
-import json
-import socket
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from soupray.core.errors import Diverged
 from soupray.core.ports import Task
-from soupray.core.records import Basis, Record, digest
+from soupray.core.records import Basis, digest
 from soupray.data.cache import DATA_VERSION, Data, open_data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
-from soupray.home import node_home
 from soupray.plan import CODE_VERSION
 from soupray.spec.data import TextSpec
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import FileInit, ProbeInit, TrainedInit
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
-from soupray.store.objects import Credentials, Store, create_record, find_record, open_store
+from soupray.store.objects import Store, create_record, find_record
 from soupray.store.weights_file import Weights
 from soupray.tasks import file_digests, local_digests, task_of
 from soupray.tasks.files import local_path
@@ -32,37 +28,6 @@ from soupray.tasks.foreign import load_foreign
 from soupray.training.loop import trained
 from soupray.training.probe import probed
 from soupray.training.start import Hyperparameters, Start
-
-
-class Place(Record, frozen=True, kw_only=True):
-    """Where a sweep keeps things, in a form that may cross a process border.
-
-    `credentials` is the path of a file readable by its owner only, never a secret; it is None
-    where boto3's chain finds them on each machine. `cache` is a folder of the machine `host`;
-    others have one of their own. Without `host` it is the same for all.
-    """
-
-    storage: str
-    credentials: str | None
-    cache: str
-    host: str | None = None
-
-    @property
-    def folder(self) -> Path:
-        """Where this machine keeps decoded data and copies of weights."""
-        here = self.host in (None, socket.gethostname())
-        return Path(self.cache) if here else node_home() / "cache"
-
-    def open_store(self) -> Store:
-        """The store, with credentials read here and now."""
-        return open_store(self.storage, self.read_credentials())
-
-    def read_credentials(self) -> Credentials | None:
-        """The embedded store's key pair, if there is one."""
-        if self.credentials is None:
-            return None
-        found = json.loads(Path(self.credentials).read_text())
-        return Credentials(found["endpoint"], found["access_key"], found["secret_key"])
 
 
 @dataclass(frozen=True)

@@ -106,11 +106,11 @@ class Home:
 
     def world(self):
         """(spec, place, store) as the command line sees them."""
-        from soupray.settling import settle
+        from soupray.services.place import start_services
         from soupray.spec.sweep_spec import load
 
         spec = load(self.spec)
-        place = settle(spec, self.home).place
+        place = start_services(spec, self.home).place
         return spec, place, place.open_store()
 
 
@@ -149,9 +149,9 @@ def _shared(factory: pytest.TempPathFactory) -> Path:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """The main job's store runs until the last process is done."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        from soupray import stack
+        from soupray.services import embedded
 
-        stack.down(_shared(session.config._tmp_path_factory) / "main job" / "home")
+        embedded.down(_shared(session.config._tmp_path_factory) / "main job" / "home")
 
 
 @pytest.fixture(scope="session")
@@ -173,7 +173,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @contextmanager
 def copied(run: Run, folder: Path) -> Iterator[Home]:
     """A copy of the main job's home and store, to change."""
-    from soupray import stack
+    from soupray.services import embedded
 
     copy = Home(folder)
     copy.folder.mkdir()
@@ -182,14 +182,14 @@ def copied(run: Run, folder: Path) -> Iterator[Home]:
     for part in ("mlflow", "sweeps"):
         shutil.copytree(run.home / part, copy.home / part)
     try:
-        stack.up(copy.home)
+        embedded.up(copy.home)
         source, target = run.world()[2], copy.world()[2]
         for prefix in COPIED:
             for path in source.list(prefix):
                 target.put(path, source.get(path))
         yield copy
     finally:
-        stack.down(copy.home)
+        embedded.down(copy.home)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from soupray import stack
 from soupray.core.records import (
     Basis,
     CheckpointRef,
@@ -24,6 +23,7 @@ from soupray.core.records import (
 )
 from soupray.data.cache import Data, open_data
 from soupray.plan import trials_of
+from soupray.services import embedded
 from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Credentials, Store, open_store
@@ -84,13 +84,13 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 @contextmanager
-def embedded(home: Path) -> Iterator[Credentials]:
+def embedded_store(home: Path) -> Iterator[Credentials]:
     """A running S3 store of its own."""
-    running = stack.up(home)
+    running = embedded.up(home)
     try:
         yield Credentials(running.endpoint, running.access_key, running.secret_key)
     finally:
-        stack.down(home)
+        embedded.down(home)
 
 
 class CutShort(Store):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, mini_text
-from shared import embedded
+from shared import embedded_store
 from test_ray_job import free_ports, node_address, wait_for
 
 from soupray.store.objects import open_store
@@ -68,7 +68,7 @@ def cluster(tmp_path):
     address = f"{node_address()}:{gcs}"
     file = tmp_path / "autoscaling.json"
     file.write_text(json.dumps(config(address)))
-    with embedded(tmp_path / "elsewhere") as s3:
+    with embedded_store(tmp_path / "elsewhere") as s3:
         env = {
             **os.environ,
             "RAY_AUTH_MODE": "token",

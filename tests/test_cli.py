@@ -114,7 +114,7 @@ def test_a_dry_run_prints_trials_bytes_and_forward_passes_and_stores_nothing(tmp
 
 
 def test_the_spec_is_found_in_the_documented_order(tmp_path, monkeypatch):
-    from soupray.home import find_spec
+    from soupray.services.home import find_spec
 
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("SOUPRAY_SPEC", raising=False)

@@ -118,7 +118,7 @@ def test_what_runs_at_a_time_is_what_there_is_room_for_what_the_spec_says_or_all
 
 
 def test_each_machine_has_a_cache_and_the_drivers_is_the_homes(monkeypatch, tmp_path):
-    from soupray.wiring import Place
+    from soupray.services.place import Place
 
     def place(host: str | None) -> Place:
         return Place(storage="memory://", credentials=None, cache="/driver/cache", host=host)

@@ -25,6 +25,7 @@ from soupray.evaluation.pool import all_trials
 from soupray.evaluation.shelf import Shelf
 from soupray.recipe_file import RecipeFile
 from soupray.results import stored_runs
+from soupray.services.place import Place
 from soupray.session import find_pool
 from soupray.spec.sweep_spec import load, parse
 from soupray.spec.task import OpenClipSpec
@@ -34,7 +35,7 @@ from soupray.tasks import task_of
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign
 from soupray.tasks.image import ASSETS
-from soupray.wiring import Place, basis_key, find_basis, make_basis
+from soupray.wiring import basis_key, find_basis, make_basis
 from soupray.wiring import world as running
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -39,7 +39,7 @@ from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.pool import find_trials
 from soupray.evaluation.selection import HeldOut
 from soupray.evaluation.shelf import Shelf
-from soupray.home import atomic_write
+from soupray.services.home import atomic_write
 from soupray.soup import run_recipes
 from soupray.spec.space import Space
 from soupray.store.checkpoints import Checkpoints

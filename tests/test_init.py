@@ -12,12 +12,13 @@ from soupray.data.cache import Data
 from soupray.estimate import DryRun, dry_run
 from soupray.plan import plan, trials_of
 from soupray.reporting.ranking import names_of
+from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec, load, parse
 from soupray.store.checkpoints import Checkpoints
 from soupray.training.fine_tune import fine_tune
 from soupray.training.loop import Loop, trained
 from soupray.training.start import Hyperparameters, Start
-from soupray.wiring import Place, World, basis_key, find_basis, make_basis, world
+from soupray.wiring import World, basis_key, find_basis, make_basis, world
 
 INIT = ("lr: 3e-3, epochs: 4, batch_size: 64", "lr: 3e-3, epochs: 2, batch_size: 8")
 

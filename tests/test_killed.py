@@ -9,9 +9,9 @@ import time
 import pytest
 from conftest import ROOT, inside, leaderboard, mini_text
 
-from soupray import stack
 from soupray.evaluation.shelf import Shelf
-from soupray.settling import settle
+from soupray.services import embedded
+from soupray.services.place import start_services
 from soupray.spec.sweep_spec import load
 from soupray.store.checkpoints import Checkpoints
 from soupray.wiring import find_basis
@@ -56,9 +56,9 @@ def test_kill_9_of_the_driver_loses_nothing_that_was_finished(request, asked, tm
     spec.write_text(mini_text())
     where = ("--home", home)
     try:
-        stack.up(home)
+        embedded.up(home)
         loaded = load(spec)
-        store = settle(loaded, home).place.open_store()
+        store = start_services(loaded, home).place.open_store()
 
         def stored(prefix: str) -> list[str]:
             return [p for p in store.list(prefix) if p.endswith(".json")]
@@ -82,7 +82,7 @@ def test_kill_9_of_the_driver_loses_nothing_that_was_finished(request, asked, tm
         assert repeated
         assert not repeated & evaluated
     finally:
-        stack.down(home)
+        embedded.down(home)
     # The undisturbed run, in another home, ends in the same leaderboard.
     run = request.getfixturevalue("run")
     these = {"anchor", "best_single", "uniform", "greedy"}

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from shared import embedded
+from shared import embedded_store
 
 from soupray.core.errors import StoreError, StoreUnavailable
 from soupray.core.records import decode, encode
@@ -25,7 +25,7 @@ def store() -> Store:
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
-    with embedded(tmp_path_factory.mktemp("s3")) as credentials:
+    with embedded_store(tmp_path_factory.mktemp("s3")) as credentials:
         yield open_store("s3://soupray/leases", credentials)
 
 

@@ -21,6 +21,7 @@ from soupray.inference import _Predictor, _Source
 from soupray.plan import trials_of
 from soupray.recipe_file import RecipeFile
 from soupray.reporting.ranking import forward_passes
+from soupray.services.place import Place
 from soupray.session import Session
 from soupray.soup import run_recipes
 from soupray.spec.task import Probe
@@ -28,7 +29,7 @@ from soupray.training.fine_tune import fine_tune
 from soupray.training.loop import Loop
 from soupray.training.probe import fit_head, probed
 from soupray.training.start import Hyperparameters, Start
-from soupray.wiring import Place, World, basis_key, make_basis, world
+from soupray.wiring import World, basis_key, make_basis, world
 
 PROBE = ("init: zero_shot ", "init: {probe: {l2: 1e-3}} ")
 HEAD = ("  sampler: random ", "  sampler: random\n  train: head ")

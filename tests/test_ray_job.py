@@ -24,9 +24,9 @@ from typing import NamedTuple
 
 import pytest
 from conftest import ROOT, inside, leaderboard, mini_text
-from shared import embedded
+from shared import embedded_store
 
-from soupray import stack
+from soupray.services import embedded
 from soupray.store.objects import Store, open_store
 
 RAY = Path(sys.executable).with_name("ray")
@@ -57,7 +57,7 @@ SHOWN = base64.b64encode(f"somebody:{PASSWORD}".encode()).decode()  # as a reque
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
     """In the role of a store that is not ours."""
-    with embedded(tmp_path_factory.mktemp("elsewhere")) as credentials:
+    with embedded_store(tmp_path_factory.mktemp("elsewhere")) as credentials:
         yield credentials
 
 
@@ -254,7 +254,7 @@ def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pu
     assert souped.returncode == 0, souped.stdout
     assert "best_single" in souped.stdout
     assert len([p for p in store.list("trials") if p.endswith("manifest.json")]) == 3
-    assert stack.find(home) is None  # nothing embedded was started
+    assert embedded.find(home) is None  # nothing embedded was started
     token = (Path.home() / ".ray" / "auth_token").read_text().strip()
     said = "".join(job.stdout + job.stderr for job in (disturbed, swept, souped)).encode()
     # In Ray's logs, the bucket, MLflow's database and files, the home, nor in what was said.

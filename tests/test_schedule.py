@@ -40,13 +40,13 @@ def run(models: Models, bound: int, accept: str, low: bool, workers: int, seed: 
         len(models.orders), models.orders.__getitem__, BATCH, bound, accept, precision
     )
     running = []
-    while (settled := schedule.settled()) is None:
+    while (reached := schedule.answer()) is None:
         while len(running) < workers and (unit := schedule.next()) is not None:
             running.append(unit)
         assert running, "nothing to do, and nothing decided"
         unit = running.pop(chance.randrange(len(running)))
         schedule.take(unit, models.answer(unit))
-    return settled, schedule.samples
+    return reached, schedule.samples
 
 
 cases = {
@@ -67,12 +67,12 @@ def test_decisions_are_those_of_a_plain_loop_over_full_counts(
     models = Models(seed, count)
     counts = models.right.sum(axis=1)
     hits = [c > bound if accept == "gt" else c >= bound for c in counts]
-    settled, _ = run(models, bound, accept, low, workers, seed)
-    assert settled.hit == any(hits)
+    reached, _ = run(models, bound, accept, low, workers, seed)
+    assert reached.hit == any(hits)
     upto = hits.index(True) + 1 if any(hits) else count
-    assert len(settled.results) == upto
+    assert len(reached.results) == upto
     needed = bound + 1 if accept == "gt" else bound
-    for i, result in enumerate(settled.results):
+    for i, result in enumerate(reached.results):
         if isinstance(result, Rejected):
             assert not hits[i]
             # What it says is enough to be certain, and true.
@@ -105,11 +105,11 @@ def test_the_records_do_not_depend_on_how_many_work_or_who_is_first(
 def one(right: list[int], bound: int, accept: str = "ge") -> tuple[Reached, int]:
     """One candidate, ten samples in batches of two, in natural order."""
     schedule = FirstReaching(1, lambda _: tuple(range(10)), 2, bound, accept, "fp32")
-    while (settled := schedule.settled()) is None:
+    while (reached := schedule.answer()) is None:
         unit = schedule.next()
         mask = np.array(right, bool)[list(unit.rows)]
         schedule.take(unit, Answer(mask, np.zeros(len(mask), bool)))
-    return settled, schedule.samples
+    return reached, schedule.samples
 
 
 @pytest.mark.parametrize(
@@ -118,16 +118,16 @@ def one(right: list[int], bound: int, accept: str = "ge") -> tuple[Reached, int]
     [("ge", 6, 2), ("gt", 4, 1)],
 )
 def test_a_candidate_is_given_up_as_soon_as_it_cannot_reach_the_bound(accept, seen, correct):
-    settled, samples = one([0, 1, 0, 0, 1, 0, 1, 1, 1, 1], 7, accept)
-    assert settled == Reached(results=(Rejected(seen=seen, correct=correct, bound=7),), hit=False)
+    reached, samples = one([0, 1, 0, 0, 1, 0, 1, 1, 1, 1], 7, accept)
+    assert reached == Reached(results=(Rejected(seen=seen, correct=correct, bound=7),), hit=False)
     assert samples == seen
 
 
 def test_a_bound_that_is_met_is_counted_to_the_end():
-    settled, samples = one([1] * 7 + [0] * 3, 7)
-    assert settled.hit
-    assert isinstance(settled.results[0], Tally)
-    assert (settled.results[0].correct, samples) == (7, 10)
+    reached, samples = one([1] * 7 + [0] * 3, 7)
+    assert reached.hit
+    assert isinstance(reached.results[0], Tally)
+    assert (reached.results[0].correct, samples) == (7, 10)
 
 
 def test_idle_workers_get_later_batches_of_the_same_candidate_first():
@@ -149,24 +149,24 @@ def test_an_order_is_asked_for_when_its_candidate_is_first_run_and_once():
     schedule = FirstReaching(1000, order, 2, 3, "ge", "fp32")
     assert asked == []
     right = [[False, False], [True, True], [True, True]]  # the first is given up, the second hits
-    while schedule.settled() is None:
+    while schedule.answer() is None:
         unit = schedule.next()
         schedule.take(unit, Answer(np.array(right.pop(0)), np.zeros(2, bool)))
-    assert schedule.settled().hit
+    assert schedule.answer().hit
     assert asked == [0, 1]
 
 
 def test_unsure_samples_are_run_again_as_soon_as_they_fill_a_batch():
     schedule = FirstReaching(1, lambda _: tuple(range(6)), 2, 0, "ge", "cascade")
     seen = []
-    while schedule.settled() is None:
+    while schedule.answer() is None:
         unit = schedule.next()
         seen.append((unit.rows, unit.low))
         unsure = np.array([unit.low and r in (0, 2, 5) for r in unit.rows])
         schedule.take(unit, Answer(np.ones(len(unit.rows), bool), unsure))
     # 0 waits for 2; 5 is left for the end.
     assert seen == [((0, 1), True), ((2, 3), True), ((0, 2), False), ((4, 5), True), ((5,), False)]
-    assert schedule.settled().results[0].correct == 6
+    assert schedule.answer().results[0].correct == 6
 
 
 def test_hardest_first_is_by_the_sum_of_the_margins_then_by_index():
@@ -179,12 +179,12 @@ def asked_of(wrong: set[int], unsure: set[int], bound: int):
     """(units, answer) of one candidate: ten samples in batches of two, in natural order."""
     schedule = FirstReaching(1, lambda _: tuple(range(10)), 2, bound, "ge", "cascade")
     asked = []
-    while schedule.settled() is None:
+    while schedule.answer() is None:
         unit = schedule.next()
         asked.append((unit.rows, unit.low))
         right = np.array([r not in wrong for r in unit.rows])
         schedule.take(unit, Answer(right, np.array([unit.low and r in unsure for r in unit.rows])))
-    return asked, schedule.settled().results[0]
+    return asked, schedule.answer().results[0]
 
 
 def test_a_candidate_that_lives_on_unsure_samples_only_is_settled_at_once():

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from threading import Barrier
 
 import pytest
-from shared import embedded, small_disk
+from shared import embedded_store, small_disk
 
 from benchmarks.soak.proxy import Proxy, fits
 from soupray.core.errors import AlreadyExists, ConfigError, NotFound, StoreUnavailable
@@ -22,7 +22,7 @@ SECRET = "0123456789abcdefsecret"
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
-    with embedded(tmp_path_factory.mktemp("s3")) as credentials:
+    with embedded_store(tmp_path_factory.mktemp("s3")) as credentials:
         yield credentials
 
 
@@ -344,7 +344,7 @@ def test_the_embedded_store_on_a_full_disk_says_so_keeps_what_it_has_and_goes_on
     with small_disk(tmp_path / "small", "48m") as disk:
         (disk / "others").write_bytes(b"x" * 30_000_000)
         stored = {}
-        with embedded(disk / "home") as credentials:
+        with embedded_store(disk / "home") as credentials:
             store = open_store("s3://soupray/full", credentials)
             with pytest.raises(StoreUnavailable, match=r"at o\d+ .* whose disk is full") as error:
                 fill(store, stored)
@@ -354,7 +354,7 @@ def test_the_embedded_store_on_a_full_disk_says_so_keeps_what_it_has_and_goes_on
             assert all(store.get(path) == data for path, data in stored.items())
             (disk / "others").unlink()
         # A store that stays up notices within a minute that there is room; a new one, at once.
-        with embedded(disk / "home") as credentials:
+        with embedded_store(disk / "home") as credentials:
             store = open_store("s3://soupray/full", credentials)
             store.create("more", stored["o0"])
             stored["more"] = stored["o0"]

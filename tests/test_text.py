@@ -18,10 +18,11 @@ from soupray.core.texts import pack
 from soupray.evaluation.network import predict
 from soupray.plan import trials_of
 from soupray.recipe_file import RecipeFile
+from soupray.services.place import Place
 from soupray.tasks import local_digests, task_of
 from soupray.tasks.files import local_path
 from soupray.training.fine_tune import fine_tune
-from soupray.wiring import Place, basis_key, make_basis, world
+from soupray.wiring import basis_key, make_basis, world
 
 TEXTS = ["rain and wind", "the bread", "of the soup and salt and apple and bread and more"]
 DRAWN = ('templates: ["about {}"]', "pooling: {pooling}\n  normalise: {normalise}")

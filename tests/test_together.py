@@ -11,10 +11,11 @@ from soupray.distributed.search import Asker
 from soupray.distributed.tune import Planned, run_trials
 from soupray.evaluation.pool import find_trials
 from soupray.plan import trials_of
+from soupray.services.place import Place
 from soupray.spec.sweep_spec import parse
 from soupray.store.checkpoints import Checkpoints
 from soupray.training.fine_tune import fine_tune
-from soupray.wiring import Place, make_basis, world
+from soupray.wiring import make_basis, world
 
 
 class Told:

@@ -11,7 +11,7 @@ from soupray import indexer, results
 from soupray.core.errors import TrackingError
 from soupray.core.records import Manifest
 from soupray.indexer import Indexer
-from soupray.settling import settle
+from soupray.services.place import start_services
 from soupray.store import layout
 from soupray.store.objects import read_record
 from soupray.tracking.memory import MemoryTracker
@@ -52,7 +52,7 @@ def use(monkeypatch):
 
     def be(tracker: object) -> None:
         for module in (indexer, results):
-            monkeypatch.setattr(module, "open_tracker", lambda spec, settled: tracker)
+            monkeypatch.setattr(module, "open_tracker", lambda spec, services: tracker)
 
     return be
 
@@ -61,7 +61,7 @@ def use(monkeypatch):
 def swept(run, use):
     """A function: the index of the main job's trials as a sweep writes it, one by one."""
     spec, _, store = run.world()
-    settled = settle(spec, run.home)
+    services = start_services(spec, run.home)
     keys = [path.split("/")[1] for path in store.list("trials")]
 
     def read(key: str) -> Manifest:
@@ -69,7 +69,7 @@ def swept(run, use):
 
     def sweep(tracker: object) -> str | None:
         use(tracker)
-        with Indexer(spec, settled, read) as index:
+        with Indexer(spec, services, read) as index:
             for key in keys:
                 index.add(key)
         return index.problem

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 FIND = (
-    "import sys, pathlib; from soupray.home import load_spec; "
+    "import sys, pathlib; from soupray.services.home import load_spec; "
     "path, spec, said = load_spec(None, pathlib.Path(sys.argv[1])); print(path, spec.name, said)"
 )
 

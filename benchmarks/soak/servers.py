@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.soak.proxy import Proxy
-from soupray import stack
+from soupray.services import embedded
 from soupray.store.objects import Credentials
 
 RAY = Path(sys.executable).with_name("ray")
@@ -142,8 +142,8 @@ class Servers:
         self._open.close()
 
     def _start(self) -> None:
-        self._store = stack.up(self._home)
-        self._open.callback(stack.down, self._home)
+        self._store = embedded.up(self._home)
+        self._open.callback(embedded.down, self._home)
         self.proxy = Proxy(self._find_store)
         self._open.callback(self.proxy.stop)
         (self._mlflow_port,) = free_ports(1)
@@ -212,7 +212,7 @@ class Servers:
         """Kill -9, and start it again when that time is over."""
         os.kill(self._store.pid, signal.SIGKILL)
         time.sleep(away)
-        self._store = stack.up(self._home)
+        self._store = embedded.up(self._home)
 
     def freeze_store(self, seconds: float) -> None:
         """It answers nothing and then goes on."""

@@ -18,8 +18,9 @@ from soupray.core.requests import Request
 from soupray.distributed.cluster import get, largest, slots
 from soupray.evaluation.local import ahead
 from soupray.evaluation.schedule import Answer, FirstReaching
+from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.wiring import Place, world
+from soupray.wiring import world
 
 LOOK_S = 2.0
 """Between two looks at how large the cluster is by now."""
@@ -221,7 +222,7 @@ class RayWorkers:
     ) -> Reached:
         """See `evaluator.Workers`. Work that is no longer needed is cancelled."""
         with _Crew(self._actors) as crew:
-            while (reached := schedule.settled()) is None:
+            while (reached := schedule.answer()) is None:
                 while crew.free and (unit := schedule.next()) is not None:
                     coming = ahead(candidates, unit.candidate)
                     call = (unit, candidates[unit.candidate], split, tau, coming)

@@ -22,8 +22,9 @@ from soupray.console import say
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.records import Basis
 from soupray.distributed.nodes import room, wanted
+from soupray.services.place import Place
 from soupray.spec.sweep_spec import Resources, SweepSpec
-from soupray.wiring import Place, make_basis
+from soupray.wiring import make_basis
 
 _started_here = True
 TOKEN = Path.home() / ".ray" / "auth_token"

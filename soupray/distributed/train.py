@@ -18,11 +18,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from soupray.core.errors import SouprayError, TrialError
 from soupray.core.records import EpochRecord, Manifest, Trial, decode, encode
+from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import read_record
 from soupray.training.fine_tune import Training, fine_tune
-from soupray.wiring import Place, world
+from soupray.wiring import world
 
 RETRIES = 3
 """Of the whole group when one of it dies; it goes on at the trial's last state."""

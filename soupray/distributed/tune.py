@@ -25,10 +25,11 @@ from soupray.core.errors import TrialError
 from soupray.core.records import EpochRecord, Ingredient, Trial, decode, encode
 from soupray.distributed.cluster import at_a_time
 from soupray.distributed.search import AskedSearch, Asker
+from soupray.services.place import Place
 from soupray.spec.space import Dimension
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.training.fine_tune import Training, fine_tune
-from soupray.wiring import Place, world
+from soupray.wiring import world
 
 # What ends an attempt is told by `_Reporter`, in a line; Tune's own state is never read.
 logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)

@@ -61,7 +61,7 @@ class Workers(Protocol):
         split: Split,
         tau: float | None,
     ) -> Reached:
-        """Run the schedule's units until it is settled."""
+        """Run the schedule's units until the answer is certain."""
         ...
 
     def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:

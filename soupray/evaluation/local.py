@@ -69,7 +69,7 @@ class LocalWorkers:
         tau: float | None,
     ) -> Reached:
         """See `evaluator.Workers`."""
-        while (reached := schedule.settled()) is None:
+        while (reached := schedule.answer()) is None:
             unit = schedule.next()
             assert unit is not None
             coming = ahead(candidates, unit.candidate)

@@ -182,7 +182,7 @@ class FirstReaching:
             return Tally(n=n, correct=count.correct, right=pack_right(count.right))
         return None
 
-    def settled(self) -> Reached | None:
+    def answer(self) -> Reached | None:
         """The answer, as soon as it is certain."""
         found: list[Tally | Rejected] = []
         for result in self._results:

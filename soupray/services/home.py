@@ -48,7 +48,7 @@ def find_spec(given: Path | None, home: Path) -> tuple[Path, str]:
     swept = sorted((home / "sweeps").glob("*.yaml"), key=lambda p: p.stat().st_mtime)
     if swept:
         return swept[-1], "the newest sweep of this home"
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     for folder in (Path.cwd(), package.parent, package):  # here, a checkout, a wheel
         if (folder / DEMO).exists():
             return folder / DEMO, "the demo"

@@ -1,0 +1,1 @@
+"""What runs around a sweep: its home, its place, and the servers of this machine."""
