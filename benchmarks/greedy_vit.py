@@ -32,7 +32,7 @@ from soupray.recipes.greedy import greedy
 from soupray.spec.task import OpenClipSpec
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
-from soupray.tasks.image import OpenClipTask
+from soupray.tasks.open_clip import OpenClipTask
 
 MODELS = 16
 KEPT = (2, 3, 6)

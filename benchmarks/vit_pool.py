@@ -32,7 +32,7 @@ from soupray.data.cache import Data
 from soupray.evaluation.local import LocalWorkers
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
-from soupray.tasks.image import OpenClipTask
+from soupray.tasks.open_clip import OpenClipTask
 
 TRAINED, HELD_OUT, TRAIN, BATCH, CLASSES = 28, 400, 800, 16, 10
 TAME = 20

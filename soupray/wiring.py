@@ -15,6 +15,7 @@ from soupray.data.cache import DATA_VERSION, Data, open_data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.plan import CODE_VERSION
+from soupray.services.place import Place
 from soupray.spec.data import TextSpec
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import FileInit, ProbeInit, TrainedInit
@@ -114,7 +115,7 @@ def _refuse_long_texts(here: World) -> None:
     """Here, where all splits are at hand and before anything is stored. Raises ConfigError."""
     if not isinstance(here.spec.data, TextSpec) or here.spec.data.on_long == "cut":
         return
-    from soupray.tasks.text import TextTask
+    from soupray.tasks.transformers import TextTask
 
     assert isinstance(here.task, TextTask)
     for split in here.data.splits:

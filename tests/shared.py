@@ -27,7 +27,7 @@ from soupray.services import embedded
 from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Credentials, Store, open_store
-from soupray.tasks.image import OpenClipTask
+from soupray.tasks.open_clip import OpenClipTask
 
 DIGITS = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
 

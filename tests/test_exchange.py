@@ -34,7 +34,7 @@ from soupray.store.objects import open_store
 from soupray.tasks import task_of
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign
-from soupray.tasks.image import ASSETS
+from soupray.tasks.open_clip import ASSETS
 from soupray.wiring import basis_key, find_basis, make_basis
 from soupray.wiring import world as running
 

@@ -20,15 +20,15 @@ def task_of(spec: TaskSpec) -> Task:
     """The task that a spec describes. Raises ConfigError if its model cannot be made."""
     # Imported on use: each library takes seconds to import.
     if isinstance(spec, OpenClipSpec):
-        from soupray.tasks.image import OpenClipTask
+        from soupray.tasks.open_clip import OpenClipTask
 
         return OpenClipTask(spec)
     if isinstance(spec, TransformersSpec):
         _require_transformers()
-        from soupray.tasks.text import TextTask
+        from soupray.tasks.transformers import TextTask
 
         return TextTask(spec)
-    from soupray.tasks.network import TimmTask
+    from soupray.tasks.timm import TimmTask
 
     return TimmTask(spec)
 
@@ -37,7 +37,7 @@ def local_digests(spec: TaskSpec) -> list[str]:
     """SHA-256 of the local files that the model is made of: a name does not say what is in them."""
     files = []
     if isinstance(spec, OpenClipSpec):
-        from soupray.tasks.image import local_folder
+        from soupray.tasks.open_clip import local_folder
 
         folder = local_folder(spec.model)
         files = _files_in(folder) if folder else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -108,3 +108,18 @@ def matched(found: Source, model: torch.nn.Module) -> Weights:
 
 
 _ADVICE = "Name the architecture of that file, and its classes, under task in the spec."
+
+
+def leave_out_batch_counts(model: torch.nn.Module) -> None:
+    """BatchNorm's count of batches is no weight: nothing reads it, and it has no average."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.num_batches_tracked = None
+            # When it loads a state dict without the count, it would put one in and refuse it.
+            module.register_load_state_dict_pre_hook(_drop_batch_count)
+
+
+def _drop_batch_count(
+    module: torch.nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *more: Any
+) -> None:
+    state_dict.pop(f"{prefix}num_batches_tracked", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,21 @@ import torch
 from soupray.core.errors import ConfigError
 from soupray.spec.task import TimmSpec
 from soupray.store.weights_file import Weights, write_weights
-from soupray.tasks.batch_counts import leave_out_batch_counts
-from soupray.tasks.efficientnet import MARK, timm_names
 from soupray.tasks.files import local_path, not_reached
-from soupray.tasks.foreign import Source, load_foreign, matched, renamed, unwrapped
+from soupray.tasks.foreign import (
+    Source,
+    leave_out_batch_counts,
+    load_foreign,
+    matched,
+    renamed,
+    unwrapped,
+)
 from soupray.tasks.pixels import Pixels
 
 BODY, HEAD = "body.", "head."
 
 
-class NetworkClassifier(torch.nn.Module):
+class TimmClassifier(torch.nn.Module):
     """logits = head(features).
 
     Inputs [N, C, H, W] float32, features [N, D] as the body pools them, logits [N, classes].
@@ -52,7 +58,7 @@ class TimmTask:
         known: Any = self.model().body.pretrained_cfg
         self._last_layer, self._first_layer = known["classifier"], known["first_conv"]
 
-    def model(self) -> NetworkClassifier:
+    def model(self) -> TimmClassifier:
         """The model, weights not loaded."""
         return self._classifier(pretrained=False)
 
@@ -94,7 +100,7 @@ class TimmTask:
         found = unwrapped(weights)
         if any(name.startswith(BODY) for name in found):
             return found
-        if MARK in found:
+        if EFFICIENTNET_MARK in found:
             body = self._made(self._spec.model, num_classes=0)
             found = timm_names(found, body.state_dict())
         return renamed(found, self._our_name)
@@ -116,10 +122,10 @@ class TimmTask:
             return body | {name: timm.models.adapt_input_conv(channels, body[name])}
         return body
 
-    def _classifier(self, pretrained: bool) -> NetworkClassifier:
+    def _classifier(self, pretrained: bool) -> TimmClassifier:
         body = self._body(pretrained)
         width = getattr(body, "head_hidden_size", body.num_features)
-        model = NetworkClassifier(body, width, len(self._spec.classes))
+        model = TimmClassifier(body, width, len(self._spec.classes))
         leave_out_batch_counts(model)
         # Twice as fast as the default on CPUs. Weights are stored in the default order all the
         # same, and a model that loads them keeps its own.
@@ -142,3 +148,54 @@ class TimmTask:
                 f"{spec.pretrained!r}: "
                 f"{why or f'timm cannot make it: {type(error).__name__}: {error}'}"
             ) from error
+
+
+# EfficientNets in the names of the package efficientnet_pytorch, as timm names them. That port of
+# the published TensorFlow weights numbers its blocks from first to last; timm by stage and place.
+# Each tensor is found by its name, none by its position in the file.
+
+EFFICIENTNET_MARK = "_conv_stem.weight"
+"""A tensor that those files have and no others."""
+
+_OUTSIDE = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_PLAIN = {  # a block that does not expand its channels has two convolutions
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+_EXPANDING = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_ATTENTION = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+
+
+def timm_names(weights: Weights, model: Iterable[str]) -> Weights:
+    """`weights` under timm's names; `model`: the names of timm's model, which say where blocks are.
+
+    What has no name in timm keeps its own.
+    """
+    places = sorted({tuple(map(int, n.split(".")[1:3])) for n in model if n.startswith("blocks.")})
+    renamed = {}
+    for name, tensor in weights.items():
+        *inside, layer, kind = name.split(".")
+        if inside[:1] == ["_blocks"] and len(inside) == 2 and int(inside[1]) < len(places):
+            stage, place = places[int(inside[1])]
+            expands = f"_blocks.{inside[1]}._expand_conv.weight" in weights
+            names = (_EXPANDING if expands else _PLAIN) | _ATTENTION
+            new = f"blocks.{stage}.{place}.{names.get(layer, layer)}.{kind}"
+        else:
+            new = ".".join([*inside, _OUTSIDE.get(layer, layer), kind])
+        renamed[new] = tensor
+    return renamed

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from soupray.core.errors import ConfigError, IncompatibleWeights
 from soupray.spec.task import OpenClipSpec
 from soupray.store.weights_file import Weights, write_weights
-from soupray.tasks.batch_counts import leave_out_batch_counts
 from soupray.tasks.files import not_reached
-from soupray.tasks.foreign import Source, matched, renamed, unwrapped
+from soupray.tasks.foreign import Source, leave_out_batch_counts, matched, renamed, unwrapped
 from soupray.tasks.pixels import Pixels
 from soupray.tasks.vocabulary import CutTokenizer
 
