@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from soupray.evaluation import network
+from soupray.evaluation import live_model as network
 from soupray.evaluation.local import LocalWorkers
 
 

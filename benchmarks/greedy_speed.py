@@ -28,10 +28,10 @@ import torch
 from counting import Counting, statistics_counted
 
 from soupray.core.candidates import mean_of
+from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOut
-from soupray.evaluation.shelf import Shelf
 from soupray.recipes.greedy import greedy
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
@@ -54,9 +54,9 @@ def engine(world, setting, pool, splits, cascade: bool):
         started = time.perf_counter()
         checkpoints = forgetful(checkpoints, Path(folder))
         workers = Counting(LocalWorkers(task, data, checkpoints, setting))
-        shelf = Shelf(checkpoints, setting, splits[1])
-        shelf.add(pool.ingredients)
-        evaluator = StoredEvaluator(Site(workers, shelf, setting))
+        cache = EvaluationCache(checkpoints, setting, splits[1])
+        cache.add(pool.ingredients)
+        evaluator = StoredEvaluator(Site(workers, cache, setting))
         selection = HeldOut(evaluator, pool, splits, cascade=cascade)
         (outcome,) = greedy(selection, ())
         return outcome, workers, time.perf_counter() - started
@@ -67,7 +67,7 @@ def pools(home: Path, specs: list[Path]) -> None:
     from soupray.services.place import start_services
     from soupray.session import find_pool
     from soupray.spec.sweep_spec import load
-    from soupray.wiring import world
+    from soupray.training.worker import worker_context
 
     print(
         "pool            K  kept  same list   fp32, early   cascade: bf16 + fp32 again   "
@@ -78,7 +78,7 @@ def pools(home: Path, specs: list[Path]) -> None:
         place = start_services(spec, home).place
         pool, basis = find_pool(place.open_store(), spec, partial=False)
         splits = [basis.split("held_out"), basis.split("train")]
-        here = world(spec, place)
+        here = worker_context(spec, place)
         parts = (here.task, here.data, here.checkpoints)
         all_samples = (len(pool.ingredients) - 1) * splits[0].size
         kept, estimated = plain_decisions(parts, spec.setting, pool, splits[0])

@@ -22,11 +22,11 @@ from vit_pool import BATCH, SETTING, Jpegs, prepare
 from soupray.core.candidates import mean_of
 from soupray.core.records import Pool
 from soupray.data.cache import Data
+from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
+from soupray.evaluation.live_model import predict
 from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.network import predict
 from soupray.evaluation.selection import HeldOut
-from soupray.evaluation.shelf import Shelf
 from soupray.maths.weights import Mixer
 from soupray.recipes.greedy import greedy
 from soupray.spec.task import OpenClipSpec
@@ -88,9 +88,9 @@ def engine(task, data: Data, fresh: Checkpoints, pool: Pool, cascade: bool):
     """
     started = time.perf_counter()
     workers = Counting(LocalWorkers(task, data, fresh, SETTING))
-    shelf = Shelf(fresh, SETTING, data.split("train"))
-    shelf.add(pool.ingredients)
-    evaluator = StoredEvaluator(Site(workers, shelf, SETTING))
+    cache = EvaluationCache(fresh, SETTING, data.split("train"))
+    cache.add(pool.ingredients)
+    evaluator = StoredEvaluator(Site(workers, cache, SETTING))
     splits = [data.split("held_out"), data.split("train")]
     selection = Timed(evaluator, pool, splits, cascade=cascade)
     (outcome,) = greedy(selection, ())

@@ -177,7 +177,7 @@ def _pool(base: CheckpointRef, copies: list[CheckpointRef], workers: LocalWorker
     held_out, ingredients = data.split("held_out"), []
     for i, ref in enumerate(copies):
         workers.evaluate([mean_of([ref.sha256])], [held_out])
-        evaluation = workers.shelf.find(mean_of([ref.sha256]), held_out)
+        evaluation = workers.cache.find(mean_of([ref.sha256]), held_out)
         trial = Trial(
             key=f"{i:02d}", index=i, sweep="vit", hparams={}, seed=i, init=base.sha256, data=(),
             code="", setting=SETTING,

@@ -12,7 +12,6 @@ from soupray.core.errors import EvaluationError, IncompatibleWeights
 from soupray.core.records import Pool, Split
 from soupray.core.requests import Defect, Gram, Health
 from soupray.evaluation.evaluator import StoredEvaluator
-from soupray.evaluation.pool import all_trials, find_trials
 from soupray.maths.geometry import total_gram
 from soupray.preflight import Facts, Finding, Middle, sampled_pairs
 from soupray.session import Session, opened
@@ -41,9 +40,7 @@ def run_check(
         found = judged(pool, facts)
         if not any(f.severity == "error" for f in found):
             facts = scored(session.evaluator, pool, held_out, facts, (pairs, spec.seed))
-        trials = all_trials(session.store, spec, session.basis)
-        diverged = find_trials(session.store, trials, session.basis).diverged
-    return report(pool, structs.replace(facts, diverged=tuple(diverged)))
+    return report(pool, structs.replace(facts, diverged=session.diverged))
 
 
 def weighed(evaluator: StoredEvaluator, pool: Pool, held_out: Split) -> Facts:

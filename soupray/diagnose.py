@@ -14,7 +14,7 @@ from soupray.core.records import Pool, Split, digest
 from soupray.core.requests import Gram
 from soupray.diversity import Diagnosis, Duo, diagnosis, drawn_pairs, duo
 from soupray.evaluation.evaluator import StoredEvaluator
-from soupray.evaluation.network import EVALUATION_VERSION
+from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.maths.geometry import Array, angles, distances, total_gram
 from soupray.reporting.diagnostics import draw_diagnosis
 from soupray.results import encode_pretty

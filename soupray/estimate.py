@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from soupray.core.records import Record
 from soupray.data.cache import planned_sizes
-from soupray.evaluation.network import STATISTICS_SAMPLES, batch_norms
-from soupray.plan import plan
+from soupray.evaluation.live_model import STATISTICS_SAMPLES, batch_norms
 from soupray.recipes import Option
 from soupray.recipes.fisher import SAMPLES
 from soupray.recipes.learned import BATCH_SIZE, EPOCHS
@@ -18,6 +17,7 @@ from soupray.recipes.replacement import PASSES
 from soupray.recipes.vrf import NEIGHBOURS
 from soupray.recipes.wise_ft import ALPHAS
 from soupray.reporting.plots import LINE_GRID
+from soupray.search.plan import plan
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import ProbeInit, TrainedInit
 from soupray.tasks import task_of

@@ -15,11 +15,10 @@ from typing import Any
 
 from soupray.core.errors import SouprayError
 from soupray.core.records import Record, encode
-from soupray.evaluation.pool import all_trials
+from soupray.search.state import find_basis, pool_trials
 from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.store import layout
 from soupray.store.objects import Store, find_record, read_record
-from soupray.wiring import find_basis
 
 OLDER_THAN_S = 24 * 3600.0
 """What is younger stays: a trial or a soup that runs may be about to name it."""
@@ -116,4 +115,4 @@ def _planned(store: Store, spec: SweepSpec) -> set[str] | None:
 
 def _keys(store: Store, spec: SweepSpec) -> set[str]:
     basis = find_basis(store, spec)
-    return set() if basis is None else {t.key for t in all_trials(store, spec, basis)}
+    return set() if basis is None else {t.key for t in pool_trials(store, spec, basis)}

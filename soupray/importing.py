@@ -7,15 +7,16 @@ from pathlib import Path
 
 from soupray.core.errors import ConfigError, Diverged, TrialError
 from soupray.core.records import Basis, Ingredient, Manifest, Trial, digest
-from soupray.plan import CODE_VERSION
+from soupray.search.plan import CODE_VERSION
+from soupray.search.state import basis_key, find_basis
 from soupray.services.place import start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import check_bucket, create_record, find_record
 from soupray.store.weights_file import tensor_digests
 from soupray.tasks.foreign import load_foreign
-from soupray.training.fine_tune import stored
-from soupray.wiring import World, basis_key, find_basis, make_basis, world
+from soupray.training.trial import stored
+from soupray.training.worker import WorkerContext, make_basis, worker_context
 
 
 def run_import(spec: SweepSpec, home: Path, named: Sequence[str]) -> Iterator[Ingredient]:
@@ -33,12 +34,12 @@ def run_import(spec: SweepSpec, home: Path, named: Sequence[str]) -> Iterator[In
     place = start_services(spec, home).place
     check_bucket(place.storage, place.read_credentials())
     basis = find_basis(place.open_store(), spec) or make_basis(spec, place, basis_key(spec))
-    here = world(spec, place)
+    here = worker_context(spec, place)
     for number, file in enumerate(files, spec.search.trials):
         yield _imported(here, basis, file, number)
 
 
-def _imported(here: World, basis: Basis, file: Path, number: int) -> Ingredient:
+def _imported(here: WorkerContext, basis: Basis, file: Path, number: int) -> Ingredient:
     weights = here.task.adopt(load_foreign(file), str(file))
     data = tuple(basis.split(name).digest for name in ("train", "held_out"))
     shaping = ["imported", tensor_digests(weights), basis.init.sha256, data, here.spec.setting]

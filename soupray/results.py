@@ -10,12 +10,13 @@ from pathlib import Path
 from soupray.core.candidates import Outcome, mean_of
 from soupray.core.errors import NotFound
 from soupray.core.ports import Champion, TrackedRun, Tracker
-from soupray.core.records import Basis, Manifest, encode
+from soupray.core.records import Basis, encode
 from soupray.indexer import open_tracker
 from soupray.recipe_file import Foreign, RecipeFile
 from soupray.reporting.plots import draw_all
 from soupray.reporting.publish import entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import Entry, as_csv, names_of
+from soupray.search.state import find_basis, find_state
 from soupray.services.home import atomic_write
 from soupray.services.place import Place, start_services
 from soupray.soup import Result
@@ -23,7 +24,6 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, find_record, read_record, read_view
-from soupray.wiring import find_basis
 
 LEADERBOARD = "leaderboard.json"
 RUNS = "runs.json"
@@ -141,13 +141,10 @@ def publish(spec: SweepSpec, home: Path) -> int:
 
 def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
     """All runs of a sweep that the store knows of, parents first."""
-    from soupray.evaluation.pool import all_trials, find_trials
-
-    basis = find_basis(store, spec)
-    if basis is None:
+    state = find_state(store, spec)
+    if state is None:
         raise NotFound(f"nothing was swept with this spec ({spec.name}) in {store.url}.")
-    found = find_trials(store, all_trials(store, spec, basis), basis)
-    manifests: list[Manifest] = [*found.complete, *found.diverged]
+    manifests = state.manifests
     runs = {r.key: r for r in (trial_run(spec, m) for m in manifests)}
     souped: list[TrackedRun] | None = find_record(store, _in_store(spec, RUNS), list[TrackedRun])
     runs |= {r.key: r for r in souped or []}

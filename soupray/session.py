@@ -7,33 +7,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from soupray.asked import unasked
 from soupray.console import say
 from soupray.core.candidates import Candidate
 from soupray.core.errors import EvaluationError
-from soupray.core.records import Basis, Pool, pool_of
+from soupray.core.records import Basis, Pool, Tombstone, pool_of
 from soupray.core.requests import Body
+from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
-from soupray.evaluation.pool import Found, all_trials, find_trials
-from soupray.evaluation.shelf import Shelf
+from soupray.search.state import SweepState, find_state
 from soupray.services.place import Services, start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, check_bucket, read_record
-from soupray.wiring import find_basis
 
 
 class Session(NamedTuple):
     """A pool, and everything to evaluate its models with.
 
-    `foreign`: the specs of the checkpoints that come from another spec's pool.
+    `diverged`: trials of the first spec that are no ingredients. `foreign`: the specs of the
+    checkpoints that come from another spec's pool.
     """
 
     services: Services
     store: Store
     pool: Pool
     basis: Basis
+    diverged: tuple[Tombstone, ...]
     evaluator: StoredEvaluator
     foreign: dict[str, SweepSpec]
 
@@ -76,7 +76,7 @@ def opened(
 
         def site(of: Brought) -> Site:
             workers = RayWorkers(of.spec, of.services.place, actors)
-            return Site(workers, of.shelf, of.spec.setting)
+            return Site(workers, of.cache, of.spec.setting)
 
         mine, *theirs = [_brought(s, home, partial) for s in (spec, *others)]
         sites: dict[str, Site] = {}
@@ -93,6 +93,7 @@ def opened(
             mine.store,
             pool_of(mine.basis, list(ingredients.values())),
             mine.basis,
+            mine.diverged,
             StoredEvaluator(site(mine), sites),
             foreign,
         )
@@ -106,7 +107,8 @@ class Brought(NamedTuple):
     store: Store
     pool: Pool
     basis: Basis
-    shelf: Shelf
+    diverged: tuple[Tombstone, ...]
+    cache: EvaluationCache
 
 
 def _brought(spec: SweepSpec, home: Path, partial: bool) -> Brought:
@@ -114,10 +116,13 @@ def _brought(spec: SweepSpec, home: Path, partial: bool) -> Brought:
     place = services.place
     check_bucket(place.storage, place.read_credentials())
     store = place.open_store()
-    pool, basis = find_pool(store, spec, partial)
-    shelf = Shelf(Checkpoints(store, place.folder / "weights"), spec.setting, basis.split("train"))
-    shelf.add(pool.ingredients)
-    return Brought(spec, services, store, pool, basis, shelf)
+    pool, state = find_pool(store, spec, partial)
+    basis = state.basis
+    cache = EvaluationCache(
+        Checkpoints(store, place.folder / "weights"), spec.setting, basis.split("train")
+    )
+    cache.add(pool.ingredients)
+    return Brought(spec, services, store, pool, basis, tuple(state.diverged), cache)
 
 
 def refuse_other_data(mine: Brought, other: Brought) -> None:
@@ -146,45 +151,43 @@ def refuse_other_data(mine: Brought, other: Brought) -> None:
         raise EvaluationError(f"{names[0]} has no split {extra[0]}, {names[1]} has.")
 
 
-def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, Basis]:
-    """The plan intersected with the store's manifests."""
-    basis = find_basis(store, spec)
-    if basis is None:
+def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, SweepState]:
+    """The ingredients of `spec` as a pool, and how its sweep stands."""
+    state = find_state(store, spec)
+    if state is None:
         raise EvaluationError(
             f"nothing was swept with this spec ({spec.name}) in {store.url}. "
             f"{_edits(store, spec)}Run `soupray sweep` first."
         )
-    trials = all_trials(store, spec, basis)
-    found = find_trials(store, trials, basis)
-    open_ = unasked(store, spec, basis)
-    if open_ and not partial:
+    if state.unsuggested and not partial:
         raise EvaluationError(
-            f"{open_} of {spec.search.trials} trials were not asked for yet: the sweep is not "
-            "over. Run `soupray sweep` to go on, or say --partial to go on without them."
+            f"{state.unsuggested} of {spec.search.trials} trials were not suggested yet: the sweep "
+            "is not over. Run `soupray sweep` to go on, or say --partial to go on without them."
         )
-    for tombstone in found.diverged:
+    for tombstone in state.diverged:
         say(f"trial {tombstone.trial.key} diverged and is left out: {tombstone.reason}.")
-    if found.missing:
-        _missing(store, spec, found, len(trials), partial)
-    if not trials:
+    if state.missing or state.lost:
+        _missing(store, spec, state, partial)
+    if not state.known:
         raise EvaluationError(
             f"the pool of {spec.name} is empty: it plans no trials (search.trials = 0), and "
             "nothing was imported. Run `soupray import` with its checkpoints."
         )
-    if not found.complete:
+    if not state.ingredients:
         raise EvaluationError(
-            f"the pool of {spec.name} is empty: all {len(trials)} trials diverged. Lower the "
+            f"the pool of {spec.name} is empty: all {state.known} trials diverged. Lower the "
             "learning rates of the search space and sweep again."
         )
-    if len(found.complete) == 1:
+    if len(state.ingredients) == 1:
         say("note: the pool has one ingredient: every soup of it is that model.")
-    return pool_of(basis, found.complete), basis
+    return pool_of(state.basis, state.ingredients), state
 
 
-def _missing(store: Store, spec: SweepSpec, found: Found, planned: int, partial: bool) -> None:
-    keys = ", ".join(t.key for t in found.missing[:8]) + (" ..." if len(found.missing) > 8 else "")
-    message = f"{len(found.missing)} of {planned} trials are not in the store: {keys}. "
-    if not partial or not found.complete:
+def _missing(store: Store, spec: SweepSpec, state: SweepState, partial: bool) -> None:
+    missing = [*state.missing, *state.lost]
+    keys = ", ".join(t.key for t in missing[:8]) + (" ..." if len(missing) > 8 else "")
+    message = f"{len(missing)} of {state.known} trials are not in the store: {keys}. "
+    if not partial or not state.ingredients:
         raise EvaluationError(
             f"{message}{_edits(store, spec)}Run `soupray sweep` to train them, or say --partial to "
             "go on without them."

@@ -15,14 +15,14 @@ from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.ports import Selection
 from soupray.core.records import Basis, CheckpointRef, Pool, Record, Scores, digest
 from soupray.evaluation.evaluator import StoredEvaluator
-from soupray.evaluation.network import EVALUATION_VERSION
+from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.evaluation.selection import HeldOut
 from soupray.maths.metrics import on_classes_of, score
-from soupray.plan import CODE_VERSION
 from soupray.recipes import TABLE, Option
 from soupray.recipes.learned import bytes_read
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Entry, best_soup, leaderboard, model_of
+from soupray.search.plan import CODE_VERSION
 from soupray.services.place import Services
 from soupray.session import Session, opened
 from soupray.spec.sweep_spec import NAME_LENGTH, SweepSpec

@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from soupray.asked import find_stopped, unasked
 from soupray.core.errors import NotFound
 from soupray.core.records import Metric, Record
-from soupray.evaluation.pool import Found, all_trials, find_trials
 from soupray.maths.metrics import as_read, value
+from soupray.search.state import SweepState, find_state
 from soupray.services.place import start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store.lease import Beat, RunningTrial, find_driver
-from soupray.wiring import find_basis
 
 
 class Best(Record, frozen=True, kw_only=True):
@@ -54,31 +52,30 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
     """How `spec` stands. Raises NotFound if it was never swept, StoreError."""
     store = start_services(spec, home).place.open_store()
     driver = find_driver(store, spec.name)
-    basis = find_basis(store, spec)
-    if basis is None:
+    state = find_state(store, spec)
+    if state is None:
         begun = f"{driver.lease.who} makes its data and theta_0" if driver else "nobody drives it"
         raise NotFound(
             f"no trial of {spec.name} was planned with this spec in {store.url}: {begun}. "
             "Start it with `soupray sweep`, or look again in a minute."
         )
-    trials = all_trials(store, spec, basis)
-    found = find_trials(store, trials, basis)
-    later, stopped = unasked(store, spec, basis), len(find_stopped(store, spec, basis))
     heartbeat = driver.heartbeat if driver else None
     beat = heartbeat.beat if heartbeat else Beat(running=(), failed={}, seconds_left=None)
-    missing = {t.key for t in found.missing}  # what ended since the beat runs no more
+    missing = {
+        t.key for t in [*state.missing, *state.lost]
+    }  # what ended since the beat runs no more
     running = tuple(r for r in beat.running if r.key in missing)
     return Status(
         sweep=spec.name,
         storage=store.url,
-        trials=len(trials) + later + stopped,
-        complete=len(found.complete),
-        diverged=len(found.diverged),
-        stopped=stopped,
+        trials=state.known + state.unsuggested + len(state.stopped),
+        complete=len(state.ingredients),
+        diverged=len(state.diverged),
+        stopped=len(state.stopped),
         running=running,
         failed=beat.failed,
-        missing=len(missing) + later - len(running),
-        best=_best(found, spec.metric),
+        missing=len(missing) + state.unsuggested - len(running),
+        best=_best(state, spec.metric),
         seconds_left=_aged(beat.seconds_left, heartbeat.written) if heartbeat else None,
         driver=driver.lease.who if driver else None,
         lease_expires=driver.lease.expires if driver else None,
@@ -86,10 +83,10 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
     )
 
 
-def _best(found: Found, metric: Metric) -> Best | None:
-    if not found.complete:
+def _best(state: SweepState, metric: Metric) -> Best | None:
+    if not state.ingredients:
         return None
-    first = min(found.complete, key=lambda i: (-value(i.held_out, metric), i.trial.key))
+    first = min(state.ingredients, key=lambda i: (-value(i.held_out, metric), i.trial.key))
     return Best(
         key=first.trial.key,
         hparams=first.trial.hparams,

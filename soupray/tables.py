@@ -12,9 +12,9 @@ from soupray.core.records import Basis
 from soupray.diversity import Diagnosis, summary
 from soupray.estimate import DryRun
 from soupray.garbage import Garbage
-from soupray.plan import plan
 from soupray.recipes import TABLE
 from soupray.reporting.ranking import Entry, ranked_on
+from soupray.search.plan import plan
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.status import Status
 from soupray.verdict import Report

@@ -38,7 +38,7 @@ class Watch:
     def __exit__(self, *error: object) -> None:
         self._progress.__exit__(*error)  # type: ignore[arg-type]
 
-    def asked(self, trial: Trial) -> None:
+    def suggested(self, trial: Trial) -> None:
         """A trial that was not planned before: an adaptive search asked for it."""
         if trial.key not in self._trials:
             self._trials[trial.key] = trial
@@ -46,7 +46,7 @@ class Watch:
             self._progress.more(self._left[trial.key])
 
     def stopped(self, key: str) -> None:
-        """See `distributed.tune.Watcher`."""
+        """See `distributed.tune.TrialEvents`."""
         self._running.pop(key, None)
         self.given_up += 1
         self._progress.advance(self._left[key])
@@ -57,12 +57,12 @@ class Watch:
         self._show()
 
     def started(self, key: str) -> None:
-        """See `distributed.tune.Watcher`."""
+        """See `distributed.tune.TrialEvents`."""
         self._running[key] = time.time()
         self._show()
 
     def epoch(self, key: str, record: EpochRecord) -> None:
-        """See `distributed.tune.Watcher`."""
+        """See `distributed.tune.TrialEvents`."""
         self._epochs[key] = record
         if self._left[key] > 0:  # a repeated trial does its epochs again, but counts once
             self._left[key] -= 1
@@ -70,7 +70,7 @@ class Watch:
         self._show()
 
     def finished(self, key: str, complete: bool) -> None:
-        """See `distributed.tune.Watcher`."""
+        """See `distributed.tune.TrialEvents`."""
         manifest = self._done[key] = self._found(key)
         if len(self._done) > SHOWN:
             del self._done[next(iter(self._done))]
@@ -95,12 +95,12 @@ class Watch:
             return None
 
     def repeated(self, key: str, reason: str) -> None:
-        """See `distributed.tune.Watcher`."""
+        """See `distributed.tune.TrialEvents`."""
         self._running.pop(key, None)
         say(f"note: trial {key} is trained again: {reason}")
 
     def failed(self, key: str, reason: str) -> None:
-        """See `distributed.tune.Watcher`."""
+        """See `distributed.tune.TrialEvents`."""
         self._running.pop(key, None)
         self.errors[key] = reason
         said = reason.rstrip(".")

@@ -22,7 +22,7 @@ from soupray.core.records import (
     pack_right,
 )
 from soupray.data.cache import Data, open_data
-from soupray.plan import trials_of
+from soupray.search.plan import trials_of
 from soupray.services import embedded
 from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.store.checkpoints import Checkpoints

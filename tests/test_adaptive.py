@@ -7,11 +7,11 @@ import pytest
 from conftest import inside, mini_text
 from shared import ingredient, scores, split
 
-from soupray.asked import asked_path, find_asked, find_stopped, unasked
 from soupray.core.records import Basis, CheckpointRef, Tombstone, Trial
-from soupray.distributed.search import RANDOM, Asker
-from soupray.evaluation.pool import all_trials
-from soupray.plan import plan, trials_of
+from soupray.search.history import find_stopped, find_suggested, search_key
+from soupray.search.plan import plan, trials_of
+from soupray.search.state import pool_trials, read_state
+from soupray.search.tpe import RANDOM, TpeSearch
 from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.store import layout
 from soupray.store.objects import Store, create_record, open_store
@@ -38,81 +38,81 @@ def store() -> Store:
     return open_store("memory://")
 
 
-def end(store: Store, asker: Asker, trial: Trial, right: int) -> None:
+def end(store: Store, search: TpeSearch, trial: Trial, right: int) -> None:
     made = msgspec.structs.replace(ingredient(trial.key, scores(right, 100)), trial=trial)
     create_record(store, layout.manifest(trial.key), made)
-    asker.over(trial.key)
+    search.over(trial.key)
 
 
-def run(store: Store, asker: Asker, count: int) -> list[Trial]:
+def run(store: Store, search: TpeSearch, count: int) -> list[Trial]:
     """So many trials, one at a time; better the nearer the learning rate is to 1e-4."""
     from math import log10
 
     trials = []
     for _ in range(count):
-        trials.append(asker.next())
-        end(store, asker, trials[-1], round(90 - 20 * abs(log10(trials[-1].hparams["lr"]) + 4)))
+        trials.append(search.next())
+        end(store, search, trials[-1], round(90 - 20 * abs(log10(trials[-1].hparams["lr"]) + 4)))
     return trials
 
 
 def test_it_starts_with_the_random_plan_and_then_goes_where_it_was_good(store, basis):
     spec = adaptive(30, **{"lr: {log_uniform: [5e-5, 2e-3]}": "lr: {log_uniform: [1e-6, 1e-2]}"})
-    trials = run(store, Asker(store, spec, basis), 30)
+    trials = run(store, TpeSearch(store, spec, basis), 30)
     assert [t.hparams for t in trials[:RANDOM]] == [p.hparams for p in plan(spec)[:RANDOM]]
     assert [t.key for t in trials[:RANDOM]] == [t.key for t in trials_of(spec, basis)[:RANDOM]]
     near = [1e-5 < t.hparams["lr"] < 1e-3 for t in trials]
     assert sum(near[RANDOM:]) / 20 > max(0.6, sum(near[:RANDOM]) / RANDOM)
 
 
-def test_what_was_asked_is_replayed_and_what_is_not_over_runs_first(store, basis):
+def test_what_was_suggested_is_replayed_and_what_is_not_over_runs_first(store, basis):
     spec = adaptive(20)
-    first = Asker(store, spec, basis)
+    first = TpeSearch(store, spec, basis)
     over = run(store, first, 12)
     open_ = [first.next(), first.next()]
-    assert unasked(store, spec, basis) == 6
-    again = Asker(store, spec, basis)  # after a crash
+    assert read_state(store, spec, basis).unsuggested == 6
+    again = TpeSearch(store, spec, basis)  # after a crash
     assert again.left == 8
     assert [again.next(), again.next()] == open_
-    assert [t.key for t in all_trials(store, spec, basis)] == [t.key for t in [*over, *open_]]
+    assert [t.key for t in pool_trials(store, spec, basis)] == [t.key for t in [*over, *open_]]
     rest = [again.next() for _ in range(6)]
     assert [t.index for t in rest] == list(range(14, 20))
     assert again.next() is None
-    assert unasked(store, spec, basis) == 0
+    assert read_state(store, spec, basis).unsuggested == 0
     # More trials go on where fewer ended.
-    more = Asker(store, adaptive(21), basis)
-    assert more.left == 9  # and the eight that were asked for, and are not over
+    more = TpeSearch(store, adaptive(21), basis)
+    assert more.left == 9  # and the eight that were suggested, and are not over
 
 
 def test_a_diverged_trial_counts_as_the_worst_and_a_failed_one_as_nothing(store, basis):
     spec = adaptive(4)
-    asker = Asker(store, spec, basis)
-    diverged, failed = asker.next(), asker.next()
+    search = TpeSearch(store, spec, basis)
+    diverged, failed = search.next(), search.next()
     dead = Tombstone(trial=diverged, reason="nan", history=(), started=0, finished=1)
     create_record(store, layout.manifest(diverged.key), dead)
-    asker.over(diverged.key)
-    asker.over(failed.key)
-    assert [t.values for t in asker._study.trials] == [[0.0], None]
+    search.over(diverged.key)
+    search.over(failed.key)
+    assert [t.values for t in search._study.trials] == [[0.0], None]
 
 
 def test_the_sampler_learns_the_metric_of_the_spec(store, basis):
     spec = adaptive(4, **{"seed: 0": "seed: 0\nmetric: nll"})
-    asker = Asker(store, spec, basis)
-    complete, diverged = asker.next(), asker.next()
+    search = TpeSearch(store, spec, basis)
+    complete, diverged = search.next(), search.next()
     assert complete.metric == "nll"
-    end(store, asker, complete, 90)  # whatever is right, the NLL is 0.5
+    end(store, search, complete, 90)  # whatever is right, the NLL is 0.5
     dead = Tombstone(trial=diverged, reason="nan", history=(), started=0, finished=1)
     create_record(store, layout.manifest(diverged.key), dead)
-    asker.over(diverged.key)
-    assert [t.values for t in asker._study.trials] == [[-0.5], [-math.inf]]
-    assert asker._study.best_value == -0.5
+    search.over(diverged.key)
+    assert [t.values for t in search._study.trials] == [[-0.5], [-math.inf]]
+    assert search._study.best_value == -0.5
 
 
 def test_other_searches_have_points_of_their_own(basis):
-    one = asked_path(adaptive(20), basis)
-    assert asked_path(adaptive(30), basis) == one
-    assert asked_path(adaptive(20, **{"seed: 0": "seed: 1"}), basis) != one
-    assert asked_path(adaptive(20, **{"seed: 0": "seed: 0\nmetric: nll"}), basis) != one
-    assert asked_path(adaptive(20), msgspec.structs.replace(basis, key="other")) != one
+    one = search_key(adaptive(20), basis)
+    assert search_key(adaptive(30), basis) == one
+    assert search_key(adaptive(20, **{"seed: 0": "seed: 1"}), basis) != one
+    assert search_key(adaptive(20, **{"seed: 0": "seed: 0\nmetric: nll"}), basis) != one
+    assert search_key(adaptive(20), msgspec.structs.replace(basis, key="other")) != one
 
 
 def test_a_sweep_with_tpe_and_asha_ends_repeats_nothing_and_is_souped(tmp_path):
@@ -129,9 +129,9 @@ def test_a_sweep_with_tpe_and_asha_ends_repeats_nothing_and_is_souped(tmp_path):
     spec, store = parse(path.read_text(), "x"), open_store(url)
     done = inside("sweep", path, *where)
     (basis,) = (msgspec.json.decode(store.get(p), type=Basis) for p in store.list("bases"))
-    asked, stopped = find_asked(store, spec, basis), find_stopped(store, spec, basis)
+    suggested, stopped = find_suggested(store, spec, basis), find_stopped(store, spec, basis)
     made = {p.split("/")[1] for p in store.list("trials")}
-    assert len(asked) == 5
+    assert len(suggested) == 5
     assert len(stopped) >= 1
     assert len(stopped) + len(made) == 5
     assert not stopped & made
@@ -150,4 +150,4 @@ def test_a_sweep_with_tpe_and_asha_ends_repeats_nothing_and_is_souped(tmp_path):
     inside("sweep", path, *where)
     stopped = find_stopped(store, spec, basis)
     assert {p.split("/")[1] for p in store.list("trials")} | stopped >= made
-    assert not stopped & {t.key for t in all_trials(store, spec, basis)}  # no ingredients
+    assert not stopped & {t.key for t in pool_trials(store, spec, basis)}  # no ingredients

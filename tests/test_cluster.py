@@ -147,7 +147,7 @@ def test_the_token_becomes_the_owners_only(tmp_path):
 
 def test_a_sweep_whose_trials_fail_says_so_keeps_what_there_is_and_exits_1(fresh):
     """theta_0 vanishes from the store: every new trial fails; the old ones stay ingredients."""
-    from soupray.wiring import find_basis
+    from soupray.search.state import find_basis
 
     loaded, _, store = fresh.world()
     store.delete(find_basis(store, loaded).init.path)

@@ -22,10 +22,10 @@ from soupray.reporting.diagnostics import (
     ensemble_points,
     interpolation_points,
 )
+from soupray.search.state import find_basis
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import read_record
 from soupray.tables import show_diagnosis
-from soupray.wiring import find_basis
 
 SPLIT = Split(name="held_out", role="held_out", digest="d", size=4, classes=2)
 NOBODY = Basis(

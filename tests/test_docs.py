@@ -39,7 +39,7 @@ def test_the_changelog_starts_with_this_version():
 
 
 def test_every_spec_in_sweeps_loads_and_is_listed():
-    from soupray.plan import plan
+    from soupray.search.plan import plan
     from soupray.spec.sweep_spec import load
 
     page = (ROOT / "sweeps" / "README.md").read_text()

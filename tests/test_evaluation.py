@@ -14,12 +14,12 @@ from soupray.core.errors import EvaluationError
 from soupray.core.ports import Hints, Reached
 from soupray.core.records import CheckpointRef, Pool, Rejected, Scores, Setting, Split
 from soupray.core.requests import Failures, Fisher, Temperature, TensorNames
+from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator, reaches
+from soupray.evaluation.live_model import predict
 from soupray.evaluation.local import LocalWorkers, ahead
-from soupray.evaluation.network import predict
 from soupray.evaluation.schedule import FirstReaching
 from soupray.evaluation.selection import HeldOut
-from soupray.evaluation.shelf import Shelf
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 
@@ -175,8 +175,8 @@ class Watched:
 def watched(world: Toy) -> tuple[Watched, StoredEvaluator]:
     """A new evaluator over the world's store: as another process, later."""
     fresh = Watched(LocalWorkers(world.task, world.data, world.checkpoints, world.setting))
-    shelf = Shelf(world.checkpoints, world.setting, world.basis.split("train"))
-    return fresh, StoredEvaluator(Site(fresh, shelf, world.setting))
+    cache = EvaluationCache(world.checkpoints, world.setting, world.basis.split("train"))
+    return fresh, StoredEvaluator(Site(fresh, cache, world.setting))
 
 
 def test_what_was_scored_once_is_not_asked_again_by_anybody(world):
@@ -199,18 +199,18 @@ def test_what_is_known_of_a_soup_is_of_the_training_data_that_gave_its_statistic
     world = toy(tmp_path, 2)
     single, soup = mean_of(world.pool.checkpoints[:1]), mean_of(world.pool.checkpoints[:2])
     held_out, train = world.basis.split("held_out"), world.basis.split("train")
-    here = Shelf(world.checkpoints, world.setting, train)
+    here = EvaluationCache(world.checkpoints, world.setting, train)
     made, asked = Rejected(seen=8, correct=1, bound=80), TensorNames(checkpoint="a" * 64)
     for model in (single, soup):
-        here.keep(model, world.evaluator.predictions(model, held_out))
-        here.keep_decision(model, held_out, (80, "ge", None), made)
-    here.keep_answer(asked, held_out, ("head.weight",))
+        here.put(model, world.evaluator.predictions(model, held_out))
+        here.put_decision(model, held_out, (80, "ge", None), made)
+    here.put_answer(asked, held_out, ("head.weight",))
 
     def known(of: Split) -> tuple[bool, ...]:
-        shelf = Shelf(world.checkpoints, world.setting, of)
-        found = [shelf.find(m, held_out) for m in (single, soup)]
-        found += [shelf.decision(m, held_out, (80, "ge", None)) for m in (single, soup)]
-        return tuple(f is not None for f in (*found, shelf.answer(asked, held_out)))
+        cache = EvaluationCache(world.checkpoints, world.setting, of)
+        found = [cache.find(m, held_out) for m in (single, soup)]
+        found += [cache.decision(m, held_out, (80, "ge", None)) for m in (single, soup)]
+        return tuple(f is not None for f in (*found, cache.answer(asked, held_out)))
 
     assert known(train) == (True, True, True, True, True)
     other = msgspec.structs.replace(train, digest="f" * 64)
@@ -313,7 +313,7 @@ def evaluator(here) -> StoredEvaluator:
 
 def evaluator_of(here: Small) -> StoredEvaluator:
     workers = LocalWorkers(here.task, here.data, here.checkpoints, here.spec.setting)
-    return StoredEvaluator(Site(workers, workers.shelf, here.spec.setting))
+    return StoredEvaluator(Site(workers, workers.cache, here.spec.setting))
 
 
 def stored(here: Small, **changes: torch.Tensor | None) -> str:

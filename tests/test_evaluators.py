@@ -9,12 +9,13 @@ from soupray.core.errors import NotFound
 from soupray.core.ports import Evaluator
 from soupray.core.records import Rejected
 from soupray.core.requests import Deviation, Gram, Temperature
+from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.shelf import Shelf
+from soupray.search.state import find_basis
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
-from soupray.wiring import find_basis, world
+from soupray.training.worker import worker_context
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def on_ray(run, tmp_path_factory):
         yield (
             workers,
             lambda: StoredEvaluator(
-                Site(workers, Shelf(checkpoints, spec.setting, train), spec.setting)
+                Site(workers, EvaluationCache(checkpoints, spec.setting, train), spec.setting)
             ),
         )
 
@@ -65,9 +66,9 @@ def evaluator(request, run, tmp_path_factory) -> Evaluator:
 def plain_evaluator(run, folder) -> StoredEvaluator:
     spec, place, _ = run.world()
     setting = spec.model_copy(update={"evaluation_batch": 50}).setting
-    here = world(spec, place)
+    here = worker_context(spec, place)
     workers = LocalWorkers(here.task, here.data, forgetful(here.checkpoints, folder), setting)
-    return StoredEvaluator(Site(workers, workers.shelf, setting))
+    return StoredEvaluator(Site(workers, workers.cache, setting))
 
 
 @pytest.fixture(scope="module")

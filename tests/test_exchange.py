@@ -21,10 +21,10 @@ from soupray.core.candidates import mean_of
 from soupray.core.errors import CheckpointError, ConfigError, EvaluationError, IncompatibleWeights
 from soupray.core.records import encode
 from soupray.core.texts import pack
-from soupray.evaluation.pool import all_trials
-from soupray.evaluation.shelf import Shelf
+from soupray.evaluation.cache import EvaluationCache
 from soupray.recipe_file import RecipeFile
 from soupray.results import stored_runs
+from soupray.search.state import basis_key, find_basis, pool_trials
 from soupray.services.place import Place
 from soupray.session import find_pool
 from soupray.spec.sweep_spec import load, parse
@@ -35,8 +35,8 @@ from soupray.tasks import task_of
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign
 from soupray.tasks.open_clip import ASSETS
-from soupray.wiring import basis_key, find_basis, make_basis
-from soupray.wiring import world as running
+from soupray.training.worker import make_basis
+from soupray.training.worker import worker_context as running
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FOLDER = f"local-dir:{ASSETS / 'digits'}"
@@ -300,7 +300,7 @@ def test_a_pool_of_files_is_listed_evaluated_and_imported_once(imported):
     assert again.splitlines() == lines[:1]
     spec, store = load(folder / "spec.yaml"), open_store(f"file://{folder}/store")
     basis = find_basis(store, spec)
-    trials = all_trials(store, spec, basis)
+    trials = pool_trials(store, spec, basis)
     assert [t.key for t in trials] == [line.split()[0] for line in lines]
     assert {t.method for t in trials} == {"imported"}
     init = Checkpoints(store, folder / "copies").load(basis.init.sha256)
@@ -318,7 +318,9 @@ def test_a_soup_of_imported_models_is_exported_as_it_was_evaluated(imported, tmp
     soup, here = mean_of(pool.checkpoints), running(spec, place)
     evaluated = here.workers().predictions(soup, basis.split("held_out"))
     # A soup of models with BatchNorm, whose statistics differ: estimated when it was evaluated.
-    statistics = Shelf(here.checkpoints, spec.setting, basis.split("train")).statistics(soup)
+    statistics = EvaluationCache(here.checkpoints, spec.setting, basis.split("train")).statistics(
+        soup
+    )
     assert statistics is not None
     recipe = RecipeFile(
         name="uniform",

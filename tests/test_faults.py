@@ -34,17 +34,17 @@ from soupray.core.records import (
 from soupray.core.requests import Temperature
 from soupray.data.cache import Data
 from soupray.doctor import _round_trip
+from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.pool import find_trials
 from soupray.evaluation.selection import HeldOut
-from soupray.evaluation.shelf import Shelf
+from soupray.search.state import find_manifests
 from soupray.services.home import atomic_write
 from soupray.soup import run_recipes
 from soupray.spec.space import Space
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, create_record, open_store, read_record, read_view
-from soupray.training.fine_tune import fine_tune
+from soupray.training.trial import fine_tune
 
 SETTING = Setting(batch_size=16)
 RECIPES = ("anchor", "best_single", "uniform", "greedy", "wise_ft", "ensemble", "fisher", "vrf")
@@ -127,15 +127,17 @@ def job(store: Store, data: Data, cache: Path) -> list[tuple]:
     init = checkpoints.save(task.init(), {"init": "toy"})
     basis = Basis(key="toy", splits=data.splits, init=init, anchor=init)
     basis = create_record(store, "bases/toy.json", basis)
-    for one in find_trials(store, trials(init.sha256), basis).missing:
-        for _ in fine_tune(one, task, data, checkpoints):
-            pass
-    found = find_trials(store, trials(init.sha256), basis)
-    assert not found.missing
-    pool = pool_of(basis, found.complete)
+    planned = trials(init.sha256)
+    for one, manifest in zip(planned, find_manifests(store, planned), strict=True):
+        if manifest is None:
+            for _ in fine_tune(one, task, data, checkpoints):
+                pass
+    found = find_manifests(store, planned)
+    assert all(isinstance(m, Ingredient) for m in found)
+    pool = pool_of(basis, found)
     workers = LocalWorkers(task, data, checkpoints, SETTING)
-    workers.shelf.add(pool.ingredients)
-    evaluator = StoredEvaluator(Site(workers, workers.shelf, SETTING))
+    workers.cache.add(pool.ingredients)
+    evaluator = StoredEvaluator(Site(workers, workers.cache, SETTING))
     held_out, train, test = (basis.split(name) for name in ("held_out", "train", "test"))
     selection = HeldOut(evaluator, pool, [held_out, train])
     outcomes = run_recipes(selection, {name: {} for name in RECIPES})
@@ -308,15 +310,15 @@ def test_a_view_or_an_answer_that_is_always_cut_short_is_never_believed(tmp_path
     with pytest.raises(CheckpointError, match=r"a\.png .* has 4 bytes, but 2 came, twice"):
         read_view(CutShort(store, math.inf), "a.png")
 
-    def shelf(store: Store) -> Shelf:
-        return Shelf(Checkpoints(store, tmp_path), SETTING, split("train", 9))
+    def cache(store: Store) -> EvaluationCache:
+        return EvaluationCache(Checkpoints(store, tmp_path), SETTING, split("train", 9))
 
     asked = Temperature(candidate=mean_of(["a" * 64])), split("held_out", 10)
-    assert shelf(store).answer(*asked) is None
-    assert shelf(store).keep_answer(*asked, 1.2345) == 1.2345
-    assert shelf(CutShort(store, 1)).answer(*asked) == 1.2345
+    assert cache(store).answer(*asked) is None
+    assert cache(store).put_answer(*asked, 1.2345) == 1.2345
+    assert cache(CutShort(store, 1)).answer(*asked) == 1.2345
     with pytest.raises(CheckpointError, match="cannot be read"):
-        shelf(CutShort(store, math.inf)).answer(*asked)  # not 1.2
+        cache(CutShort(store, math.inf)).answer(*asked)  # not 1.2
 
 
 def test_doctor_finds_a_store_well_that_lost_the_answer_to_its_first_write():

@@ -17,12 +17,12 @@ from soupray.core.errors import CheckpointError
 from soupray.core.ports import Champion
 from soupray.core.records import Basis, CheckpointRef, Evaluation, Tombstone, encode
 from soupray.garbage import OLDER_THAN_S, find_garbage, remove
-from soupray.plan import trials_of
 from soupray.recipe_file import RecipeFile
+from soupray.search.plan import trials_of
+from soupray.search.state import basis_key
 from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.store import layout
 from soupray.store.objects import Store, create_record, open_store
-from soupray.wiring import basis_key
 
 
 def spec(name: str = "mini", seed: int = 0) -> SweepSpec:

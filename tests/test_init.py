@@ -10,15 +10,16 @@ from soupray.core.errors import Diverged
 from soupray.core.records import Basis, Ingredient, pool_of
 from soupray.data.cache import Data
 from soupray.estimate import DryRun, dry_run
-from soupray.plan import plan, trials_of
 from soupray.reporting.ranking import names_of
+from soupray.search.plan import plan, trials_of
+from soupray.search.state import basis_key, find_basis
 from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec, load, parse
 from soupray.store.checkpoints import Checkpoints
-from soupray.training.fine_tune import fine_tune
 from soupray.training.loop import Loop, trained
 from soupray.training.start import Hyperparameters, Start
-from soupray.wiring import World, basis_key, find_basis, make_basis, world
+from soupray.training.trial import fine_tune
+from soupray.training.worker import WorkerContext, make_basis, worker_context
 
 INIT = ("lr: 3e-3, epochs: 4, batch_size: 64", "lr: 3e-3, epochs: 2, batch_size: 8")
 
@@ -32,7 +33,7 @@ class Made:
         place = Place(storage=f"file://{store}", credentials=None, cache=str(folder / "cache"))
         self.spec = spec
         self.basis: Basis = make_basis(spec, place, basis_key(spec))
-        self.world: World = world(spec, place)
+        self.world: WorkerContext = worker_context(spec, place)
         self.checkpoints: Checkpoints = self.world.checkpoints
 
     def load(self, which: str) -> dict[str, torch.Tensor]:

@@ -9,12 +9,12 @@ import time
 import pytest
 from conftest import ROOT, inside, leaderboard, mini_text
 
-from soupray.evaluation.shelf import Shelf
+from soupray.evaluation.cache import EvaluationCache
+from soupray.search.state import find_basis
 from soupray.services import embedded
 from soupray.services.place import start_services
 from soupray.spec.sweep_spec import load
 from soupray.store.checkpoints import Checkpoints
-from soupray.wiring import find_basis
 
 
 def killed_when(condition, *arguments: object) -> None:
@@ -76,8 +76,8 @@ def test_kill_9_of_the_driver_loses_nothing_that_was_finished(request, asked, tm
         evaluated = set(stored("evaluations"))
         inside("soup", *flags)
         train = find_basis(store, loaded).split("train")
-        shelf = Shelf(Checkpoints(store, tmp_path / "cache"), loaded.setting, train)
-        repeated = {shelf._path("evaluations", *shelf._key(c, s.digest)) for c, s in asked}
+        cache = EvaluationCache(Checkpoints(store, tmp_path / "cache"), loaded.setting, train)
+        repeated = {cache._path("evaluations", *cache._key(c, s.digest)) for c, s in asked}
         assert repeated <= set(stored("evaluations"))
         assert repeated
         assert not repeated & evaluated

@@ -7,7 +7,7 @@ from toy import CLASSES, LinearTask, make_data
 
 from soupray.core.candidates import mean_of, weight_soup
 from soupray.core.records import CheckpointRef, Setting
-from soupray.evaluation.network import Network, estimate_statistics
+from soupray.evaluation.live_model import LiveModel, estimate_statistics
 from soupray.recipe_file import RecipeFile, weights_of
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
@@ -38,13 +38,13 @@ class NormedTask(LinearTask):
         return Normed()
 
 
-def network(folder, batch_size: int = 7) -> tuple[Network, Checkpoints]:
+def network(folder, batch_size: int = 7) -> tuple[LiveModel, Checkpoints]:
     data = make_data(folder / "data")
     checkpoints = Checkpoints(open_store("memory://"), folder / "weights")
     train = data.split("train")
     setting = Setting(batch_size=batch_size)
     images = data.samples(train)[0]
-    return Network(NormedTask(), checkpoints, setting, (train, images)), checkpoints
+    return LiveModel(NormedTask(), checkpoints, setting, (train, images)), checkpoints
 
 
 def saved(checkpoints: Checkpoints, seed: int) -> str:
@@ -109,7 +109,7 @@ def test_statistics_are_estimated_once_and_are_part_of_the_recipe(tmp_path, monk
     def refuse(*arguments):
         raise AssertionError("estimated twice")
 
-    monkeypatch.setattr("soupray.evaluation.network.estimate_statistics", refuse)
+    monkeypatch.setattr("soupray.evaluation.live_model.estimate_statistics", refuse)
     second = again.tensors(soup)
     assert all(torch.equal(first[n], second[n]) for n in first)
     (record,) = checkpoints.store.list("statistics")

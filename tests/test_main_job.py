@@ -10,9 +10,10 @@ from conftest import inside, leaderboard, mini_text
 import soupray as package
 from soupray.core.records import Ingredient, Manifest
 from soupray.recipes import TABLE
+from soupray.search.state import find_basis
 from soupray.store.objects import read_record
 from soupray.store.weights_file import sha256_of
-from soupray.wiring import find_basis, world
+from soupray.training.worker import worker_context
 
 
 def manifests(run) -> list[Ingredient]:
@@ -95,7 +96,7 @@ def test_a_recipe_rebuilds_the_soup_byte_for_byte_and_any_entry_loads(run, tmp_p
     modes = {p.stat().st_mode for p in [soup, *tmp_path.iterdir(), *run.output.iterdir()]}
     assert len(modes) == 1
     spec, place, store = run.world()
-    data = world(spec, place).data
+    data = worker_context(spec, place).data
     images, labels = data.samples(find_basis(store, spec).split("test"))
     for entry in leaderboard(run.output):
         name = entry["name"].replace("(", "_").replace(", ", "_").replace(")", "")

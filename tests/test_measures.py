@@ -23,7 +23,7 @@ from soupray.core.requests import (
     Temperature,
     TensorNames,
 )
-from soupray.evaluation.shelf import save_logits
+from soupray.evaluation.cache import save_logits
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +165,8 @@ def test_a_model_fails_nowhere_that_it_does_not_fail_itself(world):
 def test_the_deviation_is_that_of_the_logits(world):
     best = mean_of([world.pool.checkpoints[0]])
     images, _ = world.data.samples(world.basis.split("held_out"))
-    network = world.workers._network
-    low, high = (network.predict(best, np.array(images), low)[0] for low in (True, False))
+    live = world.workers._network
+    low, high = (live.predict(best, np.array(images), low)[0] for low in (True, False))
     assert ask(world, Deviation(candidate=best, samples=90)) == np.abs(low - high).max()
 
 
@@ -174,14 +174,14 @@ def test_the_deviation_from_stored_logits_runs_no_float32(world, monkeypatch):
     best = world.pool.ingredients[0]
     asked = Deviation(candidate=mean_of([best.checkpoint.sha256]), samples=7)
     expected = ask(world, asked)
-    network, ran = world.workers._network, []
-    predict = network.predict
+    live, ran = world.workers._network, []
+    predict = live.predict
 
     def noted(candidate, images, low=False):
         ran.append((len(images), low))
         return predict(candidate, images, low)
 
-    monkeypatch.setattr(network, "predict", noted)
+    monkeypatch.setattr(live, "predict", noted)
     assert ask(world, msgspec.structs.replace(asked, logits=best.logits)) == expected > 0
     assert ran == [(7, True)]
 

@@ -15,21 +15,22 @@ from soupray.core.errors import ConfigError, TrialError
 from soupray.core.records import Ingredient, Trial, pool_of
 from soupray.data.cache import Data
 from soupray.estimate import dry_run
-from soupray.evaluation.network import predict
+from soupray.evaluation.live_model import predict
 from soupray.evaluation.selection import HeldOut
 from soupray.inference import _Predictor, _Source
-from soupray.plan import trials_of
 from soupray.recipe_file import RecipeFile
 from soupray.reporting.ranking import forward_passes
+from soupray.search.plan import trials_of
+from soupray.search.state import basis_key
 from soupray.services.place import Place
 from soupray.session import Session
 from soupray.soup import run_recipes
 from soupray.spec.task import Probe
-from soupray.training.fine_tune import fine_tune
 from soupray.training.loop import Loop
 from soupray.training.probe import fit_head, probed
 from soupray.training.start import Hyperparameters, Start
-from soupray.wiring import World, basis_key, make_basis, world
+from soupray.training.trial import fine_tune
+from soupray.training.worker import WorkerContext, make_basis, worker_context
 
 PROBE = ("init: zero_shot ", "init: {probe: {l2: 1e-3}} ")
 HEAD = ("  sampler: random ", "  sampler: random\n  train: head ")
@@ -74,7 +75,7 @@ def test_a_fit_that_does_not_end_is_told(monkeypatch):
         fit_head(*problem(0), 3, 1e-3, bias=True)
 
 
-def fine_tuned(here: World, trial: Trial) -> Ingredient:
+def fine_tuned(here: WorkerContext, trial: Trial) -> Ingredient:
     training = fine_tune(trial, here.task, here.data, here.checkpoints)
     while True:
         try:
@@ -92,7 +93,7 @@ class Made:
         place = Place(storage=f"file://{store}", credentials=None, cache=str(cache))
         self.spec = demo(*edits)
         self.basis = make_basis(self.spec, place, basis_key(self.spec))
-        self.here = world(self.spec, place)
+        self.here = worker_context(self.spec, place)
 
     def weights(self, which: str) -> dict[str, torch.Tensor]:
         return self.here.checkpoints.load(getattr(self.basis, which).sha256)
@@ -263,7 +264,7 @@ def test_models_without_prompts_get_their_head_by_probe(tmp_path):
         )
         basis = make_basis(spec, place, basis_key(spec))
         predictions = (
-            world(spec, place)
+            worker_context(spec, place)
             .workers()
             .predictions(mean_of([basis.init.sha256]), basis.split("held_out"))
         )
@@ -282,7 +283,7 @@ def test_a_soup_of_probes_keeps_the_batch_statistics_that_they_share(tmp_path):
     spec = tiny(tmp_path, *edits)
     place = Place(storage=f"file://{tmp_path}", credentials=None, cache=str(tmp_path / "cache"))
     basis = make_basis(spec, place, basis_key(spec))
-    here = world(spec, place)
+    here = worker_context(spec, place)
     shas = [fine_tuned(here, t).checkpoint.sha256 for t in trials_of(spec, basis)[:2]]
     workers, split = here.workers(), basis.split("held_out")
     soup, *each = [
@@ -385,7 +386,7 @@ def test_a_probe_is_fitted_to_what_a_training_will_see(tmp_path, statistics):
     trained = "  trained: {lr: 3e-3, epochs: 4, batch_size: 64}"
     spec = tiny(tmp_path, (trained, f"  probe: {{l2: 0.01, statistics: {statistics}}}"))
     place = Place(storage=f"file://{tmp_path}", credentials=None, cache=str(tmp_path / "cache"))
-    basis, here = make_basis(spec, place, basis_key(spec)), world(spec, place)
+    basis, here = make_basis(spec, place, basis_key(spec)), worker_context(spec, place)
     torch.manual_seed(spec.seed)
     before, after = here.task.init(), here.checkpoints.load(basis.init.sha256)
     moved = {n.rpartition(".")[2] for n in before if not torch.equal(before[n], after[n])}

@@ -12,7 +12,7 @@ from test_loop import EVERYTHING, Member
 from test_training import another, run
 
 from soupray.training import resume
-from soupray.training.fine_tune import fine_tune
+from soupray.training.trial import fine_tune
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,15 @@ from soupray.core.records import Pool, Tombstone, encode, pool_of
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOut
-from soupray.plan import trials_of
 from soupray.reporting.ranking import best_soup
+from soupray.search.plan import trials_of
+from soupray.search.state import find_basis
 from soupray.session import find_pool
 from soupray.soup import Choices, _choices_path, choose, chosen_recipes, run_recipes
 from soupray.spec.sweep_spec import parse
 from soupray.store import layout
 from soupray.store.objects import create_record, open_store
-from soupray.wiring import find_basis, world
+from soupray.training.worker import worker_context
 
 
 @pytest.fixture(scope="module")
@@ -188,13 +189,13 @@ def test_the_local_evaluator_makes_the_same_choices_as_the_ray_driver(run, pool,
     import json
 
     spec, place, store = run.world()
-    here = world(spec, place)
+    here = worker_context(spec, place)
     basis = find_basis(store, spec)
     splits = [basis.split("held_out"), basis.split("train")]
     workers = LocalWorkers(
         here.task, here.data, forgetful(here.checkpoints, tmp_path), spec.setting
     )
-    evaluator = StoredEvaluator(Site(workers, workers.shelf, spec.setting))
+    evaluator = StoredEvaluator(Site(workers, workers.cache, spec.setting))
     selection = HeldOut(evaluator, pool, splits)
     wanted = {"anchor": {}, "best_single": {}, **chosen_recipes([spec], [], everything=True)}
     outcomes = run_recipes(selection, wanted)
@@ -207,7 +208,7 @@ def test_the_local_evaluator_makes_the_same_choices_as_the_ray_driver(run, pool,
 
 def test_a_corrupt_ingredient_stops_the_soup_and_names_the_object(run, pool, tmp_path):
     spec, place, store = run.world()
-    here = world(spec, place)
+    here = worker_context(spec, place)
     copy = open_store("memory://")
     sha = pool.ingredients[0].checkpoint.sha256
     path = pool.ingredients[0].checkpoint.path

@@ -10,7 +10,7 @@ from shared import split
 
 from soupray.core.errors import ConfigError
 from soupray.core.records import Basis, CheckpointRef, Trial, decode, encode
-from soupray.plan import plan, trials_of
+from soupray.search.plan import plan, trials_of
 from soupray.spec.space import Dimension
 from soupray.spec.sweep_spec import SweepSpec, load, parse
 

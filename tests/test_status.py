@@ -10,7 +10,8 @@ from shared import ingredient, scores, split
 
 from soupray.core.errors import NotFound, StoreUnavailable
 from soupray.core.records import Basis, CheckpointRef, EpochRecord, Tombstone, decode, encode
-from soupray.plan import trials_of
+from soupray.search.plan import trials_of
+from soupray.search.state import basis_key
 from soupray.spec.sweep_spec import load
 from soupray.status import find_status
 from soupray.store import layout
@@ -25,7 +26,6 @@ from soupray.store.lease import (
 )
 from soupray.store.objects import create_record, open_store
 from soupray.watch import Watch
-from soupray.wiring import basis_key
 
 NOTHING = Beat(running=(), failed={}, seconds_left=None)
 

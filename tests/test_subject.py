@@ -6,7 +6,7 @@ from shared import split
 
 from soupray.core.errors import ConfigError
 from soupray.core.records import Basis, CheckpointRef
-from soupray.plan import plan, trials_of
+from soupray.search.plan import plan, trials_of
 from soupray.spec.data import HeldOutParts
 from soupray.spec.space import Space
 from soupray.spec.sweep_spec import SweepSpec, load, parse

@@ -15,14 +15,15 @@ from soupray.core.errors import ConfigError
 from soupray.core.records import Ingredient, Setting, encode
 from soupray.core.requests import Fisher
 from soupray.core.texts import pack
-from soupray.evaluation.network import predict
-from soupray.plan import trials_of
+from soupray.evaluation.live_model import predict
 from soupray.recipe_file import RecipeFile
+from soupray.search.plan import trials_of
+from soupray.search.state import basis_key
 from soupray.services.place import Place
 from soupray.tasks import local_digests, task_of
 from soupray.tasks.files import local_path
-from soupray.training.fine_tune import fine_tune
-from soupray.wiring import basis_key, make_basis, world
+from soupray.training.trial import fine_tune
+from soupray.training.worker import make_basis, worker_context
 
 TEXTS = ["rain and wind", "the bread", "of the soup and salt and apple and bread and more"]
 DRAWN = ('templates: ["about {}"]', "pooling: {pooling}\n  normalise: {normalise}")
@@ -222,7 +223,7 @@ def made(folder):
     spec = tiny_text(folder, ("epochs: 2", "epochs: 6"))
     place = Place(storage=f"file://{folder}/store", credentials=None, cache=str(folder / "cache"))
     basis = make_basis(spec, place, basis_key(spec))
-    here = world(spec, place)
+    here = worker_context(spec, place)
     found = []
     for trial in trials_of(spec, basis)[:2]:
         training = fine_tune(trial, here.task, here.data, here.checkpoints)

@@ -7,19 +7,19 @@ from conftest import mini_text
 
 from soupray.core.records import Training
 from soupray.distributed import cluster
-from soupray.distributed.search import Asker
 from soupray.distributed.tune import Planned, run_trials
-from soupray.evaluation.pool import find_trials
-from soupray.plan import trials_of
+from soupray.search.plan import trials_of
+from soupray.search.state import find_manifests
+from soupray.search.tpe import TpeSearch
 from soupray.services.place import Place
 from soupray.spec.sweep_spec import parse
 from soupray.store.checkpoints import Checkpoints
-from soupray.training.fine_tune import fine_tune
-from soupray.wiring import make_basis, world
+from soupray.training.trial import fine_tune
+from soupray.training.worker import make_basis, worker_context
 
 
 class Told:
-    """A watcher that remembers what it was told."""
+    """Remembers what it was told."""
 
     def __init__(self) -> None:
         self.said: list[tuple] = []
@@ -40,18 +40,18 @@ def trials(tmp_path_factory):
     basis = make_basis(spec, place, "basis")
     (trial,) = trials_of(spec, basis)  # TPE begins with the random plan
     store = place.open_store()
-    asker = Asker(store, spec, basis)
+    search = TpeSearch(store, spec, basis)
     with cluster.attach("local", spec):
-        run_trials(spec, place, Planned([], asker), told := Told())
-    (together,) = find_trials(store, [trial], basis).complete
+        run_trials(spec, place, Planned([], search), told := Told())
+    (together,) = find_manifests(store, [trial])
     assert told.said == [
-        ("asked", trial),
+        ("suggested", trial),
         ("started", trial.key),
         *(("epoch", trial.key, record) for record in together.history),
         ("finished", trial.key, True),
     ]
-    assert [t.value for t in asker._study.trials] == [together.held_out.accuracy]
-    here = world(spec, place)
+    assert [t.value for t in search._study.trials] == [together.held_out.accuracy]
+    here = worker_context(spec, place)
     lone = msgspec.structs.replace(trial, key="alone", training=Training())
     training = fine_tune(lone, here.task, here.data, here.checkpoints)
     try:

@@ -11,13 +11,13 @@ from shared import Small, small
 from soupray.core.candidates import mean_of
 from soupray.core.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial, encode
 from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.pool import find_trials
 from soupray.maths.metrics import score
+from soupray.search.state import find_manifests
 from soupray.store import layout
 from soupray.store.objects import read_record
 from soupray.store.weights_file import tensor_digests
-from soupray.training.fine_tune import fine_tune
 from soupray.training.optim import lr_scale
+from soupray.training.trial import fine_tune
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +147,8 @@ def test_an_absurd_rate_leaves_a_tombstone_that_is_found_again(here):
     assert isinstance(tombstone, Tombstone)
     assert tombstone.reason.startswith("training loss is nan in epoch 1, step")
     assert read_record(here.checkpoints.store, layout.manifest(absurd.key), Manifest) == tombstone
-    found = find_trials(here.checkpoints.store, [here.trial, absurd], here.basis)
-    assert found.diverged == [tombstone]
-    assert absurd.key in found.over
+    never = another(here.trial, lr=0.5)
+    assert find_manifests(here.checkpoints.store, [absurd, never]) == [tombstone, None]
     again, _ = run(here, absurd)
     assert again == tombstone  # the first one's, times included
 

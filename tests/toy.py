@@ -118,7 +118,7 @@ def toy(
     init = checkpoints.save(task.init(), {"init": "toy"})
     basis = Basis(key="toy", splits=data.splits, init=init, anchor=init)
     workers = LocalWorkers(task, data, checkpoints, setting)
-    evaluator = StoredEvaluator(Site(workers, workers.shelf, setting))
+    evaluator = StoredEvaluator(Site(workers, workers.cache, setting))
     ingredients = [
         _ingredient(f"t{i}", weights, basis, (workers, checkpoints, setting))
         for i, weights in enumerate(models)
@@ -134,7 +134,7 @@ def _ingredient(
     ref = checkpoints.save({"head.weight": weights}, {"init": "toy"})
     held_out = basis.split("held_out")
     workers.evaluate([mean_of([ref.sha256])], [held_out])
-    evaluation = workers.shelf.find(mean_of([ref.sha256]), held_out)
+    evaluation = workers.cache.find(mean_of([ref.sha256]), held_out)
     return Ingredient(
         trial=msgspec.structs.replace(
             trial(key), hparams={"lr": hash(key) % 100 / 100}, setting=setting

@@ -16,11 +16,11 @@ from soupray.core.ports import Reached
 from soupray.core.records import CheckpointRef, Split
 from soupray.core.requests import Request
 from soupray.distributed.cluster import get, largest, slots
-from soupray.evaluation.local import ahead
+from soupray.evaluation.local import LocalWorkers, ahead
 from soupray.evaluation.schedule import Answer, FirstReaching
 from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.wiring import world
+from soupray.training.worker import worker_context
 
 LOOK_S = 2.0
 """Between two looks at how large the cluster is by now."""
@@ -40,7 +40,9 @@ class _Worker:
     """
 
     def __init__(self) -> None:
-        self._of = functools.lru_cache(maxsize=1)(lambda spec, place: world(spec, place).workers())
+        self._of = functools.lru_cache(maxsize=1)(
+            lambda spec, place: worker_context(spec, place).workers()
+        )
 
     def evaluate(
         self, spec: SweepSpec, place: Place, candidate: WeightCandidate, splits: Sequence[Split]
@@ -58,6 +60,10 @@ class _Worker:
 
     def save(self, spec: SweepSpec, place: Place, candidate: WeightCandidate) -> CheckpointRef:
         return self._of(spec, place).save(candidate)
+
+
+def _workers(spec: SweepSpec, place: Place) -> LocalWorkers:
+    return worker_context(spec, place).workers()
 
 
 class Actors:

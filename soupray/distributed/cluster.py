@@ -24,7 +24,7 @@ from soupray.core.records import Basis
 from soupray.distributed.nodes import room, wanted
 from soupray.services.place import Place
 from soupray.spec.sweep_spec import Resources, SweepSpec
-from soupray.wiring import make_basis
+from soupray.training.worker import make_basis
 
 _started_here = True
 TOKEN = Path.home() / ".ray" / "auth_token"

@@ -22,8 +22,8 @@ from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import read_record
-from soupray.training.fine_tune import Training, fine_tune
-from soupray.wiring import world
+from soupray.training.trial import Training, fine_tune
+from soupray.training.worker import worker_context
 
 RETRIES = 3
 """Of the whole group when one of it dies; it goes on at the trial's last state."""
@@ -116,7 +116,7 @@ def _work(config: dict[str, Any]) -> None:
     place, trial = decode(config["place"].encode(), Place), decode(config["trial"].encode(), Trial)
     group = _TorchGroup()
     try:
-        here = world(spec, place)
+        here = worker_context(spec, place)
         training = fine_tune(trial, here.task, here.data, here.checkpoints, group)
         for record in training:
             if group.rank == 0:

@@ -20,16 +20,17 @@ from ray import tune
 from ray.tune.error import TuneError
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
 from soupray.core.errors import TrialError
 from soupray.core.records import EpochRecord, Ingredient, Trial, decode, encode
 from soupray.distributed.cluster import at_a_time
-from soupray.distributed.search import AskedSearch, Asker
+from soupray.search.tpe import TpeSearch
 from soupray.services.place import Place
 from soupray.spec.space import Dimension
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.training.fine_tune import Training, fine_tune
-from soupray.wiring import world
+from soupray.training.trial import Training, fine_tune
+from soupray.training.worker import worker_context
 
 # What ends an attempt is told by `_Reporter`, in a line; Tune's own state is never read.
 logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)
@@ -43,7 +44,7 @@ RETRIES = 3
 """Of a trial whose worker died. What the trial itself raises is told, not repeated."""
 
 
-class Watcher(Protocol):
+class TrialEvents(Protocol):
     """Told what happens in the sweep, in the driver."""
 
     def started(self, key: str) -> None:
@@ -58,7 +59,7 @@ class Watcher(Protocol):
         """Its manifest is in the store: an ingredient if `complete`, else a tombstone."""
         ...
 
-    def asked(self, trial: Trial) -> None:
+    def suggested(self, trial: Trial) -> None:
         """An adaptive search wants this trial; it comes before `started`."""
         ...
 
@@ -112,15 +113,15 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
             from soupray.distributed.train import train_together
 
             return train_together(self._spec, self._place, self._trial)
-        here = world(self._spec, self._place)
+        here = worker_context(self._spec, self._place)
         return fine_tune(self._trial, here.task, here.data, here.checkpoints)
 
 
 class _Reporter(tune.Callback):  # type: ignore[misc]
     """Passes Tune's events on, by trial key."""
 
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
+    def __init__(self, events: TrialEvents) -> None:
+        self._watcher = events
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks to resume from, and we never resume from that."""
@@ -153,22 +154,62 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
             self._watcher.failed(_key_of(trial), _last_line(trial))
 
 
+class _TpeSearcher(Searcher):  # type: ignore[misc]
+    """A TpeSearch as Tune sees it. Nothing of it is saved by Tune: the store has it."""
+
+    def __init__(
+        self, tpe: TpeSearch, shared: dict[str, str], tell: Callable[[Trial], None]
+    ) -> None:
+        """`tell` is called with each trial before it runs."""
+        super().__init__()
+        self._tpe, self._shared, self._tell = tpe, shared, tell
+        self._keys: dict[str, str] = {}
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        """Tune's space is empty: the points come from `TpeSearch`."""
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The configuration of the next trial."""
+        trial = self._tpe.next()
+        if trial is None:
+            return str(Searcher.FINISHED)
+        self._tell(trial)
+        self._keys[trial_id] = trial.key
+        return {**self._shared, "trial": encode(trial).decode()}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """The store knows how it did."""
+        self._tpe.over(self._keys.pop(trial_id))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its searcher to resume from, and we never resume from that."""
+        return {}
+
+
 class Planned(NamedTuple):
-    """What a sweep is to run: trials that are known, or an asker that finds them one by one."""
+    """What a sweep is to run: trials that are known, or a search that suggests them."""
 
     trials: list[Trial]
-    asker: Asker | None = None
+    tpe: TpeSearch | None = None
 
 
 def run_trials(
     spec: SweepSpec,
     place: Place,
     planned: Planned,
-    watcher: Watcher,
+    events: TrialEvents,
     stop: Callable[[], bool] = lambda: False,
     give_up: Callable[[Trial, EpochRecord], None] = lambda trial, last: None,
 ) -> None:
-    """Run what is planned and tell `watcher`; `stop` is asked after every result.
+    """Run what is planned and tell `events`; `stop` is asked after every result.
 
     `give_up` records a trial that the scheduler stops. Tune's own files stay on this machine's
     disk: the store's records are what is resumed from.
@@ -179,13 +220,13 @@ def run_trials(
     # A trial of several workers holds nothing itself (a byte: Tune takes no less): they do.
     alone = spec.training.workers == 1
     holds = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu} if alone else {"memory": 1}
-    space, config = _search(spec, place, planned, watcher)
+    space, config = _search(spec, place, planned, events)
     tuner = tune.Tuner(
         tune.with_resources(_Trainable, holds),
         param_space=space,
         tune_config=tune.TuneConfig(
             reuse_actors=True,
-            scheduler=_scheduler(spec, watcher, give_up),
+            scheduler=_scheduler(spec, events, give_up),
             trial_dirname_creator=lambda trial: _key_of(trial),
             trial_name_creator=lambda trial: _key_of(trial),
             **config,
@@ -193,7 +234,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name=spec.name,
             storage_path=str(place.folder / "tune"),
-            callbacks=[_Reporter(watcher)],
+            callbacks=[_Reporter(events)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,
@@ -210,27 +251,27 @@ def run_trials(
 
 
 def _search(
-    spec: SweepSpec, place: Place, planned: Planned, watcher: Watcher
+    spec: SweepSpec, place: Place, planned: Planned, events: TrialEvents
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tune's space, and how its points are found."""
     shared = {"spec": spec.model_dump_json(), "place": encode(place).decode()}
-    if planned.asker is None:
+    if planned.tpe is None:
         grid = tune.grid_search([encode(t).decode() for t in planned.trials])
         return {**shared, "trial": grid}, {"max_concurrent_trials": at_a_time(spec)}
     # With a searcher Tune keeps one trial waiting, unless it is told how many.
     return {}, {
-        "search_alg": AskedSearch(planned.asker, shared, watcher.asked),
-        "num_samples": planned.asker.left,
+        "search_alg": _TpeSearcher(planned.tpe, shared, events.suggested),
+        "num_samples": planned.tpe.left,
         "max_concurrent_trials": at_a_time(spec) or spec.search.trials,
     }
 
 
 def _scheduler(
-    spec: SweepSpec, watcher: Watcher, give_up: Callable[[Trial, EpochRecord], None]
+    spec: SweepSpec, events: TrialEvents, give_up: Callable[[Trial, EpochRecord], None]
 ) -> _Asha | None:
     def stopped(trial: Trial, last: EpochRecord) -> None:
         give_up(trial, last)
-        watcher.stopped(trial.key)
+        events.stopped(trial.key)
 
     return _Asha(_most_epochs(spec), stopped) if spec.search.scheduler == "asha" else None
 

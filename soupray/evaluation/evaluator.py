@@ -32,8 +32,8 @@ from soupray.core.requests import (
     Right,
     Temperature,
 )
+from soupray.evaluation.cache import Against, EvaluationCache
 from soupray.evaluation.schedule import FirstReaching, Precision
-from soupray.evaluation.shelf import Against, Shelf
 from soupray.maths.metrics import margins, score
 from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
 
@@ -77,7 +77,7 @@ class Site(NamedTuple):
     """Where models of one spec run, and what is known of them."""
 
     workers: Workers
-    shelf: Shelf
+    cache: EvaluationCache
     setting: Setting
 
 
@@ -104,7 +104,7 @@ class StoredEvaluator:
         todo: dict[tuple[Site, tuple[Split, ...]], list[WeightCandidate]] = {}
 
         def unknown(member: WeightCandidate) -> tuple[Split, ...]:
-            return tuple(s for s in splits if self._of(member).shelf.find(member, s) is None)
+            return tuple(s for s in splits if self._of(member).cache.find(member, s) is None)
 
         with ThreadPoolExecutor(16) as threads:
             found = list(threads.map(unknown, members))
@@ -123,7 +123,7 @@ class StoredEvaluator:
             if isinstance(candidate, OutputEnsemble | VRFEnsemble):
                 found.append(score(self.predictions(candidate, split)))
             else:
-                evaluation = self._of(candidate).shelf.find(candidate, split)
+                evaluation = self._of(candidate).cache.find(candidate, split)
                 assert evaluation is not None
                 found.append(evaluation.scores)
         return found
@@ -178,12 +178,12 @@ class StoredEvaluator:
     ) -> Scores | Tally | Rejected | None:
         if isinstance(candidate, OutputEnsemble | VRFEnsemble):
             return self.scores([candidate], split)[0]
-        shelf = self._of(candidate).shelf
+        cache = self._of(candidate).cache
         # The decision first: a repetition then has the very records of the first run.
-        decision = shelf.decision(candidate, split, against)
+        decision = cache.decision(candidate, split, against)
         if decision is not None:
             return decision
-        evaluation = shelf.find(candidate, split)
+        evaluation = cache.find(candidate, split)
         return evaluation.scores if evaluation else None
 
     def _decide(
@@ -207,7 +207,7 @@ class StoredEvaluator:
         reached = site.workers.decide(schedule, models, split, hints.tau)
         for candidate, result in zip(models, reached.results, strict=False):
             assert not isinstance(result, Scores)
-            site.shelf.keep_decision(candidate, split, (*goal, hints.tau), result)
+            site.cache.put_decision(candidate, split, (*goal, hints.tau), result)
             self.on_result(1)
         return reached
 
@@ -225,8 +225,8 @@ class StoredEvaluator:
             elif isinstance(request, Failures):
                 answers[i] = self._failures(request, split)
             elif isinstance(request, Margins):
-                shelf = self._site(request.about).shelf
-                answers[i] = tuple(margins(shelf.predictions(request.logits, split)).tolist())
+                cache = self._site(request.about).cache
+                answers[i] = tuple(margins(cache.predictions(request.logits, split)).tolist())
             else:
                 todo.setdefault(self._site(request.about), []).append(i)
         for site, asked in todo.items():
@@ -238,7 +238,7 @@ class StoredEvaluator:
     def _known(self, request: Request[Any], split: Split) -> Any:
         if not type(request).kept:
             return None
-        return self._site(request.about).shelf.answer(request, split)
+        return self._site(request.about).cache.answer(request, split)
 
     def _failures(self, request: Failures, split: Split) -> FailureSet:
         """VRF, algorithm 1, step 1; the two models may be at home at different sites."""
@@ -254,22 +254,22 @@ class StoredEvaluator:
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
         """See `ports.Evaluator`."""
         site = self._of(candidate)
-        return site.shelf.saved(candidate) or site.workers.save(candidate)
+        return site.cache.saved(candidate) or site.workers.save(candidate)
 
     def statistics(self, candidates: Iterable[Candidate]) -> dict[str, CheckpointRef]:
         """The BatchNorm statistics that soups were evaluated with, by the soup's digest."""
         members = dict.fromkeys(m for c in candidates for m in c.members)
-        found = {m.digest: self._of(m).shelf.statistics(m) for m in members}
+        found = {m.digest: self._of(m).cache.statistics(m) for m in members}
         return {name: ref for name, ref in found.items() if ref is not None}
 
     def _load(self, candidate: WeightCandidate, split: Split) -> Predictions:
-        shelf = self._of(candidate).shelf
-        evaluation = shelf.find(candidate, split)
+        cache = self._of(candidate).cache
+        evaluation = cache.find(candidate, split)
         if evaluation is None:
             self.fill([candidate], [split])
-            evaluation = shelf.find(candidate, split)
+            evaluation = cache.find(candidate, split)
             assert evaluation is not None
-        return shelf.predictions(evaluation.logits, split)
+        return cache.predictions(evaluation.logits, split)
 
     def _find_distances(self, request: Distances, split: Split) -> Any:
         return np.asarray(self.measure([request], split)[0])

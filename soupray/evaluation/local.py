@@ -27,9 +27,9 @@ from soupray.core.requests import (
 from soupray.data.cache import Data
 from soupray.data.splits import Images, Labels
 from soupray.evaluation import measures
-from soupray.evaluation.network import Network
+from soupray.evaluation.cache import EvaluationCache
+from soupray.evaluation.live_model import LiveModel
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
-from soupray.evaluation.shelf import Shelf
 from soupray.store.checkpoints import AHEAD, Checkpoints
 
 
@@ -39,8 +39,8 @@ class LocalWorkers:
     def __init__(self, task: Task, data: Data, checkpoints: Checkpoints, setting: Setting) -> None:
         self._data, self._checkpoints, self._setting = data, checkpoints, setting
         train = data.split("train")
-        self._network = Network(task, checkpoints, setting, (train, data.samples(train)[0]))
-        self.shelf = Shelf(checkpoints, setting, train)
+        self._live = LiveModel(task, checkpoints, setting, (train, data.samples(train)[0]))
+        self.cache = EvaluationCache(checkpoints, setting, train)
 
     def evaluate(
         self,
@@ -51,14 +51,14 @@ class LocalWorkers:
         """See `evaluator.Workers`."""
         for candidate in candidates:
             for split in splits:
-                if self.shelf.find(candidate, split) is None:
-                    self.shelf.keep(candidate, self.predictions(candidate, split))
+                if self.cache.find(candidate, split) is None:
+                    self.cache.put(candidate, self.predictions(candidate, split))
                 done(1)
 
     def predictions(self, candidate: WeightCandidate, split: Split) -> Predictions:
         """Logits on every sample, by a forward pass."""
         images, labels = self._data.samples(split)
-        logits, _ = self._network.predict(candidate, images, self._network.low)
+        logits, _ = self._live.predict(candidate, images, self._live.low)
         return Predictions(split=split, logits=logits, labels=np.asarray(labels))
 
     def decide(
@@ -90,10 +90,10 @@ class LocalWorkers:
         fetched meanwhile.
         """
         images, labels = self._data.samples(split)
-        self._network.load(candidate, torch.bfloat16 if unit.low else torch.float32)
+        self._live.load(candidate, torch.bfloat16 if unit.low else torch.float32)
         self._checkpoints.expect(coming)  # after its own: they share the network card
         rows = np.asarray(unit.rows)
-        logits, _ = self._network.predict(candidate, images[rows], unit.low)
+        logits, _ = self._live.predict(candidate, images[rows], unit.low)
         right = logits.argmax(axis=1) == labels[rows]
         if not unit.low or tau is None:
             return Answer(right, np.zeros(len(rows), bool))
@@ -105,13 +105,13 @@ class LocalWorkers:
         return [self._measure(request, split) for request in requests]
 
     def _measure(self, request: Request[Any], split: Split) -> Any:
-        known = self.shelf.answer(request, split) if type(request).kept else None
+        known = self.cache.answer(request, split) if type(request).kept else None
         if known is not None:
             return known
         answer = self._answer(request, self._data.samples(split))
         if not type(request).kept:
             return answer
-        return self.shelf.keep_answer(request, split, answer)
+        return self.cache.put_answer(request, split, answer)
 
     def _answer(self, request: Request[Any], data: tuple[Images, Labels]) -> Any:
         about_data: dict[Any, Callable[..., Any]] = {
@@ -131,15 +131,15 @@ class LocalWorkers:
         kind = type(request)
         if kind in about_weights:
             return about_weights[kind](self._checkpoints, request)
-        return about_data[kind](self._network, self._checkpoints, request, data)
+        return about_data[kind](self._live, self._checkpoints, request, data)
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
         """See `evaluator.Workers`."""
-        known = self.shelf.saved(candidate)
+        known = self.cache.saved(candidate)
         if known is not None:
             return known
-        saved = self._checkpoints.save(self._network.tensors(candidate), about(candidate))
-        return self.shelf.keep_saved(candidate, saved)
+        saved = self._checkpoints.save(self._live.tensors(candidate), about(candidate))
+        return self.cache.put_saved(candidate, saved)
 
 
 def ahead(candidates: Sequence[WeightCandidate], at: int) -> list[str]:

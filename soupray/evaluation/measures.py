@@ -29,7 +29,7 @@ from soupray.core.requests import (
     TensorNames,
 )
 from soupray.data.splits import Images, Labels
-from soupray.evaluation.network import Network
+from soupray.evaluation.live_model import LiveModel
 from soupray.maths.neighbours import kth_distances
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.weights_file import tensor_digests
@@ -51,25 +51,25 @@ TRAIN_CHUNK = 20
 
 
 def right(
-    network: Network, checkpoints: Checkpoints, request: Right, data: tuple[Images, Labels]
+    live: LiveModel, checkpoints: Checkpoints, request: Right, data: tuple[Images, Labels]
 ) -> str:
     """VRF, algorithm 1, step 1: an un-shuffled, un-augmented pass over the training data."""
     images, labels = data
-    chunk = TRAIN_CHUNK * network.batch_size
+    chunk = TRAIN_CHUNK * live.batch_size
     answers = [
-        network.predict(request.model, images[at : at + chunk], network.low)[0].argmax(axis=1)
+        live.predict(request.model, images[at : at + chunk], live.low)[0].argmax(axis=1)
         for at in range(0, len(labels), chunk)
     ]
     return pack_right(np.concatenate(answers) == labels)
 
 
 def features(
-    network: Network, checkpoints: Checkpoints, request: Features, data: tuple[Images, Labels]
+    live: LiveModel, checkpoints: Checkpoints, request: Features, data: tuple[Images, Labels]
 ) -> CheckpointRef:
     """The features of the failure set, as the store keeps them."""
     images, labels = data
     rows = np.flatnonzero(unpack_right(request.rows, len(labels)))
-    _, found = network.predict(request.model, images[rows], network.low)
+    _, found = live.predict(request.model, images[rows], live.low)
     chosen = {"features": torch.from_numpy(_normalised(found))}
     return checkpoints.save(chosen, {"features_of": request.model.digest})
 
@@ -81,13 +81,13 @@ def _normalised(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def distances(
-    network: Network, checkpoints: Checkpoints, request: Distances, data: tuple[Images, Labels]
+    live: LiveModel, checkpoints: Checkpoints, request: Distances, data: tuple[Images, Labels]
 ) -> tuple[float, ...]:
     """VRF, algorithm 1, step 2, for every sample."""
-    _, features = network.predict(request.fine_tuned, data[0], network.low)
+    _, features = live.predict(request.fine_tuned, data[0], live.low)
     points = checkpoints.load(request.failures.sha256)["features"].numpy()
     found = kth_distances(
-        _normalised(features), points, request.k, network.threads, network.device == "cuda"
+        _normalised(features), points, request.k, live.threads, live.device == "cuda"
     )
     return tuple(found.astype(np.float64).tolist())
 
@@ -116,7 +116,7 @@ def gram(checkpoints: Checkpoints, request: Gram) -> dict[str, Matrix]:
 
 
 def gradient(
-    network: Network, checkpoints: Checkpoints, request: Gradient, data: tuple[Images, Labels]
+    live: LiveModel, checkpoints: Checkpoints, request: Gradient, data: tuple[Images, Labels]
 ) -> Slope:
     """D loss / d alpha_gi = sum over the tensors t of group g of <d loss / d theta_t, theta_it>.
 
@@ -125,15 +125,15 @@ def gradient(
     """
     images, labels = data
     rows = np.asarray(request.rows or range(len(labels)))
-    model = network.load(request.soup, torch.float32, keep=False).requires_grad_(True)
+    model = live.load(request.soup, torch.float32, keep=False).requires_grad_(True)
     model.zero_grad(set_to_none=True)
     beta = torch.tensor(request.beta, dtype=torch.float32, requires_grad=True)
     loss = 0.0
     try:
-        for start in range(0, len(rows), network.batch_size):
-            part = rows[start : start + network.batch_size]
-            inputs = network.inputs(images[part])
-            wanted = torch.from_numpy(np.asarray(labels[part])).to(network.device)
+        for start in range(0, len(rows), live.batch_size):
+            part = rows[start : start + live.batch_size]
+            inputs = live.inputs(images[part])
+            wanted = torch.from_numpy(np.asarray(labels[part])).to(live.device)
             mean = F.cross_entropy(beta.to(inputs.device) * model(inputs), wanted, reduction="sum")
             (mean / len(rows)).backward()
             loss += float(mean.detach()) / len(rows)
@@ -176,7 +176,7 @@ def _inner_products(gradient: torch.Tensor, tensors: list[torch.Tensor]) -> list
 
 
 def fisher(
-    network: Network, checkpoints: Checkpoints, request: Fisher, data: tuple[Images, Labels]
+    live: LiveModel, checkpoints: Checkpoints, request: Fisher, data: tuple[Images, Labels]
 ) -> CheckpointRef:
     """F_j = E_x E_{y ~ p(y | x)} (d log p(y | x) / d theta_j)^2, from per-sample gradients.
 
@@ -185,7 +185,7 @@ def fisher(
     """
     images, _ = data
     rows = np.unique(np.linspace(0, len(images) - 1, request.samples).astype(int))
-    model = network.load(mean_of([request.checkpoint]), torch.float32)
+    model = live.load(mean_of([request.checkpoint]), torch.float32)
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     buffers = dict(model.named_buffers())
     size = sum(p.numel() for p in parameters.values()) * 4
@@ -207,7 +207,7 @@ def fisher(
     with warnings.catch_warnings():  # attention on a CPU runs sample by sample, still faster so
         warnings.filterwarnings("ignore", "There is a performance drop")
         for start in range(0, len(rows), chunk):
-            inputs = network.inputs(images[rows[start : start + chunk]])
+            inputs = live.inputs(images[rows[start : start + chunk]])
             labels = _drawn(model, inputs, generator)
             # A text model looks at its mask to choose its way, which vmap cannot follow.
             each = at_once if inputs.is_floating_point() else one_by_one
@@ -227,14 +227,14 @@ def _drawn(
 
 
 def deviation(
-    network: Network, checkpoints: Checkpoints, request: Deviation, data: tuple[Images, Labels]
+    live: LiveModel, checkpoints: Checkpoints, request: Deviation, data: tuple[Images, Labels]
 ) -> float:
     """The largest |logit in bfloat16 - logit in float32| over evenly spaced samples."""
     images, _ = data
     rows = np.unique(np.linspace(0, len(images) - 1, request.samples).astype(int))
-    low, _ = network.predict(request.candidate, images[rows], low=True)
+    low, _ = live.predict(request.candidate, images[rows], low=True)
     if request.logits is None:
-        high, _ = network.predict(request.candidate, images[rows])
+        high, _ = live.predict(request.candidate, images[rows])
     else:
         high = checkpoints.load(request.logits.sha256)["logits"].numpy()[rows]
     return float(np.abs(low - high).max())

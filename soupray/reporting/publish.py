@@ -13,8 +13,8 @@ from soupray.core.candidates import Outcome
 from soupray.core.ports import TrackedRun
 from soupray.core.records import Ingredient, Manifest, Rejected, Scores
 from soupray.maths.metrics import as_read
-from soupray.plan import plan
 from soupray.reporting.ranking import Entry, Measured, measured, shift_mean
+from soupray.search.plan import plan
 from soupray.spec.sweep_spec import SweepSpec
 
 SHORT = 8

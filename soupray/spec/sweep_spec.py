@@ -67,7 +67,7 @@ class TrainingSpec(SpecModel):
 
 
 class SweepSpec(SpecModel):
-    """A sweep. Everything that is done follows from it; see `soupray.plan.plan`."""
+    """A sweep. Everything that is done follows from it; see `soupray.search.plan.plan`."""
 
     name: Annotated[
         str,

@@ -21,7 +21,7 @@ from soupray.core.ports import Task
 from soupray.core.records import Setting, Split
 from soupray.data.cache import Data
 from soupray.data.splits import Labels
-from soupray.evaluation.network import STATISTICS_SAMPLES, estimate_statistics, predict
+from soupray.evaluation.live_model import STATISTICS_SAMPLES, estimate_statistics, predict
 from soupray.spec.task import Probe
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.weights_file import Weights

@@ -26,9 +26,9 @@ from soupray.core.records import (
     Trial,
 )
 from soupray.data.cache import Data
+from soupray.evaluation.cache import save_logits
+from soupray.evaluation.live_model import predict
 from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.network import predict
-from soupray.evaluation.shelf import save_logits
 from soupray.maths.metrics import score, value
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints

@@ -30,7 +30,7 @@ STATISTICS_SAMPLES = 2000
 """Training samples on which BatchNorm statistics of a soup are re-estimated, evenly spaced."""
 
 
-class Network:
+class LiveModel:
     """One live model in each precision and one running sum, however many the ingredients."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The world of a sweep, rebuilt in every process from records: store, data, task."""
+"""What a worker works with, made in every process from the spec: store, data, task; and theta_0."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ import torch
 
 from soupray.core.errors import Diverged
 from soupray.core.ports import Task
-from soupray.core.records import Basis, digest
-from soupray.data.cache import DATA_VERSION, Data, open_data
+from soupray.core.records import Basis
+from soupray.data.cache import Data, open_data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
-from soupray.plan import CODE_VERSION
 from soupray.services.place import Place
 from soupray.spec.data import TextSpec
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import FileInit, ProbeInit, TrainedInit
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
-from soupray.store.objects import Store, create_record, find_record
+from soupray.store.objects import create_record
 from soupray.store.weights_file import Weights
-from soupray.tasks import file_digests, local_digests, task_of
+from soupray.tasks import task_of
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign
 from soupray.training.loop import trained
@@ -32,7 +31,7 @@ from soupray.training.start import Hyperparameters, Start
 
 
 @dataclass(frozen=True)
-class World:
+class WorkerContext:
     """What a worker works with."""
 
     spec: SweepSpec
@@ -47,43 +46,23 @@ class World:
     def evaluator(self) -> StoredEvaluator:
         """An evaluator in this process."""
         workers = self.workers()
-        return StoredEvaluator(Site(workers, workers.shelf, self.spec.setting))
+        return StoredEvaluator(Site(workers, workers.cache, self.spec.setting))
 
 
 @functools.lru_cache(maxsize=1)  # a worker serves one sweep; actors are reused by its trials
-def world(spec: SweepSpec, place: Place) -> World:
-    """The world of `spec`. Sets this process's thread count: it changes low bits of results."""
+def worker_context(spec: SweepSpec, place: Place) -> WorkerContext:
+    """The context of `spec`. Sets this process's thread count: it changes low bits of results."""
     torch.set_num_threads(spec.threads)
     # float32 means float32 on every device, and the same from run to run.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     cache = place.folder
-    return World(
+    return WorkerContext(
         spec=spec,
         checkpoints=Checkpoints(place.open_store(), cache / "weights"),
         data=open_data(spec, cache / "data"),
         task=task_of(spec.task),
     )
-
-
-def basis_key(spec: SweepSpec) -> str:
-    """Names the basis of `spec`: everything that data and init follow from."""
-    plain = spec.model_dump(mode="json")
-    versions = [DATA_VERSION, CODE_VERSION, *local_digests(spec.task)]
-    if isinstance(spec.init, TrainedInit):  # a training differs in low bits from device to device
-        versions += [spec.setting.device, digest(spec.training.record())]
-    if isinstance(spec.init, ProbeInit):  # features differ in low bits with all of it
-        versions.append(digest(spec.setting))
-    if isinstance(spec.init, FileInit):
-        versions += file_digests(spec.init.file)
-    named = ("data", "task", "seed", "init", "anchor", "threads")
-    return digest([*(plain[name] for name in named), versions])[:32]
-
-
-def find_basis(store: Store, spec: SweepSpec) -> Basis | None:
-    """The stored basis of `spec`, if there is one."""
-    basis: Basis | None = find_record(store, layout.basis(basis_key(spec)), Basis)
-    return basis
 
 
 def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
@@ -92,7 +71,7 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
     Raises:
         Diverged: the training of theta_0 did.
     """
-    here = world(spec, place)
+    here = worker_context(spec, place)
     _refuse_long_texts(here)
     torch.manual_seed(spec.seed)  # weights that are not pre-trained are drawn
     start = here.task.init()
@@ -111,7 +90,7 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
     return create_record(here.checkpoints.store, layout.basis(basis.key), basis)
 
 
-def _refuse_long_texts(here: World) -> None:
+def _refuse_long_texts(here: WorkerContext) -> None:
     """Here, where all splits are at hand and before anything is stored. Raises ConfigError."""
     if not isinstance(here.spec.data, TextSpec) or here.spec.data.on_long == "cut":
         return
@@ -123,7 +102,7 @@ def _refuse_long_texts(here: World) -> None:
         here.task.refuse_long(split.name, torch.from_numpy(np.array(samples)))
 
 
-def _trained_from(weights: Weights, here: World) -> Weights:
+def _trained_from(weights: Weights, here: WorkerContext) -> Weights:
     """theta_0: `weights`, trained or with a fitted head if the spec says so."""
     spec = here.spec
     if isinstance(spec.init, ProbeInit):

@@ -29,7 +29,7 @@ from soupray.core.records import (
     digest,
 )
 from soupray.core.requests import Request
-from soupray.evaluation.network import EVALUATION_VERSION, statistics_path
+from soupray.evaluation.live_model import EVALUATION_VERSION, statistics_path
 from soupray.maths.metrics import score
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
@@ -40,7 +40,7 @@ Against = tuple[int, Accept, float | None]
 """What a candidate is compared with: bound, accept, and tau (None: float32 only)."""
 
 
-class Shelf:
+class EvaluationCache:
     """Finds and keeps results. Create-only: whoever comes second adopts the first's."""
 
     def __init__(self, checkpoints: Checkpoints, setting: Setting, train: Split) -> None:
@@ -66,7 +66,7 @@ class Shelf:
             self._known[key] = found
         return self._known[key]
 
-    def keep(self, candidate: WeightCandidate, predictions: Predictions) -> Evaluation:
+    def put(self, candidate: WeightCandidate, predictions: Predictions) -> Evaluation:
         """Store logits and scores."""
         logits = save_logits(self._checkpoints, predictions)
         made = Evaluation(scores=score(predictions), logits=logits)
@@ -86,7 +86,7 @@ class Shelf:
         found: Decision | None = find_record(self._store, path, Decision)
         return found
 
-    def keep_decision(
+    def put_decision(
         self, candidate: Candidate, split: Split, against: Against, made: Decision
     ) -> None:
         """Store what came out of a comparison with a bound."""
@@ -99,7 +99,7 @@ class Shelf:
         found = find_record(self._store, path, _object(request.answer))
         return None if found is None else found["answer"]
 
-    def keep_answer(self, request: Request[Any], split: Split, answer: Any) -> Any:
+    def put_answer(self, request: Request[Any], split: Split, answer: Any) -> Any:
         """Store an answer."""
         path = self._path("answers", request, split.digest, self._train.digest)
         kept = create_record(self._store, path, {"answer": answer}, _object(request.answer))
@@ -110,7 +110,7 @@ class Shelf:
         ref: CheckpointRef | None = find_record(self._store, self._saved(candidate), CheckpointRef)
         return ref
 
-    def keep_saved(self, candidate: WeightCandidate, ref: CheckpointRef) -> CheckpointRef:
+    def put_saved(self, candidate: WeightCandidate, ref: CheckpointRef) -> CheckpointRef:
         """Store where the candidate's weights are."""
         return create_record(self._store, self._saved(candidate), ref)
 

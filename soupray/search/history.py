@@ -1,0 +1,59 @@
+"""The history of a search: which trials a sampler suggested, and which ones a scheduler stopped.
+
+A search is known by a digest of everything that shapes its points but for their number, so that
+more trials go on where fewer ended.
+"""
+
+from __future__ import annotations
+
+from soupray.core.records import Basis, EpochRecord, Record, Trial, digest
+from soupray.search.plan import PlannedTrial
+from soupray.spec.sweep_spec import SweepSpec
+from soupray.store import layout
+from soupray.store.objects import Store, create_record, read_record
+
+
+class Suggested(Record, frozen=True, kw_only=True):
+    """A trial that a sampler suggested, at a point: a number in [0, 1) for each dimension."""
+
+    point: tuple[float, ...]
+    planned: PlannedTrial
+
+
+class Stopped(Record, tag="stopped", frozen=True, kw_only=True):
+    """A trial that a scheduler stopped for good: under-trained, so no ingredient."""
+
+    trial: Trial
+    last: EpochRecord
+
+
+def search_key(spec: SweepSpec, basis: Basis) -> str:
+    """The digest of the search of `spec`: 16 hexadecimal digits."""
+    search = spec.search.model_dump(mode="json", exclude={"trials"})
+    shaping = [search, spec.seed, basis.key, spec.setting, spec.training.record()]
+    return digest(shaping if spec.metric == "accuracy" else [*shaping, spec.metric])[:16]
+
+
+def create_suggestion(store: Store, spec: SweepSpec, basis: Basis, made: Suggested) -> Suggested:
+    """Store a suggestion before its trial runs; returns the one that counts. Raises StoreError."""
+    path = layout.suggestion(spec.name, search_key(spec, basis), made.planned.index)
+    return create_record(store, path, made)
+
+
+def find_suggested(store: Store, spec: SweepSpec, basis: Basis) -> list[Suggested]:
+    """What was suggested so far, in order, of the trials that the spec has now."""
+    paths = store.list(layout.suggestions(spec.name, search_key(spec, basis)))
+    found = [read_record(store, path, Suggested) for path in paths]
+    return [one for one in found if one.planned.index < spec.search.trials]
+
+
+def create_stopped(store: Store, spec: SweepSpec, basis: Basis, made: Stopped) -> None:
+    """Record that the scheduler stopped a trial. Raises StoreError."""
+    create_record(store, layout.stopped(spec.name, search_key(spec, basis), made.trial.key), made)
+
+
+def find_stopped(store: Store, spec: SweepSpec, basis: Basis) -> set[str]:
+    """Keys of the trials that the scheduler of this sweep stopped."""
+    if spec.search.scheduler == "fifo":
+        return set()
+    return set(map(layout.stem, store.list(layout.all_stopped(spec.name, search_key(spec, basis)))))

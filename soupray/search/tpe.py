@@ -1,0 +1,114 @@
+"""Adaptive search: Optuna's TPE over records that can be replayed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+
+from soupray.core.records import Basis, Ingredient, Manifest, Trial
+from soupray.maths.metrics import value
+from soupray.search.history import (
+    Suggested,
+    create_suggestion,
+    find_stopped,
+    find_suggested,
+)
+from soupray.search.plan import as_trials, dimensions_of, planned_at, random_points
+from soupray.search.state import find_manifests
+from soupray.spec.sweep_spec import SweepSpec
+from soupray.store import layout
+from soupray.store.objects import Store, find_record
+
+RANDOM = 10
+"""Points of the random plan before TPE has enough to go by: Optuna's own default."""
+
+LAST = math.nextafter(1, 0)
+"""Coordinates are below 1."""
+
+
+class TpeSearch:
+    """Points one after another: what was suggested before and is not over, then new ones.
+
+    Each is recorded before its trial runs. What is over is told to the sampler in the order of
+    the points.
+    """
+
+    def __init__(self, store: Store, spec: SweepSpec, basis: Basis) -> None:
+        """Replays what the store has. Raises StoreError."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._store, self._spec, self._basis = store, spec, basis
+        sampler = optuna.samplers.TPESampler(seed=spec.seed, n_startup_trials=RANDOM)
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        between = optuna.distributions.FloatDistribution(0, LAST)
+        self._space: dict[str, Any] = dict.fromkeys(dimensions_of(spec), between)
+        self._random = random_points(spec.seed, min(RANDOM, spec.search.trials), len(self._space))
+        self._open: dict[str, Any] = {}
+        suggested, stopped = find_suggested(store, spec, basis), find_stopped(store, spec, basis)
+        trials = [self._trial(one) for one in suggested]
+        self._count = len(suggested)
+        self._waiting: list[Suggested] = []
+        manifests = find_manifests(store, trials)
+        for one, trial, manifest in zip(suggested, trials, manifests, strict=True):
+            if trial.key in stopped or manifest is not None:
+                self._tell(self._at(one.point), self._score(manifest))
+            else:
+                self._waiting.append(one)
+
+    @property
+    def left(self) -> int:
+        """How many trials are still to run."""
+        return self._spec.search.trials - self._count + len(self._waiting)
+
+    def next(self) -> Trial | None:
+        """The next trial to run; None when all were suggested. Raises StoreError."""
+        if self._waiting:
+            suggested = self._waiting.pop(0)
+            opened = self._at(suggested.point)
+        elif self._count < self._spec.search.trials:
+            opened = self._new()
+            point = tuple(float(opened.params[name]) for name in self._space)
+            planned = planned_at(self._spec, self._count, point)
+            suggested = Suggested(point=point, planned=planned)
+            suggested = create_suggestion(self._store, self._spec, self._basis, suggested)
+            self._count += 1
+        else:
+            return None
+        trial = self._trial(suggested)
+        self._open[trial.key] = opened
+        return trial
+
+    def over(self, key: str) -> None:
+        """The trial is over, one way or another: the sampler learns how it did."""
+        path = layout.manifest(key)
+        self._tell(self._open.pop(key), self._score(find_record(self._store, path, Manifest)))
+
+    def _new(self) -> Any:
+        if self._count < len(self._random):
+            return self._at(self._random[self._count])
+        return self._study.ask(self._space)
+
+    def _at(self, point: Sequence[float]) -> Any:
+        """A trial of the study at a point that is given."""
+        self._study.enqueue_trial(dict(zip(self._space, point, strict=True)))
+        return self._study.ask(self._space)
+
+    def _tell(self, opened: Any, score: float | None) -> None:
+        if score is None:  # it was stopped, or failed: nothing that a sampler could compare
+            self._study.tell(opened, state=optuna.trial.TrialState.FAIL)
+        else:
+            self._study.tell(opened, score)
+
+    def _trial(self, suggested: Suggested) -> Trial:
+        return as_trials(self._spec, self._basis, [suggested.planned])[0]
+
+    def _score(self, found: Manifest | None) -> float | None:
+        """The metric on held-out data; its worst of a trial that diverged; None if not over."""
+        if found is None:
+            return None
+        metric = self._spec.metric
+        if isinstance(found, Ingredient):
+            return value(found.held_out, metric)
+        return -math.inf if metric == "nll" else 0.0
