@@ -31,7 +31,7 @@ from soupray.core.candidates import mean_of
 from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.selection import HeldOut
+from soupray.evaluation.selection import HeldOutSelection
 from soupray.recipes.greedy import greedy
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
@@ -57,7 +57,7 @@ def engine(world, setting, pool, splits, cascade: bool):
         cache = EvaluationCache(checkpoints, setting, splits[1])
         cache.add(pool.ingredients)
         evaluator = StoredEvaluator(Site(workers, cache, setting))
-        selection = HeldOut(evaluator, pool, splits, cascade=cascade)
+        selection = HeldOutSelection(evaluator, pool, splits, cascade=cascade)
         (outcome,) = greedy(selection, ())
         return outcome, workers, time.perf_counter() - started
 
@@ -65,7 +65,7 @@ def engine(world, setting, pool, splits, cascade: bool):
 def pools(home: Path, specs: list[Path]) -> None:
     """Decisions and samples on the pools of real sweeps."""
     from soupray.services.place import start_services
-    from soupray.session import find_pool
+    from soupray.soup.session import find_pool
     from soupray.spec.sweep_spec import load
     from soupray.training.worker import worker_context
 

@@ -26,7 +26,7 @@ from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.selection import HeldOut
+from soupray.evaluation.selection import HeldOutSelection
 from soupray.maths.weights import Mixer
 from soupray.recipes.greedy import greedy
 from soupray.spec.task import OpenClipSpec
@@ -62,7 +62,7 @@ def plain(task: OpenClipTask, jpegs: Jpegs, files: dict[str, Path], pool: Pool):
     return kept, time.perf_counter() - started
 
 
-class Timed(HeldOut):
+class Timed(HeldOutSelection):
     """A selection that knows when the list of ingredients was complete."""
 
     __slots__ = ("listed",)

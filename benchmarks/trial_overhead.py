@@ -31,7 +31,7 @@ def ours(trials: int) -> list[float]:
     from soupray.services.place import start_services
     from soupray.spec.sweep_spec import load
     from soupray.store.objects import read_record
-    from soupray.sweep import run_sweep
+    from soupray.sweep.run import run_sweep
 
     text = (ROOT / "sweeps" / "digits.yaml").read_text()
     for old, new in {

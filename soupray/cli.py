@@ -19,7 +19,7 @@ from soupray.options import partial_option as _partial
 from soupray.options import spec_argument as _spec
 
 if TYPE_CHECKING:
-    from soupray.soup import Result
+    from soupray.reporting.results import SoupResult
     from soupray.spec.sweep_spec import SweepSpec
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
@@ -82,7 +82,7 @@ def sweep(spec: Path | None, home: Path, address: str | None, as_json: bool, dry
         show_plan(loaded, dry_run(loaded), as_json)
         return
     from soupray.console import say
-    from soupray.sweep import check_report, describe, run_sweep
+    from soupray.sweep.run import check_report, describe, run_sweep
     from soupray.tables import print_json
 
     report = run_sweep(path, loaded, home, address)
@@ -140,7 +140,7 @@ def soup(
     soupray soup --all
     soupray soup clip.yaml resnet.yaml --greedy-ensemble
     """
-    from soupray.soup import chosen_recipes, joint, run_soup
+    from soupray.soup.run import chosen_recipes, joint, run_soup
 
     loaded = [_load(spec, home)[1] for spec in specs or (None,)]
     recipes = chosen_recipes(loaded, [name for name, on in flags.items() if on], everything)
@@ -151,11 +151,11 @@ def soup(
     _finish(result, shown, folder, as_json)
 
 
-def _finish(result: Result, spec: SweepSpec, output: Path, as_json: bool) -> None:
+def _finish(result: SoupResult, spec: SweepSpec, output: Path, as_json: bool) -> None:
     """Files first, then the tracker, which may fail; the table last, where it is looked for."""
     from soupray.console import say
     from soupray.core.errors import TrackingError
-    from soupray.results import publish_soup, write_results
+    from soupray.reporting.results import publish_soup, write_results
     from soupray.tables import print_json, show_leaderboard
 
     files = write_results(result, spec, output)
@@ -177,7 +177,7 @@ def _finish(result: Result, spec: SweepSpec, output: Path, as_json: bool) -> Non
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False))
 def pull(spec: Path | None, home: Path, output: Path | None) -> None:
     """Fetch SPEC's results from the store: leaderboard, figures, recipes, the soup."""
-    from soupray.results import pull as fetch
+    from soupray.reporting.results import pull as fetch
 
     _, loaded = _load(spec, home)
     folder = output or Path("results") / loaded.name
@@ -190,7 +190,7 @@ def pull(spec: Path | None, home: Path, output: Path | None) -> None:
 @_home
 def publish(spec: Path | None, home: Path) -> None:
     """Complete MLflow from the store. Running it twice changes nothing."""
-    from soupray.results import publish as index
+    from soupray.reporting.results import publish as index
 
     _, loaded = _load(spec, home)
     if loaded.tracking == "off":
@@ -210,8 +210,8 @@ def rebuild(recipe: Path, home: Path, output: Path | None) -> None:
     \b
     soupray rebuild results/digits/greedy.recipe.json
     """
-    from soupray.recipe_file import read_recipe, spec_of
-    from soupray.recipe_file import rebuild as make
+    from soupray.reporting.recipe_file import read_recipe, spec_of
+    from soupray.reporting.recipe_file import rebuild as make
     from soupray.services.place import start_services
 
     read = read_recipe(recipe)

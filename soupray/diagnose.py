@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from soupray.check import refuse_or_note
 from soupray.console import Progress, say
 from soupray.core.candidates import WeightSoup, weight_soup
 from soupray.core.errors import EvaluationError
 from soupray.core.records import Pool, Split, digest
 from soupray.core.requests import Gram
-from soupray.diversity import Diagnosis, Duo, diagnosis, drawn_pairs, duo
+from soupray.diversity import Diagnosis, Pair, compare_pair, diagnosis, drawn_pairs
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.maths.geometry import Array, angles, distances, total_gram
 from soupray.reporting.diagnostics import draw_diagnosis
-from soupray.results import encode_pretty
+from soupray.reporting.results import encode_pretty
 from soupray.services.home import atomic_write
-from soupray.session import opened
+from soupray.soup.check import refuse_or_note
+from soupray.soup.session import open_session
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import create_record, find_record
@@ -40,7 +40,7 @@ def run_diagnose(
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store is away.
     """
-    with opened(spec, home, address, partial) as session:
+    with open_session(spec, home, address, partial) as session:
         if len(session.pool.ingredients) < 2:
             raise EvaluationError("the pool has one ingredient: there is nothing to compare it to.")
         for finding in refuse_or_note(session):
@@ -76,8 +76,8 @@ def diagnosed(
         evaluator.fill([m for i, j in ends for m in segment(pool, i, j)], [held_out])
         evaluator.on_result = lambda count: None
         progress.finish()
-    duos = [_duo(evaluator, pool, held_out, (i, j), between) for i, j in ends]
-    return diagnosis(pool, duos)
+    pairs_ = [_pair(evaluator, pool, held_out, (i, j), between) for i, j in ends]
+    return diagnosis(pool, pairs_)
 
 
 def segment(pool: Pool, i: int, j: int) -> list[WeightSoup]:
@@ -86,13 +86,13 @@ def segment(pool: Pool, i: int, j: int) -> list[WeightSoup]:
     return [weight_soup([(a, 4 - k), (b, k)], 4) for k in range(5)]
 
 
-def _duo(
+def _pair(
     evaluator: StoredEvaluator, pool: Pool, held_out: Split, ends: tuple[int, int], between: Array
-) -> Duo:
+) -> Pair:
     along = [evaluator.predictions(model, held_out) for model in segment(pool, *ends)]
     keys = (pool.ingredients[ends[0]].trial.key, pool.ingredients[ends[1]].trial.key)
     distance, angle = between[:, ends[0], ends[1]].tolist()
-    return duo(keys, distance, angle if np.isfinite(angle) else None, along)
+    return compare_pair(keys, distance, angle if np.isfinite(angle) else None, along)
 
 
 def write_diagnosis(made: Diagnosis, output: Path) -> list[Path]:

@@ -38,7 +38,7 @@ class Mixed(Record, frozen=True, kw_only=True):
     loss: float
 
 
-class Duo(Record, frozen=True, kw_only=True):
+class Pair(Record, frozen=True, kw_only=True):
     """Two ingredients on held-out data.
 
     `distance`: |theta_i - theta_j|. `angle`: degrees between their theta - theta_0 (None: one is
@@ -67,7 +67,7 @@ class Diagnosis(Record, frozen=True, kw_only=True):
     trials: tuple[str, ...]
     error_inconsistency: Matrix
     kappa_complement: Maybe
-    pairs: tuple[Duo, ...]
+    pairs: tuple[Pair, ...]
 
 
 def drawn_pairs(k: int, count: int, seed: int) -> list[tuple[int, int]]:
@@ -77,9 +77,9 @@ def drawn_pairs(k: int, count: int, seed: int) -> list[tuple[int, int]]:
     return sorted(draw.sample(pairs, min(count, len(pairs))))
 
 
-def duo(
+def compare_pair(
     trials: tuple[str, str], distance: float, angle: float | None, along: Sequence[Predictions]
-) -> Duo:
+) -> Pair:
     """Two models, from logits at a = 0, 1/4, 1/2, 3/4, 1 of the segment between their weights."""
     labels, logits = along[0].labels, [p.logits for p in along]
     ensemble = (logits[0].astype(np.float64) + logits[4]) / 2
@@ -96,7 +96,7 @@ def duo(
             loss=cross_entropy(joint, labels, beta),
         )
 
-    return Duo(
+    return Pair(
         trials=trials,
         accuracies=(float(first.mean()), float(second.mean())),
         distance=distance,
@@ -111,7 +111,7 @@ def duo(
     )
 
 
-def diagnosis(pool: Pool, pairs: Sequence[Duo]) -> Diagnosis:
+def diagnosis(pool: Pool, pairs: Sequence[Pair]) -> Diagnosis:
     """`pairs`, and error inconsistency and kappa of all pairs of the pool."""
     right = [i.held_out.right_mask() for i in pool.ingredients]
     return Diagnosis(

@@ -110,7 +110,7 @@ def _round_trip(store: Store) -> str:
 def _mlflow(services: Services) -> str:
     if services.tracking_url is None:
         return "off"
-    from soupray.tracking.mlflow import ping
+    from soupray.reporting.mlflow import ping
 
     return f"{mask(services.tracking_url)}: {ping(services.tracking_url)}"
 

@@ -52,8 +52,8 @@ def export(recipe: Path, home: Path, output: Path | None) -> None:
     \b
     soupray export results/digits/greedy.recipe.json --output greedy
     """
-    from soupray.recipe_file import export as write
-    from soupray.recipe_file import read_recipe, spec_of
+    from soupray.reporting.recipe_file import export as write
+    from soupray.reporting.recipe_file import read_recipe, spec_of
     from soupray.services.place import start_services
 
     read = read_recipe(recipe)

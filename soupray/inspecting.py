@@ -51,7 +51,7 @@ def check(
     soupray check sweeps/digits.yaml
     soupray check --pairs 20 --json
     """
-    from soupray.check import run_check
+    from soupray.soup.check import run_check
     from soupray.tables import print_json, show_check
 
     _, loaded = load_named(spec, home)
@@ -129,7 +129,7 @@ def rank(spec: Path | None, home: Path, as_json: bool) -> None:
     \b
     soupray rank sweeps/digits.yaml --json
     """
-    from soupray.results import stored_leaderboard
+    from soupray.reporting.results import stored_leaderboard
     from soupray.tables import print_json, show_leaderboard
 
     _, loaded = load_named(spec, home)

@@ -15,14 +15,14 @@ from soupray.garbage import Garbage
 from soupray.recipes import TABLE
 from soupray.reporting.ranking import Entry, ranked_on
 from soupray.search.plan import plan
+from soupray.soup.findings import Report
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.status import Status
-from soupray.verdict import Report
 
 
 def print_json(record: Any) -> None:
     """A record, or a list of them, on stdout."""
-    from soupray.results import encode_pretty
+    from soupray.reporting.results import encode_pretty
 
     sys.stdout.write(encode_pretty(record).decode())
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import inside
 from shared import ingredient, scores
-from test_preflight import noisy
+from test_findings import noisy
 from toy import toy, truth
 
 from soupray.core.candidates import ensemble_of, mean_of
 from soupray.core.records import Basis, CheckpointRef, Manifest, Predictions, Split, encode, pool_of
 from soupray.diagnose import diagnosed, write_diagnosis
 from soupray.distributed import cluster
-from soupray.diversity import Diagnosis, Duo, Mixed, diagnosis, drawn_pairs, duo, summary
+from soupray.diversity import Diagnosis, Mixed, Pair, compare_pair, diagnosis, drawn_pairs, summary
 from soupray.reporting.diagnostics import (
     diversity_points,
     ensemble_points,
@@ -134,7 +134,7 @@ def test_a_pair_worked_out_by_hand():
         )
         for k in range(5)
     ]
-    found = duo(("a", "b"), 1.5, 30.0, along)
+    found = compare_pair(("a", "b"), 1.5, 30.0, along)
     assert found.accuracies == (0.5, 0.5)
     assert found.error_inconsistency == 0.5  # samples 1 and 2
     assert found.kappa_complement == 1  # agree on half; chance is half
@@ -147,9 +147,9 @@ def test_a_pair_worked_out_by_hand():
     assert ((1 - sigma) * np.array([2, 1, 1, -2])).sum() == pytest.approx(0, abs=1e-4)
 
 
-def pair(angle: float | None, soup: float, predicted: float, measured: float, far: float) -> Duo:
+def pair(angle: float | None, soup: float, predicted: float, measured: float, far: float) -> Pair:
     mixed = Mixed(accuracy=0.9, advantage=soup, conversion=0.75, loss=0.3)
-    return Duo(
+    return Pair(
         trials=("a", "b"), accuracies=(0.8, 0.9), distance=far, angle=angle,
         error_inconsistency=0.1, kappa_complement=0.5, soup=mixed,
         ensemble=msgspec.structs.replace(mixed, conversion=None), beta=1.0,

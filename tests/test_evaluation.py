@@ -19,7 +19,7 @@ from soupray.evaluation.evaluator import Site, StoredEvaluator, reaches
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.local import LocalWorkers, ahead
 from soupray.evaluation.schedule import FirstReaching
-from soupray.evaluation.selection import HeldOut
+from soupray.evaluation.selection import HeldOutSelection
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 
@@ -67,21 +67,21 @@ def soups(count: int) -> list[WeightSoup]:
 def test_a_selection_is_made_of_held_out_and_training_data_and_of_nothing_else(role):
     said = f"see held-out and training data only.*'x' has role '{role}'"
     with pytest.raises(EvaluationError, match=said):
-        HeldOut(Counting({}), POOL, [split("x", N, role=role), TRAIN])
+        HeldOutSelection(Counting({}), POOL, [split("x", N, role=role), TRAIN])
     if role != "train":
         with pytest.raises(EvaluationError, match=said):
-            HeldOut(Counting({}), POOL, [HELD_OUT, split("x", N, role=role)])
+            HeldOutSelection(Counting({}), POOL, [HELD_OUT, split("x", N, role=role)])
 
 
 def test_a_selection_needs_an_ingredient():
     with pytest.raises(EvaluationError, match="the pool is empty"):
-        HeldOut(Counting({}), msgspec.structs.replace(POOL, ingredients=()), SPLITS)
+        HeldOutSelection(Counting({}), msgspec.structs.replace(POOL, ingredients=()), SPLITS)
 
 
 def test_a_selection_asks_the_evaluator_about_held_out_data():
     a, b = soups(2)
     evaluator = Counting({a: 3, b: 5})
-    selection = HeldOut(evaluator, POOL, SPLITS)
+    selection = HeldOutSelection(evaluator, POOL, SPLITS)
     assert [s.correct for s in selection.scores([b, a])] == [5, 3]
     reached = selection.first_reaching([a, b], 4 / N, "ge")
     assert reached.hit
@@ -93,7 +93,7 @@ def test_a_selection_asks_the_evaluator_about_held_out_data():
 def test_only_what_is_about_training_data_is_measured_there():
     (a,) = soups(1)
     evaluator = Counting({})
-    selection = HeldOut(evaluator, POOL, SPLITS)
+    selection = HeldOutSelection(evaluator, POOL, SPLITS)
     selection.measure([Fisher(checkpoint="m0", samples=3)])
     selection.measure([Failures(fine_tuned=a, reference=a)])
     assert [name for _, name in evaluator.asked] == ["train", "train"]
@@ -120,7 +120,7 @@ def reachable(thing: object, seen: dict[int, object]) -> list[object]:
 
 
 def test_no_public_attribute_of_a_selection_leads_to_an_evaluator_or_a_split():
-    selection = HeldOut(Counting({}), POOL, SPLITS)
+    selection = HeldOutSelection(Counting({}), POOL, SPLITS)
     assert sorted(public(selection)) == [
         "first_reaching",
         "measure",
@@ -136,7 +136,7 @@ def test_no_public_attribute_of_a_selection_leads_to_an_evaluator_or_a_split():
 
 
 def test_no_method_of_a_selection_takes_a_split_and_nothing_can_be_replaced():
-    selection = HeldOut(Counting({}), POOL, SPLITS)
+    selection = HeldOutSelection(Counting({}), POOL, SPLITS)
     for name, method in public(selection).items():
         if callable(method):
             assert "split" not in inspect.signature(method).parameters

@@ -21,7 +21,7 @@ from soupray.training.worker import worker_context
 @pytest.fixture(scope="module")
 def split_and_checkpoints(run):
     spec, _, store = run.world()
-    from soupray.session import find_pool
+    from soupray.soup.session import find_pool
 
     pool, basis = find_pool(store, spec, partial=False)
     return basis.split("held_out"), pool.checkpoints, pool.anchor.sha256

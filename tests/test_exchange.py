@@ -22,11 +22,11 @@ from soupray.core.errors import CheckpointError, ConfigError, EvaluationError, I
 from soupray.core.records import encode
 from soupray.core.texts import pack
 from soupray.evaluation.cache import EvaluationCache
-from soupray.recipe_file import RecipeFile
-from soupray.results import stored_runs
+from soupray.reporting.recipe_file import RecipeFile
+from soupray.reporting.results import stored_runs
 from soupray.search.state import basis_key, find_basis, pool_trials
 from soupray.services.place import Place
-from soupray.session import find_pool
+from soupray.soup.session import find_pool
 from soupray.spec.sweep_spec import load, parse
 from soupray.spec.task import OpenClipSpec
 from soupray.store.checkpoints import Checkpoints

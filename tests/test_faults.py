@@ -37,10 +37,10 @@ from soupray.doctor import _round_trip
 from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.selection import HeldOut
+from soupray.evaluation.selection import HeldOutSelection
 from soupray.search.state import find_manifests
 from soupray.services.home import atomic_write
-from soupray.soup import run_recipes
+from soupray.soup.run import run_recipes
 from soupray.spec.space import Space
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, create_record, open_store, read_record, read_view
@@ -139,7 +139,7 @@ def job(store: Store, data: Data, cache: Path) -> list[tuple]:
     workers.cache.add(pool.ingredients)
     evaluator = StoredEvaluator(Site(workers, workers.cache, SETTING))
     held_out, train, test = (basis.split(name) for name in ("held_out", "train", "test"))
-    selection = HeldOut(evaluator, pool, [held_out, train])
+    selection = HeldOutSelection(evaluator, pool, [held_out, train])
     outcomes = run_recipes(selection, {name: {} for name in RECIPES})
     scores = evaluator.scores([o.candidate for o in outcomes], test)
     return [

@@ -8,7 +8,7 @@ from toy import CLASSES, LinearTask, make_data
 from soupray.core.candidates import mean_of, weight_soup
 from soupray.core.records import CheckpointRef, Setting
 from soupray.evaluation.live_model import LiveModel, estimate_statistics
-from soupray.recipe_file import RecipeFile, weights_of
+from soupray.reporting.recipe_file import RecipeFile, weights_of
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 

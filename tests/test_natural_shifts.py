@@ -20,7 +20,7 @@ from soupray.data.cache import open_data, planned_sizes
 from soupray.data.decoding import Look, decode
 from soupray.data.natural import list_shift, timm_list
 from soupray.maths.metrics import on_classes_of, score
-from soupray.soup import report
+from soupray.soup.run import report
 from soupray.spec.data import NaturalShift
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()

@@ -16,15 +16,15 @@ from soupray.core.records import Ingredient, Trial, pool_of
 from soupray.data.cache import Data
 from soupray.estimate import dry_run
 from soupray.evaluation.live_model import predict
-from soupray.evaluation.selection import HeldOut
-from soupray.inference import _Predictor, _Source
-from soupray.recipe_file import RecipeFile
+from soupray.evaluation.selection import HeldOutSelection
+from soupray.inference.load import _Predictor, _Source
 from soupray.reporting.ranking import forward_passes
+from soupray.reporting.recipe_file import RecipeFile
 from soupray.search.plan import trials_of
 from soupray.search.state import basis_key
 from soupray.services.place import Place
-from soupray.session import Session
-from soupray.soup import run_recipes
+from soupray.soup.run import run_recipes
+from soupray.soup.session import Session
 from soupray.spec.task import Probe
 from soupray.training.loop import Loop
 from soupray.training.probe import fit_head, probed
@@ -300,7 +300,7 @@ def test_vrf_of_a_probe_and_the_zero_shot_model_is_below_neither(probe, pair):
     basis, here = probe.basis, probe.here
     splits = [basis.split("held_out"), basis.split("train")]
     pool = pool_of(basis, pair)
-    selection = HeldOut(here.evaluator(), pool, splits)
+    selection = HeldOutSelection(here.evaluator(), pool, splits)
     _, outcome = run_recipes(selection, {"best_single": {}, "vrf": {}})
     assert outcome.name == "vrf(best_single)"
     best = max(i.held_out.correct for i in pair)

@@ -13,11 +13,11 @@ from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mea
 from soupray.core.errors import EvaluationError
 from soupray.evaluation import measures
 from soupray.evaluation.schedule import Answer
-from soupray.evaluation.selection import HeldOut
-from soupray.inference import _Predictor, _Source
-from soupray.recipe_file import RecipeFile
+from soupray.evaluation.selection import HeldOutSelection
+from soupray.inference.load import _Predictor, _Source
 from soupray.recipes import TABLE
-from soupray.soup import run_recipes
+from soupray.reporting.recipe_file import RecipeFile
+from soupray.soup.run import run_recipes
 
 RECIPES = list(TABLE)
 SOUPS = ["uniform", "greedy", "replacement", "pruned", "learned", "learned_by_layer", "fisher"]
@@ -260,7 +260,7 @@ def test_the_cascade_chooses_what_float32_chooses(tmp_path, recipe):
 def test_recipes_select_by_the_metric_that_is_asked_for(tmp_path, metric):
     world = toy(tmp_path, 5)
     splits = [world.basis.split("held_out"), world.basis.split("train")]
-    selection = HeldOut(world.evaluator, world.pool, splits, metric=metric)
+    selection = HeldOutSelection(world.evaluator, world.pool, splits, metric=metric)
     values = [selection.value(i.held_out) for i in selection.pool.ingredients]
     assert values == sorted(values, reverse=True)
     wanted = ["best_single", "uniform", "greedy", "pruned", "greedy_ensemble", "wise_ft", "vrf"]

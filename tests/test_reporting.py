@@ -29,8 +29,8 @@ from soupray.core.candidates import Candidate, Outcome, ensemble_of, mean_of
 from soupray.core.ports import TrackedRun
 from soupray.core.records import EpochRecord, Scores, Tombstone
 from soupray.reporting.plots import Robustness, draw_all, greedy_trace, id_label, robustness
-from soupray.reporting.publish import entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import Versus, as_csv, leaderboard
+from soupray.reporting.runs import entry_run, sweep_run, trial_run
 
 
 def test_the_order_is_held_out_then_cost_then_name_whatever_comes_first():

@@ -6,7 +6,7 @@ import pytest
 from conftest import inside, leaderboard, mini_text
 
 from soupray.core.errors import CheckpointError
-from soupray.results import _recipes_in, _remove_stale, pull, slug
+from soupray.reporting.results import _recipes_in, _remove_stale, pull, slug
 from soupray.spec.sweep_spec import parse
 from soupray.store.objects import open_store
 

@@ -12,8 +12,8 @@ import soupray
 from soupray.core.candidates import mean_of
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.data.cache import open_data
-from soupray.session import Brought, opened, refuse_other_data
-from soupray.soup import chosen_recipes, joint
+from soupray.soup.run import chosen_recipes, joint
+from soupray.soup.session import SpecPool, open_session, refuse_other_data
 from soupray.spec.sweep_spec import SweepSpec, load, parse
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -68,7 +68,7 @@ def test_the_ensemble_is_the_mean_of_both_families_logits(both):
     copy, specs = both
     total, labels = 0.0, None
     for spec in specs:
-        with opened(spec, copy.home, None, partial=False) as session:
+        with open_session(spec, copy.home, None, partial=False) as session:
             test = session.basis.split("test")
             for ingredient in session.pool.ingredients:
                 found = session.evaluator.predictions(mean_of([ingredient.checkpoint.sha256]), test)
@@ -127,7 +127,7 @@ def test_other_labels_are_refused_before_anything_is_mixed(both):
 
 def test_other_data_are_refused_by_the_name_of_the_split(both):
     copy, specs = both
-    with opened(specs[0], copy.home, None, partial=False) as session:
+    with open_session(specs[0], copy.home, None, partial=False) as session:
         splits = session.basis.splits
     moved = [msgspec.structs.replace(splits[0], digest="0" * 64), *splits[1:]]
     mine, other = (ensembled(s) for s in specs)
@@ -138,7 +138,7 @@ def test_other_data_are_refused_by_the_name_of_the_split(both):
         )
 
 
-def ensembled(spec: SweepSpec) -> Brought:
+def ensembled(spec: SweepSpec) -> SpecPool:
     """What a spec brings, as far as the check of the data looks."""
     nothing: Any = None
-    return Brought(spec, nothing, nothing, nothing, nothing, nothing)
+    return SpecPool(spec, nothing, nothing, nothing, nothing, nothing)

@@ -12,12 +12,12 @@ from soupray.core.errors import ChecksumMismatch, EvaluationError, IncompatibleW
 from soupray.core.records import Pool, Tombstone, encode, pool_of
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.selection import HeldOut
+from soupray.evaluation.selection import HeldOutSelection
 from soupray.reporting.ranking import best_soup
 from soupray.search.plan import trials_of
 from soupray.search.state import find_basis
-from soupray.session import find_pool
-from soupray.soup import Choices, _choices_path, choose, chosen_recipes, run_recipes
+from soupray.soup.run import Choices, _choices_path, choose, chosen_recipes, run_recipes
+from soupray.soup.session import find_pool
 from soupray.spec.sweep_spec import parse
 from soupray.store import layout
 from soupray.store.objects import create_record, open_store
@@ -41,9 +41,9 @@ def copied(run):
     return spec, copy
 
 
-def pool_only(pool: Pool) -> HeldOut:
+def pool_only(pool: Pool) -> HeldOutSelection:
     """A selection that can show its pool but not score anything: asking it raises."""
-    selection = HeldOut.__new__(HeldOut)
+    selection = HeldOutSelection.__new__(HeldOutSelection)
     object.__setattr__(selection, "_pool", pool)
     object.__setattr__(selection, "_hints", None)
     object.__setattr__(selection, "_tallies", {})
@@ -196,7 +196,7 @@ def test_the_local_evaluator_makes_the_same_choices_as_the_ray_driver(run, pool,
         here.task, here.data, forgetful(here.checkpoints, tmp_path), spec.setting
     )
     evaluator = StoredEvaluator(Site(workers, workers.cache, spec.setting))
-    selection = HeldOut(evaluator, pool, splits)
+    selection = HeldOutSelection(evaluator, pool, splits)
     wanted = {"anchor": {}, "best_single": {}, **chosen_recipes([spec], [], everything=True)}
     outcomes = run_recipes(selection, wanted)
     board = {e["name"]: e for e in json.loads((run.output / "leaderboard.json").read_text())}
@@ -243,7 +243,7 @@ def test_pool_order_does_not_depend_on_the_order_of_manifests(run, pool):
 
 
 def test_a_recipe_that_reads_very_much_waits_for_a_word(pool, monkeypatch):
-    monkeypatch.setattr("soupray.soup.READ_LIMIT", 10**6)
+    monkeypatch.setattr("soupray.soup.run.READ_LIMIT", 10**6)
     monkeypatch.setattr("soupray.recipes.learned.available_memory", lambda: 0)
     store, selection, spec = open_store("memory://"), pool_only(pool), parse(mini_text(), "x.yaml")
     with pytest.raises(EvaluationError, match=r"learned would read .*--yes.* batch_size"):

@@ -25,7 +25,7 @@ from soupray.store.lease import (
     write_heartbeat,
 )
 from soupray.store.objects import create_record, open_store
-from soupray.watch import Watch
+from soupray.sweep.progress import SweepProgress
 
 NOTHING = Beat(running=(), failed={}, seconds_left=None)
 
@@ -134,7 +134,7 @@ def test_a_sweep_that_never_ran_says_so(swept, tmp_path):
 
 def test_the_watch_beats_with_what_it_was_told(swept):
     trials = swept[3]
-    watch = Watch(trials, lambda key: None, lambda key: None)
+    watch = SweepProgress(trials, lambda key: None, lambda key: None)
     assert watch.beat() == NOTHING
     for one in trials[1:]:
         watch.started(one.key)

@@ -16,7 +16,7 @@ from soupray.core.records import Ingredient, Setting, encode
 from soupray.core.requests import Fisher
 from soupray.core.texts import pack
 from soupray.evaluation.live_model import predict
-from soupray.recipe_file import RecipeFile
+from soupray.reporting.recipe_file import RecipeFile
 from soupray.search.plan import trials_of
 from soupray.search.state import basis_key
 from soupray.services.place import Place

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from soupray import indexer, results
 from soupray.core.errors import TrackingError
 from soupray.core.records import Manifest
-from soupray.indexer import Indexer
+from soupray.reporting import results
+from soupray.reporting.tracker import MemoryTracker
 from soupray.services.place import start_services
 from soupray.store import layout
 from soupray.store.objects import read_record
-from soupray.tracking.memory import MemoryTracker
+from soupray.sweep import indexer
+from soupray.sweep.indexer import Indexer
 
 
 class Failing:

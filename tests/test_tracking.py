@@ -9,7 +9,7 @@ import pytest
 
 from soupray.core.errors import TrackingError
 from soupray.core.ports import TrackedRun
-from soupray.tracking.memory import MemoryTracker
+from soupray.reporting.tracker import MemoryTracker
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
 
@@ -66,7 +66,7 @@ class InMlflow:
     def __init__(self, folder, experiment: str) -> None:
         from mlflow.tracking import MlflowClient
 
-        from soupray.tracking.mlflow import MlflowTracker
+        from soupray.reporting.mlflow import MlflowTracker
 
         self._file, self.experiment = folder / "mlflow.db", experiment
         self.url = f"sqlite:///{self._file}"
@@ -246,7 +246,7 @@ def test_runs_that_somebody_else_made_are_left_alone(mlflow):
 
 
 def test_a_tracker_that_is_away_is_a_tracking_error_within_seconds():
-    from soupray.tracking.mlflow import MlflowTracker, ping
+    from soupray.reporting.mlflow import MlflowTracker, ping
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -259,7 +259,7 @@ def test_a_tracker_that_is_away_is_a_tracking_error_within_seconds():
 
 
 def test_a_tracker_that_never_answers_is_a_tracking_error_in_bounded_time(monkeypatch):
-    from soupray.tracking.mlflow import MlflowTracker
+    from soupray.reporting.mlflow import MlflowTracker
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -271,7 +271,7 @@ def test_a_tracker_that_never_answers_is_a_tracking_error_in_bounded_time(monkey
 
 @pytest.mark.parametrize("password", ["hunter2", "p%40ss%2Fword"])
 def test_a_password_is_in_no_message(password):
-    from soupray.tracking.mlflow import MlflowTracker, ping
+    from soupray.reporting.mlflow import MlflowTracker, ping
 
     url = f"http://me:{password}@127.0.0.1:9"
     for reach in (lambda: MlflowTracker(url, "s"), lambda: ping(f"{url}/")):

@@ -19,7 +19,7 @@ from soupray.core.records import Basis, Ingredient, Pool, Setting, Split, digest
 from soupray.data.cache import Data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.selection import HeldOut
+from soupray.evaluation.selection import HeldOutSelection
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 
@@ -92,9 +92,9 @@ class Toy(NamedTuple):
     evaluator: StoredEvaluator
     setting: Setting
 
-    def selection(self, *, cascade: bool = False) -> HeldOut:
+    def selection(self, *, cascade: bool = False) -> HeldOutSelection:
         splits = [self.basis.split("held_out"), self.basis.split("train")]
-        return HeldOut(self.evaluator, self.pool, splits, cascade=cascade)
+        return HeldOutSelection(self.evaluator, self.pool, splits, cascade=cascade)
 
     def weights(self, candidate) -> dict[str, torch.Tensor]:
         """As saved and read back."""

@@ -147,7 +147,7 @@ def _died(error: EvaluationError) -> bool:
     return isinstance(error.__cause__, gone)
 
 
-class _Crew:
+class _ActorPool:
     """The actors at one piece of work: who is idle, who does what."""
 
     def __init__(self, actors: Actors) -> None:
@@ -155,7 +155,7 @@ class _Crew:
         self._running: dict[ray.ObjectRef, tuple[Any, _Work]] = {}
         self._again: deque[_Work] = deque()
 
-    def __enter__(self) -> _Crew:
+    def __enter__(self) -> _ActorPool:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -227,15 +227,15 @@ class RayWorkers:
         tau: float | None,
     ) -> Reached:
         """See `evaluator.Workers`. Work that is no longer needed is cancelled."""
-        with _Crew(self._actors) as crew:
+        with _ActorPool(self._actors) as pool:
             while (reached := schedule.answer()) is None:
-                while crew.free and (unit := schedule.next()) is not None:
+                while pool.free and (unit := schedule.next()) is not None:
                     coming = ahead(candidates, unit.candidate)
                     call = (unit, candidates[unit.candidate], split, tau, coming)
-                    crew.start(unit, "run", *self._there, *call)
-                if not crew.free:
-                    self._actors.want(len(crew) + MORE)
-                for unit, answer in crew.ended():
+                    pool.start(unit, "run", *self._there, *call)
+                if not pool.free:
+                    self._actors.want(len(pool) + MORE)
+                for unit, answer in pool.ended():
                     schedule.take(unit, answer)
         return reached
 
@@ -257,13 +257,13 @@ class RayWorkers:
         """The results of `calls`, in order; each actor has one at a time."""
         waiting = deque(enumerate(calls))
         results: list[Any] = [None] * len(calls)
-        with _Crew(self._actors) as crew:
-            while waiting or len(crew):
-                while waiting and crew.free:
+        with _ActorPool(self._actors) as pool:
+            while waiting or len(pool):
+                while waiting and pool.free:
                     index, call = waiting.popleft()
-                    crew.start(index, method, *self._there, *call)
-                self._actors.want(len(crew) + len(waiting))
-                for index, result in crew.ended():
+                    pool.start(index, method, *self._there, *call)
+                self._actors.want(len(pool) + len(waiting))
+                for index, result in pool.ended():
                     results[index] = result
                     done()
         return results

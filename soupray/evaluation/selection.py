@@ -28,7 +28,7 @@ twice the candidate's own largest; that was up to 2.6 times what these samples o
 model show (benchmarks/reports/2026-11-22-greedy-speed.md)."""
 
 
-class HeldOut:
+class HeldOutSelection:
     """A `ports.Selection`. No method takes a split, so that no recipe can name the test set."""
 
     __slots__ = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 from soupray.console import duration, say
 from soupray.core.errors import StoreError, TrialError
 from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
-from soupray.indexer import Indexer
 from soupray.search.history import Stopped, create_stopped
 from soupray.search.state import SweepState, basis_key, find_basis, read_state
 from soupray.services.home import remember_spec
@@ -19,7 +17,8 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.lease import Lease, write_heartbeat
 from soupray.store.objects import Store, check_bucket, create_record, read_record
-from soupray.watch import Watch
+from soupray.sweep.indexer import Indexer
+from soupray.sweep.progress import SweepProgress
 
 
 class SweepReport(Record, frozen=True, kw_only=True):
@@ -62,18 +61,18 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
             say(f"{spec.search.trials} trials planned, {said}{gone}.")
             if todo:
                 attach()
-            watch = _train(spec, services, store, state, lease)
+            progress = _train(spec, services, store, state, lease)
         if lease.lost:
             raise StoreError(f"Another driver took the sweep {spec.name} over; this one stops.")
     return SweepReport(
         sweep=spec.name,
         trials=spec.search.trials,
-        trained=watch.complete,
+        trained=progress.complete,
         found=len(state.over),
-        diverged=len(state.diverged) + watch.diverged,
-        failed=watch.errors,
-        stopped=len(state.stopped) + watch.given_up,
-        unfinished=todo - watch.complete - watch.diverged - watch.given_up,
+        diverged=len(state.diverged) + progress.diverged,
+        failed=progress.errors,
+        stopped=len(state.stopped) + progress.given_up,
+        unfinished=todo - progress.complete - progress.diverged - progress.given_up,
         seconds=time.time() - started,
         storage=services.place.storage,
     )
@@ -81,7 +80,7 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
 
 def _train(
     spec: SweepSpec, services: Services, store: Store, state: SweepState, lease: Lease
-) -> Watch:
+) -> SweepProgress:
     """Run what is missing, with the live table, and index it as it finishes."""
 
     def read(key: str) -> Manifest:
@@ -91,17 +90,22 @@ def _train(
     indexer = Indexer(spec, services, read)
     for key in state.over:
         indexer.add(key)
-    watch = Watch(state.missing, read, indexer.add)
+    progress = SweepProgress(state.missing, read, indexer.add)
     with indexer:
         if state.missing or state.unsuggested:
-            lease.attend(lambda: write_heartbeat(store, spec.name, lease.holder, watch.beat()))
-            with watch:
-                _run(spec, services.place, store, state, watch, lease)
-    return watch
+            lease.attend(lambda: write_heartbeat(store, spec.name, lease.holder, progress.beat()))
+            with progress:
+                _run(spec, services.place, store, state, progress, lease)
+    return progress
 
 
 def _run(
-    spec: SweepSpec, place: Place, store: Store, state: SweepState, watch: Watch, lease: Lease
+    spec: SweepSpec,
+    place: Place,
+    store: Store,
+    state: SweepState,
+    progress: SweepProgress,
+    lease: Lease,
 ) -> None:
     from soupray.distributed.tune import Planned, run_trials
     from soupray.search.tpe import TpeSearch
@@ -112,7 +116,7 @@ def _run(
     def give_up(trial: Trial, last: EpochRecord) -> None:
         create_stopped(store, spec, state.basis, Stopped(trial=trial, last=last))
 
-    run_trials(spec, place, Planned(state.missing, tpe), watch, lambda: lease.lost, give_up)
+    run_trials(spec, place, Planned(state.missing, tpe), progress, lambda: lease.lost, give_up)
 
 
 def find_basis_or_make(
@@ -158,9 +162,3 @@ def describe(report: SweepReport) -> str:
         f"{report.diverged} diverged, {stopped}{len(report.failed)} failed; took "
         f"{duration(report.seconds)}."
     )
-
-
-if __name__ == "__main__":  # python -m soupray.sweep SPEC, as a Ray job calls it
-    from soupray.cli import main
-
-    main(["sweep", *sys.argv[1:]])

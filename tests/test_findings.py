@@ -9,15 +9,25 @@ from board import POOL as BOARD
 from shared import ingredient, scores, trial
 from toy import Toy, toy, truth
 
-from soupray.check import refuse_or_note, scored, weighed
 from soupray.core.errors import EvaluationError, IncompatibleWeights
 from soupray.core.records import Pool, Tombstone
 from soupray.core.requests import Defect, Gram, Health
 from soupray.maths.geometry import total_gram
-from soupray.preflight import Facts, Middle, alike, below_init, blocked, has_barrier, sampled_pairs
-from soupray.session import Session
+from soupray.soup.check import refuse_or_note, scored, weighed
+from soupray.soup.findings import (
+    Facts,
+    Midpoint,
+    Report,
+    alike,
+    below_init,
+    blocked,
+    has_barrier,
+    judged,
+    report,
+    sampled_pairs,
+)
+from soupray.soup.session import Session
 from soupray.tables import show_check
-from soupray.verdict import Report, judged, report
 
 N = 100
 
@@ -50,8 +60,8 @@ def pool_of_counts(*correct: int) -> Pool:
     return msgspec.structs.replace(BOARD, ingredients=tuple(made))
 
 
-def middle(a: int, b: int, correct: int) -> Middle:
-    return Middle(ends=(a, b), scores=scores(correct, N))
+def middle(a: int, b: int, correct: int) -> Midpoint:
+    return Midpoint(ends=(a, b), scores=scores(correct, N))
 
 
 def test_a_healthy_pool_has_no_warning_and_says_that_greedy_may_go_on(tmp_path):
@@ -209,11 +219,11 @@ def test_worse_than_theta_0_is_beyond_noise():
     assert [f.trials for f in below_init(pool, scores(80, N))] == [("t2",)]
 
 
-def said(pool: Pool, *middles: Middle) -> str:
+def said(pool: Pool, *midpoints: Midpoint) -> str:
     k = len(pool.ingredients)
     gram = [[1.0 if i == j else 0.5 for j in range(k)] for i in range(k)]  # all at 60 degrees
     facts = Facts(
-        defects=((),) * k, gram=tuple(map(tuple, gram)), init=scores(10, N), middles=middles
+        defects=((),) * k, gram=tuple(map(tuple, gram)), init=scores(10, N), midpoints=midpoints
     )
     assert report(pool, facts).averageable
     return report(pool, facts).verdict[-1]

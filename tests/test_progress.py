@@ -8,7 +8,7 @@ from shared import ingredient, scores, trial
 from soupray import console
 from soupray.core.errors import CheckpointError, StoreUnavailable
 from soupray.core.records import EpochRecord, Manifest, Tombstone, Trial
-from soupray.watch import Watch
+from soupray.sweep.progress import SweepProgress
 
 TRIALS = [
     msgspec.structs.replace(trial(key, lr=1e-3, epochs=2), index=i) for i, key in enumerate("abc")
@@ -35,72 +35,72 @@ def told() -> list[str]:
 
 
 @pytest.fixture
-def watch(told) -> Watch:
-    return Watch(TRIALS, read, told.append)
+def progress(told) -> SweepProgress:
+    return SweepProgress(TRIALS, read, told.append)
 
 
-def test_what_finished_is_counted_and_passed_on_in_order(watch, told, capsys):
+def test_what_finished_is_counted_and_passed_on_in_order(progress, told, capsys):
     for key in "ab":
-        watch.started(key)
-        watch.epoch(key, epoch(1))
-    watch.epoch("a", epoch(2))
-    watch.finished("a", complete=True)
-    assert (watch.complete, watch.diverged, told) == (1, 0, ["a"])
-    watch.finished("b", complete=False)
-    assert (watch.complete, watch.diverged, told) == (1, 1, ["a", "b"])
+        progress.started(key)
+        progress.epoch(key, epoch(1))
+    progress.epoch("a", epoch(2))
+    progress.finished("a", complete=True)
+    assert (progress.complete, progress.diverged, told) == (1, 0, ["a"])
+    progress.finished("b", complete=False)
+    assert (progress.complete, progress.diverged, told) == (1, 1, ["a", "b"])
     assert "trial b diverged: loss is nan. Recorded; the sweep goes on." in capsys.readouterr().err
-    assert watch.errors == {}
+    assert progress.errors == {}
 
 
-def test_progress_is_epochs_done_of_epochs_planned(watch):
+def test_progress_is_epochs_done_of_epochs_planned(progress):
     def share() -> str:
-        return watch._progress.line().split(" (")[0]
+        return progress._progress.line().split(" (")[0]
 
     assert share() == "training:   0 %"
-    watch.started("a")
-    watch.epoch("a", epoch(1))
+    progress.started("a")
+    progress.epoch("a", epoch(1))
     assert share() == "training:  16 %"  # 1 of 6
-    watch.epoch("a", epoch(2))
-    watch.finished("a", complete=True)
+    progress.epoch("a", epoch(2))
+    progress.finished("a", complete=True)
     assert share() == "training:  33 %"
-    watch.finished("b", complete=False)  # it stopped early: its epochs need no doing
+    progress.finished("b", complete=False)  # it stopped early: its epochs need no doing
     assert share() == "training:  66 %"
 
 
-def test_a_repeated_trial_does_its_epochs_again_but_they_count_once(watch, capsys):
+def test_a_repeated_trial_does_its_epochs_again_but_they_count_once(progress, capsys):
     for _ in range(2):
-        watch.started("a")
-        watch.epoch("a", epoch(1))
-        watch.epoch("a", epoch(2))
-        watch.repeated("a", "its worker died")
-    assert watch.beat().running == ()
+        progress.started("a")
+        progress.epoch("a", epoch(1))
+        progress.epoch("a", epoch(2))
+        progress.repeated("a", "its worker died")
+    assert progress.beat().running == ()
     assert "note: trial a is trained again: its worker died" in capsys.readouterr().err
-    watch.epoch("b", epoch(1))
-    watch.finished("a", complete=True)
-    assert watch._progress.line().startswith("training:  50 %")  # 2 and 1 of 6
+    progress.epoch("b", epoch(1))
+    progress.finished("a", complete=True)
+    assert progress._progress.line().startswith("training:  50 %")  # 2 and 1 of 6
 
 
-def test_a_failed_trial_is_told_with_its_reason_and_no_longer_runs(watch, told, capsys):
-    watch.started("c")
-    assert "(0 of 3 trials, 1 running)" in watch._progress.line()
-    watch.failed("c", "OSError: the disk is on fire")
-    assert watch.errors == {"c": "OSError: the disk is on fire"}
-    assert (watch.complete, watch.diverged, told) == (0, 0, [])
+def test_a_failed_trial_is_told_with_its_reason_and_no_longer_runs(progress, told, capsys):
+    progress.started("c")
+    assert "(0 of 3 trials, 1 running)" in progress._progress.line()
+    progress.failed("c", "OSError: the disk is on fire")
+    assert progress.errors == {"c": "OSError: the disk is on fire"}
+    assert (progress.complete, progress.diverged, told) == (0, 0, [])
     said = capsys.readouterr().err
     assert "trial c failed: OSError: the disk is on fire. Nothing of it is stored" in said
-    watch.started("a")
-    assert "(0 of 3 trials, 1 running)" in watch._progress.line()
+    progress.started("a")
+    assert "(0 of 3 trials, 1 running)" in progress._progress.line()
 
 
-def test_the_table_shows_running_and_finished_trials_with_their_scores(watch, monkeypatch):
+def test_the_table_shows_running_and_finished_trials_with_their_scores(progress, monkeypatch):
     shown = []
-    monkeypatch.setattr(watch._progress, "refresh", lambda table=None: shown.append(table))
-    watch.started("a")
-    watch.started("c")
-    watch.epoch("a", epoch(1, correct=4))
-    watch.epoch("c", epoch(1, correct=5))
-    watch.finished("a", complete=True)
-    watch.finished("b", complete=False)
+    monkeypatch.setattr(progress._progress, "refresh", lambda table=None: shown.append(table))
+    progress.started("a")
+    progress.started("c")
+    progress.epoch("a", epoch(1, correct=4))
+    progress.epoch("c", epoch(1, correct=5))
+    progress.finished("a", complete=True)
+    progress.finished("b", complete=False)
     lines = [row.split() for row in text(shown[-1])]
     assert lines[0] == ["trial", "lr", "epoch", "held-out", "state"]
     assert lines[1:] == [
@@ -112,12 +112,12 @@ def test_the_table_shows_running_and_finished_trials_with_their_scores(watch, mo
 
 def test_the_table_shows_the_metric_beside_the_accuracy_nll_with_its_own_sign(monkeypatch):
     nll = [msgspec.structs.replace(t, metric="nll") for t in TRIALS]
-    watch, shown = Watch(nll, read, lambda key: None), []
-    monkeypatch.setattr(watch._progress, "refresh", lambda table=None: shown.append(table))
-    watch.started("a")
-    watch.started("c")
-    watch.epoch("c", msgspec.structs.replace(epoch(1), value=-0.75))
-    watch.finished("a", complete=True)
+    progress, shown = SweepProgress(nll, read, lambda key: None), []
+    monkeypatch.setattr(progress._progress, "refresh", lambda table=None: shown.append(table))
+    progress.started("a")
+    progress.started("c")
+    progress.epoch("c", msgspec.structs.replace(epoch(1), value=-0.75))
+    progress.finished("a", complete=True)
     lines = [row.split() for row in text(shown[-1])]
     assert lines[0] == ["trial", "lr", "epoch", "held-out", "nll", "state"]
     assert lines[1:] == [
@@ -130,11 +130,11 @@ def test_of_many_finished_trials_the_last_eight_are_shown(monkeypatch):
     trials: list[Trial] = [
         msgspec.structs.replace(trial(f"k{i:02d}", lr=1e-3, epochs=1), index=i) for i in range(20)
     ]
-    watch = Watch(trials, lambda key: ingredient(key, scores(9, 10)), lambda key: None)
+    progress = SweepProgress(trials, lambda key: ingredient(key, scores(9, 10)), lambda key: None)
     shown = []
-    monkeypatch.setattr(watch._progress, "refresh", lambda table=None: shown.append(table))
+    monkeypatch.setattr(progress._progress, "refresh", lambda table=None: shown.append(table))
     for one in trials:
-        watch.finished(one.key, complete=True)
+        progress.finished(one.key, complete=True)
     assert [row.split()[0] for row in text(shown[-1])[1:]] == [str(i) for i in range(12, 20)]
 
 
@@ -143,15 +143,15 @@ def test_a_store_that_is_away_when_a_trial_is_over_ends_nothing(told, capsys, er
     def away(key: str) -> Manifest:
         raise error
 
-    watch = Watch(TRIALS, away, told.append)
-    watch.started("a")
-    watch.finished("a", complete=True)
-    watch.finished("b", complete=False)
-    assert (watch.complete, watch.diverged, told) == (1, 1, ["a", "b"])
+    progress = SweepProgress(TRIALS, away, told.append)
+    progress.started("a")
+    progress.finished("a", complete=True)
+    progress.finished("b", complete=False)
+    assert (progress.complete, progress.diverged, told) == (1, 1, ["a", "b"])
     said = capsys.readouterr().err
     assert f"note: trial a is stored, but cannot be read now: {error}" in said
     assert "trial b diverged. Recorded" in said
-    assert watch.beat().running == ()
+    assert progress.beat().running == ()
 
 
 def text(table) -> list[str]:

@@ -1,11 +1,13 @@
-"""A tracker in memory: what `tracking: off` uses, and what tests look into."""
+"""Which tracker a sweep has, and the one in memory: `tracking: off` uses it, and tests read it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from soupray.core.ports import Champion, TrackedRun
+from soupray.core.ports import Champion, TrackedRun, Tracker
+from soupray.services.place import Services
+from soupray.spec.sweep_spec import SweepSpec
 
 
 class MemoryTracker:
@@ -32,3 +34,12 @@ class MemoryTracker:
         """See `ports.Tracker`."""
         if champion not in self.champions:
             self.champions.append(champion)
+
+
+def open_tracker(spec: SweepSpec, services: Services) -> Tracker:
+    """The tracker of `spec`; one in memory if tracking is off. Raises TrackingError."""
+    if services.tracking_url is None:
+        return MemoryTracker()
+    from soupray.reporting.mlflow import MlflowTracker
+
+    return MlflowTracker(services.tracking_url, spec.name, services.artifacts)

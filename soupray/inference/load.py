@@ -17,7 +17,7 @@ from soupray.core.ports import Task
 from soupray.core.texts import pack
 from soupray.maths.neighbours import kth_distances
 from soupray.maths.outputs import Blender, trust, vrf_logits
-from soupray.recipe_file import RecipeFile, read_recipe, spec_of, specs_of, weights_of
+from soupray.reporting.recipe_file import RecipeFile, read_recipe, spec_of, specs_of, weights_of
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store.checkpoints import Checkpoints
 from soupray.tasks import task_of

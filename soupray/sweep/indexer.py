@@ -1,4 +1,4 @@
-"""The tracker of a sweep, and a thread that keeps it up to date while trials finish."""
+"""A thread that keeps the tracker of a sweep up to date while trials finish."""
 
 from __future__ import annotations
 
@@ -9,24 +9,13 @@ from collections.abc import Callable
 
 from soupray.console import say
 from soupray.core.errors import SouprayError
-from soupray.core.ports import Tracker
 from soupray.core.records import Manifest
+from soupray.reporting.tracker import open_tracker
 from soupray.services.place import Services
 from soupray.spec.sweep_spec import SweepSpec
 
 PATIENCE_S = 60.0
 """How long the end of a sweep waits for MLflow to take what is left."""
-
-
-def open_tracker(spec: SweepSpec, services: Services) -> Tracker:
-    """The tracker of `spec`; one in memory if tracking is off. Raises TrackingError."""
-    if services.tracking_url is None:
-        from soupray.tracking.memory import MemoryTracker
-
-        return MemoryTracker()
-    from soupray.tracking.mlflow import MlflowTracker
-
-    return MlflowTracker(services.tracking_url, spec.name, services.artifacts)
 
 
 class Indexer:
@@ -64,7 +53,7 @@ class Indexer:
         self._keys.put(key)
 
     def _work(self) -> None:
-        from soupray.reporting.publish import sweep_run, trial_run
+        from soupray.reporting.runs import sweep_run, trial_run
 
         try:
             tracker = open_tracker(self._spec, self._services)

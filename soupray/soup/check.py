@@ -13,10 +13,9 @@ from soupray.core.records import Pool, Split
 from soupray.core.requests import Defect, Gram, Health
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.maths.geometry import total_gram
-from soupray.preflight import Facts, Finding, Middle, sampled_pairs
-from soupray.session import Session, opened
+from soupray.soup.findings import Facts, Finding, Midpoint, Report, judged, report, sampled_pairs
+from soupray.soup.session import Session, open_session
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.verdict import Report, judged, report
 
 AT_A_TIME = 8
 """Checkpoints whose tensors are looked at before the progress line moves."""
@@ -25,7 +24,7 @@ AT_A_TIME = 8
 def run_check(
     spec: SweepSpec, home: Path, address: str | None, partial: bool, pairs: int
 ) -> Report:
-    """Everything about the pool of `spec`: weights, and the middles of `pairs` pairs at most.
+    """Everything about the pool of `spec`: weights, and the midpoints of `pairs` pairs at most.
 
     Held-out data only. Nothing is dropped or changed; what is evaluated, `soup` finds again.
 
@@ -34,7 +33,7 @@ def run_check(
         IncompatibleWeights: an ingredient that did not start from the pool's init.
         StoreError: the store is away.
     """
-    with opened(spec, home, address, partial) as session:
+    with open_session(spec, home, address, partial) as session:
         pool, held_out = session.pool, session.basis.split("held_out")
         facts = weighed(session.evaluator, pool, held_out)
         found = judged(pool, facts)
@@ -70,22 +69,22 @@ def scored(
     facts: Facts,
     sample: tuple[int, int],
 ) -> Facts:
-    """`facts` with theta_0 and the middles of a sample of pairs: one forward pass each.
+    """`facts` with theta_0 and the midpoints of a sample of pairs: one forward pass each.
 
     `sample` is (pairs at most, seed); ingredients with a finding are among the pairs first.
     """
     named = {t for f in judged(pool, facts) for t in f.trials}
     first = [i for i, ingredient in enumerate(pool.ingredients) if ingredient.trial.key in named]
     pairs = sampled_pairs(len(pool.ingredients), *sample, first)
-    middles = [mean_of([pool.checkpoints[i] for i in ends]) for ends in pairs]
-    with Progress("evaluating means of pairs", 1 + len(middles)) as progress:
+    midpoints = [mean_of([pool.checkpoints[i] for i in ends]) for ends in pairs]
+    with Progress("evaluating means of pairs", 1 + len(midpoints)) as progress:
         evaluator.on_result = progress.advance
-        start, *scores = evaluator.scores([mean_of([pool.init.sha256]), *middles], held_out)
+        start, *scores = evaluator.scores([mean_of([pool.init.sha256]), *midpoints], held_out)
         progress.finish()
     evaluator.on_result = lambda count: None
     measured = zip(pairs, scores, strict=True)
     return structs.replace(
-        facts, init=start, middles=tuple(Middle(ends=e, scores=s) for e, s in measured)
+        facts, init=start, midpoints=tuple(Midpoint(ends=e, scores=s) for e, s in measured)
     )
 
 

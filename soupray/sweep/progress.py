@@ -15,7 +15,7 @@ SHOWN = 8
 """Finished trials in the table: the last ones. No more are kept."""
 
 
-class Watch:
+class SweepProgress:
     """Counts what Tune reports, and draws the live table of trials."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Watch:
         self._left = {t.key: int(t.hparams["epochs"]) for t in todo}
         self._progress = Progress("training", sum(self._left.values()))
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> SweepProgress:
         self._progress.__enter__()
         return self
 

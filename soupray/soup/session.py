@@ -51,7 +51,7 @@ class Session(NamedTuple):
 
 
 @contextmanager
-def opened(
+def open_session(
     spec: SweepSpec,
     home: Path,
     address: str | None,
@@ -74,11 +74,11 @@ def opened(
     with cluster.when_needed(address, spec, *others) as attach:
         actors = Actors([spec, *others], attach)
 
-        def site(of: Brought) -> Site:
+        def site(of: SpecPool) -> Site:
             workers = RayWorkers(of.spec, of.services.place, actors)
             return Site(workers, of.cache, of.spec.setting)
 
-        mine, *theirs = [_brought(s, home, partial) for s in (spec, *others)]
+        mine, *theirs = [_spec_pool(s, home, partial) for s in (spec, *others)]
         sites: dict[str, Site] = {}
         foreign: dict[str, SweepSpec] = {}
         ingredients = {i.checkpoint.sha256: i for i in mine.pool.ingredients}
@@ -99,7 +99,7 @@ def opened(
         )
 
 
-class Brought(NamedTuple):
+class SpecPool(NamedTuple):
     """What one spec brings to a session."""
 
     spec: SweepSpec
@@ -111,7 +111,7 @@ class Brought(NamedTuple):
     cache: EvaluationCache
 
 
-def _brought(spec: SweepSpec, home: Path, partial: bool) -> Brought:
+def _spec_pool(spec: SweepSpec, home: Path, partial: bool) -> SpecPool:
     services = start_services(spec, home)
     place = services.place
     check_bucket(place.storage, place.read_credentials())
@@ -122,10 +122,10 @@ def _brought(spec: SweepSpec, home: Path, partial: bool) -> Brought:
         Checkpoints(store, place.folder / "weights"), spec.setting, basis.split("train")
     )
     cache.add(pool.ingredients)
-    return Brought(spec, services, store, pool, basis, tuple(state.diverged), cache)
+    return SpecPool(spec, services, store, pool, basis, tuple(state.diverged), cache)
 
 
-def refuse_other_data(mine: Brought, other: Brought) -> None:
+def refuse_other_data(mine: SpecPool, other: SpecPool) -> None:
     """Raises EvaluationError unless both pools were made, and are measured, on the same samples."""
     names = (mine.spec.name, other.spec.name)
     labels = [p.spec.task.classes for p in (mine, other)]

@@ -14,9 +14,16 @@ from typing import Literal
 
 import numpy as np
 
-from soupray.core.records import Ingredient, Pool, Record, Scores, Tombstone
+from soupray.core.records import CheckpointRef, Ingredient, Pool, Record, Scores, Tombstone
 from soupray.core.requests import Defect, Matrix
-from soupray.maths.geometry import Array, angles, barrier, norms, paired_difference
+from soupray.maths.geometry import (
+    Array,
+    angles,
+    barrier,
+    interpolation_advantage,
+    norms,
+    paired_difference,
+)
 
 FAR = 10.0
 """|theta_i - theta_0| beyond so many times the pool's median is outlying. Distances grow with the
@@ -52,7 +59,7 @@ class Finding(Record, frozen=True, kw_only=True):
     advice: str
 
 
-class Middle(Record, frozen=True, kw_only=True):
+class Midpoint(Record, frozen=True, kw_only=True):
     """Held-out scores of the mean of two ingredients; `ends` are their places in the pool."""
 
     ends: tuple[int, int]
@@ -65,7 +72,7 @@ class Facts(Record, frozen=True, kw_only=True):
     defects: tuple[tuple[Defect, ...], ...]
     gram: Matrix
     init: Scores | None = None
-    middles: tuple[Middle, ...] = ()
+    midpoints: tuple[Midpoint, ...] = ()
     diverged: tuple[Tombstone, ...] = ()
 
 
@@ -193,22 +200,22 @@ def below_init(pool: Pool, init: Scores) -> list[Finding]:
     return found
 
 
-def has_barrier(pool: Pool, middle: Middle) -> bool:
+def has_barrier(pool: Pool, midpoint: Midpoint) -> bool:
     """Whether the mean of two models is worse than the worse of the two, beyond noise."""
-    ends = [pool.ingredients[i].held_out for i in middle.ends]
+    ends = [pool.ingredients[i].held_out for i in midpoint.ends]
     worse = min(ends, key=lambda s: s.correct)
-    difference, error = paired_difference(middle.scores.right_mask(), worse.right_mask())
+    difference, error = paired_difference(midpoint.scores.right_mask(), worse.right_mask())
     return difference < -ERRORS * error
 
 
-def blocked(pool: Pool, middles: Sequence[Middle]) -> list[Finding]:
+def blocked(pool: Pool, midpoints: Sequence[Midpoint]) -> list[Finding]:
     """Ingredients with a barrier at the middle of more than half of their sampled pairs.
 
     Where that is so of the best model, the others are judged by the pairs without it.
     """
-    found = _mostly_behind(pool, middles)
+    found = _mostly_behind(pool, midpoints)
     if 0 in found and len(found[0][1]) > 1:
-        rest = _mostly_behind(pool, [m for m in middles if 0 not in m.ends])
+        rest = _mostly_behind(pool, [m for m in midpoints if 0 not in m.ends])
         found = {0: found[0]} | rest
     elif 0 in found:
         del found[0]  # one pair: the worse of the two is named
@@ -216,21 +223,21 @@ def blocked(pool: Pool, middles: Sequence[Middle]) -> list[Finding]:
 
 
 def _mostly_behind(
-    pool: Pool, middles: Sequence[Middle]
-) -> dict[int, tuple[list[Middle], list[Middle]]]:
-    """By model: (its middles behind a barrier, all of its middles), if that is more than half."""
-    tried: dict[int, list[Middle]] = defaultdict(list)
-    for middle in middles:
-        for i in middle.ends:
-            tried[i].append(middle)
+    pool: Pool, midpoints: Sequence[Midpoint]
+) -> dict[int, tuple[list[Midpoint], list[Midpoint]]]:
+    """By model: (its midpoints behind a barrier, all of them), if those are more than half."""
+    tried: dict[int, list[Midpoint]] = defaultdict(list)
+    for midpoint in midpoints:
+        for i in midpoint.ends:
+            tried[i].append(midpoint)
     behind = {i: [m for m in own if has_barrier(pool, m)] for i, own in tried.items()}
     return {i: (behind[i], tried[i]) for i in tried if 2 * len(behind[i]) > len(tried[i])}
 
 
-def _blocked(pool: Pool, i: int, worst: Sequence[Middle], tried: Sequence[Middle]) -> Finding:
-    def height(middle: Middle) -> float:
-        a, b = (pool.ingredients[e].held_out.accuracy for e in middle.ends)
-        return barrier(middle.scores.accuracy, (a, b))
+def _blocked(pool: Pool, i: int, worst: Sequence[Midpoint], tried: Sequence[Midpoint]) -> Finding:
+    def height(midpoint: Midpoint) -> float:
+        a, b = (pool.ingredients[e].held_out.accuracy for e in midpoint.ends)
+        return barrier(midpoint.scores.accuracy, (a, b))
 
     top = max(worst, key=height)
     other = pool.ingredients[top.ends[0] + top.ends[1] - i]
@@ -273,3 +280,155 @@ def _points(share: float) -> str:
 
 def _listed(keys: Sequence[str]) -> str:
     return ", ".join(keys[:-1]) + f" and {keys[-1]}" if len(keys) > 1 else keys[0]
+
+
+class IngredientRow(Record, frozen=True, kw_only=True):
+    """An ingredient: its held-out accuracy, its distance |theta_i - theta_0|, angles in degrees.
+
+    `angle_others` is the median to the other ingredients; `with_best` the held-out accuracy of its
+    mean with the best one. None: not measured, or no direction. `finds`: kinds of its findings.
+    """
+
+    trial: str
+    hparams: dict[str, float | int | str]
+    held_out: float
+    standard_error: float
+    distance: float | None
+    angle_best: float | None
+    angle_others: float | None
+    with_best: float | None
+    finds: tuple[str, ...]
+
+
+class PairRow(Record, frozen=True, kw_only=True):
+    """Two ingredients and the mean of their weights, on held-out data."""
+
+    trials: tuple[str, str]
+    ends: tuple[float, float]
+    middle: float
+    advantage: float
+
+
+class Report(Record, frozen=True, kw_only=True):
+    """What a pre-flight found. `verdict` is one sentence or two each."""
+
+    averageable: bool
+    init: CheckpointRef
+    n: int
+    verdict: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    ingredients: tuple[IngredientRow, ...]
+    pairs: tuple[PairRow, ...]
+
+
+def judged(pool: Pool, facts: Facts) -> list[Finding]:
+    """All findings, errors first."""
+    found = broken(pool, facts.defects) + alike(pool)
+    if facts.gram:
+        found += misplaced(pool, np.asarray(facts.gram))
+    if facts.init is not None:
+        found += below_init(pool, facts.init)
+    found += blocked(pool, facts.midpoints) + left_out(facts.diverged)
+    return sorted(found, key=lambda f: ("error", "warning", "note").index(f.severity))
+
+
+def report(pool: Pool, facts: Facts) -> Report:
+    """The findings with their verdict, and the numbers that they come from."""
+    found = judged(pool, facts)
+    averageable = not any(f.severity == "error" for f in found)
+    return Report(
+        averageable=averageable,
+        init=pool.init,
+        n=pool.ingredients[0].held_out.n,
+        verdict=tuple(_verdict(pool, facts, found) if averageable else _refusal(found)),
+        findings=tuple(found),
+        ingredients=tuple(_rows(pool, facts, found)),
+        pairs=tuple(_pair(pool, m) for m in facts.midpoints),
+    )
+
+
+def _refusal(found: Sequence[Finding]) -> list[str]:
+    errors = [f for f in found if f.severity == "error"]
+    bad = len({f.trials for f in errors})
+    return [f"This pool cannot be averaged: {bad} of its ingredients cannot be read as a model."]
+
+
+def _verdict(pool: Pool, facts: Facts, found: Sequence[Finding]) -> list[str]:
+    k = len(pool.ingredients)
+    said = [
+        f"All {k} ingredients started from the same theta_0 ({pool.init.sha256[:12]}, head "
+        "included), have the same tensors and no NaN: they can be averaged."
+    ]
+    hurt = list(dict.fromkeys(t for f in found if f.severity == "warning" for t in f.trials))
+    if hurt:
+        said.append(
+            f"{len(hurt)} of {k} hurt: {', '.join(hurt)}. A uniform soup takes them in all the "
+            "same; greedy, pruned and learned can leave them out."
+        )
+    else:
+        said.append("No ingredient stands out as harmful.")
+    with_best = [m for m in facts.midpoints if 0 in m.ends]
+    return said + ([_greedy(pool, with_best, hurt)] if with_best else [])
+
+
+def _greedy(pool: Pool, midpoints: Sequence[Midpoint], hurt: Sequence[str]) -> str:
+    """What the means with the best ingredient say about a greedy soup, which starts at it."""
+    best = pool.ingredients[0].held_out
+    reach = sum(m.scores.correct >= best.correct for m in midpoints)
+    top = f"the best ingredient ({_percent(best.accuracy)} ± {_percent(best.standard_error)})"
+    if reach:
+        return (
+            f"Greedy should keep more than one: {reach} of {len(midpoints)} sampled means with "
+            f"{top} are at least as good as it."
+        )
+    said = (
+        f"Greedy may keep only one: none of {len(midpoints)} sampled means with {top} reaches it. "
+    )
+    others = [pool.ingredients[sum(m.ends)] for m in midpoints]
+    if sum(i.trial.key in hurt for i in others) * 2 > len(others) or (
+        pool.ingredients[0].trial.key in hurt
+    ):
+        return said + "Most of them have a finding above: lower the learning rates and sweep again."
+    differences = [paired_difference(m.scores.right_mask(), best.right_mask()) for m in midpoints]
+    if all(d < -ERRORS * e for d, e in differences):
+        return said + "The other ingredients are much weaker: narrow the search around the best."
+    return said + "Some are within noise of it: a larger held-out set would tell."
+
+
+def _rows(pool: Pool, facts: Facts, found: Sequence[Finding]) -> list[IngredientRow]:
+    k = len(pool.ingredients)
+    known = bool(facts.gram)
+    gram = np.asarray(facts.gram) if known else np.full((k, k), np.nan)
+    length, degrees = norms(gram), angles(gram)
+    others = median_angles(degrees)
+    with_best = {sum(m.ends): m.scores.accuracy for m in facts.midpoints if 0 in m.ends}
+    return [
+        IngredientRow(
+            trial=i.trial.key,
+            hparams=i.trial.hparams,
+            held_out=i.held_out.accuracy,
+            standard_error=i.held_out.standard_error,
+            distance=_number(length[at]),
+            angle_best=_number(degrees[0, at]) if at else None,
+            angle_others=_number(others[at]),
+            with_best=with_best.get(at),
+            finds=tuple(f.kind for f in found if i.trial.key in f.trials),
+        )
+        for at, i in enumerate(pool.ingredients)
+    ]
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _pair(pool: Pool, midpoint: Midpoint) -> PairRow:
+    a, b = (pool.ingredients[i] for i in midpoint.ends)
+    ends = (a.held_out.accuracy, b.held_out.accuracy)
+    return PairRow(
+        trials=(a.trial.key, b.trial.key),
+        ends=ends,
+        middle=midpoint.scores.accuracy,
+        advantage=interpolation_advantage(midpoint.scores.accuracy, ends),
+    )

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from soupray.check import refuse_or_note
 from soupray.console import Progress, say
 from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.ports import Selection
-from soupray.core.records import Basis, CheckpointRef, Pool, Record, Scores, digest
+from soupray.core.records import Basis, Pool, Record, Scores, digest
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.live_model import EVALUATION_VERSION
-from soupray.evaluation.selection import HeldOut
+from soupray.evaluation.selection import HeldOutSelection
 from soupray.maths.metrics import on_classes_of, score
 from soupray.recipes import TABLE, Option
 from soupray.recipes.learned import bytes_read
 from soupray.reporting.plots import line_candidates
-from soupray.reporting.ranking import Entry, best_soup, leaderboard, model_of
+from soupray.reporting.ranking import best_soup, leaderboard, model_of
+from soupray.reporting.results import SoupResult
 from soupray.search.plan import CODE_VERSION
-from soupray.services.place import Services
-from soupray.session import Session, opened
+from soupray.soup.check import refuse_or_note
+from soupray.soup.session import Session, open_session
 from soupray.spec.sweep_spec import NAME_LENGTH, SweepSpec
 from soupray.store import layout
 from soupray.store.objects import Store, create_record, find_record
@@ -48,22 +47,6 @@ class Choices(Record, frozen=True, kw_only=True):
     made: float
 
 
-class Result(NamedTuple):
-    """All that a soup run found, best entry first."""
-
-    entries: list[Entry]
-    outcomes: list[Outcome]
-    pool: Pool
-    basis: Basis
-    reported: dict[tuple[Candidate, str], Scores]
-    soup: Outcome
-    weights: CheckpointRef
-    statistics: dict[str, CheckpointRef]
-    services: Services
-    made: float
-    foreign: dict[str, SweepSpec]
-
-
 def run_soup(
     specs: Sequence[SweepSpec],
     home: Path,
@@ -72,7 +55,7 @@ def run_soup(
     *,
     partial: bool = False,
     yes: bool = False,
-) -> Result:
+) -> SoupResult:
     """Choose with `recipes`, then report. Running it again evaluates nothing twice.
 
     Several specs are one pool whose outputs, not weights, are mixed; the first one's anchor counts.
@@ -84,7 +67,7 @@ def run_soup(
         StoreError: the store is away.
     """
     spec, *others = specs
-    with opened(spec, home, address, partial, others) as session:
+    with open_session(spec, home, address, partial, others) as session:
         if not others:
             for finding in refuse_or_note(session):
                 say(f"note: {finding.what}. {finding.advice}.")
@@ -99,7 +82,7 @@ def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Recipes, yes:
     spec, basis = specs[0], session.basis
     with Progress("choosing", _choosing_work(session.pool, recipes)) as progress:
         session.evaluator.on_result = progress.advance
-        selection = HeldOut(
+        selection = HeldOutSelection(
             session.evaluator,
             session.pool,
             [basis.split("held_out"), basis.split("train")],
@@ -111,7 +94,7 @@ def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Recipes, yes:
     return choices
 
 
-def _result(session: Session, spec: SweepSpec, choices: Choices) -> Result:
+def _result(session: Session, spec: SweepSpec, choices: Choices) -> SoupResult:
     """Test and shifts, the leaderboard, and the best soup's weights."""
     pool, outcomes, evaluator = session.pool, choices.outcomes, session.evaluator
     asked = to_report(outcomes, pool)
@@ -119,7 +102,7 @@ def _result(session: Session, spec: SweepSpec, choices: Choices) -> Result:
     bodies = session.bodies([o.candidate for o in outcomes])
     entries = leaderboard(outcomes, pool, session.basis, reported, spec.metric, bodies)
     soup = best_soup(entries, outcomes)
-    return Result(
+    return SoupResult(
         entries=entries,
         outcomes=outcomes,
         pool=pool,
@@ -151,7 +134,7 @@ def joint(specs: Sequence[SweepSpec]) -> SweepSpec:
 def choose(
     store: Store,
     specs: Sequence[SweepSpec],
-    selection: HeldOut,
+    selection: HeldOutSelection,
     recipes: Recipes,
     yes: bool = False,
 ) -> Choices:
@@ -290,9 +273,3 @@ def _choosing_work(pool: Pool, recipes: Recipes) -> int:
     k = len(pool.ingredients)
     work = {"greedy": k, "replacement": 2 * k, "pruned": k, "wise_ft": 40, "lines": 22}
     return 1 + sum(work.get(name, 1) for name in recipes)
-
-
-if __name__ == "__main__":  # python -m soupray.soup SPEC, as a Ray job calls it
-    from soupray.cli import main
-
-    main(["soup", *sys.argv[1:]])

@@ -6,20 +6,20 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
-from soupray.core.candidates import Outcome, mean_of
+from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.errors import NotFound
 from soupray.core.ports import Champion, TrackedRun, Tracker
-from soupray.core.records import Basis, encode
-from soupray.indexer import open_tracker
-from soupray.recipe_file import Foreign, RecipeFile
+from soupray.core.records import Basis, CheckpointRef, Pool, Scores, encode
 from soupray.reporting.plots import draw_all
-from soupray.reporting.publish import entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.ranking import Entry, as_csv, names_of
+from soupray.reporting.recipe_file import Foreign, RecipeFile
+from soupray.reporting.runs import entry_key, entry_run, sweep_run, trial_run
+from soupray.reporting.tracker import open_tracker
 from soupray.search.state import find_basis, find_state
 from soupray.services.home import atomic_write
-from soupray.services.place import Place, start_services
-from soupray.soup import Result
+from soupray.services.place import Place, Services, start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
@@ -32,12 +32,28 @@ SHOWN = (LEADERBOARD, "leaderboard.csv", "robustness.png", "greedy_trace.png")
 """What the tracker shows beside the sweep."""
 
 
+class SoupResult(NamedTuple):
+    """All that a soup run found, best entry first."""
+
+    entries: list[Entry]
+    outcomes: list[Outcome]
+    pool: Pool
+    basis: Basis
+    reported: dict[tuple[Candidate, str], Scores]
+    soup: Outcome
+    weights: CheckpointRef
+    statistics: dict[str, CheckpointRef]
+    services: Services
+    made: float
+    foreign: dict[str, SweepSpec]
+
+
 def slug(name: str) -> str:
     """A file name of an entry's name: wise_ft(greedy, best) is wise_ft_greedy_best."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def write_results(result: Result, spec: SweepSpec, output: Path) -> list[Path]:
+def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Path]:
     """Leaderboard, figures, recipe files and the soup's weights, in `output` and in the store.
 
     The store's copies are views that a later run may replace; the choices and scores that they
@@ -153,7 +169,7 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
     return [sweep_run(spec, started, finished), *runs.values()]
 
 
-def publish_soup(result: Result, spec: SweepSpec, files: list[Path]) -> None:
+def publish_soup(result: SoupResult, spec: SweepSpec, files: list[Path]) -> None:
     """Runs and figures of a soup into the tracker. Raises TrackingError."""
     tracker = open_tracker(spec, result.services)
     runs = stored_runs(result.services.place.open_store(), spec)
@@ -161,7 +177,7 @@ def publish_soup(result: Result, spec: SweepSpec, files: list[Path]) -> None:
     tracker.attach(spec.name, [p for p in files if p.name in SHOWN])
 
 
-def _champion(result: Result, spec: SweepSpec) -> Champion:
+def _champion(result: SoupResult, spec: SweepSpec) -> Champion:
     """The best soup as the registry of models has it: by where its weights are."""
     return Champion(
         model=f"soupray-{spec.name}",
@@ -181,7 +197,7 @@ def _index(tracker: Tracker, runs: list[TrackedRun], champion: Champion | None) 
         tracker.register(champion)
 
 
-def tracked_runs(result: Result, spec: SweepSpec) -> list[TrackedRun]:
+def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
     """The entries, and the trials again, now with test and shifts."""
     runs = []
     for ingredient in result.pool.ingredients:
@@ -206,7 +222,7 @@ def encode_pretty(record: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
-def _recipe(outcome: Outcome, result: Result, spec: SweepSpec) -> RecipeFile:
+def _recipe(outcome: Outcome, result: SoupResult, spec: SweepSpec) -> RecipeFile:
     names = names_of(result.pool)
     return RecipeFile(
         name=outcome.name,
@@ -225,7 +241,7 @@ def _recipe(outcome: Outcome, result: Result, spec: SweepSpec) -> RecipeFile:
     )
 
 
-def _foreign(outcome: Outcome, result: Result) -> tuple[Foreign, ...]:
+def _foreign(outcome: Outcome, result: SoupResult) -> tuple[Foreign, ...]:
     """By spec, the checkpoints of an outcome that are of another pool."""
     found: dict[str, Foreign] = {}
     for sha in outcome.candidate.checkpoints:

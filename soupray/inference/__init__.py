@@ -1,0 +1,1 @@
+"""A leaderboard entry as a model to be used."""

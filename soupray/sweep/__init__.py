@@ -1,0 +1,1 @@
+"""Job 1, the sweep: the plan, trained on Ray Tune, every trial into the store."""

@@ -1,1 +1,0 @@
-"""The experiment tracker: an index of what the store holds."""
