@@ -7,6 +7,7 @@ the one main job. (`loadgroup` groups nothing with pytest 9.2 and xdist 3.8: its
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -190,6 +191,20 @@ def copied(run: Run, folder: Path) -> Iterator[Home]:
         yield copy
     finally:
         embedded.down(copy.home)
+
+
+@pytest.fixture
+def heard(caplog: pytest.LogCaptureFixture):
+    """What the library logged up to now, as the command line shows it."""
+    caplog.set_level(logging.INFO, "soupray")
+
+    def text() -> str:
+        found = [r for r in caplog.records if r.name.startswith("soupray")]
+        return "".join(
+            f"{'note: ' if r.levelno >= logging.WARNING else ''}{r.getMessage()}\n" for r in found
+        )
+
+    return text
 
 
 @pytest.fixture

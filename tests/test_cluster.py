@@ -35,7 +35,7 @@ def test_a_store_on_one_machine_is_refused_on_several_nodes(monkeypatch, storage
     cluster._refuse_what_cannot_work(away, 1, started_here=False)
 
 
-def test_a_request_that_no_node_can_hold_is_told_at_once(monkeypatch, capsys):
+def test_a_request_that_no_node_can_hold_is_told_at_once(monkeypatch, heard):
     nodes(monkeypatch, {"CPU": 2})
     greedy = spec(**{"{cpu: 1, gpu: 0}": "{cpu: 1, gpu: 1}"})
     with pytest.raises(
@@ -44,7 +44,7 @@ def test_a_request_that_no_node_can_hold_is_told_at_once(monkeypatch, capsys):
         cluster._refuse_what_cannot_work(greedy, 1, started_here=True)
     # A cluster may grow: there it is a note.
     cluster._refuse_what_cannot_work(greedy, 1, started_here=False)
-    assert "Waiting for the cluster to grow" in capsys.readouterr().err
+    assert "Waiting for the cluster to grow" in heard()
     nodes(monkeypatch, {"CPU": 2}, {"CPU": 1, "GPU": 1})
     fits = spec(
         **{"{cpu: 1, gpu: 0}": "{cpu: 1, gpu: 0.5}", "storage: embedded": "storage: s3://b/x"}
@@ -62,7 +62,7 @@ def test_a_request_that_no_node_can_hold_is_told_at_once(monkeypatch, capsys):
     ],
 )
 def test_workers_of_one_trial_for_which_there_is_no_room_are_told_at_once(
-    monkeypatch, capsys, held, request_, most
+    monkeypatch, heard, held, request_, most
 ):
     nodes(monkeypatch, *held)
     away = spec(**{"storage: embedded": "storage: s3://b/x", "{cpu: 1, gpu: 0}": request_})
@@ -71,7 +71,7 @@ def test_workers_of_one_trial_for_which_there_is_no_room_are_told_at_once(
     with pytest.raises(ConfigError, match=asked):
         cluster._refuse_what_cannot_work(away, most + 1, started_here=True)
     cluster._refuse_what_cannot_work(away, most + 1, started_here=False)
-    assert asked in capsys.readouterr().err
+    assert asked in heard()
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from conftest import ROOT, inside, mini_text
 
-from soupray.cluster_files import validate
 from soupray.core.errors import ConfigError
+from soupray.operations.cluster_files import validate
 from soupray.spec.sweep_spec import parse
 
 CLUSTER = ROOT / "cluster"

@@ -12,20 +12,24 @@ from shared import ingredient, scores
 from test_findings import noisy
 from toy import toy, truth
 
+from soupray.cli.tables import show_diagnosis
 from soupray.core.candidates import ensemble_of, mean_of
 from soupray.core.records import Basis, CheckpointRef, Manifest, Predictions, Split, encode, pool_of
-from soupray.diagnose import diagnosed, write_diagnosis
-from soupray.distributed import cluster
-from soupray.diversity import Diagnosis, Mixed, Pair, compare_pair, diagnosis, drawn_pairs, summary
-from soupray.reporting.diagnostics import (
-    diversity_points,
-    ensemble_points,
-    interpolation_points,
+from soupray.diagnostics.diagnose import measure_pairs, write_diagnosis
+from soupray.diagnostics.diversity import (
+    Diagnosis,
+    Mixed,
+    Pair,
+    compare_pair,
+    diagnosis,
+    drawn_pairs,
+    summary,
 )
+from soupray.diagnostics.figures import diversity_points, ensemble_points, interpolation_points
+from soupray.distributed import cluster
 from soupray.search.state import find_basis
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import read_record
-from soupray.tables import show_diagnosis
 
 SPLIT = Split(name="held_out", role="held_out", digest="d", size=4, classes=2)
 NOBODY = Basis(
@@ -44,7 +48,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(world) -> Diagnosis:
-    return diagnosed(world.evaluator, world.pool, world.basis.split("held_out"), (20, 0))
+    return measure_pairs(world.session(), (20, 0))
 
 
 def test_the_soup_of_linear_models_is_their_ensemble_measured_and_predicted(made):
@@ -111,10 +115,9 @@ def test_all_pairs_come_from_the_stored_answers(world, made):
 
 
 def test_running_again_and_more_pairs_evaluate_nothing_known(world, made, monkeypatch):
-    held_out = world.basis.split("held_out")
-    monkeypatch.setattr(world.workers._network, "predict", None)
-    assert diagnosed(world.evaluator, world.pool, held_out, (20, 0)) == made
-    fewer = diagnosed(world.evaluator, world.pool, held_out, (3, 0))
+    monkeypatch.setattr(world.workers._live, "predict", None)
+    assert measure_pairs(world.session(), (20, 0)) == made
+    fewer = measure_pairs(world.session(), (3, 0))
     assert set(fewer.pairs) < set(made.pairs)
 
 
@@ -212,7 +215,7 @@ def test_numbers_and_figures_are_written(made, tmp_path):
 def test_a_pool_without_angles_or_differences_is_drawn_too(tmp_path):
     """Three times theta_0: no way, no inconsistent sample."""
     world = toy(tmp_path, [truth() * 0.3] * 3)
-    made = diagnosed(world.evaluator, world.pool, world.basis.split("held_out"), (20, 0))
+    made = measure_pairs(world.session(), (20, 0))
     assert {(d.angle, d.soup.conversion, d.distance) for d in made.pairs} == {(None, None, 0)}
     assert len(write_diagnosis(made, tmp_path)) == 4
     assert len(summary(made)) == 3

@@ -33,11 +33,11 @@ from soupray.core.records import (
 )
 from soupray.core.requests import Temperature
 from soupray.data.cache import Data
-from soupray.doctor import _round_trip
 from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOutSelection
+from soupray.operations.doctor import _round_trip
 from soupray.search.state import find_manifests
 from soupray.services.home import atomic_write
 from soupray.soup.run import run_recipes

@@ -9,11 +9,12 @@ from board import POOL as BOARD
 from shared import ingredient, scores, trial
 from toy import Toy, toy, truth
 
+from soupray.cli.tables import show_check
 from soupray.core.errors import EvaluationError, IncompatibleWeights
 from soupray.core.records import Pool, Tombstone
 from soupray.core.requests import Defect, Gram, Health
 from soupray.maths.geometry import total_gram
-from soupray.soup.check import refuse_or_note, scored, weighed
+from soupray.soup.check import measure_midpoints, measure_weights, refuse_or_note
 from soupray.soup.findings import (
     Facts,
     Midpoint,
@@ -22,12 +23,10 @@ from soupray.soup.findings import (
     below_init,
     blocked,
     has_barrier,
-    judged,
-    report,
+    judge,
+    report_on,
     sampled_pairs,
 )
-from soupray.soup.session import Session
-from soupray.tables import show_check
 
 N = 100
 
@@ -38,11 +37,11 @@ def noisy(count: int, step: float = 0.3) -> list[torch.Tensor]:
 
 
 def examined(world: Toy, pairs: int = 8) -> Report:
-    held_out = world.basis.split("held_out")
-    facts = weighed(world.evaluator, world.pool, held_out)
+    session = world.session()
+    facts = measure_weights(session)
     if facts.gram:
-        facts = scored(world.evaluator, world.pool, held_out, facts, (pairs, 0))
-    return report(world.pool, facts)
+        facts = measure_midpoints(session, facts, (pairs, 0))
+    return report_on(world.pool, facts)
 
 
 def kinds(made: Report) -> dict[str, tuple[str, ...]]:
@@ -146,11 +145,7 @@ def test_nan_is_named_by_trial_and_tensor_and_refused(tmp_path):
         f"trial {bad.trial.key}: tensor 'head.weight' is NaN or infinite at 2 of its 12 elements"
     )
     with pytest.raises(EvaluationError, match=rf"{bad.trial.key}: tensor 'head.weight' is NaN"):
-        refuse_or_note(session(world))
-
-
-def session(world: Toy) -> Session:
-    return Session(None, None, world.pool, world.basis, world.evaluator, {})
+        refuse_or_note(world.session())
 
 
 def test_another_architecture_is_refused_with_both_shapes(tmp_path):
@@ -160,7 +155,7 @@ def test_another_architecture_is_refused_with_both_shapes(tmp_path):
     bad = msgspec.structs.replace(bad, checkpoint=ref)
     world = world._replace(pool=msgspec.structs.replace(world.pool, ingredients=(bad, *rest)))
     with pytest.raises(IncompatibleWeights) as error:
-        refuse_or_note(session(world))
+        refuse_or_note(world.session())
     assert "'head.weight' is float32 [2, 4], but float32 [3, 4] in theta_0" in str(error.value)
 
 
@@ -187,8 +182,8 @@ def test_every_defect_of_a_checkpoint_is_found(tmp_path):
 
 def test_a_soup_is_told_without_a_forward_pass(tmp_path, monkeypatch):
     world = toy(tmp_path, [*noisy(5, 0.1), -truth()])
-    monkeypatch.setattr(world.workers._network, "predict", None)
-    found = refuse_or_note(session(world))
+    monkeypatch.setattr(world.workers._live, "predict", None)
+    found = refuse_or_note(world.session())
     assert [(f.kind, f.trials) for f in found] == [("apart", ("t5",))]
 
 
@@ -225,8 +220,8 @@ def said(pool: Pool, *midpoints: Midpoint) -> str:
     facts = Facts(
         defects=((),) * k, gram=tuple(map(tuple, gram)), init=scores(10, N), midpoints=midpoints
     )
-    assert report(pool, facts).averageable
-    return report(pool, facts).verdict[-1]
+    assert report_on(pool, facts).averageable
+    return report_on(pool, facts).verdict[-1]
 
 
 def test_the_verdict_says_why_greedy_may_keep_only_one():
@@ -244,7 +239,7 @@ def test_the_verdict_says_why_greedy_may_keep_only_one():
 def test_diverged_trials_are_listed():
     gone = Tombstone(trial=trial("t9"), reason="loss is nan", history=(), started=0, finished=1)
     facts = Facts(defects=((),) * 2, gram=(), diverged=(gone,))
-    (found,) = judged(pool_of_counts(90, 80), facts)
+    (found,) = judge(pool_of_counts(90, 80), facts)
     assert found.what == "trial t9 diverged and is no ingredient: loss is nan"
 
 
@@ -265,8 +260,7 @@ def test_pairs_are_seeded_few_and_mostly_with_the_best():
 def test_the_gram_matrix_is_the_one_that_model_stock_asked_for(tmp_path):
     """The same request, hence the same stored answer: a soup with both computes it once."""
     world = toy(tmp_path, noisy(3))
-    held_out = world.basis.split("held_out")
-    facts = weighed(world.evaluator, world.pool, held_out)
+    facts = measure_weights(world.session())
     asked = Gram(checkpoints=tuple(world.pool.checkpoints), origin=world.pool.init.sha256)
     (grams,) = world.selection().measure([asked])
     assert facts.gram == tuple(map(tuple, total_gram(grams).tolist()))

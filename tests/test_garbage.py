@@ -16,7 +16,7 @@ from soupray.core.candidates import mean_of
 from soupray.core.errors import CheckpointError
 from soupray.core.ports import Champion
 from soupray.core.records import Basis, CheckpointRef, Evaluation, Tombstone, encode
-from soupray.garbage import OLDER_THAN_S, find_garbage, remove
+from soupray.operations.garbage import OLDER_THAN_S, find_garbage, remove
 from soupray.reporting.recipe_file import RecipeFile
 from soupray.search.plan import trials_of
 from soupray.search.state import basis_key

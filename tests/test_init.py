@@ -9,7 +9,7 @@ from shared import DIGITS, ingredient, scores
 from soupray.core.errors import Diverged
 from soupray.core.records import Basis, Ingredient, pool_of
 from soupray.data.cache import Data
-from soupray.estimate import DryRun, dry_run
+from soupray.operations.estimate import DryRun, dry_run
 from soupray.reporting.ranking import names_of
 from soupray.search.plan import plan, trials_of
 from soupray.search.state import basis_key, find_basis

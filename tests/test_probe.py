@@ -14,10 +14,10 @@ from soupray.core.candidates import FisherSoup, VRFEnsemble, ensemble_of, mean_o
 from soupray.core.errors import ConfigError, TrialError
 from soupray.core.records import Ingredient, Trial, pool_of
 from soupray.data.cache import Data
-from soupray.estimate import dry_run
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.inference.load import _Predictor, _Source
+from soupray.operations.estimate import dry_run
 from soupray.reporting.ranking import forward_passes
 from soupray.reporting.recipe_file import RecipeFile
 from soupray.search.plan import trials_of

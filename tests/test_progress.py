@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 from shared import ingredient, scores, trial
 
-from soupray import console
+from soupray.cli.console import WIDTH, as_table, line
 from soupray.core.errors import CheckpointError, StoreUnavailable
 from soupray.core.records import EpochRecord, Manifest, Tombstone, Trial
 from soupray.sweep.progress import SweepProgress
@@ -39,7 +39,7 @@ def progress(told) -> SweepProgress:
     return SweepProgress(TRIALS, read, told.append)
 
 
-def test_what_finished_is_counted_and_passed_on_in_order(progress, told, capsys):
+def test_what_finished_is_counted_and_passed_on_in_order(progress, told, heard):
     for key in "ab":
         progress.started(key)
         progress.epoch(key, epoch(1))
@@ -48,13 +48,13 @@ def test_what_finished_is_counted_and_passed_on_in_order(progress, told, capsys)
     assert (progress.complete, progress.diverged, told) == (1, 0, ["a"])
     progress.finished("b", complete=False)
     assert (progress.complete, progress.diverged, told) == (1, 1, ["a", "b"])
-    assert "trial b diverged: loss is nan. Recorded; the sweep goes on." in capsys.readouterr().err
+    assert "trial b diverged: loss is nan. Recorded; the sweep goes on." in heard()
     assert progress.errors == {}
 
 
 def test_progress_is_epochs_done_of_epochs_planned(progress):
     def share() -> str:
-        return progress._progress.line().split(" (")[0]
+        return line(progress.progress).split(" (")[0]
 
     assert share() == "training:   0 %"
     progress.started("a")
@@ -67,41 +67,39 @@ def test_progress_is_epochs_done_of_epochs_planned(progress):
     assert share() == "training:  66 %"
 
 
-def test_a_repeated_trial_does_its_epochs_again_but_they_count_once(progress, capsys):
+def test_a_repeated_trial_does_its_epochs_again_but_they_count_once(progress, heard):
     for _ in range(2):
         progress.started("a")
         progress.epoch("a", epoch(1))
         progress.epoch("a", epoch(2))
         progress.repeated("a", "its worker died")
     assert progress.beat().running == ()
-    assert "note: trial a is trained again: its worker died" in capsys.readouterr().err
+    assert "note: trial a is trained again: its worker died" in heard()
     progress.epoch("b", epoch(1))
     progress.finished("a", complete=True)
-    assert progress._progress.line().startswith("training:  50 %")  # 2 and 1 of 6
+    assert line(progress.progress).startswith("training:  50 %")  # 2 and 1 of 6
 
 
-def test_a_failed_trial_is_told_with_its_reason_and_no_longer_runs(progress, told, capsys):
+def test_a_failed_trial_is_told_with_its_reason_and_no_longer_runs(progress, told, heard):
     progress.started("c")
-    assert "(0 of 3 trials, 1 running)" in progress._progress.line()
+    assert "(0 of 3 trials, 1 running)" in line(progress.progress)
     progress.failed("c", "OSError: the disk is on fire")
     assert progress.errors == {"c": "OSError: the disk is on fire"}
     assert (progress.complete, progress.diverged, told) == (0, 0, [])
-    said = capsys.readouterr().err
+    said = heard()
     assert "trial c failed: OSError: the disk is on fire. Nothing of it is stored" in said
     progress.started("a")
-    assert "(0 of 3 trials, 1 running)" in progress._progress.line()
+    assert "(0 of 3 trials, 1 running)" in line(progress.progress)
 
 
-def test_the_table_shows_running_and_finished_trials_with_their_scores(progress, monkeypatch):
-    shown = []
-    monkeypatch.setattr(progress._progress, "refresh", lambda table=None: shown.append(table))
+def test_the_table_shows_running_and_finished_trials_with_their_scores(progress):
     progress.started("a")
     progress.started("c")
     progress.epoch("a", epoch(1, correct=4))
     progress.epoch("c", epoch(1, correct=5))
     progress.finished("a", complete=True)
     progress.finished("b", complete=False)
-    lines = [row.split() for row in text(shown[-1])]
+    lines = [row.split() for row in text(as_table(progress.progress.rows))]
     assert lines[0] == ["trial", "lr", "epoch", "held-out", "state"]
     assert lines[1:] == [
         ["00", "a", "1.0e-03", "1/2", "0.900", "done"],  # of the manifest, not of the last epoch
@@ -110,15 +108,14 @@ def test_the_table_shows_running_and_finished_trials_with_their_scores(progress,
     ]
 
 
-def test_the_table_shows_the_metric_beside_the_accuracy_nll_with_its_own_sign(monkeypatch):
+def test_the_table_shows_the_metric_beside_the_accuracy_nll_with_its_own_sign():
     nll = [msgspec.structs.replace(t, metric="nll") for t in TRIALS]
-    progress, shown = SweepProgress(nll, read, lambda key: None), []
-    monkeypatch.setattr(progress._progress, "refresh", lambda table=None: shown.append(table))
+    progress = SweepProgress(nll, read, lambda key: None)
     progress.started("a")
     progress.started("c")
     progress.epoch("c", msgspec.structs.replace(epoch(1), value=-0.75))
     progress.finished("a", complete=True)
-    lines = [row.split() for row in text(shown[-1])]
+    lines = [row.split() for row in text(as_table(progress.progress.rows))]
     assert lines[0] == ["trial", "lr", "epoch", "held-out", "nll", "state"]
     assert lines[1:] == [
         ["00", "a", "1.0e-03", "0/2", "0.900", "0.500", "done"],
@@ -126,20 +123,20 @@ def test_the_table_shows_the_metric_beside_the_accuracy_nll_with_its_own_sign(mo
     ]
 
 
-def test_of_many_finished_trials_the_last_eight_are_shown(monkeypatch):
+def test_of_many_finished_trials_the_last_eight_are_shown():
     trials: list[Trial] = [
         msgspec.structs.replace(trial(f"k{i:02d}", lr=1e-3, epochs=1), index=i) for i in range(20)
     ]
     progress = SweepProgress(trials, lambda key: ingredient(key, scores(9, 10)), lambda key: None)
-    shown = []
-    monkeypatch.setattr(progress._progress, "refresh", lambda table=None: shown.append(table))
     for one in trials:
         progress.finished(one.key, complete=True)
-    assert [row.split()[0] for row in text(shown[-1])[1:]] == [str(i) for i in range(12, 20)]
+    assert [row.split()[0] for row in text(as_table(progress.progress.rows))[1:]] == [
+        str(i) for i in range(12, 20)
+    ]
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("503"), CheckpointError("cut short")])
-def test_a_store_that_is_away_when_a_trial_is_over_ends_nothing(told, capsys, error):
+def test_a_store_that_is_away_when_a_trial_is_over_ends_nothing(told, heard, error):
     def away(key: str) -> Manifest:
         raise error
 
@@ -148,7 +145,7 @@ def test_a_store_that_is_away_when_a_trial_is_over_ends_nothing(told, capsys, er
     progress.finished("a", complete=True)
     progress.finished("b", complete=False)
     assert (progress.complete, progress.diverged, told) == (1, 1, ["a", "b"])
-    said = capsys.readouterr().err
+    said = heard()
     assert f"note: trial a is stored, but cannot be read now: {error}" in said
     assert "trial b diverged. Recorded" in said
     assert progress.beat().running == ()
@@ -156,7 +153,7 @@ def test_a_store_that_is_away_when_a_trial_is_over_ends_nothing(told, capsys, er
 
 def text(table) -> list[str]:
     """The lines of a table, as a terminal shows them, without its rules."""
-    terminal = Console(width=console.WIDTH, highlight=False)
+    terminal = Console(width=WIDTH, highlight=False)
     with terminal.capture() as capture:
         terminal.print(table)
     return [line for line in capture.get().splitlines() if any(c.isalnum() for c in line)]

@@ -196,7 +196,7 @@ def test_running_again_asks_the_workers_for_nothing(tmp_path, monkeypatch):
     def refuse(*arguments, **more):
         raise AssertionError("a forward pass, or a gradient")
 
-    monkeypatch.setattr(world.workers._network, "load", refuse)
+    monkeypatch.setattr(world.workers._live, "load", refuse)
     assert run_recipes(world.selection(), wanted) == first
 
 
@@ -296,14 +296,14 @@ def test_ensembles_are_chosen_under_the_cascade_without_a_forward_pass(tmp_path,
 
     selection = world.selection(cascade=True)
     with monkeypatch.context() as patch:
-        patch.setattr(world.workers._network, "load", refuse)
+        patch.setattr(world.workers._live, "load", refuse)
         (cheap,) = run_recipes(selection, {"greedy_ensemble": {}})
     assert selection.tau is None
     assert len(cheap.candidate.members) > 1
     run_recipes(selection, {"greedy": {}})  # its weights are what tau is about
     images, _ = world.data.samples(world.data.split("held_out"))  # 90, fewer than are compared
     best = mean_of([selection.pool.checkpoints[0]])
-    low, high = (world.workers._network.predict(best, images, low)[0] for low in (True, False))
+    low, high = (world.workers._live.predict(best, images, low)[0] for low in (True, False))
     assert selection.tau == 6 * float(np.abs(low - high).max()) > 0
     assert [cheap] == run_recipes(world.selection(), {"greedy_ensemble": {}})
 

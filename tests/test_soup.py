@@ -66,7 +66,7 @@ def test_nothing_swept_says_to_sweep_first(run):
         find_pool(open_store("memory://"), spec, partial=False)
 
 
-def test_missing_trials_are_listed_and_partial_goes_on_without_them(copied, capsys):
+def test_missing_trials_are_listed_and_partial_goes_on_without_them(copied, heard):
     spec, store = copied
     gone = manifests(store)[0]
     store.delete(gone)
@@ -77,13 +77,13 @@ def test_missing_trials_are_listed_and_partial_goes_on_without_them(copied, caps
     assert len(find_pool(store, spec, partial=True)[0].ingredients) == 3
 
 
-def test_a_pool_of_one_works_and_says_so(copied, capsys):
+def test_a_pool_of_one_works_and_says_so(copied, heard):
     spec, store = copied
     for path in manifests(store)[1:]:
         store.delete(path)
     pool, _ = find_pool(store, spec, partial=True)
     assert len(pool.ingredients) == 1
-    assert "every soup of it is that model" in capsys.readouterr().err
+    assert "every soup of it is that model" in heard()
 
 
 def test_an_empty_pool_is_refused_even_with_partial(copied):
@@ -94,7 +94,7 @@ def test_an_empty_pool_is_refused_even_with_partial(copied):
         find_pool(store, spec, partial=True)
 
 
-def test_diverged_trials_are_left_out_and_named(copied, capsys):
+def test_diverged_trials_are_left_out_and_named(copied, heard):
     spec, store = copied
     basis = find_basis(store, spec)
     for trial in trials_of(spec, basis):
@@ -103,7 +103,7 @@ def test_diverged_trials_are_left_out_and_named(copied, capsys):
         create_record(store, layout.manifest(trial.key), tombstone)
     with pytest.raises(EvaluationError, match="all 4 trials diverged"):
         find_pool(store, spec, partial=False)
-    assert "diverged and is left out: loss is nan" in capsys.readouterr().err
+    assert "diverged and is left out: loss is nan" in heard()
 
 
 def test_an_ingredient_of_another_init_is_refused_with_both_digests(copied):

@@ -10,10 +10,10 @@ from shared import ingredient, scores, split
 
 from soupray.core.errors import NotFound, StoreUnavailable
 from soupray.core.records import Basis, CheckpointRef, EpochRecord, Tombstone, decode, encode
+from soupray.operations.status import find_status
 from soupray.search.plan import trials_of
 from soupray.search.state import basis_key
 from soupray.spec.sweep_spec import load
-from soupray.status import find_status
 from soupray.store import layout
 from soupray.store.lease import (
     Beat,

@@ -16,7 +16,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def open_session(folder, *edits):
+def opened(folder, *edits):
     return open_data(tiny_text(folder, *edits), folder / "cache")
 
 
@@ -36,7 +36,7 @@ def test_texts_come_back_as_they_were():
 
 
 def test_every_text_is_in_one_split_with_its_label(folder):
-    data = open_session(folder)
+    data = opened(folder)
     assert [(s.name, s.role, s.size) for s in data.splits] == [
         ("train", "train", 48),
         ("held_out", "held_out", 12),
@@ -56,7 +56,7 @@ def test_every_text_is_in_one_split_with_its_label(folder):
 
 
 def test_test_and_rank_samples_may_come_from_the_train_file(folder):
-    data = open_session(
+    data = opened(
         folder,
         (f"test: {folder}/test.tsv", "test: 10"),
         ("held_out: 12", "held_out: {select: 8, rank: 4}"),
@@ -68,16 +68,16 @@ def test_test_and_rank_samples_may_come_from_the_train_file(folder):
 
 
 def test_another_content_is_another_split(folder):
-    before = open_session(folder).split("test").digest
+    before = opened(folder).split("test").digest
     path = folder / "test.tsv"
     path.write_text(path.read_text().replace("salt", "brine", 1))
-    assert open_session(folder).split("test").digest != before
+    assert opened(folder).split("test").digest != before
 
 
 def test_a_quoted_text_with_lines_and_a_separator_is_one_sample(folder):
     with (folder / "train.csv").open("a", newline="") as file:
         file.write('food,"bread, said ""he""\nand\u2028soup"\n')
-    assert 'bread, said "he"\nand\u2028soup' in read(open_session(folder), "train")[0]
+    assert 'bread, said "he"\nand\u2028soup' in read(opened(folder), "train")[0]
 
 
 def test_what_is_too_long_fails_or_is_cut(folder):
@@ -85,10 +85,10 @@ def test_what_is_too_long_fails_or_is_cut(folder):
     (folder / "short.jsonl").write_text("\n".join(lines))
     limit = ("held_out: 12", "held_out: 12\n  max_bytes: 40")
     with pytest.raises(ConfigError) as error:
-        open_session(folder, limit)
+        opened(folder, limit)
     assert "2 of 3 texts are longer than data.max_bytes = 40, the first at " in str(error.value)
     assert "short.jsonl:2 with 41 bytes. Raise it, or write on_long: cut." in str(error.value)
-    data = open_session(folder, (limit[0], limit[1] + "\n  on_long: cut"))
+    data = opened(folder, (limit[0], limit[1] + "\n  on_long: cut"))
     assert read(data, "short")[0] == ["bread", "x" * 40, "ä" * 20]
 
 
@@ -115,19 +115,19 @@ def test_what_is_too_long_fails_or_is_cut(folder):
 def test_a_broken_file_is_named_with_the_line(folder, name, content, said):
     (folder / name).write_text(content)
     with pytest.raises(ConfigError) as error:
-        open_session(folder)
+        opened(folder)
     assert said in str(error.value)
 
 
 def test_files_that_are_not_there_or_not_text(folder):
     with pytest.raises(ConfigError, match=r"gone\.csv: cannot be read: No such file"):
-        open_session(folder, ("train.csv", "gone.csv"))
+        opened(folder, ("train.csv", "gone.csv"))
     (folder / "train.xls").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"one of \.csv, \.tsv, \.jsonl, \.ndjson"):
-        open_session(folder, ("train.csv", "train.xls"))
+        opened(folder, ("train.csv", "train.xls"))
     (folder / "train.csv").write_bytes("label,text\nfood,Käse\n".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"train\.csv: not UTF-8 text"):
-        open_session(folder)
+        opened(folder)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from soupray.data.cache import Data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOutSelection
+from soupray.soup.session import Session
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 
@@ -91,6 +92,10 @@ class Toy(NamedTuple):
     workers: LocalWorkers
     evaluator: StoredEvaluator
     setting: Setting
+
+    def session(self) -> Session:
+        """A session over this world, without services and store."""
+        return Session(None, None, self.pool, self.basis, (), self.evaluator, {})
 
     def selection(self, *, cascade: bool = False) -> HeldOutSelection:
         splits = [self.basis.split("held_out"), self.basis.split("train")]

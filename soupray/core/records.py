@@ -10,11 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
+
+if TYPE_CHECKING:  # it takes half of the time in which `soupray --help` answers
+    import numpy as np
+    import numpy.typing as npt
 
 R = TypeVar("R")
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "worst_class", "nll"]
@@ -171,11 +173,15 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
 
 def pack_right(right: npt.NDArray[np.bool_]) -> str:
     """`Scores.right` of a bool array [n]: packed bits in base64."""
+    import numpy as np
+
     return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
 def unpack_right(packed: str, n: int) -> npt.NDArray[np.bool_]:
     """The bool array [n] that `pack_right` was given."""
+    import numpy as np
+
     bits = np.frombuffer(base64.b64decode(packed), dtype=np.uint8)
     return np.unpackbits(bits, count=n).astype(bool)
 

@@ -18,7 +18,6 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep GPUs hi
 
 import ray
 
-from soupray.console import say
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.records import Basis
 from soupray.distributed.nodes import room, wanted
@@ -26,6 +25,7 @@ from soupray.services.place import Place
 from soupray.spec.sweep_spec import Resources, SweepSpec
 from soupray.training.worker import make_basis
 
+log = logging.getLogger(__name__)
 _started_here = True
 TOKEN = Path.home() / ".ray" / "auth_token"
 
@@ -140,7 +140,7 @@ def _refuse_what_cannot_work(spec: SweepSpec, workers: int, started_here: bool) 
         )
         if started_here:
             raise ConfigError(message)
-        say(f"note: {message} Waiting for the cluster to grow.")
+        log.warning(f"{message} Waiting for the cluster to grow.")
 
 
 def describe() -> str:

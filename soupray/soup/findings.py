@@ -321,7 +321,7 @@ class Report(Record, frozen=True, kw_only=True):
     pairs: tuple[PairRow, ...]
 
 
-def judged(pool: Pool, facts: Facts) -> list[Finding]:
+def judge(pool: Pool, facts: Facts) -> list[Finding]:
     """All findings, errors first."""
     found = broken(pool, facts.defects) + alike(pool)
     if facts.gram:
@@ -332,9 +332,9 @@ def judged(pool: Pool, facts: Facts) -> list[Finding]:
     return sorted(found, key=lambda f: ("error", "warning", "note").index(f.severity))
 
 
-def report(pool: Pool, facts: Facts) -> Report:
+def report_on(pool: Pool, facts: Facts) -> Report:
     """The findings with their verdict, and the numbers that they come from."""
-    found = judged(pool, facts)
+    found = judge(pool, facts)
     averageable = not any(f.severity == "error" for f in found)
     return Report(
         averageable=averageable,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from soupray.console import Progress, say
 from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.ports import Selection
+from soupray.core.progress import Show
 from soupray.core.records import Basis, Pool, Record, Scores, digest
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.live_model import EVALUATION_VERSION
@@ -23,12 +24,14 @@ from soupray.reporting.ranking import best_soup, leaderboard, model_of
 from soupray.reporting.results import SoupResult
 from soupray.search.plan import CODE_VERSION
 from soupray.soup.check import refuse_or_note
-from soupray.soup.session import Session, open_session
+from soupray.soup.session import Session, open_session, watched
 from soupray.spec.sweep_spec import NAME_LENGTH, SweepSpec
 from soupray.store import layout
 from soupray.store.objects import Store, create_record, find_record
 
 Recipes = dict[str, dict[str, Option]]
+
+log = logging.getLogger(__name__)
 
 LARGE, READ_LIMIT = 50 * 10**9, 1000 * 10**9
 """Bytes of weights that a recipe reads: from the first on it is said, above the second asked."""
@@ -47,41 +50,62 @@ class Choices(Record, frozen=True, kw_only=True):
     made: float
 
 
+class Allowed(NamedTuple):
+    """What a soup may do without asking.
+
+    `partial`: go on without the trials that are missing. `large`: read however many bytes of
+    weights a recipe needs.
+    """
+
+    partial: bool = False
+    large: bool = False
+
+
+ASK = Allowed()
+
+
 def run_soup(
     specs: Sequence[SweepSpec],
     home: Path,
     address: str | None,
     recipes: Recipes,
-    *,
-    partial: bool = False,
-    yes: bool = False,
+    allowed: Allowed = ASK,
+    show: Show | None = None,
 ) -> SoupResult:
     """Choose with `recipes`, then report. Running it again evaluates nothing twice.
 
     Several specs are one pool whose outputs, not weights, are mixed; the first one's anchor counts.
-    `partial`: go on without missing trials. `yes`: however much there is to read.
+
+    Args:
+        specs: the sweep whose trials are the pool, and others on the same data.
+        home: state of this machine: embedded servers, caches.
+        address: of a Ray cluster; None: RAY_ADDRESS, else Ray is started on this machine.
+        recipes: options by the name of the recipe; see `chosen_recipes`.
+        allowed: what is done without asking.
+        show: shows the progress.
 
     Raises:
-        EvaluationError: no ingredients, some are missing and `partial` is false, or NaN weights.
+        EvaluationError: no ingredients, some are missing without `allowed.partial`, NaN weights, or
+            a recipe that reads very much without `allowed.large`.
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store is away.
     """
     spec, *others = specs
-    with open_session(spec, home, address, partial, others) as session:
+    with open_session(spec, home, address, allowed.partial, others, show) as session:
         if not others:
             for finding in refuse_or_note(session):
-                say(f"note: {finding.what}. {finding.advice}.")
-        choices = _chosen(session, specs, recipes, yes)
+                log.warning(f"{finding.what}. {finding.advice}.")
+        choices = _chosen(session, specs, recipes, allowed.large)
         for note in dict.fromkeys(n for o in choices.outcomes for n in o.notes):
-            say(f"note: {note}.")
+            log.warning(f"{note}.")
         return _result(session, spec, choices)
 
 
-def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Recipes, yes: bool) -> Choices:
+def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Recipes, large: bool) -> Choices:
     """What the recipes choose on held-out and training data."""
     spec, basis = specs[0], session.basis
-    with Progress("choosing", _choosing_work(session.pool, recipes)) as progress:
-        session.evaluator.on_result = progress.advance
+    work = _choosing_work(session.pool, recipes)
+    with watched(session.evaluator, "choosing", work, session.show) as progress:
         selection = HeldOutSelection(
             session.evaluator,
             session.pool,
@@ -89,7 +113,7 @@ def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Recipes, yes:
             cascade=spec.precision == "cascade",
             metric=spec.metric,
         )
-        choices = choose(session.store, specs, selection, recipes, yes)
+        choices = choose(session.store, specs, selection, recipes, large)
         progress.finish()
     return choices
 
@@ -120,8 +144,8 @@ def _result(session: Session, spec: SweepSpec, choices: Choices) -> SoupResult:
 def _reported(session: Session, asked: list[Candidate]) -> dict[tuple[Candidate, str], Scores]:
     """Their scores on rank, test and shifts."""
     members = len({m for c in asked for m in c.members})
-    with Progress("reporting", members * len(session.basis.reported)) as progress:
-        session.evaluator.on_result = progress.advance
+    due = members * len(session.basis.reported)
+    with watched(session.evaluator, "reporting", due, session.show):
         return report(session.evaluator, asked, session.basis)
 
 
@@ -136,21 +160,21 @@ def choose(
     specs: Sequence[SweepSpec],
     selection: HeldOutSelection,
     recipes: Recipes,
-    yes: bool = False,
+    large: bool = False,
 ) -> Choices:
     """The frozen choices if they were made before, else run the recipes and freeze theirs.
 
     Create-only: of two drivers that choose at once, both go on with the first one's choices.
 
     Raises:
-        EvaluationError: a recipe would read very much, and `yes` is false.
+        EvaluationError: a recipe would read very much, and `large` is false.
     """
     pool = selection.pool
     wanted = {**{r.name: {} for r in TABLE.values() if r.baseline}, **recipes}
     path = _choices_path(specs, pool, wanted)
     choices: Choices | None = find_record(store, path, Choices)
     if choices is None:
-        _say_what_is_read(pool, wanted, yes)
+        _say_what_is_read(pool, wanted, large)
         outcomes = run_recipes(selection, wanted)
         chosen = Choices(
             pool=pool.checkpoints,
@@ -183,7 +207,7 @@ def _choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Recipes) -> st
     return layout.choices(joint(specs).name, digest(parts)[:32])
 
 
-def _say_what_is_read(pool: Pool, recipes: Recipes, yes: bool) -> None:
+def _say_what_is_read(pool: Pool, recipes: Recipes, large: bool) -> None:
     """Learned soups read every ingredient twice a step."""
     for name in ("learned", "learned_by_layer"):
         if name not in recipes:
@@ -193,8 +217,8 @@ def _say_what_is_read(pool: Pool, recipes: Recipes, yes: bool) -> None:
         }
         read = bytes_read(pool.ingredients, **options)
         if read > LARGE:
-            say(f"{name} reads {read / 1e9:,.0f} GB of weights.")
-        if read > READ_LIMIT and not yes:
+            log.info(f"{name} reads {read / 1e9:,.0f} GB of weights.")
+        if read > READ_LIMIT and not large:
             raise EvaluationError(
                 f"{name} would read {read / 1e9:,.0f} GB of weights, of {len(pool.ingredients)} "
                 f"ingredients; more than {READ_LIMIT / 1e9:,.0f} GB need your word: --yes. A larger"
@@ -225,7 +249,7 @@ def report(
 ) -> dict[tuple[Candidate, str], Scores]:
     """Rank, test and shifts, after the choice, once; each model's weights are loaded once."""
     evaluator.fill(candidates, basis.reported)
-    evaluator.on_result = lambda count: None
+    evaluator.on_result = lambda count: None  # what follows is known
     reported = {}
     for split in basis.reported:
         for candidate, scores in zip(candidates, evaluator.scores(candidates, split), strict=True):

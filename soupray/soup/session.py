@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from soupray.console import say
 from soupray.core.candidates import Candidate
 from soupray.core.errors import EvaluationError
+from soupray.core.progress import Progress, Show
 from soupray.core.records import Basis, Pool, Tombstone, pool_of
 from soupray.core.requests import Body
 from soupray.evaluation.cache import EvaluationCache
@@ -20,6 +21,8 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, check_bucket, read_record
+
+log = logging.getLogger(__name__)
 
 
 class Session(NamedTuple):
@@ -36,6 +39,7 @@ class Session(NamedTuple):
     diverged: tuple[Tombstone, ...]
     evaluator: StoredEvaluator
     foreign: dict[str, SweepSpec]
+    show: Show | None = None
 
     def bodies(self, candidates: Sequence[Candidate]) -> dict[str, str]:
         """By checkpoint of their ensembles, its body: asked where a trial trained its head alone.
@@ -51,16 +55,38 @@ class Session(NamedTuple):
 
 
 @contextmanager
+def watched(
+    evaluator: StoredEvaluator, what: str, total: int, show: Show | None
+) -> Iterator[Progress]:
+    """A progress called `what` that counts the answers of `evaluator`, of `total` that are due."""
+    with Progress(what, total, show) as progress:
+        evaluator.on_result = progress.advance
+        try:
+            yield progress
+        finally:
+            evaluator.on_result = lambda count: None
+
+
+@contextmanager
 def open_session(
     spec: SweepSpec,
     home: Path,
     address: str | None,
     partial: bool,
     others: Sequence[SweepSpec] = (),
+    show: Show | None = None,
 ) -> Iterator[Session]:
     """The pool of `spec` on Ray's workers; what was evaluated before is known, without Ray.
 
     The ingredients of `others` join the pool: they can be ensembled, not averaged.
+
+    Args:
+        spec: the sweep whose trials are the pool.
+        home: state of this machine: embedded servers, caches.
+        address: of a Ray cluster; None: RAY_ADDRESS, else Ray is started on this machine.
+        partial: go on without the trials that are missing.
+        others: further specs on the same data.
+        show: shows the progress of what is done with the session.
 
     Raises:
         EvaluationError: no ingredients, some are missing and `partial` is false, or other data
@@ -96,6 +122,7 @@ def open_session(
             mine.diverged,
             StoredEvaluator(site(mine), sites),
             foreign,
+            show,
         )
 
 
@@ -165,7 +192,7 @@ def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, Sweep
             "is not over. Run `soupray sweep` to go on, or say --partial to go on without them."
         )
     for tombstone in state.diverged:
-        say(f"trial {tombstone.trial.key} diverged and is left out: {tombstone.reason}.")
+        log.info(f"trial {tombstone.trial.key} diverged and is left out: {tombstone.reason}.")
     if state.missing or state.lost:
         _missing(store, spec, state, partial)
     if not state.known:
@@ -179,7 +206,7 @@ def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, Sweep
             "learning rates of the search space and sweep again."
         )
     if len(state.ingredients) == 1:
-        say("note: the pool has one ingredient: every soup of it is that model.")
+        log.warning("the pool has one ingredient: every soup of it is that model.")
     return pool_of(state.basis, state.ingredients), state
 
 
@@ -192,7 +219,7 @@ def _missing(store: Store, spec: SweepSpec, state: SweepState, partial: bool) ->
             f"{message}{_edits(store, spec)}Run `soupray sweep` to train them, or say --partial to "
             "go on without them."
         )
-    say(f"note: {message}Going on without them (--partial).")
+    log.warning(f"{message}Going on without them (--partial).")
 
 
 def _edits(store: Store, spec: SweepSpec) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
 
-from soupray.console import say
 from soupray.core.errors import SouprayError
 from soupray.core.records import Manifest
 from soupray.reporting.tracker import open_tracker
 from soupray.services.place import Services
 from soupray.spec.sweep_spec import SweepSpec
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0
 """How long the end of a sweep waits for MLflow to take what is left."""
@@ -46,7 +48,7 @@ class Indexer:
         if self._thread.is_alive():
             self.problem = f"MLflow is slower than {PATIENCE_S:.0f} s"
         if self.problem:
-            say(f"note: {self.problem}. Nothing is lost: `soupray publish` completes the index.")
+            log.warning(f"{self.problem}. Nothing is lost: `soupray publish` completes the index.")
 
     def add(self, key: str) -> None:
         """Index this trial, some time soon."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from soupray.console import duration, say
 from soupray.core.errors import StoreError, TrialError
+from soupray.core.progress import Show
 from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
 from soupray.search.history import Stopped, create_stopped
 from soupray.search.state import SweepState, basis_key, find_basis, read_state
@@ -19,6 +20,8 @@ from soupray.store.lease import Lease, write_heartbeat
 from soupray.store.objects import Store, check_bucket, create_record, read_record
 from soupray.sweep.indexer import Indexer
 from soupray.sweep.progress import SweepProgress
+
+log = logging.getLogger(__name__)
 
 
 class SweepReport(Record, frozen=True, kw_only=True):
@@ -36,7 +39,13 @@ class SweepReport(Record, frozen=True, kw_only=True):
     storage: str
 
 
-def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None) -> SweepReport:
+def run_sweep(
+    spec_path: Path,
+    spec: SweepSpec,
+    home: Path,
+    address: str | None,
+    show: Show | None = None,
+) -> SweepReport:
     """Train what is missing of the plan of `spec`.
 
     Raises:
@@ -58,10 +67,10 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
             todo = len(state.missing) + state.unsuggested
             said = f"{len(state.over)} in the store, {todo} to train"
             gone = f" ({len(state.stopped)} were stopped)" if state.stopped else ""
-            say(f"{spec.search.trials} trials planned, {said}{gone}.")
+            log.info(f"{spec.search.trials} trials planned, {said}{gone}.")
             if todo:
                 attach()
-            progress = _train(spec, services, store, state, lease)
+            progress = _train(spec, services, store, state, (lease, show))
         if lease.lost:
             raise StoreError(f"Another driver took the sweep {spec.name} over; this one stops.")
     return SweepReport(
@@ -79,7 +88,11 @@ def run_sweep(spec_path: Path, spec: SweepSpec, home: Path, address: str | None)
 
 
 def _train(
-    spec: SweepSpec, services: Services, store: Store, state: SweepState, lease: Lease
+    spec: SweepSpec,
+    services: Services,
+    store: Store,
+    state: SweepState,
+    held: tuple[Lease, Show | None],
 ) -> SweepProgress:
     """Run what is missing, with the live table, and index it as it finishes."""
 
@@ -90,7 +103,8 @@ def _train(
     indexer = Indexer(spec, services, read)
     for key in state.over:
         indexer.add(key)
-    progress = SweepProgress(state.missing, read, indexer.add)
+    lease, show = held
+    progress = SweepProgress(state.missing, read, indexer.add, show)
     with indexer:
         if state.missing or state.unsuggested:
             lease.attend(lambda: write_heartbeat(store, spec.name, lease.holder, progress.beat()))
@@ -127,11 +141,11 @@ def find_basis_or_make(
 
     basis = find_basis(store, spec)
     if basis is None:
-        say("decoding the data and building the initial model ...")
+        log.info("decoding the data and building the initial model ...")
         attach()
         basis = cluster.make_basis_there(spec, place, basis_key(spec))
         for note in basis.notes:
-            say(f"note: {note}.")
+            log.warning(f"{note}.")
     return basis
 
 
@@ -152,13 +166,3 @@ def check_report(report: SweepReport) -> None:
             f"{report.unfinished} of {report.trials} trials did not finish. Run the same command "
             "again: finished trials are kept."
         )
-
-
-def describe(report: SweepReport) -> str:
-    """One line for the person at the terminal."""
-    stopped = f"{report.stopped} stopped, " if report.stopped else ""
-    return (
-        f"sweep {report.sweep}: {report.trained} trained, {report.found} found in the store, "
-        f"{report.diverged} diverged, {stopped}{len(report.failed)} failed; took "
-        f"{duration(report.seconds)}."
-    )

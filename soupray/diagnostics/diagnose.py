@@ -2,55 +2,71 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
-from soupray.console import Progress, say
 from soupray.core.candidates import WeightSoup, weight_soup
 from soupray.core.errors import EvaluationError
+from soupray.core.progress import Show
 from soupray.core.records import Pool, Split, digest
 from soupray.core.requests import Gram
-from soupray.diversity import Diagnosis, Pair, compare_pair, diagnosis, drawn_pairs
-from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.diagnostics.diversity import Diagnosis, Pair, compare_pair, diagnosis, drawn_pairs
+from soupray.diagnostics.figures import draw_diagnosis
 from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.maths.geometry import Array, angles, distances, total_gram
-from soupray.reporting.diagnostics import draw_diagnosis
 from soupray.reporting.results import encode_pretty
 from soupray.services.home import atomic_write
 from soupray.soup.check import refuse_or_note
-from soupray.soup.session import open_session
+from soupray.soup.session import Session, open_session, watched
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import create_record, find_record
+
+log = logging.getLogger(__name__)
 
 NUMBERS = "diagnostics.json"
 
 
 def run_diagnose(
-    spec: SweepSpec, home: Path, address: str | None, partial: bool, pairs: int
+    spec: SweepSpec,
+    home: Path,
+    address: str | None,
+    *,
+    partial: bool = False,
+    pairs: int = 20,
+    show: Show | None = None,
 ) -> Diagnosis:
     """The diagnostics of Model soups and No One Representation on the pool of `spec`.
 
     Three models are evaluated for each of `pairs` pairs. The numbers are kept in the store, by the
     digest of what they follow from, so that running it again makes nothing.
 
+    Args:
+        spec: the sweep whose trials are the pool.
+        home: state of this machine: embedded servers, caches.
+        address: of a Ray cluster; None: RAY_ADDRESS, else Ray is started on this machine.
+        partial: go on without the trials that are missing.
+        pairs: how many pairs of ingredients are looked at, at most.
+        show: shows the progress.
+
     Raises:
         EvaluationError: fewer than two ingredients, or NaN weights.
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store is away.
     """
-    with open_session(spec, home, address, partial) as session:
+    with open_session(spec, home, address, partial, show=show) as session:
         if len(session.pool.ingredients) < 2:
             raise EvaluationError("the pool has one ingredient: there is nothing to compare it to.")
         for finding in refuse_or_note(session):
-            say(f"note: {finding.what}. {finding.advice}.")
+            log.warning(f"{finding.what}. {finding.advice}.")
         held_out, sample = session.basis.split("held_out"), (pairs, spec.seed)
         path = _path(spec, session.pool, held_out, sample)
         known: Diagnosis | None = find_record(session.store, path, Diagnosis)
         if known is not None:
             return known
-        made = diagnosed(session.evaluator, session.pool, held_out, sample)
+        made = measure_pairs(session, sample)
         return create_record(session.store, path, made)
 
 
@@ -61,23 +77,19 @@ def _path(spec: SweepSpec, pool: Pool, held_out: Split, sample: tuple[int, int])
     return layout.diagnosis(spec.name, digest(parts)[:32])
 
 
-def diagnosed(
-    evaluator: StoredEvaluator, pool: Pool, held_out: Split, sample: tuple[int, int]
-) -> Diagnosis:
+def measure_pairs(session: Session, sample: tuple[int, int]) -> Diagnosis:
     """The numbers; `sample` is (pairs at most, seed). Memory: the logits of five models."""
+    evaluator, pool, held_out = session.evaluator, session.pool, session.basis.split("held_out")
     ends = drawn_pairs(len(pool.ingredients), *sample)
     asked = Gram(checkpoints=tuple(pool.checkpoints), origin=pool.init.sha256)
     (grams,) = evaluator.measure([asked], held_out)
     gram = total_gram(grams)
     between = np.stack([distances(gram), angles(gram)])
-    with Progress("evaluating pairs", 5 * len(ends)) as progress:
-        evaluator.on_result = progress.advance
+    with watched(evaluator, "evaluating pairs", 5 * len(ends), session.show) as progress:
         # All at once: Ray spreads models, not pairs.
         evaluator.fill([m for i, j in ends for m in segment(pool, i, j)], [held_out])
-        evaluator.on_result = lambda count: None
         progress.finish()
-    pairs_ = [_pair(evaluator, pool, held_out, (i, j), between) for i, j in ends]
-    return diagnosis(pool, pairs_)
+    return diagnosis(pool, [_pair(session, (i, j), between) for i, j in ends])
 
 
 def segment(pool: Pool, i: int, j: int) -> list[WeightSoup]:
@@ -86,10 +98,9 @@ def segment(pool: Pool, i: int, j: int) -> list[WeightSoup]:
     return [weight_soup([(a, 4 - k), (b, k)], 4) for k in range(5)]
 
 
-def _pair(
-    evaluator: StoredEvaluator, pool: Pool, held_out: Split, ends: tuple[int, int], between: Array
-) -> Pair:
-    along = [evaluator.predictions(model, held_out) for model in segment(pool, *ends)]
+def _pair(session: Session, ends: tuple[int, int], between: Array) -> Pair:
+    pool, held_out = session.pool, session.basis.split("held_out")
+    along = [session.evaluator.predictions(m, held_out) for m in segment(pool, *ends)]
     keys = (pool.ingredients[ends[0]].trial.key, pool.ingredients[ends[1]].trial.key)
     distance, angle = between[:, ends[0], ends[1]].tolist()
     return compare_pair(keys, distance, angle if np.isfinite(angle) else None, along)

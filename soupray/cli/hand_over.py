@@ -1,4 +1,4 @@
-"""The verbs that exchange models with other libraries: import, export."""
+"""The verbs that bring models in and take results out: import, pull, rebuild, export."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from soupray.options import home_option, json_option, load_named
+from soupray.cli.options import home_option, json_option, load_named, spec_argument
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
 
@@ -27,8 +27,8 @@ def import_(spec: Path, files: tuple[str, ...], home: Path, as_json: bool) -> No
     soupray import mine.yaml 'checkpoints/*.pt'
     soupray soup mine.yaml --greedy
     """
-    from soupray.importing import run_import
-    from soupray.tables import print_json
+    from soupray.cli.tables import print_json
+    from soupray.operations.importing import run_import
 
     _, loaded = load_named(spec, home)
     made = []
@@ -61,3 +61,43 @@ def export(recipe: Path, home: Path, output: Path | None) -> None:
     loads = write(read, start_services(spec_of(read), home).place, folder)
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
     click.echo(f"{folder}/ ({names})\n{loads}")
+
+
+@click.command()
+@spec_argument
+@home_option
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False))
+def pull(spec: Path | None, home: Path, output: Path | None) -> None:
+    """Fetch SPEC's results from the store: leaderboard, figures, recipes, the soup."""
+    from soupray.reporting.results import pull as fetch
+
+    _, loaded = load_named(spec, home)
+    folder = output or Path("results") / loaded.name
+    for path in fetch(loaded, home, folder):
+        click.echo(str(path))
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@home_option
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: beside RECIPE."
+)
+def rebuild(recipe: Path, home: Path, output: Path | None) -> None:
+    r"""Make the weights of RECIPE again, byte for byte.
+
+    \b
+    soupray rebuild results/digits/greedy.recipe.json
+    """
+    from soupray.reporting.recipe_file import read_recipe, spec_of
+    from soupray.reporting.recipe_file import rebuild as make
+    from soupray.services.place import start_services
+
+    read = read_recipe(recipe)
+    target = output or recipe.with_name(recipe.name.removesuffix(".recipe.json") + ".safetensors")
+    sha256 = make(read, start_services(spec_of(read), home).place, target)
+    same = "the same bytes as recorded" if read.sha256 else "no digest was recorded for it"
+    click.echo(f"{target}  sha256 {sha256} ({same})")
+
+
+VERBS = (import_, pull, rebuild, export)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from soupray.diversity import Diagnosis
+from soupray.diagnostics.diversity import Diagnosis
 from soupray.reporting.plots import COLOURS, INK, MUTED, pyplot
 
 SOUP, ENSEMBLE = COLOURS["greedy"], COLOURS["wise_ft"]

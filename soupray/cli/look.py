@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from soupray.options import (
+from soupray.cli.options import (
     Command,
     address_option,
     home_option,
@@ -51,11 +51,12 @@ def check(
     soupray check sweeps/digits.yaml
     soupray check --pairs 20 --json
     """
+    from soupray.cli.console import Bars
+    from soupray.cli.tables import print_json, show_check
     from soupray.soup.check import run_check
-    from soupray.tables import print_json, show_check
 
     _, loaded = load_named(spec, home)
-    report = run_check(loaded, home, address, partial, pairs)
+    report = run_check(loaded, home, address, partial=partial, pairs=pairs, show=Bars())
     if as_json:
         print_json(report)
     else:
@@ -93,14 +94,14 @@ def diagnose(
     soupray diagnose sweeps/digits.yaml
     soupray diagnose --pairs 40 --output results/more
     """
-    from soupray.console import say
-    from soupray.diagnose import run_diagnose, write_diagnosis
-    from soupray.tables import print_json, show_diagnosis
+    from soupray.cli.console import Bars, say
+    from soupray.cli.tables import print_json, show_diagnosis
+    from soupray.diagnostics.diagnose import run_diagnose, write_diagnosis
 
     _, loaded = load_named(spec, home)
     folder = output or Path("results") / loaded.name
     folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
-    made = run_diagnose(loaded, home, address, partial, pairs)
+    made = run_diagnose(loaded, home, address, partial=partial, pairs=pairs, show=Bars())
     files = write_diagnosis(made, folder)
     if as_json:
         print_json(made)
@@ -110,11 +111,10 @@ def diagnose(
 
 
 @click.command()
-@home_option
 @json_option
-def recipes(home: Path, as_json: bool) -> None:
+def recipes(as_json: bool) -> None:
     """List the recipes: what each does, its paper, what it costs, what it chooses on."""
-    from soupray.tables import show_recipes
+    from soupray.cli.tables import show_recipes
 
     show_recipes(as_json)
 
@@ -129,8 +129,8 @@ def rank(spec: Path | None, home: Path, as_json: bool) -> None:
     \b
     soupray rank sweeps/digits.yaml --json
     """
+    from soupray.cli.tables import print_json, show_leaderboard
     from soupray.reporting.results import stored_leaderboard
-    from soupray.tables import print_json, show_leaderboard
 
     _, loaded = load_named(spec, home)
     entries, basis = stored_leaderboard(loaded, home)
@@ -154,8 +154,8 @@ def status(spec: Path | None, home: Path, as_json: bool) -> None:
     soupray status sweeps/digits.yaml
     soupray status sweeps/digits.yaml --json
     """
-    from soupray.status import find_status
-    from soupray.tables import print_json, show_status
+    from soupray.cli.tables import print_json, show_status
+    from soupray.operations.status import find_status
 
     _, loaded = load_named(spec, home)
     found = find_status(loaded, home)
@@ -163,3 +163,6 @@ def status(spec: Path | None, home: Path, as_json: bool) -> None:
         print_json(found)
     else:
         show_status(found)
+
+
+VERBS = (recipes, rank, status, check, diagnose)

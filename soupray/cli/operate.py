@@ -1,4 +1,4 @@
-"""The verbs of whoever runs the store and the cluster: gc, cluster validate."""
+"""The verbs of whoever runs the store, the tracker and the cluster, from up to cluster validate."""
 
 from __future__ import annotations
 
@@ -7,9 +7,72 @@ from pathlib import Path
 
 import click
 
-from soupray.options import home_option, json_option, load_named, spec_argument
+from soupray.cli.options import home_option, json_option, load_named, spec_argument
+from soupray.core.errors import ConfigError
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
+
+
+@click.command()
+@home_option
+def up(home: Path) -> None:
+    """Start this home's S3 store, or find the running one."""
+    from soupray.services import embedded
+
+    running = embedded.up(home)
+    click.echo(f"store {running.endpoint} ({running.storage_url}), tracker {running.tracking_url}")
+
+
+@click.command()
+@home_option
+def down(home: Path) -> None:
+    """Stop everything that was started for this home. What is stored stays."""
+    from soupray.services import embedded
+
+    click.echo("stopped." if embedded.down(home) else "nothing was running.")
+
+
+@click.command()
+@home_option
+@click.option("--port", type=int, help="Default: a free one.")
+def ui(home: Path, port: int | None) -> None:
+    """Start MLflow's UI for this home, or find the running one."""
+    from soupray.services import embedded
+
+    click.echo(embedded.ui(home, port))
+
+
+@click.command()
+@spec_argument
+@home_option
+@json_option
+def doctor(spec: Path | None, home: Path, as_json: bool) -> None:
+    """Check store, credentials, MLflow, Ray and GPUs; exit status 1 when something is wrong."""
+    from soupray.cli.tables import print_json
+    from soupray.operations.doctor import examine
+
+    _, loaded = load_named(spec, home)
+    checks = []
+    for check in examine(loaded, home):
+        checks.append(check)
+        if not as_json:
+            click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.what:<12} {check.seen}")
+    if as_json:
+        print_json(checks)
+    sys.exit(0 if all(c.ok for c in checks) else 1)
+
+
+@click.command()
+@spec_argument
+@home_option
+def publish(spec: Path | None, home: Path) -> None:
+    """Complete MLflow from the store. Running it twice changes nothing."""
+    from soupray.reporting.results import publish as index
+
+    _, loaded = load_named(spec, home)
+    if loaded.tracking == "off":
+        raise ConfigError(f"{loaded.name} has `tracking: off`: there is nothing to publish to.")
+    click.echo(f"{index(loaded, home)} runs of {loaded.name} are in the tracker.")
 
 
 @click.command()
@@ -34,9 +97,9 @@ def gc(spec: Path | None, home: Path, as_json: bool, dry: bool, hours: float) ->
     \b
     soupray gc sweeps/digits.yaml --dry-run
     """
-    from soupray.garbage import find_garbage, remove
+    from soupray.cli.tables import print_json, show_garbage
+    from soupray.operations.garbage import find_garbage, remove
     from soupray.services.place import start_services
-    from soupray.tables import print_json, show_garbage
 
     _, loaded = load_named(spec, home)
     store = start_services(loaded, home).place.open_store()
@@ -52,8 +115,7 @@ _file = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.group()
-@home_option
-def cluster(home: Path) -> None:
+def cluster() -> None:
     r"""Check files of a Ray cluster before they cost anything.
 
     \b
@@ -76,9 +138,9 @@ def validate(files: tuple[Path, ...], as_json: bool, spec: Path | None, crd: Pat
     \b
     soupray cluster validate cluster/ray-aws.yaml cluster/Dockerfile --spec mine.yaml
     """
-    from soupray.cluster_files import validate as check
+    from soupray.cli.tables import print_json
+    from soupray.operations.cluster_files import validate as check
     from soupray.spec.sweep_spec import load
-    from soupray.tables import print_json
 
     problems = check(files, load(spec) if spec else None, crd)
     if as_json:
@@ -87,3 +149,6 @@ def validate(files: tuple[Path, ...], as_json: bool, spec: Path | None, crd: Pat
         for problem in problems or [f"{len(files)} files are well."]:
             click.echo(problem)
     sys.exit(1 if problems else 0)
+
+
+VERBS = (up, down, ui, doctor, publish, gc, cluster)

@@ -7,17 +7,18 @@ import textwrap
 import time
 from typing import Any
 
-from soupray.console import duration, out, size, table
+from soupray.cli.console import duration, out, size, table
 from soupray.core.records import Basis
-from soupray.diversity import Diagnosis, summary
-from soupray.estimate import DryRun
-from soupray.garbage import Garbage
+from soupray.diagnostics.diversity import Diagnosis, summary
+from soupray.operations.estimate import DryRun
+from soupray.operations.garbage import Garbage
+from soupray.operations.status import Status
 from soupray.recipes import TABLE
 from soupray.reporting.ranking import Entry, ranked_on
 from soupray.search.plan import plan
 from soupray.soup.findings import Report
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.status import Status
+from soupray.sweep.run import SweepReport
 
 
 def print_json(record: Any) -> None:
@@ -147,6 +148,16 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     if cost.soup_train_samples:
         out.print(f"soup, training   {cost.soup_train_samples:>12,} samples, forward, at most")
     out.print(f"soup, reporting  {cost.reported_samples:>12,} samples, forward")
+
+
+def describe_sweep(report: SweepReport) -> str:
+    """One line for the person at the terminal."""
+    stopped = f"{report.stopped} stopped, " if report.stopped else ""
+    return (
+        f"sweep {report.sweep}: {report.trained} trained, {report.found} found in the store, "
+        f"{report.diverged} diverged, {stopped}{len(report.failed)} failed; took "
+        f"{duration(report.seconds)}."
+    )
 
 
 def show_check(report: Report) -> None:

@@ -1,0 +1,81 @@
+"""The command line: `soupray VERB`. Parses, calls one function, prints; exit status 0, 1 or 2."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import click
+
+from soupray import __version__
+from soupray.cli import hand_over, look, operate, run
+from soupray.core.errors import ConfigError, SouprayError
+
+# Imports that take time are made inside the commands: `soupray --help` is instant.
+
+
+class _Group(click.Group):
+    """Turns our errors into one message and a status: 2 for spec and usage, else 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SouprayError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2 if isinstance(error, ConfigError) else 1)
+        except OSError as error:  # of this machine's disk: the store's are ours by now
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(__version__, prog_name="soupray")
+def cli(debug: bool) -> None:
+    r"""Hyperparameter sweeps on Ray whose trials become model soups.
+
+    \b
+    soupray sweep sweeps/digits.yaml     train the trials; run again to go on
+    soupray check sweeps/digits.yaml     which trials would hurt a soup, and why
+    soupray soup sweeps/digits.yaml      average them, rank on held-out data
+    soupray ui                           compare everything in MLflow
+
+    SPEC may be left out: SOUPRAY_SPEC, else the newest sweep of this home, else
+    sweeps/digits.yaml.
+    """
+    show_log()
+
+
+class _Messages(logging.Handler):
+    """The library's log as lines on stderr; a warning is a note."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from soupray.cli.console import say
+
+        note = "note: " if record.levelno >= logging.WARNING else ""
+        say(note + record.getMessage())
+
+
+def show_log() -> None:
+    """Show what the library logs, from INFO on. Calling it again changes nothing."""
+    log = logging.getLogger("soupray")
+    log.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Messages) for handler in log.handlers):
+        log.addHandler(_Messages())
+
+
+for _verb in (*run.VERBS, *look.VERBS, *hand_over.VERBS, *operate.VERBS):
+    cli.add_command(_verb)
+
+# Click's mark for lines that stay as they are is this character, which a docstring spells out.
+for _verb in (cli, *cli.commands.values(), *operate.cluster.commands.values()):
+    _verb.help = (_verb.help or "").replace(r"\b", "\b")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `soupray` and of `python -m soupray.sweep`."""
+    cli(args=arguments, prog_name="soupray")

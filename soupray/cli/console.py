@@ -1,0 +1,103 @@
+"""What a person sees: tables that fit 100 columns, and progress with time left.
+
+Results go to stdout, everything else to stderr. Where stderr is no terminal, progress is plain
+lines, one every few seconds.
+"""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from soupray.core.progress import Progress, Rows
+
+WIDTH = 100
+PLAIN_EVERY_S = 10.0
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, width=WIDTH)
+
+
+def say(message: str) -> None:
+    """A line for the person at the terminal."""
+    err.print(message, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """41 s, 3 min 20 s, 2 h 05 min."""
+    s = round(max(0.0, seconds))
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    return f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+def size(count: float) -> str:
+    """3.3 MB, 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def line(progress: Progress) -> str:
+    """For example: training:  31 % (5 of 16 trials, 3 running), 41 s left."""
+    remaining = progress.seconds_left()
+    left = "" if remaining is None else f", {duration(remaining)} left"
+    if progress.done >= progress.total:
+        left = f", took {duration(progress.seconds)}"
+    share = min(100, 100 * progress.done // max(1, progress.total))
+    return f"{progress.what}: {share:3d} %{progress.note}{left}"
+
+
+class Bars:
+    """Shows one progress at a time: refreshed in place in a terminal, else as lines."""
+
+    def __init__(self) -> None:
+        self._shown: Progress | None = None
+        self._live = Live(console=err, auto_refresh=False)
+        self._said = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Show `progress`: see `core.progress.Show`."""
+        if progress is not self._shown:
+            self._shown, self._said = progress, time.monotonic()
+            self._live = Live(console=err, auto_refresh=False)
+            if err.is_terminal:
+                self._live.start()
+        if err.is_terminal:
+            self._live.update(_drawn(progress), refresh=True)
+            if progress.over is not None:
+                self._live.stop()
+        elif progress.over or time.monotonic() - self._said > PLAIN_EVERY_S:
+            self._said = time.monotonic()
+            say(line(progress))
+
+
+def _drawn(progress: Progress) -> Table:
+    grid = Table.grid()
+    if progress.rows is not None:
+        grid.add_row(as_table(progress.rows))
+    grid.add_row(line(progress))
+    return grid
+
+
+def as_table(rows: Rows) -> Table:
+    """A table in the house style."""
+    made = table(*rows.columns, right=rows.numbers)
+    for row in rows.rows:
+        made.add_row(*row)
+    return made
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """An empty table in the house style; the columns in `right` are numbers."""
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    return made

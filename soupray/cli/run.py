@@ -1,0 +1,139 @@
+"""The verbs that run the two jobs: sweep, soup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from soupray.cli.options import (
+    Command,
+    address_option,
+    home_option,
+    json_option,
+    load_named,
+    partial_option,
+    spec_argument,
+)
+
+if TYPE_CHECKING:
+    from soupray.reporting.results import SoupResult
+    from soupray.spec.sweep_spec import SweepSpec
+
+# Imports that take time are made inside the commands: `soupray --help` is instant.
+
+
+@click.command()
+@spec_argument
+@home_option
+@address_option
+@json_option
+@click.option("--dry-run", "dry", is_flag=True, help="Print the plan and its cost; do nothing.")
+def sweep(spec: Path | None, home: Path, address: str | None, as_json: bool, dry: bool) -> None:
+    r"""Train the unfinished part of SPEC's plan with Ray Tune.
+
+    \b
+    soupray sweep sweeps/digits.yaml --dry-run
+    soupray sweep sweeps/digits.yaml
+    ray job submit --working-dir . -- python -m soupray.sweep sweeps/digits.yaml
+    """
+    path, loaded = load_named(spec, home)
+    if dry:
+        from soupray.cli.tables import show_plan
+        from soupray.operations.estimate import dry_run
+
+        show_plan(loaded, dry_run(loaded), as_json)
+        return
+    from soupray.cli.console import Bars, say
+    from soupray.cli.tables import describe_sweep, print_json
+    from soupray.sweep.run import check_report, run_sweep
+
+    report = run_sweep(path, loaded, home, address, Bars())
+    if as_json:
+        print_json(report)
+    say(describe_sweep(report))
+    check_report(report)
+
+
+def _recipe_flags(command: Command) -> Command:
+    """A flag for each recipe in the table."""
+    from soupray.recipes import TABLE
+
+    for recipe in reversed([r for r in TABLE.values() if not r.baseline]):
+        flag = f"--{recipe.name.replace('_', '-')}"
+        command = click.option(
+            flag, is_flag=True, help=f"{recipe.summary[0].upper()}{recipe.summary[1:]}."
+        )(command)
+    return command
+
+
+@click.command()
+@click.argument("specs", nargs=-1, metavar="[SPEC]...", type=click.Path(path_type=Path))
+@home_option
+@address_option
+@json_option
+@_recipe_flags
+@click.option("--all", "everything", is_flag=True, help="All recipes.")
+@partial_option
+@click.option("--yes", is_flag=True, help="However much a recipe has to read.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for leaderboard, figures, soup. Default: results/NAME.",
+)
+def soup(
+    specs: tuple[Path, ...],
+    home: Path,
+    address: str | None,
+    as_json: bool,
+    everything: bool,
+    partial: bool,
+    yes: bool,
+    output: Path | None,
+    **flags: bool,
+) -> None:
+    r"""Average SPEC's trials, choose on held-out data, report on test and shifts.
+
+    Without recipe flags, the recipes that SPEC lists. `soupray recipes` has papers, costs, options.
+
+    Several SPECs on the same data are one pool for ensembles, whatever their models are.
+
+    \b
+    soupray soup sweeps/digits.yaml --greedy --wise-ft
+    soupray soup --all
+    soupray soup clip.yaml resnet.yaml --greedy-ensemble
+    """
+    from soupray.cli.console import Bars
+    from soupray.soup.run import Allowed, chosen_recipes, joint, run_soup
+
+    loaded = [load_named(spec, home)[1] for spec in specs or (None,)]
+    recipes = chosen_recipes(loaded, [name for name, on in flags.items() if on], everything)
+    shown = joint(loaded)
+    folder = output or Path("results") / shown.name
+    folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
+    result = run_soup(loaded, home, address, recipes, Allowed(partial, yes), Bars())
+    _finish(result, shown, folder, as_json)
+
+
+def _finish(result: SoupResult, spec: SweepSpec, output: Path, as_json: bool) -> None:
+    """Files first, then the tracker, which may fail; the table last, where it is looked for."""
+    from soupray.cli.console import say
+    from soupray.cli.tables import print_json, show_leaderboard
+    from soupray.core.errors import TrackingError
+    from soupray.reporting.results import publish_soup, write_results
+
+    files = write_results(result, spec, output)
+    if result.services.tracking_url is not None:
+        try:
+            publish_soup(result, spec, files)
+        except TrackingError as error:
+            say(f"note: {error}. Nothing is lost: `soupray publish` completes the index.")
+    if as_json:
+        print_json(result.entries)
+    else:
+        show_leaderboard(result.entries, result.basis, spec)
+    say(f"files: {output}/ ({', '.join(f.name for f in files)})")
+
+
+VERBS = (sweep, soup)

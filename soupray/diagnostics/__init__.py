@@ -1,0 +1,1 @@
+"""How the models of a sweep differ, and what averaging makes of it."""
