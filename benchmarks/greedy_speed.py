@@ -32,7 +32,7 @@ from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOutSelection
-from soupray.recipes.greedy import greedy
+from soupray.recipes.greedy import GREEDY
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 
@@ -58,7 +58,7 @@ def engine(world, setting, pool, splits, cascade: bool):
         cache.add(pool.ingredients)
         evaluator = StoredEvaluator(Site(workers, cache, setting))
         selection = HeldOutSelection(evaluator, pool, splits, cascade=cascade)
-        (outcome,) = greedy(selection, ())
+        (outcome,) = GREEDY.run(selection)
         return outcome, workers, time.perf_counter() - started
 
 

@@ -28,7 +28,7 @@ from soupray.evaluation.live_model import predict
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.maths.weights import Mixer
-from soupray.recipes.greedy import greedy
+from soupray.recipes.greedy import GREEDY
 from soupray.spec.task import OpenClipSpec
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
@@ -93,7 +93,7 @@ def engine(task, data: Data, fresh: Checkpoints, pool: Pool, cascade: bool):
     evaluator = StoredEvaluator(Site(workers, cache, SETTING))
     splits = [data.split("held_out"), data.split("train")]
     selection = Timed(evaluator, pool, splits, cascade=cascade)
-    (outcome,) = greedy(selection, ())
+    (outcome,) = GREEDY.run(selection)
     ended = time.perf_counter()
     return list(outcome.candidate.checkpoints), workers, selection.listed - started, ended - started
 

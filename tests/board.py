@@ -5,9 +5,9 @@ from shared import demo, ingredient, scores, split
 
 from soupray.core.candidates import Candidate, Outcome, Step, mean_of
 from soupray.core.records import Basis, CheckpointRef, Pool, Rejected, Scores
-from soupray.recipes.baselines import anchor, best_single
-from soupray.recipes.uniform import uniform
-from soupray.recipes.wise_ft import wise_ft
+from soupray.recipes import run_recipes
+from soupray.recipes.recipe import Earlier
+from soupray.recipes.wise_ft import WISE_FT
 from soupray.reporting.ranking import leaderboard
 
 N = 100
@@ -79,11 +79,9 @@ GREEDY = Outcome(
 
 
 def outcomes() -> list[Outcome]:
-    made: list[Outcome] = []
-    for recipe in (anchor, best_single, uniform):
-        made += recipe(Line(), tuple(made))
+    made = run_recipes(Line(), {name: {} for name in ("anchor", "best_single", "uniform")})
     made.append(GREEDY)
-    return made + wise_ft(Line(), tuple(made))
+    return made + WISE_FT.run(Line(), Earlier(tuple(made), tuple(made[2:])))
 
 
 OUTCOMES = outcomes()

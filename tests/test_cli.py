@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from conftest import ROOT, inside, mini_text, soupray
 
 from soupray.cli import cli
-from soupray.recipes import TABLE
+from soupray.recipes import RECIPES
 from soupray.store import objects
 
 
@@ -50,7 +50,7 @@ def test_the_command_line_is_what_it_was():
         name: sorted(o for p in command.params for o in p.opts if o.startswith("--"))
         for name, command in cli.commands.items()
     }
-    recipes = [f"--{r.name.replace('_', '-')}" for r in TABLE.values() if not r.baseline]
+    recipes = [f"--{r.name.replace('_', '-')}" for r in RECIPES if r.kind != "baseline"]
     assert recipes == [
         "--uniform", "--greedy", "--replacement", "--pruned", "--learned", "--learned-by-layer",
         "--fisher", "--model-stock", "--wise-ft", "--lines", "--ensemble", "--greedy-ensemble",

@@ -38,9 +38,9 @@ from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.operations.doctor import _round_trip
+from soupray.recipes import run_recipes
 from soupray.search.state import find_manifests
 from soupray.services.home import atomic_write
-from soupray.soup.run import run_recipes
 from soupray.spec.space import Space
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, create_record, open_store, read_record, read_view

@@ -9,7 +9,7 @@ from conftest import inside, leaderboard, mini_text
 
 import soupray as package
 from soupray.core.records import Ingredient, Manifest
-from soupray.recipes import TABLE
+from soupray.recipes import BY_NAME
 from soupray.search.state import find_basis
 from soupray.store.objects import read_record
 from soupray.store.weights_file import sha256_of
@@ -37,7 +37,7 @@ def test_every_trial_is_an_ingredient_in_the_store(run):
 
 def test_the_leaderboard_has_what_it_promises(run):
     board = leaderboard(run.output)
-    assert {e["recipe"] for e in board} == set(TABLE)
+    assert {e["recipe"] for e in board} == set(BY_NAME)
     counts = [e["held_out"]["correct"] for e in board]
     assert counts == sorted(counts, reverse=True)
     by_name = {e["name"]: e for e in board}

@@ -18,12 +18,12 @@ from soupray.evaluation.live_model import predict
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.inference.load import _Predictor, _Source
 from soupray.operations.estimate import dry_run
+from soupray.recipes import run_recipes
 from soupray.reporting.ranking import forward_passes
 from soupray.reporting.recipe_file import RecipeFile
 from soupray.search.plan import trials_of
 from soupray.search.state import basis_key
 from soupray.services.place import Place
-from soupray.soup.run import run_recipes
 from soupray.soup.session import Session
 from soupray.spec.task import Probe
 from soupray.training.loop import Loop

@@ -15,11 +15,10 @@ from soupray.evaluation import measures
 from soupray.evaluation.schedule import Answer
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.inference.load import _Predictor, _Source
-from soupray.recipes import TABLE
+from soupray.recipes import BY_NAME, run_recipes
 from soupray.reporting.recipe_file import RecipeFile
-from soupray.soup.run import run_recipes
 
-RECIPES = list(TABLE)
+RECIPES = list(BY_NAME)
 SOUPS = ["uniform", "greedy", "replacement", "pruned", "learned", "learned_by_layer", "fisher"]
 
 

@@ -26,11 +26,12 @@ from soupray.core.records import (
 )
 from soupray.core.requests import Slope, TensorNames
 from soupray.evaluation.evaluator import reaches
-from soupray.recipes import TABLE, learned, lines, model_stock
-from soupray.recipes.greedy import greedy
-from soupray.recipes.pruned import pruned
-from soupray.recipes.replacement import replacement
-from soupray.recipes.wise_ft import ALPHAS, grid_of, wise_ft
+from soupray.recipes import BY_NAME, RECIPES, learned, lines, model_stock, run_recipes
+from soupray.recipes.greedy import GREEDY
+from soupray.recipes.pruned import PRUNED
+from soupray.recipes.recipe import Earlier
+from soupray.recipes.replacement import REPLACEMENT
+from soupray.recipes.wise_ft import ALPHAS, WISE_FT, grid_of
 from soupray.reporting.plots import line_candidates
 
 N = 100
@@ -116,7 +117,7 @@ TABLE_GT = {"ab": 90, "ac": 89, "ad": 90, "ae": 93}
 )
 @pytest.mark.parametrize("early", [False, True])
 def test_greedy_keeps_what_it_should_under_both_accept_rules(accept, table, kept, correct, early):
-    (outcome,) = greedy(Made(SINGLES, table, early), (), accept=accept)
+    (outcome,) = GREEDY.run(Made(SINGLES, table, early), options={"accept": accept})
     assert outcome.candidate == mean_of(list(kept))
     assert outcome.held_out.correct == correct
     assert [s.accepted for s in outcome.trace] == [n in kept for n in "abcde"]
@@ -124,12 +125,12 @@ def test_greedy_keeps_what_it_should_under_both_accept_rules(accept, table, kept
 
 def test_greedy_costs_one_evaluation_for_each_ingredient_after_the_first():
     selection = Made(SINGLES, TABLE_GE)
-    greedy(selection, ())
+    GREEDY.run(selection)
     assert selection.asked == ["ab", "abc", "abcd", "abce"]
 
 
 def test_greedy_of_one_ingredient_is_that_ingredient():
-    (outcome,) = greedy(Made({"a": 90}, {}), ())
+    (outcome,) = GREEDY.run(Made({"a": 90}, {}))
     assert outcome.candidate == mean_of(["a"])
     assert len(outcome.trace) == 1
 
@@ -161,7 +162,7 @@ def test_greedy_decides_as_the_plain_procedure_on_random_tables(counts, seed, ac
             return self[key]
 
     table = Random()
-    (outcome,) = greedy(Made(singles, table, early), (), accept=accept)
+    (outcome,) = GREEDY.run(Made(singles, table, early), options={"accept": accept})
     expected = plain_greedy(singles, table.__getitem__, strict=accept == "gt")
     assert outcome.candidate == mean_of(expected)
     assert outcome.held_out.correct >= max(counts)
@@ -179,16 +180,16 @@ class Lines(Made):
         return answers
 
 
-def baseline_outcomes(selection):
-    outcomes = []
-    for name in ("anchor", "best_single", "uniform"):
-        outcomes += TABLE[name].function()(selection, tuple(outcomes))
-    return outcomes
+def baselines(selection) -> Earlier:
+    """What wise_ft and lines find before them: baselines, and the uniform soup."""
+    wanted = {name: {} for name in ("anchor", "best_single", "uniform")}
+    outcomes = tuple(run_recipes(selection, wanted))
+    return Earlier(outcomes, outcomes[2:])
 
 
 def test_wise_ft_starts_from_the_best_single_model_and_the_best_soup():
     selection = Lines({"a": 90, "b": 88}, {})
-    outcomes = wise_ft(selection, tuple(baseline_outcomes(selection)), eps=0.03)
+    outcomes = WISE_FT.run(selection, baselines(selection), {"eps": 0.03})
     assert [o.name for o in outcomes] == [
         f"wise_ft({start}, {point})"
         for start in ("best_single", "uniform")
@@ -213,30 +214,30 @@ def test_wise_ft_goes_to_the_soup_or_trial_that_is_named(asked, name, end):
     first, second = selection.pool.ingredients
     second = replace(second, trial=replace(second.trial, key="b-7"))
     selection.pool = replace(selection.pool, ingredients=(first, second))
-    earlier = baseline_outcomes(selection)
-    outcomes = wise_ft(selection, tuple(earlier), theta_1=asked)
+    earlier = baselines(selection)
+    outcomes = WISE_FT.run(selection, earlier, {"theta_1": asked})
     assert [o.name for o in outcomes] == [
         f"wise_ft({name}, {p})" for p in ("half", "best", "within")
     ]
     assert {o.options["theta_1"] for o in outcomes} == {name}
     assert outcomes[0].trace[-1].candidate == mean_of(list(end))
     # The line that the figure shows, too.
-    (line,) = line_candidates([*earlier, *outcomes], selection.pool).values()
+    (line,) = line_candidates([*earlier.outcomes, *outcomes], selection.pool).values()
     assert line[-1] == mean_of(list(end))
 
 
 def test_a_theta_1_that_nothing_or_too_much_is_called_is_an_error_with_what_there_is():
     selection = Lines({"a1": 90, "a2": 88}, {})
-    earlier = tuple(baseline_outcomes(selection))
+    earlier = baselines(selection)
     there = "Soups: best_single, uniform; ask for others too (--all). Trials: a1, a2."
     for wrong, count in (("greedy", 0), ("a", 2), ("zero_shot", 0)):
         said = f"theta_1 = '{wrong}' names no soup of this run, and {count} trials' keys begin so."
         with pytest.raises(ConfigError, match=re.escape(f"{said} {there}")):
-            wise_ft(selection, earlier, theta_1=wrong)
+            WISE_FT.run(selection, earlier, {"theta_1": wrong})
     with pytest.raises(
         ConfigError, match=r"theta_1 = 7\. Allowed: text: the name of a soup of this run"
     ):
-        TABLE["wise_ft"].check({"theta_1": 7}, "x.yaml")
+        WISE_FT.read({"theta_1": 7}, "x.yaml")
 
 
 def test_wise_ft_prefers_the_smaller_alpha_on_a_tie():
@@ -245,14 +246,14 @@ def test_wise_ft_prefers_the_smaller_alpha_on_a_tie():
             return [scores(80) for _ in candidates]
 
     selection = Flat({"a": 90}, {})
-    outcomes = wise_ft(selection, tuple(baseline_outcomes(selection)))
+    outcomes = WISE_FT.run(selection, baselines(selection))
     assert [o.options["alpha"] for o in outcomes] == [0.5, 0.0, 0.0]
 
 
 def test_a_grid_without_its_end_points_gets_them_with_a_note():
     selection = Lines({"a": 90}, {})
-    earlier = tuple(baseline_outcomes(selection))
-    outcomes = wise_ft(selection, earlier, alphas=[0.25, 0.7])
+    earlier = baselines(selection)
+    outcomes = WISE_FT.run(selection, earlier, {"alphas": [0.25, 0.7]})
     tried = [1 - dict(s.candidate.parts).get("anchor", 0) / s.candidate.denominator
              for s in outcomes[0].trace]  # fmt: skip
     assert tried == pytest.approx([0, 0.25, 0.5, 0.7, 1])
@@ -262,7 +263,7 @@ def test_a_grid_without_its_end_points_gets_them_with_a_note():
 
 def test_alphas_are_the_decimals_that_were_written_or_an_error():
     written = [1, 0.0004, 0.333333, 1e-6, 0.5, 0]
-    TABLE["wise_ft"].check({"alphas": written}, "x.yaml")
+    WISE_FT.read({"alphas": written}, "x.yaml")
     grid, notes = grid_of(written)
     thirds = Fraction(333333, 10**6)
     assert grid == [0, Fraction(1, 10**6), Fraction(1, 2500), thirds, Fraction(1, 2), 1]
@@ -270,13 +271,13 @@ def test_alphas_are_the_decimals_that_were_written_or_an_error():
     allowed = "Allowed: a list of numbers, each 0 to 1, with 6 decimals at most"
     for wrong in ([0.5, 0.3333333], [1e-7], [1.5], [], 0.5, ["x"]):
         with pytest.raises(ConfigError, match=re.escape(f"alphas = {wrong!r}. {allowed}")):
-            TABLE["wise_ft"].check({"alphas": wrong}, "x.yaml")
+            WISE_FT.read({"alphas": wrong}, "x.yaml")
 
 
 def test_replacement_adds_an_ingredient_again_and_stops_when_a_pass_adds_nothing():
     table = {"ab": 92, "ac": 1, "abc": 91, "aab": 93, "aabb": 92, "aabc": 93, "aaab": 93}
     selection = Made({"a": 90, "b": 88, "c": 86}, table)
-    (outcome,) = replacement(selection, ())
+    (outcome,) = REPLACEMENT.run(selection)
     assert outcome.candidate == weight_soup([("a", 2), ("b", 1)], 3)
     assert outcome.held_out.correct == 93
     # Pass 1 from b on; pass 2 adds a; pass 3 adds nothing. 2a + 2b is a + b: the same soup.
@@ -287,7 +288,7 @@ def test_pruned_drops_from_the_worst_on_what_does_not_help():
     table = {"abc": 80, "ab": 80, "a": 90, "b": 70}
     selection = Made({"a": 90, "b": 88, "c": 86}, table | {"ac": 79, "bc": 79})
     selection._singles = {}
-    (outcome,) = pruned(selection, ())
+    (outcome,) = PRUNED.run(selection)
     # c goes (80 is not less), then b goes (90), then a is the last and stays.
     assert outcome.candidate == mean_of(["a"])
     assert [s.accepted for s in outcome.trace] == [True, True, True]
@@ -319,7 +320,7 @@ def test_pruned_and_replacement_decide_as_the_plain_procedures(count, seed, earl
         rest = [k for k in kept if k != name]
         if rest and score_of(rest) >= best:
             kept, best = rest, score_of(rest)
-    (outcome,) = pruned(Made(singles, table, early), ())
+    (outcome,) = PRUNED.run(Made(singles, table, early))
     assert outcome.candidate == mean_of(kept)
 
     kept, best = [names[0]], singles[names[0]]
@@ -330,14 +331,14 @@ def test_pruned_and_replacement_decide_as_the_plain_procedures(count, seed, earl
                 kept, best = [*kept, name], score_of([*kept, name])
         if len(kept) == before:
             break
-    (outcome,) = replacement(Made(singles, table, early), ())
+    (outcome,) = REPLACEMENT.run(Made(singles, table, early))
     assert outcome.candidate == mean_of(kept)
     assert outcome.held_out.correct == best
 
 
 def test_equal_ingredients_are_reported_by_greedy():
     selection = Made({"a": 90, "b": 90, "c": 80}, {"ab": 90, "abc": 89})
-    (outcome,) = greedy(selection, ())
+    (outcome,) = GREEDY.run(selection)
     # The same hyperparameters (none) and the same answers, by another checkpoint.
     assert outcome.notes == ("trials a and b have the same hyperparameters and held-out answers",)
 
@@ -394,7 +395,7 @@ def test_lines_says_so_where_names_tell_no_depth(names, said):
             return [names]
 
     selection = Flat({"a": 90}, {})
-    (found,) = lines.lines(selection, tuple(baseline_outcomes(selection)))
+    (found,) = lines.LINES.run(selection, baselines(selection))
     assert found.notes == said
     assert {s.candidate == mean_of(["a"]) for s in found.trace} == (
         {True} if said else {True, False}
@@ -442,8 +443,8 @@ def test_learned_steps_follow_the_chain_rule_of_softmax():
             return [scores(50) for _ in candidates]
 
     selection = Bowl({"a": 90, "b": 88, "c": 86}, {})
-    for recipe in (learned.learned, learned.learned_by_layer):
-        (outcome,) = recipe(selection, (), epochs=400, lr=0.05)
+    for recipe in (learned.LEARNED, learned.LEARNED_BY_LAYER):
+        (outcome,) = recipe.run(selection, options={"epochs": 400, "lr": 0.05})
         assert outcome.candidate.coefficients[1] > 0.95
         assert sum(outcome.candidate.coefficients) == pytest.approx(1, abs=1e-12)
         assert outcome.options["beta"] == 1.0
@@ -454,10 +455,12 @@ def test_a_learned_soup_reads_every_ingredient_twice_a_step_or_once_if_all_fit(m
     size = sum(i.checkpoint.size_bytes for i in pool)
     n = pool[0].held_out.n
     monkeypatch.setattr(learned, "available_memory", lambda: size - 1)
-    assert learned.bytes_read(pool, epochs=3, batch_size=n) == 2 * 3 * size
-    assert learned.bytes_read(pool, epochs=3, batch_size=n - 1) == 2 * 6 * size
+    assert learned.bytes_read(pool, learned.LearnedOptions(epochs=3, batch_size=n)) == 2 * 3 * size
+    assert (
+        learned.bytes_read(pool, learned.LearnedOptions(epochs=3, batch_size=n - 1)) == 2 * 6 * size
+    )
     monkeypatch.setattr(learned, "available_memory", lambda: size)
-    assert learned.bytes_read(pool, epochs=3, batch_size=n - 1) == size
+    assert learned.bytes_read(pool, learned.LearnedOptions(epochs=3, batch_size=n - 1)) == size
 
 
 def test_the_available_memory_is_some_of_what_the_machine_has():
@@ -470,9 +473,11 @@ def test_quantised_shares_sum_to_one_exactly():
         assert sum(quantised(shares)) == QUANTUM
 
 
-def test_the_table_imports_every_recipe_and_names_its_source():
-    for name, recipe in TABLE.items():
-        assert recipe.name == name
-        assert callable(recipe.function())
+def test_every_recipe_says_what_it_is():
+    assert [r.name for r in RECIPES] == list(BY_NAME)
+    for recipe in RECIPES:
         assert recipe.paper
-        assert recipe.cost
+        assert recipe.costs
+        assert recipe.summary
+        assert recipe.style.label
+        assert recipe.options() == recipe.read({}, "x.yaml")

@@ -13,10 +13,11 @@ from soupray.core.records import Pool, Tombstone, encode, pool_of
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOutSelection
+from soupray.recipes import run_recipes
 from soupray.reporting.ranking import best_soup
 from soupray.search.plan import trials_of
 from soupray.search.state import find_basis
-from soupray.soup.run import Choices, _choices_path, choose, chosen_recipes, run_recipes
+from soupray.soup.run import Choices, _choices_path, choose, chosen_recipes
 from soupray.soup.session import find_pool
 from soupray.spec.sweep_spec import parse
 from soupray.store import layout

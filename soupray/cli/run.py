@@ -58,9 +58,9 @@ def sweep(spec: Path | None, home: Path, address: str | None, as_json: bool, dry
 
 def _recipe_flags(command: Command) -> Command:
     """A flag for each recipe in the table."""
-    from soupray.recipes import TABLE
+    from soupray.recipes import RECIPES
 
-    for recipe in reversed([r for r in TABLE.values() if not r.baseline]):
+    for recipe in reversed([r for r in RECIPES if r.kind != "baseline"]):
         flag = f"--{recipe.name.replace('_', '-')}"
         command = click.option(
             flag, is_flag=True, help=f"{recipe.summary[0].upper()}{recipe.summary[1:]}."

@@ -13,7 +13,7 @@ from soupray.diagnostics.diversity import Diagnosis, summary
 from soupray.operations.estimate import DryRun
 from soupray.operations.garbage import Garbage
 from soupray.operations.status import Status
-from soupray.recipes import TABLE
+from soupray.recipes import RECIPES
 from soupray.reporting.ranking import Entry, ranked_on
 from soupray.search.plan import plan
 from soupray.soup.findings import Report
@@ -101,21 +101,21 @@ def show_recipes(as_json: bool) -> None:
                 "name": r.name,
                 "summary": r.summary,
                 "paper": r.paper,
-                "cost": r.cost,
+                "cost": r.costs,
                 "uses": r.uses,
                 "passes": r.passes,
-                "options": {name: str(allowed) for name, allowed in r.options.items()},
+                "options": r.allowed(),
             }
-            for r in TABLE.values()
+            for r in RECIPES
         ]
         print_json(rows)
         return
-    for r in TABLE.values():
-        flag = "" if r.baseline else f"--{r.name.replace('_', '-')}"
+    for r in RECIPES:
+        flag = "" if r.kind == "baseline" else f"--{r.name.replace('_', '-')}"
         out.print(f"[bold]{r.name}[/]  {r.summary}")
         out.print(f"    {flag or 'always run':<20} {r.paper}", style="dim", highlight=False)
         out.print(
-            f"    chooses on {r.uses}; costs {r.cost}; inference {r.passes} forward pass(es)",
+            f"    chooses on {r.uses}; costs {r.costs}; inference {r.passes} forward pass(es)",
             style="dim",
             highlight=False,
         )

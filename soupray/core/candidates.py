@@ -12,7 +12,7 @@ from typing import Literal
 
 from soupray.core.records import CheckpointRef, Record, Rejected, Scores, Tally, digest
 
-Space = Literal["logits", "probabilities"]
+OutputSpace = Literal["logits", "probabilities"]
 
 
 class WeightSoup(Record, tag="weight_soup", frozen=True, kw_only=True):
@@ -122,7 +122,7 @@ class OutputEnsemble(Record, tag="output_ensemble", frozen=True, kw_only=True):
 
     parts: tuple[tuple[WeightCandidate, int, float], ...]
     denominator: int
-    space: Space
+    space: OutputSpace
 
     @property
     def digest(self) -> str:
@@ -220,7 +220,7 @@ def mean_of(checkpoints: Sequence[str]) -> WeightSoup:
 
 
 def ensemble_of(
-    parts: Sequence[tuple[WeightCandidate, int, float]], denominator: int, space: Space
+    parts: Sequence[tuple[WeightCandidate, int, float]], denominator: int, space: OutputSpace
 ) -> OutputEnsemble:
     """An ensemble in lowest terms; equal members are joined, those with coefficient 0 dropped.
 

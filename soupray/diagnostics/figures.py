@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from soupray.diagnostics.diversity import Diagnosis
-from soupray.reporting.plots import COLOURS, INK, MUTED, pyplot
+from soupray.recipes.greedy import GREEDY
+from soupray.recipes.wise_ft import WISE_FT
+from soupray.reporting.plots import INK, MUTED, pyplot
 
-SOUP, ENSEMBLE = COLOURS["greedy"], COLOURS["wise_ft"]
+SOUP, ENSEMBLE = GREEDY.style.colour, WISE_FT.style.colour
 
 
 def draw_diagnosis(made: Diagnosis, folder: Path) -> list[Path]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from soupray.core.candidates import Outcome, mean_of
 from soupray.core.ports import Selection
+from soupray.recipes.recipe import Cost, Earlier, Options, Recipe, Style
 
 
-def anchor(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
+def _anchor(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
     """The reference model that the pool descends from, as it is."""
     candidate = mean_of([selection.pool.anchor.sha256])
     (scores,) = selection.scores([candidate])
@@ -14,8 +15,8 @@ def anchor(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
     return [Outcome(name=name, recipe="anchor", options={}, candidate=candidate, held_out=scores)]
 
 
-def best_single(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
-    """The pool's first ingredient: most held-out samples right, ties by trial key."""
+def _best_single(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
+    """The pool's first ingredient: best by the metric, ties by trial key."""
     best = selection.pool.ingredients[0]
     return [
         Outcome(
@@ -26,3 +27,30 @@ def best_single(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outc
             held_out=best.held_out,
         )
     ]
+
+
+ANCHOR = Recipe(
+    name="anchor",
+    summary="the zero-shot (or other reference) model",
+    paper="-",
+    kind="baseline",
+    costs="1",
+    uses="nothing",
+    options=Options,
+    choose=_anchor,
+    cost=lambda pool, options: Cost(scored=1, models=1),
+    style=Style("anchor", "D", "#7a5195", own=True),
+)
+
+BEST_SINGLE = Recipe(
+    name="best_single",
+    summary="the ingredient that is best on held-out data",
+    paper="-",
+    kind="baseline",
+    costs="0: scored when trained",
+    uses="held-out counts",
+    options=Options,
+    choose=_best_single,
+    cost=lambda pool, options: Cost(),
+    style=Style("best single", "o", "#1a1a2e", own=True),
+)

@@ -6,16 +6,31 @@ probabilities are mixed, each model is calibrated by its temperature (arXiv:2110
 
 from __future__ import annotations
 
-from soupray.core.candidates import Candidate, Outcome, Space, Step, ensemble_of, mean_of
+from collections.abc import Sequence
+
+from soupray.core.candidates import Candidate, Outcome, OutputSpace, ensemble_of, mean_of
 from soupray.core.ports import Accept, Selection
 from soupray.core.requests import Temperature
+from soupray.recipes.greedy import Rule, add, begin, conclude, one_pass
+from soupray.recipes.recipe import ENSEMBLE as STYLE
+from soupray.recipes.recipe import Cost, Earlier, Options, Recipe
 
 
-def ensemble(
-    selection: Selection, earlier: tuple[Outcome, ...], *, space: Space = "logits"
-) -> list[Outcome]:
+class EnsembleOptions(Options, frozen=True, kw_only=True):
+    """`space`: what is averaged."""
+
+    space: OutputSpace = "logits"
+
+
+class GreedyEnsembleOptions(EnsembleOptions, frozen=True, kw_only=True):
+    """`accept`: whether equal is enough."""
+
+    accept: Accept = "ge"
+
+
+def _ensemble(selection: Selection, earlier: Earlier, options: EnsembleOptions) -> list[Outcome]:
     """All ingredients, equal shares."""
-    temperatures = _temperatures(selection, space)
+    space, temperatures = options.space, _temperatures(selection, options.space)
     candidate = _mean(selection.pool.checkpoints, temperatures, space)
     (scores,) = selection.scores([candidate])
     return [
@@ -29,41 +44,24 @@ def ensemble(
     ]
 
 
-def greedy_ensemble(
-    selection: Selection,
-    earlier: tuple[Outcome, ...],
-    *,
-    space: Space = "logits",
-    accept: Accept = "ge",
+def _greedy_ensemble(
+    selection: Selection, earlier: Earlier, options: GreedyEnsembleOptions
 ) -> list[Outcome]:
     """The greedy procedure over outputs (arXiv:2203.05482): decided from stored logits."""
-    pool, temperatures = selection.pool.checkpoints, _temperatures(selection, space)
-    kept = [pool[0]]
-    (best,) = selection.scores([_mean(kept, temperatures, space)])
-    trace = [Step(candidate=_mean(kept, temperatures, space), result=best, accepted=True)]
-    bound, position = selection.value(best), 1
-    while position < len(pool):
-        candidates = [_mean([*kept, sha], temperatures, space) for sha in pool[position:]]
-        reached = selection.first_reaching(candidates, bound, accept)
-        trace += reached.steps(candidates)
-        position += len(reached.results)
-        if reached.hit:
-            kept, bound = [*kept, pool[position - 1]], selection.value(reached.results[-1])
-    candidate = _mean(kept, temperatures, space)
-    (scores,) = selection.scores([candidate])
-    return [
-        Outcome(
-            name="greedy_ensemble",
-            recipe="greedy_ensemble",
-            options={"space": space, "accept": accept},
-            candidate=candidate,
-            held_out=scores,
-            trace=tuple(trace),
-        )
-    ]
+    space, temperatures = options.space, _temperatures(selection, options.space)
+
+    def make(checkpoints: Sequence[str]) -> Candidate:
+        return _mean(checkpoints, temperatures, space)
+
+    rule = Rule(add, make, options.accept)
+    first, *rest = selection.pool.checkpoints
+    (scores,) = selection.scores([make([first])])
+    kept = one_pass(selection, rule, begin(selection, rule, [first], scores), rest)
+    used: dict[str, str | int | float] = {"space": space, "accept": options.accept}
+    return conclude(selection, rule, kept, "greedy_ensemble", used)
 
 
-def _temperatures(selection: Selection, space: Space) -> dict[str, float]:
+def _temperatures(selection: Selection, space: OutputSpace) -> dict[str, float]:
     pool = selection.pool.checkpoints
     if space == "logits":
         return dict.fromkeys(pool, 1.0)
@@ -71,5 +69,34 @@ def _temperatures(selection: Selection, space: Space) -> dict[str, float]:
     return dict(zip(pool, found, strict=True))
 
 
-def _mean(kept: list[str], temperatures: dict[str, float], space: Space) -> Candidate:
+def _mean(kept: Sequence[str], temperatures: dict[str, float], space: OutputSpace) -> Candidate:
     return ensemble_of([(mean_of([sha]), 1, temperatures[sha]) for sha in kept], len(kept), space)
+
+
+ENSEMBLE = Recipe(
+    name="ensemble",
+    summary="mean of the outputs of all ingredients",
+    paper="Wortsman et al. 2022, arXiv:2203.05482",
+    kind="ensemble",
+    costs="0: from stored logits",
+    uses="nothing",
+    passes="K",
+    options=EnsembleOptions,
+    choose=_ensemble,
+    cost=lambda pool, options: Cost(),
+    style=STYLE,
+)
+
+GREEDY_ENSEMBLE = Recipe(
+    name="greedy_ensemble",
+    summary="greedy over outputs instead of weights",
+    paper="Wortsman et al. 2022, arXiv:2203.05482",
+    kind="ensemble",
+    costs="0: from stored logits",
+    uses="held-out counts",
+    passes="up to K",
+    options=GreedyEnsembleOptions,
+    choose=_greedy_ensemble,
+    cost=lambda pool, options: Cost(),
+    style=STYLE,
+)

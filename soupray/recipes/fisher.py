@@ -6,19 +6,25 @@ Fisher information of each ingredient comes from training samples, one gradient 
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from soupray.core.candidates import FisherSoup, Outcome
 from soupray.core.ports import Selection
 from soupray.core.requests import Fisher
-
-SAMPLES = 100
-"""Training samples for each ingredient."""
+from soupray.recipes.recipe import SOUP, Cost, Earlier, Options, PoolSize, Recipe
 
 
-def fisher(
-    selection: Selection, earlier: tuple[Outcome, ...], *, samples: int = SAMPLES
-) -> list[Outcome]:
+class FisherOptions(Options, frozen=True, kw_only=True):
+    """`samples`: training samples for each ingredient."""
+
+    samples: Annotated[int, Meta(ge=1, le=10**6)] = 100
+
+
+def _fisher(selection: Selection, earlier: Earlier, options: FisherOptions) -> list[Outcome]:
     """The Fisher-weighted mean of the whole pool."""
-    pool = selection.pool.checkpoints
+    pool, samples = selection.pool.checkpoints, options.samples
     known = selection.measure([Fisher(checkpoint=sha, samples=samples) for sha in pool])
     candidate = FisherSoup(
         parts=tuple((sha, f.sha256, 1) for sha, f in zip(pool, known, strict=True))
@@ -33,3 +39,22 @@ def fisher(
             held_out=scores,
         )
     ]
+
+
+def _cost(pool: PoolSize, options: FisherOptions) -> Cost:
+    samples = pool.k * options.samples
+    return Cost(scored=1, models=1, train_samples=samples, files=pool.k, mixtures=1)
+
+
+FISHER = Recipe(
+    name="fisher",
+    summary="mean weighted by each ingredient's diagonal Fisher information",
+    paper="Matena and Raffel 2021, arXiv:2111.09832",
+    kind="soup",
+    costs="samples K gradients",
+    uses="training inputs",
+    options=FisherOptions,
+    choose=_fisher,
+    cost=_cost,
+    style=SOUP,
+)

@@ -1,4 +1,4 @@
-"""Greedy soup (Model soups, arXiv:2203.05482, recipe 1).
+"""Greedy soup (Model soups, arXiv:2203.05482, recipe 1), and the loop of all greedy recipes.
 
 In the pool's order (best held-out first), keep an ingredient if the mean with it is at least as
 good on held-out data (`ge`, as in the paper) or strictly better (`gt`, as in the released code).
@@ -8,55 +8,112 @@ One pass, without replacement; the result is never below the best single model o
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, NamedTuple
+
+from msgspec import Meta
 
 from soupray.core.candidates import Candidate, Outcome, Step, mean_of
 from soupray.core.ports import Accept, Selection
-from soupray.core.records import Pool
+from soupray.core.records import Pool, Scores
+from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, Style
 
 
-def greedy(
-    selection: Selection,
-    earlier: tuple[Outcome, ...],
-    *,
-    accept: Accept = "ge",
-    order: str = "held_out",
-    seed: int = 0,
-) -> list[Outcome]:
-    """The greedy soup with its trace. `order: random` is for study: it starts anywhere.
+class Rule(NamedTuple):
+    """What a greedy recipe tries, and when it keeps it.
 
-    All candidates that extend the current soup are handed over at once: an evaluator may score
-    them ahead of time, and the decisions stay those of the one-by-one procedure.
+    `change`: what is kept, a list of checkpoints, if it takes one more checkpoint in (or out).
+    `make`: the candidate of a list of checkpoints. `accept`: whether equal is enough.
     """
-    ingredients = list(selection.pool.ingredients)
-    if order == "random":
-        random.Random(seed).shuffle(ingredients)  # noqa: S311 - not a secret
-    pool = [i.checkpoint.sha256 for i in ingredients]
-    kept, bound = [pool[0]], selection.value(ingredients[0].held_out)
-    trace = [Step(candidate=mean_of(kept), result=ingredients[0].held_out, accepted=True)]
-    position = 1
-    while position < len(pool):
-        candidates: list[Candidate] = [mean_of([*kept, sha]) for sha in pool[position:]]
-        reached = selection.first_reaching(candidates, bound, accept)
+
+    change: Callable[[list[str], str], list[str]]
+    make: Callable[[Sequence[str]], Candidate]
+    accept: Accept
+
+
+class Kept(NamedTuple):
+    """How far a greedy recipe is: the checkpoints that it keeps, their value, and the way there."""
+
+    checkpoints: list[str]
+    value: float
+    trace: list[Step]
+
+
+def begin(selection: Selection, rule: Rule, checkpoints: list[str], scores: Scores) -> Kept:
+    """Keep `checkpoints`, whose candidate has `scores`."""
+    first = Step(candidate=rule.make(checkpoints), result=scores, accepted=True)
+    return Kept(checkpoints, selection.value(scores), [first])
+
+
+def one_pass(selection: Selection, rule: Rule, kept: Kept, checkpoints: list[str]) -> Kept:
+    """Try each of `checkpoints` in turn and keep every change that reaches the value so far.
+
+    All changes of what is kept now are handed over at once: an evaluator may score them ahead of
+    time, and the decisions stay those of the one-by-one procedure. A change that leaves nothing is
+    not tried, and ends the pass.
+    """
+    mine, value, trace = kept
+    trace, position = list(trace), 0
+    while position < len(checkpoints) and rule.change(mine, checkpoints[position]):
+        candidates = [rule.make(rule.change(mine, sha)) for sha in checkpoints[position:]]
+        reached = selection.first_reaching(candidates, value, rule.accept)
         trace += reached.steps(candidates)
         position += len(reached.results)
         if reached.hit:
-            kept, bound = [*kept, pool[position - 1]], selection.value(reached.results[-1])
-    candidate = mean_of(kept)
+            mine = rule.change(mine, checkpoints[position - 1])
+            value = selection.value(reached.results[-1])
+    return Kept(mine, value, trace)
+
+
+def conclude(
+    selection: Selection,
+    rule: Rule,
+    kept: Kept,
+    recipe: str,
+    options: dict[str, str | int | float],
+    notes: Sequence[str] = (),
+) -> list[Outcome]:
+    """The outcome of a greedy recipe: the candidate of what is kept, scored in full."""
+    candidate = rule.make(kept.checkpoints)
     (scores,) = selection.scores([candidate])
-    options: dict[str, str | int | float] = {"accept": accept}
-    if order == "random":
-        options |= {"order": order, "seed": seed}
     return [
         Outcome(
-            name="greedy",
-            recipe="greedy",
+            name=recipe,
+            recipe=recipe,
             options=options,
             candidate=candidate,
             held_out=scores,
-            trace=tuple(trace),
-            notes=tuple(duplicates(selection.pool)),
+            trace=tuple(kept.trace),
+            notes=tuple(notes),
         )
     ]
+
+
+def add(kept: list[str], checkpoint: str) -> list[str]:
+    """The `change` that takes one more checkpoint in."""
+    return [*kept, checkpoint]
+
+
+class GreedyOptions(Options, frozen=True, kw_only=True):
+    """`order: random` is for study: it starts anywhere, by `seed`."""
+
+    accept: Accept = "ge"
+    order: Literal["held_out", "random"] = "held_out"
+    seed: Annotated[int, Meta(ge=0, le=2**31)] = 0
+
+
+def _greedy(selection: Selection, earlier: Earlier, options: GreedyOptions) -> list[Outcome]:
+    ingredients = list(selection.pool.ingredients)
+    if options.order == "random":
+        random.Random(options.seed).shuffle(ingredients)  # noqa: S311 - not a secret
+    first, *rest = [i.checkpoint.sha256 for i in ingredients]
+    rule = Rule(add, mean_of, options.accept)
+    kept = begin(selection, rule, [first], ingredients[0].held_out)
+    kept = one_pass(selection, rule, kept, rest)
+    used: dict[str, str | int | float] = {"accept": options.accept}
+    if options.order == "random":
+        used |= {"order": options.order, "seed": options.seed}
+    return conclude(selection, rule, kept, "greedy", used, duplicates(selection.pool))
 
 
 def duplicates(pool: Pool) -> list[str]:
@@ -74,3 +131,22 @@ def duplicates(pool: Pool) -> list[str]:
                 break
             first[key] = i.trial.key
     return notes
+
+
+def _cost(pool: PoolSize, options: GreedyOptions) -> Cost:
+    decided = max(pool.k - 1, 0)
+    return Cost(decided=decided, scored=1, models=1, mixtures=decided)
+
+
+GREEDY = Recipe(
+    name="greedy",
+    summary="keep an ingredient if the mean with it does not score lower on held-out data",
+    paper="Wortsman et al. 2022, arXiv:2203.05482, recipe 1",
+    kind="soup",
+    costs="K - 1",
+    uses="held-out counts",
+    options=GreedyOptions,
+    choose=_greedy,
+    cost=_cost,
+    style=Style("greedy", "*", "#e76f51", own=True),
+)

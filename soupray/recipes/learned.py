@@ -8,18 +8,15 @@ memory, and every ingredient needed twice a step, from the page cache if they al
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import numpy.typing as npt
+import msgspec
+from msgspec import Meta
 
 from soupray.core.candidates import (
     QUANTUM,
-    LayerSoup,
     Outcome,
     Step,
     WeightCandidate,
@@ -28,64 +25,48 @@ from soupray.core.candidates import (
 )
 from soupray.core.ports import Selection
 from soupray.core.records import Ingredient
-from soupray.core.requests import Gradient, Slope, TensorNames
+from soupray.core.requests import TensorNames
+from soupray.recipes.recipe import SOUP, Cost, Earlier, Options, PoolSize, Recipe
 
-Array = npt.NDArray[np.float64]
-BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""Adam's, as in the released code, which uses no weight decay."""
+if TYPE_CHECKING:
+    from soupray.recipes.descent import Point
 
-EPOCHS, BATCH_SIZE = 5, 256
-"""Of the released code."""
+# What descends is imported on use: numpy and SciPy take longer than all that `--help` does.
 
 
-def learned(
-    selection: Selection,
-    earlier: tuple[Outcome, ...],
-    *,
-    lr: float = 0.05,
-    epochs: int = EPOCHS,
-    batch_size: int = BATCH_SIZE,
-) -> list[Outcome]:
+class LearnedOptions(Options, frozen=True, kw_only=True):
+    """`lr` of Adam, `epochs` over the held-out data in batches of `batch_size`."""
+
+    lr: Annotated[float, Meta(ge=1e-5, le=10.0)] = 0.05
+    epochs: Annotated[int, Meta(ge=1, le=1000)] = 5
+    batch_size: Annotated[int, Meta(ge=1, le=10**6)] = 256
+
+
+def _learned(selection: Selection, earlier: Earlier, options: LearnedOptions) -> list[Outcome]:
     """One coefficient an ingredient."""
+    from soupray.recipes.descent import descend
+
     pool = selection.pool.checkpoints
-    point = _descend(selection, [()], _Options(lr, epochs, batch_size))
-    shares = quantised(_softmax(point.w)[0])
+    point = descend(selection, [()], **msgspec.structs.asdict(options))
+    shares = quantised(point.shares[0])
     candidate = weight_soup(list(zip(pool, shares, strict=True)), QUANTUM)
     return [_outcome("learned", selection, candidate, point)]
 
 
-def learned_by_layer(
-    selection: Selection,
-    earlier: tuple[Outcome, ...],
-    *,
-    lr: float = 0.05,
-    epochs: int = EPOCHS,
-    batch_size: int = BATCH_SIZE,
+def _learned_by_layer(
+    selection: Selection, earlier: Earlier, options: LearnedOptions
 ) -> list[Outcome]:
     """One coefficient an ingredient and tensor."""
+    from soupray.recipes.descent import descend, soup_at
+
     pool = selection.pool.checkpoints
     (names,) = selection.measure([TensorNames(checkpoint=pool[0])])
     groups = [(name,) for name in names]
-    point = _descend(selection, groups, _Options(lr, epochs, batch_size))
-    return [_outcome("learned_by_layer", selection, _soup(pool, groups, point.w), point)]
+    point = descend(selection, groups, **msgspec.structs.asdict(options))
+    return [_outcome("learned_by_layer", selection, soup_at(pool, groups, point.w), point)]
 
 
-class _Options(NamedTuple):
-    lr: float
-    epochs: int
-    batch_size: int
-
-
-class _Point(NamedTuple):
-    """Where the descent ended: w [groups, K], beta, and the last loss."""
-
-    w: Array
-    beta: float
-    loss: float
-    epochs: int
-
-
-def _outcome(name: str, selection: Selection, candidate: WeightCandidate, point: _Point) -> Outcome:
+def _outcome(name: str, selection: Selection, candidate: WeightCandidate, point: Point) -> Outcome:
     (scores,) = selection.scores([candidate])
     return Outcome(
         name=name,
@@ -97,16 +78,14 @@ def _outcome(name: str, selection: Selection, candidate: WeightCandidate, point:
     )
 
 
-def bytes_read(
-    ingredients: Sequence[Ingredient], *, epochs: int = EPOCHS, batch_size: int = BATCH_SIZE
-) -> int:
+def bytes_read(ingredients: Sequence[Ingredient], options: LearnedOptions) -> int:
     """Of weights, from disk: each step needs every ingredient for the soup and for its gradient.
 
     Ingredients that fit in the memory that is available stay in the page cache and are read once.
     It is that of the machine that counts, the driver's: actors on other nodes may have less.
     """
     size = sum(i.checkpoint.size_bytes for i in ingredients)
-    steps = epochs * -(-ingredients[0].held_out.n // batch_size)
+    steps = options.epochs * -(-ingredients[0].held_out.n // options.batch_size)
     return size if size <= available_memory() else 2 * steps * size
 
 
@@ -119,65 +98,36 @@ def available_memory() -> int:
         return 0
 
 
-def _descend(selection: Selection, groups: Sequence[tuple[str, ...]], options: _Options) -> _Point:
-    """An empty group stands for all tensors."""
-    pool, n = selection.pool.checkpoints, selection.pool.ingredients[0].held_out.n
-    whole = list(groups) == [()]
-    w, log_beta = np.zeros((len(groups), len(pool))), 0.0  # beta stays positive
-    adam = _Adam(options.lr, w.size + 1)
-    generator = random.Random(0)  # noqa: S311 - not a secret
-    loss = float("nan")
-    for _ in range(options.epochs):
-        order = generator.sample(range(n), n)
-        for start in range(0, n, options.batch_size):
-            soup = _soup(pool, [] if whole else groups, w)
-            rows = tuple(sorted(order[start : start + options.batch_size]))
-            beta = math.exp(log_beta)
-            (slope,) = selection.measure([Gradient(soup=soup, beta=beta, rows=rows)])
-            step = adam.step(np.append(_by_w(slope, w, whole), slope.beta * beta))
-            w, log_beta = w + step[:-1].reshape(w.shape), log_beta + float(step[-1])
-            loss = slope.loss
-    return _Point(w, round(math.exp(log_beta), 6), round(loss, 6), options.epochs)
+def _cost(pool: PoolSize, options: LearnedOptions) -> Cost:
+    """An epoch counts as a pass over the held-out data; each of its steps is at another soup."""
+    steps = options.epochs * -(-pool.held_out // options.batch_size)
+    return Cost(decided=options.epochs, scored=1, models=1, mixtures=steps + 1)
 
 
-def _soup(pool: list[str], groups: Sequence[tuple[str, ...]], w: Array) -> LayerSoup:
-    """The soup at w: a row for each group, or one row for all tensors."""
-    rows = [quantised(row) for row in _softmax(w)]
-    return LayerSoup(
-        checkpoints=tuple(pool),
-        layers=tuple(zip(groups, rows, strict=True)) if groups else (),
-        rest=rows[0],
-        denominator=QUANTUM,
-    )
+LEARNED = Recipe(
+    name="learned",
+    summary="coefficients by gradient descent on held-out loss",
+    paper="Wortsman et al. 2022, arXiv:2203.05482, appendix",
+    kind="soup",
+    costs="epochs, forward and backward",
+    uses="held-out loss",
+    options=LearnedOptions,
+    choose=_learned,
+    cost=_cost,
+    reads=bytes_read,
+    style=SOUP,
+)
 
-
-def _by_w(slope: Slope, w: Array, whole: bool) -> Array:
-    """D loss / d w of rows of softmax: alpha_i (g_i - sum_j alpha_j g_j)."""
-    g = np.asarray(slope.coefficients)[-1:] if whole else np.asarray(slope.coefficients)[:-1]
-    alpha = _softmax(w)
-    gradient: Array = alpha * (g - (alpha * g).sum(axis=1, keepdims=True))
-    return gradient.ravel()
-
-
-def _softmax(w: Array) -> Array:
-    e = np.exp(w - w.max(axis=1, keepdims=True))
-    shares: Array = e / e.sum(axis=1, keepdims=True)
-    return shares
-
-
-class _Adam:
-    """Adam (Kingma and Ba 2015) on a flat vector."""
-
-    def __init__(self, lr: float, size: int) -> None:
-        self._lr, self._t = lr, 0
-        self._m, self._v = np.zeros(size), np.zeros(size)
-
-    def step(self, gradient: Array) -> Array:
-        """What to add to the parameters."""
-        self._t += 1
-        self._m = BETAS[0] * self._m + (1 - BETAS[0]) * gradient
-        self._v = BETAS[1] * self._v + (1 - BETAS[1]) * gradient**2
-        m = self._m / (1 - BETAS[0] ** self._t)
-        v = self._v / (1 - BETAS[1] ** self._t)
-        change: Array = -self._lr * m / (np.sqrt(v) + EPSILON)
-        return change
+LEARNED_BY_LAYER = Recipe(
+    name="learned_by_layer",
+    summary="the same, with coefficients of its own for each tensor",
+    paper="Wortsman et al. 2022, arXiv:2203.05482, appendix",
+    kind="soup",
+    costs="epochs, forward and backward",
+    uses="held-out loss",
+    options=LearnedOptions,
+    choose=_learned_by_layer,
+    cost=_cost,
+    reads=bytes_read,
+    style=SOUP,
+)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from soupray.core.candidates import Candidate, LayerSoup, Outcome, WeightSoup
+from soupray.core.candidates import Candidate, LayerSoup, Outcome
 from soupray.core.ports import Selection
 from soupray.core.requests import TensorNames
-from soupray.recipes.starts import curve, starts
+from soupray.recipes.recipe import SOUP, Cost, Earlier, Options, Recipe
+from soupray.recipes.starts import LINES as STARTS
+from soupray.recipes.starts import Model, curve, starts
 
 GRID = 10
 """alpha = 0, .1, ..., 1."""
@@ -20,7 +22,7 @@ GRID = 10
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks?|layers?|stages?)\.?(\d+)\.")
 
 
-def lines(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
+def _lines(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
     """The alpha that is best on held-out data (ties to the smaller), for each theta_1."""
     pool = selection.pool
     (names,) = selection.measure([TensorNames(checkpoint=pool.checkpoints[0])])
@@ -65,9 +67,7 @@ def depths(names: Iterable[str]) -> dict[str, tuple[int, int]]:
     }
 
 
-def scaled(
-    init: str, theta_1: WeightSoup | LayerSoup, depth: dict[str, tuple[int, int]], k: int
-) -> Candidate:
+def scaled(init: str, theta_1: Model, depth: dict[str, tuple[int, int]], k: int) -> Candidate:
     """The model at alpha = k / GRID, in exact rationals; theta_1 itself at alpha = 1."""
     last = max((total for _, total in depth.values()), default=0)
     if k == GRID or last == 0:
@@ -87,3 +87,17 @@ def scaled(
         rest=(0, *(unit * n for n in rest)),
         denominator=unit * theta_1.denominator,
     )
+
+
+LINES = Recipe(
+    name="lines",
+    summary="interpolate by depth, shallow layers closer to the init",
+    paper="Wang et al. 2024, arXiv:2410.17146",
+    kind="line",
+    costs="10 a line",
+    uses="held-out counts",
+    options=Options,
+    choose=_lines,
+    cost=lambda pool, options: Cost(scored=STARTS * GRID, models=STARTS, mixtures=STARTS * GRID),
+    style=SOUP,
+)

@@ -11,12 +11,13 @@ import math
 from soupray.core.candidates import QUANTUM, LayerSoup, Outcome, mean_of
 from soupray.core.ports import Selection
 from soupray.core.requests import Gram, Matrix
+from soupray.recipes.recipe import SOUP, Cost, Earlier, Options, Recipe
 
 ROUNDING = 1e-9
 """Of t in float64; equal models give 1 up to this."""
 
 
-def model_stock(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
+def _model_stock(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
     """The soup; a tensor that no trial changed stays that of theta_0."""
     pool = selection.pool
     models = pool.checkpoints
@@ -74,3 +75,17 @@ def ratio(gram: Matrix) -> float:
     cos = sum(pairs) / len(pairs)
     below = 1 + (k - 1) * cos
     return k * cos / below if below > 0 else float("-inf")
+
+
+MODEL_STOCK = Recipe(
+    name="model_stock",
+    summary="between init and mean, by the angles among the ingredients",
+    paper="Jang et al. 2024, arXiv:2403.19522",
+    kind="soup",
+    costs="1",
+    uses="nothing",
+    options=Options,
+    choose=_model_stock,
+    cost=lambda pool, options: Cost(scored=1, models=1, mixtures=1),
+    style=SOUP,
+)

@@ -10,23 +10,24 @@ from soupray.core.candidates import (
     Candidate,
     Outcome,
     OutputEnsemble,
-    Space,
+    OutputSpace,
     WeightCandidate,
     ensemble_of,
     mean_of,
 )
 from soupray.core.ports import Selection
 from soupray.core.requests import Temperature
+from soupray.recipes.recipe import ENSEMBLE, Cost, Earlier, Options, Recipe
 from soupray.recipes.starts import curve, starts
 
 GRID = 20
 """a = 0, .05, ..., 1."""
 
-SHORT: dict[Space, str] = {"logits": "logits", "probabilities": "probs"}
+SHORT: dict[OutputSpace, str] = {"logits": "logits", "probabilities": "probs"}
 """What the spaces are called in the names of entries."""
 
 
-def ose(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
+def _ose(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
     """The best a, in both spaces, for each fine-tuned model."""
     anchor = mean_of([selection.pool.anchor.sha256])
     outcomes = []
@@ -58,8 +59,23 @@ def mixed(
     anchor: WeightCandidate,
     temperatures: tuple[float, float],
     k: int,
-    space: Space,
+    space: OutputSpace,
 ) -> OutputEnsemble:
     """A = k / GRID of the fine-tuned model; a model whose share is 0 is not run."""
     parts = [(fine_tuned, k, temperatures[0]), (anchor, GRID - k, temperatures[1])]
     return ensemble_of(parts, GRID, space)
+
+
+OSE = Recipe(
+    name="ose",
+    summary="mix the outputs of anchor and fine-tuned model, one alpha for all samples",
+    paper="Wortsman et al. 2021, arXiv:2109.01903",
+    kind="ensemble",
+    costs="0: from stored logits",
+    uses="held-out counts and NLL",
+    passes="2",
+    options=Options,
+    choose=_ose,
+    cost=lambda pool, options: Cost(),
+    style=ENSEMBLE,
+)

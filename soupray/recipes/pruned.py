@@ -5,41 +5,36 @@ Worst held-out first; one pass; the last ingredient stays.
 
 from __future__ import annotations
 
-from soupray.core.candidates import Candidate, Outcome, Step, mean_of
+from soupray.core.candidates import Outcome, mean_of
 from soupray.core.ports import Selection
+from soupray.recipes.greedy import Rule, begin, conclude, one_pass
+from soupray.recipes.recipe import SOUP, Cost, Earlier, Options, Recipe
 
 
-def pruned(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
-    """The pruned soup with its trace: the uniform soup, then what was dropped and kept."""
-    kept = selection.pool.checkpoints
-    (scores,) = selection.scores([mean_of(kept)])
-    trace = [Step(candidate=mean_of(kept), result=scores, accepted=True)]
-    bound = selection.value(scores)
-    left = kept[::-1]
-    while left and len(kept) > 1:
-        candidates: list[Candidate] = [mean_of(_without(kept, sha)) for sha in left]
-        reached = selection.first_reaching(candidates, bound, "ge")
-        trace += reached.steps(candidates)
-        dropped = left[len(reached.results) - 1]
-        left = left[len(reached.results) :]
-        if reached.hit:
-            kept = _without(kept, dropped)
-            bound = selection.value(reached.results[-1])
-    candidate = mean_of(kept)
-    (scores,) = selection.scores([candidate])
-    return [
-        Outcome(
-            name="pruned",
-            recipe="pruned",
-            options={},
-            candidate=candidate,
-            held_out=scores,
-            trace=tuple(trace),
-        )
-    ]
+def _pruned(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
+    """The trace has the uniform soup first, then what was dropped and kept."""
+    pool, rule = selection.pool.checkpoints, Rule(_without, mean_of, "ge")
+    (scores,) = selection.scores([mean_of(pool)])
+    kept = begin(selection, rule, pool, scores)
+    kept = one_pass(selection, rule, kept, pool[::-1])
+    return conclude(selection, rule, kept, "pruned", {})
 
 
 def _without(kept: list[str], sha: str) -> list[str]:
     """Less one occurrence: two trials may have ended in the same weights."""
     at = kept.index(sha)
     return kept[:at] + kept[at + 1 :]
+
+
+PRUNED = Recipe(
+    name="pruned",
+    summary="start from all, drop an ingredient if that does not hurt",
+    paper="arXiv:2301.10092",
+    kind="soup",
+    costs="K",
+    uses="held-out counts",
+    options=Options,
+    choose=_pruned,
+    cost=lambda pool, options: Cost(decided=pool.k, scored=2, models=1, mixtures=pool.k + 1),
+    style=SOUP,
+)

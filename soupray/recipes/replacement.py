@@ -6,42 +6,49 @@ is strictly better on held-out data (equal would never end). It ends with a pass
 
 from __future__ import annotations
 
-from soupray.core.candidates import Candidate, Outcome, Step, mean_of
+from typing import Annotated
+
+from msgspec import Meta
+
+from soupray.core.candidates import Outcome, mean_of
 from soupray.core.ports import Selection
+from soupray.recipes.greedy import Rule, add, begin, conclude, one_pass
+from soupray.recipes.recipe import SOUP, Cost, Earlier, Options, PoolSize, Recipe
 
-PASSES = 3
-"""Over the pool, at most."""
+
+class ReplacementOptions(Options, frozen=True, kw_only=True):
+    """`passes` over the pool, at most."""
+
+    passes: Annotated[int, Meta(ge=1, le=100)] = 3
 
 
-def replacement(
-    selection: Selection, earlier: tuple[Outcome, ...], *, passes: int = PASSES
+def _replacement(
+    selection: Selection, earlier: Earlier, options: ReplacementOptions
 ) -> list[Outcome]:
-    """At most `passes` passes over the pool."""
-    pool = selection.pool.checkpoints
-    first = selection.pool.ingredients[0]
-    kept, bound = [pool[0]], selection.value(first.held_out)
-    trace = [Step(candidate=mean_of(kept), result=first.held_out, accepted=True)]
-    for number in range(passes):
-        size = len(kept)
-        position = 1 if number == 0 else 0
-        while position < len(pool):
-            candidates: list[Candidate] = [mean_of([*kept, sha]) for sha in pool[position:]]
-            reached = selection.first_reaching(candidates, bound, "gt")
-            trace += reached.steps(candidates)
-            position += len(reached.results)
-            if reached.hit:
-                kept, bound = [*kept, pool[position - 1]], selection.value(reached.results[-1])
-        if len(kept) == size:
+    pool, rule = selection.pool.checkpoints, Rule(add, mean_of, "gt")
+    kept = begin(selection, rule, pool[:1], selection.pool.ingredients[0].held_out)
+    for number in range(options.passes):
+        before = len(kept.checkpoints)
+        kept = one_pass(selection, rule, kept, pool if number else pool[1:])
+        if len(kept.checkpoints) == before:
             break
-    candidate = mean_of(kept)
-    (scores,) = selection.scores([candidate])
-    return [
-        Outcome(
-            name="replacement",
-            recipe="replacement",
-            options={"passes": passes},
-            candidate=candidate,
-            held_out=scores,
-            trace=tuple(trace),
-        )
-    ]
+    return conclude(selection, rule, kept, "replacement", {"passes": options.passes})
+
+
+def _cost(pool: PoolSize, options: ReplacementOptions) -> Cost:
+    decided = options.passes * pool.k
+    return Cost(decided=decided, scored=1, models=1, mixtures=decided)
+
+
+REPLACEMENT = Recipe(
+    name="replacement",
+    summary="greedy, and an ingredient may be added more than once",
+    paper="Wortsman et al. 2022, arXiv:2203.05482",
+    kind="soup",
+    costs="up to passes K",
+    uses="held-out counts",
+    options=ReplacementOptions,
+    choose=_replacement,
+    cost=_cost,
+    style=SOUP,
+)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from soupray.core.candidates import (
     Candidate,
     LayerSoup,
-    Outcome,
     Step,
     WeightSoup,
     mean_of,
@@ -14,29 +13,22 @@ from soupray.core.candidates import (
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Selection
 from soupray.core.records import Scores
+from soupray.recipes.recipe import Earlier
 
-SOUPS = ("uniform", "greedy", "replacement", "pruned", "learned", "learned_by_layer", "model_stock")
-"""Recipes whose result is a set of coefficients, which can be interpolated exactly."""
+Model = WeightSoup | LayerSoup
+"""A model that is a set of coefficients, which can be interpolated exactly."""
 
 
-def starts(
-    selection: Selection, earlier: tuple[Outcome, ...]
-) -> list[tuple[str, WeightSoup | LayerSoup]]:
+def starts(selection: Selection, earlier: Earlier) -> list[tuple[str, Model]]:
     """(name, theta_1): the best single model, and the soup best on held-out data if another."""
-    single = [o for o in earlier if o.recipe == "best_single"]
-    soups = [o for o in earlier if o.recipe in SOUPS]
+    (single,) = (o for o in earlier.outcomes if o.recipe == "best_single")
+    soups = [o for o in earlier.soups if isinstance(o.candidate, Model)]
     best = sorted(soups, key=lambda o: (-selection.value(o.held_out), o.name))[:1]
-    chosen = single + [o for o in best if o.candidate != single[0].candidate]
-    found = []
-    for outcome in chosen:
-        assert isinstance(outcome.candidate, WeightSoup | LayerSoup)
-        found.append((outcome.name, outcome.candidate))
-    return found
+    chosen = [single] + [o for o in best if o.candidate != single.candidate]
+    return [(o.name, o.candidate) for o in chosen if isinstance(o.candidate, Model)]
 
 
-def named(
-    selection: Selection, earlier: tuple[Outcome, ...], name: str
-) -> tuple[str, WeightSoup | LayerSoup]:
+def named(selection: Selection, earlier: Earlier, name: str) -> tuple[str, Model]:
     """(name, theta_1): the outcome called `name`, or the trial whose key begins so.
 
     Raises:
@@ -44,8 +36,8 @@ def named(
     """
     offered = {
         o.name: o.candidate
-        for o in earlier
-        if isinstance(o.candidate, WeightSoup | LayerSoup) and o.recipe != "anchor"
+        for o in earlier.outcomes
+        if isinstance(o.candidate, Model) and o.recipe != "anchor"
     }
     if name in offered:
         return name, offered[name]
@@ -61,6 +53,10 @@ def named(
     return found[0], mean_of([trials[found[0]]])
 
 
+LINES = 2
+"""Starts, at most: of recipes that go on from another model, so many lines."""
+
+
 def curve(candidates: list[Candidate], scores: list[Scores], chosen: int) -> tuple[Step, ...]:
     """The trace of a grid of which one point is chosen."""
     return tuple(
@@ -69,9 +65,7 @@ def curve(candidates: list[Candidate], scores: list[Scores], chosen: int) -> tup
     )
 
 
-def interpolate(
-    anchor: str, theta_1: WeightSoup | LayerSoup, numerator: int, grid: int
-) -> WeightSoup | LayerSoup:
+def interpolate(anchor: str, theta_1: Model, numerator: int, grid: int) -> Model:
     """(1 - a) anchor + a theta_1 with a = numerator / grid, in exact rationals.
 
     a = 0 is the anchor and a = 1 is theta_1, as equal records and hence as equal bytes.

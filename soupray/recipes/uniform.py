@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from soupray.core.candidates import Outcome, mean_of
 from soupray.core.ports import Selection
+from soupray.recipes.recipe import TEAL, Cost, Earlier, Options, Recipe, Style
 
 
-def uniform(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
+def _uniform(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
     """Mean of the whole pool; the held-out score is for the ranking only."""
     candidate = mean_of(selection.pool.checkpoints)
     (scores,) = selection.scores([candidate])
     return [
         Outcome(name="uniform", recipe="uniform", options={}, candidate=candidate, held_out=scores)
     ]
+
+
+UNIFORM = Recipe(
+    name="uniform",
+    summary="mean of all ingredients",
+    paper="Wortsman et al. 2022, arXiv:2203.05482",
+    kind="soup",
+    costs="1",
+    uses="nothing",
+    options=Options,
+    choose=_uniform,
+    cost=lambda pool, options: Cost(scored=1, models=1, mixtures=1),
+    style=Style("uniform", "s", TEAL, own=True),
+)

@@ -12,7 +12,8 @@ from soupray.core.candidates import Candidate, Outcome, Step, VRFEnsemble, Weigh
 from soupray.core.ports import Selection
 from soupray.core.requests import Distances, Failures, FailureSet, Temperature
 from soupray.recipes.ose import GRID, mixed
-from soupray.recipes.starts import starts
+from soupray.recipes.recipe import ENSEMBLE, Cost, Earlier, Options, Recipe
+from soupray.recipes.starts import LINES, starts
 
 NEIGHBOURS = (0.001, 0.01, 0.1)
 """k as a share of the failure set; the paper has 0.001."""
@@ -24,12 +25,14 @@ WIDTHS = (0.1, 0.3, 1.0, 3.0)
 """b in units of the spread between the 10 % and the 90 % quantile."""
 
 
-def vrf(selection: Selection, earlier: tuple[Outcome, ...]) -> list[Outcome]:
+def _vrf(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
     """For the best single model, and for the best soup."""
-    return [_vrf(selection, name, fine_tuned) for name, fine_tuned in starts(selection, earlier)]
+    return [
+        _outcome(selection, name, fine_tuned) for name, fine_tuned in starts(selection, earlier)
+    ]
 
 
-def _vrf(selection: Selection, name: str, fine_tuned: WeightCandidate) -> Outcome:
+def _outcome(selection: Selection, name: str, fine_tuned: WeightCandidate) -> Outcome:
     anchor = mean_of([selection.pool.anchor.sha256])
     hot, cold = selection.measure(
         [Temperature(candidate=fine_tuned), Temperature(candidate=anchor)]
@@ -102,3 +105,19 @@ def quantiles(values: tuple[float, ...]) -> list[float]:
     """At QUANTILES, of the sorted values, without interpolation."""
     ranked = sorted(values)
     return [ranked[round(q * (len(ranked) - 1))] for q in QUANTILES]
+
+
+VRF = Recipe(
+    name="vrf",
+    summary="mix them sample by sample, by the distance to the zero-shot failure set",
+    paper="Zhu et al. 2024, arXiv:2411.06966",
+    kind="ensemble",
+    costs="1, and 2 passes over train",
+    uses="training answers, held-out counts and NLL",
+    passes="2",
+    options=Options,
+    choose=_vrf,
+    # Answers of the anchor and of each start; then features of what one got right, one wrong.
+    cost=lambda pool, options: Cost(decided=LINES * len(NEIGHBOURS), train_passes=1 + 2 * LINES),
+    style=ENSEMBLE,
+)

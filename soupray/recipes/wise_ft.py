@@ -8,11 +8,16 @@ whose held-out score is within `eps` of the best.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Annotated
+
+from msgspec import Meta
 
 from soupray.core.candidates import Candidate, Outcome
 from soupray.core.ports import Selection
-from soupray.recipes.starts import curve, interpolate, named, starts
+from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, Style, allows
+from soupray.recipes.starts import LINES, curve, interpolate, named, starts
 
 ALPHAS = tuple(Fraction(k, 20) for k in range(21))
 """0, .05, ..., 1 as in the paper."""
@@ -21,18 +26,41 @@ ROUNDING = 1e-9
 """Shares are floats: less than one sample of any held-out set, more than their rounding."""
 
 
-def wise_ft(
-    selection: Selection,
-    earlier: tuple[Outcome, ...],
-    *,
-    alphas: list[float] | None = None,
-    eps: float = 0.01,
-    theta_1: str | None = None,
-) -> list[Outcome]:
-    """Three outcomes for each line, the whole curve in their traces. `theta_1`: see `named`."""
-    grid, notes = grid_of(alphas)
+LINE_GRID = 5
+"""Alphas 0, .2, ..., 1 are evaluated on shifts, to draw the curve of WiSE-FT."""
+
+DECIMALS = 6
+"""Of alphas, at most. Mixed with a mean of up to 500, products n * theta are exact in float64
+(`candidates.QUANTUM`)."""
+
+
+class WiseFtOptions(Options, frozen=True, kw_only=True):
+    """`alphas`: in place of the paper's grid. `eps`: of "within". `theta_1`: see `named`."""
+
+    alphas: Annotated[
+        tuple[Annotated[float, Meta(ge=0, le=1)], ...] | None,
+        allows("a list of numbers, each 0 to 1, with 6 decimals at most"),
+    ] = None
+    eps: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    theta_1: Annotated[
+        str | None,
+        allows("text: the name of a soup of this run, or how a trial's key begins"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, which msgspec reports, for what no type says."""
+        if self.alphas is not None and not all(round(a, DECIMALS) == a for a in self.alphas):
+            raise ValueError("too many decimals")
+        if self.alphas == () or self.theta_1 == "":
+            raise ValueError("it is empty")
+
+
+def _wise_ft(selection: Selection, earlier: Earlier, options: WiseFtOptions) -> list[Outcome]:
+    """Three outcomes for each line, the whole curve in their traces."""
+    grid, notes = grid_of(options.alphas)
     anchor = selection.pool.anchor.sha256
     outcomes = []
+    theta_1 = options.theta_1
     ends = [named(selection, earlier, theta_1)] if theta_1 else starts(selection, earlier)
     for name, end in ends:
         candidates: list[Candidate] = [
@@ -41,7 +69,9 @@ def wise_ft(
         scores = selection.scores(candidates)
         values = [selection.value(s) for s in scores]
         best = max(range(len(grid)), key=lambda k: (values[k], -k))
-        within = next(k for k in range(len(grid)) if values[k] >= values[best] - eps - ROUNDING)
+        within = next(
+            k for k in range(len(grid)) if values[k] >= values[best] - options.eps - ROUNDING
+        )
         points = {"half": grid.index(Fraction(1, 2)), "best": best, "within": within}
         for point, k in points.items():
             outcomes.append(
@@ -58,7 +88,7 @@ def wise_ft(
     return outcomes
 
 
-def grid_of(alphas: list[float] | None) -> tuple[list[Fraction], tuple[str, ...]]:
+def grid_of(alphas: Sequence[float] | None) -> tuple[list[Fraction], tuple[str, ...]]:
     """The decimals as exact fractions, sorted; 0, 1/2 and 1 are added if missing, with a note."""
     if alphas is None:
         return list(ALPHAS), ()
@@ -67,3 +97,25 @@ def grid_of(alphas: list[float] | None) -> tuple[list[Fraction], tuple[str, ...]
     added = ", ".join(f"{float(a):g}" for a in missing)
     notes = (f"wise_ft: {added} added to the grid of alphas",) if missing else ()
     return sorted(asked | set(missing)), notes
+
+
+def _cost(pool: PoolSize, options: WiseFtOptions) -> Cost:
+    """The end points of a line are there already."""
+    inner = sum(0 < a < 1 for a in options.alphas or ALPHAS)
+    lines = 1 if options.theta_1 else LINES
+    scored, models = lines * inner, lines * LINE_GRID
+    return Cost(scored=scored, models=models, mixtures=scored + models - lines)
+
+
+WISE_FT = Recipe(
+    name="wise_ft",
+    summary="interpolate from the anchor to the best single model and to the best soup",
+    paper="Wortsman et al. 2021, arXiv:2109.01903",
+    kind="line",
+    costs="19 a line",
+    uses="held-out counts",
+    options=WiseFtOptions,
+    choose=_wise_ft,
+    cost=_cost,
+    style=Style("WiSE-FT", "", "#3a86c8"),
+)

@@ -9,26 +9,13 @@ from typing import Any
 from soupray.core.candidates import Candidate, LayerSoup, Outcome, WeightSoup, mean_of
 from soupray.core.records import Basis, Pool, Record, Rejected, Split
 from soupray.maths.metrics import logit
-from soupray.recipes.starts import SOUPS, interpolate
+from soupray.recipes import BY_NAME, RECIPES
+from soupray.recipes.greedy import GREEDY
+from soupray.recipes.starts import interpolate
+from soupray.recipes.wise_ft import LINE_GRID, WISE_FT
 from soupray.reporting.ranking import Entry, Reported
 
-LINE_GRID = 5
-"""Alphas 0, .2, ..., 1 are evaluated on shifts, to draw the curve of WiSE-FT."""
-
 INK, MUTED = "#1a1a2e", "#9aa0b4"
-COLOURS = {
-    "anchor": "#7a5195",
-    "best_single": "#1a1a2e",
-    "uniform": "#2a9d8f",
-    "greedy": "#e76f51",
-    "wise_ft": "#3a86c8",
-}
-
-OTHERS = (
-    ("other soups", "s", {*SOUPS, "fisher", "lines"} - {"uniform", "greedy"}),
-    ("ensembles", "^", {"ensemble", "greedy_ensemble", "ose", "vrf"}),
-)
-"""(label, marker, recipes) of what is drawn with open markers."""
 
 
 class Point(Record, frozen=True, kw_only=True):
@@ -161,7 +148,7 @@ def _place(point: Point, numbers: Robustness) -> tuple[float, float]:
 
 
 def _draw_lines(axes: Any, numbers: Robustness) -> None:
-    look = {"color": COLOURS["wise_ft"], "lw": 1.4, "marker": ".", "ms": 5, "zorder": 2}
+    look = {"color": WISE_FT.style.colour, "lw": 1.4, "marker": ".", "ms": 5, "zorder": 2}
     anchor = next((p.name for p in numbers.models if p.kind == "anchor"), "anchor")
     for style, (name, points) in zip(("-", "--", ":"), numbers.lines.items(), strict=False):
         xs, ys = zip(*(_place(p, numbers) for p in points), strict=True)
@@ -172,27 +159,30 @@ def _draw_lines(axes: Any, numbers: Robustness) -> None:
 def _draw_models(axes: Any, numbers: Robustness) -> None:
     trials = [_place(p, numbers) for p in numbers.models if p.kind == "ingredient"]
     axes.scatter(*zip(*trials, strict=True), s=26, color=MUTED, label="trials", zorder=3)
-    markers = {"anchor": "D", "best_single": "o", "uniform": "s", "greedy": "*"}
     for point in numbers.models:
-        if point.kind in markers:
+        style = BY_NAME[point.kind].style if point.kind in BY_NAME else None
+        if style is not None and style.own:
             x, y = _place(point, numbers)
             axes.scatter(
                 [x],
                 [y],
-                s=170 if point.kind == "greedy" else 70,
-                marker=markers[point.kind],
-                color=COLOURS[point.kind],
+                s=170 if style.marker == "*" else 70,
+                marker=style.marker,
+                color=style.colour,
                 edgecolor="white",
                 lw=0.8,
                 label=point.name.replace("_", " "),
                 zorder=4,
             )
 
-    for label, marker, kinds in OTHERS:
+    for style in dict.fromkeys(r.style for r in RECIPES if r.style.marker and not r.style.own):
+        kinds = {r.name for r in RECIPES if r.style == style}
         others = [_place(p, numbers) for p in numbers.models if p.kind in kinds]
         if others:
-            look = {"facecolor": "none", "edgecolor": COLOURS["uniform"], "zorder": 4}
-            axes.scatter(*zip(*others, strict=True), s=40, marker=marker, label=label, **look)
+            look = {"facecolor": "none", "edgecolor": style.colour, "zorder": 4}
+            axes.scatter(
+                *zip(*others, strict=True), s=40, marker=style.marker, label=style.label, **look
+            )
 
 
 def _all(numbers: Robustness) -> list[Point]:
@@ -241,14 +231,14 @@ def draw_trace(trace: Trace, path: Path) -> None:
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     steps = list(range(1, len(trace.tried) + 1))
-    axes.step(steps, trace.best, where="post", color=COLOURS["greedy"], lw=1.6, label="the soup")
+    axes.step(steps, trace.best, where="post", color=GREEDY.style.colour, lw=1.6, label="the soup")
     for kept, label, face in (
-        (True, "kept", COLOURS["greedy"]),
+        (True, "kept", GREEDY.style.colour),
         (False, "tried, not kept", "white"),
     ):
         xs = [s for s, a in zip(steps, trace.accepted, strict=True) if a == kept]
         ys = [y for y, a in zip(trace.tried, trace.accepted, strict=True) if a == kept]
-        axes.scatter(xs, ys, s=44, color=face, edgecolor=COLOURS["greedy"], label=label, zorder=3)
+        axes.scatter(xs, ys, s=44, color=face, edgecolor=GREEDY.style.colour, label=label, zorder=3)
     axes.set_xticks(steps)
     axes.set_xlabel("ingredient, best held-out first")
     axes.set_ylabel("held-out accuracy with it")

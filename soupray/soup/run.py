@@ -6,19 +6,18 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.errors import ConfigError, EvaluationError
-from soupray.core.ports import Selection
 from soupray.core.progress import Show
 from soupray.core.records import Basis, Pool, Record, Scores, digest
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.maths.metrics import on_classes_of, score
-from soupray.recipes import TABLE, Option
-from soupray.recipes.learned import bytes_read
+from soupray.recipes import BY_NAME, RECIPES, Wanted, run_recipes, total_cost
+from soupray.recipes.recipe import PoolSize
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import best_soup, leaderboard, model_of
 from soupray.reporting.results import SoupResult
@@ -28,8 +27,6 @@ from soupray.soup.session import Session, open_session, watched
 from soupray.spec.sweep_spec import NAME_LENGTH, SweepSpec
 from soupray.store import layout
 from soupray.store.objects import Store, create_record, find_record
-
-Recipes = dict[str, dict[str, Option]]
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +41,7 @@ class Choices(Record, frozen=True, kw_only=True):
     """
 
     pool: list[str]
-    recipes: Recipes
+    recipes: Wanted
     outcomes: list[Outcome]
     tau: float | None
     made: float
@@ -68,7 +65,7 @@ def run_soup(
     specs: Sequence[SweepSpec],
     home: Path,
     address: str | None,
-    recipes: Recipes,
+    recipes: Wanted,
     allowed: Allowed = ASK,
     show: Show | None = None,
 ) -> SoupResult:
@@ -101,7 +98,7 @@ def run_soup(
         return _result(session, spec, choices)
 
 
-def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Recipes, large: bool) -> Choices:
+def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Wanted, large: bool) -> Choices:
     """What the recipes choose on held-out and training data."""
     spec, basis = specs[0], session.basis
     work = _choosing_work(session.pool, recipes)
@@ -159,7 +156,7 @@ def choose(
     store: Store,
     specs: Sequence[SweepSpec],
     selection: HeldOutSelection,
-    recipes: Recipes,
+    recipes: Wanted,
     large: bool = False,
 ) -> Choices:
     """The frozen choices if they were made before, else run the recipes and freeze theirs.
@@ -170,7 +167,7 @@ def choose(
         EvaluationError: a recipe would read very much, and `large` is false.
     """
     pool = selection.pool
-    wanted = {**{r.name: {} for r in TABLE.values() if r.baseline}, **recipes}
+    wanted = {**{r.name: {} for r in RECIPES if r.kind == "baseline"}, **recipes}
     path = _choices_path(specs, pool, wanted)
     choices: Choices | None = find_record(store, path, Choices)
     if choices is None:
@@ -187,7 +184,7 @@ def choose(
     return choices
 
 
-def _choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Recipes) -> str:
+def _choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Wanted) -> str:
     """Where the choices are, by the digest of all that they follow from."""
     spec, *others = specs
     parts = [
@@ -207,15 +204,13 @@ def _choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Recipes) -> st
     return layout.choices(joint(specs).name, digest(parts)[:32])
 
 
-def _say_what_is_read(pool: Pool, recipes: Recipes, large: bool) -> None:
+def _say_what_is_read(pool: Pool, wanted: Wanted, large: bool) -> None:
     """Learned soups read every ingredient twice a step."""
-    for name in ("learned", "learned_by_layer"):
-        if name not in recipes:
+    for name, options in wanted.items():
+        recipe = BY_NAME[name]
+        if recipe.reads is None:
             continue
-        options: dict[str, Any] = {
-            k: v for k, v in recipes[name].items() if k in ("epochs", "batch_size")
-        }
-        read = bytes_read(pool.ingredients, **options)
+        read = recipe.reads(pool.ingredients, recipe.read(options, "recipes"))
         if read > LARGE:
             log.info(f"{name} reads {read / 1e9:,.0f} GB of weights.")
         if read > READ_LIMIT and not large:
@@ -224,15 +219,6 @@ def _say_what_is_read(pool: Pool, recipes: Recipes, large: bool) -> None:
                 f"ingredients; more than {READ_LIMIT / 1e9:,.0f} GB need your word: --yes. A larger"
                 " batch_size or fewer epochs (recipes in the spec) read less."
             )
-
-
-def run_recipes(selection: Selection, recipes: Recipes) -> list[Outcome]:
-    """In the table's order, so that WiSE-FT finds the soups that were asked for."""
-    outcomes: list[Outcome] = []
-    for name, recipe in TABLE.items():
-        if name in recipes:
-            outcomes += recipe.function()(selection, tuple(outcomes), **recipes[name])
-    return outcomes
 
 
 def to_report(outcomes: list[Outcome], pool: Pool) -> list[Candidate]:
@@ -272,14 +258,15 @@ def _on_classes_of_shifts(
     return found
 
 
-def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: bool) -> Recipes:
+def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: bool) -> Wanted:
     """What to run: the flags, or all of the table, or what the spec lists.
 
     Raises:
         ConfigError: no recipe, or one that averages weights for several specs.
     """
     spec, several = specs[0], len(specs) > 1
-    offered = [r.name for r in TABLE.values() if not r.baseline and (r.ensemble or not several)]
+    kinds = ("ensemble",) if several else ("soup", "line", "ensemble")
+    offered = [r.name for r in RECIPES if r.kind in kinds]
     listed = [name for name in spec.recipes if name in offered]
     names = offered if everything else flags or listed or (offered if several else [])
     if not names:
@@ -292,8 +279,8 @@ def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: boo
     return {name: dict(spec.recipes.get(name, {})) for name in names}
 
 
-def _choosing_work(pool: Pool, recipes: Recipes) -> int:
+def _choosing_work(pool: Pool, recipes: Wanted) -> int:
     """About how many evaluations a selection takes, for the progress bar."""
-    k = len(pool.ingredients)
-    work = {"greedy": k, "replacement": 2 * k, "pruned": k, "wise_ft": 40, "lines": 22}
-    return 1 + sum(work.get(name, 1) for name in recipes)
+    size = PoolSize(len(pool.ingredients), pool.ingredients[0].held_out.n)
+    cost = total_cost(size, recipes)
+    return 1 + cost.decided + cost.scored

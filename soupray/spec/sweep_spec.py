@@ -13,7 +13,8 @@ from pydantic import Field
 
 from soupray.core.errors import ConfigError, has_password, mask
 from soupray.core.records import Metric, Setting, Training, digest
-from soupray.recipes import Option, check_recipes
+from soupray.recipes import check_recipes
+from soupray.recipes.recipe import Option
 from soupray.spec.class_names import resolved
 from soupray.spec.data import DataSpec
 from soupray.spec.space import IMAGE_ONLY, Count, NonNegative, Positive, Search, SpecModel, refuse

@@ -1,0 +1,117 @@
+"""Gradient descent on the coefficients of a soup, with Adam: what learned soups are made by.
+
+The loss is mean CE(beta * f(x; sum_i softmax(w)_i theta_i), y) on held-out data. The evaluator
+gives its gradient by the coefficients; the chain rule gives that by w, and by log beta.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import softmax
+
+from soupray.core.candidates import QUANTUM, LayerSoup, quantised
+from soupray.core.ports import Selection
+from soupray.core.requests import Gradient, Slope
+
+Array = npt.NDArray[np.float64]
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+"""Adam's, as in the released code of Model soups, which uses no weight decay."""
+
+
+class Point(NamedTuple):
+    """Where the descent ended: w [groups, K], beta, and the last loss."""
+
+    w: Array
+    beta: float
+    loss: float
+    epochs: int
+
+    @property
+    def shares(self) -> Array:
+        """[groups, K]: the coefficients, which sum to one in each group."""
+        return _softmax(self.w)
+
+
+def descend(
+    selection: Selection,
+    groups: Sequence[tuple[str, ...]],
+    *,
+    lr: float,
+    epochs: int,
+    batch_size: int,
+) -> Point:
+    """The coefficients of `groups` of tensors after `epochs` over the held-out data.
+
+    Args:
+        selection: the pool, and gradients on held-out data.
+        groups: names of the tensors that share a row of coefficients; [()] stands for all tensors.
+        lr: Adam's learning rate.
+        epochs: passes over the held-out data, each in another order.
+        batch_size: samples a step.
+    """
+    pool, n = selection.pool.checkpoints, selection.pool.ingredients[0].held_out.n
+    whole = list(groups) == [()]
+    w, log_beta = np.zeros((len(groups), len(pool))), 0.0  # beta stays positive
+    adam = Adam(lr, w.size + 1)
+    generator = random.Random(0)  # noqa: S311 - not a secret
+    loss = float("nan")
+    for _ in range(epochs):
+        order = generator.sample(range(n), n)
+        for start in range(0, n, batch_size):
+            soup = soup_at(pool, [] if whole else groups, w)
+            rows = tuple(sorted(order[start : start + batch_size]))
+            beta = math.exp(log_beta)
+            (slope,) = selection.measure([Gradient(soup=soup, beta=beta, rows=rows)])
+            step = adam.step(np.append(by_w(slope, w, whole), slope.beta * beta))
+            w, log_beta = w + step[:-1].reshape(w.shape), log_beta + float(step[-1])
+            loss = slope.loss
+    return Point(w, round(math.exp(log_beta), 6), round(loss, 6), epochs)
+
+
+def soup_at(pool: list[str], groups: Sequence[tuple[str, ...]], w: Array) -> LayerSoup:
+    """The soup at w: a row for each group, or one row for all tensors."""
+    rows = [quantised(row) for row in _softmax(w)]
+    return LayerSoup(
+        checkpoints=tuple(pool),
+        layers=tuple(zip(groups, rows, strict=True)) if groups else (),
+        rest=rows[0],
+        denominator=QUANTUM,
+    )
+
+
+def by_w(slope: Slope, w: Array, whole: bool) -> Array:
+    """D loss / d w of rows of softmax: alpha_i (g_i - sum_j alpha_j g_j)."""
+    g = np.asarray(slope.coefficients)[-1:] if whole else np.asarray(slope.coefficients)[:-1]
+    alpha = _softmax(w)
+    gradient: Array = alpha * (g - (alpha * g).sum(axis=1, keepdims=True))
+    return gradient.ravel()
+
+
+def _softmax(w: Array) -> Array:
+    """Of each row [groups, K]."""
+    shares: Array = softmax(w, axis=1)
+    return shares
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015) on a flat vector."""
+
+    def __init__(self, lr: float, size: int) -> None:
+        self._lr, self._t = lr, 0
+        self._m, self._v = np.zeros(size), np.zeros(size)
+
+    def step(self, gradient: Array) -> Array:
+        """What to add to the parameters."""
+        self._t += 1
+        self._m = BETAS[0] * self._m + (1 - BETAS[0]) * gradient
+        self._v = BETAS[1] * self._v + (1 - BETAS[1]) * gradient**2
+        m = self._m / (1 - BETAS[0] ** self._t)
+        v = self._v / (1 - BETAS[1] ** self._t)
+        change: Array = -self._lr * m / (np.sqrt(v) + EPSILON)
+        return change
