@@ -81,7 +81,7 @@ def leaderboard(folder: Path) -> list[dict]:
     return json.loads((folder / "leaderboard.json").read_text())
 
 
-COPIED = ("bases", "trials", "sweeps", "evaluations", "answers", "soups", "weights")
+COPIED = ("bases", "trials", "sweeps", "evaluations", "answers", "soups", "weights", "blobs")
 """What the store of the main job holds that its copies need."""
 
 

@@ -16,7 +16,7 @@ from soupray.core.records import Ingredient, Trial, pool_of
 from soupray.data.cache import Data
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.selection import HeldOutSelection
-from soupray.inference.load import _Predictor, _Source
+from soupray.inference.load import _ModelSource, _Predictor
 from soupray.operations.estimate import dry_run
 from soupray.recipes import run_recipes
 from soupray.reporting.ranking import forward_passes
@@ -344,7 +344,7 @@ def test_heads_on_one_frozen_body_take_one_pass_and_answer_as_two(probe, pair):
 
 def counting(candidate, made: Made) -> tuple[_Predictor, list[int]]:
     """The model of a recipe whose members have one body, and a list that grows with its passes."""
-    source, passes = _Source(made.here.task, made.here.checkpoints, "fp32"), []
+    source, passes = _ModelSource(made.here.task, made.here.checkpoints, "fp32"), []
     model = _Predictor(recipe_of(candidate, made), {"": source}, torch.from_numpy)
     (body,) = {member.body for member in model._models.values()}
     body.visual.register_forward_hook(lambda *call: passes.append(1))

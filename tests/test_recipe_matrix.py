@@ -14,7 +14,7 @@ from soupray.core.errors import EvaluationError
 from soupray.evaluation import measures
 from soupray.evaluation.schedule import Answer
 from soupray.evaluation.selection import HeldOutSelection
-from soupray.inference.load import _Predictor, _Source
+from soupray.inference.load import _ModelSource, _Predictor
 from soupray.recipes import BY_NAME, run_recipes
 from soupray.reporting.recipe_file import RecipeFile
 
@@ -225,7 +225,7 @@ def test_in_bfloat16_what_is_loaded_is_what_was_evaluated(tmp_path):
     world = toy(tmp_path, batch_size=70, precision="bf16")
     outcomes = run_recipes(world.selection(), {name: {} for name in RECIPES})
     assert any(isinstance(o.candidate, VRFEnsemble) for o in outcomes)
-    source = _Source(world.task, world.checkpoints, "bf16")
+    source = _ModelSource(world.task, world.checkpoints, "bf16")
     images = torch.from_numpy(np.array(world.data.samples(world.basis.split("test"))[0]))
     for outcome in outcomes:
         recipe = RecipeFile(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from soupray.core.records import CheckpointRef, Record, Rejected, Scores, Tally, digest
+from soupray.core.records import BlobRef, Record, Rejected, Scores, Tally, digest
 
 OutputSpace = Literal["logits", "probabilities"]
 
@@ -80,12 +80,13 @@ class LayerSoup(Record, tag="layer_soup", frozen=True, kw_only=True):
 
 
 class FisherSoup(Record, tag="fisher_soup", frozen=True, kw_only=True):
-    """theta_j = sum_i n_i F_ij theta_ij / sum_i n_i F_ij (Matena and Raffel, arXiv:2111.09832).
+    """theta_j = sum_i F_ij theta_ij / sum_i F_ij (Matena and Raffel, arXiv:2111.09832).
 
-    `parts` lists (weights, their diagonal Fisher information, n), both by SHA-256.
+    `parts` lists (weights, their diagonal Fisher information, 1), both by SHA-256. The 1 was once a
+    factor; it stays because it is in the digests of stored candidates.
     """
 
-    parts: tuple[tuple[str, str, int], ...]
+    parts: tuple[tuple[str, str, Literal[1]], ...]
 
     @property
     def digest(self) -> str:
@@ -99,9 +100,8 @@ class FisherSoup(Record, tag="fisher_soup", frozen=True, kw_only=True):
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """n_i / sum n: what they would be if all Fishers were equal."""
-        total = sum(n for _, _, n in self.parts)
-        return tuple(n / total for _, _, n in self.parts)
+        """Equal shares: what they would be if all Fishers were equal."""
+        return (1 / len(self.parts),) * len(self.parts)
 
     @property
     def members(self) -> tuple[WeightCandidate, ...]:
@@ -150,13 +150,14 @@ class VRFEnsemble(Record, tag="vrf_ensemble", frozen=True, kw_only=True):
 
     d(x) is the squared L2 distance of the fine-tuned model's normalised features to their k-th
     nearest neighbour among `failures`: training samples that it gets right and the reference
-    wrong. Both models' probabilities are calibrated by their temperatures.
+    wrong. Both models' probabilities are calibrated by their temperatures. `distance` has one
+    value; it stays because it is in the digests of stored candidates.
     """
 
     fine_tuned: WeightCandidate
     reference: WeightCandidate
     temperatures: tuple[float, float]
-    failures: CheckpointRef
+    failures: BlobRef
     k: int
     a: float
     b: float

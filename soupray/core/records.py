@@ -60,15 +60,20 @@ class Split(Record, frozen=True, kw_only=True):
 
 
 class CheckpointRef(Record, frozen=True, kw_only=True):
-    """Weights in the store, named by their content."""
+    """Weights of one model in the store, named by their content."""
 
     sha256: str
     size_bytes: int
 
-    @property
-    def path(self) -> str:
-        """Where the store keeps them."""
-        return f"weights/{self.sha256}.safetensors"
+
+class BlobRef(Record, frozen=True, kw_only=True):
+    """Arrays in the store that are not weights, named by their content.
+
+    Logits, features, Fisher information and BatchNorm statistics are such.
+    """
+
+    sha256: str
+    size_bytes: int
 
 
 class Basis(Record, frozen=True, kw_only=True):
@@ -236,7 +241,7 @@ class Ingredient(Record, tag="complete", frozen=True, kw_only=True):
     best_epoch: int
     history: tuple[EpochRecord, ...]
     held_out: Scores
-    logits: CheckpointRef
+    logits: BlobRef
     made_with: dict[str, str]
     started: float
     finished: float
@@ -284,7 +289,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
     """A model on a split, as the store keeps it: its scores, and its logits (with the labels)."""
 
     scores: Scores
-    logits: CheckpointRef
+    logits: BlobRef
 
 
 class Predictions(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Generic, Literal, TypeVar
 
 from soupray.core.candidates import Candidate, LayerSoup, WeightCandidate
-from soupray.core.records import CheckpointRef, Record
+from soupray.core.records import BlobRef, Record
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class Margins(Request[tuple[float, ...]], tag="margins", frozen=True, kw_only=Tr
     """By sample: the logit of its class minus the largest other, from logits that are stored."""
 
     checkpoint: str
-    logits: CheckpointRef
+    logits: BlobRef
     answer: ClassVar[object] = tuple[float, ...]
     kept: ClassVar[bool] = False  # read from the logits in no time
 
@@ -63,19 +63,19 @@ class Right(Request[str], tag="right", frozen=True, kw_only=True):
     on_train: ClassVar[bool] = True
 
 
-class Features(Request[CheckpointRef], tag="features", frozen=True, kw_only=True):
+class Features(Request[BlobRef], tag="features", frozen=True, kw_only=True):
     """A model's features [n, D], normalised, of the samples that `rows` (packed) marks."""
 
     model: WeightCandidate
     rows: str
-    answer: ClassVar[object] = CheckpointRef
+    answer: ClassVar[object] = BlobRef
     on_train: ClassVar[bool] = True
 
 
 class FailureSet(Record, frozen=True, kw_only=True):
     """Normalised features [size, D] of a zero-shot failure (ZSF) set, in the store."""
 
-    features: CheckpointRef | None
+    features: BlobRef | None
     size: int
 
 
@@ -93,7 +93,7 @@ class Distances(Request[tuple[float, ...]], tag="distances", frozen=True, kw_onl
     """Squared L2 distance of each sample to its k-th nearest neighbour in a failure set."""
 
     fine_tuned: WeightCandidate
-    failures: CheckpointRef
+    failures: BlobRef
     k: int
     answer: ClassVar[object] = tuple[float, ...]
 
@@ -126,12 +126,12 @@ class Gradient(Request[Slope], tag="gradient", frozen=True, kw_only=True):
     answer: ClassVar[object] = Slope
 
 
-class Fisher(Request[CheckpointRef], tag="fisher", frozen=True, kw_only=True):
+class Fisher(Request[BlobRef], tag="fisher", frozen=True, kw_only=True):
     """Diagonal Fisher information of a checkpoint over `samples` training samples."""
 
     checkpoint: str
     samples: int
-    answer: ClassVar[object] = CheckpointRef
+    answer: ClassVar[object] = BlobRef
     on_train: ClassVar[bool] = True
 
 
@@ -143,7 +143,7 @@ class Deviation(Request[float], tag="deviation", frozen=True, kw_only=True):
 
     candidate: WeightCandidate
     samples: int
-    logits: CheckpointRef | None = None
+    logits: BlobRef | None = None
     answer: ClassVar[object] = float
 
 

@@ -18,6 +18,7 @@ import torch
 from soupray.core.candidates import Candidate, WeightCandidate, mean_of
 from soupray.core.ports import Accept
 from soupray.core.records import (
+    BlobRef,
     CheckpointRef,
     Evaluation,
     Ingredient,
@@ -73,9 +74,9 @@ class EvaluationCache:
         path = self._path("evaluations", *self._key(candidate, predictions.split.digest))
         return create_record(self._store, path, made)
 
-    def predictions(self, logits: CheckpointRef, split: Split) -> Predictions:
+    def predictions(self, logits: BlobRef, split: Split) -> Predictions:
         """The stored logits."""
-        stored = self._checkpoints.load(logits.sha256)
+        stored = self._checkpoints.load_blob(logits.sha256)
         return Predictions(
             split=split, logits=stored["logits"].numpy(), labels=stored["labels"].numpy()
         )
@@ -118,12 +119,12 @@ class EvaluationCache:
         # The statistics that are in the file depend on setting and training data.
         return self._path("soups", candidate.digest, self._train.digest)
 
-    def statistics(self, model: WeightCandidate) -> CheckpointRef | None:
+    def statistics(self, model: WeightCandidate) -> BlobRef | None:
         """The BatchNorm statistics that a soup was evaluated with, if it has any."""
         if len(model.checkpoints) < 2:
             return None
         path = statistics_path(model, self._train, self._setting)
-        ref: CheckpointRef | None = find_record(self._store, path, CheckpointRef)
+        ref: BlobRef | None = find_record(self._store, path, BlobRef)
         return ref
 
     def _key(self, candidate: Candidate, split: str) -> tuple[str, ...]:
@@ -145,10 +146,10 @@ def _object(answer: Any) -> Any:
     return objects[str, answer]
 
 
-def save_logits(checkpoints: Checkpoints, predictions: Predictions) -> CheckpointRef:
+def save_logits(checkpoints: Checkpoints, predictions: Predictions) -> BlobRef:
     """Logits [N, C] and labels [N] as one object."""
     tensors = {
         "logits": torch.from_numpy(np.ascontiguousarray(predictions.logits)),
         "labels": torch.from_numpy(np.array(predictions.labels)),
     }
-    return checkpoints.save(tensors, {"split": predictions.split.digest})
+    return checkpoints.save_blob(tensors, {"split": predictions.split.digest})

@@ -12,6 +12,7 @@ import numpy as np
 from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate
 from soupray.core.ports import Accept, Hints, Reached
 from soupray.core.records import (
+    BlobRef,
     CheckpointRef,
     Predictions,
     Rejected,
@@ -256,7 +257,7 @@ class StoredEvaluator:
         site = self._of(candidate)
         return site.cache.saved(candidate) or site.workers.save(candidate)
 
-    def statistics(self, candidates: Iterable[Candidate]) -> dict[str, CheckpointRef]:
+    def statistics(self, candidates: Iterable[Candidate]) -> dict[str, BlobRef]:
         """The BatchNorm statistics that soups were evaluated with, by the soup's digest."""
         members = dict.fromkeys(m for c in candidates for m in c.members)
         found = {m.digest: self._of(m).cache.statistics(m) for m in members}

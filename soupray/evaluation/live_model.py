@@ -12,7 +12,7 @@ import torch
 from soupray.core.candidates import WeightCandidate
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Task
-from soupray.core.records import CheckpointRef, Setting, Split, digest
+from soupray.core.records import BlobRef, Setting, Split, digest
 from soupray.maths.weights import Mixer
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
@@ -135,7 +135,7 @@ class LiveModel:
         if not mixture or not self._has_batch_norm() or self._shared_statistics(candidate):
             return {}
         path = statistics_path(candidate, self._train_split, self._setting)
-        ref: CheckpointRef | None = find_record(self._checkpoints.store, path, CheckpointRef)
+        ref: BlobRef | None = find_record(self._checkpoints.store, path, BlobRef)
         if ref is None:
             model = self._models[torch.float32]
             self._loaded[torch.float32] = None
@@ -145,9 +145,9 @@ class LiveModel:
             estimated = estimate_statistics(model, self._task, images, self._setting)
             if not keep:
                 return estimated
-            ref = self._checkpoints.save(estimated, {"statistics": candidate.digest})
+            ref = self._checkpoints.save_blob(estimated, {"statistics": candidate.digest})
             ref = create_record(self._checkpoints.store, path, ref)
-        return self._checkpoints.load(ref.sha256)
+        return self._checkpoints.load_blob(ref.sha256)
 
     def _shared_statistics(self, candidate: WeightCandidate) -> bool:
         """Whether all its checkpoints have the same: their training moved none, as a probe's."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from soupray.core.candidates import mean_of
 from soupray.core.errors import EvaluationError
-from soupray.core.records import CheckpointRef, digest, pack_right, unpack_right
+from soupray.core.records import BlobRef, digest, pack_right, unpack_right
 from soupray.core.requests import (
     Body,
     Defect,
@@ -65,13 +65,13 @@ def right(
 
 def features(
     live: LiveModel, checkpoints: Checkpoints, request: Features, data: tuple[Images, Labels]
-) -> CheckpointRef:
+) -> BlobRef:
     """The features of the failure set, as the store keeps them."""
     images, labels = data
     rows = np.flatnonzero(unpack_right(request.rows, len(labels)))
     _, found = live.predict(request.model, images[rows], live.low)
     chosen = {"features": torch.from_numpy(_normalised(found))}
-    return checkpoints.save(chosen, {"features_of": request.model.digest})
+    return checkpoints.save_blob(chosen, {"features_of": request.model.digest})
 
 
 def _normalised(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -85,7 +85,7 @@ def distances(
 ) -> tuple[float, ...]:
     """VRF, algorithm 1, step 2, for every sample."""
     _, features = live.predict(request.fine_tuned, data[0], live.low)
-    points = checkpoints.load(request.failures.sha256)["features"].numpy()
+    points = checkpoints.load_blob(request.failures.sha256)["features"].numpy()
     found = kth_distances(
         _normalised(features), points, request.k, live.threads, live.device == "cuda"
     )
@@ -177,7 +177,7 @@ def _inner_products(gradient: torch.Tensor, tensors: list[torch.Tensor]) -> list
 
 def fisher(
     live: LiveModel, checkpoints: Checkpoints, request: Fisher, data: tuple[Images, Labels]
-) -> CheckpointRef:
+) -> BlobRef:
     """F_j = E_x E_{y ~ p(y | x)} (d log p(y | x) / d theta_j)^2, from per-sample gradients.
 
     x runs over `samples` training samples, evenly spaced; one y is drawn for each, as the paper
@@ -214,7 +214,7 @@ def fisher(
             for name, g in each(parameters, inputs, labels).items():
                 total[name] += g.double().square_().sum(dim=0)
     information = {n: (t / len(rows)).to(torch.float32) for n, t in total.items()}
-    return checkpoints.save(information, {"fisher_of": request.checkpoint})
+    return checkpoints.save_blob(information, {"fisher_of": request.checkpoint})
 
 
 @torch.no_grad()
@@ -236,7 +236,7 @@ def deviation(
     if request.logits is None:
         high, _ = live.predict(request.candidate, images[rows])
     else:
-        high = checkpoints.load(request.logits.sha256)["logits"].numpy()[rows]
+        high = checkpoints.load_blob(request.logits.sha256)["logits"].numpy()[rows]
     return float(np.abs(low - high).max())
 
 

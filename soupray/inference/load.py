@@ -47,10 +47,10 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Array]
     home = home or default_home()
 
     @functools.cache
-    def source(spec: SweepSpec) -> _Source:
+    def source(spec: SweepSpec) -> _ModelSource:
         place = start_services(spec, home).place
         weights = Checkpoints(place.open_store(), place.folder / "weights")
-        return _Source(task_of(spec.task), weights, spec.setting.precision)
+        return _ModelSource(task_of(spec.task), weights, spec.setting.precision)
 
     sources = {digest: source(spec) for digest, spec in specs_of(read).items()}
     return _Predictor(read, sources, _texts if spec_of(read).data.kind == "text" else _images)
@@ -73,7 +73,7 @@ def _texts(batch: Any) -> torch.Tensor:
     return torch.from_numpy(pack(list(batch)))
 
 
-class _Source(NamedTuple):
+class _ModelSource(NamedTuple):
     """What makes the models of one spec."""
 
     task: Task
@@ -95,7 +95,7 @@ class _Predictor:
     def __init__(
         self,
         recipe: RecipeFile,
-        sources: dict[str, _Source],
+        sources: dict[str, _ModelSource],
         samples: Callable[[Any], torch.Tensor],
     ) -> None:
         self._candidate, self._samples = recipe.candidate, samples
@@ -108,7 +108,7 @@ class _Predictor:
             self._models[member] = _Model(source.task, body, model.head)
         if isinstance(recipe.candidate, VRFEnsemble):
             home = sources.get(recipe.candidate.fine_tuned.checkpoints[0], sources[""])
-            failures = home.checkpoints.load(recipe.candidate.failures.sha256)
+            failures = home.checkpoints.load_blob(recipe.candidate.failures.sha256)
             self._failures = failures["features"].numpy()
 
     @torch.inference_mode()
@@ -149,7 +149,7 @@ class _Predictor:
         return run(candidate)
 
 
-def _loaded(member: WeightCandidate, recipe: RecipeFile, source: _Source) -> Any:
+def _loaded(member: WeightCandidate, recipe: RecipeFile, source: _ModelSource) -> Any:
     """The module of a member. Raises CheckpointError if the weights do not fit it."""
     model = source.task.model()
     try:

@@ -28,7 +28,7 @@ FISHER_FLOOR = 1e-8
 """Fisher-weighted averaging, arXiv:2111.09832, section 3: below it an element counts as this."""
 
 
-class Source(Protocol):
+class ReadableWeights(Protocol):
     """What an average needs of a checkpoint: its tensors by name, not all in memory at once."""
 
     @property
@@ -49,7 +49,7 @@ class Mixer:
     only an accepted one a second time.
     """
 
-    def __init__(self, open_weights: Callable[[str], Source]) -> None:
+    def __init__(self, open_weights: Callable[[str], ReadableWeights]) -> None:
         self._open = open_weights
         self._parts: Parts = ()
         self._sums: dict[str, torch.Tensor] = {}
@@ -94,23 +94,22 @@ class Mixer:
 
     def _by_fisher(self, soup: FisherSoup) -> Iterator[tuple[str, torch.Tensor]]:
         """Tensors without Fisher information (buffers) are plain means."""
-        sources = [(sha, n, self._open(sha), self._open(fisher)) for sha, fisher, n in soup.parts]
-        like, total_n = sources[0][2], sum(n for _, _, n in soup.parts)
-        known = set(sources[0][3].names)
+        sources = [(sha, self._open(sha), self._open(fisher)) for sha, fisher, _ in soup.parts]
+        like, known = sources[0][1], set(sources[0][2].names)
         for name in like.names:
             total, share = None, None
-            for sha, n, source, fisher in sources:
+            for sha, source, fisher in sources:
                 term = _checked(source, sha, name, like)
                 if term.is_floating_point():
-                    term = term.to(torch.float64, copy=True).mul_(n)
+                    term = term.to(torch.float64, copy=True)
                 if name in known:
                     own = fisher[name].to(torch.float64).clamp_min(FISHER_FLOOR)
                     term = term * own
-                    share = own.mul_(n) if share is None else share.add_(own, alpha=n)
+                    share = own if share is None else share.add_(own)
                 total = term if total is None or not term.is_floating_point() else total.add_(term)
             assert total is not None
             if total.is_floating_point():
-                total = (total / (total_n if share is None else share)).to(like[name].dtype)
+                total = (total / (len(sources) if share is None else share)).to(like[name].dtype)
             yield name, total
 
     def _worth_keeping(self, head: Parts) -> bool:
@@ -139,7 +138,7 @@ class Mixer:
             raise
 
 
-def _checked(source: Source, sha: str, name: str, like: Source) -> torch.Tensor:
+def _checked(source: ReadableWeights, sha: str, name: str, like: ReadableWeights) -> torch.Tensor:
     """The tensor called `name`, if it can be added to that of `like`; integers must be equal."""
     if source.names != like.names:
         odd = sorted(set(source.names) ^ set(like.names))[0]

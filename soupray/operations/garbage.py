@@ -20,9 +20,6 @@ from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.store import layout
 from soupray.store.objects import Store, find_record, read_record
 
-OLDER_THAN_S = 24 * 3600.0
-"""What is younger stays: a trial or a soup that runs may be about to name it."""
-
 SHA256 = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -38,13 +35,19 @@ def find_garbage(store: Store, spec: SweepSpec, older_than_s: float) -> list[Gar
     """What may go, of everything in the store. Raises StoreError, CheckpointError."""
     # Objects before records: what is named after its record was read was not listed yet.
     before = time.time() - older_than_s
-    weights = [e for e in store.entries(layout.WEIGHTS) if e[2] <= before]
+    folders = {layout.WEIGHTS: "weights", layout.BLOBS: "arrays"}
+    files = [
+        (what, e)
+        for folder, what in folders.items()
+        for e in store.entries(folder)
+        if e[2] <= before
+    ]
     states = [e for e in store.entries(layout.RESUME) if e[2] <= before]
-    named = _named(store) if weights else set()
+    named = _named(store) if files else set()
     found = [
-        Garbage(path=path, size_bytes=size, why="no record names these weights")
-        for path, size, _ in weights
-        if _stem(path) not in named
+        Garbage(path=path, size_bytes=size, why=f"no record names these {what}")
+        for what, (path, size, _) in files
+        if layout.stem(path) not in named
     ]
     return [*found, *_old_states(store, spec, states)]
 
@@ -54,17 +57,14 @@ def remove(store: Store, garbage: list[Garbage], older_than_s: float) -> list[Ga
     before = time.time() - older_than_s
     still = {
         path
-        for path, _, at in [*store.entries(layout.WEIGHTS), *store.entries(layout.RESUME)]
+        for folder in (layout.WEIGHTS, layout.BLOBS, layout.RESUME)
+        for path, _, at in store.entries(folder)
         if at <= before
     }
     gone = [one for one in garbage if one.path in still]
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda one: store.delete(one.path), gone))
     return gone
-
-
-def _stem(path: str) -> str:
-    return path.rpartition("/")[2].removesuffix(".safetensors")
 
 
 def _named(store: Store) -> set[str]:

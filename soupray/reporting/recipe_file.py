@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
 
 from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate
 from soupray.core.errors import ChecksumMismatch, ConfigError
-from soupray.core.records import CheckpointRef, Record, decode
+from soupray.core.records import BlobRef, Record, decode
 from soupray.evaluation.local import about
 from soupray.maths.weights import Mixer
 from soupray.services.place import Place
@@ -35,13 +35,13 @@ class RecipeFile(Record, frozen=True, kw_only=True):
     that soups were evaluated with, by the digest of the soup.
     """
 
-    format: int = 1
+    format: Literal[1] = 1
     name: str
     recipe: str
     options: dict[str, str | int | float]
     candidate: Candidate
     ingredients: dict[str, str]
-    statistics: dict[str, CheckpointRef]
+    statistics: dict[str, BlobRef]
     sha256: str | None
     spec: dict[str, Any]
     foreign: tuple[Foreign, ...] = ()
@@ -131,5 +131,5 @@ def weights_of(
     """All tensors of one of the recipe's models, as they were evaluated."""
     weights = dict(Mixer(checkpoints.open).tensors(member))
     if member.digest in recipe.statistics:
-        weights |= checkpoints.load(recipe.statistics[member.digest].sha256)
+        weights |= checkpoints.load_blob(recipe.statistics[member.digest].sha256)
     return weights

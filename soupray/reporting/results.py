@@ -11,7 +11,7 @@ from typing import NamedTuple
 from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.errors import NotFound
 from soupray.core.ports import Champion, TrackedRun, Tracker
-from soupray.core.records import Basis, CheckpointRef, Pool, Scores, encode
+from soupray.core.records import Basis, BlobRef, CheckpointRef, Pool, Scores, encode
 from soupray.reporting.plots import draw_all
 from soupray.reporting.ranking import Entry, as_csv, names_of
 from soupray.reporting.recipe_file import Foreign, RecipeFile
@@ -42,7 +42,7 @@ class SoupResult(NamedTuple):
     reported: dict[tuple[Candidate, str], Scores]
     soup: Outcome
     weights: CheckpointRef
-    statistics: dict[str, CheckpointRef]
+    statistics: dict[str, BlobRef]
     services: Services
     made: float
     foreign: dict[str, SweepSpec]
@@ -183,7 +183,7 @@ def _champion(result: SoupResult, spec: SweepSpec) -> Champion:
         model=f"soupray-{spec.name}",
         entry=entry_key(spec, result.soup.name),
         candidate=result.soup.candidate.digest,
-        weights=f"{result.services.place.storage}/{result.weights.path}",
+        weights=f"{result.services.place.storage}/{layout.weights(result.weights.sha256)}",
         sha256=result.weights.sha256,
         size_bytes=result.weights.size_bytes,
     )

@@ -16,6 +16,7 @@ from soupray.maths.metrics import as_read
 from soupray.reporting.ranking import Entry, Measured, measured, shift_mean
 from soupray.search.plan import plan
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.store import layout
 
 SHORT = 8
 """Characters of a trial's key in a run's name."""
@@ -62,7 +63,7 @@ def trial_run(
         metrics["best_epoch"] = float(manifest.best_epoch)
         tags = {
             "soupray.status": "complete",
-            "soupray.checkpoint": manifest.checkpoint.path,
+            "soupray.checkpoint": layout.weights(manifest.checkpoint.sha256),
             "soupray.init": manifest.init,
         }
     else:

@@ -19,25 +19,20 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 from filelock import FileLock
 
-from soupray.core.errors import (
-    ChecksumMismatch,
-    SouprayError,
-    StoreUnavailable,
-)
-from soupray.core.records import CheckpointRef
+from soupray.core.errors import ChecksumMismatch, NotFound, SouprayError, StoreUnavailable
+from soupray.core.records import BlobRef, CheckpointRef
+from soupray.store import layout
 from soupray.store.objects import Store, retry_once
 from soupray.store.weights_file import MappedWeights, Weights, sha256_of, write_weights
-
-R = TypeVar("R")
 
 RANGE_BYTES, READERS = 16 * 2**20, 8
 """A checkpoint is fetched in ranges of this size, so many at a time."""
@@ -53,6 +48,13 @@ CACHE_SHARE = 0.5
 """Of the disk that the local copies may take."""
 
 
+Place = Callable[[str], str]
+Places = tuple[Place, Place]
+WEIGHTS_FIRST: Places = (layout.weights, layout.blob)
+BLOBS_FIRST: Places = (layout.blob, layout.weights)
+"""Where an object is looked for: versions before `blobs/` kept everything under `weights/`."""
+
+
 class Checkpoints:
     """Weights in `store`, with verified copies in the local folder `cache`."""
 
@@ -65,22 +67,37 @@ class Checkpoints:
         cache.mkdir(parents=True, exist_ok=True)
 
     def save(self, weights: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> CheckpointRef:
-        """Store `weights` under the digest of their bytes; storing them twice is harmless.
+        """Store the weights of a model under the digest of their bytes; twice is harmless.
 
-        `about` goes into the file's one metadata key: safetensors writes several in random order,
-        and equal weights would get different digests.
+        Args:
+            weights: tensors by name.
+            about: goes into the file's one metadata key. safetensors writes several keys in random
+                order, and equal weights would get different digests.
+
+        Raises:
+            StoreUnavailable: the store, or this machine's disk, is full or away.
         """
+        return CheckpointRef(**self._save(weights, about, layout.weights))
+
+    def save_blob(self, arrays: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> BlobRef:
+        """Store arrays that are not weights, as `save` stores weights."""
+        return BlobRef(**self._save(arrays, about, layout.blob))
+
+    def _save(
+        self, tensors: Mapping[str, torch.Tensor], about: Mapping[str, str], place: Place
+    ) -> dict[str, Any]:
+        """The fields of a reference to what was stored."""
         part = self._new_part()
         try:
             with _local_disk(self._cache):
-                write_weights(part, weights, about)
-            ref = CheckpointRef(sha256=sha256_of(part), size_bytes=part.stat().st_size)
-            self._make_room(ref.size_bytes)
-            self.store.put(ref.path, part)
-            part.rename(self._local(ref.sha256))
+                write_weights(part, tensors, about)
+            sha256, size = sha256_of(part), part.stat().st_size
+            self._make_room(size)
+            self.store.put(place(sha256), part)
+            part.rename(self._local(sha256))
         finally:
             part.unlink(missing_ok=True)
-        return ref
+        return {"sha256": sha256, "size_bytes": size}
 
     def expect(self, digests: Iterable[str]) -> None:
         """Fetch these in the background, for they will be wanted soon.
@@ -98,7 +115,7 @@ class Checkpoints:
 
     def _try_to_fetch(self, sha256: str) -> None:
         with suppress(SouprayError):
-            self._fetch(sha256)
+            self._fetch(sha256, WEIGHTS_FIRST)
 
     def fetch(self, sha256: str) -> Path:
         """A local file with the weights, downloaded and verified unless it is there already.
@@ -107,12 +124,16 @@ class Checkpoints:
             NotFound: the store has no such weights.
             ChecksumMismatch: the stored bytes are not those that were written.
         """
+        return self._when_here(sha256, WEIGHTS_FIRST)
+
+    def _when_here(self, sha256: str, places: Places) -> Path:
+        """The local file, once a download in the background is over."""
         coming = self._coming.pop(sha256, None)
         if coming is not None and not coming.cancel():
             wait([coming])
-        return self._fetch(sha256)
+        return self._fetch(sha256, places)
 
-    def _fetch(self, sha256: str) -> Path:
+    def _fetch(self, sha256: str, places: Places) -> Path:
         local = self._local(sha256)
         while True:
             try:
@@ -123,29 +144,38 @@ class Checkpoints:
                 self._verified.add(sha256)
                 return local
             except FileNotFoundError:  # not here yet, spoilt, or another process made room
-                self._download(sha256, local)
+                self._download(sha256, local, places)
 
-    def _download(self, sha256: str, local: Path) -> None:
+    def _download(self, sha256: str, local: Path, places: Places) -> None:
         """Once a node: of the processes that want it at the same time, the others wait."""
         lock = local.with_suffix(".lock")
         with _local_disk(self._cache), FileLock(lock):
             try:
                 if not local.exists():
-                    self._download_alone(sha256, local)
+                    self._download_alone(sha256, local, places)
             finally:
                 lock.unlink(missing_ok=True)  # who waits for it finds the file, or tries itself
 
-    def _download_alone(self, sha256: str, local: Path) -> None:
-        path = CheckpointRef(sha256=sha256, size_bytes=0).path
-        ref = CheckpointRef(sha256=sha256, size_bytes=self.store.size(path))
-        with self._room_for(ref.size_bytes):
+    def _download_alone(self, sha256: str, local: Path, places: Places) -> None:
+        path, size = self._find(sha256, places)
+        with self._room_for(size):
             part = self._new_part()
             try:
-                retry_once(lambda: self._copy(ref, part), ChecksumMismatch)
+                retry_once(lambda: self._copy(path, size, sha256, part), ChecksumMismatch)
                 part.rename(local)
                 self._verified.add(sha256)
             finally:
                 part.unlink(missing_ok=True)
+
+    def _find(self, sha256: str, places: Places) -> tuple[str, int]:
+        """(path, bytes) of the object, in the first of two places that has it. Raises NotFound."""
+        first, second = (place(sha256) for place in places)
+        try:
+            return first, self.store.size(first)
+        except NotFound:
+            with suppress(NotFound):
+                return second, self.store.size(second)
+            raise
 
     @contextmanager
     def _room_for(self, size: int) -> Iterator[None]:
@@ -160,17 +190,17 @@ class Checkpoints:
             with self._room:
                 self._reserved -= size
 
-    def _copy(self, ref: CheckpointRef, part: Path) -> None:
+    def _copy(self, path: str, size: int, sha256: str, part: Path) -> None:
         """Write the object into a local file. Raises ChecksumMismatch."""
         seen = hashlib.sha256()
         with part.open("wb") as file:
-            for chunk in self._ranges(ref.path, ref.size_bytes):
+            for chunk in self._ranges(path, size):
                 seen.update(chunk)
                 file.write(chunk)
-        if seen.hexdigest() != ref.sha256:
+        if seen.hexdigest() != sha256:
             raise ChecksumMismatch(
-                f"{ref.path} in {self.store.url} has SHA-256 {seen.hexdigest()} "
-                f"({ref.size_bytes} bytes): it is corrupt or truncated. Restore that object, or "
+                f"{path} in {self.store.url} has SHA-256 {seen.hexdigest()} "
+                f"({size} bytes): it is corrupt or truncated. Restore that object, or "
                 "delete it and the manifest of its trial, and run the sweep again: only that "
                 "trial is repeated."
             )
@@ -214,16 +244,22 @@ class Checkpoints:
                 free, kept = free + sizes[copy], kept - sizes[copy]
 
     def open(self, sha256: str) -> MappedWeights:
-        """The weights, memory-mapped."""
+        """The weights, or the arrays of a blob, memory-mapped. Raises what `fetch` raises."""
+        return self._open(sha256, WEIGHTS_FIRST)
+
+    def _open(self, sha256: str, places: Places) -> MappedWeights:
         try:
-            return MappedWeights(self.fetch(sha256))
+            return MappedWeights(self._when_here(sha256, places))
         except FileNotFoundError:  # another process made room just now
-            return MappedWeights(self.fetch(sha256))
+            return MappedWeights(self._when_here(sha256, places))
 
     def load(self, sha256: str) -> Weights:
-        """The weights, in memory."""
-        mapped = self.open(sha256)
-        return {name: mapped[name] for name in mapped.names}
+        """The weights, in memory. Raises what `fetch` raises."""
+        return _in_memory(self._open(sha256, WEIGHTS_FIRST))
+
+    def load_blob(self, sha256: str) -> Weights:
+        """The arrays of a blob by name, in memory. Raises what `fetch` raises."""
+        return _in_memory(self._open(sha256, BLOBS_FIRST))
 
     def _new_part(self) -> Path:
         with (
@@ -234,6 +270,10 @@ class Checkpoints:
 
     def _local(self, sha256: str) -> Path:
         return self._cache / f"{sha256}.safetensors"
+
+
+def _in_memory(mapped: MappedWeights) -> Weights:
+    return {name: mapped[name] for name in mapped.names}
 
 
 @contextmanager

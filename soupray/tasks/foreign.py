@@ -18,7 +18,7 @@ NOT_WEIGHTS = (".num_batches_tracked", ".position_ids")
 """Endings of buffers that are counted, not learnt; our models have none of them."""
 
 
-class Source(NamedTuple):
+class ForeignWeights(NamedTuple):
     """Weights as they were found, and where."""
 
     weights: Weights
@@ -80,7 +80,7 @@ def renamed(weights: Weights, name: Callable[[str], str | None]) -> Weights:
     return {new: tensor for old, tensor in weights.items() if (new := name(old)) is not None}
 
 
-def matched(found: Source, model: torch.nn.Module) -> Weights:
+def matched(found: ForeignWeights, model: torch.nn.Module) -> Weights:
     """Exactly the tensors of `model`, in its types.
 
     Raises:

@@ -19,7 +19,13 @@ from soupray.core.errors import ConfigError, IncompatibleWeights
 from soupray.spec.task import OpenClipSpec
 from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.files import not_reached
-from soupray.tasks.foreign import Source, leave_out_batch_counts, matched, renamed, unwrapped
+from soupray.tasks.foreign import (
+    ForeignWeights,
+    leave_out_batch_counts,
+    matched,
+    renamed,
+    unwrapped,
+)
 from soupray.tasks.pixels import Pixels
 from soupray.tasks.vocabulary import CutTokenizer
 
@@ -93,14 +99,14 @@ class OpenClipTask:
         text = {name for name in clip.state_dict() if not name.startswith("visual.")}
         found = renamed(unwrapped(weights), _our_name)
         if "head.weight" not in found and "head.bias" not in found:
-            clip.load_state_dict(matched(Source(found, where), clip))
+            clip.load_state_dict(matched(ForeignWeights(found, where), clip))
             found |= self._zero_shot_head(clip)
         if "head.bias" in found and not self._spec.head_bias:
             raise IncompatibleWeights(
                 f"{where}: its head has a bias. Write `head_bias: true` under task in the spec."
             )
         found = {name: tensor for name, tensor in found.items() if name not in text}
-        return matched(Source(found, where), self._classifier(clip))
+        return matched(ForeignWeights(found, where), self._classifier(clip))
 
     def export(self, weights: Weights, folder: Path) -> str:
         """See `ports.Task`: a whole CLIP with this image tower, and the head beside it."""

@@ -14,7 +14,7 @@ from soupray.spec.task import TimmSpec
 from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.files import local_path, not_reached
 from soupray.tasks.foreign import (
-    Source,
+    ForeignWeights,
     leave_out_batch_counts,
     load_foreign,
     matched,
@@ -71,7 +71,7 @@ class TimmTask:
             return drawn
         body = {n: t for n, t in self._ours(load_foreign(file)).items() if n.startswith(BODY)}
         head = {n: t for n, t in drawn.items() if n.startswith(HEAD)}
-        return matched(Source(self._channels_of(body, drawn) | head, str(file)), model)
+        return matched(ForeignWeights(self._channels_of(body, drawn) | head, str(file)), model)
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
         """[N, 1 or C, H, W] in 0..255 -> [N, C, size, size] float32, resized and normalised."""
@@ -79,7 +79,7 @@ class TimmTask:
 
     def adopt(self, weights: Weights, where: str) -> Weights:
         """See `ports.Task`: a checkpoint of `timm.create_model(model, num_classes=...)`."""
-        return matched(Source(self._ours(weights), where), self.model())
+        return matched(ForeignWeights(self._ours(weights), where), self.model())
 
     def export(self, weights: Weights, folder: Path) -> str:
         """See `ports.Task`: one file, in timm's names."""

@@ -20,7 +20,7 @@ from soupray.core.texts import unpack
 from soupray.spec.task import TransformersSpec
 from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.files import PACKAGE, local_path, not_reached
-from soupray.tasks.foreign import Source, matched, renamed, unwrapped
+from soupray.tasks.foreign import ForeignWeights, matched, renamed, unwrapped
 
 BODY, HEAD = "body.", "head."
 
@@ -117,10 +117,10 @@ class TextTask:
         if not any(name.startswith(BODY) for name in found):
             found = renamed(found, self._our_name)
         if "head.weight" not in found and self._spec.templates:
-            body = Source({n.removeprefix(BODY): t for n, t in found.items()}, where)
+            body = ForeignWeights({n.removeprefix(BODY): t for n, t in found.items()}, where)
             model.body.load_state_dict(matched(body, model.body))
             found["head.weight"] = self._zero_shot_head(model)
-        return matched(Source(found, where), model)
+        return matched(ForeignWeights(found, where), model)
 
     def export(self, weights: Weights, folder: Path) -> str:
         """See `ports.Task`: a folder in the library's layout; a head that it does not know beside.
