@@ -30,6 +30,7 @@ from soupray.evaluation.selection import HeldOutSelection
 from soupray.maths.weights import Mixer
 from soupray.recipes.greedy import GREEDY
 from soupray.spec.task import OpenClipSpec
+from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 from soupray.tasks.open_clip import OpenClipTask
@@ -76,7 +77,7 @@ def after_the_sweep(checkpoints: Checkpoints, pool: Pool) -> Checkpoints:
     """What a sweep leaves on its node: weights in the cache, logits in the store, no evaluation."""
     fresh = Checkpoints(open_store("memory://"), checkpoints._cache)
     for i in pool.ingredients:
-        path = f"weights/{i.logits.sha256}.safetensors"
+        path = layout.blob(i.logits.sha256)
         fresh.store.put(path, checkpoints.store.get(path))
     return fresh
 

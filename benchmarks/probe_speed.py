@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.data.cache import open_data
 from soupray.spec.space import Space
 from soupray.spec.sweep_spec import load
@@ -23,7 +24,7 @@ from soupray.store.objects import open_store
 from soupray.tasks import task_of
 from soupray.training.loop import Loop
 from soupray.training.probe import frozen
-from soupray.training.start import Hyperparameters, Start
+from soupray.training.start import Start
 
 TRIALS, EPOCHS, ROUNDS = 4, 10, 5
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from training_speed import BATCH, IMAGES, SPEC, THREADS, make_photos
 
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.records import EpochRecord, Training
 from soupray.data.cache import open_data
 from soupray.spec.space import Space
@@ -24,7 +25,7 @@ from soupray.store.objects import open_store
 from soupray.tasks import task_of
 from soupray.training.loop import Loop
 from soupray.training.resume import Resumer
-from soupray.training.start import Hyperparameters, Start
+from soupray.training.start import Start
 
 ROUNDS, EPOCH = 4, 1_255_000
 """ImageNet's train set, less 26 held out of each class."""

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from vit_pool import make_photos
 
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
 from soupray.core.records import Training
 from soupray.data.cache import Data, open_data
@@ -30,7 +31,7 @@ from soupray.spec.space import Space
 from soupray.spec.sweep_spec import parse
 from soupray.tasks import task_of
 from soupray.training.loop import Loop
-from soupray.training.start import Hyperparameters, Start
+from soupray.training.start import Start
 
 IMAGES, BATCH, ROUNDS, THREADS = 128, 64, 3, 2
 

@@ -13,6 +13,7 @@ import torch
 
 from soupray.core.records import (
     Basis,
+    BlobRef,
     CheckpointRef,
     Ingredient,
     Scores,
@@ -148,7 +149,7 @@ def ingredient(name: str, held_out: Scores, size_bytes: int = 1000) -> Ingredien
         best_epoch=1,
         history=(),
         held_out=held_out,
-        logits=CheckpointRef(sha256=f"logits of {name}", size_bytes=1),
+        logits=BlobRef(sha256=f"logits of {name}", size_bytes=1),
         made_with={},
         started=100.0,
         finished=200.0,

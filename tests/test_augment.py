@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import InterpolationMode, RandAugment
 
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.spec.space import Space
 from soupray.training.augment import Draws, augmented, cutting, draw
 from soupray.training.randaugment import OPERATIONS, randaugmented
-from soupray.training.start import Hyperparameters
 
 
 def wanted(**hparams: float) -> Hyperparameters:

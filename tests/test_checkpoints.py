@@ -18,6 +18,7 @@ from shared import ingredient, scores, small_disk, trial
 
 from soupray.core.errors import CheckpointError, ChecksumMismatch, NotFound, StoreUnavailable
 from soupray.core.records import Ingredient, Manifest, Tombstone, encode
+from soupray.store import layout
 from soupray.store.checkpoints import AHEAD, Checkpoints
 from soupray.store.objects import create_record, find_record, open_store, read_record
 from soupray.store.weights_file import sha256_of, tensor_digests, write_weights
@@ -71,8 +72,8 @@ def test_other_weights_or_another_origin_have_another_digest(checkpoints):
 def test_what_is_saved_is_what_another_machine_loads(checkpoints, elsewhere):
     ref = checkpoints.save(WEIGHTS, ABOUT)
     assert checkpoints.save(WEIGHTS, ABOUT) == ref
-    assert checkpoints.store.list("weights") == [ref.path]
-    stored = checkpoints.store.get(ref.path)
+    assert checkpoints.store.list("weights") == [layout.weights(ref.sha256)]
+    stored = checkpoints.store.get(layout.weights(ref.sha256))
     assert hashlib.sha256(stored).hexdigest() == ref.sha256
     assert len(stored) == ref.size_bytes
     loaded = elsewhere.load(ref.sha256)
@@ -91,7 +92,7 @@ def test_a_view_of_a_larger_tensor_is_saved_without_the_rest(checkpoints):
 def test_a_local_copy_needs_no_store(checkpoints, elsewhere):
     ref = checkpoints.save(WEIGHTS, ABOUT)
     elsewhere.fetch(ref.sha256)
-    checkpoints.store.delete(ref.path)
+    checkpoints.store.delete(layout.weights(ref.sha256))
     assert sha256_of(elsewhere.fetch(ref.sha256)) == ref.sha256
     assert sha256_of(checkpoints.fetch(ref.sha256)) == ref.sha256
 
@@ -115,15 +116,15 @@ def test_a_damaged_object_is_refused_by_name_and_kept_out_of_the_cache(
     checkpoints, elsewhere, tmp_path, damage
 ):
     ref = checkpoints.save(WEIGHTS, ABOUT)
-    damaged = damage(checkpoints.store.get(ref.path))
-    checkpoints.store.put(ref.path, damaged)
+    damaged = damage(checkpoints.store.get(layout.weights(ref.sha256)))
+    checkpoints.store.put(layout.weights(ref.sha256), damaged)
     for read in (elsewhere.fetch, elsewhere.load, elsewhere.open):
         with pytest.raises(ChecksumMismatch) as error:
             read(ref.sha256)
-        assert f"{ref.path} in memory://" in str(error.value)
+        assert f"{layout.weights(ref.sha256)} in memory://" in str(error.value)
         assert f"({len(damaged)} bytes)" in str(error.value)
     assert list((tmp_path / "elsewhere").iterdir()) == []
-    assert checkpoints.store.get(ref.path) == damaged
+    assert checkpoints.store.get(layout.weights(ref.sha256)) == damaged
 
 
 def test_a_damaged_local_file_is_a_checkpoint_error(checkpoints):
@@ -273,14 +274,28 @@ def test_what_is_expected_comes_in_the_background_and_once(elsewhere, checkpoint
     assert torch.equal(elsewhere.load(ref.sha256)["w"], WEIGHTS["w"])
     elsewhere.expect([ref.sha256])
     assert torch.equal(elsewhere.load(ref.sha256)["w"], WEIGHTS["w"])
-    assert asked == [ref.path]
+    assert asked == [layout.weights(ref.sha256)]
+
+
+def test_arrays_that_are_no_weights_have_a_place_of_their_own(checkpoints, elsewhere):
+    arrays = {"logits": torch.tensor([[0.5, -1.0]])}
+    ref = checkpoints.save_blob(arrays, {"split": "d"})
+    assert checkpoints.store.list("") == [f"blobs/{ref.sha256}.safetensors"]
+    assert torch.equal(elsewhere.load_blob(ref.sha256)["logits"], arrays["logits"])
+
+
+def test_arrays_that_an_older_version_kept_among_the_weights_are_found(checkpoints, elsewhere):
+    arrays = {"logits": torch.tensor([[0.5, -1.0]])}
+    ref = checkpoints.save(arrays, {"split": "d"})
+    assert torch.equal(elsewhere.load_blob(ref.sha256)["logits"], arrays["logits"])
 
 
 def test_what_fails_in_the_background_is_tried_again_when_it_is_wanted(
     elsewhere, checkpoints, monkeypatch
 ):
     ref = checkpoints.save(WEIGHTS, ABOUT)
-    size, answers = elsewhere.store.size, [StoreUnavailable("away"), NotFound("not yet")]
+    size = elsewhere.store.size
+    answers = [StoreUnavailable("away"), NotFound("no blob"), NotFound("not yet")]
 
     def failing(path):
         if answers:

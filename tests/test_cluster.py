@@ -13,6 +13,7 @@ from conftest import inside, mini_text
 from soupray.core.errors import ConfigError
 from soupray.distributed import cluster
 from soupray.spec.sweep_spec import SweepSpec, parse
+from soupray.store import layout
 
 
 def spec(**edits: str) -> SweepSpec:
@@ -150,7 +151,7 @@ def test_a_sweep_whose_trials_fail_says_so_keeps_what_there_is_and_exits_1(fresh
     from soupray.search.state import find_basis
 
     loaded, _, store = fresh.world()
-    store.delete(find_basis(store, loaded).init.path)
+    store.delete(find_basis(store, layout.weights(loaded).init.sha256))
     fresh.spec.write_text(mini_text(**{"trials: 16": "trials: 5"}))
     done = inside("sweep", fresh.spec, *fresh.where, check=False)
     assert done.returncode == 1, done.stderr

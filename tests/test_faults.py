@@ -42,6 +42,7 @@ from soupray.recipes import run_recipes
 from soupray.search.state import find_manifests
 from soupray.services.home import atomic_write
 from soupray.spec.space import Space
+from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, create_record, open_store, read_record, read_view
 from soupray.training.trial import fine_tune
@@ -150,14 +151,18 @@ def job(store: Store, data: Data, cache: Path) -> list[tuple]:
 def check(store: Store) -> dict[str, bytes]:
     """Everything in the store is whole, and no record is without its bytes; the manifests."""
     manifests = {}
-    for path in store.list(""):
+    paths = store.list("")
+    for path in paths:
         data = store.get(path)
-        if path.startswith("weights/"):
-            assert path == f"weights/{hashlib.sha256(data).hexdigest()}.safetensors"
+        if path.endswith(".safetensors"):
+            assert path.startswith(("weights/", "blobs/"))
+            assert layout.stem(path) == hashlib.sha256(data).hexdigest()
             continue
         record = json.loads(data)
         for ref in references(record):
-            assert store.size(f"weights/{ref['sha256']}.safetensors") == ref["size_bytes"]
+            places = {layout.weights(ref["sha256"]), layout.blob(ref["sha256"])}
+            (path_of,) = places & set(paths)
+            assert store.size(path_of) == ref["size_bytes"]
         if path.endswith("manifest.json"):
             assert isinstance(decode(data, Manifest), Ingredient)
             manifests[path] = data
@@ -300,7 +305,7 @@ def test_an_answer_that_is_cut_short_once_is_asked_for_again(tmp_path):
     assert read_view(once_cut_short(store), "a.png") == b"no digest names it"
     ref = Checkpoints(store, tmp_path / "one").save(LinearTask().init(), {})
     fetched = Checkpoints(once_cut_short(store), tmp_path / "other").fetch(ref.sha256)
-    assert fetched.read_bytes() == store.get(ref.path)
+    assert fetched.read_bytes() == store.get(layout.weights(ref.sha256))
     assert list((tmp_path / "other").iterdir()) == [fetched]
 
 

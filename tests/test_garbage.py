@@ -15,8 +15,8 @@ from shared import CutShort, ingredient, scores, split
 from soupray.core.candidates import mean_of
 from soupray.core.errors import CheckpointError
 from soupray.core.ports import Champion
-from soupray.core.records import Basis, CheckpointRef, Evaluation, Tombstone, encode
-from soupray.operations.garbage import OLDER_THAN_S, find_garbage, remove
+from soupray.core.records import Basis, BlobRef, CheckpointRef, Evaluation, Tombstone, encode
+from soupray.operations.garbage import find_garbage, remove
 from soupray.reporting.recipe_file import RecipeFile
 from soupray.search.plan import trials_of
 from soupray.search.state import basis_key
@@ -34,7 +34,7 @@ def spec(name: str = "mini", seed: int = 0) -> SweepSpec:
 def stored(store: Store, name: str) -> CheckpointRef:
     data = name.encode()
     ref = CheckpointRef(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
-    store.put(ref.path, data)
+    store.put(layout.weights(ref.sha256), data)
     return ref
 
 
@@ -82,7 +82,7 @@ def a_recipe_file(store: Store, name: str, weights: CheckpointRef) -> None:
 
 def a_champion(store: Store, name: str, weights: CheckpointRef) -> None:
     made = Champion(
-        model=name, entry="e", candidate="c", weights=f"s3://b/{weights.path}",
+        model=name, entry="e", candidate="c", weights=f"s3://b/{layout.weights(weights.sha256)}",
         sha256=weights.sha256, size_bytes=1,
     )  # fmt: skip
     store.put(f"sweeps/{name}/results/champion.json", encode(made))
@@ -102,7 +102,7 @@ def test_no_object_that_any_record_names_goes_and_every_other_does(kinds, orphan
     for number, kind in enumerate(kinds):
         kind(store, f"n{number}", stored(store, f"weights {number}"))
     kept = set(store.list(""))
-    lost = {stored(store, f"orphan {number}").path for number in range(orphans)}
+    lost = {layout.weights(stored(store, f"orphan {number}").sha256) for number in range(orphans)}
     found = find_garbage(store, mine, 0)
     assert {g.path for g in found} == lost
     assert sum(g.size_bytes for g in found) == 8 * orphans
@@ -116,7 +116,7 @@ def test_a_record_that_comes_cut_short_is_asked_for_again_or_nothing_goes():
     mine = spec()
     basis_of(store, mine)
     a_soup(store, "s", stored(store, "weights"))
-    lost = stored(store, "orphan").path
+    lost = layout.weights(stored(store, "orphan").sha256)
     assert [g.path for g in find_garbage(CutShort(store, 1), mine, 0)] == [lost]
     before = set(store.list(""))
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -129,7 +129,7 @@ def test_what_is_young_stays(tmp_path):
     mine = spec()
     basis_of(store, mine)
     stored(store, "orphan")
-    assert find_garbage(store, mine, OLDER_THAN_S) == []
+    assert find_garbage(store, mine, 24 * 3600) == []
     assert find_garbage(store, mine, 5) == []
     assert len(find_garbage(store, mine, 0)) == 1
 
@@ -180,17 +180,20 @@ def references(store: Store) -> set[str]:
             refs += [basis.init, basis.anchor]
         elif folder == "trials":
             made = json.loads(store.get(path))
-            refs += [CheckpointRef(**made["checkpoint"]), CheckpointRef(**made["logits"])]
+            refs += [CheckpointRef(**made["checkpoint"]), BlobRef(**made["logits"])]
         elif folder == "evaluations":
             refs.append(msgspec.json.decode(store.get(path), type=Evaluation).logits)
-        elif folder in ("soups", "statistics"):
+        elif folder == "soups":
             refs.append(msgspec.json.decode(store.get(path), type=CheckpointRef))
-    return {ref.path for ref in refs}
+        elif folder == "statistics":
+            refs.append(msgspec.json.decode(store.get(path), type=BlobRef))
+    places = {CheckpointRef: layout.weights, BlobRef: layout.blob}
+    return {places[type(ref)](ref.sha256) for ref in refs}
 
 
 def test_after_gc_a_real_store_has_all_that_it_names_and_the_soup_is_the_same(fresh, tmp_path):
     store = fresh.world()[2]
-    orphan = stored(store, "orphan").path
+    orphan = layout.weights(stored(store, "orphan").sha256)
     key = store.list("trials")[0].split("/")[1]
     store.put(f"resume/{key}/state.json", b"{}")
     named, before = references(store), set(store.list(""))

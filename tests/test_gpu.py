@@ -12,11 +12,12 @@ import torch
 from shared import small
 
 from soupray.core.candidates import mean_of
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.records import Setting, Training
 from soupray.evaluation.local import LocalWorkers
 from soupray.maths.neighbours import FAISS_GPU_K, kth_distances
 from soupray.training.loop import Loop
-from soupray.training.start import Alone, Group, Hyperparameters, Start
+from soupray.training.start import Alone, Group, Start
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,6 +7,7 @@ from idx_files import FASHION, tiny, write_data_set
 from shared import DIGITS, ingredient, scores
 
 from soupray.core.errors import Diverged
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.records import Basis, Ingredient, pool_of
 from soupray.data.cache import Data
 from soupray.operations.estimate import DryRun, dry_run
@@ -17,7 +18,7 @@ from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec, load, parse
 from soupray.store.checkpoints import Checkpoints
 from soupray.training.loop import Loop, trained
-from soupray.training.start import Hyperparameters, Start
+from soupray.training.start import Start
 from soupray.training.trial import fine_tune
 from soupray.training.worker import WorkerContext, make_basis, worker_context
 

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from shared import Small, small
 
 from soupray.core.errors import TrialError
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.records import Training
 from soupray.training.loop import Loop
-from soupray.training.start import Alone, Hyperparameters, Start
+from soupray.training.start import Alone, Start
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import soupray as package
 from soupray.core.records import Ingredient, Manifest
 from soupray.recipes import BY_NAME
 from soupray.search.state import find_basis
+from soupray.store import layout
 from soupray.store.objects import read_record
 from soupray.store.weights_file import sha256_of
 from soupray.training.worker import worker_context
@@ -27,8 +28,9 @@ def test_every_trial_is_an_ingredient_in_the_store(run):
     found = manifests(run)
     assert len(found) == 4
     for ingredient in found:
-        for ref in (ingredient.checkpoint, ingredient.logits):
-            assert store.size(ref.path) == ref.size_bytes
+        checkpoint, logits = ingredient.checkpoint, ingredient.logits
+        assert store.size(layout.weights(checkpoint.sha256)) == checkpoint.size_bytes
+        assert store.size(layout.blob(logits.sha256)) == logits.size_bytes
         best = max(e.held_out_correct for e in ingredient.history)
         first = next(e.epoch for e in ingredient.history if e.held_out_correct == best)
         assert ingredient.best_epoch == first
@@ -75,7 +77,7 @@ def test_running_again_trains_nothing_and_evaluates_nothing(run, fresh, tmp_path
     """The store has lost the ingredients' weights: who trains or evaluates one, fails."""
     _, _, store = fresh.world()
     for manifest in manifests(fresh):
-        store.delete(manifest.checkpoint.path)
+        layout.weights(store.delete(manifest.checkpoint.sha256))
     before = store.list("")
     again = inside("sweep", fresh.spec, *fresh.where)
     assert "4 trials planned, 4 in the store, 0 to train" in again.stderr

@@ -564,9 +564,10 @@ def test_a_data_set_of_hugging_face_on_disk(tmp_path):
 
 
 def test_training_from_mapped_and_from_streamed_images_is_bit_equal(tree, tmp_path):
+    from soupray.core.hyperparameters import Hyperparameters
     from soupray.tasks import task_of
     from soupray.training.loop import trained
-    from soupray.training.start import Hyperparameters, Start
+    from soupray.training.start import Start
 
     torch.set_num_threads(1)
     spec = folder_spec(tree)

@@ -12,6 +12,7 @@ from tiny_text import tiny_text, write_world
 
 from soupray.core.candidates import FisherSoup, VRFEnsemble, ensemble_of, mean_of
 from soupray.core.errors import ConfigError, TrialError
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.records import Ingredient, Trial, pool_of
 from soupray.data.cache import Data
 from soupray.evaluation.live_model import predict
@@ -28,7 +29,7 @@ from soupray.soup.session import Session
 from soupray.spec.task import Probe
 from soupray.training.loop import Loop
 from soupray.training.probe import fit_head, probed
-from soupray.training.start import Hyperparameters, Start
+from soupray.training.start import Start
 from soupray.training.trial import fine_tune
 from soupray.training.worker import WorkerContext, make_basis, worker_context
 

@@ -11,7 +11,6 @@ from toy import Toy, toy, truth
 
 from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mean_of
 from soupray.core.errors import EvaluationError
-from soupray.evaluation import measures
 from soupray.evaluation.schedule import Answer
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.inference.load import _ModelSource, _Predictor
@@ -202,15 +201,16 @@ def test_running_again_asks_the_workers_for_nothing(tmp_path, monkeypatch):
 def test_a_learned_soup_that_was_cut_short_goes_on_where_it_was(tmp_path, monkeypatch):
     wanted = {"learned": {"epochs": 3, "batch_size": 30}}  # of 90 samples: nine steps
     expected = run_recipes(toy(tmp_path / "a", 3).selection(), wanted)
-    world, gradient, steps = toy(tmp_path / "b", 3), measures.gradient, []
+    world, steps = toy(tmp_path / "b", 3), []
+    measure = world.workers.measure
 
-    def mortal(*about):
-        steps.append(about)
+    def mortal(requests, split):
+        steps.extend(requests)
         if len(steps) == 5:
             raise EvaluationError("killed")
-        return gradient(*about)
+        return measure(requests, split)
 
-    monkeypatch.setattr(measures, "gradient", mortal)
+    monkeypatch.setattr(world.workers, "measure", mortal)
     with pytest.raises(EvaluationError, match="killed"):
         run_recipes(world.selection(), wanted)
     assert run_recipes(world.selection(), wanted) == expected

@@ -212,7 +212,7 @@ def test_a_corrupt_ingredient_stops_the_soup_and_names_the_object(run, pool, tmp
     here = worker_context(spec, place)
     copy = open_store("memory://")
     sha = pool.ingredients[0].checkpoint.sha256
-    path = pool.ingredients[0].checkpoint.path
+    path = layout.weights(pool.ingredients[0].checkpoint.sha256)
     data = bytearray(store.get(path))
     data[-1] ^= 1
     copy.put(path, bytes(data))

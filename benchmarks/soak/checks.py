@@ -15,6 +15,7 @@ from typing import NamedTuple
 from benchmarks.soak.faults import OF_REQUESTS, Injected
 from benchmarks.soak.proxy import Told
 from soupray.core.errors import NotFound
+from soupray.store import layout
 from soupray.store.objects import Store
 
 CLOCK_S = 1.0
@@ -49,9 +50,9 @@ class Kept:
                 data = store.get(path)
             except NotFound:  # a trial's state, removed meanwhile
                 continue
-            if path.startswith("weights/"):
+            if path.startswith((f"{layout.WEIGHTS}/", f"{layout.BLOBS}/")):
                 self._check(
-                    path == f"weights/{hashlib.sha256(data).hexdigest()}.safetensors",
+                    layout.stem(path) == hashlib.sha256(data).hexdigest(),
                     f"{path} is not what its name says",
                 )
                 self._whole.add(path)
@@ -65,12 +66,14 @@ class Kept:
 
     def _check_record(self, store: Store, path: str, record: object, sizes: dict[str, int]) -> None:
         for ref in references(record):
-            weights = f"weights/{ref['sha256']}.safetensors"
-            known = sizes.get(weights, -1)
-            with suppress(NotFound):
-                if known < 0:  # written after the list was made
-                    known = store.size(weights)
-            self._check(known == ref["size_bytes"], f"{path} names {weights}: {known} bytes")
+            known = -1
+            for place in (layout.weights(ref["sha256"]), layout.blob(ref["sha256"])):
+                known = max(known, sizes.get(place, -1))
+                with suppress(NotFound):
+                    if known < 0:  # written after the list was made
+                        known = store.size(place)
+            said = f"{path} names {ref['sha256']}: {known} bytes"
+            self._check(known == ref["size_bytes"], said)
 
     def _check(self, holds: bool, problem: str) -> None:
         if not holds:

@@ -277,8 +277,8 @@ def _scheduler(
 
 
 def _most_epochs(spec: SweepSpec) -> int:
-    epochs = spec.search.space.epochs
-    return max(map(int, epochs.ends())) if isinstance(epochs, Dimension) else epochs
+    epochs: Any = spec.search.space.epochs  # type: ignore[attr-defined]  # of the table
+    return max(map(int, epochs.ends())) if isinstance(epochs, Dimension) else int(epochs)
 
 
 class _Asha(ASHAScheduler):  # type: ignore[misc]

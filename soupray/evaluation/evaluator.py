@@ -213,35 +213,45 @@ class StoredEvaluator:
         return reached
 
     def measure(self, requests: Sequence[Request[T]], split: Split) -> list[T]:
-        """See `ports.Evaluator`."""
+        """See `ports.Evaluator`. A request that is there twice is answered once."""
+        unique: list[Request[T]] = list(dict.fromkeys(requests))
         with ThreadPoolExecutor(16) as threads:
-            answers = list(threads.map(lambda r: self._known(r, split), requests))
-        todo: dict[Site, list[int]] = {}
-        for i in (i for i, answer in enumerate(answers) if answer is None):
-            request: Request[Any] = requests[i]
-            if isinstance(request, Temperature):
-                self.fill([request.candidate], [split])
-                p = self.predictions(request.candidate, split)
-                answers[i] = fit_temperature(p.logits, p.labels)
-            elif isinstance(request, Failures):
-                answers[i] = self._failures(request, split)
-            elif isinstance(request, Margins):
-                cache = self._site(request.about).cache
-                answers[i] = tuple(margins(cache.predictions(request.logits, split)).tolist())
-            else:
-                todo.setdefault(self._site(request.about), []).append(i)
+            known = list(threads.map(lambda r: self._known(r, split), unique))
+        answers: dict[Request[T], Any] = dict(zip(unique, known, strict=True))
+        todo: dict[Site, list[Request[T]]] = {}
+        for request in unique:
+            if answers[request] is None:
+                answers[request] = self._composed(request, split)
+            if answers[request] is None:
+                todo.setdefault(self._site(request.about), []).append(request)
         for site, asked in todo.items():
-            made = site.workers.measure([requests[i] for i in asked], split)
-            for i, answer in zip(asked, made, strict=True):
-                answers[i] = answer
-        return answers
+            answers |= dict(zip(asked, site.workers.measure(asked, split), strict=True))
+        return [answers[request] for request in requests]
 
     def _known(self, request: Request[Any], split: Split) -> Any:
+        """The stored answer, or None."""
         if not type(request).kept:
             return None
         return self._site(request.about).cache.answer(request, split)
 
-    def _failures(self, request: Failures, split: Split) -> FailureSet:
+    @functools.singledispatchmethod
+    def _composed(self, request: Request[Any], split: Split) -> Any:
+        """The answer to a request that is made of other answers; None: workers measure it."""
+        return None
+
+    @_composed.register
+    def _(self, request: Temperature, split: Split) -> float:
+        self.fill([request.candidate], [split])
+        p = self.predictions(request.candidate, split)
+        return fit_temperature(p.logits, p.labels)
+
+    @_composed.register
+    def _(self, request: Margins, split: Split) -> tuple[float, ...]:
+        stored = self._site(request.about).cache.predictions(request.logits, split)
+        return tuple(margins(stored).tolist())
+
+    @_composed.register
+    def _(self, request: Failures, split: Split) -> FailureSet:
         """VRF, algorithm 1, step 1; the two models may be at home at different sites."""
         asked = [Right(model=request.fine_tuned), Right(model=request.reference)]
         right, reference = (unpack_right(r, split.size) for r in self.measure(asked, split))

@@ -11,30 +11,20 @@ import torch
 from soupray.core.candidates import WeightCandidate
 from soupray.core.ports import Reached, Task
 from soupray.core.records import CheckpointRef, Predictions, Setting, Split
-from soupray.core.requests import (
-    Body,
-    Deviation,
-    Distances,
-    Features,
-    Fisher,
-    Gradient,
-    Gram,
-    Health,
-    Request,
-    Right,
-    TensorNames,
-)
+from soupray.core.requests import Request
 from soupray.data.cache import Data
-from soupray.data.splits import Images, Labels
-from soupray.evaluation import measures
 from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.live_model import LiveModel
+from soupray.evaluation.measures import Bench, answer
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
 from soupray.store.checkpoints import AHEAD, Checkpoints
 
 
 class LocalWorkers:
-    """See `evaluator.Workers`. One of these works in each of Ray's actors."""
+    """See `evaluator.Workers`. One of these works in each of Ray's actors.
+
+    They compute and store whatever they are asked for: the evaluator asks for what is not known.
+    """
 
     def __init__(self, task: Task, data: Data, checkpoints: Checkpoints, setting: Setting) -> None:
         self._data, self._checkpoints, self._setting = data, checkpoints, setting
@@ -51,8 +41,7 @@ class LocalWorkers:
         """See `evaluator.Workers`."""
         for candidate in candidates:
             for split in splits:
-                if self.cache.find(candidate, split) is None:
-                    self.cache.put(candidate, self.predictions(candidate, split))
+                self.cache.put(candidate, self.predictions(candidate, split))
                 done(1)
 
     def predictions(self, candidate: WeightCandidate, split: Split) -> Predictions:
@@ -102,42 +91,16 @@ class LocalWorkers:
 
     def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:
         """See `evaluator.Workers`."""
-        return [self._measure(request, split) for request in requests]
+        images, labels = self._data.samples(split)
+        bench = Bench(self._live, self._checkpoints, images, labels)
+        return [self._measure(request, split, bench) for request in requests]
 
-    def _measure(self, request: Request[Any], split: Split) -> Any:
-        known = self.cache.answer(request, split) if type(request).kept else None
-        if known is not None:
-            return known
-        answer = self._answer(request, self._data.samples(split))
-        if not type(request).kept:
-            return answer
-        return self.cache.put_answer(request, split, answer)
-
-    def _answer(self, request: Request[Any], data: tuple[Images, Labels]) -> Any:
-        about_data: dict[Any, Callable[..., Any]] = {
-            Right: measures.right,
-            Features: measures.features,
-            Distances: measures.distances,
-            Gradient: measures.gradient,
-            Fisher: measures.fisher,
-            Deviation: measures.deviation,
-        }
-        about_weights: dict[Any, Callable[..., Any]] = {
-            Body: measures.body,
-            Gram: measures.gram,
-            Health: measures.health,
-            TensorNames: measures.tensor_names,
-        }
-        kind = type(request)
-        if kind in about_weights:
-            return about_weights[kind](self._checkpoints, request)
-        return about_data[kind](self._live, self._checkpoints, request, data)
+    def _measure(self, request: Request[Any], split: Split, bench: Bench) -> Any:
+        made = answer(request, bench)
+        return self.cache.put_answer(request, split, made) if type(request).kept else made
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
         """See `evaluator.Workers`."""
-        known = self.cache.saved(candidate)
-        if known is not None:
-            return known
         saved = self._checkpoints.save(self._live.tensors(candidate), about(candidate))
         return self.cache.put_saved(candidate, saved)
 

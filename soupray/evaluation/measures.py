@@ -1,9 +1,13 @@
-"""Answers to requests about weights: everything that a recipe needs of them but scores."""
+"""Answers to requests about weights: everything that a recipe needs of them but scores.
+
+`answer` has one implementation for each kind of request, chosen by the type of the request.
+"""
 
 from __future__ import annotations
 
+import functools
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +28,7 @@ from soupray.core.requests import (
     Gram,
     Health,
     Matrix,
+    Request,
     Right,
     Slope,
     TensorNames,
@@ -50,28 +55,41 @@ TRAIN_CHUNK = 20
 """Batches of training data whose logits are in memory at a time."""
 
 
-def right(
-    live: LiveModel, checkpoints: Checkpoints, request: Right, data: tuple[Images, Labels]
-) -> str:
+class Bench(NamedTuple):
+    """What a request is answered with: the live model, the weights, and the samples of a split."""
+
+    live: LiveModel
+    checkpoints: Checkpoints
+    images: Images
+    labels: Labels
+
+
+@functools.singledispatch
+def answer(request: Request[Any], bench: Bench) -> Any:
+    """The answer to `request`, of the type that the request says. Raises EvaluationError."""
+    raise TypeError(f"workers do not answer a {type(request).__name__}")
+
+
+@answer.register
+def right(request: Right, bench: Bench) -> str:
     """VRF, algorithm 1, step 1: an un-shuffled, un-augmented pass over the training data."""
-    images, labels = data
-    chunk = TRAIN_CHUNK * live.batch_size
+    images, labels = bench.images, bench.labels
+    chunk = TRAIN_CHUNK * bench.live.batch_size
     answers = [
-        live.predict(request.model, images[at : at + chunk], live.low)[0].argmax(axis=1)
+        bench.live.predict(request.model, images[at : at + chunk], bench.live.low)[0].argmax(axis=1)
         for at in range(0, len(labels), chunk)
     ]
     return pack_right(np.concatenate(answers) == labels)
 
 
-def features(
-    live: LiveModel, checkpoints: Checkpoints, request: Features, data: tuple[Images, Labels]
-) -> BlobRef:
+@answer.register
+def features(request: Features, bench: Bench) -> BlobRef:
     """The features of the failure set, as the store keeps them."""
-    images, labels = data
+    images, labels = bench.images, bench.labels
     rows = np.flatnonzero(unpack_right(request.rows, len(labels)))
-    _, found = live.predict(request.model, images[rows], live.low)
+    _, found = bench.live.predict(request.model, images[rows], bench.live.low)
     chosen = {"features": torch.from_numpy(_normalised(found))}
-    return checkpoints.save_blob(chosen, {"features_of": request.model.digest})
+    return bench.checkpoints.save_blob(chosen, {"features_of": request.model.digest})
 
 
 def _normalised(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -80,25 +98,25 @@ def _normalised(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return normalised
 
 
-def distances(
-    live: LiveModel, checkpoints: Checkpoints, request: Distances, data: tuple[Images, Labels]
-) -> tuple[float, ...]:
+@answer.register
+def distances(request: Distances, bench: Bench) -> tuple[float, ...]:
     """VRF, algorithm 1, step 2, for every sample."""
-    _, features = live.predict(request.fine_tuned, data[0], live.low)
-    points = checkpoints.load_blob(request.failures.sha256)["features"].numpy()
+    _, features = bench.live.predict(request.fine_tuned, bench.images, bench.live.low)
+    points = bench.checkpoints.load_blob(request.failures.sha256)["features"].numpy()
     found = kth_distances(
-        _normalised(features), points, request.k, live.threads, live.device == "cuda"
+        _normalised(features), points, request.k, bench.live.threads, bench.live.device == "cuda"
     )
     return tuple(found.astype(np.float64).tolist())
 
 
-def gram(checkpoints: Checkpoints, request: Gram) -> dict[str, Matrix]:
+@answer.register
+def gram(request: Gram, bench: Bench) -> dict[str, Matrix]:
     """In float64, a chunk of each tensor at a time.
 
     Integer tensors have none, nor BatchNorm statistics: they are measured, not learnt.
     """
-    origin = checkpoints.open(request.origin)
-    models = [checkpoints.open(sha) for sha in request.checkpoints]
+    origin = bench.checkpoints.open(request.origin)
+    models = [bench.checkpoints.open(sha) for sha in request.checkpoints]
     grams: dict[str, Matrix] = {}
     for name in origin.names:
         start = origin[name]
@@ -115,29 +133,28 @@ def gram(checkpoints: Checkpoints, request: Gram) -> dict[str, Matrix]:
     return grams
 
 
-def gradient(
-    live: LiveModel, checkpoints: Checkpoints, request: Gradient, data: tuple[Images, Labels]
-) -> Slope:
+@answer.register
+def gradient(request: Gradient, bench: Bench) -> Slope:
     """D loss / d alpha_gi = sum over the tensors t of group g of <d loss / d theta_t, theta_it>.
 
     Memory: the live model, its gradient and a chunk in float64; ingredients are memory-mapped.
     Raises EvaluationError where it is not finite.
     """
-    images, labels = data
+    images, labels = bench.images, bench.labels
     rows = np.asarray(request.rows or range(len(labels)))
-    model = live.load(request.soup, torch.float32, keep=False).requires_grad_(True)
+    model = bench.live.load(request.soup, torch.float32, keep=False).requires_grad_(True)
     model.zero_grad(set_to_none=True)
     beta = torch.tensor(request.beta, dtype=torch.float32, requires_grad=True)
     loss = 0.0
     try:
-        for start in range(0, len(rows), live.batch_size):
-            part = rows[start : start + live.batch_size]
-            inputs = live.inputs(images[part])
-            wanted = torch.from_numpy(np.asarray(labels[part])).to(live.device)
+        for start in range(0, len(rows), bench.live.batch_size):
+            part = rows[start : start + bench.live.batch_size]
+            inputs = bench.live.inputs(images[part])
+            wanted = torch.from_numpy(np.asarray(labels[part])).to(bench.live.device)
             mean = F.cross_entropy(beta.to(inputs.device) * model(inputs), wanted, reduction="sum")
             (mean / len(rows)).backward()
             loss += float(mean.detach()) / len(rows)
-        sources = [checkpoints.open(sha) for sha in request.soup.checkpoints]
+        sources = [bench.checkpoints.open(sha) for sha in request.soup.checkpoints]
         products = {
             n: _inner_products(p.grad.cpu(), [source[n] for source in sources])
             for n, p in model.named_parameters()
@@ -175,17 +192,16 @@ def _inner_products(gradient: torch.Tensor, tensors: list[torch.Tensor]) -> list
     return total
 
 
-def fisher(
-    live: LiveModel, checkpoints: Checkpoints, request: Fisher, data: tuple[Images, Labels]
-) -> BlobRef:
+@answer.register
+def fisher(request: Fisher, bench: Bench) -> BlobRef:
     """F_j = E_x E_{y ~ p(y | x)} (d log p(y | x) / d theta_j)^2, from per-sample gradients.
 
     x runs over `samples` training samples, evenly spaced; one y is drawn for each, as the paper
     does where classes are many (Matena and Raffel, arXiv:2111.09832).
     """
-    images, _ = data
+    images = bench.images
     rows = np.unique(np.linspace(0, len(images) - 1, request.samples).astype(int))
-    model = live.load(mean_of([request.checkpoint]), torch.float32)
+    model = bench.live.load(mean_of([request.checkpoint]), torch.float32)
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     buffers = dict(model.named_buffers())
     size = sum(p.numel() for p in parameters.values()) * 4
@@ -207,14 +223,14 @@ def fisher(
     with warnings.catch_warnings():  # attention on a CPU runs sample by sample, still faster so
         warnings.filterwarnings("ignore", "There is a performance drop")
         for start in range(0, len(rows), chunk):
-            inputs = live.inputs(images[rows[start : start + chunk]])
+            inputs = bench.live.inputs(images[rows[start : start + chunk]])
             labels = _drawn(model, inputs, generator)
             # A text model looks at its mask to choose its way, which vmap cannot follow.
             each = at_once if inputs.is_floating_point() else one_by_one
             for name, g in each(parameters, inputs, labels).items():
                 total[name] += g.double().square_().sum(dim=0)
     information = {n: (t / len(rows)).to(torch.float32) for n, t in total.items()}
-    return checkpoints.save_blob(information, {"fisher_of": request.checkpoint})
+    return bench.checkpoints.save_blob(information, {"fisher_of": request.checkpoint})
 
 
 @torch.no_grad()
@@ -226,37 +242,42 @@ def _drawn(
     return torch.multinomial(p, 1, generator=generator)[:, 0].to(inputs.device)
 
 
-def deviation(
-    live: LiveModel, checkpoints: Checkpoints, request: Deviation, data: tuple[Images, Labels]
-) -> float:
+@answer.register
+def deviation(request: Deviation, bench: Bench) -> float:
     """The largest |logit in bfloat16 - logit in float32| over evenly spaced samples."""
-    images, _ = data
+    images = bench.images
     rows = np.unique(np.linspace(0, len(images) - 1, request.samples).astype(int))
-    low, _ = live.predict(request.candidate, images[rows], low=True)
+    low, _ = bench.live.predict(request.candidate, images[rows], low=True)
     if request.logits is None:
-        high, _ = live.predict(request.candidate, images[rows])
+        high, _ = bench.live.predict(request.candidate, images[rows])
     else:
-        high = checkpoints.load_blob(request.logits.sha256)["logits"].numpy()[rows]
+        high = bench.checkpoints.load_blob(request.logits.sha256)["logits"].numpy()[rows]
     return float(np.abs(low - high).max())
 
 
-def body(checkpoints: Checkpoints, request: Body) -> str:
+@answer.register
+def body(request: Body, bench: Bench) -> str:
     """See `requests.Body`."""
-    weights = checkpoints.open(request.checkpoint)
+    weights = bench.checkpoints.open(request.checkpoint)
     return digest(
         tensor_digests({n: weights[n] for n in weights.names if not n.startswith("head.")})
     )
 
 
-def tensor_names(checkpoints: Checkpoints, request: TensorNames) -> tuple[str, ...]:
+@answer.register
+def tensor_names(request: TensorNames, bench: Bench) -> tuple[str, ...]:
     """In the order of the names; buffers that are not floating-point are left out."""
-    weights = checkpoints.open(request.checkpoint)
+    weights = bench.checkpoints.open(request.checkpoint)
     return tuple(n for n in weights.names if weights[n].is_floating_point())
 
 
-def health(checkpoints: Checkpoints, request: Health) -> tuple[Defect, ...]:
+@answer.register
+def health(request: Health, bench: Bench) -> tuple[Defect, ...]:
     """Every tensor of a checkpoint that stands in the way of an average, in order of the names."""
-    model, origin = checkpoints.open(request.checkpoint), checkpoints.open(request.origin)
+    model, origin = (
+        bench.checkpoints.open(request.checkpoint),
+        bench.checkpoints.open(request.origin),
+    )
     defects = []
     for name in sorted({*model.names, *origin.names}):
         if name not in model.names or name not in origin.names:

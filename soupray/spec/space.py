@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import Field
+
+from soupray.core.hyperparameters import TABLE, Hyperparameter
 
 Value = float | int | str
 
@@ -71,81 +73,51 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
-_LIMITS: dict[str, tuple[float, float]] = {
-    "lr": (1e-12, 10),
-    "epochs": (1, 100_000),
-    "batch_size": (1, 1_000_000),
-    "weight_decay": (0, 10),
-    "label_smoothing": (0, 0.999),
-    "rotation": (0, 180),
-    "shift": (0, 1),
-    "crop": (0.01, 1),
-    "flip": (0, 1),
-    "randaugment": (0, 30),
-    "randaugment_ops": (1, 14),
-    "mixup": (0, 100),
-    "ema": (0, 0.9999999),
-    "layer_decay": (0.01, 1),
-    "last_blocks": (0, 10_000),
-    "warmup": (0, 1),
-    "clip_norm": (1e-12, 1e12),
-}
+_ROWS = {row.name: row for row in TABLE}
 
-
-_WHOLE = ("epochs", "batch_size", "randaugment_ops", "last_blocks")
-
-IMAGE_ONLY = {"rotation": 0, "shift": 0, "crop": 1, "flip": 0, "randaugment": 0, "mixup": 0}
+IMAGE_ONLY = {row.name: row.default for row in TABLE if row.of == "images"}
 """Hyperparameters that change images, and the value of each that changes nothing."""
 
-_BODY_ONLY = {"layer_decay": 1, "last_blocks": 0}
+_BODY_ONLY = {row.name: row.default for row in TABLE if row.of == "body"}
 """Likewise, of those that tell the blocks of a body apart."""
 
 
-class Space(SpecModel):
-    """The hyperparameters of a trial: a dimension, or a number that all trials share.
-
-    Defaults are those of WiSE-FT (arXiv:2109.01903) where it names one: weight decay 0.1, clip
-    norm 1. `warmup` is a share of the steps, at most 500 steps.
-
-    Augmentation, drawn per image: `rotation` in degrees, `shift` as a share of the side, `crop` the
-    smallest share of the area that a random crop keeps, `flip` a probability, `randaugment` a
-    magnitude of 1 to 30 (0: none) for `randaugment_ops` operations. `mixup` is the alpha of its
-    Beta distribution (arXiv:1710.09412). `ema` is the decay of a moving average of the weights,
-    which is then the trial's model. `layer_decay` multiplies the learning rate for each block
-    further from the head; `last_blocks` trains so many and what follows them (0: everything).
-    """
-
-    lr: Dimension | Positive
-    epochs: Dimension | Count
-    batch_size: Dimension | Count = 32
-    weight_decay: Dimension | NonNegative = 0.1
-    label_smoothing: Dimension | NonNegative = 0.0
-    rotation: Dimension | NonNegative = 0.0
-    shift: Dimension | NonNegative = 0.0
-    crop: Dimension | Positive = 1.0
-    flip: Dimension | NonNegative = 0.0
-    randaugment: Dimension | NonNegative = 0.0
-    randaugment_ops: Dimension | Count = 1
-    mixup: Dimension | NonNegative = 0.0
-    ema: Dimension | NonNegative = 0.0
-    layer_decay: Dimension | Positive = 1.0
-    last_blocks: Dimension | Annotated[int, Field(ge=0)] = 0
-    warmup: Dimension | NonNegative = 0.1
-    clip_norm: Dimension | Positive = 1.0
+class _Hyperparameters(SpecModel):
+    """Fields are those of the table: a dimension, or a number that all trials share."""
 
     @pydantic.model_validator(mode="after")
-    def _within_limits(self) -> Space:
-        for name, (low, high) in _LIMITS.items():
+    def _within_limits(self) -> Self:
+        for name, row in _ROWS.items():
             entry = getattr(self, name)
             for value in entry.ends() if isinstance(entry, Dimension) else (entry,):
-                if isinstance(value, float) and name in _WHOLE:
+                if isinstance(value, float) and row.whole:
                     raise ValueError(f"{name} = {value!r}; use integer, or a choice of integers")
-                if isinstance(value, str) or not low <= value <= high:
-                    raise ValueError(f"{name} = {value!r}; allowed is {low:g} to {high:g}")
+                if isinstance(value, str) or not row.low <= value <= row.high:
+                    raise ValueError(f"{name} = {value!r}; allowed is {row.low:g} to {row.high:g}")
         return self
 
 
-def refuse(space: Space, names: dict[str, int], why: str) -> None:
+def _field(row: Hyperparameter) -> Any:
+    number: Any = Annotated[int if row.whole else float, Field(ge=row.low)]
+    return Dimension | number, ... if row.default is None else row.default
+
+
+if TYPE_CHECKING:
+
+    class Space(_Hyperparameters):
+        """The hyperparameters of a trial: see `core.hyperparameters`."""
+
+else:
+    Space = pydantic.create_model(
+        "Space",
+        __base__=_Hyperparameters,
+        __module__=__name__,
+        __doc__="The hyperparameters of a trial: see `core.hyperparameters`.",
+        **{row.name: _field(row) for row in TABLE},
+    )
+
+
+def refuse(space: Space, names: dict[str, float | None], why: str) -> None:
     """Raises ValueError if one of `names` has another value than the one that does nothing."""
     for name, off in names.items():
         if getattr(space, name) != off:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.training.randaugment import randaugmented
-from soupray.training.start import Hyperparameters
 
 RATIO = 4 / 3
 """Of width and height of a crop, at most, either way: torchvision's RandomResizedCrop."""

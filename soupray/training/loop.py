@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from soupray.core.errors import Diverged, TrialError
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
 from soupray.data.cache import Data
 from soupray.store.weights_file import Weights
 from soupray.training.augment import Draws, augmented, draw
 from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
-from soupray.training.start import Hyperparameters, Start
+from soupray.training.start import Start
 
 LOOK_EVERY = 50
 """Steps between looks at the loss: each look waits for the device."""

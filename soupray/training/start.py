@@ -11,29 +11,6 @@ from soupray.core.records import Training
 from soupray.store.weights_file import Weights
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hyperparameters:
-    """Of one training. The names and defaults are those of `soupray.spec.space.Space`."""
-
-    lr: float
-    epochs: int
-    batch_size: int
-    weight_decay: float
-    label_smoothing: float
-    rotation: float
-    shift: float
-    crop: float
-    flip: float
-    randaugment: float
-    randaugment_ops: int
-    mixup: float
-    ema: float
-    layer_decay: float
-    last_blocks: int
-    warmup: float
-    clip_norm: float
-
-
 class Group(Protocol):
     """The workers that train one model together; each has its share of every batch."""
 

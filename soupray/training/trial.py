@@ -15,6 +15,7 @@ import torch
 
 from soupray.core.candidates import mean_of
 from soupray.core.errors import Diverged
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
 from soupray.core.records import (
     EpochRecord,
@@ -37,7 +38,7 @@ from soupray.store.weights_file import Weights, tensor_digests
 from soupray.training.loop import Loop, under
 from soupray.training.probe import frozen
 from soupray.training.resume import Resumer, Saved, common
-from soupray.training.start import Alone, Group, Hyperparameters, Start
+from soupray.training.start import Alone, Group, Start
 
 Training = Generator[EpochRecord, None, Manifest]
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from soupray.core.errors import Diverged
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
 from soupray.core.records import Basis
 from soupray.data.cache import Data, open_data
@@ -27,7 +28,7 @@ from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign
 from soupray.training.loop import trained
 from soupray.training.probe import probed
-from soupray.training.start import Hyperparameters, Start
+from soupray.training.start import Start
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""The hyperparameters of a training: name, type, range, default and meaning, once for all.
+
+The search space of a spec, the training, the help texts and the documents are made of this table.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta, inspect
+
+Subject = Literal["training", "images", "body"]
+"""What a hyperparameter is about: any training, images alone, or the body of the model alone."""
+
+
+def _range(low: float, high: float, meaning: str, of: Subject = "training") -> Meta:
+    return Meta(ge=low, le=high, description=meaning, extra={"of": of})
+
+
+class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one training. Defaults are those of WiSE-FT (arXiv:2109.01903) where it names one.
+
+    That is a weight decay of 0.1 and a clip norm of 1. The default of what is about images or the
+    body changes nothing.
+    """
+
+    lr: Annotated[float, _range(1e-12, 10, "peak learning rate of AdamW")]
+    epochs: Annotated[int, _range(1, 100_000, "passes over the train split")]
+    batch_size: Annotated[int, _range(1, 1_000_000, "samples a step")] = 32
+    weight_decay: Annotated[float, _range(0, 10, "of AdamW")] = 0.1
+    label_smoothing: Annotated[float, _range(0, 0.999, "share given to all classes alike")] = 0.0
+    rotation: Annotated[float, _range(0, 180, "degrees at most, either way", "images")] = 0.0
+    shift: Annotated[float, _range(0, 1, "share of the side at most, either way", "images")] = 0.0
+    crop: Annotated[float, _range(0.01, 1, "smallest share of the area kept", "images")] = 1.0
+    flip: Annotated[float, _range(0, 1, "probability of a mirror image", "images")] = 0.0
+    randaugment: Annotated[
+        float, _range(0, 30, "magnitude of RandAugment (arXiv:1909.13719); 0: none", "images")
+    ] = 0.0
+    # About images too, but without `randaugment` it changes nothing: it is refused nowhere.
+    randaugment_ops: Annotated[int, _range(1, 14, "operations of RandAugment an image")] = 1
+    mixup: Annotated[
+        float, _range(0, 100, "alpha of mixup's Beta distribution (arXiv:1710.09412)", "images")
+    ] = 0.0
+    ema: Annotated[
+        float, _range(0, 0.9999999, "decay of the moving average that is the trial's model")
+    ] = 0.0
+    layer_decay: Annotated[
+        float, _range(0.01, 1, "factor on lr for each block further from the head", "body")
+    ] = 1.0
+    last_blocks: Annotated[
+        int, _range(0, 10_000, "blocks at the end that are trained, with the head; 0: all", "body")
+    ] = 0
+    warmup: Annotated[float, _range(0, 1, "share of the steps, 500 steps at most")] = 0.1
+    clip_norm: Annotated[float, _range(1e-12, 1e12, "largest norm of the gradient")] = 1.0
+
+
+class Hyperparameter(NamedTuple):
+    """A row of the table. `default` is None where a spec must name a value."""
+
+    name: str
+    whole: bool
+    low: float
+    high: float
+    default: float | None
+    meaning: str
+    of: Subject
+
+
+def _row(field: msgspec.structs.FieldInfo) -> Hyperparameter:
+    described = inspect.type_info(field.type)
+    assert isinstance(described, inspect.Metadata)
+    kind = described.type
+    assert isinstance(kind, inspect.IntType | inspect.FloatType)
+    assert kind.ge is not None
+    assert kind.le is not None
+    return Hyperparameter(
+        name=field.name,
+        whole=isinstance(kind, inspect.IntType),
+        low=kind.ge,
+        high=kind.le,
+        default=None if field.default is msgspec.NODEFAULT else field.default,
+        meaning=(described.extra_json_schema or {})["description"],
+        of=(described.extra or {})["of"],
+    )
+
+
+TABLE: tuple[Hyperparameter, ...] = tuple(map(_row, msgspec.structs.fields(Hyperparameters)))
+"""In the order of the fields, which is the order of a point's coordinates."""
