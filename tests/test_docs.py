@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 import soupray
+from soupray.core.hyperparameters import TABLE
 
 PAGES = ["README.md", "CONTRIBUTING.md", "sweeps/README.md", "cluster/README.md"]
 
@@ -62,3 +63,18 @@ def test_the_public_names_are_there_and_no_others():
     assert all(getattr(soupray, name) for name in soupray.__all__)
     with pytest.raises(AttributeError, match="no attribute 'sweeps'"):
         _ = soupray.sweeps
+
+
+def test_the_hyperparameters_of_the_documents_are_those_of_the_program():
+    page = (ROOT / "sweeps" / "README.md").read_text()
+    found = re.findall(r"^\| `(\w+)` \| (\S+) \| (\S+) to (\S+) \| (.+) \|$", page, re.MULTILINE)
+    assert found == [
+        (
+            h.name,
+            "needed" if h.default is None else f"{h.default:g}",
+            f"{h.low:g}",
+            f"{h.high:.7g}",
+            h.meaning,
+        )
+        for h in TABLE
+    ]
