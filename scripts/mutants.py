@@ -29,13 +29,13 @@ ROOT = Path(__file__).parent.parent
 LEAST_LIMIT_S, TIMES_PLAIN = 60.0, 6
 """A mutant may loop for ever: it is stopped after this, or so many times what no change takes."""
 
-RECIPES = ("recipes", "recipe_matrix", "ensembles_by_hand")
+RECIPES = ("recipes", "recipe_matrix")
 TESTS: dict[str, tuple[str, ...]] = {
     "soupray/maths/geometry.py": ("geometry",),
     "soupray/maths/metrics.py": ("metrics", "measures", "natural_shifts"),
     "soupray/maths/neighbours.py": ("outputs",),
     "soupray/maths/outputs.py": ("outputs",),
-    "soupray/maths/weights.py": ("weights", "evaluators"),
+    "soupray/maths/weights.py": ("weights", "measures"),
     "soupray/core/candidates.py": ("records", "weights", "recipes", "outputs", "reporting"),
     "soupray/evaluation/schedule.py": ("schedule",),
     "soupray/store/lease.py": ("lease",),
@@ -169,8 +169,8 @@ def passes(names: tuple[str, ...], folder: Path, limit_s: float) -> bool | None:
 
 def options(names: tuple[str, ...]) -> list[str]:
     """Of pytest: the test files, and no cache; the servers of some tests take too long."""
-    files = [ROOT / "tests" / f"test_{name}.py" for name in names]
-    return ["-p", "no:cacheprovider", "-k", "not s3", *(str(f) for f in files if f.exists())]
+    files = [str(ROOT / "tests" / f"test_{name}.py") for name in names]
+    return ["-p", "no:cacheprovider", "-k", "not s3", *files]
 
 
 def survivors(path: str, names: tuple[str, ...], count: int | None, seed: int) -> tuple[int, int]:
