@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -332,6 +333,28 @@ def test_downloads_at_once_make_room_for_all_of_them(tmp_path, monkeypatch):
     reader.expect([ref.sha256 for ref in refs[4:]])
     reader._background.shutdown()
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("copies_free", "bytes_more", "left"),
+    [(1, 0, "0123"), (1, -1, "123"), (0, 0, "123"), (0, -1, "23")],
+)
+def test_the_copies_used_longest_ago_go_where_the_disk_is_too_full(
+    tmp_path, monkeypatch, copies_free, bytes_more, left
+):
+    writer = Checkpoints(open_store("memory://"), tmp_path / "writer")
+    refs = [writer.save({"x": torch.full((1000,), float(i))}, {}) for i in range(4)]
+    disk = SimpleNamespace(total=10**12, free=10**11)
+    monkeypatch.setattr(
+        "soupray.store.checkpoints.shutil", SimpleNamespace(disk_usage=lambda folder: disk)
+    )
+    reader = Checkpoints(writer.store, tmp_path / "cache")
+    for now, ref in enumerate(refs[:3]):
+        os.utime(reader.fetch(ref.sha256), (now, now))
+    disk.free = copies_free * refs[0].size_bytes + bytes_more
+    reader.fetch(refs[3].sha256)
+    there = {path.stem for path in (tmp_path / "cache").glob("*.safetensors")}
+    assert there == {refs[int(i)].sha256 for i in left}
 
 
 @pytest.mark.parametrize("size", [1, 99, 100, 101, 250, 1000])

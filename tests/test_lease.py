@@ -192,6 +192,60 @@ def test_a_driver_gives_up_when_the_store_is_away_for_longer_than_its_term(store
         wait_for(lambda: lease.lost)
 
 
+class Clock:
+    """The lease's time, which passes when it is told to."""
+
+    now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("soupray.store.lease.time", clock)
+    return clock
+
+
+def test_a_lease_is_lost_as_soon_as_its_term_is_over(store, clock):
+    with Lease(store, PATH, term_s=60.0) as lease:
+        clock.now = 1060.0
+        assert not lease.lost
+        clock.now = 1060.5
+        assert lease.lost
+        clock.now = 1000.0
+        assert lease.lost  # what was said is not taken back
+    assert held(store).expires == 1060.0  # it may be another's by now: it is left alone
+
+
+def test_the_term_begins_when_a_renewal_is_asked_for_and_not_with_its_answer(store, clock):
+    class Late(Store):
+        """It answers a quarter of a second after it was asked."""
+
+        def get_tagged(self, path: str) -> tuple[bytes, str | None]:
+            clock.now += 0.25
+            return super().get_tagged(path)
+
+    renewed, may_go_on = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        if clock.now > 1000.0:  # not the first, which comes at once
+            renewed.set()
+            assert may_go_on.wait(60)
+
+    with Lease(Late(store._backend, store.url), PATH, term_s=0.4) as lease:
+        lease.attend(beat)
+        assert renewed.wait(60)  # asked at 1000, answered at 1000.25
+        clock.now = 1000.375
+        assert not lease.lost
+        clock.now = 1000.5
+        assert lease.lost
+        may_go_on.set()
+
+
 class Slow(Store):
     """A store that does not answer until it is told to."""
 

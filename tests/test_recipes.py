@@ -1,5 +1,6 @@
 """Recipes on made-up score tables: no tensor, no store, decisions known beforehand."""
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from msgspec.structs import replace
 
 from soupray.core.candidates import QUANTUM, WeightSoup, mean_of, quantised, weight_soup
@@ -24,13 +26,31 @@ from soupray.core.records import (
     Trial,
     pack_right,
 )
-from soupray.core.requests import Slope, TensorNames
+from soupray.core.requests import (
+    Distances,
+    Failures,
+    FailureSet,
+    Slope,
+    Temperature,
+    TensorNames,
+)
 from soupray.evaluation.evaluator import reaches
-from soupray.recipes import BY_NAME, RECIPES, learned, lines, model_stock, run_recipes
+from soupray.recipes import (
+    BY_NAME,
+    RECIPES,
+    descent,
+    learned,
+    lines,
+    model_stock,
+    run_recipes,
+    total_cost,
+)
 from soupray.recipes.greedy import GREEDY
+from soupray.recipes.ose import OSE
 from soupray.recipes.pruned import PRUNED
-from soupray.recipes.recipe import Earlier
+from soupray.recipes.recipe import Earlier, PoolSize
 from soupray.recipes.replacement import REPLACEMENT
+from soupray.recipes.vrf import VRF
 from soupray.recipes.wise_ft import ALPHAS, WISE_FT, grid_of
 from soupray.reporting.plots import line_candidates
 
@@ -471,6 +491,268 @@ def test_the_available_memory_is_some_of_what_the_machine_has():
 def test_quantised_shares_sum_to_one_exactly():
     for shares in ([1 / 3] * 3, [0.1, 0.2, 0.7], [1e-9, 1 - 1e-9], [1.0]):
         assert sum(quantised(shares)) == QUANTUM
+
+
+def test_the_largest_share_takes_what_rounding_leaves():
+    # Rounded to 166667 twice and 666667, one too many; to 142857 seven times, one too few.
+    assert quantised([1 / 6, 2 / 3, 1 / 6]) == (166667, 666666, 166667)
+    assert quantised([*[1 / 7 - 1e-8] * 6, 1 / 7 + 6e-8]) == (*[142857] * 6, 142858)
+
+
+class Slopes(Made):
+    """The loss falls or rises along beta, as steeply as told; it is the same for all soups."""
+
+    slope = 1.0
+
+    def measure(self, requests):
+        (request,) = requests
+        self.asked.append(request)
+        flat = (tuple(0.0 for _ in self._singles),) * (len(request.soup.layers) + 1)
+        return [Slope(loss=0.1234567 * len(self.asked), coefficients=flat, beta=self.slope)]
+
+
+def test_beta_follows_the_chain_rule_of_its_logarithm_and_adam_with_both_corrections():
+    selection = Slopes({"a": 90, "b": 88}, {})
+    point = descent.descend(selection, [()], lr=1.0, epochs=1, batch_size=50)
+    # Step 1 is -lr: beta = 1/e. The gradients by log beta are 1 and 1/e = .367879, so that in
+    # step 2 m = (.09 + .0367879) / .19 = .667305, v = (.999 + .135335) / 1.999 = .567451,
+    # m / sqrt(v) = .885850, and log beta = -1.885850.
+    assert [request.beta for request in selection.asked] == pytest.approx([1.0, math.exp(-1)])
+    assert point.beta == pytest.approx(math.exp(-1.885850), abs=1e-6)
+    assert (point.loss, point.epochs) == (0.246913, 1)
+    assert point.shares.tolist() == [[0.5, 0.5]]
+    (first, second) = (request.rows for request in selection.asked)
+    assert (len(first), sorted([*first, *second])) == (50, list(range(100)))
+    assert list(first) == sorted(first) != list(range(50))  # drawn, and in the order of the data
+
+
+def test_each_epoch_has_another_order_and_a_last_batch_of_what_is_left():
+    selection = Slopes({"a": 90, "b": 88}, {})
+    descent.descend(selection, [("x",), ("y", "z")], lr=0.1, epochs=2, batch_size=60)
+    rows = [request.rows for request in selection.asked]
+    assert [len(r) for r in rows] == [60, 40, 60, 40]
+    assert rows[0] != rows[2]
+    soup = selection.asked[0].soup
+    assert soup.checkpoints == ("a", "b")
+    assert soup.layers == ((("x",), (500000, 500000)), (("y", "z"), (500000, 500000)))
+    assert (soup.rest, soup.denominator) == ((500000, 500000), 10**6)
+
+
+def test_adam_by_hand_with_the_signs_of_the_gradient_first_and_a_mean_of_squares_then():
+    adam = descent.Adam(0.1, 2)
+    assert adam.step(np.array([3.0, -0.5])) == pytest.approx([-0.1, 0.1])
+    # m = .09 * 3 + .1 * 1 over .19 = 1.947368, v = (.999 * 9 + 1) / 1.999 = 4.997999; and
+    # m = -.045 / .19 = -.236842, v = .999 * .25 / 1.999 = .124937.
+    expected = [-0.1 * 1.947368 / 2.235621, 0.1 * 0.236842 / 0.353465]
+    assert adam.step(np.array([1.0, 0.0])) == pytest.approx(expected, rel=1e-5)
+    tiny = descent.Adam(0.1, 1)  # as large as epsilon: half a step
+    assert tiny.step(np.array([1e-8])) == pytest.approx([-0.05])
+
+
+def test_the_gradient_by_w_is_that_of_softmax():
+    slope = Slope(loss=0.0, coefficients=((1.0, 5.0), (4.0, 2.0), (3.0, 7.0)), beta=0.0)
+    w = np.log([[1.0, 3.0], [2.0, 2.0]])  # shares 1/4 and 3/4; 1/2 twice
+    # Means of the slopes are 4 and 3: 1/4 (1 - 4), 3/4 (5 - 4), 1/2 (4 - 3), 1/2 (2 - 3).
+    assert descent.by_w(slope, w, False) == pytest.approx([-0.75, 0.75, 0.5, -0.5])
+    # Of all tensors together: the last row, 3 and 7 with mean 6.
+    assert descent.by_w(slope, w[:1], True) == pytest.approx([-0.75, 0.75])
+
+
+class Mixtures(Made):
+    """The anchor's temperature is 4, others' 2; scores are as `right` of a candidate says."""
+
+    def __init__(self, right, nll=lambda c: 0.5):
+        super().__init__({"a": 90, "b": 88}, {})
+        self._right, self._nll = right, nll
+
+    def measure(self, requests):
+        self.asked += requests
+        return [self._answer(r) for r in requests]
+
+    def _answer(self, request):
+        if isinstance(request, Temperature):
+            return 4.0 if request.candidate == mean_of(["anchor"]) else 2.0
+        if isinstance(request, Failures):
+            return FailureSet(features=REF, size=1000)
+        # Of the nearest: all at 2. Of the tenth: 0 to 10, in disorder. Of the hundredth: all at 0.
+        return {1: (2.0,) * 11, 10: (3.0, 0.0, *range(10, 3, -1), 2.0, 1.0), 100: (0.0,) * 11}[
+            request.k
+        ]
+
+    def scores(self, candidates):
+        return [replace(scores(self._right(c)), nll=self._nll(c)) for c in candidates]
+
+
+def single(selection) -> Earlier:
+    return Earlier(tuple(BY_NAME["best_single"].run(selection)))
+
+
+def test_ose_gives_each_model_its_own_temperature_and_its_own_share():
+    def right(candidate) -> int:
+        """Most where the fine-tuned model has .3 of the outputs."""
+        share = dict(zip(candidate.checkpoints, candidate.coefficients, strict=True)).get("a", 0)
+        return 90 - round(20 * abs(share - 0.3))
+
+    selection = Mixtures(right)
+    logits, probabilities = OSE.run(selection, single(selection))
+    a, anchor = mean_of(["a"]), mean_of(["anchor"])
+    assert [c.candidate.parts for c in probabilities.trace][::5] == [
+        ((anchor, 1, 4.0),),
+        ((a, 1, 2.0), (anchor, 3, 4.0)),
+        ((a, 1, 2.0), (anchor, 1, 4.0)),
+        ((a, 3, 2.0), (anchor, 1, 4.0)),
+        ((a, 1, 2.0),),
+    ]
+    assert probabilities.candidate.parts == ((a, 3, 2.0), (anchor, 7, 4.0))
+    assert logits.candidate.parts == ((a, 3, 1.0), (anchor, 7, 1.0))
+    assert [o.options["alpha"] for o in (logits, probabilities)] == [0.3, 0.3]
+    assert [len(o.trace) for o in (logits, probabilities)] == [21, 21]
+    assert [step.accepted for step in logits.trace] == [k == 6 for k in range(21)]
+
+
+def test_ose_prefers_the_smaller_share_on_a_tie():
+    selection = Mixtures(lambda candidate: 80)
+    assert [o.options["alpha"] for o in OSE.run(selection, single(selection))] == [0.0, 0.0]
+
+
+def test_vrf_tries_what_the_distances_say_and_takes_the_best_nll_among_equals():
+    def vrf(nll, right=lambda c: 80):
+        tried = []
+
+        def counted(candidate) -> int:
+            tried.append(candidate)
+            return right(candidate)
+
+        selection = Mixtures(counted, nll)
+        (outcome,) = VRF.run(selection, single(selection))
+        return outcome, tried, selection.asked
+
+    def at(k, a, b, value):
+        """`value` for that one alone, else .5."""
+        return lambda c: value if (getattr(c, "k", 0), getattr(c, "a", 0)) == (k, a) and (
+            c.b == pytest.approx(b)
+        ) else 0.5  # fmt: skip
+
+    outcome, tried, asked = vrf(at(10, 7.0, 2.4, 0.25))
+    assert [r.k for r in asked if isinstance(r, Distances)] == [1, 10, 100]
+    # Of 1000: .001, .01 and .1. Spreads: between equal distances the distance itself, else 1;
+    # of 0 to 10 between the 10 % and the 90 % quantile, 8.
+    found = [(c.k, c.a, round(c.b, 6)) for c in tried[21:]]
+    assert found == [
+        *((1, 2.0, b) for b in (0.2, 0.6, 2.0, 6.0)),
+        *((10, float(a), b) for a in range(11) for b in (0.8, 2.4, 8.0, 24.0)),
+        *((100, 0.0, b) for b in (0.1, 0.3, 1.0, 3.0)),
+    ]
+    assert all(c.temperatures == (2.0, 4.0) for c in tried[21:])
+    assert {(c.fine_tuned, c.reference) for c in tried[21:]} == {
+        (mean_of(["a"]), mean_of(["anchor"]))
+    }
+    assert outcome.candidate == tried[21 + 4 + 7 * 4 + 1]
+    assert outcome.options == {"theta_1": "best_single", "failures": 1000, "k": 10, "a": 7.0,
+                               "b": outcome.candidate.b}  # fmt: skip
+    assert outcome.held_out.nll == 0.25
+    # Worse calibrated, it is not taken, and of equals the first is: the anchor alone.
+    outcome, tried, _ = vrf(at(10, 7.0, 2.4, 0.75))
+    assert outcome.candidate == tried[0]
+    assert outcome.options["omega"] == 0.0
+    # More right answers count for more than a better NLL.
+    outcome, tried, _ = vrf(at(10, 7.0, 2.4, 0.25), lambda c: 81 if len(c.members) == 1 else 80)
+    assert outcome.options["omega"] == 0.0
+    share = 3 / 20
+    outcome, tried, _ = vrf(
+        at(10, 7.0, 2.4, 0.25), lambda c: 81 if c.coefficients[:1] == (share,) else 80
+    )
+    assert outcome.options["omega"] == share
+
+
+def test_a_small_failure_set_has_one_neighbour_at_least_and_none_twice():
+    class Small(Mixtures):
+        def _answer(self, request):
+            if isinstance(request, Failures):
+                return FailureSet(features=REF, size=25)
+            return (1.0, 2.0) if isinstance(request, Distances) else super()._answer(request)
+
+    selection = Small(lambda candidate: 80)
+    VRF.run(selection, single(selection))
+    # .025, .25 and 2.5 of 25
+    assert [r.k for r in selection.asked if isinstance(r, Distances)] == [1, 2]
+
+
+def test_a_greedy_ensemble_tries_the_others_one_by_one_and_none_twice():
+    class Voted(Made):
+        def _correct(self, c):
+            name = "".join(sorted(member.checkpoints[0] * n for member, n, _ in c.parts))
+            self.asked.append(name)
+            return self._singles[name] if name in self._singles else self._table[name]
+
+        def first_reaching(self, candidates, bound, accept):
+            for i, candidate in enumerate(candidates):
+                found = self.scores([*candidates[:i], candidate])
+                if reaches(found[-1], round(bound * N), accept):
+                    return Reached(results=tuple(found), hit=True)
+            return Reached(results=tuple(found), hit=False)
+
+    table = {"ab": 89, "ac": 90, "acd": 91, "aab": 91, "aac": 91, "aad": 91, "aa": 90}
+    selection = Voted({"a": 90, "b": 88, "c": 86, "d": 80}, table)
+    (outcome,) = BY_NAME["greedy_ensemble"].run(selection)
+    members = [mean_of([sha]) for sha in "acd"]
+    assert outcome.candidate.parts == tuple((m, 1, 1.0) for m in members)
+    assert outcome.held_out.correct == 91
+    assert [step.accepted for step in outcome.trace] == [True, False, True, True]
+
+
+def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
+    """(decided, scored, models, passes over train, single training samples, files, mixtures)."""
+    by_hand = {
+        "anchor": (0, 1, 1, 0, 0, 0, 0),
+        "best_single": (0, 0, 0, 0, 0, 0, 0),
+        "uniform": (0, 1, 1, 0, 0, 0, 1),
+        "greedy": (3, 1, 1, 0, 0, 0, 3),
+        "replacement": (12, 1, 1, 0, 0, 0, 12),  # three passes
+        "pruned": (4, 2, 1, 0, 0, 0, 5),
+        "learned": (5, 1, 1, 0, 0, 0, 6),  # five epochs of one batch
+        "learned_by_layer": (5, 1, 1, 0, 0, 0, 6),
+        "fisher": (0, 1, 1, 0, 400, 4, 1),  # a hundred samples each
+        "model_stock": (0, 1, 1, 0, 0, 0, 1),
+        # Two lines: 19 inner points, and five to draw of which one is no mixture.
+        "wise_ft": (0, 38, 10, 0, 0, 0, 46),
+        "lines": (0, 20, 2, 0, 0, 0, 20),
+        "ensemble": (0, 0, 0, 0, 0, 0, 0),
+        "greedy_ensemble": (0, 0, 0, 0, 0, 0, 0),
+        "ose": (0, 0, 0, 0, 0, 0, 0),
+        "vrf": (6, 0, 0, 5, 0, 0, 0),
+    }
+    pool = PoolSize(k=4, held_out=100)
+    assert {r.name: tuple(r.cost(pool, r.options())) for r in RECIPES} == by_hand
+    none = {name: {} for name in by_hand}
+    assert tuple(total_cost(pool, none)) == tuple(map(sum, zip(*by_hand.values(), strict=True)))
+
+    def cost(name, k=4, **options):
+        recipe = BY_NAME[name]
+        return tuple(recipe.cost(PoolSize(k, 100), recipe.read(options, "x.yaml")))
+
+    assert cost("greedy", k=0)[0] == 0
+    assert cost("greedy", k=1)[0] == 0
+    assert cost("learned", epochs=3, batch_size=30) == (3, 1, 1, 0, 0, 0, 13)  # four steps each
+    # One line; 0 and 1 are its end points.
+    assert cost("wise_ft", theta_1="a", alphas=[0, 0.25, 0.5, 1]) == (0, 2, 5, 0, 0, 0, 6)
+
+
+def test_the_defaults_of_all_options_and_who_has_a_colour_of_its_own():
+    given = {r.name: structs.asdict(r.options()) for r in RECIPES}
+    steps = {"lr": 0.05, "epochs": 5, "batch_size": 256}
+    assert {name: options for name, options in given.items() if options} == {
+        "greedy": {"accept": "ge", "order": "held_out", "seed": 0},
+        "replacement": {"passes": 3},
+        "learned": steps,
+        "learned_by_layer": steps,
+        "fisher": {"samples": 100},
+        "wise_ft": {"alphas": None, "eps": 0.01, "theta_1": None},
+        "ensemble": {"space": "logits"},
+        "greedy_ensemble": {"accept": "ge", "space": "logits"},
+    }
+    own = {r.name for r in RECIPES if r.style.own}
+    assert own == {"anchor", "best_single", "uniform", "greedy"}
 
 
 def test_every_recipe_says_what_it_is():

@@ -29,7 +29,7 @@ from soupray.core.candidates import Candidate, Outcome, ensemble_of, mean_of
 from soupray.core.ports import TrackedRun
 from soupray.core.records import EpochRecord, Scores, Tombstone
 from soupray.reporting.plots import Robustness, draw_all, greedy_trace, id_label, robustness
-from soupray.reporting.ranking import Versus, as_csv, leaderboard
+from soupray.reporting.ranking import Versus, as_csv, best_soup, leaderboard
 from soupray.reporting.runs import entry_run, sweep_run, trial_run
 
 
@@ -90,6 +90,30 @@ def test_recipes_that_chose_the_same_model_are_all_listed():
     assert half.ingredients == ["zero_shot", "a", "b"]
     assert half.coefficients == [0.5, 0.25, 0.25]
     assert (half.size_bytes, BY_NAME["greedy"].size_bytes) == (3000, 2000)
+
+
+def test_the_champion_is_the_highest_that_is_one_model_of_two_or_more_else_of_one():
+    assert best_soup(ENTRIES, OUTCOMES).name == "greedy"  # a and b; what has three comes later
+    one, both = mean_of(["sha of a"]), ensemble_of([(AB, 1, 1.0)], 1, "logits")
+    rows = {"e": (both, 99), "s": (one, 95), "two": (AB, 90), "three": (mean_of("xyz"), 80)}
+
+    def champion(*names: str) -> str:
+        made = [
+            Outcome(
+                name=n,
+                recipe="best_single" if n == "s" else n,
+                options={},
+                candidate=rows[n][0],
+                held_out=scores(rows[n][1], N),
+            )
+            for n in names
+        ]
+        entries = [msgspec.structs.replace(ENTRIES[0], name=n) for n in names]
+        return best_soup(entries, made).name
+
+    assert champion("e", "s", "two", "three") == "two"
+    assert champion("e", "three", "s", "two") == "three"
+    assert champion("e", "s") == "s"
 
 
 def test_the_mean_over_shifts_is_of_accuracies_and_not_pooled():
