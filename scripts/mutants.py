@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -152,9 +153,8 @@ def passes(names: tuple[str, ...], folder: Path, limit_s: float) -> bool | None:
         os.dup2(quiet, 2)
         sys.path.insert(0, str(folder))
         os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "examples")
         sys.dont_write_bytecode = True  # a mutant may be as long as the one before, and as old
-        settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate])
+        settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate], database=None)
         settings.load_profile("mutants")
         more = ["-x", "-q", "--hypothesis-seed=0"]
         os._exit(any(pytest.main([*more, *options((name,))]) for name in names))  # file by file
@@ -174,6 +174,15 @@ def options(names: tuple[str, ...]) -> list[str]:
     return ["-p", "no:cacheprovider", "-k", "not s3", *files]
 
 
+@cache
+def plain_s(names: tuple[str, ...]) -> float:
+    """How long the tests take without any change."""
+    began = time.monotonic()
+    if not passes(names, ROOT, 3600):
+        sys.exit(f"{', '.join(names)}: the tests fail without any change")
+    return time.monotonic() - began
+
+
 def survivors(path: str, names: tuple[str, ...], count: int | None, seed: int) -> tuple[int, int]:
     """(killed, tried) of one file; survivors are printed as they are found."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -182,10 +191,7 @@ def survivors(path: str, names: tuple[str, ...], count: int | None, seed: int) -
         target = folder / path
         for old in (target.parent / "__pycache__").glob(f"{target.stem}.*"):
             old.unlink()
-        began = time.monotonic()
-        if not passes(names, folder, 3600):
-            sys.exit(f"{path}: its tests fail without any change")
-        limit_s = max(LEAST_LIMIT_S, TIMES_PLAIN * (time.monotonic() - began))
+        limit_s = max(LEAST_LIMIT_S, TIMES_PLAIN * plain_s(names))
         found = list(mutants(target.read_text()))
         if count is not None and count < len(found):
             chosen = random.Random(f"{seed} {path}").sample(range(len(found)), count)
