@@ -2,7 +2,9 @@
 
 import math
 import os
+import random
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from msgspec.structs import replace
 
-from soupray.core.candidates import QUANTUM, WeightSoup, mean_of, quantised, weight_soup
+from soupray.core.candidates import QUANTUM, LayerSoup, WeightSoup, mean_of, quantised, weight_soup
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Reached
 from soupray.core.records import (
@@ -50,6 +52,7 @@ from soupray.recipes.ose import OSE
 from soupray.recipes.pruned import PRUNED
 from soupray.recipes.recipe import Earlier, PoolSize
 from soupray.recipes.replacement import REPLACEMENT
+from soupray.recipes.starts import interpolate, starts
 from soupray.recipes.vrf import VRF
 from soupray.recipes.wise_ft import ALPHAS, WISE_FT, grid_of
 from soupray.reporting.plots import line_candidates
@@ -699,6 +702,150 @@ def test_a_greedy_ensemble_tries_the_others_one_by_one_and_none_twice():
     assert outcome.candidate.parts == tuple((m, 1, 1.0) for m in members)
     assert outcome.held_out.correct == 91
     assert [step.accepted for step in outcome.trace] == [True, False, True, True]
+
+
+LAYERED = LayerSoup(checkpoints=("a", "b"), layers=((("x",), (1, 3)),), rest=(2, 2), denominator=4)
+
+
+def test_a_point_on_the_way_to_a_soup_by_layer_by_hand():
+    # 1/4 of the way: 3/4 = 12/16 of the anchor, and numerators over 16.
+    assert interpolate("z", LAYERED, 1, 4) == LayerSoup(
+        checkpoints=("z", "a", "b"),
+        layers=((("x",), (12, 1, 3)),),
+        rest=(12, 2, 2),
+        denominator=16,
+    )
+    assert interpolate("z", LAYERED, 3, 4).layers == ((("x",), (4, 3, 9)),)
+    assert interpolate("z", LAYERED, 0, 4) == mean_of(["z"])
+    assert interpolate("z", LAYERED, 4, 4) == LAYERED
+    # 1/2 z + 1/2 (a/3 + 2b/3)
+    third = weight_soup([("a", 1), ("b", 2)], 3)
+    assert interpolate("z", third, 2, 4) == weight_soup([("z", 3), ("a", 1), ("b", 2)], 6)
+
+
+def test_lines_to_a_soup_by_layer_by_hand():
+    depth = lines.depths(("blocks.0.w", "blocks.3.w", "x", "head.w"))
+    assert list(depth.values()) == [(0, 1), (1, 1), (0, 1), (1, 1)]
+    # alpha .3 of theta_1 over 10 * 4: 28 of theta_0 where l = 0, none where l = 1.
+    assert lines.scaled("z", LAYERED, depth, 3) == LayerSoup(
+        checkpoints=("z", "a", "b"),
+        layers=(
+            (("blocks.0.w",), (28, 6, 6)),
+            (("blocks.3.w", "head.w"), (0, 20, 20)),
+            (("x",), (28, 3, 9)),
+        ),
+        rest=(0, 20, 20),
+        denominator=40,
+    )
+
+
+def test_the_best_alpha_of_lines_by_hand():
+    class Peak(Made):
+        """Best where block 0 has .4 of theta_1."""
+
+        def measure(self, requests):
+            return [("blocks.0.w", "blocks.1.w")]
+
+        def scores(self, candidates):
+            shares = [
+                1.0 if c == mean_of(["a"]) else 1 - dict(zip(c.checkpoints, c.numerators()[
+                    "blocks.0.w"], strict=True))["anchor"] / c.denominator
+                for c in candidates
+            ]  # fmt: skip
+            return [scores(90 - round(20 * abs(share - 0.4))) for share in shares]
+
+    selection = Peak({"a": 90}, {})
+    (found,) = lines.LINES.run(selection, single(selection))
+    assert (found.name, found.options) == ("lines(best_single)", {"theta_1": "best_single",
+                                                                  "alpha": 0.4})  # fmt: skip
+    assert found.held_out.correct == 90
+    assert [step.accepted for step in found.trace] == [k == 4 for k in range(11)]
+    assert found.trace[10].candidate == mean_of(["a"])
+
+
+def test_model_stock_by_hand_tensor_by_tensor():
+    grams = {
+        "half": ((4.0, 2.0), (2.0, 4.0)),  # cos 1/2: t = 2/3
+        "same": ((1.0, 1.0), (1.0, 1.0)),
+        "none": ((0.0, 0.0), (0.0, 0.0)),
+        "apart": ((1.0, -0.5), (-0.5, 1.0)),  # t = -1 / .5
+        "as half": ((1.0, 1.0), (1.0, 4.0)),  # lengths 1 and 2
+        "opposed": ((1.0, -1.0), (-1.0, 1.0)),  # below 1 + cos = 0
+    }
+
+    class Given(Made):
+        def measure(self, requests):
+            return [grams]
+
+        def scores(self, candidates):
+            self.asked += candidates
+            return [scores(50)]
+
+    selection = Given({"a": 90, "b": 88}, {})
+    (found,) = model_stock.MODEL_STOCK.run(selection)
+    assert found.candidate == LayerSoup(
+        checkpoints=("anchor", "a", "b"),
+        layers=(
+            (("none", "apart", "opposed"), (2000000, 0, 0)),
+            (("half", "as half"), (666666, 666667, 666667)),
+            (("same",), (0, 1000000, 1000000)),
+        ),
+        rest=(2000000, 0, 0),
+        denominator=2000000,
+    )
+    assert selection.asked == [found.candidate]
+    assert found.notes == ("model_stock: t clamped to [0, 1] for apart, opposed",)
+    alone = Given({"a": 90}, {})
+    grams = {"one": ((3.0,),)}
+    (found,) = model_stock.MODEL_STOCK.run(alone)
+    assert (found.candidate, found.notes) == (mean_of(["a"]), ())
+    # The mean cosine of three, of which one has no direction: (1/2 + 0 + 0) / 3.
+    three = ((4.0, 2.0, 0.0), (2.0, 4.0, 0.0), (0.0, 0.0, 0.0))
+    assert model_stock.ratio(three) == pytest.approx(3 / 6 / (1 + 2 / 6))
+
+
+def test_a_line_starts_from_the_best_soup_if_it_is_another_model_ties_by_name():
+    selection = Made({"a": 90, "b": 88}, {})
+    (best,) = BY_NAME["best_single"].run(selection)
+
+    def soup(name: str, members: str, correct: int):
+        return replace(best, name=name, recipe="greedy", candidate=mean_of(list(members)),
+                       held_out=scores(correct))  # fmt: skip
+
+    def found(*soups):
+        return starts(selection, Earlier((best, *soups), soups))
+
+    a, ab = mean_of(["a"]), mean_of(["a", "b"])
+    first = ("best_single", a)
+    assert found() == [first]
+    assert found(soup("x", "ab", 80), soup("y", "b", 79)) == [first, ("x", ab)]
+    assert found(soup("x", "b", 80), soup("y", "ab", 81)) == [first, ("y", ab)]
+    assert found(soup("y", "b", 80), soup("x", "ab", 80)) == [first, ("x", ab)]
+    assert found(soup("x", "a", 90), soup("y", "ab", 89)) == [first]  # the best is that model
+
+
+@pytest.mark.parametrize(("count", "more"), [(2, ""), (8, ""), (9, ", ...")])
+def test_eight_trials_are_named_where_a_theta_1_is_called_by_no_name(count, more):
+    names = [f"t{i}" for i in range(count)]
+    selection = Made(dict.fromkeys(names, 90), {})
+    said = f"and {count} trials' keys begin so. Soups: best_single; ask for others too (--all). "
+    said += f"Trials: {', '.join(names[:8])}{more}."
+    with pytest.raises(ConfigError, match=re.escape(said) + "$"):
+        WISE_FT.run(selection, single(selection), {"theta_1": "t"})
+
+
+def test_a_random_order_is_that_of_its_seed_and_is_told():
+    singles = {"a": 90, "b": 88, "c": 86, "d": 80}
+    table = defaultdict(lambda: 0)
+    for seed in (3, 4):
+        order = list("abcd")
+        random.Random(seed).shuffle(order)
+        (found,) = GREEDY.run(Made(singles, table), options={"order": "random", "seed": seed})
+        assert found.options == {"accept": "ge", "order": "random", "seed": seed}
+        assert found.candidate == mean_of(order[:1])
+        assert found.held_out.correct == found.trace[0].result.correct == singles[order[0]]
+        tried = [step.candidate for step in found.trace]
+        assert tried == [mean_of(order[:1]), *(mean_of([order[0], o]) for o in order[1:])]
 
 
 def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
