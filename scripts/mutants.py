@@ -143,6 +143,15 @@ def put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
         getattr(parent, field)[index] = node
 
 
+class QuickFirst:
+    """A plugin of pytest: tests of many examples wait for the others."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Stable: the others stay as they are."""
+        items.sort(key=lambda item: hasattr(getattr(item, "obj", None), "hypothesis"))
+
+
 def passes(names: tuple[str, ...], folder: Path, limit_s: float) -> bool | None:
     """Whether the tests pass with the package in `folder`; None if they do not end."""
     child = os.fork()
@@ -157,7 +166,8 @@ def passes(names: tuple[str, ...], folder: Path, limit_s: float) -> bool | None:
         settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate], database=None)
         settings.load_profile("mutants")
         more = ["-x", "-q", "--hypothesis-seed=0"]
-        os._exit(any(pytest.main([*more, *options((name,))]) for name in names))  # file by file
+        runs = (pytest.main([*more, *options((name,))], [QuickFirst()]) for name in names)
+        os._exit(any(runs))  # file by file
     until = time.monotonic() + limit_s
     while (done := os.waitpid(child, os.WNOHANG))[0] == 0:
         if time.monotonic() > until:
