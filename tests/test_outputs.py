@@ -137,7 +137,7 @@ def test_many_neighbours_are_searched_in_blocks_of_queries(monkeypatch):
     generator = np.random.default_rng(4)
     points, queries = (generator.normal(size=(n, 8)).astype(np.float32) for n in (300, 70))
     at_once = {k: kth_distances(queries, points, k) for k in (1, 30, 300)}
-    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 32 * 30 * neighbours.ANSWER_BYTES)
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 32 * 30 * (4 + 8))
     asked = []
     flat = neighbours._flat
 
