@@ -182,7 +182,7 @@ def test_a_soup_by_layer_by_hand():
     alone = LayerSoup(checkpoints=("b",), layers=(), rest=(4,), denominator=4)
     assert same(mix(models, alone), models["b"])
     models["b"] = Model(models["b"], z=torch.tensor(8))
-    with pytest.raises(IncompatibleWeights, match="^b: the integer buffer 'z' differs"):
+    with pytest.raises(IncompatibleWeights, match=r"^b: the integer buffer 'z' differs"):
         mix(models, soup)
 
 
