@@ -849,6 +849,107 @@ def test_a_random_order_is_that_of_its_seed_and_is_told():
         assert tried == [mean_of(order[:1]), *(mean_of([order[0], o]) for o in order[1:])]
 
 
+def test_a_fisher_soup_is_of_the_whole_pool_each_with_its_own_information():
+    class Known(Made):
+        def measure(self, requests):
+            self.asked += [(r.checkpoint, r.samples) for r in requests]
+            return [CheckpointRef(sha256=f"fisher of {r.checkpoint}", size_bytes=1)
+                    for r in requests]  # fmt: skip
+
+        def scores(self, candidates):
+            return [scores(70) for _ in candidates]
+
+    selection = Known({"a": 90, "b": 88}, {})
+    (found,) = BY_NAME["fisher"].run(selection, options={"samples": 7})
+    assert found.candidate.parts == (("a", "fisher of a", 1), ("b", "fisher of b", 1))
+    assert (found.options, found.held_out.correct) == ({"samples": 7}, 70)
+    assert selection.asked == [("a", 7), ("b", 7)]
+
+
+def test_an_ensemble_of_probabilities_has_a_temperature_for_each_model_and_one_of_logits_none():
+    class Warm(Made):
+        def measure(self, requests):
+            return [{"a": 2.0, "b": 3.0}[r.candidate.checkpoints[0]] for r in requests]
+
+        def scores(self, candidates):
+            return [scores(70) for _ in candidates]
+
+    a, b = mean_of(["a"]), mean_of(["b"])
+    for space, temperatures in (("probabilities", (2.0, 3.0)), ("logits", (1.0, 1.0))):
+        selection = Warm({"a": 90, "b": 88}, {})
+        (found,) = BY_NAME["ensemble"].run(selection, options={"space": space})
+        assert found.candidate.parts == tuple(zip((a, b), (1, 1), temperatures, strict=True))
+        assert (found.candidate.denominator, found.candidate.space) == (2, space)
+        assert found.options == {"space": space}
+        (found,) = BY_NAME["greedy_ensemble"].run(
+            selection_of_equals(temperatures), options={"space": space, "accept": "gt"}
+        )
+        assert found.candidate.parts == ((a, 1, temperatures[0]),)  # equal is not enough
+        assert found.options == {"space": space, "accept": "gt"}
+
+
+def selection_of_equals(temperatures):
+    """Two ingredients; whatever is asked is right on 80 of 100."""
+
+    class Equal(Mixtures):
+        def first_reaching(self, candidates, bound, accept):
+            assert (bound, accept) == (0.8, "gt")
+            return Reached(results=tuple(self.scores(candidates)), hit=False)
+
+        def _answer(self, request):
+            return temperatures["ab".index(request.candidate.checkpoints[0])]
+
+    return Equal(lambda candidate: 80)
+
+
+def test_options_that_are_not_there_or_not_allowed_are_told_with_what_is():
+    said = {
+        ("greedy", "order", "best"): "Allowed: held_out, random.",
+        ("greedy", "seed", -1): "Allowed: 0 to 2.14748e+09, whole.",
+        ("learned", "lr", 0.0): "Allowed: 1e-05 to 10.",
+        ("learned", "epochs", 1001): "Allowed: 1 to 1000, whole.",
+        ("wise_ft", "eps", 1.5): "Allowed: 0 to 1.",
+        ("wise_ft", "theta_1", ""): "Allowed: text: the name of a soup of this run, or how",
+        ("uniform", "x", 1): "has no option 'x'. Its options: none.",
+        ("learned", "x", 1): "has no option 'x'. Its options: lr, epochs, batch_size.",
+    }
+    for (recipe, name, wrong), words in said.items():
+        with pytest.raises(ConfigError, match=rf"^x\.yaml: recipe {recipe}.*{re.escape(words)}"):
+            BY_NAME[recipe].read({name: wrong}, "x.yaml")
+
+
+def test_learned_notes_what_it_chose_and_what_machines_without_proc_say(monkeypatch, tmp_path):
+    class Flat(Slopes):
+        def measure(self, requests):
+            if isinstance(requests[0], TensorNames):
+                self.asked.append(requests[0])
+                return [("x", "y")]
+            return super().measure(requests)
+
+        def scores(self, candidates):
+            return [scores(60) for _ in candidates]
+
+    selection = Flat({"a": 90, "b": 88}, {})
+    (found,) = learned.LEARNED.run(selection, options={"epochs": 1, "batch_size": 100, "lr": 0.1})
+    assert found.candidate == mean_of(["a", "b"])
+    # One step of Adam is -lr, of log beta: exp(-.1)
+    assert found.options == {"epochs": 1, "beta": 0.904837, "loss": 0.123457}
+    assert [(s.candidate, s.result.correct, s.accepted) for s in found.trace] == [
+        (found.candidate, 60, True)
+    ]
+    selection = Flat({"a": 90, "b": 88}, {})
+    (found,) = learned.LEARNED_BY_LAYER.run(selection, options={"epochs": 1, "batch_size": 100})
+    assert selection.asked[0].checkpoint == "a"
+    assert found.candidate.layers == ((("x",), (500000,) * 2), (("y",), (500000,) * 2))
+    said = tmp_path / "meminfo"
+    monkeypatch.setattr(learned, "Path", lambda path: said)
+    assert learned.available_memory() == 0
+    said.write_text("MemTotal: 9 kB\n")
+    assert learned.available_memory() == 0
+    said.write_text("MemTotal: 9 kB\nMemAvailable:   3 kB\n")
+    assert learned.available_memory() == 3072
+
+
 def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
     """(decided, scored, models, passes over train, single training samples, files, mixtures)."""
     by_hand = {
