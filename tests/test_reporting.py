@@ -236,6 +236,7 @@ def test_a_row_of_csv_with_rank_data_and_a_shift_of_some_classes_by_hand():
     assert dict(zip(header, second, strict=True))["test_on_classes_of_noise"] == "0.400000"
     plain = next(iter(csv.DictReader(io.StringIO(as_csv(ENTRIES)))))
     assert plain["rank_accuracy"] == ""
+    assert as_csv(ENTRIES).startswith(as_csv(ENTRIES[:1]))
     assert float(plain["standard_error"]) == pytest.approx((0.91 * 0.09 / 100) ** 0.5, abs=1e-6)
 
 
