@@ -357,6 +357,43 @@ def test_the_copies_used_longest_ago_go_where_the_disk_is_too_full(
     assert there == {refs[int(i)].sha256 for i in left}
 
 
+def test_copies_take_half_of_the_disk_and_no_byte_more(tmp_path, monkeypatch):
+    writer = Checkpoints(open_store("memory://"), tmp_path / "writer")
+    refs = [writer.save({"x": torch.full((1000,), float(i))}, {}) for i in range(5)]
+    disk = SimpleNamespace(total=6 * refs[0].size_bytes, free=10**12)
+    monkeypatch.setattr(
+        "soupray.store.checkpoints.shutil", SimpleNamespace(disk_usage=lambda folder: disk)
+    )
+    cache = tmp_path / "cache"
+    reader = Checkpoints(writer.store, cache)
+    left = []
+    for now, ref in enumerate(refs):
+        os.utime(reader.fetch(ref.sha256), (now, now))
+        left.append(len(list(cache.glob("*.safetensors"))))
+        if now == 3:
+            disk.total -= 1
+    assert left == [1, 2, 3, 3, 2]
+
+
+def test_a_part_of_a_download_is_removed_a_day_after_its_process_died(tmp_path, monkeypatch):
+    writer = Checkpoints(open_store("memory://"), tmp_path / "writer")
+    refs = [writer.save({"x": torch.full((1000,), float(i))}, {}) for i in range(2)]
+    size, cache = refs[0].size_bytes, tmp_path / "cache"
+    disk = SimpleNamespace(total=10**12, free=10**11)
+    monkeypatch.setattr(
+        "soupray.store.checkpoints.shutil", SimpleNamespace(disk_usage=lambda folder: disk)
+    )
+    reader = Checkpoints(writer.store, cache)
+    kept = reader.fetch(refs[0].sha256)
+    now = time.time()
+    for name, hours in (("old", 24.1), ("young", 23.9)):
+        (cache / name).write_bytes(b"x" * (size // 2))
+        os.utime(cache / name, (now - 3600 * hours,) * 2)
+    disk.free = size - size // 2  # with what the old one takes, there is room
+    new = reader.fetch(refs[1].sha256)
+    assert {path.name for path in cache.iterdir()} == {"young", kept.name, new.name}
+
+
 @pytest.mark.parametrize("size", [1, 99, 100, 101, 250, 1000])
 def test_ranges_put_together_are_the_object(tmp_path, monkeypatch, size):
     monkeypatch.setattr("soupray.store.checkpoints.RANGE_BYTES", 100)
