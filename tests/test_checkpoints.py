@@ -21,7 +21,7 @@ from soupray.core.errors import CheckpointError, ChecksumMismatch, NotFound, Sto
 from soupray.core.records import Ingredient, Manifest, Tombstone, encode
 from soupray.store.checkpoints import AHEAD, Checkpoints
 from soupray.store.objects import create_record, find_record, open_store, read_record
-from soupray.store.weights_file import sha256_of, tensor_digests, write_weights
+from soupray.store.weights_file import MappedWeights, sha256_of, tensor_digests, write_weights
 from soupray.tasks.foreign import load_foreign
 
 WEIGHTS = {
@@ -49,7 +49,7 @@ def test_equal_weights_have_equal_digests_in_every_process(tmp_path):
     write_weights(tmp_path / "second", backwards, dict(reversed(ABOUT.items())))
     script = (
         "import pathlib, sys, torch;"
-        "from soupray.store.weights_file import sha256_of, write_weights;"
+        "from soupray.store.weights_file import MappedWeights, sha256_of, write_weights;"
         "weights = {'steps': torch.tensor(7), 'w': torch.arange(6.).reshape(2, 3),"
         "'b': torch.tensor([.5, -1], dtype=torch.bfloat16)}; path = pathlib.Path(sys.argv[1]);"
         "write_weights(path, weights, {'z': '2', 'a': '1', 'sweep': 's', 'init': 'zero_shot'});"
@@ -355,6 +355,21 @@ def test_the_copies_used_longest_ago_go_where_the_disk_is_too_full(
     reader.fetch(refs[3].sha256)
     there = {path.stem for path in (tmp_path / "cache").glob("*.safetensors")}
     assert there == {refs[int(i)].sha256 for i in left}
+
+
+def test_a_copy_that_goes_before_it_is_opened_is_fetched_again(elsewhere, checkpoints, monkeypatch):
+    ref = checkpoints.save(WEIGHTS, ABOUT)
+    gone = []
+
+    def opened(path):
+        if not gone:  # another process makes room just now
+            gone.append(path)
+            path.unlink()
+        return MappedWeights(path)
+
+    monkeypatch.setattr("soupray.store.checkpoints.MappedWeights", opened)
+    assert elsewhere.load(ref.sha256)["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert gone == [elsewhere.fetch(ref.sha256)]
 
 
 def test_copies_take_half_of_the_disk_and_no_byte_more(tmp_path, monkeypatch):
