@@ -212,12 +212,12 @@ def test_what_does_not_fit_is_named_with_both_shapes(tmp_path, world):
     task = timm_task(args={"in_chans": 1, "stem_width": 16, "channels": [8, 8, 8, 8]})
     with pytest.raises(IncompatibleWeights) as error:
         task.adopt(narrow.state_dict(), "narrow.pt")
-    first = "narrow.pt: tensor 'body.layer3.0.conv1.weight' is [16, 8, 3, 3], and [8, 8, 3, 3] in"
+    first = "narrow.pt: tensor 'body.layer3.0.conv1.weight' is [16, 8, 3, 3], but [8, 8, 3, 3] in"
     assert str(error.value).startswith(first)
     other = timm_task(
         args={"in_chans": 1, "stem_width": 16, "channels": [8, 8, 8, 8]}, classes=("a", "b")
     )
-    with pytest.raises(IncompatibleWeights, match=r"'head.weight' is \[10, 8\], and \[2, 8\]"):
+    with pytest.raises(IncompatibleWeights, match=r"'head.weight' is \[10, 8\], but \[2, 8\]"):
         other.adopt(task.model().state_dict(), "x")
     clip = clip_task()
     with pytest.raises(IncompatibleWeights, match=r"x: there is no tensor 'positional_embedding'"):

@@ -45,9 +45,9 @@ def test_a_model_that_is_not_here_and_may_not_be_asked_for(kind, tmp_path, monke
         task_of(MODELS[kind]).init()
     said = str(error.value)
     assert said.startswith(f"task.model = {MODELS[kind].model!r}")
-    assert f"it is not in {tmp_path} (HF_HOME), and huggingface.co is not asked under" in said
+    assert f"it is not in {tmp_path} (HF_HOME), and huggingface.co is not used with" in said
     assert "Name a local file in task.pret" in said or "Name a folder, or package:" in said
-    assert said.endswith("or set HF_ENDPOINT to a mirror that this one reaches.")
+    assert said.endswith("or set HF_ENDPOINT to a mirror that this machine reaches.")
 
 
 def test_a_hub_that_does_not_answer_is_named_without_what_its_address_hides(monkeypatch):
@@ -66,7 +66,7 @@ def test_offline_is_what_huggingface_hub_takes_for_it(hub, transformers, offline
     monkeypatch.setenv("HF_HUB_OFFLINE", hub)
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", transformers)
     said = not_reached(wrapped(ConnectionRefusedError(111, "refused")), "a file")
-    assert ("is not asked under HF_HUB_OFFLINE" in said) is offline
+    assert ("is not used with HF_HUB_OFFLINE" in said) is offline
     assert ("was not reached" in said) is not offline
 
 

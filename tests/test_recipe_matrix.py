@@ -328,5 +328,7 @@ def test_a_cascade_that_miscounts_what_it_accepts_is_an_error_and_no_result(tmp_
         return Answer(np.ones_like(answer.right), np.zeros_like(answer.unsure))
 
     monkeypatch.setattr(world.workers, "run", too_sure)
-    with pytest.raises(EvaluationError, match=r"the cascade counted 90 of 90 right, float32 \d+"):
+    with pytest.raises(
+        EvaluationError, match=r"the cascade counted 90 of 90 samples right, float32 \d+"
+    ):
         run_recipes(world.selection(cascade=True), {"greedy": {}})

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from msgspec.structs import replace
 
+from soupray.core.blocks import BLOCK_NUMBER
 from soupray.core.candidates import QUANTUM, LayerSoup, WeightSoup, mean_of, quantised, weight_soup
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Reached
@@ -441,7 +442,7 @@ def test_lines_of_one_block_is_theta_1():
     ],
 )
 def test_blocks_are_found_in_the_names_of_open_clip_timm_and_transformers(name, block):
-    found = lines._BLOCK.search(name)
+    found = BLOCK_NUMBER.search(name)
     assert (int(found.group(1)) if found else None) == block
 
 

@@ -1,1 +1,1 @@
-"""The nouns: records, candidates, requests, the ports and the errors. Imports nothing of ours."""
+"""Records, candidates, requests, ports and errors. Imports no other package of soupray."""

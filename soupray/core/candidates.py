@@ -1,7 +1,7 @@
 """Soups and ensembles as records: coefficients and digests, never tensors.
 
-A candidate is hashable, a few hundred bytes, equal on every machine, and enough to make the model
-again: it names its ingredients by the SHA-256 of their weights.
+A candidate is hashable, takes a few hundred bytes and is equal on every machine. It names its
+ingredients by the SHA-256 of their weights, so that the model can be made again from it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ OutputSpace = Literal["logits", "probabilities"]
 class WeightSoup(Record, tag="weight_soup", frozen=True, kw_only=True):
     """theta = sum_i n_i theta_i / d over stored checkpoints, in the order of `parts`.
 
-    A single model is the soup of one part. Coefficients are rational, so that equal soups are
-    equal records; `weight_soup` reduces them.
+    A single model is a soup of one part. Coefficients are fractions, so that equal soups are
+    equal records. `weight_soup` reduces the fractions to lowest terms.
+
+    Attributes:
+        parts: (SHA-256 of theta_i, numerator n_i) for each ingredient.
+        denominator: d, the sum of the numerators.
     """
 
     parts: tuple[tuple[str, int], ...]
@@ -27,30 +31,33 @@ class WeightSoup(Record, tag="weight_soup", frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """Names the soup in caches and recipe files."""
+        """SHA-256 (hex) of the record: the candidate's name in caches and recipe files."""
         return digest(self)
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
-        """SHA-256 of the ingredients' weights, in order."""
+        """SHA-256 (hex) of each ingredient's weights, in the order of the candidate."""
         return tuple(sha for sha, _ in self.parts)
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """One a checkpoint; they sum to one."""
+        """One coefficient for each checkpoint. Their sum is one."""
         return tuple(n / self.denominator for _, n in self.parts)
 
     @property
     def members(self) -> tuple[WeightCandidate, ...]:
-        """The models that inference runs: itself."""
+        """The models that inference runs: the soup is one model."""
         return (self,)
 
 
 class LayerSoup(Record, tag="layer_soup", frozen=True, kw_only=True):
-    """theta_t = sum_i n_ti theta_ti / d, with numerators of its own for each tensor t.
+    """theta_t = sum_i n_ti theta_ti / d: each tensor t has its own numerators.
 
-    `layers` lists (names of tensors, their numerators in the order of `checkpoints`); a tensor
-    that no layer names has the numerators `rest`.
+    Attributes:
+        checkpoints: SHA-256 of each ingredient's weights.
+        layers: (names of tensors, their numerators in the order of `checkpoints`).
+        rest: the numerators of every tensor that no layer names.
+        denominator: d, the sum of each list of numerators.
     """
 
     checkpoints: tuple[str, ...]
@@ -60,64 +67,73 @@ class LayerSoup(Record, tag="layer_soup", frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """As `WeightSoup.digest`."""
+        """SHA-256 (hex) of the record: the candidate's name in caches and recipe files."""
         return digest(self)
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """One a checkpoint: the mean over the layers."""
+        """One coefficient for each checkpoint: the mean over the layers."""
         rows = [numerators for _, numerators in self.layers] or [self.rest]
         return tuple(sum(c) / len(rows) / self.denominator for c in zip(*rows, strict=True))
 
     @property
     def members(self) -> tuple[WeightCandidate, ...]:
-        """As `WeightSoup.members`."""
+        """The models that inference runs: the soup is one model."""
         return (self,)
 
     def numerators(self) -> dict[str, tuple[int, ...]]:
-        """Numerators by tensor name, for the tensors that a layer names."""
+        """The numerators of each tensor that a layer names, by the tensor's name."""
         return {name: numerators for names, numerators in self.layers for name in names}
 
 
 class FisherSoup(Record, tag="fisher_soup", frozen=True, kw_only=True):
     """theta_j = sum_i F_ij theta_ij / sum_i F_ij (Matena and Raffel, arXiv:2111.09832).
 
-    `parts` lists (weights, their diagonal Fisher information, 1), both by SHA-256. The 1 was once a
-    factor; it stays because it is in the digests of stored candidates.
+    j counts the elements of the weights, i the ingredients.
+
+    Attributes:
+        parts: (SHA-256 of the weights, SHA-256 of their diagonal Fisher information, 1). The 1 was
+            once a factor. It stays because the digests of stored candidates contain it.
     """
 
     parts: tuple[tuple[str, str, Literal[1]], ...]
 
     @property
     def digest(self) -> str:
-        """As `WeightSoup.digest`."""
+        """SHA-256 (hex) of the record: the candidate's name in caches and recipe files."""
         return digest(self)
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
-        """As `WeightSoup.checkpoints`."""
+        """SHA-256 (hex) of each ingredient's weights, in the order of the candidate."""
         return tuple(sha for sha, _, _ in self.parts)
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """Equal shares: what they would be if all Fishers were equal."""
+        """Equal coefficients: the true ones differ from element to element."""
         return (1 / len(self.parts),) * len(self.parts)
 
     @property
     def members(self) -> tuple[WeightCandidate, ...]:
-        """As `WeightSoup.members`."""
+        """The models that inference runs: the soup is one model."""
         return (self,)
 
 
 WeightCandidate = WeightSoup | LayerSoup | FisherSoup
-"""One model: one forward pass a sample."""
+"""A candidate that is one model: inference runs one forward pass for each sample."""
 
 
 class OutputEnsemble(Record, tag="output_ensemble", frozen=True, kw_only=True):
-    """Mean of its members' logits, or of their probabilities; one forward pass a member.
+    """Mean of its members' logits, or of their probabilities.
 
-    `parts` lists (model, n, temperature): logits are divided by the temperature before anything
-    else. Its own logits are the mean of logits, or the logarithm of the mean of probabilities.
+    Inference runs one forward pass for each member. The ensemble's own logits are the mean of the
+    members' logits, or the logarithm of the mean of their probabilities.
+
+    Attributes:
+        parts: (model, numerator n, temperature). A member's logits are first divided by its
+            temperature.
+        denominator: the sum of the numerators.
+        space: the mean is over logits or over probabilities.
     """
 
     parts: tuple[tuple[WeightCandidate, int, float], ...]
@@ -126,17 +142,20 @@ class OutputEnsemble(Record, tag="output_ensemble", frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """As `WeightSoup.digest`."""
+        """SHA-256 (hex) of the record: the candidate's name in caches and recipe files."""
         return digest(self)
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
-        """As `WeightSoup.checkpoints`; each once, however many members hold it."""
+        """SHA-256 (hex) of each ingredient's weights, each one once."""
         return tuple(_shares(self))
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """The share of each checkpoint: its member's, times its own in the member."""
+        """One for each checkpoint: its member's coefficient times its own in that member.
+
+        A checkpoint in several members has the sum of these products.
+        """
         return tuple(_shares(self).values())
 
     @property
@@ -148,10 +167,16 @@ class OutputEnsemble(Record, tag="output_ensemble", frozen=True, kw_only=True):
 class VRFEnsemble(Record, tag="vrf_ensemble", frozen=True, kw_only=True):
     """omega p_ft + (1 - omega) p_ref, omega = sigmoid(-(d - a) / b) (VRF, arXiv:2411.06966).
 
-    d(x) is the squared L2 distance of the fine-tuned model's normalised features to their k-th
-    nearest neighbour among `failures`: training samples that it gets right and the reference
-    wrong. Both models' probabilities are calibrated by their temperatures. `distance` has one
-    value; it stays because it is in the digests of stored candidates.
+    d(x) is the squared L2 distance from the fine-tuned model's normalised features of x to their
+    k-th nearest neighbour in the failure set. The failure set contains the training samples that
+    the fine-tuned model gets right and the reference model gets wrong.
+
+    Attributes:
+        fine_tuned, reference: the two models.
+        temperatures: of the fine-tuned model and of the reference. They calibrate p_ft and p_ref.
+        failures: normalised features of the failure set, in the store.
+        k, a, b: parameters of the formula.
+        distance: has one value. It stays because the digests of stored candidates contain it.
     """
 
     fine_tuned: WeightCandidate
@@ -165,17 +190,17 @@ class VRFEnsemble(Record, tag="vrf_ensemble", frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """As `WeightSoup.digest`."""
+        """SHA-256 (hex) of the record: the candidate's name in caches and recipe files."""
         return digest(self)
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
-        """As `WeightSoup.checkpoints`."""
+        """SHA-256 (hex) of each ingredient's weights, in the order of the candidate."""
         return tuple(dict.fromkeys(c for m in self.members for c in m.checkpoints))
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """None: they differ from sample to sample."""
+        """Empty: the coefficients differ from sample to sample."""
         return ()
 
     @property
@@ -198,10 +223,16 @@ def _shares(ensemble: OutputEnsemble) -> dict[str, float]:
 
 
 def weight_soup(parts: Sequence[tuple[str, int]], denominator: int) -> WeightSoup:
-    """A soup in lowest terms; equal checkpoints are joined, those with coefficient 0 dropped.
+    """A soup in lowest terms.
+
+    Equal checkpoints are joined. Checkpoints with coefficient 0 are dropped.
+
+    Args:
+        parts: (SHA-256 of the weights, numerator) for each ingredient.
+        denominator: the sum of the numerators.
 
     Raises:
-        ValueError: if no part is left or the coefficients do not sum to one.
+        ValueError: no part is left, or the coefficients do not sum to one.
     """
     if sum(n for _, n in parts) != denominator or denominator <= 0:
         raise ValueError(f"coefficients {[n for _, n in parts]} / {denominator} do not sum to 1")
@@ -216,20 +247,28 @@ def weight_soup(parts: Sequence[tuple[str, int]], denominator: int) -> WeightSou
 
 
 def mean_of(checkpoints: Sequence[str]) -> WeightSoup:
-    """The plain mean of checkpoints, in the order given."""
+    """The uniform soup of checkpoints (SHA-256 of their weights), in the given order."""
     return weight_soup([(sha, 1) for sha in checkpoints], len(checkpoints))
 
 
 def ensemble_of(
     parts: Sequence[tuple[WeightCandidate, int, float]], denominator: int, space: OutputSpace
 ) -> OutputEnsemble:
-    """An ensemble in lowest terms; equal members are joined, those with coefficient 0 dropped.
+    """An ensemble in lowest terms.
+
+    Equal members are joined. Members with coefficient 0 are dropped.
+
+    Args:
+        parts: (model, numerator, temperature) for each member.
+        denominator: the sum of the numerators.
+        space: the mean is over logits or over probabilities.
 
     Raises:
-        ValueError: if no part is left or the coefficients do not sum to one.
+        ValueError: no part is left, or the coefficients do not sum to one.
     """
     if sum(n for _, n, _ in parts) != denominator or denominator <= 0:
-        raise ValueError(f"coefficients {[n for _, n, _ in parts]} / {denominator} not of sum 1")
+        numerators = [n for _, n, _ in parts]
+        raise ValueError(f"coefficients {numerators} / {denominator} do not sum to 1")
     joined: dict[tuple[WeightCandidate, float], int] = {}
     for member, n, temperature in parts:
         joined[member, temperature] = joined.get((member, temperature), 0) + n
@@ -243,19 +282,22 @@ def ensemble_of(
 
 
 QUANTUM = 1_000_000
-"""Learnt coefficients are stored as multiples of 1e-6. Products n * theta stay exact in float64:
-n has 20 bits and theta 24, of 53."""
+"""Learned coefficients are stored as multiples of 1e-6. A product n * theta is then exact in
+float64: n has 20 bits and theta 24, and float64 has 53."""
 
 
 def quantised(shares: Sequence[float]) -> tuple[int, ...]:
-    """Numerators over QUANTUM of shares that sum to one: rounded, the largest takes the rest."""
+    """Rounded numerators, over the denominator QUANTUM, of shares that sum to one.
+
+    The largest share takes the rest of the rounding, so that the numerators sum to QUANTUM.
+    """
     numerators = [round(s * QUANTUM) for s in shares]
     numerators[max(range(len(shares)), key=lambda i: shares[i])] += QUANTUM - sum(numerators)
     return tuple(numerators)
 
 
 class Step(Record, frozen=True, kw_only=True):
-    """One decision of a recipe: what was tried, how it scored, whether it was kept."""
+    """One decision of a recipe: the candidate, its result, and whether the recipe kept it."""
 
     candidate: Candidate
     result: Scores | Tally | Rejected
@@ -263,7 +305,17 @@ class Step(Record, frozen=True, kw_only=True):
 
 
 class Outcome(Record, frozen=True, kw_only=True):
-    """A recipe's choice, with the whole way there. Frozen before anything is reported."""
+    """A recipe's choice, with every step to it. It is fixed before any split is reported.
+
+    Attributes:
+        name: unique among the outcomes of a sweep.
+        recipe: name of the recipe.
+        options: the recipe's options, with their values.
+        candidate: the chosen soup or ensemble.
+        held_out: its scores on held-out data.
+        trace: the decisions of the recipe, in order.
+        notes: remarks for the report.
+    """
 
     name: str
     recipe: str

@@ -2,14 +2,14 @@
 
     SouprayError
     ├── ConfigError              a spec, an option or an environment that cannot work
-    ├── StoreError               the object store said no
-    │   ├── NotFound             the object or the bucket is not there
-    │   ├── AlreadyExists        a create-only write came second
-    │   └── StoreUnavailable     unreachable, refused, or out of space
-    ├── CheckpointError          bytes that are not the model they claim to be
+    ├── StoreError               the object store refused or failed
+    │   ├── NotFound             the object or the bucket does not exist
+    │   ├── AlreadyExists        a create-only write found an object at its path
+    │   └── StoreUnavailable     unreachable, credentials rejected, or out of space
+    ├── CheckpointError          a checkpoint that cannot be used
     │   ├── ChecksumMismatch     the content differs from its digest
     │   └── IncompatibleWeights  other keys, shapes, dtypes or init than required
-    ├── TrackingError            MLflow is away or refuses; never fatal to a sweep or a soup
+    ├── TrackingError            MLflow is unreachable or refuses; a sweep or a soup goes on
     ├── TrialError               a trial that ended without an ingredient
     │   └── Diverged             NaN or collapse: recorded, never trained again
     └── EvaluationError          a model or a pool that cannot be evaluated
@@ -23,22 +23,23 @@ from __future__ import annotations
 import re
 
 _PASSWORD = re.compile(r"(?<=://)([^/?#@:\[]*):(?!\d+[/?#])(?:[^/?#]*@|.*@)")
-"""After a user, up to the @ before the host. Digits up to a slash are a port instead: an @ behind
-them is of the path. A slash in a password is a mistake that must not show the password."""
+"""The password stands between the user's name and the @ before the host. Digits before a slash are
+a port, not a password: an @ after them belongs to the path. A slash in a password is a mistake of
+the user, and the pattern hides that password too."""
 
 
 def mask(text: str) -> str:
-    """`text` with *** for the password of a URL in it."""
+    """`text` with *** in place of the password in each URL."""
     return _PASSWORD.sub(r"\1:***@", text)
 
 
 def has_password(text: str) -> bool:
-    """Whether there is a URL with a password in `text`."""
+    """Whether `text` contains a URL with a password."""
     return _PASSWORD.search(text) is not None
 
 
 class SouprayError(Exception):
-    """Base of all errors that soupray raises on purpose."""
+    """Base class of all errors that soupray raises on purpose."""
 
 
 class ConfigError(SouprayError):
@@ -54,7 +55,7 @@ class NotFound(StoreError):
 
 
 class AlreadyExists(StoreError):
-    """A create-only write found the object already there."""
+    """A create-only write found an object at its path."""
 
 
 class StoreUnavailable(StoreError):
@@ -66,7 +67,7 @@ class CheckpointError(SouprayError):
 
 
 class ChecksumMismatch(CheckpointError):
-    """Content differs from the digest under which it was stored."""
+    """The content differs from the digest that names it in the store."""
 
 
 class IncompatibleWeights(CheckpointError):
@@ -74,7 +75,7 @@ class IncompatibleWeights(CheckpointError):
 
 
 class TrackingError(SouprayError):
-    """MLflow is away or refuses. The store has everything: `soupray publish` completes it later."""
+    """MLflow is unreachable or refuses. The store has all results: see `soupray publish`."""
 
 
 class TrialError(SouprayError):

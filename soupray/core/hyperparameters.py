@@ -1,6 +1,6 @@
-"""The hyperparameters of a training: name, type, range, default and meaning, once for all.
+"""The hyperparameters of a training: name, type, range, default and meaning, in one table.
 
-The search space of a spec, the training, the help texts and the documents are made of this table.
+The search space of a spec, the training, the help texts and the documents all read this table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Meta, inspect
 
 Subject = Literal["training", "images", "body"]
-"""What a hyperparameter is about: any training, images alone, or the body of the model alone."""
+"""Where a hyperparameter has a meaning: in any training, only for images, or only where the body of
+the model is trained."""
 
 
 def _range(low: float, high: float, meaning: str, of: Subject = "training") -> Meta:
@@ -19,26 +20,28 @@ def _range(low: float, high: float, meaning: str, of: Subject = "training") -> M
 
 
 class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one training. Defaults are those of WiSE-FT (arXiv:2109.01903) where it names one.
+    """The hyperparameters of one training.
 
-    That is a weight decay of 0.1 and a clip norm of 1. The default of what is about images or the
-    body changes nothing.
+    The weight decay of 0.1 and the clip norm of 1 are those of WiSE-FT (arXiv:2109.01903). The
+    default of a hyperparameter about images or the body leaves the training as it is without it.
     """
 
     lr: Annotated[float, _range(1e-12, 10, "peak learning rate of AdamW")]
     epochs: Annotated[int, _range(1, 100_000, "passes over the train split")]
-    batch_size: Annotated[int, _range(1, 1_000_000, "samples a step")] = 32
-    weight_decay: Annotated[float, _range(0, 10, "of AdamW")] = 0.1
+    batch_size: Annotated[int, _range(1, 1_000_000, "samples in each step")] = 32
+    weight_decay: Annotated[float, _range(0, 10, "weight decay of AdamW")] = 0.1
     label_smoothing: Annotated[float, _range(0, 0.999, "share given to all classes alike")] = 0.0
-    rotation: Annotated[float, _range(0, 180, "degrees at most, either way", "images")] = 0.0
-    shift: Annotated[float, _range(0, 1, "share of the side at most, either way", "images")] = 0.0
+    rotation: Annotated[float, _range(0, 180, "largest angle in degrees, both ways", "images")] = (
+        0.0
+    )
+    shift: Annotated[float, _range(0, 1, "largest share of the side, both ways", "images")] = 0.0
     crop: Annotated[float, _range(0.01, 1, "smallest share of the area kept", "images")] = 1.0
     flip: Annotated[float, _range(0, 1, "probability of a mirror image", "images")] = 0.0
     randaugment: Annotated[
         float, _range(0, 30, "magnitude of RandAugment (arXiv:1909.13719); 0: none", "images")
     ] = 0.0
-    # About images too, but without `randaugment` it changes nothing: it is refused nowhere.
-    randaugment_ops: Annotated[int, _range(1, 14, "operations of RandAugment an image")] = 1
+    # Also about images. Without `randaugment` it has no effect, so that no spec is refused for it.
+    randaugment_ops: Annotated[int, _range(1, 14, "RandAugment operations for each image")] = 1
     mixup: Annotated[
         float, _range(0, 100, "alpha of mixup's Beta distribution (arXiv:1710.09412)", "images")
     ] = 0.0
@@ -56,7 +59,16 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hyperparameter(NamedTuple):
-    """A row of the table. `default` is None where a spec must name a value."""
+    """A row of the table.
+
+    Attributes:
+        name: the name in a spec.
+        whole: only whole numbers are allowed.
+        low, high: the smallest and the largest value that is allowed.
+        default: None where a spec must name a value.
+        meaning: the description in help texts, with the unit.
+        of: where the hyperparameter has a meaning.
+    """
 
     name: str
     whole: bool
@@ -86,4 +98,5 @@ def _row(field: msgspec.structs.FieldInfo) -> Hyperparameter:
 
 
 TABLE: tuple[Hyperparameter, ...] = tuple(map(_row, msgspec.structs.fields(Hyperparameters)))
-"""In the order of the fields, which is the order of a point's coordinates."""
+"""The rows in the order of the fields. The coordinates of a point in the search space have the same
+order."""

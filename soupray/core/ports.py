@@ -1,4 +1,4 @@
-"""The protocols between the pure middle and the adapters at the edge."""
+"""Protocols between the code without side effects and the adapters: store, data, models, MLflow."""
 
 from __future__ import annotations
 
@@ -18,13 +18,22 @@ Accept = Literal["ge", "gt"]
 
 
 class Reached(Record, frozen=True, kw_only=True):
-    """Answer of `first_reaching`: results in order, the last one reached the bound if `hit`."""
+    """Answer of `first_reaching`.
+
+    Attributes:
+        results: a result for each candidate that was tried, in order.
+        hit: the candidate of the last result reached the bound; no earlier candidate did.
+    """
 
     results: tuple[Scores | Tally | Rejected, ...]
     hit: bool
 
     def steps(self, candidates: Sequence[Candidate]) -> list[Step]:
-        """The trace of this answer about `candidates`."""
+        """The steps of a recipe's trace: one for each result.
+
+        Args:
+            candidates: those that `first_reaching` was called with.
+        """
         last = len(self.results) - 1
         return [
             Step(candidate=candidates[i], result=result, accepted=self.hit and i == last)
@@ -33,11 +42,13 @@ class Reached(Record, frozen=True, kw_only=True):
 
 
 class Hints(NamedTuple):
-    """What makes a decision cheap without changing it.
+    """Hints that make a decision faster. They do not change the decision.
 
-    `order` lists all samples, those that the candidate is expected to get wrong first. Where the
-    two largest logits in bfloat16 differ by less than `tau`, the sample is run again in float32;
-    None: float32 only.
+    Attributes:
+        order: a candidate's samples in the order of evaluation. The samples that the candidate
+            probably gets wrong come first.
+        tau: a sample runs in bfloat16 first. If its two largest logits differ by less than tau, it
+            runs again in float32. None: all samples run in float32 only.
     """
 
     order: Callable[[WeightCandidate], tuple[int, ...]]
@@ -45,10 +56,10 @@ class Hints(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """Scores candidates on a split. Only an evaluator ever holds weights."""
+    """Scores candidates on a split. No other port handles the weights of a candidate."""
 
     def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
-        """Scores of each candidate, in order, from float32 logits."""
+        """The scores of each candidate, in the order of `candidates`, from float32 logits."""
         ...
 
     def first_reaching(
@@ -59,86 +70,139 @@ class Evaluator(Protocol):
         accept: Accept,
         hints: Hints | None = None,
     ) -> Reached:
-        """The first candidate *in order* whose correct count is >= `bound` (`gt`: > `bound`).
+        """Find the first candidate, in the given order, whose correct count reaches `bound`.
 
-        Returns the results of all candidates up to and including it, equal to those of a plain
-        loop whatever runs where; candidates that cannot reach the bound may be `Rejected`.
+        Args:
+            candidates: the candidates, in order.
+            split: the samples that are counted.
+            bound: a number of samples.
+            accept: "ge": the count must be at least `bound`. "gt": it must be larger.
+            hints: an order of the samples and a margin, which save time.
+
+        Returns:
+            The results of all candidates up to the first hit. They are equal to the results of a
+            plain loop, for any number of workers. A candidate that can no longer reach the bound
+            may be `Rejected` before all samples are counted.
         """
         ...
 
     def measure(self, requests: Sequence[Request[T]], split: Split) -> list[T]:
-        """Answers to `requests` on `split`, in order."""
+        """The answer to each request on `split`, in the order of `requests`."""
         ...
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
-        """The candidate's weights as one checkpoint in the store."""
+        """Store the candidate's weights as one checkpoint, and return its reference."""
         ...
 
 
 class Selection(Protocol):
-    """All that a recipe may see: the pool, and held-out data through scores and measures."""
+    """What a recipe may use: the pool, and held-out data only through scores and measures."""
 
     @property
     def pool(self) -> Pool:
-        """The ingredients, best held-out first."""
+        """The ingredients, the best on held-out data first."""
         ...
 
     def scores(self, candidates: Sequence[Candidate]) -> list[Scores]:
-        """Held-out scores of each candidate, in order."""
+        """The held-out scores of each candidate, in the order of `candidates`."""
         ...
 
     def value(self, result: Scores | Tally | Rejected) -> float:
-        """The metric that is selected by, as a number of which more is better."""
+        """The selection metric of a result, as a number where larger is better."""
         ...
 
     def first_reaching(
         self, candidates: Sequence[Candidate], bound: float, accept: Accept
     ) -> Reached:
-        """The first candidate in order whose value is >= `bound` (`gt`: > `bound`)."""
+        """Find the first candidate, in the given order, whose value reaches `bound`.
+
+        Args:
+            candidates: the candidates, in order.
+            bound: a value as `value` returns it.
+            accept: "ge": the value must be at least `bound`. "gt": it must be larger.
+
+        Returns:
+            As `Evaluator.first_reaching`.
+        """
         ...
 
     def measure(self, requests: Sequence[Request[T]]) -> list[T]:
-        """See `Evaluator.measure`, on held-out data or, where the request says so, on train."""
+        """The answer to each request, in the order of `requests`.
+
+        A request with `on_train` is about training data, every other one about held-out data.
+        """
         ...
 
 
 class Task(Protocol):
-    """What is learnt: an architecture, its initial weights, and how samples become inputs."""
+    """An architecture, its initial weights, and the way from samples to model inputs."""
 
     def model(self) -> torch.nn.Module:
-        """A new module with unspecified weights.
+        """A new module. The values of its weights are not defined.
 
-        It has `features(inputs) -> [N, D]` (penultimate) and `head(features) -> [N, C]`, and its
-        forward is the one after the other: inputs to logits.
+        The module has two methods: `features(inputs)` returns the penultimate layer, [N, D], and
+        `head(features)` returns logits, [N, C]. `forward` applies one after the other.
         """
         ...
 
     def init(self) -> dict[str, torch.Tensor]:
-        """Initial weights, head included: a full state dict of `model()`.
+        """Initial weights, with the head: a full state dict of `model()`.
 
-        They are theta_0, or what its training starts from. What is not pre-trained is drawn from
-        torch's global generator.
+        They are theta_0, or the start of theta_0's training. Weights that are not pre-trained are
+        drawn from torch's global generator.
         """
         ...
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
-        """Model inputs, float32 or token ids, of raw samples as the data cache holds them."""
+        """Model inputs for samples of the data cache.
+
+        Args:
+            samples: images [N, C, H, W] with values from 0 to 255, or texts [N, L] uint8.
+
+        Returns:
+            float32 images, or int64 token ids, in the shape that the model reads.
+        """
         ...
 
     def adopt(self, weights: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
-        """Somebody else's checkpoint of the same architecture, as a state dict of `model()`.
+        """Convert a checkpoint of other software to a state dict of `model()`.
 
-        Raises IncompatibleWeights, which names `where` and the first tensor that does not fit.
+        Args:
+            weights: a checkpoint of the same architecture, with the names of its own library.
+            where: the file that error messages name.
+
+        Raises:
+            IncompatibleWeights: a tensor does not fit. The message names `where` and the first
+                such tensor.
         """
         ...
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> str:
-        """Write a state dict of `model()` as the library stores it; returns how it is loaded."""
+        """Write weights in the format of the model's library.
+
+        Args:
+            weights: a full state dict of `model()`.
+            folder: where the files go.
+
+        Returns:
+            A Python expression that loads the model from `folder`.
+        """
         ...
 
 
 class TrackedRun(Record, frozen=True, kw_only=True):
-    """One row of the experiment tracker, with everything on it."""
+    """One run of the experiment tracker, with all that it shows.
+
+    Attributes:
+        key: names the run: a second write with this key completes the same run.
+        kind: a sweep, a trial of it, or an entry of its leaderboard.
+        name: the name that people see.
+        parent: the key of the run above it, or None.
+        params, tags, metrics: as MLflow shows them.
+        curves: (step, value) pairs by metric.
+        started, finished: Unix time in seconds. `finished` is None while the run goes on.
+        failed: the run ended without a result.
+    """
 
     key: str
     kind: Literal["sweep", "trial", "entry"]
@@ -154,7 +218,16 @@ class TrackedRun(Record, frozen=True, kw_only=True):
 
 
 class Champion(Record, frozen=True, kw_only=True):
-    """The best soup, for a registry of models: where its weights are, and what made them."""
+    """The best soup, for a registry of models: where its weights are, and what made them.
+
+    Attributes:
+        model: name of the registered model.
+        entry: key of the leaderboard entry.
+        candidate: digest of the candidate.
+        weights: address of the weights.
+        sha256: of the weights, hex.
+        size_bytes: size of the weights in bytes.
+    """
 
     model: str
     entry: str
@@ -165,10 +238,10 @@ class Champion(Record, frozen=True, kw_only=True):
 
 
 class Tracker(Protocol):
-    """An index of what the store holds; it can be deleted and written again."""
+    """An index of the results in the store. It can be deleted and written again."""
 
     def write(self, runs: Sequence[TrackedRun]) -> None:
-        """Create or complete `runs`, parents first. Idempotent by `TrackedRun.key`."""
+        """Create or complete `runs`, parents first. A second call with equal runs has no effect."""
         ...
 
     def attach(self, key: str, files: Sequence[Path]) -> None:
@@ -176,9 +249,12 @@ class Tracker(Protocol):
         ...
 
     def keep(self, kind: str, keys: Collection[str]) -> None:
-        """Remove the runs of this `TrackedRun.kind` whose key is not among `keys`."""
+        """Remove the runs of this `TrackedRun.kind` whose key is not in `keys`."""
         ...
 
     def register(self, champion: Champion) -> None:
-        """Make it the model's champion; a new version only if this candidate has none yet."""
+        """Make `champion` the champion of its registered model.
+
+        A new version is created only if this candidate has no version yet.
+        """
         ...

@@ -1,4 +1,4 @@
-"""How far a piece of work is, in numbers; whoever wants to see them passes a function."""
+"""The progress of a piece of work, in numbers. The caller passes a function that shows them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import NamedTuple
 
 
 class Rows(NamedTuple):
-    """A table as plain text: its columns, those of them that hold numbers, and its rows."""
+    """A table as plain text.
+
+    Attributes:
+        columns: their names.
+        numbers: the names of the columns that contain numbers.
+        rows: the cells of each row, in the order of the columns.
+    """
 
     columns: tuple[str, ...]
     numbers: tuple[str, ...]
@@ -17,18 +23,18 @@ class Rows(NamedTuple):
 
 
 class Progress:
-    """Work done of work planned, with the time left at the pace of this run.
+    """How much of the planned work is done, and an estimate of the time left.
 
-    A context manager: the work begins when it is entered and is over when it is left. `show` is
-    called with this object at its beginning, after every change and at its end.
+    A context manager: the work begins when the context is entered and ends when it is left. `show`
+    is called with this object at the beginning, after every change and at the end.
 
     Attributes:
-        what: the work, in a word or two.
-        total, done: units of work that are planned, and those that are done.
-        note: a remark behind the share that is done, or nothing.
-        rows: a table to be shown above, or None.
-        over: None while the work goes on; then whether it ended without an exception.
-        seconds: how long the work took until now.
+        what: the work, in one or two words.
+        total, done: the planned units of work, and the finished ones.
+        note: a remark to show after the finished share, or an empty text.
+        rows: a table to show above, or None.
+        over: None while the work goes on. After the end: True if there was no exception.
+        seconds: time since the beginning.
     """
 
     def __init__(self, what: str, total: int, show: Show | None = None) -> None:
@@ -53,33 +59,33 @@ class Progress:
         self._show(self)
 
     def advance(self, work: int = 1) -> None:
-        """`work` more units are done."""
+        """Count `work` more units as done, and show the progress."""
         self.done += work
         self._show(self)
 
     def more(self, work: int) -> None:
-        """`work` more units are planned."""
+        """Plan `work` more units."""
         self.total += work
 
     def finish(self) -> None:
-        """All is done: what was known already, or turned out not to be needed, counts too."""
+        """Count all units as done, also those that were known before or were not needed."""
         self.done = self.total
         self._show(self)
 
     def refresh(self, rows: Rows) -> None:
-        """Show another table."""
+        """Replace the table, and show the progress."""
         self.rows = rows
         self._show(self)
 
     @property
     def seconds(self) -> float:
-        """Since the work began."""
+        """Seconds since the work began."""
         return time.monotonic() - self._started
 
     def seconds_left(self) -> float | None:
-        """At the pace of this run; None before anything is done."""
+        """Estimated seconds until the end, at the pace so far. None before a unit is done."""
         return self.seconds * (self.total - self.done) / self.done if self.done else None
 
 
 Show = Callable[[Progress], None]
-"""Shows a progress to somebody: the bars of the command line."""
+"""A function that shows a progress to the user, for example as a bar on the command line."""

@@ -1,8 +1,8 @@
-"""The nouns: frozen records that are logged, stored, hashed and sent between processes.
+"""Immutable records that are logged, stored, hashed and sent between processes.
 
-Nothing here holds a tensor of weights, a client or a model. Every record but `Predictions` is
-JSON; `digest` is the SHA-256 of a record's canonical JSON (sorted keys), so that equal records
-have equal digests on every machine.
+No record contains a tensor of weights, a client or a model. Every record except `Predictions` can
+be written as JSON. `digest` is the SHA-256 of a record's canonical JSON (sorted keys): equal
+records have equal digests on every machine.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
-if TYPE_CHECKING:  # it takes half of the time in which `soupray --help` answers
-    import numpy as np
-    import numpy.typing as npt
+if TYPE_CHECKING:  # the import of numpy would double the time of `soupray --help`
+    from soupray.core.arrays import Labels, Logits, Mask
 
 R = TypeVar("R")
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "worst_class", "nll"]
@@ -25,16 +24,20 @@ Role = Literal["train", "held_out", "rank", "test", "shift"]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all records: immutable, and strict when decoded."""
+    """Base class of all records: immutable. Decoding refuses unknown fields."""
 
 
 def encode(record: Any) -> bytes:
-    """Canonical JSON of a record, or of plain data."""
+    """Canonical JSON of a record, or of plain data: UTF-8 with sorted keys."""
     return msgspec.json.encode(record, order="sorted")
 
 
 def decode(data: bytes, kind: type[R]) -> R:
-    """The record of type `kind` in JSON `data`; msgspec.ValidationError names the bad field."""
+    """The record of type `kind` in the JSON `data`.
+
+    Raises:
+        msgspec.ValidationError: the JSON is not such a record. The message names the field.
+    """
     return msgspec.json.decode(data, type=kind)
 
 
@@ -46,9 +49,15 @@ def digest(record: Any) -> str:
 class Split(Record, frozen=True, kw_only=True):
     """A fixed, ordered set of labelled samples.
 
-    `digest` covers (id, content, label) in order, the label map, the corruption and its seed.
-    `label_map` lists, for each class of the split, the model's classes that mean it; None where
-    they are the same. `classes` counts the split's own.
+    Attributes:
+        name: unique in a sweep.
+        role: what the split is for: train, held-out, rank, ID test or shift.
+        digest: SHA-256 (hex) over (id, content, label) of the samples in order, the label map, the
+            corruption and its seed.
+        size: number of samples.
+        classes: number of the split's own classes.
+        label_map: for each class of the split, the model's classes that mean it. None where both
+            have the same classes.
     """
 
     name: str
@@ -60,16 +69,16 @@ class Split(Record, frozen=True, kw_only=True):
 
 
 class CheckpointRef(Record, frozen=True, kw_only=True):
-    """Weights of one model in the store, named by their content."""
+    """Reference to the weights of one model in the store, by the digest of their file."""
 
     sha256: str
     size_bytes: int
 
 
 class BlobRef(Record, frozen=True, kw_only=True):
-    """Arrays in the store that are not weights, named by their content.
+    """Reference to other arrays in the store, by the digest of their file.
 
-    Logits, features, Fisher information and BatchNorm statistics are such.
+    These are logits, features, Fisher information or BatchNorm statistics.
     """
 
     sha256: str
@@ -77,9 +86,15 @@ class BlobRef(Record, frozen=True, kw_only=True):
 
 
 class Basis(Record, frozen=True, kw_only=True):
-    """What all trials of a sweep share: the splits, theta_0 (`init`) and the `anchor`.
+    """The data and the weights that all trials of a sweep share.
 
-    `notes` say what was left out of the data, and why.
+    Attributes:
+        key: names the basis in the store.
+        splits: all splits of the data.
+        init: theta_0, the weights from which every trial starts.
+        anchor: the weights that soups are compared with, for example those of the zero-shot model.
+        anchor_name: the name of the anchor in reports.
+        notes: what was left out of the data, and why.
     """
 
     key: str
@@ -90,19 +105,24 @@ class Basis(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> Split:
-        """The split called `name`."""
+        """The split with this name."""
         return next(s for s in self.splits if s.name == name)
 
     @property
     def reported(self) -> tuple[Split, ...]:
-        """Rank, test and shifts: the splits that nothing may be chosen on."""
+        """The splits of role rank, test or shift. No choice may depend on them."""
         return tuple(s for s in self.splits if s.role in ("rank", "test", "shift"))
 
 
 class Setting(Record, frozen=True, kw_only=True):
-    """How a model is evaluated. All of it changes results, so all of it is in every cache key.
+    """How a model is evaluated. Every field can change results, so every cache key has all.
 
-    `inputs` is the digest of what makes inputs of samples: sizes, means, tokenizers.
+    Attributes:
+        precision: of the weights and of the forward pass.
+        batch_size: samples in each forward pass.
+        threads: of the CPU, for each process.
+        device: where the model runs.
+        inputs: digest of the settings that turn samples into inputs: sizes, means, tokenizers.
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -113,11 +133,14 @@ class Setting(Record, frozen=True, kw_only=True):
 
 
 class Training(Record, frozen=True, kw_only=True):
-    """How trials compute. All of it changes low bits of weights, so all of it is in their keys.
+    """How trials compute. Every field changes low bits of the weights, so trial keys have all.
 
-    `precision`: bf16 is autocast with a fused optimizer; weights stay float32. `micro_batch`:
-    samples a forward pass, where a batch does not fit (None: all of it). `checkpointing`: of
-    activations, which takes less memory and more time. `workers`: that train one trial together.
+    Attributes:
+        precision: bf16 means autocast and a fused optimizer. The weights stay float32.
+        micro_batch: samples in each forward pass, where a batch is too large for the memory. None:
+            the whole batch.
+        checkpointing: recompute activations in the backward pass: less memory, more time.
+        workers: number of workers that train one trial together.
     """
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -127,9 +150,22 @@ class Training(Record, frozen=True, kw_only=True):
 
 
 class Trial(Record, frozen=True, kw_only=True):
-    """One training run with resolved hyperparameters. `key` names it in the store.
+    """One training run, with a value for each hyperparameter.
 
-    `metric` chooses its best epoch.
+    Attributes:
+        key: names the trial in the store.
+        index: number of the trial in its sweep, from 0.
+        sweep: name of the sweep.
+        method: "ft": fine-tuning of the model. "lp": training of the head alone. "imported": a
+            checkpoint that was trained elsewhere.
+        hparams: hyperparameters by name.
+        seed: of all random draws of the training.
+        init: SHA-256 (hex) of theta_0.
+        data: digests of the train split and the held-out split.
+        code: version of the training code.
+        setting: how the model is evaluated.
+        training: how the trial computes.
+        metric: chooses the best epoch.
     """
 
     key: str
@@ -143,14 +179,21 @@ class Trial(Record, frozen=True, kw_only=True):
     code: str
     setting: Setting
     training: Training = Training()
-    # Left out where it is accuracy: records that are older than it stay what they were.
+    # Unset means accuracy. The JSON then has no such field, so that old records keep their digests.
     metric: Metric | msgspec.UnsetType = msgspec.UNSET
 
 
 class Scores(Record, tag="scores", frozen=True, kw_only=True):
-    """How a model did on one split; `right` packs per sample whether it was right.
+    """The result of a model on one split.
 
-    `by_class` counts for each class its samples, how often it was answered, and how often rightly.
+    Attributes:
+        split: digest of the split.
+        n: number of samples.
+        correct: number of samples that the model classifies correctly.
+        nll: mean negative log-likelihood, in nats.
+        ece: expected calibration error.
+        right: which samples are correct, as `pack_right` packs them.
+        by_class: for each class: its samples, the predictions of this class, the correct ones.
     """
 
     split: str
@@ -168,23 +211,23 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, binomial."""
+        """Binomial standard error of the accuracy."""
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.n)
 
-    def right_mask(self) -> npt.NDArray[np.bool_]:
-        """Bool [n]: sample i was classified correctly."""
+    def right_mask(self) -> Mask:
+        """For each sample, whether the model classifies it correctly."""
         return unpack_right(self.right, self.n)
 
 
-def pack_right(right: npt.NDArray[np.bool_]) -> str:
-    """`Scores.right` of a bool array [n]: packed bits in base64."""
+def pack_right(right: Mask) -> str:
+    """A mask as text: packed bits in base64, the form of `Scores.right`."""
     import numpy as np
 
     return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
-def unpack_right(packed: str, n: int) -> npt.NDArray[np.bool_]:
-    """The bool array [n] that `pack_right` was given."""
+def unpack_right(packed: str, n: int) -> Mask:
+    """The mask of n samples that `pack_right` packed."""
     import numpy as np
 
     bits = np.frombuffer(base64.b64decode(packed), dtype=np.uint8)
@@ -192,7 +235,13 @@ def unpack_right(packed: str, n: int) -> npt.NDArray[np.bool_]:
 
 
 class Tally(Record, tag="tally", frozen=True, kw_only=True):
-    """A whole count without the rest of the scores: all that a decision needs."""
+    """The correct count on all samples, without the other scores. A decision needs no more.
+
+    Attributes:
+        n: number of samples.
+        correct: number of samples that the model classifies correctly.
+        right: which samples are correct, as `pack_right` packs them.
+    """
 
     n: int
     correct: int
@@ -205,7 +254,13 @@ class Tally(Record, tag="tally", frozen=True, kw_only=True):
 
 
 class Rejected(Record, tag="rejected", frozen=True, kw_only=True):
-    """A candidate given up early: even if right on all samples left, it stays below `bound`."""
+    """A candidate that was given up early: it cannot reach `bound` on the remaining samples.
+
+    Attributes:
+        seen: number of samples that were counted.
+        correct: number of those that the model classifies correctly.
+        bound: the correct count that was required.
+    """
 
     seen: int
     correct: int
@@ -213,9 +268,15 @@ class Rejected(Record, tag="rejected", frozen=True, kw_only=True):
 
 
 class EpochRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """What one epoch of a trial measured. No test or shift metric belongs here.
+    """The measurements of one epoch of a trial. No test or shift metric belongs here.
 
-    `value` is the trial's metric, as a number of which more is better, where it is not accuracy.
+    Attributes:
+        epoch: number of the epoch, from 1.
+        train_loss: mean over the training samples.
+        held_out_correct: number of held-out samples that are classified correctly.
+        held_out_n: number of held-out samples.
+        seconds: duration of the epoch.
+        value: the trial's metric, as a number where larger is better. None: the metric is accuracy.
     """
 
     epoch: int
@@ -227,12 +288,27 @@ class EpochRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def rank(self) -> float:
-        """What epochs, and trials under way, are compared by: more is better."""
+        """The number by which epochs and running trials are compared: larger is better."""
         return self.held_out_correct / self.held_out_n if self.value is None else self.value
 
 
 class Ingredient(Record, tag="complete", frozen=True, kw_only=True):
-    """A completed trial's model, as its manifest in the store. Its existence means complete."""
+    """The model of a completed trial: its manifest in the store.
+
+    The manifest is written last: a trial that has one is complete.
+
+    Attributes:
+        trial: the trial that trained it.
+        checkpoint: its weights.
+        tensors: SHA-256 (hex) of each tensor, by the tensor's name.
+        init: SHA-256 (hex) of theta_0.
+        best_epoch: the epoch whose weights were kept, from 1.
+        history: one record for each epoch.
+        held_out: scores of the stored weights on held-out data.
+        logits: logits of the stored weights on held-out data.
+        made_with: versions of the libraries and the machine, for people.
+        started, finished: Unix time in seconds.
+    """
 
     trial: Trial
     checkpoint: CheckpointRef
@@ -248,7 +324,14 @@ class Ingredient(Record, tag="complete", frozen=True, kw_only=True):
 
 
 class Tombstone(Record, tag="diverged", frozen=True, kw_only=True):
-    """A trial that diverged: recorded in place of a manifest, so that it is not trained again."""
+    """The manifest of a trial that diverged. Because of it, the trial is not trained again.
+
+    Attributes:
+        trial: the trial.
+        reason: what happened, in words.
+        history: one record for each complete epoch.
+        started, finished: Unix time in seconds.
+    """
 
     trial: Trial
     reason: str
@@ -261,7 +344,14 @@ Manifest = Ingredient | Tombstone
 
 
 class Pool(Record, frozen=True, kw_only=True):
-    """The ingredients of a soup, in descending held-out count, ties by trial key."""
+    """The ingredients of a soup, by descending held-out correct count; ties by trial key.
+
+    Attributes:
+        init: theta_0.
+        anchor: the weights that soups are compared with.
+        ingredients: one for each completed trial.
+        anchor_name: the name of the anchor in reports.
+    """
 
     init: CheckpointRef
     anchor: CheckpointRef
@@ -270,12 +360,12 @@ class Pool(Record, frozen=True, kw_only=True):
 
     @property
     def checkpoints(self) -> list[str]:
-        """SHA-256 of the ingredients' weights, in the pool's order."""
+        """SHA-256 (hex) of each ingredient's weights, in the order of the pool."""
         return [i.checkpoint.sha256 for i in self.ingredients]
 
 
 def pool_of(basis: Basis, ingredients: list[Ingredient]) -> Pool:
-    """A pool in canonical order, whatever order `ingredients` come in."""
+    """A pool of `ingredients` in canonical order, for any order of `ingredients`."""
     ranked = sorted(ingredients, key=lambda i: (-i.held_out.correct, i.trial.key))
     return Pool(
         init=basis.init,
@@ -286,18 +376,21 @@ def pool_of(basis: Basis, ingredients: list[Ingredient]) -> Pool:
 
 
 class Evaluation(Record, frozen=True, kw_only=True):
-    """A model on a split, as the store keeps it: its scores, and its logits (with the labels)."""
+    """The stored result of a model on a split: scores, and logits with labels."""
 
     scores: Scores
     logits: BlobRef
 
 
 class Predictions(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's logits on one split. Arrays, so never JSON; stored as safetensors.
+    """A model's logits on one split. The arrays are stored as safetensors, not as JSON.
 
-    logits: [N, C] float32, of all of the model's classes; labels: [N] int64, of the split's.
+    Attributes:
+        split: the split.
+        logits: [N, C], with a column for each class of the model.
+        labels: [N], classes of the split.
     """
 
     split: Split
-    logits: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
+    logits: Logits
+    labels: Labels

@@ -1,4 +1,4 @@
-"""Questions about weights whose answers, numbers or references, a recipe may see."""
+"""Questions about weights. The answers are numbers or references that a recipe may read."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ T = TypeVar("T")
 
 
 class Request(Record, Generic[T], frozen=True, kw_only=True):
-    """A question about weights whose answer, of type T, is numbers that a recipe may see.
+    """A question about weights, with an answer of type T that a recipe may read.
 
-    The first field says what it is about: a model, a checkpoint, or several.
+    The first field of every request says which weights: a model, a checkpoint, or several.
     """
 
     answer: ClassVar[object]
-    """The type of the answer, for decoding it."""
+    """The type of the answer, for decoding."""
 
     on_train: ClassVar[bool] = False
-    """Asked of the training data, not of the held-out data."""
+    """The answer is about training data. False: about held-out data."""
 
     kept: ClassVar[bool] = True
-    """Its answer is stored: somebody may ask again."""
+    """The answer is stored, so that the same request is not computed again."""
 
     @property
     def about(self) -> str:
-        """SHA-256 of the checkpoint that it is about, or of the first of several."""
+        """SHA-256 (hex) of the request's checkpoint, or of its first one."""
         first = getattr(self, self.__struct_fields__[0])
         if isinstance(first, str):
             return first
@@ -36,26 +36,31 @@ class Request(Record, Generic[T], frozen=True, kw_only=True):
 
 
 class Temperature(Request[float], tag="temperature", frozen=True, kw_only=True):
-    """The temperature that minimises NLL on held-out data (one-dimensional and convex)."""
+    """The temperature that minimises NLL on held-out data: a convex problem in one dimension."""
 
     candidate: Candidate
     answer: ClassVar[object] = float
-    kept: ClassVar[bool] = False  # fitted to the logits, which are stored
+    kept: ClassVar[bool] = False  # quick: a fit to stored logits
 
 
 class Margins(Request[tuple[float, ...]], tag="margins", frozen=True, kw_only=True):
-    """By sample: the logit of its class minus the largest other, from logits that are stored."""
+    """For each sample: the logit of its class minus the largest other logit.
+
+    Attributes:
+        checkpoint: SHA-256 (hex) of the model's weights.
+        logits: the model's stored logits.
+    """
 
     checkpoint: str
     logits: BlobRef
     answer: ClassVar[object] = tuple[float, ...]
-    kept: ClassVar[bool] = False  # read from the logits in no time
+    kept: ClassVar[bool] = False  # quick: computed from stored logits
 
 
 class Right(Request[str], tag="right", frozen=True, kw_only=True):
-    """Which samples a model gets right, packed as in `Scores.right`. A pass without augmentation.
+    """Which training samples a model gets right, packed as in `Scores.right`.
 
-    Of training data this is all that is kept.
+    The forward pass uses no augmentation. For training data, no logits are stored: only this.
     """
 
     model: WeightCandidate
@@ -64,7 +69,12 @@ class Right(Request[str], tag="right", frozen=True, kw_only=True):
 
 
 class Features(Request[BlobRef], tag="features", frozen=True, kw_only=True):
-    """A model's features [n, D], normalised, of the samples that `rows` (packed) marks."""
+    """A model's normalised features, float32 [n, D], of some training samples.
+
+    Attributes:
+        model: the model.
+        rows: marks the n samples, as `pack_right` packs a mask.
+    """
 
     model: WeightCandidate
     rows: str
@@ -73,24 +83,35 @@ class Features(Request[BlobRef], tag="features", frozen=True, kw_only=True):
 
 
 class FailureSet(Record, frozen=True, kw_only=True):
-    """Normalised features [size, D] of a zero-shot failure (ZSF) set, in the store."""
+    """The zero-shot failure (ZSF) set of VRF.
+
+    Attributes:
+        features: normalised features, float32 [size, D], in the store. None: the set is empty.
+        size: number of samples.
+    """
 
     features: BlobRef | None
     size: int
 
 
 class Failures(Request[FailureSet], tag="failures", frozen=True, kw_only=True):
-    """The training samples that `fine_tuned` gets right and `reference` wrong."""
+    """The training samples that `fine_tuned` gets right and `reference` gets wrong."""
 
     fine_tuned: WeightCandidate
     reference: WeightCandidate
     answer: ClassVar[object] = FailureSet
     on_train: ClassVar[bool] = True
-    kept: ClassVar[bool] = False  # it is made of `Right` and `Features`, which are
+    kept: ClassVar[bool] = False  # quick: made of the stored answers to `Right` and `Features`
 
 
 class Distances(Request[tuple[float, ...]], tag="distances", frozen=True, kw_only=True):
-    """Squared L2 distance of each sample to its k-th nearest neighbour in a failure set."""
+    """For each sample: squared L2 distance to its k-th nearest neighbour in a failure set.
+
+    Attributes:
+        fine_tuned: the model whose normalised features are compared.
+        failures: `FailureSet.features`.
+        k: which neighbour, from 1.
+    """
 
     fine_tuned: WeightCandidate
     failures: BlobRef
@@ -99,10 +120,16 @@ class Distances(Request[tuple[float, ...]], tag="distances", frozen=True, kw_onl
 
 
 Matrix = tuple[tuple[float, ...], ...]
+"""The rows of a matrix."""
 
 
 class Gram(Request[dict[str, Matrix]], tag="gram", frozen=True, kw_only=True):
-    """By tensor: the inner products of all theta_i - theta_0, [K, K]. Uses no data."""
+    """The inner products of all theta_i - theta_0, a matrix [K, K] for each tensor. Uses no data.
+
+    Attributes:
+        checkpoints: SHA-256 (hex) of the K models theta_i.
+        origin: SHA-256 (hex) of theta_0.
+    """
 
     checkpoints: tuple[str, ...]
     origin: str
@@ -110,7 +137,13 @@ class Gram(Request[dict[str, Matrix]], tag="gram", frozen=True, kw_only=True):
 
 
 class Slope(Record, frozen=True, kw_only=True):
-    """Loss at a point, and its derivatives by coefficient (a row for each group) and by beta."""
+    """The loss at a point, and its derivatives.
+
+    Attributes:
+        loss: mean cross-entropy, in nats.
+        coefficients: derivative with respect to each coefficient, a row for each group of tensors.
+        beta: derivative with respect to beta.
+    """
 
     loss: float
     coefficients: Matrix
@@ -118,7 +151,13 @@ class Slope(Record, frozen=True, kw_only=True):
 
 
 class Gradient(Request[Slope], tag="gradient", frozen=True, kw_only=True):
-    """Of mean CE(beta * logits) over `rows` of the held-out data (all, if empty)."""
+    """The gradient of mean CE(beta * logits) with respect to a soup's coefficients and beta.
+
+    Attributes:
+        soup: the soup.
+        beta: factor on the logits.
+        rows: positions of the held-out samples. Empty: all samples.
+    """
 
     soup: LayerSoup
     beta: float
@@ -136,9 +175,12 @@ class Fisher(Request[BlobRef], tag="fisher", frozen=True, kw_only=True):
 
 
 class Deviation(Request[float], tag="deviation", frozen=True, kw_only=True):
-    """The largest difference between a logit in bfloat16 and in float32, on a slice.
+    """The largest difference between a logit in bfloat16 and in float32.
 
-    `logits`: those in float32, where they are stored; else they are made.
+    Attributes:
+        candidate: the model.
+        samples: number of held-out samples, evenly spaced.
+        logits: the stored float32 logits. None: they are computed.
     """
 
     candidate: WeightCandidate
@@ -148,21 +190,31 @@ class Deviation(Request[float], tag="deviation", frozen=True, kw_only=True):
 
 
 class Body(Request[str], tag="body", frozen=True, kw_only=True):
-    """A digest of all tensors of a checkpoint but its head's: equal ones have the same features."""
+    """A digest of all tensors of a checkpoint except the head's.
+
+    Checkpoints with equal digests give equal features.
+    """
 
     checkpoint: str
     answer: ClassVar[object] = str
 
 
 class TensorNames(Request[tuple[str, ...]], tag="tensor_names", frozen=True, kw_only=True):
-    """Names of the floating-point tensors of a checkpoint, in the model's order."""
+    """Names of the floating-point tensors of a checkpoint, sorted."""
 
     checkpoint: str
     answer: ClassVar[object] = tuple[str, ...]
 
 
 class Defect(Record, frozen=True, kw_only=True):
-    """What is wrong with one tensor of a checkpoint, in words."""
+    """A reason why one tensor of a checkpoint cannot be averaged.
+
+    Attributes:
+        tensor: its name.
+        kind: "not_finite": NaN or infinity. "differs": another shape, dtype or name than in
+            theta_0. "integer": an integer buffer with other values than in theta_0.
+        problem: the reason in words, to follow the tensor's name.
+    """
 
     tensor: str
     kind: Literal["not_finite", "differs", "integer"]
@@ -170,7 +222,12 @@ class Defect(Record, frozen=True, kw_only=True):
 
 
 class Health(Request[tuple[Defect, ...]], tag="health", frozen=True, kw_only=True):
-    """Whether a checkpoint can be averaged: its tensors against those of `origin`, all finite."""
+    """The tensors of a checkpoint that cannot be averaged. Empty: the checkpoint is fine.
+
+    Attributes:
+        checkpoint: SHA-256 (hex) of the weights.
+        origin: SHA-256 (hex) of theta_0, whose tensors they are compared with.
+    """
 
     checkpoint: str
     origin: str

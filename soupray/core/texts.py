@@ -1,15 +1,16 @@
-"""Texts as rows of bytes: how the data cache holds them, and how a task reads them back."""
+"""Texts as rows of bytes: the form of texts in the data cache."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
+
+from soupray.core.arrays import Uint8
 
 
-def pack(texts: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """[N, L] uint8: the UTF-8 of each text, filled up with zeros to the longest."""
+def pack(texts: Sequence[str]) -> Uint8:
+    """Texts as an array [N, L]: the UTF-8 bytes of each, padded with zeros to the longest."""
     rows = [text.encode() for text in texts]
     length = max(1, *map(len, rows)) if rows else 1
     packed = np.zeros((len(rows), length), np.uint8)
@@ -18,11 +19,11 @@ def pack(texts: Sequence[str]) -> npt.NDArray[np.uint8]:
     return packed
 
 
-def unpack(rows: npt.NDArray[np.uint8]) -> list[str]:
-    """The N texts of packed `rows` [N, L]."""
+def unpack(rows: Uint8) -> list[str]:
+    """The N texts in `rows` [N, L], as `pack` packed them."""
     return [row.tobytes().rstrip(b"\0").decode() for row in rows]
 
 
 def cut(text: str, size: int) -> str:
-    """The longest beginning of `text` that is `size` bytes of UTF-8 at most."""
+    """The longest beginning of `text` that takes at most `size` bytes in UTF-8."""
     return text.encode()[:size].decode(errors="ignore")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from soupray.core.arrays import Float64
 from soupray.core.candidates import WeightSoup, weight_soup
 from soupray.core.errors import EvaluationError
 from soupray.core.progress import Show
@@ -15,7 +16,7 @@ from soupray.core.requests import Gram
 from soupray.diagnostics.diversity import Diagnosis, Pair, compare_pair, diagnosis, drawn_pairs
 from soupray.diagnostics.figures import draw_diagnosis
 from soupray.evaluation.live_model import EVALUATION_VERSION
-from soupray.maths.geometry import Array, angles, distances, total_gram
+from soupray.maths.geometry import angles, distances, total_gram
 from soupray.reporting.results import encode_pretty
 from soupray.services.home import atomic_write
 from soupray.soup.check import refuse_or_note
@@ -98,7 +99,7 @@ def segment(pool: Pool, i: int, j: int) -> list[WeightSoup]:
     return [weight_soup([(a, 4 - k), (b, k)], 4) for k in range(5)]
 
 
-def _pair(session: Session, ends: tuple[int, int], between: Array) -> Pair:
+def _pair(session: Session, ends: tuple[int, int], between: Float64) -> Pair:
     pool, held_out = session.pool, session.basis.split("held_out")
     along = [session.evaluator.predictions(m, held_out) for m in segment(pool, *ends)]
     keys = (pool.ingredients[ends[0]].trial.key, pool.ingredients[ends[1]].trial.key)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from soupray.core.arrays import Float64, Logits
 from soupray.core.records import Pool, Predictions, Record
 from soupray.core.requests import Matrix
 from soupray.maths.geometry import (
-    Logits,
     conversion_rate,
     cross_entropy,
     error_inconsistency,
@@ -86,7 +86,7 @@ def compare_pair(
     beta = 1 / fit_temperature(logits[2], labels)
     first, second = (logits[at].argmax(axis=1) == labels for at in (0, 4))
 
-    def mixed(joint: Logits) -> Mixed:
+    def mixed(joint: Logits | Float64) -> Mixed:
         right = joint.argmax(axis=1) == labels
         ends = (float(first.mean()), float(second.mean()))
         return Mixed(

@@ -1,1 +1,1 @@
-"""Scores of candidates: the only code that puts averaged weights into a model."""
+"""Scores of candidates. No other package puts averaged weights into a model."""

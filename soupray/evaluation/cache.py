@@ -1,11 +1,12 @@
-"""What is known already: evaluations, decisions and measures in the store, by their contents.
+"""Stored results: evaluations, decisions and answers, by the digest of what they depend on.
 
     evaluations/<key>.json    Evaluation: scores and logits of one model on one split
     decisions/<key>.json      Tally or Rejected: a candidate against a bound
     answers/<key>.json        answers to requests, each in an object
 
-A key is made of digests: the candidate's (which names its weights), the split's, the setting, and
-for whatever BatchNorm statistics may be estimated for, that of the training data.
+A key is made of digests: of the candidate (which names its weights), of the split and of the
+setting. For a soup, the digest of the training data is added: BatchNorm statistics of the soup may
+be estimated on that data.
 """
 
 from __future__ import annotations
@@ -38,27 +39,30 @@ from soupray.store.objects import create_record, find_record
 
 Decision = Tally | Rejected
 Against = tuple[int, Accept, float | None]
-"""What a candidate is compared with: bound, accept, and tau (None: float32 only)."""
+"""The terms of a decision: bound, accept, and tau (None: float32 only). See `ports.Hints`."""
 
 
 class EvaluationCache:
-    """Finds and keeps results. Create-only: whoever comes second adopts the first's."""
+    """Finds and stores results.
+
+    Writes are create-only: if two processes store the same result, both use the first one.
+    """
 
     def __init__(self, checkpoints: Checkpoints, setting: Setting, train: Split) -> None:
-        """`train`: BatchNorm statistics of soups are estimated on it."""
+        """`train`: the split on which BatchNorm statistics of soups are estimated."""
         self._checkpoints, self._store, self._setting = checkpoints, checkpoints.store, setting
         self._train = train
         self._known: dict[tuple[str, ...], Evaluation] = {}
 
     def add(self, ingredients: tuple[Ingredient, ...]) -> None:
-        """Ingredients were evaluated on held-out data when they were trained."""
+        """Add the held-out results of ingredients. Each trial has stored its own."""
         for i in ingredients:
             if i.trial.setting == self._setting:
                 key = self._key(mean_of([i.checkpoint.sha256]), i.held_out.split)
                 self._known[key] = Evaluation(scores=i.held_out, logits=i.logits)
 
     def find(self, candidate: WeightCandidate, split: Split) -> Evaluation | None:
-        """The evaluation of a model, if there is one."""
+        """The stored evaluation of a model on a split, or None."""
         key = self._key(candidate, split.digest)
         if key not in self._known:
             found = find_record(self._store, self._path("evaluations", *key), Evaluation)
@@ -68,21 +72,21 @@ class EvaluationCache:
         return self._known[key]
 
     def put(self, candidate: WeightCandidate, predictions: Predictions) -> Evaluation:
-        """Store logits and scores."""
+        """Store a model's logits, and the scores that are computed from them."""
         logits = save_logits(self._checkpoints, predictions)
         made = Evaluation(scores=score(predictions), logits=logits)
         path = self._path("evaluations", *self._key(candidate, predictions.split.digest))
         return create_record(self._store, path, made)
 
     def predictions(self, logits: BlobRef, split: Split) -> Predictions:
-        """The stored logits."""
+        """Load stored logits, with the labels of `split`."""
         stored = self._checkpoints.load_blob(logits.sha256)
         return Predictions(
             split=split, logits=stored["logits"].numpy(), labels=stored["labels"].numpy()
         )
 
     def decision(self, candidate: Candidate, split: Split, against: Against) -> Decision | None:
-        """What is known of a candidate against a bound."""
+        """The stored decision about a candidate, or None."""
         path = self._path("decisions", *self._key(candidate, split.digest), *against)
         found: Decision | None = find_record(self._store, path, Decision)
         return found
@@ -90,37 +94,37 @@ class EvaluationCache:
     def put_decision(
         self, candidate: Candidate, split: Split, against: Against, made: Decision
     ) -> None:
-        """Store what came out of a comparison with a bound."""
+        """Store a decision about a candidate."""
         path = self._path("decisions", *self._key(candidate, split.digest), *against)
         create_record(self._store, path, made, Decision)
 
     def answer(self, request: Request[Any], split: Split) -> Any:
-        """The answer to an earlier request, or None."""
+        """The stored answer to a request, or None."""
         path = self._path("answers", request, split.digest, self._train.digest)
         found = find_record(self._store, path, _object(request.answer))
         return None if found is None else found["answer"]
 
     def put_answer(self, request: Request[Any], split: Split, answer: Any) -> Any:
-        """Store an answer."""
+        """Store an answer, and return the answer that is stored under its key."""
         path = self._path("answers", request, split.digest, self._train.digest)
         kept = create_record(self._store, path, {"answer": answer}, _object(request.answer))
         return kept["answer"]
 
     def saved(self, candidate: WeightCandidate) -> CheckpointRef | None:
-        """The candidate's weights, if somebody put them into the store."""
+        """The reference of the candidate's weights if they are stored, or None."""
         ref: CheckpointRef | None = find_record(self._store, self._saved(candidate), CheckpointRef)
         return ref
 
     def put_saved(self, candidate: WeightCandidate, ref: CheckpointRef) -> CheckpointRef:
-        """Store where the candidate's weights are."""
+        """Store the reference of the candidate's weights."""
         return create_record(self._store, self._saved(candidate), ref)
 
     def _saved(self, candidate: WeightCandidate) -> str:
-        # The statistics that are in the file depend on setting and training data.
+        # The file contains BatchNorm statistics, which depend on the setting and on training data.
         return self._path("soups", candidate.digest, self._train.digest)
 
     def statistics(self, model: WeightCandidate) -> BlobRef | None:
-        """The BatchNorm statistics that a soup was evaluated with, if it has any."""
+        """The stored BatchNorm statistics of a soup, or None. A single model has its own."""
         if len(model.checkpoints) < 2:
             return None
         path = statistics_path(model, self._train, self._setting)
@@ -128,10 +132,10 @@ class EvaluationCache:
         return ref
 
     def _key(self, candidate: Candidate, split: str) -> tuple[str, ...]:
-        """What a model's outputs follow from, beside the setting.
+        """The digests on which a model's outputs depend, except the setting.
 
-        A soup's BatchNorm statistics depend on the training data; a single model has its own, and
-        is known whatever else it is asked with.
+        A soup's BatchNorm statistics depend on the training data. A single model has its own
+        statistics, so that its results are found for any training data.
         """
         train = (self._train.digest,) if len(candidate.checkpoints) > 1 else ()
         return (candidate.digest, split, *train)
@@ -141,13 +145,16 @@ class EvaluationCache:
 
 
 def _object(answer: Any) -> Any:
-    """The type of an object that holds an answer: 1.2345 alone, cut short, is another number."""
+    """The type of a JSON object with an answer in it.
+
+    The object shows that a file is complete: 1.2345 alone, cut short, would be another number.
+    """
     objects: Any = dict
     return objects[str, answer]
 
 
 def save_logits(checkpoints: Checkpoints, predictions: Predictions) -> BlobRef:
-    """Logits [N, C] and labels [N] as one object."""
+    """Store logits and labels as one object, and return its reference."""
     tensors = {
         "logits": torch.from_numpy(np.ascontiguousarray(predictions.logits)),
         "labels": torch.from_numpy(np.array(predictions.labels)),

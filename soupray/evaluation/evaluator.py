@@ -1,4 +1,4 @@
-"""The evaluator: asks what is known, has workers do the rest, and mixes the outputs of models."""
+"""The evaluator: reads stored results, lets workers compute the others, and makes ensembles."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
 
 T = TypeVar("T")
 CACHED_LOGITS = 4
-"""Models whose logits stay in memory: two that are mixed again and again, and one to add."""
+"""Number of models whose logits stay in memory. Recipes mix the same two models many times, and add
+others one by one."""
 
 
 class Workers(Protocol):
-    """Where models run: in this process, or on Ray's actors."""
+    """Runs models: in this process, or on actors of Ray."""
 
     def evaluate(
         self,
@@ -52,7 +53,13 @@ class Workers(Protocol):
         splits: Sequence[Split],
         done: Callable[[int], None],
     ) -> None:
-        """Evaluate every candidate on every split, store logits and scores, say so to `done`."""
+        """Evaluate every candidate on every split, and store logits and scores.
+
+        Args:
+            candidates: the models.
+            splits: the data.
+            done: is called with the number of evaluations that are newly stored.
+        """
         ...
 
     def decide(
@@ -62,20 +69,27 @@ class Workers(Protocol):
         split: Split,
         tau: float | None,
     ) -> Reached:
-        """Run the schedule's units until the answer is certain."""
+        """Run units of the schedule until its answer is certain.
+
+        Args:
+            schedule: says which batch to run next.
+            candidates: the models that the schedule numbers.
+            split: the data.
+            tau: see `ports.Hints`.
+        """
         ...
 
     def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:
-        """Answers to requests about weights."""
+        """The answer to each request, in the order of `requests`, and store it if it is kept."""
         ...
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
-        """Store the candidate's weights."""
+        """Store the candidate's weights as one checkpoint, and return its reference."""
         ...
 
 
 class Site(NamedTuple):
-    """Where models of one spec run, and what is known of them."""
+    """The workers for models of one spec, and the stored results of these models."""
 
     workers: Workers
     cache: EvaluationCache
@@ -83,10 +97,14 @@ class Site(NamedTuple):
 
 
 class StoredEvaluator:
-    """A `ports.Evaluator` that does nothing twice, whoever did it first."""
+    """A `ports.Evaluator` that reads every stored result, and computes only the others.
+
+    Attributes:
+        on_result: is called with the number of results that are newly known.
+    """
 
     def __init__(self, site: Site, others: dict[str, Site] | None = None) -> None:
-        """`others`: where the checkpoints are at home that are not at home at `site`."""
+        """`others`: the site of each checkpoint that does not belong to `site`, by SHA-256."""
         self._home, self._others = site, others or {}
         self.on_result: Callable[[int], None] = lambda count: None
         self._blenders: dict[str, Blender] = {}
@@ -100,7 +118,10 @@ class StoredEvaluator:
         return self._site(model.checkpoints[0])
 
     def fill(self, candidates: Sequence[Candidate], splits: Sequence[Split]) -> None:
-        """Run whatever models `candidates` need on `splits`, each one's weights loaded once."""
+        """Evaluate the members of `candidates` on `splits`, where no result is stored.
+
+        The weights of each member are loaded once.
+        """
         members = list(dict.fromkeys(m for c in candidates for m in c.members))
         todo: dict[tuple[Site, tuple[Split, ...]], list[WeightCandidate]] = {}
 
@@ -117,7 +138,7 @@ class StoredEvaluator:
             site.workers.evaluate(group, missing, self.on_result)
 
     def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
-        """See `ports.Evaluator`."""
+        """The scores of each candidate on `split`, in the order of `candidates`."""
         self.fill(candidates, [split])
         found = []
         for candidate in candidates:
@@ -130,7 +151,7 @@ class StoredEvaluator:
         return found
 
     def predictions(self, candidate: Candidate, split: Split) -> Predictions:
-        """Logits [N, C] of any candidate."""
+        """The logits of a model, an ensemble or a VRF ensemble on `split`."""
         if isinstance(candidate, OutputEnsemble):
             blender = self._blenders.setdefault(
                 split.digest, Blender(lambda member: self._logits(member, split).logits)
@@ -159,7 +180,10 @@ class StoredEvaluator:
         accept: Accept,
         hints: Hints | None = None,
     ) -> Reached:
-        """See `ports.Evaluator`. Ensembles are decided from stored logits."""
+        """Find the first candidate whose correct count reaches `bound`.
+
+        Ensembles are decided from stored logits. See `ports.Evaluator.first_reaching`.
+        """
         hints = hints or Hints(lambda candidate: tuple(range(split.size)), None)
         results: list[Scores | Tally | Rejected] = []
         for position, candidate in enumerate(candidates):
@@ -180,7 +204,7 @@ class StoredEvaluator:
         if isinstance(candidate, OutputEnsemble | VRFEnsemble):
             return self.scores([candidate], split)[0]
         cache = self._of(candidate).cache
-        # The decision first: a repetition then has the very records of the first run.
+        # The decision is read first: a repeated run then has the same records as the first run.
         decision = cache.decision(candidate, split, against)
         if decision is not None:
             return decision
@@ -195,7 +219,7 @@ class StoredEvaluator:
         hints: Hints,
     ) -> Reached:
         models = [c for c in candidates if not isinstance(c, OutputEnsemble | VRFEnsemble)]
-        assert len(models) == len(candidates), "weight soups and ensembles in one question"
+        assert len(models) == len(candidates), "weight soups and ensembles in one call"
         site = self._of(models[0])
         precision: Precision = site.setting.precision if hints.tau is None else "cascade"
         schedule = FirstReaching(
@@ -213,7 +237,10 @@ class StoredEvaluator:
         return reached
 
     def measure(self, requests: Sequence[Request[T]], split: Split) -> list[T]:
-        """See `ports.Evaluator`. A request that is there twice is answered once."""
+        """The answer to each request on `split`, in the order of `requests`.
+
+        Equal requests are answered once. Stored answers are not computed again.
+        """
         unique: list[Request[T]] = list(dict.fromkeys(requests))
         with ThreadPoolExecutor(16) as threads:
             known = list(threads.map(lambda r: self._known(r, split), unique))
@@ -236,7 +263,7 @@ class StoredEvaluator:
 
     @functools.singledispatchmethod
     def _composed(self, request: Request[Any], split: Split) -> Any:
-        """The answer to a request that is made of other answers; None: workers measure it."""
+        """The answer to a request that follows from other answers. None: workers measure it."""
         return None
 
     @_composed.register
@@ -252,7 +279,7 @@ class StoredEvaluator:
 
     @_composed.register
     def _(self, request: Failures, split: Split) -> FailureSet:
-        """VRF, algorithm 1, step 1; the two models may be at home at different sites."""
+        """The failure set: VRF, algorithm 1, step 1. The two models may have different sites."""
         asked = [Right(model=request.fine_tuned), Right(model=request.reference)]
         right, reference = (unpack_right(r, split.size) for r in self.measure(asked, split))
         rows = right & ~reference
@@ -263,12 +290,12 @@ class StoredEvaluator:
         return FailureSet(features=features, size=int(rows.sum()))
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
-        """See `ports.Evaluator`."""
+        """Store the candidate's weights if they are not stored, and return their reference."""
         site = self._of(candidate)
         return site.cache.saved(candidate) or site.workers.save(candidate)
 
     def statistics(self, candidates: Iterable[Candidate]) -> dict[str, BlobRef]:
-        """The BatchNorm statistics that soups were evaluated with, by the soup's digest."""
+        """The stored BatchNorm statistics of the soups in `candidates`, by the soup's digest."""
         members = dict.fromkeys(m for c in candidates for m in c.members)
         found = {m.digest: self._of(m).cache.statistics(m) for m in members}
         return {name: ref for name, ref in found.items() if ref is not None}
@@ -287,7 +314,13 @@ class StoredEvaluator:
 
 
 def reaches(result: Scores | Tally | Rejected, bound: int, accept: Accept) -> bool:
-    """Whether a result is accepted against `bound`; what was given up early never is."""
+    """Whether the correct count of a result reaches `bound`. A `Rejected` never does.
+
+    Args:
+        result: of one candidate.
+        bound: a number of samples.
+        accept: "ge": the count must be at least `bound`. "gt": it must be larger.
+    """
     if isinstance(result, Rejected):
         return False
     return result.correct > bound if accept == "gt" else result.correct >= bound

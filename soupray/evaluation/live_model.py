@@ -1,4 +1,4 @@
-"""The live model: a candidate's weights put into a network, in float32 and in bfloat16."""
+"""The live model: a network that takes the weights of one candidate after the other."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from soupray.core.arrays import Features, Images, Logits
 from soupray.core.candidates import WeightCandidate
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Task
@@ -19,19 +19,17 @@ from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import create_record, find_record
 from soupray.store.weights_file import Weights
 
-Images = npt.NDArray[np.uint8]
-Logits = npt.NDArray[np.float32]
-
 EVALUATION_VERSION = "2"
-"""Of the code that evaluates, measures and chooses. Raise it when its results change: what is
-stored of the old is then not found, and no trial is trained again."""
+"""Version of the code that evaluates, measures and chooses. Raise it when the results change: old
+results in the store are then not found. Trials are not trained again for it."""
 
 STATISTICS_SAMPLES = 2000
-"""Training samples on which BatchNorm statistics of a soup are re-estimated, evenly spaced."""
+"""Number of training samples, evenly spaced, on which BatchNorm statistics of a soup are
+estimated."""
 
 
 class LiveModel:
-    """One live model in each precision and one running sum, however many the ingredients."""
+    """One network in each precision, and one running sum, for any number of ingredients."""
 
     def __init__(
         self, task: Task, checkpoints: Checkpoints, setting: Setting, train: tuple[Split, Images]
@@ -44,39 +42,48 @@ class LiveModel:
 
     @property
     def batch_size(self) -> int:
-        """Samples a forward pass."""
+        """Number of samples in each forward pass."""
         return self._setting.batch_size
 
     @property
     def threads(self) -> int:
-        """Of this process."""
+        """Number of CPU threads of this process."""
         return self._setting.threads
 
     @property
     def device(self) -> str:
-        """Cpu or cuda."""
+        """The device of the network: "cpu" or "cuda"."""
         return self._setting.device
 
     @property
     def low(self) -> bool:
-        """Whether models are evaluated in bfloat16, features included."""
+        """Whether the setting evaluates models, and their features, in bfloat16."""
         return self._setting.precision == "bf16"
 
     def inputs(self, images: Images) -> torch.Tensor:
-        """Model inputs of images, on the device."""
+        """Model inputs for images or texts, on the device."""
         return self._task.inputs(torch.from_numpy(np.array(images)).to(self._setting.device))
 
     def tensors(self, candidate: WeightCandidate) -> Weights:
-        """All tensors of the candidate, with the BatchNorm statistics that it is evaluated with."""
+        """All tensors of a candidate, with the BatchNorm statistics of its evaluation."""
         weights = dict(self._mixer.tensors(candidate))
         return weights | self._statistics(candidate)
 
     def predict(
         self, candidate: WeightCandidate, images: Images, low: bool = False
-    ) -> tuple[Logits, Any]:
-        """(logits [N, C], features [N, D]) float32, at the setting's batch shape.
+    ) -> tuple[Logits, Features]:
+        """Run a candidate on samples.
 
-        `low`: in bfloat16, weights cast too. Raises EvaluationError if a logit is not finite.
+        Args:
+            candidate: the model.
+            images: images or texts.
+            low: compute in bfloat16, with weights in bfloat16.
+
+        Returns:
+            Logits [N, C] and features [N, D], float32 for both values of `low`.
+
+        Raises:
+            EvaluationError: a logit is not finite.
         """
         dtype = torch.bfloat16 if low else torch.float32
         logits, features = predict(self.load(candidate, dtype), self._task, images, self._setting)
@@ -91,9 +98,12 @@ class LiveModel:
     def load(
         self, candidate: WeightCandidate, dtype: torch.dtype, keep: bool = True
     ) -> torch.nn.Module:
-        """The live model of that type, with the candidate's weights copied in.
+        """Copy a candidate's weights into the network of one precision, and return the network.
 
-        `keep`: BatchNorm statistics that are estimated for it go into the store.
+        Args:
+            candidate: the model.
+            dtype: torch.float32 or torch.bfloat16.
+            keep: store the BatchNorm statistics that are estimated for the candidate.
         """
         if dtype not in self._models:
             model = self._task.model().to(self._setting.device, dtype)
@@ -105,7 +115,8 @@ class LiveModel:
             else:
                 statistics = self._statistics(candidate, keep)
                 self._fill(candidate, self._models[dtype], statistics)
-            self._loaded[dtype] = candidate if keep else None  # whose statistics are not stored
+            # Without stored statistics, a later call must not take the candidate as loaded.
+            self._loaded[dtype] = candidate if keep else None
         return self._models[dtype]
 
     def _fill(
@@ -130,7 +141,7 @@ class LiveModel:
             )
 
     def _statistics(self, candidate: WeightCandidate, keep: bool = True) -> Weights:
-        """BatchNorm buffers of a soup, stored or estimated now; none where all have the same."""
+        """BatchNorm buffers of a soup, stored or estimated now. Empty: it needs no new ones."""
         mixture = sum(share != 0 for share in candidate.coefficients) > 1
         if not mixture or not self._has_batch_norm() or self._shared_statistics(candidate):
             return {}
@@ -150,7 +161,7 @@ class LiveModel:
         return self._checkpoints.load_blob(ref.sha256)
 
     def _shared_statistics(self, candidate: WeightCandidate) -> bool:
-        """Whether all its checkpoints have the same: their training moved none, as a probe's."""
+        """Whether all checkpoints have equal BatchNorm statistics, as after a linear probe."""
         first, *others = [self._checkpoints.open(sha) for sha in candidate.checkpoints]
         layers = (name for name, _ in batch_norms(self._models[torch.float32]))
         names = [f"{layer}.{kind}" for layer in layers for kind in ("running_mean", "running_var")]
@@ -164,13 +175,13 @@ class LiveModel:
 
 
 def statistics_path(candidate: WeightCandidate, train: Split, setting: Setting) -> str:
-    """Where the record of a soup's BatchNorm statistics is."""
+    """The path in the store of the record about a soup's BatchNorm statistics."""
     key = [candidate, train.digest, setting, STATISTICS_SAMPLES, EVALUATION_VERSION]
     return layout.result("statistics", digest(key)[:32])
 
 
 def batch_norms(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-    """(name, layer) of every BatchNorm layer that keeps statistics."""
+    """The name and the module of every BatchNorm layer that tracks running statistics."""
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             yield name, module
@@ -180,11 +191,15 @@ def batch_norms(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 def estimate_statistics(
     model: torch.nn.Module, task: Task, images: Images, setting: Setting
 ) -> Weights:
-    """running_mean and running_var of every BatchNorm layer over `images`, by name.
+    """Estimate the running statistics of every BatchNorm layer on `images`.
 
-    Only these layers are in training mode: each batch is normalised by its own statistics, as in
-    training. Mean and variance are pooled over all samples, within plus between batches, so that
-    every sample weighs the same. Batches differ in size by one at most: one sample has no variance.
+    Only the BatchNorm layers are in training mode: they normalise each batch by its own statistics,
+    as in training. Mean and variance are pooled over all samples, within and between batches, so
+    that every sample has the same weight. Batch sizes differ by at most one: a last batch of a
+    single sample would have no variance.
+
+    Returns:
+        The tensors `running_mean` and `running_var` of each layer, by name, float32 on the CPU.
     """
     model.eval()
     layers = dict(batch_norms(model))
@@ -213,7 +228,7 @@ def estimate_statistics(
 
 
 def _summing(sums: dict[str, list[torch.Tensor]], name: str) -> Any:
-    """A hook that adds up count, sum and sum of squares of a layer's inputs, in float64."""
+    """A hook that adds up count, sum and sum of squares of a layer's inputs in float64."""
 
     def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         wide = inputs[0].to(torch.float64)
@@ -229,11 +244,14 @@ def _summing(sums: dict[str, list[torch.Tensor]], name: str) -> Any:
 @torch.inference_mode()
 def predict(
     model: torch.nn.Module, task: Task, images: Images, setting: Setting
-) -> tuple[Logits, Logits]:
-    """(logits [N, C], features [N, D]) float32 of `images` [N, ...], in the model's own type.
+) -> tuple[Logits, Features]:
+    """Run a model on images or texts, in the dtype of the model.
 
     A short last batch is padded with zeros: the batch shape changes the low bits of every logit,
-    so that it must be the same for all models and shards.
+    so that it must be the same for all models and workers.
+
+    Returns:
+        Logits [N, C] and features [N, D].
     """
     model.eval()
     dtype = next(model.parameters()).dtype

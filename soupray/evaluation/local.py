@@ -21,9 +21,10 @@ from soupray.store.checkpoints import AHEAD, Checkpoints
 
 
 class LocalWorkers:
-    """See `evaluator.Workers`. One of these works in each of Ray's actors.
+    """The `evaluator.Workers` of this process. Each actor of Ray has one.
 
-    They compute and store whatever they are asked for: the evaluator asks for what is not known.
+    They compute and store every result of a call. The evaluator calls them only for results that
+    are not stored.
     """
 
     def __init__(self, task: Task, data: Data, checkpoints: Checkpoints, setting: Setting) -> None:
@@ -38,14 +39,14 @@ class LocalWorkers:
         splits: Sequence[Split],
         done: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """See `evaluator.Workers`."""
+        """Evaluate every candidate on every split, and store logits and scores."""
         for candidate in candidates:
             for split in splits:
                 self.cache.put(candidate, self.predictions(candidate, split))
                 done(1)
 
     def predictions(self, candidate: WeightCandidate, split: Split) -> Predictions:
-        """Logits on every sample, by a forward pass."""
+        """The logits of a candidate on `split`, by a forward pass. They are not stored."""
         images, labels = self._data.samples(split)
         logits, _ = self._live.predict(candidate, images, self._live.low)
         return Predictions(split=split, logits=logits, labels=np.asarray(labels))
@@ -57,7 +58,7 @@ class LocalWorkers:
         split: Split,
         tau: float | None,
     ) -> Reached:
-        """See `evaluator.Workers`."""
+        """Run units of the schedule, one at a time, until its answer is certain."""
         while (reached := schedule.answer()) is None:
             unit = schedule.next()
             assert unit is not None
@@ -73,14 +74,19 @@ class LocalWorkers:
         tau: float | None,
         coming: Sequence[str],
     ) -> Answer:
-        """One batch of one candidate.
+        """Run one batch of one candidate.
 
-        `tau`: the margin below which bfloat16 is not believed. `coming`: checkpoints that are
-        fetched meanwhile.
+        Args:
+            unit: which samples, and in which precision.
+            candidate: the model.
+            split: the data.
+            tau: a bfloat16 result with a smaller margin is unsure.
+            coming: SHA-256 of checkpoints to fetch in the background.
         """
         images, labels = self._data.samples(split)
         self._live.load(candidate, torch.bfloat16 if unit.low else torch.float32)
-        self._checkpoints.expect(coming)  # after its own: they share the network card
+        # The candidate's own checkpoints are fetched first: all share one network card.
+        self._checkpoints.expect(coming)
         rows = np.asarray(unit.rows)
         logits, _ = self._live.predict(candidate, images[rows], unit.low)
         right = logits.argmax(axis=1) == labels[rows]
@@ -90,7 +96,7 @@ class LocalWorkers:
         return Answer(right, top[:, 1] - top[:, 0] < tau)
 
     def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:
-        """See `evaluator.Workers`."""
+        """The answer to each request on `split`, in the order of `requests`."""
         images, labels = self._data.samples(split)
         bench = Bench(self._live, self._checkpoints, images, labels)
         return [self._measure(request, split, bench) for request in requests]
@@ -100,18 +106,23 @@ class LocalWorkers:
         return self.cache.put_answer(request, split, made) if type(request).kept else made
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
-        """See `evaluator.Workers`."""
+        """Store the candidate's weights as one checkpoint, and return its reference."""
         saved = self._checkpoints.save(self._live.tensors(candidate), about(candidate))
         return self.cache.put_saved(candidate, saved)
 
 
 def ahead(candidates: Sequence[WeightCandidate], at: int) -> list[str]:
-    """The checkpoints that come into use with the next AHEAD candidates."""
+    """SHA-256 of the checkpoints that the next AHEAD candidates need in addition.
+
+    Args:
+        candidates: all candidates, in the order of evaluation.
+        at: position of the candidate that runs now.
+    """
     here = set(candidates[at].checkpoints)
     following = (c.checkpoints for c in candidates[at + 1 : at + 1 + AHEAD])
     return [sha for shas in following for sha in shas if sha not in here]
 
 
 def about(candidate: WeightCandidate) -> dict[str, str]:
-    """What a soup's file says of itself."""
+    """The metadata of a soup's file: the digest of its candidate."""
     return {"candidate": candidate.digest}

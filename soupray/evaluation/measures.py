@@ -1,6 +1,6 @@
-"""Answers to requests about weights: everything that a recipe needs of them but scores.
+"""Answers to requests about weights.
 
-`answer` has one implementation for each kind of request, chosen by the type of the request.
+`answer` has one implementation for each type of request.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from soupray.core.arrays import Float32, Images, Labels
 from soupray.core.candidates import mean_of
 from soupray.core.errors import EvaluationError
 from soupray.core.records import BlobRef, digest, pack_right, unpack_right
@@ -33,13 +33,13 @@ from soupray.core.requests import (
     Slope,
     TensorNames,
 )
-from soupray.data.splits import Images, Labels
 from soupray.evaluation.live_model import LiveModel
 from soupray.maths.neighbours import kth_distances
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.weights_file import tensor_digests
 
 STATISTICS = (".running_mean", ".running_var")
+"""Endings of the names of BatchNorm statistics."""
 
 GRAM_CHUNK = 2**18
 """Elements of a tensor whose differences from theta_0 are in memory at a time, for each model."""
@@ -48,7 +48,7 @@ GRADIENT_CHUNK = 2**22
 """Elements of a gradient that are multiplied in float64 at a time: 100 MB with the products."""
 
 FISHER_BYTES = 2**28
-"""Of per-sample gradients in memory at a time."""
+"""Bytes of per-sample gradients in memory at a time."""
 
 
 TRAIN_CHUNK = 20
@@ -56,7 +56,7 @@ TRAIN_CHUNK = 20
 
 
 class Bench(NamedTuple):
-    """What a request is answered with: the live model, the weights, and the samples of a split."""
+    """The tools for an answer: the live model, the weights, and the samples of a split."""
 
     live: LiveModel
     checkpoints: Checkpoints
@@ -66,13 +66,20 @@ class Bench(NamedTuple):
 
 @functools.singledispatch
 def answer(request: Request[Any], bench: Bench) -> Any:
-    """The answer to `request`, of the type that the request says. Raises EvaluationError."""
+    """The answer to `request`, of the type `request.answer`.
+
+    Raises:
+        EvaluationError: a model gives results that are not finite.
+    """
     raise TypeError(f"workers do not answer a {type(request).__name__}")
 
 
 @answer.register
 def right(request: Right, bench: Bench) -> str:
-    """VRF, algorithm 1, step 1: an un-shuffled, un-augmented pass over the training data."""
+    """Which samples a model gets right: VRF, algorithm 1, step 1.
+
+    The pass over the training data uses the order of the split, and no augmentation.
+    """
     images, labels = bench.images, bench.labels
     chunk = TRAIN_CHUNK * bench.live.batch_size
     answers = [
@@ -84,7 +91,7 @@ def right(request: Right, bench: Bench) -> str:
 
 @answer.register
 def features(request: Features, bench: Bench) -> BlobRef:
-    """The features of the failure set, as the store keeps them."""
+    """Store the normalised features of the samples in `request.rows`."""
     images, labels = bench.images, bench.labels
     rows = np.flatnonzero(unpack_right(request.rows, len(labels)))
     _, found = bench.live.predict(request.model, images[rows], bench.live.low)
@@ -92,15 +99,16 @@ def features(request: Features, bench: Bench) -> BlobRef:
     return bench.checkpoints.save_blob(chosen, {"features_of": request.model.digest})
 
 
-def _normalised(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _normalised(features: Float32) -> Float32:
+    """Features [N, D] with rows of length one."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
-    normalised: npt.NDArray[np.float32] = features / np.maximum(length, np.finfo(np.float32).tiny)
+    normalised: Float32 = features / np.maximum(length, np.finfo(np.float32).tiny)
     return normalised
 
 
 @answer.register
 def distances(request: Distances, bench: Bench) -> tuple[float, ...]:
-    """VRF, algorithm 1, step 2, for every sample."""
+    """The distance of every sample to the failure set: VRF, algorithm 1, step 2."""
     _, features = bench.live.predict(request.fine_tuned, bench.images, bench.live.low)
     points = bench.checkpoints.load_blob(request.failures.sha256)["features"].numpy()
     found = kth_distances(
@@ -111,9 +119,9 @@ def distances(request: Distances, bench: Bench) -> tuple[float, ...]:
 
 @answer.register
 def gram(request: Gram, bench: Bench) -> dict[str, Matrix]:
-    """In float64, a chunk of each tensor at a time.
+    """The Gram matrix of each tensor, in float64, a chunk of the tensor at a time.
 
-    Integer tensors have none, nor BatchNorm statistics: they are measured, not learnt.
+    Integer tensors and BatchNorm statistics are left out: no gradient trains them.
     """
     origin = bench.checkpoints.open(request.origin)
     models = [bench.checkpoints.open(sha) for sha in request.checkpoints]
@@ -135,10 +143,15 @@ def gram(request: Gram, bench: Bench) -> dict[str, Matrix]:
 
 @answer.register
 def gradient(request: Gradient, bench: Bench) -> Slope:
-    """D loss / d alpha_gi = sum over the tensors t of group g of <d loss / d theta_t, theta_it>.
+    """The gradient of the loss with respect to the coefficients alpha_gi of a soup.
 
-    Memory: the live model, its gradient and a chunk in float64; ingredients are memory-mapped.
-    Raises EvaluationError where it is not finite.
+    d loss / d alpha_gi = sum over the tensors t of group g of <d loss / d theta_t, theta_it>
+
+    In memory are the live model, its gradient and a chunk in float64. The ingredients are
+    memory-mapped.
+
+    Raises:
+        EvaluationError: the loss or the gradient is not finite.
     """
     images, labels = bench.images, bench.labels
     rows = np.asarray(request.rows or range(len(labels)))
@@ -175,14 +188,14 @@ def gradient(request: Gradient, bench: Bench) -> Slope:
     if not np.isfinite([loss, slope.beta, *(g for row in slopes for g in row)]).all():
         raise EvaluationError(
             f"soup {request.soup.digest[:12]}, logits times beta = {request.beta:g}: the loss is "
-            f"{loss:g} and its gradient not finite. Lower `lr` of the learned recipe in the spec; "
-            "`soupray check` names an ingredient that is broken."
+            f"{loss:g}, and the loss or its gradient is not finite. Lower `lr` of the learned "
+            "recipe in the spec. `soupray check` names an ingredient that is broken."
         )
     return slope
 
 
 def _inner_products(gradient: torch.Tensor, tensors: list[torch.Tensor]) -> list[float]:
-    """Of `gradient` with each of `tensors`, in float64, a chunk at a time."""
+    """The inner product of `gradient` with each tensor, in float64, a chunk at a time."""
     flat, total = gradient.reshape(-1), [0.0] * len(tensors)
     for at in range(0, flat.numel(), GRADIENT_CHUNK):
         rows = slice(at, at + GRADIENT_CHUNK)
@@ -194,10 +207,12 @@ def _inner_products(gradient: torch.Tensor, tensors: list[torch.Tensor]) -> list
 
 @answer.register
 def fisher(request: Fisher, bench: Bench) -> BlobRef:
-    """F_j = E_x E_{y ~ p(y | x)} (d log p(y | x) / d theta_j)^2, from per-sample gradients.
+    """The diagonal Fisher information of a checkpoint, from per-sample gradients.
 
-    x runs over `samples` training samples, evenly spaced; one y is drawn for each, as the paper
-    does where classes are many (Matena and Raffel, arXiv:2111.09832).
+    F_j = E_x E_{y ~ p(y | x)} (d log p(y | x) / d theta_j)^2
+
+    The samples x are evenly spaced in the train split. One label y is drawn for each x, as in the
+    paper where there are many classes (Matena and Raffel, arXiv:2111.09832).
     """
     images = bench.images
     rows = np.unique(np.linspace(0, len(images) - 1, request.samples).astype(int))
@@ -220,12 +235,13 @@ def fisher(request: Fisher, bench: Bench) -> BlobRef:
     total = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in parameters.items()}
     generator = torch.Generator().manual_seed(0)
     chunk = max(1, FISHER_BYTES // size)
-    with warnings.catch_warnings():  # attention on a CPU runs sample by sample, still faster so
+    # vmap warns that attention on a CPU runs sample by sample. It is faster than a loop even so.
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")
         for start in range(0, len(rows), chunk):
             inputs = bench.live.inputs(images[rows[start : start + chunk]])
             labels = _drawn(model, inputs, generator)
-            # A text model looks at its mask to choose its way, which vmap cannot follow.
+            # A text model branches on the values of its mask. vmap does not allow that.
             each = at_once if inputs.is_floating_point() else one_by_one
             for name, g in each(parameters, inputs, labels).items():
                 total[name] += g.double().square_().sum(dim=0)
@@ -237,14 +253,14 @@ def fisher(request: Fisher, bench: Bench) -> BlobRef:
 def _drawn(
     model: torch.nn.Module, inputs: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """[N]: a label for each input, drawn from what the model says of it."""
+    """A label for each input, drawn from the model's probabilities, int64 [N]."""
     p = model(inputs).double().softmax(dim=1).cpu()
     return torch.multinomial(p, 1, generator=generator)[:, 0].to(inputs.device)
 
 
 @answer.register
 def deviation(request: Deviation, bench: Bench) -> float:
-    """The largest |logit in bfloat16 - logit in float32| over evenly spaced samples."""
+    """The largest |logit in bfloat16 - logit in float32| on evenly spaced samples."""
     images = bench.images
     rows = np.unique(np.linspace(0, len(images) - 1, request.samples).astype(int))
     low, _ = bench.live.predict(request.candidate, images[rows], low=True)
@@ -257,7 +273,7 @@ def deviation(request: Deviation, bench: Bench) -> float:
 
 @answer.register
 def body(request: Body, bench: Bench) -> str:
-    """See `requests.Body`."""
+    """A digest of all tensors of a checkpoint except the head's."""
     weights = bench.checkpoints.open(request.checkpoint)
     return digest(
         tensor_digests({n: weights[n] for n in weights.names if not n.startswith("head.")})
@@ -266,14 +282,14 @@ def body(request: Body, bench: Bench) -> str:
 
 @answer.register
 def tensor_names(request: TensorNames, bench: Bench) -> tuple[str, ...]:
-    """In the order of the names; buffers that are not floating-point are left out."""
+    """The sorted names of the floating-point tensors. Integer buffers are left out."""
     weights = bench.checkpoints.open(request.checkpoint)
     return tuple(n for n in weights.names if weights[n].is_floating_point())
 
 
 @answer.register
 def health(request: Health, bench: Bench) -> tuple[Defect, ...]:
-    """Every tensor of a checkpoint that stands in the way of an average, in order of the names."""
+    """The tensors of a checkpoint that cannot be averaged, sorted by name."""
     model, origin = (
         bench.checkpoints.open(request.checkpoint),
         bench.checkpoints.open(request.origin),
@@ -289,7 +305,7 @@ def health(request: Health, bench: Bench) -> tuple[Defect, ...]:
 
 
 def _defect(name: str, tensor: torch.Tensor, start: torch.Tensor) -> Defect | None:
-    """What is wrong with `tensor`, which was `start` at first."""
+    """Why `tensor` cannot be averaged, or None. `start` is the same tensor of theta_0."""
     if tensor.shape != start.shape or tensor.dtype != start.dtype:
         kinds = [f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (tensor, start)]
         problem = f"is {kinds[0]}, but {kinds[1]} in theta_0"

@@ -1,9 +1,9 @@
-"""Which batch of which candidate to run next, so that the first that reaches a bound is found soon.
+"""The order of work in the search for the first candidate that reaches a bound.
 
-Pure bookkeeping: no model, no Ray, no clock. One worker asks for one unit of work at a time; eight
-workers ask for more, and get the next batches of the same candidate, then those of the candidates
-behind it. Answers are counted in each candidate's own order of units, so that decisions and
-records are the same whatever runs where and whatever comes back first.
+Only bookkeeping: no model, no Ray, no clock. Each worker takes one unit of work at a time. The next
+worker gets the next batch of the same candidate, or a batch of the candidates after it. The answers
+for a candidate are counted in a fixed order of units. For this reason, decisions and records are
+the same for any number of workers and any order of arrival.
 """
 
 from __future__ import annotations
@@ -12,19 +12,24 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from soupray.core.arrays import Float64, Mask
 from soupray.core.ports import Accept, Reached
 from soupray.core.records import Rejected, Tally, pack_right
 
-Mask = npt.NDArray[np.bool_]
 Batches = list[tuple[int, ...]]
 Precision = Literal["fp32", "cascade", "bf16"]
-"""cascade: bfloat16, and float32 where that is unsure."""
+"""cascade: bfloat16 first, then float32 for samples where bfloat16 is unsure."""
 
 
 class Unit(NamedTuple):
-    """Work for one worker: these samples through that candidate, in low precision or not."""
+    """A unit of work for one worker: some samples of one candidate.
+
+    Attributes:
+        candidate: number of the candidate, from 0.
+        rows: positions of the samples.
+        low: run in bfloat16.
+    """
 
     candidate: int
     rows: tuple[int, ...]
@@ -32,22 +37,27 @@ class Unit(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """By row of the unit: whether it was right; and, in low precision, whether that is unsure."""
+    """The result of a unit, with a value for each of its samples.
+
+    Attributes:
+        right: whether the prediction is correct.
+        unsure: whether a bfloat16 prediction could be different in float32.
+    """
 
     right: Mask
     unsure: Mask
 
 
 class _Count:
-    """What is known of one candidate. Units are a function of the answers before them."""
+    """The counts of one candidate. The answers before a unit determine the unit."""
 
     def __init__(self, index: int, rows: Batches, needed: int, precision: Precision) -> None:
         n = sum(map(len, rows))
         self.index, self._needed = index, needed
         self._batches = [Unit(index, batch, precision != "fp32") for batch in rows]
         if precision == "cascade" and rows and n - needed < len(rows[0]):
-            # Enough errors to reject it fit into the first batch: a second opinion on the unsure
-            # of them would cost as much as float32 at once.
+            # The first batch alone can reject the candidate. To run its unsure samples again would
+            # cost as much as to run the batch in float32 at once.
             self._batches[0] = self._batches[0]._replace(low=False)
         self._issued: set[Unit] = set()
         self._answers: dict[Unit, Answer] = {}
@@ -59,11 +69,11 @@ class _Count:
         self.seen = self.correct = 0
 
     def _again(self) -> Unit | None:
-        """Unsure samples, in float32, if it is their turn.
+        """A unit of unsure samples in float32, if it is their turn.
 
-        That is when they fill a batch, at the end, and as soon as the candidate is only alive
-        because they may all be right; if it survives that, the next time twice as many must have
-        come together.
+        It is their turn in three cases: they fill a batch; all other batches are counted; or the
+        candidate can reach the bound only with their help. After the third case, twice as many
+        unsure samples must be there before it applies again.
         """
         done = self._next == len(self._batches)
         if len(self._unsure) >= self._size or (self._unsure and (done or self._hangs_on_unsure())):
@@ -71,7 +81,7 @@ class _Count:
         return None
 
     def _required(self) -> Unit | None:
-        """The unit whose answer is counted next."""
+        """The unit whose answer must be counted next."""
         again = self._again()
         if again is not None or self._next == len(self._batches):
             return again
@@ -82,7 +92,7 @@ class _Count:
         return self.correct + left < self._needed and len(self._unsure) >= self._patience
 
     def issue(self) -> Unit | None:
-        """A unit that nobody was given yet: what is required next, or a batch further on."""
+        """A unit that no worker has yet: the required one, or a later batch."""
         required = self._required()
         if required is not None and required not in self._issued:
             self._issued.add(required)
@@ -97,7 +107,7 @@ class _Count:
         self._answers[unit] = answer
 
     def advance(self) -> bool:
-        """Count one more unit, if its answer is here."""
+        """Count the next unit if its answer has arrived. Return whether one was counted."""
         again = self._again()
         unit = again or self._required()
         if unit is None or unit not in self._answers:
@@ -123,7 +133,7 @@ class _Count:
 
 
 class FirstReaching:
-    """The first of several candidates, in order, whose correct count reaches `bound`."""
+    """The search for the first candidate, in order, whose correct count reaches `bound`."""
 
     def __init__(
         self,
@@ -134,10 +144,17 @@ class FirstReaching:
         accept: Accept,
         precision: Precision,
     ) -> None:
-        """`order`: all samples in the order in which a candidate runs them.
+        """Plan the search.
 
-        It is asked for when the candidate's turn comes, and dropped once that is decided: there
-        may be thousands of candidates, most of which are never run, and samples by the million.
+        Args:
+            candidates: number of candidates.
+            order: returns the order in which a candidate runs all samples. It is called when the
+                candidate's turn comes, and its result is dropped after the decision: there may be
+                thousands of candidates and millions of samples, and most candidates never run.
+            batch_size: samples in each unit.
+            bound: the correct count to reach.
+            accept: "ge": at least `bound`. "gt": more than `bound`.
+            precision: of the forward passes.
         """
         self._order, self._batch_size, self._precision = order, batch_size, precision
         self._needed, self._bound = bound + 1 if accept == "gt" else bound, bound
@@ -146,10 +163,10 @@ class FirstReaching:
         self.samples = 0
 
     def next(self) -> Unit | None:
-        """Work for an idle worker; None if there is nothing to do but wait."""
+        """A unit for an idle worker. None: the worker must wait for answers of other workers."""
         for index, result in enumerate(self._results):
             if isinstance(result, Tally) and result.correct >= self._needed:
-                return None  # what comes after a hit is tried against another soup
+                return None  # the recipe will compare later candidates with another soup
             if result is None and (unit := self._count(index).issue()) is not None:
                 return unit
         return None
@@ -161,7 +178,7 @@ class FirstReaching:
         return self._counts[index]
 
     def take(self, unit: Unit, answer: Answer) -> None:
-        """Count an answer. Answers to what is decided already are dropped."""
+        """Take the answer for a unit. It is dropped if its candidate is already decided."""
         self.samples += len(unit.rows)
         if self._results[unit.candidate] is not None:
             return
@@ -173,7 +190,7 @@ class FirstReaching:
             del self._counts[unit.candidate]
 
     def _decided(self, count: _Count) -> Tally | Rejected | None:
-        """The record of a candidate, as soon as the answers that are here are enough for it."""
+        """The result for a candidate, or None while its answers do not determine it."""
         n = len(count.right)
         while count.advance():
             if count.correct + n - count.seen < self._needed:
@@ -183,7 +200,7 @@ class FirstReaching:
         return None
 
     def answer(self) -> Reached | None:
-        """The answer, as soon as it is certain."""
+        """The answer of the search, or None while it is not certain."""
         found: list[Tally | Rejected] = []
         for result in self._results:
             if result is None:
@@ -198,10 +215,13 @@ def _batches(order: tuple[int, ...], size: int) -> Batches:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def hardest_first(margins: Sequence[npt.NDArray[np.float64]]) -> tuple[int, ...]:
-    """All samples by the sum of the ingredients' margins, each weighted as in the soup.
+def hardest_first(margins: Sequence[Float64]) -> tuple[int, ...]:
+    """All samples, sorted by the sum of the ingredients' margins. Ties by position.
 
-    A soup answers much as the ensemble of its ingredients does (Model soups, section 4): it is
-    wrong where that sum is below zero, or little above. Ties by index.
+    A soup predicts nearly the same as the ensemble of its ingredients (Model soups, section 4). It
+    is probably wrong where the sum is negative or small.
+
+    Args:
+        margins: [N] for each ingredient, multiplied by its coefficient in the soup.
     """
     return tuple(np.argsort(np.sum(margins, axis=0), kind="stable").tolist())

@@ -1,4 +1,4 @@
-"""What a recipe is given: an evaluator that can only see held-out and training data."""
+"""The evaluator of a recipe: it reads held-out and training data, and no other data."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from soupray.core.arrays import Float64
 from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate, mean_of
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Accept, Evaluator, Hints, Reached
@@ -20,16 +20,20 @@ from soupray.maths.metrics import value
 
 T = TypeVar("T")
 DEVIATION_SAMPLES = 128
-"""Held-out samples on which bfloat16 is compared with float32."""
+"""Number of held-out samples on which bfloat16 is compared with float32."""
 
 SAFETY = 6.0
-"""tau is so many times the largest deviation seen. A decision can turn where the margin is below
-twice the candidate's own largest; that was up to 2.6 times what these samples of the best single
-model show (benchmarks/reports/2026-11-22-greedy-speed.md)."""
+"""tau is SAFETY times the largest deviation of the best single model on these samples. A prediction
+can change where its margin is below twice the candidate's own largest deviation. That deviation was
+at most 2.6 times the one of the best single model
+(benchmarks/reports/2026-11-22-greedy-speed.md)."""
 
 
 class HeldOutSelection:
-    """A `ports.Selection`. No method takes a split, so that no recipe can name the test set."""
+    """The `ports.Selection` of the recipes.
+
+    No method has a split as a parameter, so that no recipe can choose on the test set.
+    """
 
     __slots__ = (
         "_cascade",
@@ -56,14 +60,14 @@ class HeldOutSelection:
         for split, role in zip(splits, ("held_out", "train"), strict=True):
             if split.role != role:
                 raise EvaluationError(
-                    f"recipes see held-out and training data only, in this order; {split.name!r} "
-                    f"has role {split.role!r}."
+                    f"recipes see held-out and training data only, in this order. The split "
+                    f"{split.name!r} has role {split.role!r}."
                 )
         if not pool.ingredients:
             raise EvaluationError("the pool is empty: there is nothing to choose from.")
         self._metric = metric
         self._pool = msgspec.structs.replace(pool, ingredients=self._best_first(pool))
-        # Bound here: the splits, and the evaluator that would take others, stay out of reach.
+        # The splits are bound here: a recipe can reach neither the evaluator nor another split.
         self._scores = functools.partial(evaluator.scores, split=held_out)
         self._held_out = functools.partial(evaluator.measure, split=held_out)
         self._train = functools.partial(evaluator.measure, split=splits[1])
@@ -74,7 +78,7 @@ class HeldOutSelection:
 
     def _find_hints(self) -> Hints:
         best = self._pool.ingredients[0]
-        margins = functools.cache(self._find_margins)  # read when something is to be run
+        margins = functools.cache(self._find_margins)  # read only if a candidate must run
 
         def order(candidate: WeightCandidate) -> tuple[int, ...]:
             shares = zip(candidate.checkpoints, candidate.coefficients, strict=True)
@@ -91,26 +95,27 @@ class HeldOutSelection:
         (seen,) = self._held_out([asked])
         return Hints(order, SAFETY * seen)
 
-    def _find_margins(self) -> dict[str, npt.NDArray[np.float64]]:
+    def _find_margins(self) -> dict[str, Float64]:
+        """The margins [N] of each ingredient, by its checkpoint."""
         logits = {i.checkpoint.sha256: i.logits for i in self._pool.ingredients}
         asked = [Margins(checkpoint=sha, logits=ref) for sha, ref in logits.items()]
         return dict(zip(logits, map(np.array, self._held_out(asked)), strict=True))
 
     @property
     def tau(self) -> float | None:
-        """The margin below which bfloat16 was not believed, once it was used."""
+        """The margin below which a bfloat16 result is unsure. None if bfloat16 was not used."""
         return self._hints.tau if self._hints else None
 
     @property
     def pool(self) -> Pool:
-        """The ingredients, best held-out first."""
+        """The ingredients, the best on held-out data first."""
         return self._pool
 
     def scores(self, candidates: Sequence[Candidate]) -> list[Scores]:
-        """Held-out scores, in order.
+        """The held-out scores of each candidate, in the order of `candidates`.
 
         Raises:
-            EvaluationError: a count that bfloat16 helped to decide is not that of float32.
+            EvaluationError: a decision with bfloat16 counted other samples than float32.
         """
         found = self._scores(candidates)
         for candidate, scores in zip(candidates, found, strict=True):
@@ -118,13 +123,13 @@ class HeldOutSelection:
             if tally is not None and tally.right != scores.right:
                 raise EvaluationError(
                     f"candidate {candidate.digest[:12]}: the cascade counted {tally.correct} of "
-                    f"{tally.n} right, float32 {scores.correct}: tau = {self.tau:.3g} was too "
-                    "small here. Write `precision: fp32` in the spec and run again."
+                    f"{tally.n} samples right, float32 {scores.correct}: tau = {self.tau:.3g} is "
+                    "too small. Write `precision: fp32` in the spec and run again."
                 )
         return found
 
     def value(self, result: Scores | Tally | Rejected) -> float:
-        """See `ports.Selection`. What was rejected has no value that could be compared."""
+        """The selection metric of a result: larger is better. A `Rejected` has -infinity."""
         return float("-inf") if isinstance(result, Rejected) else value(result, self._metric)
 
     def _best_first(self, pool: Pool) -> tuple[Ingredient, ...]:
@@ -133,11 +138,15 @@ class HeldOutSelection:
     def first_reaching(
         self, candidates: Sequence[Candidate], bound: float, accept: Accept
     ) -> Reached:
-        """See `ports.Selection`. Only accuracy can be given up early, and decided by counts."""
+        """Find the first candidate, in the given order, whose value reaches `bound`.
+
+        With accuracy as the metric, a candidate can be given up early. With another metric, each
+        candidate is scored on all samples. See `ports.Selection.first_reaching`.
+        """
         if self._metric != "accuracy":
             return self._one_by_one(candidates, bound, accept)
         ensembles = all(isinstance(c, OutputEnsemble | VRFEnsemble) for c in candidates)
-        if self._hints is None and not ensembles:  # which are decided from stored logits
+        if self._hints is None and not ensembles:  # ensembles are decided from stored logits
             self._hints = self._find_hints()
         n = self._pool.ingredients[0].held_out.n
         reached = self._first_reaching(
@@ -157,8 +166,12 @@ class HeldOutSelection:
         return Reached(results=tuple(results), hit=False)
 
     def measure(self, requests: Sequence[Request[T]]) -> list[T]:
-        """See `ports.Evaluator.measure`."""
+        """The answer to each request, on held-out data or on training data.
+
+        Raises:
+            ValueError: some requests are about training data, and others about held-out data.
+        """
         on_train = {type(request).on_train for request in requests}
         if len(on_train) > 1:
-            raise ValueError("measures of training and of held-out data in one question")
+            raise ValueError("requests about training data and about held-out data in one call")
         return self._train(requests) if True in on_train else self._held_out(requests)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from soupray.core.arrays import Logits, Probabilities
 from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightCandidate
 from soupray.core.errors import CheckpointError, ConfigError
 from soupray.core.ports import Task
@@ -22,10 +22,8 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.store.checkpoints import Checkpoints
 from soupray.tasks import task_of
 
-Array = npt.NDArray[np.float32]
 
-
-def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Array]:
+def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Probabilities]:
     """The model of a leaderboard entry, as a function from a batch to probabilities.
 
     Args:
@@ -112,12 +110,12 @@ class _Predictor:
             self._failures = failures["features"].numpy()
 
     @torch.inference_mode()
-    def __call__(self, batch: Any) -> Array:
+    def __call__(self, batch: Any) -> Probabilities:
         logits = torch.from_numpy(self._logits(self._samples(batch)))
-        answer: Array = logits.softmax(dim=1).numpy()
+        answer: Probabilities = logits.softmax(dim=1).numpy()
         return answer
 
-    def _logits(self, samples: torch.Tensor) -> Array:
+    def _logits(self, samples: torch.Tensor) -> Logits:
         candidate = self._candidate
 
         @functools.cache
@@ -129,10 +127,10 @@ class _Predictor:
             found: torch.Tensor = body.features(inputs)
             return found
 
-        def run(member: WeightCandidate) -> Array:
+        def run(member: WeightCandidate) -> Logits:
             """[N, C]."""
             task, body, head = self._models[member]
-            logits: Array = head(features(task, body)).float().numpy()
+            logits: Logits = head(features(task, body)).float().numpy()
             return logits
 
         if isinstance(candidate, OutputEnsemble):

@@ -1,1 +1,1 @@
-"""Pure mathematics on tensors: no store, no Ray, no files."""
+"""Pure mathematics on arrays and tensors: no store, no Ray, no files."""

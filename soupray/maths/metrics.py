@@ -1,4 +1,4 @@
-"""Scores of logits, and what the scores are worth statistically."""
+"""Scores of logits, and their statistical errors."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from fractions import Fraction
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 from scipy.special import logsumexp
 
+from soupray.core.arrays import Float64, Indices, Labels, Logits, Mask
 from soupray.core.records import Metric, Predictions, Scores, Split, Tally, digest, pack_right
 
 ECE_BINS = 15
-"""Equal-mass bins, as in the field's reports."""
+"""Number of equal-mass bins of the expected calibration error (ECE), as in most papers."""
 
 
 def score(predictions: Predictions) -> Scores:
-    """Correct count, NLL (float64) and ECE of logits [N, C]. Ties go to the lower class.
+    """The scores of a model on a split, computed in float64.
 
-    A split with a label map is scored on its own classes: see `mapped`.
+    The predicted class is the one with the largest logit. If several have it, the first class is
+    predicted. A split with a label map is scored on its own classes: see `mapped`.
     """
     logits = mapped(predictions.logits, predictions.split.label_map).astype(np.float64)
     labels = predictions.labels
@@ -37,33 +38,52 @@ def score(predictions: Predictions) -> Scores:
     )
 
 
-def mapped(
-    logits: npt.NDArray[np.float32], label_map: tuple[tuple[int, ...], ...] | None
-) -> npt.NDArray[np.float32]:
-    """Logits [N, C] of the model's classes as [N, K] of a split's.
+def mapped(logits: Logits, label_map: tuple[tuple[int, ...], ...] | None) -> Logits:
+    """Logits of the model's classes as logits of a split's classes.
 
-    The logit of a class is the largest of those that mean it, and classes that the split does not
-    have are no answers: as ObjectNet and the subsets of ImageNet are scored (arXiv:2007.00644).
+    The logit of a split's class is the largest logit of the model's classes that mean it. A class
+    that the split does not have cannot be predicted. ObjectNet and the subsets of ImageNet are
+    scored this way (arXiv:2007.00644).
+
+    Args:
+        logits: [N, C], C classes of the model.
+        label_map: for each class of the split, the model's classes that mean it. None: both have
+            the same classes.
+
+    Returns:
+        [N, K], K classes of the split.
     """
     if label_map is None:
         return logits
     return np.stack([logits[:, list(group)].max(axis=1) for group in label_map], axis=1)
 
 
-def margins(predictions: Predictions) -> npt.NDArray[np.float64]:
-    """[N]: the logit of a sample's class minus the largest other; it is right where positive."""
+def margins(predictions: Predictions) -> Float64:
+    """For each sample, the logit of its class minus the largest other logit, [N].
+
+    A sample with a positive margin is classified correctly.
+    """
     logits = mapped(predictions.logits, predictions.split.label_map).astype(np.float64)
     rows = np.arange(len(logits))
     own = logits[rows, predictions.labels]
     logits[rows, predictions.labels] = -np.inf
-    found: npt.NDArray[np.float64] = own - logits.max(axis=1)
+    found: Float64 = own - logits.max(axis=1)
     return found
 
 
 def on_classes_of(predictions: Predictions, shift: Split) -> Predictions | None:
-    """The samples of `predictions` that are of the classes of `shift`, labelled and split as there.
+    """Predictions for the samples whose class is also a class of a shift.
 
-    What accuracy under a shift of some classes is compared with; None if there is no such sample.
+    If a shift has only some of the classes, its accuracy is compared with the ID accuracy on the
+    same classes.
+
+    Args:
+        predictions: on a split with the model's classes, for example the ID test set.
+        shift: the split of the shift, with a label map or without.
+
+    Returns:
+        Predictions with the labels and the label map of the shift's classes. `predictions` itself
+        if the shift has no label map. None if no sample is left.
     """
     if shift.label_map is None:
         return predictions
@@ -83,9 +103,7 @@ def on_classes_of(predictions: Predictions, shift: Split) -> Predictions | None:
     return Predictions(split=split, logits=predictions.logits[rows], labels=labels)
 
 
-def _by_class(
-    answers: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], classes: int
-) -> tuple[tuple[int, int, int], ...]:
+def _by_class(answers: Indices, labels: Labels, classes: int) -> tuple[tuple[int, int, int], ...]:
     there = np.bincount(labels, minlength=classes)
     answered = np.bincount(answers, minlength=classes)
     rightly = np.bincount(labels[answers == labels], minlength=classes)
@@ -93,10 +111,13 @@ def _by_class(
 
 
 def value(result: Scores | Tally, metric: Metric) -> float:
-    """The metric of a result, as a number of which more is better.
+    """The metric of a result, as a number where larger is better.
 
-    From integer counts, so that equal counts give equal numbers; NLL with its sign turned.
-    Balanced accuracy, macro-F1 and the worst class are over the classes that have samples.
+    It is computed from integer counts, so that equal counts give equal numbers. NLL has its sign
+    changed. Balanced accuracy, macro-F1 and the worst class use only classes that have samples.
+
+    Raises:
+        ValueError: `result` is a `Tally`, and the metric is not accuracy.
     """
     if metric == "accuracy":
         return result.correct / result.n
@@ -106,24 +127,27 @@ def value(result: Scores | Tally, metric: Metric) -> float:
         return -result.nll
     there = [c for c in result.by_class if c[0] > 0]
     if metric == "macro_f1":
-        # 2 TP / (2 TP + FP + FN): twice the right ones over those there plus those answered.
+        # F1 = 2 TP / (2 TP + FP + FN). The denominator is samples of the class plus predictions.
         return float(sum(Fraction(2 * right, n + said) for n, said, right in there) / len(there))
     recalls = [Fraction(right, n) for n, _, right in there]
     return float(min(recalls) if metric == "worst_class" else sum(recalls) / len(recalls))
 
 
 def as_read(value: float, metric: Metric) -> float:
-    """What `value` gave, as people read the metric: NLL with its own sign."""
+    """A result of `value` as people read the metric: NLL is positive again."""
     return -value if metric == "nll" else value
 
 
-def expected_calibration_error(
-    confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], bins: int = ECE_BINS
-) -> float:
-    """Mean |confidence - accuracy| over `bins` bins of equal mass.
+def expected_calibration_error(confidence: Float64, right: Mask, bins: int = ECE_BINS) -> float:
+    """The expected calibration error: mean |confidence - accuracy| over bins of equal mass.
 
-    confidence, right: [N]. Samples are sorted by confidence (stably) and cut into bins whose sizes
-    differ by one at most.
+    Samples are sorted by confidence (stable sort) and cut into bins whose sizes differ by at most
+    one.
+
+    Args:
+        confidence: probability of the predicted class, [N].
+        right: whether the predicted class is correct, [N].
+        bins: number of bins.
     """
     order = np.argsort(confidence, kind="stable")
     gaps = 0.0
@@ -133,27 +157,45 @@ def expected_calibration_error(
 
 
 def clopper_pearson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact confidence interval of a share (Clopper and Pearson 1934)."""
-    tail = (1 - level) / 2
-    low = stats.beta.ppf(tail, correct, n - correct + 1) if correct > 0 else 0.0
-    high = stats.beta.ppf(1 - tail, correct + 1, n - correct) if correct < n else 1.0
-    return float(low), float(high)
+    """The exact confidence interval of a share (Clopper and Pearson 1934), as (low, high).
+
+    Args:
+        correct: number of correct samples.
+        n: number of samples.
+        level: confidence level.
+    """
+    interval = stats.binomtest(correct, n).proportion_ci(confidence_level=level, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def discordant(a: Scores, b: Scores) -> tuple[int, int]:
-    """On how many samples only `a`, and only `b`, is right."""
+    """The number of samples that only `a` gets right, and the number that only `b` gets right."""
     right_a, right_b = a.right_mask(), b.right_mask()
     return int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided p-value that two models are equally good (McNemar 1947)."""
+    """The exact two-sided p-value of the hypothesis that two models are equally good.
+
+    McNemar 1947.
+
+    Args:
+        only_a: number of samples that only the first model gets right.
+        only_b: number of samples that only the second model gets right.
+    """
     if only_a + only_b == 0:
         return 1.0
     return float(stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
 def logit(share: float, n: int) -> float:
-    """Logit of an accuracy, clipped by half a sample, for logit-scaled axes."""
+    """The logit of an accuracy, for axes with a logit scale.
+
+    The accuracy is clipped to at least half a sample from 0 and 1, where the logit is infinite.
+
+    Args:
+        share: the accuracy.
+        n: number of samples.
+    """
     clipped = min(max(share, 0.5 / n), 1 - 0.5 / n)
     return float(np.log(clipped / (1 - clipped)))

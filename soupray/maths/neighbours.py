@@ -1,6 +1,6 @@
-"""Exact nearest neighbours: faiss' flat index, on the CPU or a GPU.
+"""Exact nearest neighbours with the flat index of faiss, on the CPU or a GPU.
 
-On a GPU faiss selects no more than 2048 neighbours; the k-th of more is found with torch there.
+On a GPU, faiss selects at most 2048 neighbours. For a larger k, torch is used there.
 """
 
 from __future__ import annotations
@@ -8,33 +8,44 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from soupray.core.arrays import Features, Float32
 from soupray.core.errors import ConfigError
 
-Features = npt.NDArray[np.float32]
-
 FAISS_GPU_K = 2048
-"""The largest k of faiss' flat index on a GPU, without cuVS (`faiss::gpu::getMaxKSelection`)."""
+"""The largest k of the flat index of faiss on a GPU, without cuVS
+(`faiss::gpu::getMaxKSelection`)."""
 
 BLOCK_BYTES = 2**28
-"""Of answers or distances in memory at a time. faiss on the CPU has about twice that beside."""
+"""Bytes of results or distances in memory at a time. faiss on the CPU uses about twice as much in
+addition."""
 
 ANSWER_BYTES = 12
-"""Of one of faiss' answers: a distance in float32 and a position in int64."""
+"""Bytes of one result of faiss: a distance in float32 and a position in int64."""
 
 
 def kth_distances(
     queries: Features, points: Features, k: int, threads: int = 1, gpu: bool = False
-) -> Features:
-    """[N]: squared L2 distance of each of `queries` [N, D] to its k-th nearest of `points`.
+) -> Float32:
+    """Squared L2 distance from each query to its k-th nearest point.
 
-    k starts at 1 and is at most the number of points. How many queries are searched at a time
-    changes low bits: all at once if their answers are within `BLOCK_BYTES`.
+    The number of queries in one search changes low bits of the result. All queries are searched at
+    once if their results fit into `BLOCK_BYTES`.
+
+    Args:
+        queries: [N, D].
+        points: [M, D].
+        k: which neighbour, from 1 to M.
+        threads: of faiss on the CPU.
+        gpu: search on the GPU.
+
+    Returns:
+        [N].
 
     Raises:
-        ConfigError: faiss is not installed, or not the one for GPUs, or k is out of range.
+        ConfigError: faiss is not installed, the GPU needs another build of faiss, or k is out of
+            range.
     """
     if not 1 <= k <= len(points):
         raise ConfigError(
@@ -46,25 +57,35 @@ def kth_distances(
     index = _flat(points.shape[1], threads, gpu)
     index.add(np.ascontiguousarray(points, dtype=np.float32))
     queries = np.ascontiguousarray(queries, dtype=np.float32)
-    kth: Features = np.empty(len(queries), np.float32)
+    kth: Float32 = np.empty(len(queries), np.float32)
     block = max(1, BLOCK_BYTES // (ANSWER_BYTES * k))
     for at in range(0, len(queries), block):
         distances, _ = index.search(queries[at : at + block], k)
         kth[at : at + block] = distances[:, -1]
-    # |x|^2 - 2xy + |y|^2 in float32 can be slightly below zero for a point itself.
+    # |x|^2 - 2xy + |y|^2 in float32 can be slightly below zero where a query equals a point.
     return np.maximum(kth, 0.0)
 
 
 @torch.inference_mode()
-def kth_by_matmul(queries: Features, points: Features, k: int, device: str) -> Features:
-    """As `kth_distances`, for any k, with torch on `device`."""
+def kth_by_matmul(queries: Features, points: Features, k: int, device: str) -> Float32:
+    """Squared L2 distance from each query to its k-th nearest point, with torch, for any k.
+
+    Args:
+        queries: [N, D].
+        points: [M, D].
+        k: which neighbour, from 1 to M.
+        device: the torch device that computes.
+
+    Returns:
+        [N].
+    """
     p = torch.from_numpy(points).to(device, torch.float32)
     lengths = (p * p).sum(dim=1)
-    kth: Features = np.empty(len(queries), np.float32)
+    kth: Float32 = np.empty(len(queries), np.float32)
     block = max(1, BLOCK_BYTES // lengths.nbytes)
     for at in range(0, len(queries), block):
         q = torch.from_numpy(queries[at : at + block]).to(device, torch.float32)
-        # |x|^2 is the same for all points: it is added to the one that is chosen.
+        # |x|^2 is the same for all points, so that it is added after the selection.
         nearest = torch.addmm(lengths, q, p.T, alpha=-2).kthvalue(k, dim=1).values
         kth[at : at + block] = (nearest + (q * q).sum(dim=1)).clamp_min(0).cpu().numpy()
     return kth
@@ -81,7 +102,7 @@ def _flat(width: int, threads: int, gpu: bool) -> Any:
     index: Any = faiss.IndexFlatL2(width)
     if gpu and not hasattr(faiss, "index_cpu_to_gpu"):
         raise ConfigError(
-            "VRF on a GPU needs faiss for GPUs, and the one for CPUs is installed: pip uninstall "
+            "VRF on a GPU needs faiss for GPUs, but faiss for CPUs is installed: pip uninstall "
             "faiss-cpu, then pip install 'soupray[gpu]'."
         )
     if gpu:

@@ -1,46 +1,48 @@
-"""Mixing models by what they answer: logits, probabilities, temperatures, VRF."""
+"""Ensembles: the mean of logits or probabilities, temperatures, and VRF."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logsumexp
 
+from soupray.core.arrays import Float64, Labels, Logits
 from soupray.core.candidates import OutputEnsemble, WeightCandidate
 
-Logits = npt.NDArray[np.float32]
-Array = npt.NDArray[np.float64]
 LARGEST_TEMPERATURE = 100.0
-"""Temperatures are sought in [1/100, 100]: a model right on every sample has none."""
+"""Temperatures are sought in [1/100, 100]. For a model that is right on every sample, a smaller
+temperature is always better, so that the search needs a bound."""
 
 
 class Blender:
-    """Makes the logits of ensembles; the sum of the members that successive ones share is kept."""
+    """Makes the logits of ensembles.
+
+    It keeps the sum over the members that one ensemble and the next have in common.
+    """
 
     def __init__(self, logits_of: Callable[[WeightCandidate], Logits]) -> None:
         self._logits_of = logits_of
         self._head: tuple[object, ...] = ()
-        self._sum: Array | None = None
+        self._sum: Float64 | None = None
 
     def logits(self, ensemble: OutputEnsemble) -> Logits:
-        """[N, C]: the mean of the members' logits, or the log of their mean probabilities.
+        """The mean of the members' logits, or the logarithm of their mean probabilities.
 
-        Sums run in float64 in the ensemble's order and are rounded once, so that an ensemble of
-        one is that model bit for bit.
+        Sums are computed in float64, in the order of the members, and rounded once. An ensemble of
+        one member has the logits of this member, bit for bit.
         """
         *head, last = ensemble.parts
         total = self._sum_of(ensemble, tuple(head))
         term = self._term(ensemble, *last)
         mean = (term if total is None else total + term) / ensemble.denominator
         if ensemble.space == "probabilities":
-            # A class that no member believes in at all: as unlikely as float32 can say.
+            # If all members give a class probability 0, it gets the smallest number of float32.
             mean = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
         return mean.astype(np.float32)
 
-    def _sum_of(self, ensemble: OutputEnsemble, head: tuple[object, ...]) -> Array | None:
+    def _sum_of(self, ensemble: OutputEnsemble, head: tuple[object, ...]) -> Float64 | None:
         wanted = (ensemble.space, *head)
         if self._head != wanted:
             same = len(self._head) > 0 and self._head == wanted[: len(self._head)]
@@ -54,18 +56,25 @@ class Blender:
 
     def _term(
         self, ensemble: OutputEnsemble, member: WeightCandidate, n: int, temperature: float
-    ) -> Array:
+    ) -> Float64:
         logits = self._logits_of(member).astype(np.float64) / temperature
         return n * (logits if ensemble.space == "logits" else _softmax(logits))
 
 
-def _softmax(logits: Array) -> Array:
-    probabilities: Array = np.exp(log_softmax(logits, axis=1))
+def _softmax(logits: Float64) -> Float64:
+    probabilities: Float64 = np.exp(log_softmax(logits, axis=1))
     return probabilities
 
 
-def fit_temperature(logits: Logits, labels: npt.NDArray[np.int64]) -> float:
-    """The T > 0 that minimises the NLL of logits [N, C] / T; convex in 1 / T."""
+def fit_temperature(logits: Logits, labels: Labels) -> float:
+    """The temperature T > 0 that minimises the NLL of logits / T.
+
+    The problem is convex in 1 / T. T is between 1/100 and 100.
+
+    Args:
+        logits: [N, C].
+        labels: [N].
+    """
     wide = logits.astype(np.float64)
     own = wide[np.arange(len(labels)), labels]
 
@@ -78,16 +87,35 @@ def fit_temperature(logits: Logits, labels: npt.NDArray[np.int64]) -> float:
     return float(np.exp(-found.x))
 
 
-def trust(distances: Array, a: float, b: float) -> Array:
-    """Omega [N]: how far the fine-tuned model is believed; sigmoid(-(d - a) / b) (VRF, eq. 5)."""
-    omega: Array = expit(-(distances - a) / b)
+def trust(distances: Float64, a: float, b: float) -> Float64:
+    """The share of the fine-tuned model in VRF: omega = sigmoid(-(d - a) / b) (VRF, eq. 5).
+
+    Args:
+        distances: d, the distance of each sample to the failure set, [N].
+        a: the distance where omega is one half.
+        b: the width of the transition.
+
+    Returns:
+        omega, [N].
+    """
+    omega: Float64 = expit(-(distances - a) / b)
     return omega
 
 
 def vrf_logits(
-    fine_tuned: Logits, reference: Logits, temperatures: tuple[float, float], omega: Array
+    fine_tuned: Logits, reference: Logits, temperatures: tuple[float, float], omega: Float64
 ) -> Logits:
-    """[N, C]: log of omega p_ft + (1 - omega) p_ref, both calibrated; omega [N]."""
+    """The logits of VRF: log(omega p_ft + (1 - omega) p_ref).
+
+    Args:
+        fine_tuned: logits of the fine-tuned model, [N, C].
+        reference: logits of the reference model, [N, C].
+        temperatures: of the fine-tuned model and of the reference. They calibrate p_ft and p_ref.
+        omega: share of the fine-tuned model for each sample, [N].
+
+    Returns:
+        [N, C].
+    """
     p_ft = _softmax(fine_tuned.astype(np.float64) / temperatures[0])
     p_ref = _softmax(reference.astype(np.float64) / temperatures[1])
     mixed = omega[:, None] * p_ft + (1 - omega[:, None]) * p_ref

@@ -1,8 +1,8 @@
-"""Averages of weights that do not depend on how they were computed.
+"""Averages of weights that do not depend on the order of computation.
 
-Each tensor is summed in float64 in the candidate's order, divided once and rounded once to the
-storage type. In float32 the mean of K equal models differs from that model in up to two thirds of
-its elements; in float64 an incremental and a fresh sum give equal bytes.
+Each tensor is summed in float64 in the candidate's order, divided once, and rounded once to the
+storage type. In float32, the mean of K equal models differs from that model in up to two thirds of
+its elements. In float64, an incremental sum and a fresh sum give equal bytes.
 """
 
 from __future__ import annotations
@@ -18,35 +18,36 @@ from soupray.core.errors import IncompatibleWeights
 Parts = tuple[tuple[str, int], ...]
 
 CHUNK = 2**16
-"""Elements that are converted and summed at a time: they stay in the processor's cache, which makes
-a mean ten times as fast as with float64 copies of whole tensors (benchmarks/wise_ft_grid.py)."""
+"""Elements that are converted and summed at a time. They stay in the processor's cache: a mean is
+ten times as fast as with float64 copies of whole tensors (benchmarks/wise_ft_grid.py)."""
 
 NOTHING = -0.0
-"""What a sum starts from: -0.0 + x is x for every x, and 0.0 + -0.0 is not."""
+"""The start of a sum. -0.0 + x is x for every x. 0.0 is no such start: 0.0 + -0.0 is 0.0."""
 
 FISHER_FLOOR = 1e-8
-"""Fisher-weighted averaging, arXiv:2111.09832, section 3: below it an element counts as this."""
+"""The smallest Fisher information of an element: a smaller one is replaced by it
+(arXiv:2111.09832, section 3)."""
 
 
 class ReadableWeights(Protocol):
-    """What an average needs of a checkpoint: its tensors by name, not all in memory at once."""
+    """A checkpoint that is read tensor by tensor, so that not all of it is in memory at once."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all tensors, sorted."""
+        """The names of all tensors, sorted."""
         ...
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """The tensor called `name`."""
+        """The tensor with this name."""
         ...
 
 
 class Mixer:
     """Makes the tensors of weight soups, one at a time.
 
-    Private memory: one float64 sum (of the parts that successive means share) and one tensor.
-    A greedy soup asks for mean(S + i) for many i: the sum of S is kept, each i is read once, and
-    only an accepted one a second time.
+    Its own memory is one float64 sum and one tensor. The sum is over the parts that one soup and
+    the next have in common. A greedy recipe needs mean(S + i) for many ingredients i: the sum of S
+    is kept, and each i is read once. An accepted i is read a second time.
     """
 
     def __init__(self, open_weights: Callable[[str], ReadableWeights]) -> None:
@@ -55,10 +56,13 @@ class Mixer:
         self._sums: dict[str, torch.Tensor] = {}
 
     def tensors(self, soup: WeightCandidate) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of the soup, in the storage type of its first part.
+        """Make the tensors of a soup.
+
+        Returns:
+            (name, tensor), one at a time, with the dtype of the first ingredient.
 
         Raises:
-            IncompatibleWeights: parts differ in keys, shapes, dtypes or integer buffers.
+            IncompatibleWeights: the ingredients differ in names, shapes, dtypes or integer buffers.
         """
         if isinstance(soup, LayerSoup):
             return self._by_layer(soup)
@@ -93,7 +97,7 @@ class Mixer:
             yield name, _mean(terms, soup.denominator)
 
     def _by_fisher(self, soup: FisherSoup) -> Iterator[tuple[str, torch.Tensor]]:
-        """Tensors without Fisher information (buffers) are plain means."""
+        """Tensors of a Fisher soup. Buffers have no Fisher information: they are plain means."""
         sources = [(sha, self._open(sha), self._open(fisher)) for sha, fisher, _ in soup.parts]
         like, known = sources[0][1], set(sources[0][2].names)
         for name in like.names:
@@ -113,11 +117,11 @@ class Mixer:
             yield name, total
 
     def _worth_keeping(self, head: Parts) -> bool:
-        # A plain mean is likely to grow by one; interpolations share no sum with their neighbours.
+        # The next mean often has one part more. Successive interpolations have no sum in common.
         return len(head) > 0 and all(n == 1 for _, n in head)
 
     def _advance(self, head: Parts) -> None:
-        """Make `self._sums` the sum of `head`, going on from what is there if it is a prefix."""
+        """Make `self._sums` the sum of `head`. If it is the sum of a prefix, only add the rest."""
         if head[: len(self._parts)] != self._parts:
             self._parts, self._sums = (), {}
         try:
@@ -134,12 +138,12 @@ class Mixer:
                         _add(self._sums[name], n, tensor)
                 self._parts += ((sha, n),)
         except BaseException:
-            self._parts, self._sums = (), {}  # half a sum is worse than none
+            self._parts, self._sums = (), {}  # an incomplete sum would give wrong soups later
             raise
 
 
 def _checked(source: ReadableWeights, sha: str, name: str, like: ReadableWeights) -> torch.Tensor:
-    """The tensor called `name`, if it can be added to that of `like`; integers must be equal."""
+    """The tensor with this name, if it fits the tensor of `like`. Integers must be equal."""
     if source.names != like.names:
         odd = sorted(set(source.names) ^ set(like.names))[0]
         raise IncompatibleWeights(f"{sha[:12]}: tensor {odd!r} is in one model but not the other.")
@@ -152,8 +156,8 @@ def _checked(source: ReadableWeights, sha: str, name: str, like: ReadableWeights
         )
     if not tensor.is_floating_point() and not torch.equal(tensor, wanted):
         raise IncompatibleWeights(
-            f"{sha[:12]}: the integer buffer {name!r} differs from the first model's, and "
-            "integers have no meaningful average."
+            f"{sha[:12]}: the integer buffer {name!r} differs from the first model's buffer. "
+            "Integers have no meaningful average."
         )
     return tensor
 
@@ -161,10 +165,11 @@ def _checked(source: ReadableWeights, sha: str, name: str, like: ReadableWeights
 def _mean(
     terms: list[tuple[int, torch.Tensor]], denominator: int, start: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """(start + sum of n * tensor) / denominator, in the tensors' type; an integer tensor as it is.
+    """(start + sum of n * tensor) / denominator, in the dtype of the tensors.
 
-    `start`: a flat float64 sum. A product n * tensor is exact where n < 2**29, the tensor being
-    float32; larger ones, of points on the way to a learned soup, are rounded to float64.
+    Integer tensors are equal, and the first is returned. `start` is a flat float64 sum. For
+    float32 tensors, a product n * tensor is exact if n < 2**29. Larger n occur on the way to a
+    learned soup: their products are rounded to float64.
     """
     like = terms[0][1]
     if not like.is_floating_point():

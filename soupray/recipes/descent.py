@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import softmax
 
+from soupray.core.arrays import Float64
 from soupray.core.candidates import QUANTUM, LayerSoup, quantised
 from soupray.core.ports import Selection
 from soupray.core.requests import Gradient, Slope
 
-Array = npt.NDArray[np.float64]
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Adam's, as in the released code of Model soups, which uses no weight decay."""
 
@@ -27,13 +26,13 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 class Point(NamedTuple):
     """Where the descent ended: w [groups, K], beta, and the last loss."""
 
-    w: Array
+    w: Float64
     beta: float
     loss: float
     epochs: int
 
     @property
-    def shares(self) -> Array:
+    def shares(self) -> Float64:
         """[groups, K]: the coefficients, which sum to one in each group."""
         return _softmax(self.w)
 
@@ -74,7 +73,7 @@ def descend(
     return Point(w, round(math.exp(log_beta), 6), round(loss, 6), epochs)
 
 
-def soup_at(pool: list[str], groups: Sequence[tuple[str, ...]], w: Array) -> LayerSoup:
+def soup_at(pool: list[str], groups: Sequence[tuple[str, ...]], w: Float64) -> LayerSoup:
     """The soup at w: a row for each group, or one row for all tensors."""
     rows = [quantised(row) for row in _softmax(w)]
     return LayerSoup(
@@ -85,17 +84,17 @@ def soup_at(pool: list[str], groups: Sequence[tuple[str, ...]], w: Array) -> Lay
     )
 
 
-def by_w(slope: Slope, w: Array, whole: bool) -> Array:
+def by_w(slope: Slope, w: Float64, whole: bool) -> Float64:
     """D loss / d w of rows of softmax: alpha_i (g_i - sum_j alpha_j g_j)."""
     g = np.asarray(slope.coefficients)[-1:] if whole else np.asarray(slope.coefficients)[:-1]
     alpha = _softmax(w)
-    gradient: Array = alpha * (g - (alpha * g).sum(axis=1, keepdims=True))
+    gradient: Float64 = alpha * (g - (alpha * g).sum(axis=1, keepdims=True))
     return gradient.ravel()
 
 
-def _softmax(w: Array) -> Array:
+def _softmax(w: Float64) -> Float64:
     """Of each row [groups, K]."""
-    shares: Array = softmax(w, axis=1)
+    shares: Float64 = softmax(w, axis=1)
     return shares
 
 
@@ -106,12 +105,12 @@ class Adam:
         self._lr, self._t = lr, 0
         self._m, self._v = np.zeros(size), np.zeros(size)
 
-    def step(self, gradient: Array) -> Array:
+    def step(self, gradient: Float64) -> Float64:
         """What to add to the parameters."""
         self._t += 1
         self._m = BETAS[0] * self._m + (1 - BETAS[0]) * gradient
         self._v = BETAS[1] * self._v + (1 - BETAS[1]) * gradient**2
         m = self._m / (1 - BETAS[0] ** self._t)
         v = self._v / (1 - BETAS[1] ** self._t)
-        change: Array = -self._lr * m / (np.sqrt(v) + EPSILON)
+        change: Float64 = -self._lr * m / (np.sqrt(v) + EPSILON)
         return change

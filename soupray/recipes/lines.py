@@ -6,9 +6,9 @@ L; the head counts as the last block, other tensors outside the blocks take alph
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
+from soupray.core.blocks import BLOCK_NUMBER
 from soupray.core.candidates import Candidate, LayerSoup, Outcome
 from soupray.core.ports import Selection
 from soupray.core.requests import TensorNames
@@ -18,8 +18,6 @@ from soupray.recipes.starts import Model, curve, starts
 
 GRID = 10
 """alpha = 0, .1, ..., 1."""
-
-_BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks?|layers?|stages?)\.?(\d+)\.")
 
 
 def _lines(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
@@ -58,7 +56,7 @@ def _no_depth(names: Sequence[str]) -> str:
 
 def depths(names: Iterable[str]) -> dict[str, tuple[int, int]]:
     """(l, L - 1) by tensor name; l = 0 outside the blocks, and L - 1 = 0 where there are none."""
-    blocks = {n: int(m.group(1)) for n in names if (m := _BLOCK.search(n))}
+    blocks = {n: int(m.group(1)) for n in names if (m := BLOCK_NUMBER.search(n))}
     order = {block: level for level, block in enumerate(sorted(set(blocks.values())))}
     last = max(len(order) - 1, 0)
     return {

@@ -14,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 
+from soupray.core.arrays import Float64
 from soupray.core.records import CheckpointRef, Ingredient, Pool, Record, Scores, Tombstone
 from soupray.core.requests import Defect, Matrix
 from soupray.maths.geometry import (
-    Array,
     angles,
     barrier,
     interpolation_advantage,
@@ -147,7 +147,7 @@ def _alike(group: Sequence[Ingredient], what: str) -> Finding:
     )
 
 
-def misplaced(pool: Pool, gram: Array) -> list[Finding]:
+def misplaced(pool: Pool, gram: Float64) -> list[Finding]:
     """Ingredients that lie unusually far from theta_0, in another direction, or at theta_0."""
     length, apart = norms(gram), median_angles(angles(gram))
     usual = float(np.median(length[length > 0])) if (length > 0).any() else 0.0
@@ -178,7 +178,7 @@ def _unchanged(key: str) -> Finding:
     )
 
 
-def median_angles(degrees: Array) -> Array:
+def median_angles(degrees: Float64) -> Float64:
     """[K]: the median angle of each model to the others, of [K, K]; NaN where there are none."""
     k = len(degrees)
     others = [np.delete(degrees[i], i) for i in range(k)]

@@ -1,4 +1,4 @@
-"""What is learnt: a model, its head, and how samples become its inputs."""
+"""Tasks: a model, its head, and the way from samples to model inputs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from soupray.core.ports import Task
 from soupray.spec.task import OpenClipSpec, TaskSpec, TransformersSpec
 from soupray.tasks.files import local_path
 
-# Read by the library that open_clip, timm and transformers ask the hub with, when it is imported.
+# huggingface_hub reads this when it is imported, by open_clip, timm or transformers.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
 def task_of(spec: TaskSpec) -> Task:
-    """The task that a spec describes. Raises ConfigError if its model cannot be made."""
-    # Imported on use: each library takes seconds to import.
+    """The task that a spec describes.
+
+    Raises:
+        ConfigError: the model cannot be made.
+    """
+    # The imports are here because each library takes seconds to import.
     if isinstance(spec, OpenClipSpec):
         from soupray.tasks.open_clip import OpenClipTask
 
@@ -34,7 +38,7 @@ def task_of(spec: TaskSpec) -> Task:
 
 
 def local_digests(spec: TaskSpec) -> list[str]:
-    """SHA-256 of the local files that the model is made of: a name does not say what is in them."""
+    """SHA-256 (hex) of the local files of a model. Their names do not identify their content."""
     files = []
     if isinstance(spec, OpenClipSpec):
         from soupray.tasks.open_clip import local_folder
@@ -50,7 +54,11 @@ def local_digests(spec: TaskSpec) -> list[str]:
 
 
 def file_digests(named: str) -> list[str]:
-    """SHA-256 of the file, or of the files in the folder, that a spec names. Raises ConfigError."""
+    """SHA-256 (hex) of a file that a spec names, or of each file in a folder.
+
+    Raises:
+        ConfigError: there is no such file or folder.
+    """
     path = local_path(named)
     if not path.exists():
         raise ConfigError(f"init.file = {named!r}: there is no file or folder {path}.")
@@ -66,7 +74,7 @@ def _digests(files: list[Path]) -> list[str]:
 
 
 def _require_transformers() -> None:
-    """It is an extra: most sweeps are of images."""
+    """Refuse the spec if transformers is missing. It is an extra: most sweeps are about images."""
     if find_spec("transformers") is None:
         raise ConfigError(
             "task.kind = transformers needs the library of that name, which is not installed "

@@ -1,4 +1,4 @@
-"""Files that a spec names: a path, or one inside an installed Python package."""
+"""Files that a spec names: a path, or a path inside an installed Python package."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ PACKAGE = "package:"
 
 
 def local_path(named: str) -> Path:
-    """The path that `named` is, `~` and `package:NAME/PATH` resolved; it may not exist.
+    """The path of a file or folder that a spec names. It need not exist.
 
-    The package is found, not imported: no code of it runs.
+    `~` and `package:NAME/PATH` are resolved. The package is located without an import, so that no
+    code of it runs.
 
     Raises:
         ConfigError: the package is not installed, or the path leads out of it.
@@ -37,24 +38,31 @@ def local_path(named: str) -> Path:
 
 
 def not_reached(error: BaseException, instead: str) -> str | None:
-    """What happened and what to do, if `error` is that the hub of Hugging Face was not reached.
+    """A message for the user if `error` means that the hub of Hugging Face was not reached.
 
-    The libraries wrap huggingface_hub's error in their own; in the chain it has the one name.
-    `instead` is what may be named in the spec. None for any other error.
+    The libraries wrap the error of huggingface_hub in their own. It is found by its name in the
+    chain of causes.
+
+    Args:
+        error: the error of a library.
+        instead: what the user can name in the spec in place of a model on the hub.
+
+    Returns:
+        The cause and the remedies, or None for any other error.
     """
     chain = [error]
     while following := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(following)
     if not any(type(link).__name__ == "LocalEntryNotFoundError" for link in chain):
         return None
-    # Without a user and a password, which the address of a mirror may have.
+    # The address of a mirror may contain a user and a password: they are not shown.
     hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     host = hub.netloc.rpartition("@")[2]
     asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     offline = asked.upper() in ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads them
     kept = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    why = "is not asked under HF_HUB_OFFLINE" if offline else f"was not reached ({chain[-1]})"
+    why = "is not used with HF_HUB_OFFLINE" if offline else f"was not reached ({chain[-1]})"
     return (
         f"it is not in {kept} (HF_HOME), and {host} {why}. Name {instead}, or copy HF_HOME from a "
-        "machine that has the model, or set HF_ENDPOINT to a mirror that this one reaches."
+        "machine that has the model, or set HF_ENDPOINT to a mirror that this machine reaches."
     )

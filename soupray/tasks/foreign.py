@@ -1,4 +1,4 @@
-"""Somebody else's tensors: read, renamed, then held strictly against a model of ours."""
+"""Checkpoints of other software: read, renamed, then compared strictly with a model of soupray."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from soupray.core.errors import CheckpointError, IncompatibleWeights
 from soupray.store.weights_file import MappedWeights, Weights
 
 WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
+"""Prefixes that DataParallel and torch.compile add to every name."""
 
 NOT_WEIGHTS = (".num_batches_tracked", ".position_ids")
-"""Endings of buffers that are counted, not learnt; our models have none of them."""
+"""Endings of the names of buffers that hold counters or positions. Models of soupray have none."""
 
 
 class ForeignWeights(NamedTuple):
-    """Weights as they were found, and where."""
+    """Weights of other software, and the place that error messages name."""
 
     weights: Weights
     where: str
 
 
 def load_foreign(path: Path) -> Weights:
-    """Somebody else's checkpoint: safetensors, or a .pt file that would run no code when loaded.
+    """Read a checkpoint of other software.
 
-    A training's file may have them under `state_dict` or `model`; a folder has model.safetensors,
-    in parts or whole, or pytorch_model.bin, as the Hugging Face libraries write it.
+    Args:
+        path: a safetensors file; a file of torch.save with nothing but tensors, which may be under
+            the key `state_dict` or `model`; or a folder as the Hugging Face libraries write it,
+            with model.safetensors or pytorch_model.bin, in one part or more.
 
     Raises:
-        CheckpointError: unreadable, or it would run code when loaded.
+        CheckpointError: the file cannot be read, or would run code when it is loaded.
     """
     if path.is_dir():
         return _load_folder(path)
@@ -43,7 +45,7 @@ def load_foreign(path: Path) -> Weights:
     except Exception as error:
         raise CheckpointError(
             f"{path}: refused: it is corrupt, or holds more than tensors ({type(error).__name__}). "
-            "Save a plain state dict, best as safetensors."
+            "Save a plain state dict, preferably as safetensors."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
@@ -63,7 +65,10 @@ def _load_folder(folder: Path) -> Weights:
 
 
 def unwrapped(weights: Mapping[str, torch.Tensor]) -> Weights:
-    """Without the prefixes that all names have, and without what is no weight."""
+    """The tensors without `NOT_WEIGHTS`, and without the `WRAPPERS` before their names.
+
+    A prefix is removed if all names have it.
+    """
     found = dict(weights)
     while found and (prefix := next((p for p in WRAPPERS if all_start(found, p)), "")):
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
@@ -76,27 +81,32 @@ def all_start(weights: Mapping[str, torch.Tensor], prefix: str) -> bool:
 
 
 def renamed(weights: Weights, name: Callable[[str], str | None]) -> Weights:
-    """Under the names that `name` gives; tensors for which it gives None are left out."""
+    """The tensors under new names.
+
+    Args:
+        weights: tensors by their old name.
+        name: returns the new name for an old one. None: the tensor is left out.
+    """
     return {new: tensor for old, tensor in weights.items() if (new := name(old)) is not None}
 
 
 def matched(found: ForeignWeights, model: torch.nn.Module) -> Weights:
-    """Exactly the tensors of `model`, in its types.
+    """The tensors of `found`, with the dtypes of `model`.
 
     Raises:
-        IncompatibleWeights: names the first tensor that is missing, of another shape, or not of
-            the model, in the model's order.
+        IncompatibleWeights: a tensor of the model is missing or has another shape, or there is a
+            tensor that the model does not have. The message names the first such tensor.
     """
     weights, wanted = found.weights, model.state_dict()
     for name, tensor in wanted.items():
         if name not in weights:
             raise IncompatibleWeights(
                 f"{found.where}: there is no tensor {name!r} {list(tensor.shape)}, which the model "
-                f"of this spec has (names as soupray writes them). {_ADVICE}"
+                f"of this spec has (this is its name in soupray). {_ADVICE}"
             )
         if weights[name].shape != tensor.shape:
             raise IncompatibleWeights(
-                f"{found.where}: tensor {name!r} is {list(weights[name].shape)}, and "
+                f"{found.where}: tensor {name!r} is {list(weights[name].shape)}, but "
                 f"{list(tensor.shape)} in the model of this spec. {_ADVICE}"
             )
     if extra := [name for name in weights if name not in wanted]:
@@ -111,11 +121,11 @@ _ADVICE = "Name the architecture of that file, and its classes, under task in th
 
 
 def leave_out_batch_counts(model: torch.nn.Module) -> None:
-    """BatchNorm's count of batches is no weight: nothing reads it, and it has no average."""
+    """Remove the batch counters of BatchNorm layers: nothing reads or can average them."""
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.num_batches_tracked = None
-            # When it loads a state dict without the count, it would put one in and refuse it.
+            # For a state dict without the counter, the layer would add one and then refuse it.
             module.register_load_state_dict_pre_hook(_drop_batch_count)
 
 

@@ -33,15 +33,16 @@ ASSETS = Path(__file__).parent.parent / "assets"
 PACKAGED = "soupray:"
 LOCAL = "local-dir:"
 _PUBLISHED = "classification_head."
-"""The head in the models of arXiv:2203.05482; the CLIP is under `model.` there."""
+"""Prefix of the head's tensors in the models of arXiv:2203.05482. Those of the CLIP have the prefix
+`model.`."""
 PROMPTS = 512
-"""Texts that the text tower reads at a time, in whole classes."""
+"""Number of prompts that the text tower reads at a time. A class is never divided."""
 
 
 class ImageClassifier(torch.nn.Module):
-    """logits = head(normalised features); the temperature is folded into the head.
+    """logits = head(normalised features). The weights of the head include CLIP's logit scale.
 
-    Inputs [N, 3, H, W] float32, features [N, D] of length one, logits [N, C].
+    Inputs are float32 [N, 3, H, W], features [N, D] of length one, logits [N, C].
     """
 
     def __init__(self, visual: torch.nn.Module, head: torch.nn.Linear) -> None:
@@ -49,12 +50,12 @@ class ImageClassifier(torch.nn.Module):
         self.visual, self.head = visual, head
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[N, D], L2-normalised."""
+        """Features [N, D] of inputs [N, 3, H, W], L2-normalised."""
         features: torch.Tensor = F.normalize(self.visual(inputs), dim=-1)
         return features
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[N, C]."""
+        """Logits [N, C] of inputs [N, 3, H, W]."""
         logits: torch.Tensor = self.head(self.features(inputs))
         return logits
 
@@ -66,7 +67,7 @@ class OpenClipTask:
         self._spec = spec
         self._folder = local_folder(spec.model)
         empty = self._clip(pretrained=False)
-        # A new CLIP draws all its weights, text tower included: seconds, for nothing.
+        # Kept and copied: to make a CLIP draws random weights for both towers, which takes seconds.
         self._blank = self._classifier(empty)
         size = empty.visual.image_size
         self._pixels = Pixels(
@@ -76,24 +77,31 @@ class OpenClipTask:
         )
 
     def model(self) -> ImageClassifier:
-        """The image tower and a head, weights not loaded."""
+        """A new image tower with a head. The values of its weights are not defined."""
         return copy.deepcopy(self._blank)
 
     def init(self) -> dict[str, torch.Tensor]:
-        """The pre-trained tower with the zero-shot head of the spec's classes and templates."""
+        """The pre-trained image tower, and the zero-shot head of the spec's classes and prompts."""
         clip = self._clip(pretrained=True)
         model = self._classifier(clip)
         return model.state_dict() | self._zero_shot_head(clip)
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
-        """[N, 1 or 3, H, W] in 0..255 -> [N, 3, h, w] float32, resized and normalised."""
+        """Resize and normalise images: [N, 1 or 3, H, W] from 0 to 255 to float32 [N, 3, h, w]."""
         return self._pixels(samples)
 
     def adopt(self, weights: Weights, where: str) -> Weights:
-        """See `ports.Task`: a CLIP of open_clip, or a model of the published soups.
+        """Convert a CLIP of open_clip, or a published model of arXiv:2203.05482.
 
-        The published ones are an image tower and `classification_head` with what was left of the
-        text tower. A whole CLIP gets the zero-shot head of its own text tower.
+        A published model has an image tower, a `classification_head` and rests of the text tower,
+        which are left out. A whole CLIP gets the zero-shot head that its own text tower makes.
+
+        Args:
+            weights: the checkpoint.
+            where: the file that error messages name.
+
+        Raises:
+            IncompatibleWeights: a tensor does not fit, or the head has a bias but the spec has not.
         """
         clip = self._clip(pretrained=False)
         text = {name for name in clip.state_dict() if not name.startswith("visual.")}
@@ -109,7 +117,11 @@ class OpenClipTask:
         return matched(ForeignWeights(found, where), self._classifier(clip))
 
     def export(self, weights: Weights, folder: Path) -> str:
-        """See `ports.Task`: a whole CLIP with this image tower, and the head beside it."""
+        """Write a whole CLIP with this image tower, and the head in a file of its own.
+
+        Returns:
+            A Python expression that loads the CLIP with open_clip.
+        """
         clip = self._clip(pretrained=True)
         towers = {name: t for name, t in weights.items() if name.startswith("visual.")}
         file = folder / "open_clip_model.safetensors"
@@ -141,28 +153,29 @@ class OpenClipTask:
 
     def _classifier(self, clip: Any) -> ImageClassifier:
         spec, width = self._spec, getattr(clip.visual, "output_dim", None)
-        if width is None:  # a tower of timm's
+        if width is None:  # an image tower of timm
             width = self._config()["embed_dim"]
         head = torch.nn.Linear(width, len(spec.classes), bias=spec.head_bias)
         return ImageClassifier(clip.visual, head)
 
     def _config(self) -> Any:
-        """The architecture, as open_clip describes it."""
+        """The architecture in open_clip's configuration format."""
         if self._folder is None:
             return open_clip.get_model_config(self._spec.model)
         return json.loads((self._folder / "open_clip_config.json").read_text())["model_cfg"]
 
     @torch.inference_mode()
     def _zero_shot_head(self, clip: Any) -> Weights:
-        """[C, D]: mean of the normalised prompt embeddings, normalised, times exp(logit_scale).
+        """The zero-shot head, weight [C, D], of WiSE-FT (arXiv:2109.01903, section 3).
 
-        WiSE-FT, arXiv:2109.01903, section 3; the scale is the model's own, not a constant 100.
+        A row is the mean of the normalised prompt embeddings of a class, normalised and multiplied
+        by exp(logit_scale). The scale is the model's own, not a constant of 100.
         """
         tokenize = self._tokenizer()
         names, templates = self._spec.classes, self._spec.templates
-        # A few prompts are read class by class, on the CPU: the shape of a batch changes low bits,
-        # and every number of the demo descends from these. Those of ImageNet, 80 000, take hours
-        # without a GPU.
+        # The batch shape changes low bits, and all numbers of the demo depend on its zero-shot
+        # head. For this reason, few prompts are always read class by class on the CPU. The 80 000
+        # prompts of ImageNet would take hours there.
         few = len(names) * len(templates) <= PROMPTS
         step = 1 if few else max(1, PROMPTS // len(templates))
         device = "cuda" if torch.cuda.is_available() and not few else "cpu"
@@ -192,8 +205,9 @@ class OpenClipTask:
 
 @contextmanager
 def _explained(spec: OpenClipSpec) -> Iterator[None]:
-    """The library's errors about a model, as one ConfigError."""
-    logging.disable(logging.ERROR)  # it warns of every model made without weights, and says twice
+    """Turn errors of open_clip about a model into a ConfigError."""
+    # open_clip logs a warning for every model without weights, and logs each error in addition.
+    logging.disable(logging.ERROR)
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
@@ -207,7 +221,7 @@ def _explained(spec: OpenClipSpec) -> Iterator[None]:
 
 
 def _first_problem(error: Exception) -> str:
-    """Of the hundreds that torch lists when a file is of another architecture: a shape first."""
+    """One of the many problems that torch lists for a wrong architecture: a shape, if there is."""
     lines = [line.strip() for line in str(error).splitlines()]
     shapes = [line for line in lines if line.startswith("size mismatch")]
     names = [line.split(",")[0] for line in lines if line.startswith(("Missing", "Unexpected"))]
@@ -221,7 +235,11 @@ def _our_name(name: str) -> str:
 
 
 def local_folder(model: str) -> Path | None:
-    """The folder in open_clip's layout that `model` names, if it names one."""
+    """The folder in open_clip's layout that `model` names. None: it names an architecture.
+
+    Raises:
+        ConfigError: the folder has no open_clip_config.json.
+    """
     if model.startswith(PACKAGED):
         folder = ASSETS / model.removeprefix(PACKAGED)
     elif model.startswith(LOCAL):

@@ -1,4 +1,4 @@
-"""Raw images as a model's inputs."""
+"""Model inputs from images."""
 
 from __future__ import annotations
 
@@ -9,15 +9,29 @@ import torch.nn.functional as F
 
 
 class Pixels:
-    """[N, 1 or C, H, W] in 0..255 -> [N, C, h, w] float32, resized and normalised by channel."""
+    """Resizes images and normalises each channel."""
 
     def __init__(self, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the form of the inputs.
+
+        Args:
+            size: height and width in pixels.
+            mean: of each channel, for values from 0 to 1.
+            std: standard deviation of each channel, for values from 0 to 1.
+        """
         self._size = size
         self._mean = torch.tensor(mean).view(1, -1, 1, 1)
         self._std = torch.tensor(std).view(1, -1, 1, 1)
 
     def __call__(self, samples: torch.Tensor) -> torch.Tensor:
-        """The inputs; a grey image is repeated for each channel."""
+        """The inputs for images. A grey image is repeated for each channel.
+
+        Args:
+            samples: [N, 1 or C, H, W], values from 0 to 255.
+
+        Returns:
+            float32 [N, C, h, w].
+        """
         images = samples.to(torch.float32) / 255
         if images.shape[-2:] != self._size:
             images = F.interpolate(images, self._size, mode="bicubic", antialias=True).clamp(0, 1)

@@ -29,7 +29,7 @@ BODY, HEAD = "body.", "head."
 class TimmClassifier(torch.nn.Module):
     """logits = head(features).
 
-    Inputs [N, C, H, W] float32, features [N, D] as the body pools them, logits [N, classes].
+    Inputs are float32 [N, C, H, W], features [N, D] as the body pools them, logits [N, classes].
     """
 
     def __init__(self, body: torch.nn.Module, width: int, classes: int) -> None:
@@ -38,32 +38,32 @@ class TimmClassifier(torch.nn.Module):
         self.head = torch.nn.Linear(width, classes)
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[N, D]."""
+        """Features [N, D] of inputs [N, C, H, W]."""
         features: torch.Tensor = self.body(inputs)
         return features
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[N, classes]."""
+        """Logits [N, classes] of inputs [N, C, H, W]."""
         logits: torch.Tensor = self.head(self.features(inputs))
         return logits
 
 
 class TimmTask:
-    """Trains a timm model end to end, from its pre-trained weights or from drawn ones."""
+    """Trains a timm model end to end, from pre-trained or from random weights."""
 
     def __init__(self, spec: TimmSpec) -> None:
         self._spec = spec
         self._pixels = Pixels((spec.size, spec.size), spec.mean, spec.std)
-        # A model that cannot be made is told before anything is stored.
+        # The model is made here, so that an error is reported before anything is stored.
         known: Any = self.model().body.pretrained_cfg
         self._last_layer, self._first_layer = known["classifier"], known["first_conv"]
 
     def model(self) -> TimmClassifier:
-        """The model, weights not loaded."""
+        """A new model. The values of its weights are not defined."""
         return self._classifier(pretrained=False)
 
     def init(self) -> dict[str, torch.Tensor]:
-        """Pre-trained weights if the spec names some; the rest is drawn by torch's generator."""
+        """Pre-trained weights if the spec names them. Torch's global generator draws the others."""
         file = self._pretrained_file()
         model = self._classifier(pretrained=bool(self._spec.pretrained) and file is None)
         drawn = model.state_dict()
@@ -74,15 +74,27 @@ class TimmTask:
         return matched(ForeignWeights(self._channels_of(body, drawn) | head, str(file)), model)
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
-        """[N, 1 or C, H, W] in 0..255 -> [N, C, size, size] float32, resized and normalised."""
+        """Resize and normalise images: [N, 1 or C, H, W] to float32 [N, C, size, size]."""
         return self._pixels(samples)
 
     def adopt(self, weights: Weights, where: str) -> Weights:
-        """See `ports.Task`: a checkpoint of `timm.create_model(model, num_classes=...)`."""
+        """Convert a checkpoint of `timm.create_model(model, num_classes=...)`.
+
+        Args:
+            weights: the checkpoint.
+            where: the file that error messages name.
+
+        Raises:
+            IncompatibleWeights: a tensor does not fit.
+        """
         return matched(ForeignWeights(self._ours(weights), where), self.model())
 
     def export(self, weights: Weights, folder: Path) -> str:
-        """See `ports.Task`: one file, in timm's names."""
+        """Write the weights as one file, with the tensor names of timm.
+
+        Returns:
+            A Python expression that loads the model with timm.
+        """
         spec, classes = self._spec, len(self._spec.classes)
         whole = self._made(spec.model, num_classes=classes).state_dict()
         for name, tensor in whole.items():  # counters of batches stay 0
@@ -96,7 +108,7 @@ class TimmTask:
         )
 
     def _ours(self, weights: Weights) -> Weights:
-        """Under our names, if they are timm's."""
+        """The tensors under soupray's names, from soupray's names or timm's."""
         found = unwrapped(weights)
         if any(name.startswith(BODY) for name in found):
             return found
@@ -106,7 +118,7 @@ class TimmTask:
         return renamed(found, self._our_name)
 
     def _our_name(self, name: str) -> str:
-        """Of a tensor of timm's: `head.` is its last layer, whatever timm calls it."""
+        """The name in soupray of a tensor of timm. The last layer is `head.` in every model."""
         layer, _, kind = name.rpartition(".")
         return f"{HEAD}{kind}" if layer == self._last_layer else f"{BODY}{name}"
 
@@ -115,7 +127,7 @@ class TimmTask:
         return file if self._spec.pretrained and file.is_file() else None
 
     def _channels_of(self, body: Weights, wanted: Weights) -> Weights:
-        """With the first layer summed or repeated over input channels, as timm does it."""
+        """Fit the first layer to the number of input channels: summed or repeated, as in timm."""
         name = f"{BODY}{self._first_layer}.weight"
         if name in body and name in wanted and body[name].shape[1] != wanted[name].shape[1]:
             channels = wanted[name].shape[1]
@@ -127,8 +139,8 @@ class TimmTask:
         width = getattr(body, "head_hidden_size", body.num_features)
         model = TimmClassifier(body, width, len(self._spec.classes))
         leave_out_batch_counts(model)
-        # Twice as fast as the default on CPUs. Weights are stored in the default order all the
-        # same, and a model that loads them keeps its own.
+        # Twice as fast as the default on CPUs. This changes neither the stored order of the weights
+        # nor the order in a model that loads them.
         return model.to(memory_format=torch.channels_last)
 
     def _body(self, pretrained: bool) -> Any:
@@ -140,7 +152,7 @@ class TimmTask:
         spec = self._spec
         try:
             return timm.create_model(name, **more, **spec.args)
-        # timm hands `args` to the model's own constructor, which may fail in any way.
+        # timm passes `args` to the model's constructor, which may raise any exception.
         except Exception as error:
             why = not_reached(error, "a local file in task.pretrained")
             raise ConfigError(
@@ -150,12 +162,13 @@ class TimmTask:
             ) from error
 
 
-# EfficientNets in the names of the package efficientnet_pytorch, as timm names them. That port of
-# the published TensorFlow weights numbers its blocks from first to last; timm by stage and place.
-# Each tensor is found by its name, none by its position in the file.
+# From the tensor names of the package efficientnet_pytorch to those of timm. The package is a port
+# of the published TensorFlow weights of EfficientNets. It numbers all blocks in one sequence; timm
+# numbers them by stage and by position in the stage. Each tensor is found by its name, never by its
+# position in the file.
 
 EFFICIENTNET_MARK = "_conv_stem.weight"
-"""A tensor that those files have and no others."""
+"""A tensor that only files of efficientnet_pytorch have."""
 
 _OUTSIDE = {
     "_conv_stem": "conv_stem",
@@ -182,9 +195,13 @@ _ATTENTION = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
 
 
 def timm_names(weights: Weights, model: Iterable[str]) -> Weights:
-    """`weights` under timm's names; `model`: the names of timm's model, which say where blocks are.
+    """The tensors of a file of efficientnet_pytorch, under timm's names.
 
-    What has no name in timm keeps its own.
+    A tensor without a name in timm keeps its own name.
+
+    Args:
+        weights: tensors by the names of efficientnet_pytorch.
+        model: the tensor names of the timm model, which say how many blocks each stage has.
     """
     places = sorted({tuple(map(int, n.split(".")[1:3])) for n in model if n.startswith("blocks.")})
     renamed = {}

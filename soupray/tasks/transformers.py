@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Read when the library is imported: tokens are made on the trial's own cores.
+# transformers reads this when it is imported. Without it, tokenizers would use all cores.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
@@ -28,7 +28,7 @@ BODY, HEAD = "body.", "head."
 class TextClassifier(torch.nn.Module):
     """logits = head(features).
 
-    Inputs [N, T] int64 (token ids, filled up with `pad`), features [N, D], logits [N, C].
+    Inputs are int64 [N, T] (token ids, padded with `pad`), features [N, D], logits [N, C].
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class TextClassifier(torch.nn.Module):
         self._pooling, self._normalise, self._pad = spec.pooling, spec.normalise, pad
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[N, D], of length one if the spec normalises."""
+        """Features [N, D] of inputs [N, T], of length one if the spec has `normalise`."""
         mask = (inputs != self._pad).to(torch.int64)
         found = self.body(input_ids=inputs, attention_mask=mask)
-        if self._pooling == "own":  # the library's classifier without its last layer
+        if self._pooling == "own":  # a classifier of transformers without its last layer
             pooled: torch.Tensor = found.logits
         elif self._pooling == "cls":
             pooled = found.last_hidden_state[:, 0]
@@ -52,13 +52,13 @@ class TextClassifier(torch.nn.Module):
         return F.normalize(pooled, dim=-1) if self._normalise else pooled
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[N, C]."""
+        """Logits [N, C] of inputs [N, T]."""
         logits: torch.Tensor = self.head(self.features(inputs))
         return logits
 
 
 class TextTask:
-    """Fine-tunes a text model end to end, from a zero-shot head, a probe or a drawn head."""
+    """Fine-tunes a text model end to end, from a zero-shot head, a probe or a random head."""
 
     def __init__(self, spec: TransformersSpec) -> None:
         self._spec = spec
@@ -67,11 +67,11 @@ class TextTask:
             self._config = transformers.AutoConfig.from_pretrained(self._source)
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(self._source)
         self._tokenizer.padding_side = "right"
-        self._last_layer = "classifier"  # or what `_take_last_layer` finds
+        self._last_layer = "classifier"  # `_take_last_layer` may find another name
         if self._tokenizer.pad_token_id is None:
             raise ConfigError(
-                f"task.model = {spec.model!r}: its tokenizer has no padding token, so that texts "
-                "of different length cannot be told from their padding. Choose another model."
+                f"task.model = {spec.model!r}: its tokenizer has no padding token. Without one, "
+                "texts cannot be padded to one length. Choose another model."
             )
         limit = getattr(self._config, "max_position_embeddings", spec.max_tokens)
         if spec.max_tokens > limit:
@@ -80,23 +80,31 @@ class TextTask:
             )
 
     def model(self) -> TextClassifier:
-        """The body and a head, weights not loaded."""
+        """A new body with a head. The values of its weights are not defined."""
         return self._classifier(pretrained=False)
 
     def init(self) -> dict[str, torch.Tensor]:
-        """The pre-trained body; the head is zero-shot if there are templates, else drawn."""
+        """The pre-trained body with a head: zero-shot if there are templates, or random."""
         model = self._classifier(pretrained=True)
         if self._spec.templates:
             model.head.weight.data = self._zero_shot_head(model)
         return model.state_dict()
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
-        """[N, L] bytes of UTF-8 -> [N, max_tokens] int64 token ids; what is longer is cut."""
+        """Token ids, int64 [N, max_tokens], of texts [N, L]. Longer texts are cut."""
         tokens = self._tokens(unpack(samples.cpu().numpy()))
         return tokens.to(samples.device)
 
     def refuse_long(self, split: str, samples: torch.Tensor) -> None:
-        """Raises ConfigError if `inputs` would cut one of `samples` [N, L]."""
+        """Refuse texts that `inputs` would cut.
+
+        Args:
+            split: its name, for the message.
+            samples: texts, uint8 [N, L].
+
+        Raises:
+            ConfigError: a text has more than `max_tokens` tokens.
+        """
         texts, limit = unpack(samples.numpy()), self._spec.max_tokens
         lengths = [len(ids) for ids in self._tokenizer(texts)["input_ids"]]
         longest = max(range(len(texts)), key=lambda i: lengths[i])
@@ -108,9 +116,16 @@ class TextTask:
             )
 
     def adopt(self, weights: Weights, where: str) -> Weights:
-        """See `ports.Task`: a classifier of transformers, or a sentence encoder.
+        """Convert a classifier of transformers, or a sentence encoder.
 
-        A sentence encoder gets the zero-shot head of its own prompts.
+        A sentence encoder gets the zero-shot head that it makes from the spec's prompts.
+
+        Args:
+            weights: the checkpoint.
+            where: the file that error messages name.
+
+        Raises:
+            IncompatibleWeights: a tensor does not fit.
         """
         model = self.model()
         found = unwrapped(weights)
@@ -123,12 +138,16 @@ class TextTask:
         return matched(ForeignWeights(found, where), model)
 
     def export(self, weights: Weights, folder: Path) -> str:
-        """See `ports.Task`: a folder in the library's layout; a head that it does not know beside.
+        """Write a folder as transformers writes it.
 
-        Where `pooling` is `own`, the library's classifier has everything.
+        With `pooling: own`, the model in the folder is a classifier with the head. Otherwise it is
+        the body, and the head is in a file of its own, head.safetensors.
+
+        Returns:
+            A Python expression that loads the model with transformers.
         """
         kind, more = self._kind()
-        self.model()  # by which the names of its layers are known
+        self.model()  # it finds the names of the layers, which `_our_name` needs
         with _explained(self._spec), _quiet():
             whole = kind.from_pretrained(self._source, ignore_mismatched_sizes=True, **more)
         named = {self._our_name(name): name for name in whole.state_dict()}
@@ -146,7 +165,7 @@ class TextTask:
         return f"transformers.{kind.__name__}.from_pretrained({str(folder)!r})"
 
     def _our_name(self, name: str) -> str | None:
-        """Of a tensor of the library's; None for one that this model has no use for."""
+        """The name in soupray of a tensor of transformers. None: this model does not use it."""
         layer, _, kind = name.rpartition(".")
         if layer in (self._last_layer, "classifier", "head"):
             return f"{HEAD}{kind}"
@@ -156,7 +175,7 @@ class TextTask:
         return None if name.startswith("pooler.") else f"{BODY}{name}"
 
     def _tokens(self, texts: list[str]) -> torch.Tensor:
-        # One shape for all batches: the shape of an input changes low bits of the logits.
+        # All batches have one shape, because the shape of an input changes low bits of the logits.
         tokens: torch.Tensor = self._tokenizer(
             texts,
             padding="max_length",
@@ -168,7 +187,11 @@ class TextTask:
 
     @torch.inference_mode()
     def _zero_shot_head(self, model: TextClassifier) -> torch.Tensor:
-        """[C, D]: mean of the prompts' features, normalised, times `scale`, as WiSE-FT's."""
+        """The zero-shot head [C, D] as in WiSE-FT.
+
+        A row is the mean of the features of a class's prompts, normalised and multiplied by
+        `scale`.
+        """
         model.eval()
         rows = []
         for name in self._spec.classes:
@@ -184,14 +207,14 @@ class TextTask:
             self._last_layer, head = _take_last_layer(body, classes)
         else:
             if getattr(body, "pooler", None) is not None:
-                body.pooler = None  # nothing reads it, and nothing would train it
-            # As in open_clip, a head that is compared with prompts has no bias.
+                body.pooler = None  # the features do not use it, so that nothing would train it
+            # As in open_clip, a head that can be zero-shot has no bias.
             head = torch.nn.Linear(self._config.hidden_size, classes, not self._spec.templates)
         return TextClassifier(body, head, self._spec, self._tokenizer.pad_token_id)
 
     def _kind(self) -> tuple[Any, dict[str, Any]]:
-        """The library's class, and how models of it are made."""
-        # Eager: the plain formula, equal from run to run on every device, with no choice of kernel.
+        """The class of transformers, and the arguments with which its models are made."""
+        # Eager attention is the plain formula. It chooses no kernel, so that runs are repeatable.
         more: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
         if self._spec.pooling == "own":
             more["num_labels"] = len(self._spec.classes)
@@ -213,13 +236,13 @@ class TextTask:
 
 
 def _refuse_partial(body: Any, report: dict[str, Any], spec: TransformersSpec) -> None:
-    """Weights that do not fit: what transformers would draw anew, and only warn of."""
+    """Refuse weights that do not fit. transformers would draw random ones, with only a warning."""
 
-    def needed(name: str) -> bool:  # a pooler and a classifier may be new
+    def needed(name: str) -> bool:  # the weights may lack a pooler and a classifier
         inside = spec.pooling != "own" or name.startswith(f"{body.base_model_prefix}.")
         return inside and "pooler." not in name
 
-    problems = [f"{name!r} is not there" for name in report["missing_keys"] if needed(name)]
+    problems = [f"{name!r} is missing" for name in report["missing_keys"] if needed(name)]
     problems += [
         f"{name!r} is {list(theirs)} and should be {list(ours)}"
         for name, theirs, ours in report["mismatched_keys"]
@@ -227,20 +250,24 @@ def _refuse_partial(body: Any, report: dict[str, Any], spec: TransformersSpec) -
     ]
     if problems:
         raise ConfigError(
-            f"task.model = {spec.model!r}: its weights are not what its config.json says in "
-            f"{len(problems)} tensors, the first: {min(problems)}. They are of another "
-            "architecture: put the two that belong together into the folder."
+            f"task.model = {spec.model!r}: its weights do not fit its config.json in "
+            f"{len(problems)} tensors, the first: {min(problems)}. The two files are of different "
+            "architectures. Put a matching pair into the folder."
         )
 
 
 def _take_last_layer(body: torch.nn.Module, classes: int) -> tuple[str, torch.nn.Linear]:
-    """The last linear layer, which the body then leaves out: its `logits` become the features."""
+    """Take the last linear layer off the body. The `logits` of the body are then the features.
+
+    Returns:
+        The name of the layer, and the layer.
+    """
     linear = [(n, m) for n, m in body.named_modules() if isinstance(m, torch.nn.Linear)]
     name, head = linear[-1]
     if head.out_features != classes:
         raise ConfigError(
-            f"task.pooling = own: the last layer of {type(body).__name__}, {name!r}, is not what "
-            "makes its logits. Write pooling: mean, or cls."
+            f"task.pooling = own: the last layer of {type(body).__name__}, {name!r}, does not make "
+            "its logits. Write pooling: mean, or cls."
         )
     parent, _, own = name.rpartition(".")
     setattr(body.get_submodule(parent), own, torch.nn.Identity())
@@ -248,7 +275,11 @@ def _take_last_layer(body: torch.nn.Module, classes: int) -> tuple[str, torch.nn
 
 
 def local_folder(model: str) -> Path | None:
-    """The folder that `model` names, or None if it is a name on the hub. Raises ConfigError."""
+    """The folder that `model` names. None: it is the name of a model on the hub.
+
+    Raises:
+        ConfigError: it is a path, but there is no such folder.
+    """
     folder = local_path(model)
     if folder.is_dir():
         return folder
@@ -259,7 +290,7 @@ def local_folder(model: str) -> Path | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no remarks about weights: `_refuse_partial` reads the report."""
+    """No progress bars and no warnings about weights: `_refuse_partial` checks the weights."""
     logging: Any = transformers.utils.logging
     level = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -272,7 +303,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _explained(spec: TransformersSpec) -> Iterator[None]:
-    """The library's errors about a model, as one ConfigError."""
+    """Turn errors of transformers about a model into a ConfigError."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:

@@ -1,4 +1,4 @@
-"""A tokenizer for a text tower whose embedding table holds only the prompts' tokens."""
+"""A tokenizer for a text tower whose embedding table has only the tokens of its prompts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from soupray.core.errors import ConfigError
 
-PAD = 0  # what open_clip fills a short prompt with
+PAD = 0  # the token with which open_clip pads a short prompt
 _ABSENT = -1
 
 
 def cut_vocabulary(texts: Sequence[str], context_length: int) -> list[int]:
-    """Ids of the full tokenizer that `texts` need, ascending: pad first, end-of-text last.
+    """The token ids that `texts` need, in ascending order: pad is first, end-of-text last.
 
-    The order is what makes the cut invisible to open_clip: it pads with 0 and reads the text's
-    feature at the largest id.
+    open_clip pads with id 0 and reads the feature of a text at its largest id. Both still hold for
+    the new ids because the order is kept.
+
+    Args:
+        texts: the prompts.
+        context_length: number of tokens that the text tower reads.
+
+    Returns:
+        Ids of the full tokenizer.
     """
     full = SimpleTokenizer(context_length=context_length)
     used = full(list(texts)).unique().tolist()
@@ -26,9 +33,15 @@ def cut_vocabulary(texts: Sequence[str], context_length: int) -> list[int]:
 
 
 class CutTokenizer:
-    """open_clip's tokenizer, whose ids are then numbered by their place among the kept ones."""
+    """The tokenizer of open_clip, with new ids: the position of each token among the kept ones."""
 
     def __init__(self, full_token_ids: Iterable[int], context_length: int) -> None:
+        """Keep some tokens.
+
+        Args:
+            full_token_ids: their ids in the full tokenizer, as `cut_vocabulary` returns them.
+            context_length: number of tokens that the text tower reads.
+        """
         kept = torch.tensor(sorted(full_token_ids))
         self._full = SimpleTokenizer(context_length=context_length)
         self._context_length = context_length
@@ -36,17 +49,17 @@ class CutTokenizer:
         self._rows[kept] = torch.arange(len(kept))
 
     def __call__(self, texts: list[str]) -> torch.LongTensor:
-        """Rows of the cut embedding table, [len(texts), context_length] int64.
+        """The new token ids of texts, int64 [N, context_length].
 
         Raises:
-            ConfigError: a word outside the vocabulary, or a text that would be truncated.
+            ConfigError: a text has a word outside the vocabulary, or is too long.
         """
         for text in texts:
             self._check(text)
         return cast(torch.LongTensor, self._rows[self._full(texts)])
 
     def words(self) -> list[str]:
-        """The allowed words, sorted; a word of several tokens appears as its pieces."""
+        """The tokens in the vocabulary as text, sorted. A word may consist of several tokens."""
         special = set(self._full.all_special_ids) | {PAD}
         kept = (self._rows != _ABSENT).nonzero().flatten().tolist()
         return sorted(self._full.decode([token]).strip() for token in kept if token not in special)
@@ -57,8 +70,8 @@ class CutTokenizer:
             tokens = self._full.encode(word)
             if (self._rows[tokens] == _ABSENT).any():
                 raise ConfigError(
-                    f"The prompt {text!r} has the word {word!r}, which this model never learnt. "
-                    f"Its words are: {', '.join(self.words())}."
+                    f"The prompt {text!r} has the word {word!r}, which is not in the vocabulary of "
+                    f"this model. Its words are: {', '.join(self.words())}."
                 )
             length += len(tokens)
         if length > self._context_length:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 
 import torch
 
+from soupray.core.blocks import BLOCK_NUMBER
 from soupray.core.errors import TrialError
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 MAX_WARMUP_STEPS = 500  # WiSE-FT's number; a short run warms up for a share of its steps instead
-
-_BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks?|layers?|stages?)\.?(\d+)\.")
 
 
 def adamw(
@@ -47,7 +45,7 @@ def below_head(model: torch.nn.Module) -> dict[str, int]:
         TrialError: the model has no numbered blocks.
     """
     names = [n for n, _ in model.named_parameters()]
-    blocks = {n: int(m.group(1)) for n in names if (m := _BLOCK.search(n))}
+    blocks = {n: int(m.group(1)) for n in names if (m := BLOCK_NUMBER.search(n))}
     if not blocks:
         raise TrialError(
             "layer_decay and last_blocks need a model with numbered blocks (blocks, layers, "
@@ -72,7 +70,7 @@ def train_last_blocks(model: torch.nn.Module, count: int) -> None:
         TrialError: the model has fewer blocks.
     """
     below = below_head(model)
-    blocks = max((s for n, s in below.items() if _BLOCK.search(n)), default=0)
+    blocks = max((s for n, s in below.items() if BLOCK_NUMBER.search(n)), default=0)
     if count > blocks:
         raise TrialError(f"last_blocks = {count}, but the model has {blocks}. Write at most that.")
     for name, parameter in model.named_parameters():
