@@ -23,6 +23,7 @@ from soupray.core.records import (
     pack_right,
 )
 from soupray.data.cache import Data, open_data
+from soupray.data.shifts import shifted_parts
 from soupray.search.plan import trials_of
 from soupray.services import embedded
 from soupray.spec.sweep_spec import SweepSpec, parse
@@ -154,3 +155,8 @@ def ingredient(name: str, held_out: Scores, size_bytes: int = 1000) -> Ingredien
         started=100.0,
         finished=200.0,
     )
+
+
+def shifted_images(name: str, images: np.ndarray, seed: int) -> np.ndarray:
+    """The whole shifted copy of `images`."""
+    return np.concatenate(list(shifted_parts(name, images, seed)))
