@@ -213,7 +213,7 @@ def test_broken_trees_are_named(tree, tmp_path):
     write_folders(tmp_path / "train", TRAIN)
     write_folders(tmp_path / "val", {"ant": 1, "dog": 1})
     spec = folder_spec(tmp_path)
-    with pytest.raises(ConfigError, match=r"1 folders that are no class .* like 'dog'"):
+    with pytest.raises(ConfigError, match=r"1 folders that are not a class .* like 'dog'"):
         open_data(spec, tmp_path)
     (tmp_path / "train" / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"folder .*/empty has no images \(\.jpg"):

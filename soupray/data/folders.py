@@ -46,15 +46,15 @@ def list_part(root: str, labels: Mapping[str, int], spec: FolderSpec, field: str
         field: the field of the spec that error messages name.
 
     Raises:
-        ConfigError: a folder has no images or is no class, or the folder of a class is missing.
+        ConfigError: a folder has no images or is not a class, or the folder of a class is missing.
     """
     path = existing(root, field)
     there = class_folders(path)
     unknown = [name for name in there if name not in labels]
     if unknown and spec.label_map is None:
         raise ConfigError(
-            f"{field}: {path} has {len(unknown)} folders that are no class of the train images, "
-            f"like {unknown[0]!r}. Classes are {_some(labels)}."
+            f"{field}: {path} has {len(unknown)} folders that are not a class of the train "
+            f"images, like {unknown[0]!r}. Classes are {_some(labels)}."
         )
     missing = [name for name in labels if name not in there]
     if missing and (field == "data.train" or len(missing) == len(labels)):

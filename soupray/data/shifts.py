@@ -60,7 +60,7 @@ def grainy(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def moved(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Move each image by a seventh of its side, up, down, left or right. The free area is black."""
+    """Move each image by a seventh of its side in a random direction. The free area is black."""
     height, width = images.shape[-2:]
     y, x = height // 7, width // 7
     padded = F.pad(images, (x, x, y, y))
@@ -79,7 +79,7 @@ def pixelated(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def occluded(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Hide a black square, three sevenths of the side long, at a random place of each image."""
+    """Cover a random square of each image with black. Its side is three sevenths of the image's."""
     n, _, height, width = images.shape
     hidden = []
     for side in (height, width):

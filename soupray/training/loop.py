@@ -278,6 +278,12 @@ def _checkpoint_gradients(model: torch.nn.Module) -> None:
 def trained(task: Task, data: Data, hparams: Hyperparameters, start: Start) -> Weights:
     """The weights after a whole training, from its last epoch.
 
+    Args:
+        task: makes the model and its inputs.
+        data: with the train split.
+        hparams: the hyperparameters.
+        start: weights, seed and device.
+
     Raises:
         Diverged: the loss is not finite.
     """

@@ -139,7 +139,7 @@ class HeadTask:
 
 
 class FeatureData(Data):
-    """The data of another sweep, with features in place of the train and held-out samples."""
+    """The data of a sweep, with features in place of the train and held-out samples."""
 
     def __init__(self, whole: Data, samples: dict[str, tuple[Features, Labels]]) -> None:
         self.splits = whole.splits
