@@ -24,6 +24,7 @@ from soupray.core.records import (
     pack_right,
 )
 from soupray.data.cache import Data, open_data
+from soupray.data.shifts import shifted_parts
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.search.plan import trials_of
 from soupray.services import embedded
@@ -171,3 +172,8 @@ def blind(pool: Pool) -> HeldOutSelection:
     """A selection that can show its pool, but not score anything."""
     splits = [split("held_out", 10, "held_out"), split("train", 9, "train")]
     return HeldOutSelection(Refusing(), pool, splits)
+
+
+def shifted_images(name: str, images: np.ndarray, seed: int) -> np.ndarray:
+    """The whole shifted copy of `images`."""
+    return np.concatenate(list(shifted_parts(name, images, seed)))

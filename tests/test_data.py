@@ -7,13 +7,13 @@ import time
 import msgspec
 import numpy as np
 import pytest
-from shared import demo
+from shared import demo, shifted_images
 
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.data import cache as cache_module
 from soupray.data.cache import Data, open_data
 from soupray.data.digits import load_digits, split_digits
-from soupray.data.shifts import SHIFTS, apply_shift
+from soupray.data.shifts import SHIFTS
 from soupray.spec.data import DigitsSpec
 from soupray.spec.sweep_spec import SweepSpec
 
@@ -91,12 +91,12 @@ def test_a_longer_training_set_begins_with_the_shorter_one():
         # Class 0 has 178 images: 129 to train and 50 held out are one too many.
         (
             {"train_per_class": 129},
-            "data.train_per_class = 129 and data.held_out = 500 ask for 179 images of class 0 and "
-            "leave none for test: it has 178.",
+            "data.train_per_class = 129 and data.held_out = 500 need 179 images of class 0 and "
+            "leave none for test: the class has 178 images.",
         ),
-        ({"train_per_class": 500}, "ask for 550 images of class 0"),
+        ({"train_per_class": 500}, "need 550 images of class 0"),
         # Class 8 has the fewest, 174: with 124 + 50 none is left for test.
-        ({"train_per_class": 124}, "ask for 174 images of class 8 and leave none for test"),
+        ({"train_per_class": 124}, "need 174 images of class 8 and leave none for test"),
     ],
 )
 def test_a_split_that_cannot_be_is_refused_with_the_numbers(fields, said):
@@ -156,7 +156,9 @@ def test_a_shift_is_of_the_test_images_in_their_order(data):
 
 def test_samples_of_a_split_with_another_digest_are_refused(data):
     other = msgspec.structs.replace(data.split("held_out"), digest="0123456789abcdef")
-    with pytest.raises(EvaluationError, match=r"split held_out.*made with 0123456789ab"):
+    with pytest.raises(
+        EvaluationError, match=r"split held_out.*data of the sweep had 0123456789ab"
+    ):
         data.samples(other)
 
 
@@ -222,12 +224,12 @@ def image(rows: list[list[int]]) -> np.ndarray:
 
 
 def test_inverted_by_hand():
-    assert apply_shift("inverted", image([[0, 255, 100]]), 0).tolist() == [[[[255, 0, 155]]]]
+    assert shifted_images("inverted", image([[0, 255, 100]]), 0).tolist() == [[[[255, 0, 155]]]]
 
 
 def test_low_contrast_by_hand():
     # 127.5 + (x - 127.5) / 5 = 102, 153, 122; 127 is 127.4
-    shifted = apply_shift("low_contrast", image([[0, 255, 100, 127]]), 0)
+    shifted = shifted_images("low_contrast", image([[0, 255, 100, 127]]), 0)
     assert shifted.tolist() == [[[[102, 153, 122, 127]]]]
 
 
@@ -236,17 +238,17 @@ def test_thickened_grows_a_dot_by_two_pixels_on_each_side():
     dot[0, 0, 4, 3] = 200
     square = np.zeros_like(dot)
     square[0, 0, 2:7, 1:6] = 200
-    assert (apply_shift("thickened", dot, 0) == square).all()
+    assert (shifted_images("thickened", dot, 0) == square).all()
 
 
 def test_rotated_turns_counter_clockwise_and_keeps_a_centred_disc():
     y, x = np.mgrid[:32, :32] - 15.5
     disc = (np.hypot(x, y) < 9).astype(np.uint8)[None, None] * 255
-    difference = np.abs(apply_shift("rotated", disc, 0).astype(int) - disc)
+    difference = np.abs(shifted_images("rotated", disc, 0).astype(int) - disc)
     assert difference[0, 0][np.abs(np.hypot(x, y) - 9) > 1.5].max() == 0
     mark = np.zeros((1, 1, 32, 32), np.uint8)
     mark[0, 0, 15:17, 25:27] = 255  # 10 to the right of the centre
-    rows, columns = np.nonzero(apply_shift("rotated", mark, 0)[0, 0] > 60)
+    rows, columns = np.nonzero(shifted_images("rotated", mark, 0)[0, 0] > 60)
     # 10 (cos 25, sin 25) = (9.1, 4.2), and up is towards row 0
     assert columns.mean() - 15.5 == pytest.approx(9.1, abs=0.5)
     assert 15.5 - rows.mean() == pytest.approx(4.2, abs=0.5)
@@ -254,7 +256,7 @@ def test_rotated_turns_counter_clockwise_and_keeps_a_centred_disc():
 
 def test_noise_has_a_standard_deviation_of_three_tenths_before_it_is_clipped():
     grey = np.full((20, 1, 64, 64), 128, np.uint8)
-    noisy = apply_shift("noise", grey, 0).astype(float)
+    noisy = shifted_images("noise", grey, 0).astype(float)
     assert np.median(noisy) == pytest.approx(128, abs=1)
     low, high = np.percentile(noisy, [25, 75])  # clipping leaves these: .674 deviations away
     assert (high - low) / (2 * 0.6745) == pytest.approx(0.3 * 255, rel=0.02)
@@ -269,8 +271,8 @@ DRAWN = ("noise", "grainy", "moved", "occluded")
 def test_a_shift_is_deterministic_and_leaves_its_input_alone(name):
     images = np.random.default_rng(0).integers(0, 256, (8, 1, 32, 32)).astype(np.uint8)
     before = images.copy()
-    shifted = apply_shift(name, images, 7)
-    assert (shifted == apply_shift(name, images, 7)).all()
+    shifted = shifted_images(name, images, 7)
+    assert (shifted == shifted_images(name, images, 7)).all()
     assert (images == before).all()
     assert (shifted.shape, shifted.dtype) == (images.shape, np.uint8)
-    assert (shifted == apply_shift(name, images, 8)).all() == (name not in DRAWN)
+    assert (shifted == shifted_images(name, images, 8)).all() == (name not in DRAWN)

@@ -133,11 +133,15 @@ def test_a_missing_file_is_named(tmp_path):
         (BYTES + b"x", "truncated or corrupt: 23 bytes, but its header says 16 and 2 x 1 x 3"),
         (BYTES[:10], "truncated or corrupt: 10 bytes"),
         (bytes.fromhex("00000803") + bytes(12), "its header says 16 and 0 x 0 x 0"),
-        (idx_bytes(np.arange(3)), "starts with 0x00000801, an IDX file of unsigned bytes in 3"),
+        (idx_bytes(np.arange(3)), "starts with 0x00000801. An IDX file of unsigned bytes in 3"),
         # Type 0x0d is float32.
         (bytes.fromhex("00000d03") + BYTES[4:], "starts with 0x00000d03"),
-        (b"<html>", "not what its name says: it starts with 0x3c68746d"),
-        (b"", "it starts with 0x, an IDX file of unsigned bytes in 3 dimension(s) with 0x00000803"),
+        (b"<html>", "not the file that its name says: it starts with 0x3c68746d"),
+        (
+            b"",
+            "it starts with 0x. An IDX file of unsigned bytes in 3 dimension(s) starts with "
+            "0x00000803",
+        ),
     ],
 )
 def test_a_broken_file_is_named_with_what_is_wrong(tmp_path, data, said):
@@ -172,7 +176,7 @@ def test_images_and_labels_that_differ_in_number_are_refused(tmp_path):
     ("train", "held_out", "said"),
     [
         # 61 + 20 of ten classes: 9 of class 0, which has 8.
-        (61, 20, "data.train = 61 and data.held_out = 20 ask for 9 images of class 0, but the"),
+        (61, 20, "data.train = 61 and data.held_out = 20 need 9 images of class 0, but the"),
         (30, 9, "data.held_out = 9: held-out data chooses the soup and needs at least one image"),
         (30, HeldOutParts(select=9, rank=20), "data.held_out.select = 9: held-out data chooses"),
         (30, HeldOutParts(select=20, rank=9), "data.held_out.rank = 9: held-out data ranks the"),

@@ -133,10 +133,10 @@ def test_objectnet_follows_its_own_mappings_and_loses_its_border(tmp_path):
     inner = decode(encoded(pixels(2, (16, 20)), "PNG"), Look(16, 3))
     assert (decode(samples.raw(1), Look(16, 3), samples.border) == inner).all()
     (tmp_path / "mappings" / "objectnet_to_imagenet_1k.json").write_text('{"Banana": "bananna"}')
-    with pytest.raises(ConfigError, match="'bananna' is no class of ImageNet"):
+    with pytest.raises(ConfigError, match="'bananna' is not a class of ImageNet"):
         shift("objectnet", tmp_path)
     (tmp_path / "mappings" / "objectnet_to_imagenet_1k.json").unlink()
-    with pytest.raises(ConfigError, match=r"`root` is the folder objectnet-1.0"):
+    with pytest.raises(ConfigError, match=r"`root` must be the folder objectnet-1.0"):
         shift("objectnet", tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_cifar10_1_is_two_arrays(tmp_path):
     assert (samples.labels.tolist(), label_map) == ([3, 9, 0, 6], None)
     assert (samples.raw(2) == pictures[2]).all()
     np.save(tmp_path / "cifar10.1_v6_labels.npy", np.zeros(5))
-    with pytest.raises(ConfigError, match=r"images \[4, 32, 32, 3\], labels 5"):
+    with pytest.raises(ConfigError, match=r"images are uint8 \[4, 32, 32, 3\], with 5 labels"):
         shift("cifar10_1", tmp_path, classes=CIFAR)
 
 
@@ -185,7 +185,7 @@ def test_a_folder_of_some_classes_is_scored_among_them(tmp_path):
     write_folders(tmp_path, {"ant": 1})
     assert shift("folder", tmp_path, classes=["ant", "cat", "dog"]).label_map is None
     with pytest.raises(
-        ConfigError, match=r"1 folders that are no class, like 'ant'. Write a label"
+        ConfigError, match=r"1 folders that are not a class, like 'ant'. Write a label"
     ):
         shift("folder", tmp_path, classes=["cat", "dog"])
 
@@ -200,8 +200,8 @@ def test_a_label_map_gives_folders_to_classes(tmp_path):
     meant = {name: label_map[k] for name, k in labels_by_folder(samples).items()}
     assert meant == {"tabby": (1,), "lion": (1,), "poodle": (2,), "both": (1, 2)}
     for text, said in (
-        ("wolf: poodle", "'wolf' is no class of the task; they are ant, cat"),
-        ("cat: puma", "has no folder 'puma', which the map names"),
+        ("wolf: poodle", "'wolf' is not a class of the task. Its classes are ant, cat"),
+        ("cat: puma", "has no folder 'puma', which the label map names"),
         ("cat: []", r"cat: \[\] names no folders"),
         ("- cat", "a label map has a line a class"),
     ):

@@ -178,7 +178,10 @@ def test_held_out_samples_by_the_published_mask(tree, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("ant/0.jpg\nant/9.jpg\n", "1 of the 2 ids in .* are no train samples, like 'ant/9.jpg'"),
+        (
+            "ant/0.jpg\nant/9.jpg\n",
+            "1 of the 2 ids in .* are not ids of train samples, like 'ant/9.jpg'",
+        ),
         ("ant/0.jpg\nant/0.jpg\n", "lists 'ant/0.jpg' more than once"),
         ("\n", "lists no samples to hold out"),
         ("ant/0.jpg\ncat/0.jpg\n", "lists 2 samples: .* of the 3 classes. List 3 or more."),
@@ -210,14 +213,14 @@ def test_broken_trees_are_named(tree, tmp_path):
     write_folders(tmp_path / "train", TRAIN)
     write_folders(tmp_path / "val", {"ant": 1, "dog": 1})
     spec = folder_spec(tmp_path)
-    with pytest.raises(ConfigError, match=r"1 folders that are no class .* like 'dog'"):
+    with pytest.raises(ConfigError, match=r"1 folders that are not a class .* like 'dog'"):
         open_data(spec, tmp_path)
     (tmp_path / "train" / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"folder .*/empty has no images \(\.jpg"):
         open_data(folder_spec(tmp_path, test=3), tmp_path)
     with pytest.raises(ConfigError, match=r"data\.test: there is no folder /gone"):
         open_data(folder_spec(tree, test="/gone"), tmp_path)
-    with pytest.raises(ConfigError, match=r"ask for 6 images of class 0 and leave none to train"):
+    with pytest.raises(ConfigError, match=r"need 6 images of class 0 and leave none to train"):
         open_data(folder_spec(tree, "held_out: 16"), tmp_path)
 
 
@@ -427,7 +430,7 @@ def test_the_cache_of_shards(tmp_path, keep):
     [
         ({"1.jpg": b""}, "sample '1' has no .cls"),
         ({"1.cls": b"0"}, r"sample '1' has no image \(.jpg, .jpeg"),
-        ({"1.jpg": b"", "1.cls": b"cat"}, "1.cls: 'cat' is no class; labels are numbers"),
+        ({"1.jpg": b"", "1.cls": b"cat"}, "1.cls: 'cat' is not a class. Labels are numbers"),
     ],
 )
 def test_a_shard_that_cannot_be_read_is_named(tmp_path, members_of, said):
@@ -512,7 +515,10 @@ def test_a_data_set_of_torchvision_with_images_in_files(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("CIFAR10", r"data\.root: CIFAR10 is not in .*Nothing is downloaded here; do: python -c"),
+        (
+            "CIFAR10",
+            r"data\.root: CIFAR10 is not in .*soupray does not download it. Run: python -c",
+        ),
         ("CIFAR11", "torchvision has no data set of this name"),
         ("ImageFolder", "torchvision has no data set of this name with a train"),
     ],
@@ -553,7 +559,7 @@ def test_a_data_set_of_hugging_face_on_disk(tmp_path):
     for wrong, said in (
         (("image: picture", "image: pic"), "no column 'pic'; it has picture, kind"),
         (("test: validation", "test: test"), "no split 'test'; it has train, validation"),
-        (("label: kind", "label: picture"), "column 'picture' of .* holds no classes"),
+        (("label: kind", "label: picture"), "column 'picture' of .* does not hold class numbers"),
         ((f"{tmp_path}/set", f"{tmp_path}"), "is no folder that datasets.save_to_disk wrote"),
     ):
         with pytest.raises(ConfigError, match=said):

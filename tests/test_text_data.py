@@ -87,7 +87,9 @@ def test_what_is_too_long_fails_or_is_cut(folder):
     with pytest.raises(ConfigError) as error:
         opened(folder, limit)
     assert "2 of 3 texts are longer than data.max_bytes = 40, the first at " in str(error.value)
-    assert "short.jsonl:2 with 41 bytes. Raise it, or write on_long: cut." in str(error.value)
+    assert "short.jsonl:2 with 41 bytes. Write a larger max_bytes, or on_long: cut." in str(
+        error.value
+    )
     data = opened(folder, (limit[0], limit[1] + "\n  on_long: cut"))
     assert read(data, "short")[0] == ["bread", "x" * 40, "ä" * 20]
 
@@ -96,7 +98,7 @@ def test_what_is_too_long_fails_or_is_cut(folder):
     ("name", "content", "said"),
     [
         ("train.csv", "label,text\nfruit,bread\n", "train.csv:2: the label 'fruit' is not one of"),
-        ("train.csv", "label,text\nfood,bread\n", "ask for 6 texts of class 'food' and leave none"),
+        ("train.csv", "label,text\nfood,bread\n", "need 6 texts of class 'food' and leave none"),
         ("train.csv", "label,texts\nfood,a\n", "train.csv:2: no text in column 'text'. Its colu"),
         ("train.csv", "label,text\nfood\n", "train.csv:2: no text in column 'text'"),
         ("train.csv", "label,text\nfood,   \n", "train.csv:2: the text is empty"),
@@ -108,7 +110,11 @@ def test_what_is_too_long_fails_or_is_cut(folder):
             '{"text": 3, "label": "food"}\n',
             "short.jsonl:1: no text in column 'text'",
         ),
-        ("short.jsonl", "\n[1]\n", "short.jsonl:2: a line is an object with named columns, not"),
+        (
+            "short.jsonl",
+            "\n[1]\n",
+            "short.jsonl:2: a line must be a JSON object with named columns, not",
+        ),
         ("short.jsonl", "{'text'}\n", "short.jsonl:1: not JSON: "),
     ],
 )

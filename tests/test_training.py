@@ -182,7 +182,7 @@ def test_a_model_that_answers_one_class_to_everything_is_a_tombstone(here):
     trial = msgspec.structs.replace(trial, key="constant", init=init.sha256)
     manifest, _ = run(here._replace(task=Constant()), trial)
     assert isinstance(manifest, Tombstone)
-    assert manifest.reason == "the model collapsed: it answers class 3 to everything"
+    assert manifest.reason == "the model collapsed: it predicts class 3 for every sample"
     assert [e.held_out_correct for e in manifest.history] == [50]  # the class's share of 500
 
 

@@ -122,7 +122,7 @@ class Selection(Protocol):
             accept: "ge": the value must be at least `bound`. "gt": it must be larger.
 
         Returns:
-            As `Evaluator.first_reaching`.
+            The results of all candidates up to the first hit, as `Evaluator.first_reaching` does.
         """
         ...
 

@@ -115,7 +115,7 @@ class Basis(Record, frozen=True, kw_only=True):
 
 
 class Setting(Record, frozen=True, kw_only=True):
-    """How a model is evaluated. Every field can change results, so every cache key has all.
+    """How a model is evaluated. Every field can change results, so cache keys have all fields.
 
     Attributes:
         precision: of the weights and of the forward pass.
@@ -133,7 +133,7 @@ class Setting(Record, frozen=True, kw_only=True):
 
 
 class Training(Record, frozen=True, kw_only=True):
-    """How trials compute. Every field changes low bits of the weights, so trial keys have all.
+    """How trials compute. Every field can change the weights, so trial keys have all fields.
 
     Attributes:
         precision: bf16 means autocast and a fused optimizer. The weights stay float32.
@@ -324,7 +324,7 @@ class Ingredient(Record, tag="complete", frozen=True, kw_only=True):
 
 
 class Tombstone(Record, tag="diverged", frozen=True, kw_only=True):
-    """The manifest of a trial that diverged. Because of it, the trial is not trained again.
+    """The manifest of a trial that diverged. A trial with a tombstone is not trained again.
 
     Attributes:
         trial: the trial.

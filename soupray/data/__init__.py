@@ -1,1 +1,1 @@
-"""What is learnt from, and what is reported on."""
+"""Data: the splits of a sweep, from the files of a data set to arrays."""

@@ -1,14 +1,15 @@
-"""The cache of a node, as it is built: arrays, labels, ids and records of all splits.
+"""Builds the data cache of a node: arrays, labels, ids and records of all splits.
 
-    <split>.images.npy   [N, C, H, W] uint8; of a streamed train split, train.rows.npy instead
+    <split>.images.npy   images, [N, C, H, W] uint8, or texts, [N, L] uint8
+    train.rows.npy       for a streamed train split, in place of its images: rows of the source
     <split>.labels.npy   [N] int64
-    <split>.ids.txt      an id a line, in order: what `held_out: {ids: FILE}` reads
-    splits.json          the records
-    notes.json           what was left out
-    sizes.json           how long each of these files is, in bytes
+    <split>.ids.txt      the id of each sample on a line, as `held_out: {ids: FILE}` reads it
+    splits.json          the records of the splits
+    notes.json           what was left out, and why
+    sizes.json           the size of each of these files, in bytes
 
-What is reported comes first, then held-out data, then train: a sample with the same content as one
-before it is found when it is read, and none is read twice.
+The splits of a report are read first, then held-out data, then the train split. When a sample is
+read, its content is compared with that of the samples before it, so that no sample is read twice.
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from soupray.core.arrays import Indices, Labels
 from soupray.core.errors import ConfigError
 from soupray.core.records import Role, Split, decode, digest, encode
 from soupray.data.decoding import Look
 from soupray.data.natural import LabelMap, Shifted
 from soupray.data.reading import Content, check_images, keep_rows, new_array, sha256, write_images
 from soupray.data.shifts import shifted_parts
-from soupray.data.splits import Labels, Part, Samples
+from soupray.data.splits import Part, Samples
 from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
 
 SIZES = "sizes.json"
 
 SHOWN = 5
-"""Images or pairs that a message lists."""
+"""Number of images or pairs that a message lists."""
 
 
 class Written(NamedTuple):
-    """A split in the cache: what it is made of, in order."""
+    """The samples of a split in the cache, in order."""
 
     ids: list[str]
     labels: Labels
@@ -47,11 +49,17 @@ class Written(NamedTuple):
 def build(
     spec: SweepSpec, folder: Path, parts: Mapping[str, Part], natural: Mapping[str, Shifted]
 ) -> None:
-    """Write everything into `folder`.
+    """Write all files of the cache.
+
+    Args:
+        spec: of the sweep.
+        folder: where the files go.
+        parts: the samples of train, held_out, rank and test.
+        natural: the natural shifts, by the name of their split.
 
     Raises:
-        ConfigError: an image cannot be read, or one that is trained or chosen on is also one to
-            report on; and the spec does not say that such are to be left out.
+        ConfigError: an image cannot be read, or a sample is in two splits, and the spec does not
+            say that such samples are left out. Or no sample of a split is left.
     """
     builder = _Builder(spec, folder, parts)
     for name, shifted in natural.items():
@@ -70,7 +78,7 @@ def build(
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file that `build` wrote there is as long as it was."""
+    """Whether `folder` has every file of `build`, with the size that `build` wrote."""
     try:
         sizes = decode((folder / SIZES).read_bytes(), dict[str, int])
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -79,7 +87,7 @@ def is_whole(folder: Path) -> bool:
 
 
 class _Builder:
-    """What is written already, and what it says of the rest."""
+    """Writes one split after the other, and remembers the contents of the earlier ones."""
 
     def __init__(self, spec: SweepSpec, folder: Path, parts: Mapping[str, Part]) -> None:
         self._spec, self._folder = spec, folder
@@ -90,7 +98,7 @@ class _Builder:
         self.notes: list[str] = []
 
     def add(self, name: str, part: Part, label_map: LabelMap | None = None) -> None:
-        """Write a split, less what cannot be read, and what is not to be in two splits."""
+        """Write a split, without broken images and without samples of an earlier split."""
         contents = self._contents(name, part)
         broken = [row for row, content in enumerate(contents) if content.problem]
         if broken:
@@ -103,7 +111,7 @@ class _Builder:
                 self._seen[content.source] = f"{name} {sample_id}"
         kept = np.array([row for row in range(len(contents)) if row not in dropped], np.int64)
         if len(kept) == 0:
-            raise ConfigError(f"data: nothing is left of the {name} split.")
+            raise ConfigError(f"data: no sample of the {name} split is left.")
         self._keep(name, kept, len(contents))
         written = Written(
             [part.ids[i] for i in kept], part.labels[kept], [contents[i] for i in kept]
@@ -114,7 +122,7 @@ class _Builder:
         path = self._images(name)
         if isinstance(part, Samples):
             np.save(path, part.images)
-            texts = part.images.ndim == 2  # filled up with zeros, in each file to another length
+            texts = part.images.ndim == 2  # the number of padding zeros differs between files
             shas = [sha256(np.trim_zeros(row, "b") if texts else row) for row in part.images]
             return [Content(sha, sha) for sha in shas]
         look = self._look(train=name == "train")
@@ -122,7 +130,7 @@ class _Builder:
             return check_images(part, look)
         return write_images(part, look, path)
 
-    def _keep(self, name: str, kept: Labels, total: int) -> None:
+    def _keep(self, name: str, kept: Indices, total: int) -> None:
         if self._streams(name):
             np.save(self._folder / f"{name}.rows.npy", kept)
         elif len(kept) < total:
@@ -136,7 +144,7 @@ class _Builder:
 
     def _look(self, train: bool) -> Look:
         data = self._spec.data
-        if not isinstance(data, ImagesSpec):  # natural shifts of them look as they do
+        if not isinstance(data, ImagesSpec):  # natural shifts get the shape of the test images
             assert isinstance(self._test, Samples)
             channels, side = self._test.images.shape[1:3]
             return Look(side, channels)
@@ -155,7 +163,7 @@ class _Builder:
         self.notes.append(f"{said}; they are left out")
 
     def _overlapping(self, name: str, part: Part, contents: list[Content]) -> set[int]:
-        """Rows with the content of a sample that is reported, or held out from training."""
+        """Rows whose content is also in an earlier split."""
         rows = [row for row, content in enumerate(contents) if content.source in self._seen]
         if not rows:
             return set()
@@ -168,7 +176,7 @@ class _Builder:
         return set(rows)
 
     def corrupt(self, name: str) -> None:
-        """Write a shifted copy of the test split."""
+        """Write a shifted copy of the test split, as the corruption `name` makes it."""
         seed = int(digest([self._spec.seed, name])[:15], 16)
         test = np.load(self._images("test"), mmap_mode="r")
         path, at, contents = self._images(name), 0, list[Content]()
@@ -218,9 +226,11 @@ _ROLES: dict[str, Role] = {
 
 
 def _digest(written: Written, about: list[object]) -> str:
-    """Over (id, content, label) in order, then the label map, and the corruption with its seed.
+    """SHA-256 (hex) of the JSON [rows, *about].
 
-    The digest of the JSON [rows, *about], hashed row by row: a million rows are not in memory.
+    A row is (id, content, label) of a sample. `about` has the classes, the corruption with its
+    seed, and the label map. The JSON is hashed row by row, so that a million rows are never in
+    memory at once.
     """
     total = hashlib.sha256(b"[[")
     ids, labels, contents = written

@@ -1,4 +1,4 @@
-"""Decoded data: one memory-mapped uint8 cache a node, built once, shared by all processes."""
+"""Decoded data: each node builds one memory-mapped uint8 cache, and all its processes share it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from typing import cast
 import numpy as np
 from filelock import FileLock
 
+from soupray.core.arrays import Images, Labels
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.records import Role, Split, decode, digest
 from soupray.data.building import build, is_whole
 from soupray.data.decoding import Look
 from soupray.data.reading import Stream
 from soupray.data.sets import fingerprints, parts_of, shifts_of
-from soupray.data.splits import Images, Labels, Listing
+from soupray.data.splits import Listing
 from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
 
 DATA_VERSION = "2"
-"""Of the code that decodes and shifts; part of the cache's name."""
+"""Version of the code that decodes and shifts. It is part of the cache's name."""
 
 
 class Data:
-    """The splits of a sweep, as memory maps; a train split may be decoded as it is read."""
+    """The splits of a sweep, as memory maps. A streamed train split is decoded on each read."""
 
     def __init__(self, folder: Path, streamed: Callable[[], Stream] | None = None) -> None:
         self._folder = folder
@@ -37,46 +38,53 @@ class Data:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was left out, and why."""
+        """What was left out of the data, and why."""
         path = self._folder / "notes.json"
         return decode(path.read_bytes(), tuple[str, ...]) if path.exists() else ()
 
     def split(self, name: str) -> Split:
-        """The split called `name`."""
+        """The split with this name."""
         return next(s for s in self.splits if s.name == name)
 
     def samples(self, split: Split) -> tuple[Images, Labels]:
-        """(images [N, C, H, W] uint8, labels [N] int64), read from disk as they are used.
+        """The samples and labels of a split. They are read from disk when they are used.
+
+        Returns:
+            Images [N, C, H, W] or texts [N, L], and labels [N].
 
         Raises:
-            EvaluationError: this node's data are not those of `split`.
+            EvaluationError: the data of this node are not those of `split`.
         """
         mine = self.split(split.name)
         if mine.digest != split.digest:
             raise EvaluationError(
-                f"split {split.name}: the data here have digest {mine.digest[:12]}, the sweep was "
-                f"made with {split.digest[:12]}. The data or the code that decodes them changed: "
-                "restore them, or delete bases/ in the store and sweep again."
+                f"split {split.name}: the data here have digest {mine.digest[:12]}, the data of "
+                f"the sweep had {split.digest[:12]}. The data or the code that decodes them "
+                "changed: restore them, or delete bases/ in the store and sweep again."
             )
         labels = np.load(self._folder / f"{split.name}.labels.npy", mmap_mode="r")
         path = self._folder / f"{split.name}.images.npy"
         if self._stream is not None and not path.exists():
-            # It has of an array what the readers of images use.
+            # A Stream has those methods of an array that the readers of images use.
             return cast(Images, self._stream()), labels
         return np.load(path, mmap_mode="r"), labels
 
     def ids(self, split: Split) -> list[str]:
-        """What the samples are called in their source, in order."""
+        """The ids of the samples in their source, in order."""
         return (self._folder / f"{split.name}.ids.txt").read_text().splitlines()
 
 
 def open_data(spec: SweepSpec, cache: Path) -> Data:
-    """The data of `spec`, decoded into `cache` by whoever comes first.
+    """The data of a sweep. The first process of a node decodes them, the others wait for it.
 
-    What a full disk or a crash cut short there is decoded again.
+    If a full disk or a crash interrupted the decoding, it starts again.
+
+    Args:
+        spec: of the sweep.
+        cache: the folder for all data caches of the node.
 
     Raises:
-        ConfigError: the spec asks for more than there is; see the data set's module.
+        ConfigError: the data cannot be read, or are fewer than the spec needs.
     """
     source = [spec.data.model_dump(mode="json"), spec.task.classes, spec.seed]
     key = digest([DATA_VERSION, *source, *fingerprints(spec.data)])
@@ -87,7 +95,7 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
             if folder.exists():
                 shutil.rmtree(folder)
             part = folder.with_name(f"{folder.name}.part")
-            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
             part.mkdir()
             try:
                 _build(spec, part)
@@ -105,7 +113,7 @@ def _build(spec: SweepSpec, folder: Path) -> None:
 
 
 def _streamed(spec: SweepSpec, folder: Path) -> Stream:
-    """The train images where they are. Listed again: the cache's name says that they are equal."""
+    """The train images in their source. They are listed again, in the order of the cache."""
     assert isinstance(spec.data, ImagesSpec)
     train = parts_of(spec.data, spec.seed, spec.task.classes)["train"]
     assert isinstance(train, Listing)
@@ -114,10 +122,13 @@ def _streamed(spec: SweepSpec, folder: Path) -> Stream:
 
 
 def planned_sizes(spec: SweepSpec) -> list[tuple[str, Role, int]]:
-    """(name, role, samples) of each split, if all images can be read. Nothing is decoded.
+    """The sizes of all splits, without decoding. They hold if all images can be read.
+
+    Returns:
+        (name, role, number of samples) of each split.
 
     Raises:
-        ConfigError: as `open_data`.
+        ConfigError: the data are missing, or are fewer than the spec needs.
     """
     parts = parts_of(spec.data, spec.seed, spec.task.classes)
     check_classes(spec, max(int(part.labels.max()) for part in parts.values()) + 1)
@@ -130,10 +141,18 @@ def planned_sizes(spec: SweepSpec) -> list[tuple[str, Role, int]]:
 
 
 def check_classes(spec: SweepSpec, labels: int) -> None:
-    """Raises ConfigError if the task names another number of classes than `labels`."""
+    """Check that the task names as many classes as the data have.
+
+    Args:
+        spec: of the sweep.
+        labels: number of classes of the data.
+
+    Raises:
+        ConfigError: the numbers differ.
+    """
     named = len(spec.task.classes)
     if named != labels:
         raise ConfigError(
             f"task.classes has {named} names; data of kind {spec.data.kind} have {labels} "
-            f"classes, labelled 0 to {labels - 1}. Name them all, in that order."
+            f"classes, labelled 0 to {labels - 1}. Name all classes, in the order of the labels."
         )

@@ -1,7 +1,8 @@
-"""Encoded images as arrays of one shape: what the evaluation transforms of the field make of them.
+"""Decodes images to arrays of one shape, with the usual transform for evaluation.
 
-The short side is resized to `size` (bicubic, Pillow's antialiasing), the long one in proportion,
-rounded down, and the centre is cut out: open_clip's and torchvision's transform, bit for bit.
+The short side is resized to `size` (bicubic, with Pillow's antialiasing). The long side keeps the
+proportion, rounded down. Then the centre is cut out. The result equals that of the transforms of
+open_clip and torchvision, bit for bit.
 """
 
 from __future__ import annotations
@@ -11,49 +12,62 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from soupray.data.splits import Images, Raw
+from soupray.core.arrays import Uint8
+from soupray.data.splits import Raw
 
 
 class Unreadable(ValueError):
-    """An image that cannot be read; the message says why."""
+    """An image that cannot be read. The message says why."""
 
 
 class Look(NamedTuple):
-    """What all images of a split are made to look like: [channels, size, size]."""
+    """The common form of all images of a split.
+
+    Attributes:
+        size: height and width in pixels.
+        channels: 1 or 3.
+    """
 
     size: int
     channels: int
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one image."""
+        """The shape of one image: [channels, size, size]."""
         return self.channels, self.size, self.size
 
 
-def decode(raw: Raw, look: Look, border: int = 0) -> Images:
-    """One image [C, size, size] uint8; `border` pixels are cut off at each side first.
+def decode(raw: Raw, look: Look, border: int = 0) -> Uint8:
+    """Decode one image.
+
+    Args:
+        raw: the image in its source.
+        look: the form of the result.
+        border: pixels that are first cut off at each side.
+
+    Returns:
+        [channels, size, size].
 
     Raises:
-        Unreadable: not an image, or not all of one.
+        Unreadable: the data are no image, or are incomplete.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which nobody reads
+            warnings.simplefilter("ignore")  # about damaged metadata, which soupray does not use
             image = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else Image.fromarray(raw)
-            # Before the resizing, as torchvision's ImageFolder does: palettes cannot be averaged.
+            # Before the resizing, as in torchvision: colours of a palette cannot be averaged.
             image = image.convert("RGB" if look.channels == 3 else "L")
         if border:
             image = image.crop((border, border, image.width - border, image.height - border))
         image = _centre(_resized(image, look.size), look.size)
-    except UnidentifiedImageError as error:  # whose own message has an address in it
+    except UnidentifiedImageError as error:  # its own message contains a memory address
         raise Unreadable("not an image that Pillow knows") from error
-    # Pillow's decoders raise whatever comes to them: OSError, SyntaxError, struct.error ...
+    # Pillow's decoders raise exceptions of many types: OSError, SyntaxError, struct.error ...
     except Exception as error:
         raise Unreadable(f"{type(error).__name__}: {error}") from error
-    array: npt.NDArray[np.uint8] = np.asarray(image)
+    array: Uint8 = np.asarray(image)
     return array[None] if look.channels == 1 else array.transpose(2, 0, 1)
 
 
@@ -68,6 +82,6 @@ def _resized(image: Image.Image, size: int) -> Image.Image:
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:
-    # Halves are rounded to even, as torchvision's center_crop does.
+    # Halves are rounded to even numbers, as in torchvision's center_crop.
     left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
     return image.crop((left, top, left + size, top + size))

@@ -1,4 +1,4 @@
-"""The UCI handwritten digits (scikit-learn's copy, 1797 images of 8 x 8) as 32 x 32 images."""
+"""The UCI handwritten digits: scikit-learn's 1797 images of 8 x 8 pixels, enlarged to 32 x 32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLASSES, SIDE = 10, 32
 
 
 def load_digits() -> Samples:
-    """All 1797 digits, white on black."""
+    """All 1797 digits, white on black, uint8 [1797, 1, 32, 32]."""
     from sklearn.datasets import load_digits as from_sklearn
 
     bunch = from_sklearn()
@@ -26,10 +26,16 @@ def load_digits() -> Samples:
 
 
 def split_digits(spec: DigitsSpec, seed: int) -> dict[str, Samples]:
-    """`train`, `held_out` (`rank`) and `test`: train and held-out are drawn by class.
+    """The splits train, held_out, rank (if the spec has it) and test.
+
+    All but test are drawn with equal numbers of each class. The remaining samples are test.
+
+    Args:
+        spec: the sizes of the splits.
+        seed: of the draw.
 
     Raises:
-        ConfigError: the held-out set is empty, lacks a class, or nothing is left for test.
+        ConfigError: the held-out set is too small, or no sample of a class is left for test.
     """
     samples, listed = set_aside(load_digits(), spec.held_out)
     wanted = {
@@ -41,7 +47,7 @@ def split_digits(spec: DigitsSpec, seed: int) -> dict[str, Samples]:
         if there <= count:
             raise ConfigError(
                 f"data.train_per_class = {spec.train_per_class} and data.held_out = "
-                f"{spec.held_out} ask for {count} images of class {label} "
-                f"and leave none for test: it has {there}."
+                f"{spec.held_out} need {count} images of class {label} and leave none for test: "
+                f"the class has {there} images."
             )
     return {**draw(samples, wanted, rest="test", seed=seed), **listed}

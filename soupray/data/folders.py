@@ -1,4 +1,4 @@
-"""A folder of images for each class, in torchvision's layout: ROOT/CLASS/.../IMAGE."""
+"""Image data sets with a folder for each class, in torchvision's layout: ROOT/CLASS/.../IMAGE."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from soupray.spec.class_names import class_folders, read_label_map
 from soupray.spec.data import FolderSpec
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Those of torchvision, in lower case."""
+"""The endings of image files, as in torchvision, in lower case."""
 
 
 def train_folders(spec: FolderSpec) -> dict[str, int]:
-    """Label by folder of the train images.
+    """The label of each folder of train images, by the folder's name.
 
     Raises:
-        ConfigError: there is no such folder, it has none in it, or one is of two classes.
+        ConfigError: there is no such folder, it has no folders in it, or one belongs to two
+            classes.
     """
     if spec.label_map is None:
         root = existing(spec.train, "data.train")
@@ -29,25 +30,31 @@ def train_folders(spec: FolderSpec) -> dict[str, int]:
         for folder in folders:
             if labels.setdefault(folder, label) != label:
                 raise ConfigError(
-                    f"{spec.label_map}: folder {folder} is listed under {name} and another class; "
-                    "train images have one."
+                    f"{spec.label_map}: folder {folder} is listed under {name} and another class. "
+                    "Train images have exactly one class."
                 )
     return labels
 
 
 def list_part(root: str, labels: Mapping[str, int], spec: FolderSpec, field: str) -> Listing:
-    """The images of `root`, labelled by their class's folder. Test images may lack classes.
+    """The images in a folder with a folder for each class. Test images may lack classes.
+
+    Args:
+        root: the folder.
+        labels: the label of each class's folder, by its name.
+        spec: of the data.
+        field: the field of the spec that error messages name.
 
     Raises:
-        ConfigError: a folder without images, one that is no class, or none at all.
+        ConfigError: a folder has no images or is not a class, or the folder of a class is missing.
     """
     path = existing(root, field)
     there = class_folders(path)
     unknown = [name for name in there if name not in labels]
     if unknown and spec.label_map is None:
         raise ConfigError(
-            f"{field}: {path} has {len(unknown)} folders that are no class of the train images, "
-            f"like {unknown[0]!r}. Classes are {_some(labels)}."
+            f"{field}: {path} has {len(unknown)} folders that are not a class of the train "
+            f"images, like {unknown[0]!r}. Classes are {_some(labels)}."
         )
     missing = [name for name in labels if name not in there]
     if missing and (field == "data.train" or len(missing) == len(labels)):
@@ -59,10 +66,15 @@ def list_part(root: str, labels: Mapping[str, int], spec: FolderSpec, field: str
 
 
 def list_folders(root: Path, labels: Mapping[str, int], field: str) -> Listing:
-    """The images in some folders of `root`, by folder and name, with ids like CLASS/IMAGE.
+    """The images in some folders of `root`, sorted by folder and name, with ids like CLASS/IMAGE.
+
+    Args:
+        root: the folder that has the folders in it.
+        labels: the label of each folder, by its name.
+        field: the field of the spec that error messages name.
 
     Raises:
-        ConfigError: a folder has none.
+        ConfigError: a folder has no images.
     """
     ids: list[str] = []
     of: list[int] = []
@@ -83,7 +95,7 @@ def list_folders(root: Path, labels: Mapping[str, int], field: str) -> Listing:
 
 
 def _images_in(root: Path, name: str) -> list[str]:
-    """Paths from `root`, in the order of torchvision."""
+    """Paths relative to `root`, in the order of torchvision."""
     skipped = len(str(root)) + 1
     return [
         f"{folder[skipped:]}/{file}"
@@ -94,7 +106,15 @@ def _images_in(root: Path, name: str) -> list[str]:
 
 
 def existing(path: str, field: str) -> Path:
-    """The folder at `path`. Raises ConfigError if there is none."""
+    """The folder at `path`.
+
+    Args:
+        path: with `~` for the home folder.
+        field: the field of the spec that error messages name.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
     found = Path(path).expanduser()
     if not found.is_dir():
         raise ConfigError(f"{field}: there is no folder {found}. Mount it, or correct the path.")

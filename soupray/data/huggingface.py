@@ -13,11 +13,15 @@ from soupray.spec.data import HuggingFaceSpec
 
 
 def list_huggingface(spec: HuggingFaceSpec, split: str) -> Listing:
-    """One of its splits, with the number of a sample as its id.
+    """A split of a data set. The id of a sample is its number.
+
+    Args:
+        spec: the path, and the columns of images and labels.
+        split: name of the split.
 
     Raises:
         ConfigError: `datasets` is not installed, there is no data set, split or column of that
-            name, or the labels are no numbers from 0.
+            name, or the labels are not numbers from 0.
     """
     data = _split(spec, split)
     for field, column in (("image", spec.image), ("label", spec.label)):
@@ -29,7 +33,9 @@ def list_huggingface(spec: HuggingFaceSpec, split: str) -> Listing:
     numbers = "int" in str(getattr(data.features[spec.label], "dtype", ""))
     labels = np.asarray(data[spec.label][:] if numbers else [-1])
     if labels.min() < 0:
-        raise ConfigError(f"data.label: column {spec.label!r} of {spec.path} holds no classes.")
+        raise ConfigError(
+            f"data.label: column {spec.label!r} of {spec.path} does not hold class numbers from 0."
+        )
     images = data.select_columns([spec.image]).cast_column(spec.image, _encoded())
 
     def read(row: int) -> Raw:
@@ -41,7 +47,7 @@ def list_huggingface(spec: HuggingFaceSpec, split: str) -> Listing:
 
 
 def _encoded() -> Any:
-    """Images as the bytes of their files."""
+    """The column type that gives images as the bytes of their files."""
     from datasets import Image
 
     return Image(decode=False)

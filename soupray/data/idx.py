@@ -1,8 +1,8 @@
-"""MNIST's file format, IDX, and the data sets that come in its four files.
+"""IDX, the file format of MNIST, and data sets that consist of its four files.
 
-A file is a magic number (two zero bytes, the type, the number of dimensions), the dimensions as
-big-endian 32-bit integers, and the bytes; it may be gzipped. Fashion-MNIST (arXiv:1708.07747) is
-70 000 grey images of clothes, 28 x 28, in Debian's package dataset-fashion-mnist.
+A file has a magic number (two zero bytes, the type, the number of dimensions), the dimensions as
+big-endian 32-bit integers, and the data. It may be gzipped. Fashion-MNIST (arXiv:1708.07747) has
+70 000 grey images of clothes, 28 x 28 pixels; Debian's package is dataset-fashion-mnist.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from soupray.core.arrays import Uint8
 from soupray.core.errors import ConfigError
 from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares
 from soupray.spec.data import IdxSpec
@@ -31,10 +31,17 @@ _UNSIGNED_BYTES = 8
 
 
 def split_idx(spec: IdxSpec, seed: int) -> dict[str, Samples]:
-    """`train` and `held_out` (`rank`), drawn by class from the train files; `test` is t10k.
+    """The splits train, held_out, rank (if the spec has it) and test.
+
+    All but test are drawn from the train files, with equal numbers of each class. test is the
+    t10k files.
+
+    Args:
+        spec: the folders and the sizes of the splits.
+        seed: of the draw.
 
     Raises:
-        ConfigError: a file is missing or broken, or there are fewer images than asked for.
+        ConfigError: a file is missing or broken, or a class has too few images.
     """
     folder = find_folder(spec.folders)
     test = load_part(folder, "t10k")
@@ -48,7 +55,7 @@ def split_idx(spec: IdxSpec, seed: int) -> dict[str, Samples]:
     for label, (have, count) in enumerate(zip(there, asked, strict=True)):
         if have < count:
             raise ConfigError(
-                f"data.train = {spec.train} and data.held_out = {spec.held_out} ask for {count} "
+                f"data.train = {spec.train} and data.held_out = {spec.held_out} need {count} "
                 f"images of class {label}, but the train files in {folder} have {have}."
             )
     parts = draw(every, wanted, rest="unused", seed=seed)
@@ -57,14 +64,18 @@ def split_idx(spec: IdxSpec, seed: int) -> dict[str, Samples]:
 
 
 def file_digests(spec: IdxSpec) -> list[str]:
-    """SHA-256 (hex) of the four files: a folder's name does not say what is in it."""
+    """SHA-256 (hex) of each of the four files: the folder's name does not say their content."""
     folder = find_folder(spec.folders)
     names = [name.format(part=part) for part in ("train", "t10k") for name in (IMAGES, LABELS)]
     return [hashlib.sha256(_find(folder, name).read_bytes()).hexdigest() for name in names]
 
 
 def find_folder(folders: tuple[str, ...]) -> Path:
-    """The first of `folders` that exists. Raises ConfigError if none does."""
+    """The first of `folders` that exists.
+
+    Raises:
+        ConfigError: no folder exists.
+    """
     for folder in folders:
         path = Path(folder).expanduser()
         if path.is_dir():
@@ -73,7 +84,11 @@ def find_folder(folders: tuple[str, ...]) -> Path:
 
 
 def load_part(folder: Path, part: str) -> Samples:
-    """All samples of `part` (train or t10k), with ids like train/123.
+    """All samples of a part, with ids like train/123.
+
+    Args:
+        folder: with the four files.
+        part: "train" or "t10k".
 
     Raises:
         ConfigError: a file is missing or broken, or images and labels differ in number.
@@ -82,8 +97,8 @@ def load_part(folder: Path, part: str) -> Samples:
     labels = read_idx(_find(folder, LABELS.format(part=part)), dimensions=1)
     if len(images) != len(labels):
         raise ConfigError(
-            f"{folder}: {len(images)} images but {len(labels)} labels in the {part} files: they "
-            "are not of one data set. Fetch all four again."
+            f"{folder}: {len(images)} images but {len(labels)} labels in the {part} files: they do "
+            "not belong to one data set. Fetch all four files again."
         )
     ids = [f"{part}/{i}" for i in range(len(labels))]
     return Samples(ids, images[:, None], labels.astype(np.int64))
@@ -96,12 +111,19 @@ def _find(folder: Path, name: str) -> Path:
     raise ConfigError(f"{folder}: there is no {name} or {name}.gz. {HINT}")
 
 
-def read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
-    """The array in an IDX file of unsigned bytes, gzipped if it is called .gz.
+def read_idx(path: Path, dimensions: int) -> Uint8:
+    """The array in an IDX file of unsigned bytes. A file with the ending .gz is gzipped.
+
+    Args:
+        path: of the file.
+        dimensions: number of dimensions that the array must have.
+
+    Returns:
+        An array of the shape in the file's header.
 
     Raises:
-        ConfigError: unreadable, of another type or number of dimensions, or not as long as its
-            header says.
+        ConfigError: the file cannot be read, has another type or number of dimensions, or its
+            length does not fit its header.
     """
     try:
         data = path.read_bytes()
@@ -112,8 +134,9 @@ def read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     magic = bytes((0, 0, _UNSIGNED_BYTES, dimensions))
     if data[:4] != magic:
         raise ConfigError(
-            f"{path}: not what its name says: it starts with 0x{data[:4].hex()}, an IDX file of "
-            f"unsigned bytes in {dimensions} dimension(s) with 0x{magic.hex()}. Fetch it again."
+            f"{path}: not the file that its name says: it starts with 0x{data[:4].hex()}. An IDX "
+            f"file of unsigned bytes in {dimensions} dimension(s) starts with 0x{magic.hex()}. "
+            "Fetch it again."
         )
     start = 4 + 4 * dimensions
     shape = struct.unpack(f">{dimensions}I", data[4:start]) if len(data) >= start else (0,)
@@ -122,4 +145,5 @@ def read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
             f"{path}: truncated or corrupt: {len(data)} bytes, but its header says {start} and "
             f"{' x '.join(map(str, shape))}. Fetch it again."
         )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()  # writable
+    # A copy, because an array from a buffer of bytes is read-only.
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()

@@ -1,13 +1,13 @@
-"""Natural distribution shifts: other data sets of the same classes, with the right label maps.
+"""Natural distribution shifts: other data sets of the same classes, with their label maps.
 
-imagenet_v2      arXiv:1902.10811: folders 0 ... 999 are class numbers, not to be sorted as text
+imagenet_v2      arXiv:1902.10811: folders 0 to 999 are class numbers, in the order of the numbers
 imagenet_r       arXiv:2006.16241: synset folders of 200 classes
 imagenet_a       arXiv:1907.07174: synset folders of 200 other classes
-imagenet_sketch  arXiv:1905.13549: synset folders of all 1000
-objectnet        113 of its 313 classes are ImageNet's, some are two of them; its own mappings say
-                 which. Images have a red border of two pixels
-cifar10_1        arXiv:1806.00451: arrays, labelled as CIFAR-10
-stl10            nine of CIFAR-10's classes, in another order; its monkeys are left out
+imagenet_sketch  arXiv:1905.13549: synset folders of all 1000 classes
+objectnet        113 of its 313 classes are in ImageNet; some of them are two classes there. Its own
+                 mappings say which. Images have a red border of two pixels
+cifar10_1        arXiv:1806.00451: arrays, with the labels of CIFAR-10
+stl10            nine classes of CIFAR-10, in another order; its class monkey is left out
 """
 
 from __future__ import annotations
@@ -27,16 +27,20 @@ from soupray.spec.class_names import class_folders, read_label_map
 from soupray.spec.data import NaturalShift
 
 LabelMap = tuple[tuple[int, ...], ...]
+"""For each class of a split, the model's classes that mean it."""
 BORDER = 2
 STL_SIDE = 96
 STL_TO_CIFAR = (0, 2, 1, 3, 4, 5, 7, None, 8, 9)
-"""airplane, bird, car, cat, deer, dog, horse, monkey, ship, truck as classes of CIFAR-10."""
+"""The class of CIFAR-10 for each class of STL-10: airplane, bird, car, cat, deer, dog, horse,
+monkey, ship, truck."""
 
 
 class Shifted(NamedTuple):
-    """Samples labelled by classes of their own, and which of the model's each of them means.
+    """The samples of a shift.
 
-    None where they are the model's.
+    Attributes:
+        samples: labelled with the classes of the shift.
+        label_map: the model's classes for each class of the shift. None: the classes are equal.
     """
 
     samples: Part
@@ -46,11 +50,17 @@ class Shifted(NamedTuple):
 def list_shift(
     shift: NaturalShift, classes: Sequence[str], folders: Sequence[str] | None = None
 ) -> Shifted:
-    """The samples of `shift`. `classes`: the task's; `folders`: those of the train images, if any.
+    """The samples of a natural shift.
+
+    Args:
+        shift: its kind and its folder.
+        classes: names of the task's classes.
+        folders: names of the folders of train images, in the order of the classes. None: the train
+            images are not in folders.
 
     Raises:
-        ConfigError: it is not there, is not what its kind says, or has classes that the model
-            does not have.
+        ConfigError: the data are missing, are of another kind, or have classes that the model does
+            not have.
     """
     field = f"data.shifts: {shift.split}"
     root = existing(shift.root, field)
@@ -61,8 +71,8 @@ def list_shift(
     suite, wanted = ("CIFAR-10", 10) if shift.kind in ("cifar10_1", "stl10") else ("ImageNet", 1000)
     if len(classes) != wanted:
         raise ConfigError(
-            f"{field}: {shift.kind} is a shift of {suite}'s {wanted} classes, in their order; the "
-            f"task has {len(classes)}. For other classes use kind: folder, with a label map."
+            f"{field}: {shift.kind} is a shift of {suite}'s {wanted} classes, in their order, but "
+            f"the task has {len(classes)}. For other classes use kind: folder, with a label map."
         )
     match shift.kind:
         case "cifar10_1":
@@ -90,7 +100,13 @@ def _synsets(root: Path, shift: NaturalShift, folders: Sequence[str] | None, fie
 
 
 def timm_list(name: str) -> list[str]:
-    """The lines of a list that timm carries; read without importing timm, which takes seconds."""
+    """The lines of a list of class names in timm.
+
+    The file is read without an import of timm, which takes seconds.
+
+    Args:
+        name: of the file.
+    """
     found = importlib.util.find_spec("timm")
     assert found is not None
     assert found.origin is not None
@@ -98,16 +114,16 @@ def timm_list(name: str) -> list[str]:
 
 
 def _complete(root: Path, folders: list[str], field: str) -> Listing:
-    """Images in `folders`, labelled by their order.
+    """Images in `folders`, labelled by the order of the folders. All folders must be there.
 
-    A part of them would be scored among too few classes, and look better than it is.
+    With fewer classes, a model would have fewer wrong classes to choose, and a better score.
     """
     there = set(class_folders(root))
     missing = [name for name in folders if name not in there]
     if missing:
         raise ConfigError(
             f"{field}: {root} lacks {len(missing)} of the {len(folders)} class folders, like "
-            f"{missing[0]!r}. Is it the folder that has them in it, and complete?"
+            f"{missing[0]!r}. Name the folder that contains all class folders."
         )
     return list_folders(root, {name: k for k, name in enumerate(folders)}, field)
 
@@ -115,9 +131,13 @@ def _complete(root: Path, folders: list[str], field: str) -> Listing:
 def _meaning_of_folders(
     root: Path, shift: NaturalShift, numbers: Mapping[str, int], field: str
 ) -> dict[str, tuple[int, ...]]:
-    """The model's classes that each folder means: by its name, or as a label map says.
+    """The model's classes of each folder: by the folder's name, or by a label map.
 
-    `numbers`: a class's number by its name, and by the name of its train folder.
+    Args:
+        root: the folder of the shift.
+        shift: its label map, if there is one.
+        numbers: the number of each class, by its name and by the name of its train folder.
+        field: the field of the spec that error messages name.
     """
     if shift.label_map is not None:
         meaning = _meaning(read_label_map(shift.label_map), numbers, shift.label_map)
@@ -125,33 +145,40 @@ def _meaning_of_folders(
         unknown = [name for name in class_folders(root) if name not in numbers]
         if unknown:
             raise ConfigError(
-                f"{field}: {root} has {len(unknown)} folders that are no class, like "
+                f"{field}: {root} has {len(unknown)} folders that are not a class, like "
                 f"{unknown[0]!r}. Write a label_map: a YAML file with the folders of each class."
             )
         meaning = {name: (numbers[name],) for name in class_folders(root)}
     if not meaning:
         raise ConfigError(f"{field}: {root} has no folders.")
     if missing := sorted(set(meaning) - set(class_folders(root))):
-        raise ConfigError(f"{field}: {root} has no folder {missing[0]!r}, which the map names.")
+        raise ConfigError(
+            f"{field}: {root} has no folder {missing[0]!r}, which the label map names."
+        )
     return meaning
 
 
 def _meaning(
     folders: Mapping[str, Sequence[str]], numbers: Mapping[str, int], path: str
 ) -> dict[str, tuple[int, ...]]:
-    """The model's classes that each folder means."""
+    """The model's classes of each folder that a label map lists."""
     meaning: dict[str, tuple[int, ...]] = {}
     for name, listed in folders.items():
         if name not in numbers:
             some = ", ".join(list(numbers)[:5])
-            raise ConfigError(f"{path}: {name!r} is no class of the task; they are {some} ...")
+            raise ConfigError(
+                f"{path}: {name!r} is not a class of the task. Its classes are {some} ..."
+            )
         for folder in listed:
             meaning[folder] = tuple(sorted({*meaning.get(folder, ()), numbers[name]}))
     return meaning
 
 
 def _mapped(root: Path, meaning: Mapping[str, tuple[int, ...]], total: int, field: str) -> Shifted:
-    """Folders that mean the same are one class; no map is needed if they are all the model's."""
+    """The images of all folders. Folders with the same meaning are one class of the shift.
+
+    No label map is needed if the classes are all classes of the model, in their order.
+    """
     label_map = tuple(sorted(set(meaning.values())))
     labels = {folder: label_map.index(group) for folder, group in meaning.items()}
     plain = label_map == tuple((k,) for k in range(total))
@@ -159,7 +186,7 @@ def _mapped(root: Path, meaning: Mapping[str, tuple[int, ...]], total: int, fiel
 
 
 def _objectnet(root: Path, field: str) -> Shifted:
-    """As the data set's own README says: ROOT/images/FOLDER and four files in ROOT/mappings."""
+    """ObjectNet, as its README describes it: ROOT/images/FOLDER and four files in ROOT/mappings."""
     label_of = _json(root, "folder_to_objectnet_label.json", field)
     names_of = _json(root, "objectnet_to_imagenet_1k.json", field)
     line_of = _json(root, "pytorch_to_imagenet_2012_id.json", field)
@@ -172,7 +199,9 @@ def _objectnet(root: Path, field: str) -> Shifted:
             if label in names_of
         }
     except KeyError as error:
-        raise ConfigError(f"{field}: {root}/mappings: {error} is no class of ImageNet.") from error
+        raise ConfigError(
+            f"{field}: {root}/mappings: {error} is not a class of ImageNet."
+        ) from error
     images = existing(str(root / "images"), field)
     missing = sorted(set(meaning) - set(class_folders(images)))
     if missing:
@@ -195,13 +224,13 @@ def _mapping_text(root: Path, name: str, field: str) -> str:
         return (root / "mappings" / name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{field}: {root}/mappings/{name} cannot be read: {error}. `root` is the folder "
-            "objectnet-1.0, with images and mappings in it."
+            f"{field}: {root}/mappings/{name} cannot be read: {error}. `root` must be the folder "
+            "objectnet-1.0, with the folders images and mappings in it."
         ) from error
 
 
 def _cifar10_1(root: Path, field: str) -> Listing:
-    """Version 6 (2000 images), else version 4: [N, 32, 32, 3] uint8 and [N] labels."""
+    """CIFAR-10.1, version 6 (2000 images) or version 4: uint8 [N, 32, 32, 3], and labels [N]."""
     for version in ("v6", "v4"):
         images = _array(root / f"cifar10.1_{version}_data.npy", field)
         labels = _array(root / f"cifar10.1_{version}_labels.npy", field)
@@ -210,7 +239,10 @@ def _cifar10_1(root: Path, field: str) -> Listing:
     else:
         raise ConfigError(f"{field}: {root} has no cifar10.1_v6_data.npy and _labels.npy.")
     if images.shape != (len(labels), 32, 32, 3) or images.dtype != np.uint8:
-        raise ConfigError(f"{field}: {root}: images {list(images.shape)}, labels {len(labels)}.")
+        raise ConfigError(
+            f"{field}: {root}: images are {images.dtype} {list(images.shape)}, with {len(labels)} "
+            "labels. CIFAR-10.1 has uint8 images [N, 32, 32, 3] and N labels."
+        )
 
     def read(row: int) -> Raw:
         return np.ascontiguousarray(images[row])
@@ -222,18 +254,18 @@ def _array(path: Path, field: str) -> Any:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
     except ValueError as error:
-        raise ConfigError(f"{field}: {path}: no array: {error}") from error
+        raise ConfigError(f"{field}: {path} is not an array file of numpy: {error}") from error
 
 
 def _stl10(root: Path, field: str) -> Shifted:
-    """test_X.bin: [N, 3, 96, 96], columns first; test_y.bin: 1 to 10."""
+    """STL-10. test_X.bin has [N, 3, 96, 96], columns before rows; test_y.bin has labels 1 to 10."""
     folder = root / "stl10_binary" if (root / "stl10_binary").is_dir() else root
     pixels, labels = (_bytes(folder / f"test_{part}.bin", field) for part in ("X", "y"))
     each = 3 * STL_SIDE * STL_SIDE
     if len(pixels) != len(labels) * each or not np.isin(labels, range(1, 11)).all():
         raise ConfigError(
             f"{field}: {folder}: test_X.bin has {len(pixels)} bytes and test_y.bin {len(labels)} "
-            f"labels; an image has {each} bytes, and labels are 1 to 10. Fetch them again."
+            f"labels. An image has {each} bytes, and labels are 1 to 10. Fetch both files again."
         )
     images = pixels.reshape(-1, 3, STL_SIDE, STL_SIDE)
 

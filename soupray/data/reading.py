@@ -1,4 +1,4 @@
-"""Many images at once: into an array on disk, or when somebody asks for them."""
+"""Decodes many images: into an array on disk, or on each read."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from soupray.core.arrays import Images, Indices, Uint8
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.data.decoding import Look, Unreadable, decode
-from soupray.data.splits import Images, Listing
+from soupray.data.splits import Listing
 
 CHUNK = 4096
-"""Images in the threads' queue at a time; rows that are copied at a time."""
+"""Images in the threads' queue at a time, and rows that are copied at a time."""
 
 
 class Content(NamedTuple):
-    """SHA-256 (hex) of what is kept of an image, and of it as its source has it; or a problem."""
+    """The digests of a sample.
+
+    Attributes:
+        kept: SHA-256 (hex) of the array in the cache, or of the source if nothing is cached.
+        source: SHA-256 (hex) of the sample in its source.
+        problem: why it cannot be read; then the digests are empty.
+    """
 
     kept: str
     source: str
@@ -28,18 +35,25 @@ class Content(NamedTuple):
 
 
 def threads() -> ThreadPoolExecutor:
-    """Pillow decodes without Python's lock: as many threads as this process has cores."""
+    """Threads for decoding, one for each core: Pillow decodes without Python's global lock."""
     return ThreadPoolExecutor(min(32, len(os.sched_getaffinity(0))))
 
 
 def new_array(
     path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8
 ) -> npt.NDArray[Any]:
-    """An array on disk, to be written to.
+    """A new array on disk, as a writable memory map.
+
+    Its space is allocated at once: on a full disk, the system would kill a process that writes to a
+    memory map, without a message.
+
+    Args:
+        path: of the file.
+        shape: of the array.
+        dtype: of the array.
 
     Raises:
-        ConfigError: it does not fit. Its space is taken now: a process that writes to a map on a
-            full disk is killed without a word.
+        ConfigError: the disk has too little space.
     """
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     try:
@@ -55,14 +69,31 @@ def new_array(
 
 
 def write_images(part: Listing, look: Look, path: Path) -> list[Content]:
-    """Decode `part` into an array [N, C, size, size] uint8 at `path`; never all in memory."""
+    """Decode images into an array on disk. Only some images are in memory at a time.
+
+    Args:
+        part: the N images.
+        look: their form in the array.
+        path: of the array's file, uint8 [N, C, size, size].
+
+    Returns:
+        The digests of each image.
+    """
     target = new_array(path, (len(part.ids), *look.shape))
     contents = _each(part, look, target)
     return contents
 
 
 def check_images(part: Listing, look: Look) -> list[Content]:
-    """Decode `part` and keep nothing: what is kept of an image is the source's own."""
+    """Decode images to find the broken ones. The result is not kept.
+
+    Args:
+        part: the images.
+        look: the form to which they are decoded.
+
+    Returns:
+        The digests of each image; both are of the source.
+    """
     return _each(part, look, None)
 
 
@@ -86,13 +117,18 @@ def _each(part: Listing, look: Look, target: Images | None) -> list[Content]:
     return contents
 
 
-def sha256(data: bytes | Images) -> str:
-    """In hex, of bytes or of an array's, in C order."""
+def sha256(data: bytes | Uint8) -> str:
+    """SHA-256 (hex) of bytes, or of an array of any shape in C order."""
     return hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).hexdigest()
 
 
-def keep_rows(path: Path, rows: npt.NDArray[np.int64]) -> None:
-    """Replace the array at `path` by these of its rows, a part at a time."""
+def keep_rows(path: Path, rows: Indices) -> None:
+    """Remove rows from an array on disk, a part at a time.
+
+    Args:
+        path: of the array's file.
+        rows: the rows that stay, in their new order.
+    """
     old = np.load(path, mmap_mode="r")
     part = path.with_suffix(".part")
     new = new_array(part, (len(rows), *old.shape[1:]), old.dtype)
@@ -102,9 +138,10 @@ def keep_rows(path: Path, rows: npt.NDArray[np.int64]) -> None:
 
 
 class Stream:
-    """Images that are decoded when asked for: of an array, all that its readers use.
+    """Images that are decoded on each read, with those methods of an array that readers use.
 
-    Indexed by a slice, an integer or an array of integers; gives uint8 [N, C, size, size].
+    The index is a slice, an integer or an array of integers. The result is an array
+    [N, C, size, size].
     """
 
     dtype = np.dtype(np.uint8)
@@ -116,18 +153,18 @@ class Stream:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice | int | npt.NDArray[np.int64]) -> Images:
+    def __getitem__(self, rows: slice | int | Indices) -> Images:
         chosen = np.arange(len(self))[rows]
         if chosen.ndim == 0:
             return self._one(int(chosen))
         images = list(self._pool.map(self._one, chosen.tolist()))
         return np.stack(images) if images else np.empty((0, *self.shape[1:]), np.uint8)
 
-    def _one(self, row: int) -> Images:
+    def _one(self, row: int) -> Uint8:
         try:
             return decode(self._part.raw(row), self._look, self._part.border)
         except (Unreadable, OSError) as error:
             raise EvaluationError(
-                f"image {self._part.ids[row]} of the train split could be read before, and cannot "
-                f"be now: {error}. Restore it, or write `keep: mapped`."
+                f"image {self._part.ids[row]} of the train split could be read before, but cannot "
+                f"be read now: {error}. Restore it, or write `keep: mapped`."
             ) from error

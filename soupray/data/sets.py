@@ -1,8 +1,9 @@
-"""Every kind of data, as parts: who gets which sample. Nothing is decoded here.
+"""The splits of every kind of data set. No image is decoded here.
 
-What a data set's files are is known by a digest that is cheap to make: of their contents where
-they are few (IDX, label maps, lists of ids); of paths, sizes and times of change where reading
-them would take hours. To copy a data set without its times of change means to decode it again.
+The files of a data set are identified by a digest that is quick to compute. For a few files (IDX,
+label maps, lists of ids), the digest is of their contents. For many files, it is of their paths,
+sizes and modification times. If a copy of a data set has other modification times, the data are
+decoded again.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ TRAIN, TEST = "data.train", "data.test"
 
 
 def parts_of(data: DataSpec, seed: int, classes: Sequence[str] = ()) -> dict[str, Part]:
-    """`train`, `held_out`, `rank` if the spec asks for it, and `test`, without shifts.
+    """The splits train, held_out, rank (if the spec has it) and test, by name; without shifts.
 
-    `classes`: the task's, which texts are labelled by.
+    Args:
+        data: the spec of the data.
+        seed: of the draw.
+        classes: names of the task's classes, which are the labels of texts.
 
     Raises:
-        ConfigError: the spec asks for more than there is; see the data set's module.
+        ConfigError: the data cannot be read, or are fewer than the spec needs.
     """
     if isinstance(data, DigitsSpec):
         return dict(split_digits(data, seed))
@@ -66,7 +70,7 @@ def parts_of(data: DataSpec, seed: int, classes: Sequence[str] = ()) -> dict[str
 
 
 def _sources(data: ImagesSpec) -> tuple[Listing, Listing | None]:
-    """All train images, and the test images if they are not drawn from those."""
+    """All train images, and the test images. None: test images are drawn from the train images."""
     drawn = isinstance(data.test, int)
     if isinstance(data, FolderSpec):
         labels = train_folders(data)
@@ -74,7 +78,7 @@ def _sources(data: ImagesSpec) -> tuple[Listing, Listing | None]:
         return train, None if drawn else list_part(str(data.test), labels, data, TEST)
     if isinstance(data, WebDatasetSpec):
         return list_shards(data.train, TRAIN), None if drawn else list_shards(str(data.test), TEST)
-    # Imported on use: each library takes seconds to import, or is not installed.
+    # The imports are here because each library takes seconds to import, or is not installed.
     if isinstance(data, TorchvisionSpec):
         from soupray.data.torchvision_sets import list_torchvision
 
@@ -92,20 +96,24 @@ def _check_enough(every: Listing, wanted: dict[str, list[int]]) -> None:
         if have == 0:
             raise ConfigError(
                 f"data.train: no train image is of class {label}, though classes go up to "
-                f"{len(there) - 1}. Number them from 0, without gaps."
+                f"{len(there) - 1}. Number the classes from 0, without gaps."
             )
         if have <= count:
             raise ConfigError(
-                f"data.{' and data.'.join(wanted)} ask for {count} images of class {label} and "
-                f"leave none to train on: it has {have}."
+                f"data.{' and data.'.join(wanted)} need {count} images of class {label} and "
+                f"leave none to train on: the class has {have} images."
             )
 
 
 def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
-    """The natural shifts, by the names of their splits. `classes`: the task's.
+    """The natural shifts, by the names of their splits.
+
+    Args:
+        data: the spec of the data.
+        classes: names of the task's classes.
 
     Raises:
-        ConfigError: see `natural.list_shift`.
+        ConfigError: the data of a shift are missing or do not fit the task.
     """
     if isinstance(data, TextSpec):
         found = {name: read_texts(file, data, classes) for name, file in data.shifts.items()}
@@ -117,7 +125,11 @@ def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
 
 
 def fingerprints(data: DataSpec) -> list[str]:
-    """What the data's files are now; part of the name of their cache."""
+    """Digests of the current files of a data set. They are part of the cache's name.
+
+    Raises:
+        ConfigError: a folder or a shard is missing.
+    """
     found = file_digests(data) if isinstance(data, IdxSpec) else []
     files = [s.label_map for s in data.natural_shifts]
     if isinstance(data, TextSpec):
@@ -140,12 +152,12 @@ def fingerprints(data: DataSpec) -> list[str]:
 
 
 def _file_digest(path: Path) -> str:
-    # A missing file has its message where it is read.
+    # No error for a missing file here: the code that reads it has a better message.
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _tree(root: Path) -> str:
-    """Of all files in `root`."""
+    """Digest of the paths, sizes and modification times of all files in `root`."""
     total = hashlib.sha256()
     for folder, folders, files in os.walk(root, followlinks=True):
         folders.sort()
@@ -155,9 +167,9 @@ def _tree(root: Path) -> str:
 
 
 def _stats(paths: Sequence[str], prefix: int = 0) -> str:
-    """SHA-256 over path (without so many characters of it), size and time of change."""
+    """Digest of path, size and modification time. A path loses its first `prefix` characters."""
     total = hashlib.sha256()
     for path in paths:
-        seen = os.stat(path)  # noqa: PTH116 - a million times
+        seen = os.stat(path)  # noqa: PTH116 - faster than pathlib, for a million files
         total.update(f"{path[prefix:]}\0{seen.st_size}\0{seen.st_mtime_ns}\n".encode())
     return total.hexdigest()

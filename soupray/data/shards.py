@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files in which the members KEY.jpg and KEY.cls make a sample."""
+"""WebDataset shards: tar files. The members KEY.jpg and KEY.cls are image and label of a sample."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ class _Place(NamedTuple):
 
 
 def list_shards(pattern: str, field: str) -> Listing:
-    """All samples of the shards that `pattern` names, with ids like SHARD/KEY.
+    """All samples of some shards, with ids like SHARD/KEY.
 
-    Only the tar files' headers and labels are read.
+    Only the headers and the labels of the tar files are read.
+
+    Args:
+        pattern: the shards, see `shards`.
+        field: the field of the spec that error messages name.
 
     Raises:
-        ConfigError: no shard, one that is no plain tar file, a sample without image or label, or a
-            label that is no number.
+        ConfigError: there is no shard, a shard is not a plain tar file, a sample has no image or no
+            label, or a label is not a number.
     """
     ids: list[str] = []
     labels: list[int] = []
@@ -55,10 +59,14 @@ def list_shards(pattern: str, field: str) -> Listing:
 
 
 def shards(pattern: str, field: str) -> list[Path]:
-    """The files that `pattern` names: `{000..127}` counts, `*` and `?` match.
+    """The files that a pattern names.
+
+    Args:
+        pattern: a path with `{000..127}` for a range of numbers, or with `*` and `?`.
+        field: the field of the spec that error messages name.
 
     Raises:
-        ConfigError: there are none, or one of a range is missing.
+        ConfigError: there is no such file, or a file of the range is missing.
     """
     counted = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", pattern)
     if counted:
@@ -78,7 +86,7 @@ def shards(pattern: str, field: str) -> list[Path]:
 
 
 def _samples(shard: Path, field: str) -> Iterator[tuple[str, dict[str, _Place]]]:
-    """(key, members by extension). The members of a sample follow each other."""
+    """(key, members by extension) of each sample. The members of a sample follow each other."""
     key, members = "", dict[str, _Place]()
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -95,7 +103,7 @@ def _samples(shard: Path, field: str) -> Iterator[tuple[str, dict[str, _Place]]]
                 members[extension.lower()] = _Place(shard, member.offset_data, member.size)
     except (tarfile.TarError, OSError) as error:
         raise ConfigError(
-            f"{field}: {shard}: not a plain tar file: {error}. Unpack it if it is compressed."
+            f"{field}: {shard}: not a plain tar file: {error}. Decompress it if it is compressed."
         ) from error
     if members:
         yield key, members
@@ -104,5 +112,5 @@ def _samples(shard: Path, field: str) -> Iterator[tuple[str, dict[str, _Place]]]
 def _label(place: _Place, where: str) -> int:
     text = place.read().decode("ascii", "replace").strip()
     if not text.isdigit():
-        raise ConfigError(f"{where}: {text!r} is no class; labels are numbers from 0.")
+        raise ConfigError(f"{where}: {text!r} is not a class. Labels are numbers from 0.")
     return int(text)

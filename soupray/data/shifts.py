@@ -1,4 +1,8 @@
-"""Distribution shifts of images: uint8 [N, C, H, W] to the same, deterministic in the seed."""
+"""Synthetic distribution shifts of images.
+
+Every shift is a function of float32 images [N, C, H, W] with values from 0 to 255, and a seeded
+generator. It returns images of the same shape, whose values may be outside this range.
+"""
 
 from __future__ import annotations
 
@@ -6,69 +10,68 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as TF
 
-Images = npt.NDArray[np.uint8]
+from soupray.core.arrays import Images
 
 
 def inverted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Black on white."""
+    """Exchange black and white."""
     return 255 - images
 
 
 def rotated(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """By 25 degrees, counter-clockwise."""
+    """Rotate by 25 degrees, counter-clockwise."""
     turned: torch.Tensor = TF.rotate(images, 25.0, interpolation=TF.InterpolationMode.BILINEAR)
     return turned
 
 
 def noise(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Gaussian, standard deviation 0.3 of the range."""
+    """Add Gaussian noise with a standard deviation of 0.3 of the range."""
     return images + 0.3 * 255 * torch.randn(images.shape, generator=generator)
 
 
 def low_contrast(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A fifth of the range, around its middle."""
+    """Reduce the contrast to a fifth of the range, around its middle."""
     return 127.5 + (images - 127.5) * 0.2
 
 
 def thickened(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Strokes dilated by two pixels on each side."""
+    """Dilate bright strokes by two pixels on each side."""
     return F.max_pool2d(images, kernel_size=5, stride=1, padding=2)
 
 
 def blurred(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """By a Gaussian with a standard deviation of 1.5 pixels, cut off at 4."""
+    """Blur with a Gaussian of standard deviation 1.5 pixels, cut off at 4 pixels."""
     soft: torch.Tensor = TF.gaussian_blur(images, kernel_size=[9, 9], sigma=[1.5, 1.5])
     return soft
 
 
 def faded(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """At 30 % of the brightness; black stays black."""
+    """Reduce the brightness to 30 %. Black stays black."""
     return images * 0.3
 
 
 def grainy(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Gaussian noise, standard deviation 0.1 of the range."""
+    """Add Gaussian noise with a standard deviation of 0.1 of the range."""
     return images + 0.1 * 255 * torch.randn(images.shape, generator=generator)
 
 
 def moved(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """By a seventh of the side: up, down, left or right, drawn per image; black comes in."""
+    """Move each image by a seventh of its side in a random direction. The free area is black."""
     height, width = images.shape[-2:]
     y, x = height // 7, width // 7
     padded = F.pad(images, (x, x, y, y))
-    corners = ((2 * y, x), (0, x), (y, 2 * x), (y, 0))  # where the window starts, in `padded`
+    corners = ((2 * y, x), (0, x), (y, 2 * x), (y, 0))  # top left of each window in `padded`
     ways = [padded[..., top : top + height, left : left + width] for top, left in corners]
     drawn = torch.randint(4, (len(images),), generator=generator)
     return torch.stack(ways)[drawn, torch.arange(len(images))]
 
 
 def pixelated(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """In blocks of 3 x 3 pixels, each its mean; blocks that stick out count what is inside."""
+    """Replace each block of 3 x 3 pixels by its mean. Blocks at the edge may be smaller."""
     height, width = images.shape[-2:]
     blocks = F.avg_pool2d(images, 3, ceil_mode=True)
     large = blocks.repeat_interleave(3, dim=-2).repeat_interleave(3, dim=-1)
@@ -76,7 +79,7 @@ def pixelated(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def occluded(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """By a black square, three sevenths of the side, somewhere in the image."""
+    """Cover a random square of each image with black. Its side is three sevenths of the image's."""
     n, _, height, width = images.shape
     hidden = []
     for side in (height, width):
@@ -104,16 +107,20 @@ SHIFTS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
 
 
 CHUNK = 2**26
-"""Values of an array that are shifted at a time: a quarter of a gigabyte as float32."""
-
-
-def apply_shift(name: str, images: Images, seed: int) -> Images:
-    """The shifted copy of `images`."""
-    return np.concatenate(list(shifted_parts(name, images, seed)))
+"""Number of pixel values that are shifted at a time: 256 MiB as float32."""
 
 
 def shifted_parts(name: str, images: Images, seed: int) -> Iterator[Images]:
-    """The shifted copy of `images`, part by part: a large test set is not in memory at once."""
+    """Make a shifted copy of images, part by part, so that a large test set is never in memory.
+
+    Args:
+        name: of the shift in `SHIFTS`.
+        images: [N, C, H, W].
+        seed: of the random numbers.
+
+    Yields:
+        Consecutive parts of the copy.
+    """
     generator = torch.Generator().manual_seed(seed)
     step = max(1, CHUNK // math.prod(images.shape[1:]))
     for start in range(0, len(images), step):

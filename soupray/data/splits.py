@@ -1,4 +1,4 @@
-"""Who gets which sample: parts drawn by class, seeded, or listed by id."""
+"""Divides samples into splits: drawn by class with a seed, or listed by id."""
 
 from __future__ import annotations
 
@@ -10,55 +10,76 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from soupray.core.arrays import Images, Indices, Labels, Mask, Uint8
 from soupray.core.errors import ConfigError
 from soupray.spec.data import HeldOut, HeldOutIds
 from soupray.spec.yaml import read_text
 
-Images = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
-
 
 class Samples(NamedTuple):
-    """ids: N strings; images: [N, C, H, W] uint8; labels: [N] int64."""
+    """Samples in memory.
+
+    Attributes:
+        ids: N strings.
+        images: images [N, C, H, W] or texts [N, L].
+        labels: [N].
+    """
 
     ids: list[str]
     images: Images
     labels: Labels
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Samples:
-        """The samples in `rows`, in that order."""
+    def take(self, rows: Indices) -> Samples:
+        """The samples at the positions `rows`, in the order of `rows`."""
         return Samples([self.ids[i] for i in rows], self.images[rows], self.labels[rows])
 
 
-Raw = bytes | npt.NDArray[np.uint8]
-"""An image as its source has it: an encoded file, or pixels [H, W] or [H, W, C]."""
+Raw = bytes | Uint8
+"""An image in its source: the bytes of an image file, or pixels [H, W] or [H, W, C]."""
 
 
 class Listing(NamedTuple):
-    """Samples that are read one by one, when they are needed.
+    """Images that are read one by one, when they are needed.
 
-    ids: N strings; labels: [N] int64; read: the image in a row of the source; rows: [N] int64, the
-    rows of the source that these samples are; border: pixels cut off at each side.
+    Attributes:
+        ids: N strings.
+        labels: [N].
+        read: returns the image in a row of the source.
+        rows: [N], the row of each sample in the source.
+        border: pixels to cut off at each side of an image.
     """
 
     ids: list[str]
     labels: Labels
     read: Callable[[int], Raw]
-    rows: Labels
+    rows: Indices
     border: int = 0
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Listing:
-        """The samples in `rows`, in that order."""
+    def take(self, rows: Indices) -> Listing:
+        """The samples at the positions `rows`, in the order of `rows`."""
         ids = [self.ids[i] for i in rows]
         return self._replace(ids=ids, labels=self.labels[rows], rows=self.rows[rows])
 
     def raw(self, row: int) -> Raw:
-        """The image of a sample, as its source has it. Raises OSError."""
+        """The image of a sample in its source.
+
+        Args:
+            row: position of the sample in this listing.
+
+        Raises:
+            OSError: the source cannot be read.
+        """
         return self.read(int(self.rows[row]))
 
 
 def listing(ids: list[str], labels: npt.ArrayLike, read: Callable[[int], Raw]) -> Listing:
-    """All samples of a source, whose `read` takes their position."""
+    """A listing of all samples of a source.
+
+    Args:
+        ids: N strings.
+        labels: [N], integers.
+        read: returns the image of the sample at a position.
+    """
     return Listing(ids, np.asarray(labels, np.int64), read, np.arange(len(ids)))
 
 
@@ -67,18 +88,28 @@ P = TypeVar("P", Samples, Listing)
 
 
 def shares(total: int, classes: int) -> list[int]:
-    """`total` by class, as equal as possible; the first classes take the remainder."""
+    """Divide `total` samples among classes as equally as possible.
+
+    Returns:
+        The number of samples of each class. The first classes have the remainder.
+    """
     return [len(part) for part in np.array_split(np.arange(total), classes)]
 
 
 def held_out_shares(held_out: HeldOut, classes: int) -> dict[str, list[int]]:
-    """Samples of each class in `held_out`, and in `rank` if the spec asks for two parts.
+    """The number of samples of each class in `held_out`, and in `rank` if the spec has it.
 
-    Both parts together have as many of each class as one set of their total size. Samples that
-    are listed by id are not drawn: see `set_aside`.
+    Both splits together have as many samples of each class as one split of their total size.
+
+    Args:
+        held_out: the sizes in the spec.
+        classes: number of classes.
+
+    Returns:
+        Numbers by split. Empty: the spec lists held-out samples by id, see `set_aside`.
 
     Raises:
-        ConfigError: a part has less than a sample a class.
+        ConfigError: a split has fewer samples than there are classes.
     """
     if isinstance(held_out, HeldOutIds):
         return {}
@@ -101,11 +132,18 @@ def _refuse_tiny(field: str, count: int, classes: int) -> None:
 
 
 def set_aside(samples: P, held_out: HeldOut) -> tuple[P, dict[str, P]]:
-    """What is left of `samples`, and those that the spec lists by id, as `held_out`.
+    """Separate the held-out samples that a spec lists by id.
+
+    Args:
+        samples: all train samples.
+        held_out: the file with the list. For any other form, no sample is separated.
+
+    Returns:
+        The remaining samples, and the listed samples under the name `held_out`.
 
     Raises:
-        ConfigError: the list is empty, has an id twice, or one that no sample has, or is shorter
-            than there are classes.
+        ConfigError: the list is empty, has an id twice, has an id that no sample has, or has fewer
+            ids than there are classes.
     """
     if not isinstance(held_out, HeldOutIds):
         return samples, {}
@@ -123,38 +161,49 @@ def set_aside(samples: P, held_out: HeldOut) -> tuple[P, dict[str, P]]:
     return samples.take(left), {"held_out": samples.take(listed)}
 
 
-def _by_id(path: Path, samples: Part) -> npt.NDArray[np.bool_]:
+def _by_id(path: Path, samples: Part) -> Mask:
     wanted = Counter(line.strip() for line in read_text(path).splitlines() if line.strip())
     chosen = np.array([name in wanted for name in samples.ids], bool)
     if twice := [name for name, count in wanted.items() if count > 1]:
         raise ConfigError(f"data.held_out.ids: {path} lists {twice[0]!r} more than once.")
     if unknown := wanted.keys() - set(samples.ids):
         raise ConfigError(
-            f"data.held_out.ids: {len(unknown)} of the {len(wanted)} ids in {path} are no train "
-            f"samples, like {min(unknown)!r}; theirs are like {samples.ids[0]!r}."
+            f"data.held_out.ids: {len(unknown)} of the {len(wanted)} ids in {path} are not ids of "
+            f"train samples, like {min(unknown)!r}. Ids of train samples are like "
+            f"{samples.ids[0]!r}."
         )
     return chosen
 
 
-def _by_mask(path: Path, samples: Part) -> npt.NDArray[np.bool_]:
+def _by_mask(path: Path, samples: Part) -> Mask:
     try:
         mask = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.held_out.ids: {path}: cannot be read: {error}.") from error
     if mask.shape != (len(samples.ids),) or not np.isin(mask, (0, 1)).all():
         raise ConfigError(
-            f"data.held_out.ids: {path} has shape {list(mask.shape)}; wanted is a 0 (held out) or "
-            f"1 (trained on) for each of the {len(samples.ids)} train samples."
+            f"data.held_out.ids: {path} has shape {list(mask.shape)}. It must have a 0 (held out) "
+            f"or 1 (trained on) for each of the {len(samples.ids)} train samples, and no other "
+            "number."
         )
     return np.asarray(mask == 0)
 
 
 def draw(samples: P, wanted: dict[str, list[int]], rest: str, seed: int) -> dict[str, P]:
-    """Disjoint parts of `samples`, `wanted[name][c]` of each class c; what is left is `rest`.
+    """Draw disjoint parts of samples, by class.
 
-    One random order serves all parts, in the order of `wanted`: a part that grows takes from
-    those after it, and two neighbours are together what one part of their total size would be.
-    The caller has checked that there are enough.
+    All parts are taken from one random order, in the order of `wanted`. If a part grows, it takes
+    samples from the parts after it. Two neighbours together have the same samples as one part of
+    their total size.
+
+    Args:
+        samples: all samples. The caller checks that each class has enough.
+        wanted: for each part, the number of samples of each class.
+        rest: the name of the part with the remaining samples.
+        seed: of the random order.
+
+    Returns:
+        The parts by name, each in the order of `samples`.
     """
     order = np.random.default_rng(seed).permutation(len(samples.labels))
     classes = max(map(len, wanted.values()), default=0)

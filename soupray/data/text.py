@@ -1,4 +1,4 @@
-"""Texts with labels in CSV, TSV or JSON lines, and who gets which."""
+"""Data sets of texts in CSV, TSV or JSON lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JSON_LINES = (".jsonl", ".ndjson")
 
 
 class _Row(NamedTuple):
-    """A sample, and where it was found: FILE:LINE."""
+    """A sample, and its place as FILE:LINE."""
 
     text: str
     label: int
@@ -29,11 +29,19 @@ class _Row(NamedTuple):
 
 
 def split_texts(spec: TextSpec, classes: Sequence[str], seed: int) -> dict[str, Samples]:
-    """`train`, `held_out`, `rank` if the spec asks for it, and `test`; texts as bytes [N, L].
+    """The splits train, held_out, rank (if the spec has it) and test, by name.
+
+    Args:
+        spec: the files and the sizes of the splits.
+        classes: names of the task's classes, which are the labels in the files.
+        seed: of the draw.
+
+    Returns:
+        Samples with texts as bytes [N, L], see `core.texts`.
 
     Raises:
         ConfigError: a file is missing or broken, a column or a label is unknown, a text is too
-            long, or there are fewer samples than asked for.
+            long, or a class has too few samples.
     """
     every, listed = set_aside(read_texts(spec.train, spec, classes), spec.held_out)
     wanted = held_out_shares(spec.held_out, len(classes))
@@ -44,7 +52,7 @@ def split_texts(spec: TextSpec, classes: Sequence[str], seed: int) -> dict[str, 
     for name, have, count in zip(classes, there, asked, strict=True):
         if have <= count:
             raise ConfigError(
-                f"data.held_out = {spec.held_out} and data.test = {spec.test} ask for {count} "
+                f"data.held_out = {spec.held_out} and data.test = {spec.test} need {count} "
                 f"texts of class {name!r} and leave none to train on: {spec.train} has {have}."
             )
     parts = {**draw(every, wanted, rest="train", seed=seed), **listed}
@@ -54,7 +62,17 @@ def split_texts(spec: TextSpec, classes: Sequence[str], seed: int) -> dict[str, 
 
 
 def read_texts(named: str, spec: TextSpec, classes: Sequence[str]) -> Samples:
-    """All samples of a file, with ids like train/123. Raises ConfigError."""
+    """All samples of a file, with ids like train/123.
+
+    Args:
+        named: path of the file.
+        spec: the columns, and the largest length of a text.
+        classes: names of the task's classes, which are the labels in the file.
+
+    Raises:
+        ConfigError: the file is missing, broken or empty, a column or a label is unknown, or a text
+            is too long.
+    """
     path = Path(named).expanduser()
     rows = list(_rows(path, spec, {name: i for i, name in enumerate(classes)}))
     if not rows:
@@ -64,8 +82,8 @@ def read_texts(named: str, spec: TextSpec, classes: Sequence[str]) -> Samples:
         size = len(long[0].text.encode())
         raise ConfigError(
             f"{path}: {len(long)} of {len(rows)} texts are longer than data.max_bytes = "
-            f"{spec.max_bytes}, the first at {long[0].where} with {size} bytes. Raise it, or write "
-            "on_long: cut."
+            f"{spec.max_bytes}, the first at {long[0].where} with {size} bytes. Write a larger "
+            "max_bytes, or on_long: cut."
         )
     texts = pack([cut(row.text, spec.max_bytes) for row in rows])
     ids = [f"{path.stem}/{i}" for i in range(len(rows))]
@@ -78,8 +96,8 @@ def _rows(path: Path, spec: TextSpec, labels: dict[str, int]) -> Iterator[_Row]:
             if not isinstance(found.get(column), str):
                 raise ConfigError(
                     f"{where}: no text in column {column!r}. Its columns are: "
-                    f"{', '.join(map(str, found))}; data.text_column and data.label_column name "
-                    "the two to read."
+                    f"{', '.join(map(str, found))}. Name the columns of texts and labels in "
+                    "data.text_column and data.label_column."
                 )
         text, label = found[spec.text_column].strip(), found[spec.label_column]
         if not text:
@@ -94,7 +112,7 @@ def _rows(path: Path, spec: TextSpec, labels: dict[str, int]) -> Iterator[_Row]:
 def _records(path: Path, data: bytes) -> Iterator[tuple[str, dict[str, str]]]:
     """(FILE:LINE, the columns of a sample) for each sample of a file."""
     try:
-        # Not splitlines(), which also splits at characters that a text may hold.
+        # Not splitlines(): it also splits at other characters, which a text may contain.
         lines = io.StringIO(data.decode("utf-8-sig"), newline="")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error}.") from error
@@ -108,7 +126,7 @@ def _records(path: Path, data: bytes) -> Iterator[tuple[str, dict[str, str]]]:
         return
     if path.suffix not in JSON_LINES:
         known = ", ".join((*DELIMITERS, *JSON_LINES))
-        raise ConfigError(f"{path}: what is in it is told by its ending, one of {known}.")
+        raise ConfigError(f"{path}: the ending must say the file format. It is one of {known}.")
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield f"{path}:{number}", _object(line, f"{path}:{number}")
@@ -120,7 +138,9 @@ def _object(line: str, where: str) -> dict[str, str]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}: not JSON: {error}.") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{where}: a line is an object with named columns, not {line[:40]!r}.")
+        raise ConfigError(
+            f"{where}: a line must be a JSON object with named columns, not {line[:40]!r}."
+        )
     return found
 
 
@@ -129,6 +149,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be read: {error.strerror}. data.train, data.test and data.shifts name "
-            "the files, from the folder in which soupray runs."
+            f"{path}: cannot be read: {error.strerror}. Paths in data.train, data.test and "
+            "data.shifts start from the folder in which soupray runs."
         ) from error

@@ -1,4 +1,4 @@
-"""Data sets of torchvision, as it left them on disk."""
+"""Data sets of torchvision that are on disk."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from soupray.data.splits import Listing, Raw, listing
 from soupray.spec.data import TorchvisionSpec
 
 LABELS = ("targets", "labels", "_labels")
-"""What its classes call them."""
+"""The attributes in which torchvision's classes have the labels."""
 
 
 def list_torchvision(spec: TorchvisionSpec, train: bool) -> Listing:
-    """The train or the test part, with the number of a sample as its id.
+    """The train part or the test part of a data set. The id of a sample is its number.
+
+    Args:
+        spec: the name of the data set, and its folder.
+        train: the train part. False: the test part.
 
     Raises:
-        ConfigError: torchvision has no such data set, or cannot find it in `root`.
+        ConfigError: torchvision has no such data set, or does not find it in the folder.
     """
     data = _open(spec, train)
     labels = next((getattr(data, name) for name in LABELS if hasattr(data, name)), None)
     if labels is None:
         raise ConfigError(
-            f"data.name = {spec.name!r}: torchvision tells no labels of it without its images. "
-            "Write them out as folders, and use kind: folder."
+            f"data.name = {spec.name!r}: torchvision gives its labels only together with the "
+            "images. Write the images to a folder for each class, and use kind: folder."
         )
 
     def read(row: int) -> Raw:
@@ -53,7 +57,7 @@ def _open(spec: TorchvisionSpec, train: bool) -> Any:
         return kind(root=spec.root, **part)  # download is false
     except (RuntimeError, OSError, ValueError) as error:
         raise ConfigError(
-            f"data.root: {spec.name} is not in {spec.root}: {error} Nothing is downloaded here; "
-            f'do: python -c \'import torchvision; torchvision.datasets.{spec.name}("{spec.root}", '
+            f"data.root: {spec.name} is not in {spec.root}: {error} soupray does not download it. "
+            f'Run: python -c \'import torchvision; torchvision.datasets.{spec.name}("{spec.root}", '
             "download=True)'"
         ) from error

@@ -86,7 +86,7 @@ class EvaluationCache:
         )
 
     def decision(self, candidate: Candidate, split: Split, against: Against) -> Decision | None:
-        """The stored decision about a candidate, or None."""
+        """The stored decision about a candidate on `split`, with the terms `against`, or None."""
         path = self._path("decisions", *self._key(candidate, split.digest), *against)
         found: Decision | None = find_record(self._store, path, Decision)
         return found
@@ -94,7 +94,7 @@ class EvaluationCache:
     def put_decision(
         self, candidate: Candidate, split: Split, against: Against, made: Decision
     ) -> None:
-        """Store a decision about a candidate."""
+        """Store the decision `made` about a candidate on `split`, with the terms `against`."""
         path = self._path("decisions", *self._key(candidate, split.digest), *against)
         create_record(self._store, path, made, Decision)
 

@@ -198,6 +198,12 @@ def estimate_statistics(
     that every sample has the same weight. Batch sizes differ by at most one: a last batch of a
     single sample would have no variance.
 
+    Args:
+        model: the network. Its weights and buffers do not change.
+        task: makes the inputs.
+        images: training samples.
+        setting: batch size and device.
+
     Returns:
         The tensors `running_mean` and `running_var` of each layer, by name, float32 on the CPU.
     """
@@ -209,7 +215,7 @@ def estimate_statistics(
     try:
         for layer in layers.values():
             layer.train()
-            layer.momentum = 0.0  # the buffers are written once, at the end
+            layer.momentum = 0.0  # with momentum 0, the layer does not change its buffers
         for part in np.array_split(images, -(-len(images) // setting.batch_size)):
             model(task.inputs(torch.from_numpy(np.array(part)).to(setting.device)))
     finally:
@@ -249,6 +255,12 @@ def predict(
 
     A short last batch is padded with zeros: the batch shape changes the low bits of every logit,
     so that it must be the same for all models and workers.
+
+    Args:
+        model: the network, on the device of `setting`.
+        task: makes the inputs.
+        images: images or texts.
+        setting: batch size and device.
 
     Returns:
         Logits [N, C] and features [N, D].

@@ -119,6 +119,10 @@ class OpenClipTask:
     def export(self, weights: Weights, folder: Path) -> str:
         """Write a whole CLIP with this image tower, and the head in a file of its own.
 
+        Args:
+            weights: a full state dict of `model()`.
+            folder: where the files go.
+
         Returns:
             A Python expression that loads the CLIP with open_clip.
         """

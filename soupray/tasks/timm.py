@@ -92,6 +92,10 @@ class TimmTask:
     def export(self, weights: Weights, folder: Path) -> str:
         """Write the weights as one file, with the tensor names of timm.
 
+        Args:
+            weights: a full state dict of `model()`.
+            folder: where the file goes.
+
         Returns:
             A Python expression that loads the model with timm.
         """

@@ -143,6 +143,10 @@ class TextTask:
         With `pooling: own`, the model in the folder is a classifier with the head. Otherwise it is
         the body, and the head is in a file of its own, head.safetensors.
 
+        Args:
+            weights: a full state dict of `model()`.
+            folder: where the files go.
+
         Returns:
             A Python expression that loads the model with transformers.
         """

@@ -1,1 +1,1 @@
-"""One trial, from theta_0 to an ingredient."""
+"""The training of a trial, from theta_0 to an ingredient."""

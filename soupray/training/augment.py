@@ -1,7 +1,7 @@
-"""Augmentation of whole batches: what happens to an image follows from numbers drawn for it.
+"""Augmentation of whole batches, from random numbers that are drawn for each image.
 
-They are drawn on the CPU for the whole batch, from the trial's own generator: a trial sees the same
-augmentation on every device, and each of several workers applies its share of them.
+The numbers are drawn on the CPU for the whole batch, from the trial's own generator. A trial has
+the same augmentation on every device, and with any number of workers.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from soupray.core.hyperparameters import Hyperparameters
 from soupray.training.randaugment import randaugmented
 
 RATIO = 4 / 3
-"""Of width and height of a crop, at most, either way: torchvision's RandomResizedCrop."""
+"""The largest ratio of width to height of a crop, and of height to width, as in the
+RandomResizedCrop of torchvision."""
 
 
 class Draws(NamedTuple):
-    """Uniform numbers in [0, 1) for n images; None where nothing is to be drawn.
+    """Uniform random numbers in [0, 1) for n images. None: the augmentation does not need them.
 
-    moved: [3, n], for angle and shifts; cut: [5, n], for area, ratio, place (x, y) and flip; ops:
-    [operations, 2, n], which, and which way.
+    Attributes:
+        moved: [3, n], for the angle and the shifts along x and y.
+        cut: [5, n], for area, ratio, position (x, y) and flip.
+        ops: [operations, 2, n], for the choice of each RandAugment operation and its direction.
     """
 
     moved: torch.Tensor | None
@@ -31,12 +34,18 @@ class Draws(NamedTuple):
     ops: torch.Tensor | None
 
     def take(self, rows: torch.Tensor) -> Draws:
-        """The draws of some of the images."""
+        """The draws for the images at the positions `rows`."""
         return Draws(*(None if drawn is None else drawn[..., rows] for drawn in self))
 
 
 def draw(n: int, wanted: Hyperparameters, generator: torch.Generator) -> Draws:
-    """For a batch of n images."""
+    """Draw the random numbers for a batch.
+
+    Args:
+        n: number of images.
+        wanted: the hyperparameters, which say what is needed.
+        generator: the trial's generator, on the CPU.
+    """
     moved = cut = ops = None
     if wanted.rotation or wanted.shift:
         moved = torch.rand(3, n, generator=generator)
@@ -48,7 +57,16 @@ def draw(n: int, wanted: Hyperparameters, generator: torch.Generator) -> Draws:
 
 
 def augmented(images: torch.Tensor, draws: Draws, wanted: Hyperparameters) -> torch.Tensor:
-    """[N, C, H, W] in 0..255 -> the same, float32: moved and cut at once, then RandAugment."""
+    """Augment images: rotation, shift, crop and flip in one step, then RandAugment.
+
+    Args:
+        images: [N, C, H, W], values from 0 to 255.
+        draws: random numbers for the N images.
+        wanted: the hyperparameters.
+
+    Returns:
+        float32, with the shape and the range of `images`.
+    """
     if draws.moved is None and draws.cut is None and draws.ops is None:
         return images.to(torch.float32)
     if draws.moved is not None or draws.cut is not None:
@@ -66,23 +84,39 @@ def augmented(images: torch.Tensor, draws: Draws, wanted: Hyperparameters) -> to
 
 
 def moving(draws: torch.Tensor, rotation: float, shift: float) -> torch.Tensor:
-    """[N, 3, 3]: turns by up to `rotation` degrees, moves by up to `shift` sides, either way.
+    """Random rotations and shifts in both directions, as affine maps.
 
-    What comes in from outside is 0.
+    Pixels from outside the image are 0.
+
+    Args:
+        draws: [3, N], see `Draws.moved`.
+        rotation: the largest angle, in degrees.
+        shift: the largest shift, as a share of the side.
+
+    Returns:
+        [N, 3, 3], as affine_grid of torch uses them.
     """
     signed = 2 * draws - 1
     angle = signed[0] * math.radians(rotation)
     cos, sin = angle.cos(), angle.sin()
-    # affine_grid measures in half sides: a shift by one side is 2.
+    # The unit of affine_grid is half a side: a shift by one side is 2.
     rows = (cos, -sin, 2 * shift * signed[1], sin, cos, 2 * shift * signed[2])
     return _square(torch.stack(rows, dim=1))
 
 
 def cutting(draws: torch.Tensor, crop: float, flip: float) -> torch.Tensor:
-    """[N, 3, 3]: a window of `crop` to 1 of the area, of a ratio up to 4/3, anywhere inside; flips.
+    """Random crops and flips, as affine maps. The window of a crop becomes the whole image.
 
-    The window becomes the whole image. Ratios are log-uniform; a window that would stick out is
-    made as long as the side.
+    The area of a window is uniform, its ratio of sides is log-uniform up to 4/3, and its position
+    inside the image is uniform. A window that is longer than a side is cut to that side.
+
+    Args:
+        draws: [5, N], see `Draws.cut`.
+        crop: the smallest share of the area.
+        flip: the probability of a mirror image.
+
+    Returns:
+        [N, 3, 3], as affine_grid of torch uses them.
     """
     area = crop + (1 - crop) * draws[0]
     ratio = (math.log(RATIO) * (2 * draws[1] - 1)).exp() if crop < 1 else torch.ones_like(area)

@@ -1,4 +1,4 @@
-"""The training loop: a model, its weights moving epoch by epoch on the train split."""
+"""The training loop: it trains a model on the train split, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_bl
 from soupray.training.start import Start
 
 LOOK_EVERY = 50
-"""Steps between looks at the loss: each look waits for the device."""
+"""Number of steps between two checks of the loss. Each check waits for the device."""
 
 
 class Loop:
-    """A training under way. It reads the train split and no other."""
+    """A training that is going on. It reads the train split and no other."""
 
     def __init__(self, task: Task, data: Data, hparams: Hyperparameters, start: Start) -> None:
         self.hparams, self._task = hparams, task
@@ -40,7 +40,7 @@ class Loop:
             _checkpoint_gradients(self._model)
         if hparams.last_blocks:
             train_last_blocks(self._model, hparams.last_blocks)
-        # Images stay on disk: a train set may be larger than memory.
+        # Images are read from disk for each batch: a train split may be larger than the memory.
         self._samples, labels = data.samples(data.split("train"))
         self._labels = torch.from_numpy(np.array(labels))
         self._steps_per_epoch = math.ceil(len(labels) / hparams.batch_size)
@@ -57,19 +57,30 @@ class Loop:
 
     @property
     def model(self) -> torch.nn.Module:
-        """The model as it is now: the moving average, if there is one."""
+        """The current model: the moving average, if there is one."""
         return self._average.model if self._average else self._model
 
     def weights(self) -> Weights:
-        """A copy of its weights."""
+        """A copy of the current model's weights, on the CPU."""
         return {n: t.detach().to("cpu", copy=True) for n, t in self.model.state_dict().items()}
 
     def epoch(self, number: int) -> float:
-        """One pass over the training data; returns the mean loss. Raises Diverged, TrialError."""
+        """Train for one epoch: one pass over the train split.
+
+        Args:
+            number: of the epoch, from 1, for messages.
+
+        Returns:
+            The mean loss over all samples.
+
+        Raises:
+            Diverged: the loss is not finite.
+            TrialError: one sample alone does not fit into memory.
+        """
         self._model.train()
         for module in self._model.modules():
             if _frozen(module):
-                module.eval()  # BatchNorm of a frozen block keeps its statistics
+                module.eval()  # a BatchNorm layer in a frozen block keeps its statistics
         order = torch.randperm(len(self._labels), generator=self._generator)
         losses: list[torch.Tensor] = []
         for rows, samples in self._read(order):
@@ -88,7 +99,7 @@ class Loop:
             )
 
     def _read(self, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(rows of the batch, this worker's samples of it); the next is read meanwhile."""
+        """For each batch: its rows, and this worker's samples. The next batch is read meanwhile."""
         batches = order.split(self.hparams.batch_size)
         with ThreadPoolExecutor(1) as thread:
             coming = thread.submit(self._load, batches[0])
@@ -103,26 +114,26 @@ class Loop:
         return samples.pin_memory() if self.device.type == "cuda" else samples
 
     def _mine(self, n: int) -> torch.Tensor:
-        """Positions in a batch of n that this worker works on; with mixup also their partners."""
+        """This worker's positions in a batch of n samples; with mixup, also their partners."""
         mine = torch.arange(n).tensor_split(self._group.size)[self._group.rank]
-        if self._idle(n):  # gradients are wanted of every worker, here zeros
+        if self._idle(n):  # every worker must have gradients; those of this worker are zeros
             mine = torch.arange(1)
         if not self.hparams.mixup or self._group.size == 1:
             return mine
         return torch.cat([mine, n - 1 - mine])
 
     def _idle(self, n: int) -> bool:
-        """Whether a batch of n has nothing for this worker: fewer samples than workers."""
+        """Whether a batch of n samples has none for this worker, as n is below the group's size."""
         return self._group.rank >= n
 
     def _batch(self, rows: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-        """A step of the optimizer; returns the mean loss over the batch, on the device."""
+        """Do one step of the optimizer. Return the mean loss over the batch, on the device."""
         h, n = self.hparams, len(rows)
         scale = lr_scale(self._step, self._steps_per_epoch * h.epochs, h.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = h.lr * scale * group["scale"]
         self._step += 1
-        images = samples.ndim == 4  # texts stay the bytes that they are
+        images = samples.ndim == 4  # texts are not augmented
         draws = draw(n, h, self._generator) if images else Draws(None, None, None)
         places = self._mine(n)
         samples = samples.to(self.device, non_blocking=True)
@@ -140,7 +151,10 @@ class Loop:
         return loss
 
     def _gradients(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
-        """Gradients of this worker's share of the mean loss over n; in halves where memory ends."""
+        """Compute gradients of this worker's share of the mean loss over a batch of n samples.
+
+        If the memory is too small, the micro-batch is halved, and the computation starts again.
+        """
         while True:
             self._optimizer.zero_grad(set_to_none=True)
             try:
@@ -159,7 +173,8 @@ class Loop:
         h = self.hparams
         partners = None
         if h.mixup:
-            # torch has no Beta with a generator. A draw by step can be repeated after a resume.
+            # torch has no Beta distribution with a generator. A draw that depends only on seed and
+            # step is the same after a resume.
             share = float(np.random.default_rng((self._seed, self._step)).beta(h.mixup, h.mixup))
             half = len(labels) // 2 if self._group.size > 1 else len(labels)
             other, partners = (inputs[half:], labels[half:])
@@ -189,7 +204,10 @@ class Loop:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """All that the rest of the training depends on, between two epochs."""
+        """Copies, on the CPU, of all on which the next epochs depend.
+
+        These are weights, moving average, moments of the optimizer, generators and counters.
+        """
         found = {f"model.{n}": t for n, t in self._model.state_dict().items()}
         if self._average:
             found |= {f"average.{n}": t for n, t in self._average.model.state_dict().items()}
@@ -203,7 +221,7 @@ class Loop:
         return {n: t.detach().to("cpu", copy=True) for n, t in found.items()}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from `state` as if it had never been left."""
+        """Continue from `state`, with the same results as without an interruption."""
         self._model.load_state_dict(under("model.", state))
         if self._average:
             self._average.model.load_state_dict(under("average.", state))
@@ -230,18 +248,22 @@ class Loop:
 
 
 def under(prefix: str, state: Weights) -> Weights:
-    """The tensors whose names start with `prefix`, without it."""
+    """The tensors whose names start with `prefix`, under their names without it."""
     return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 
 
 def _frozen(module: torch.nn.Module) -> bool:
-    """It has parameters, and none of them is trained."""
+    """Whether the module has parameters, and none of them is trained."""
     parameters = list(module.parameters())
     return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 def _checkpoint_gradients(model: torch.nn.Module) -> None:
-    """Keep no activations inside blocks. Raises TrialError if the model cannot do that."""
+    """Let the model recompute the activations inside its blocks.
+
+    Raises:
+        TrialError: the model has no such option.
+    """
     for module in model.modules():
         for name in ("set_grad_checkpointing", "gradient_checkpointing_enable"):
             if hasattr(module, name):
@@ -249,12 +271,22 @@ def _checkpoint_gradients(model: torch.nn.Module) -> None:
                 return
     raise TrialError(
         "training.checkpointing: this model does not offer it (set_grad_checkpointing of open_clip "
-        "and timm, gradient_checkpointing_enable of transformers). Leave it out."
+        "and timm, gradient_checkpointing_enable of transformers). Remove it from the spec."
     )
 
 
 def trained(task: Task, data: Data, hparams: Hyperparameters, start: Start) -> Weights:
-    """The weights after a whole training. Raises Diverged."""
+    """The weights after a whole training, from its last epoch.
+
+    Args:
+        task: makes the model and its inputs.
+        data: with the train split.
+        hparams: the hyperparameters.
+        start: weights, seed and device.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
     loop = Loop(task, data, hparams, start)
     for number in range(1, hparams.epochs + 1):
         loop.epoch(number)

@@ -11,15 +11,24 @@ from soupray.core.blocks import BLOCK_NUMBER
 from soupray.core.errors import TrialError
 
 BETAS, EPS = (0.9, 0.999), 1e-8
-MAX_WARMUP_STEPS = 500  # WiSE-FT's number; a short run warms up for a share of its steps instead
+MAX_WARMUP_STEPS = 500  # as in WiSE-FT; in a short run, the warm-up is a share of the steps
 
 
 def adamw(
     model: torch.nn.Module, lr: float, decay: float, layer_decay: float = 1.0, fused: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters. A group has `scale`, its share of the learning rate.
+    """AdamW over all trainable parameters.
 
-    With `layer_decay` d, a tensor `steps` blocks below the head has d ** steps (arXiv:2106.08254).
+    Args:
+        model: the model. Parameters without `requires_grad` are left out.
+        lr: peak learning rate.
+        decay: weight decay.
+        layer_decay: d. A tensor n blocks below the head has the learning rate lr * d ** n
+            (arXiv:2106.08254).
+        fused: use the fused implementation.
+
+    Returns:
+        The optimizer. Each parameter group has the entry `scale`, its d ** n.
     """
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if layer_decay == 1:
@@ -37,9 +46,13 @@ def adamw(
 
 
 def below_head(model: torch.nn.Module) -> dict[str, int]:
-    """How many blocks each parameter is below the head: 0 for it and what follows the last block.
+    """The depth of each parameter: how many blocks it is below the head.
 
-    Tensors that come before the first block in the model's order (embeddings) are one more below.
+    The head and the tensors after the last block have depth 0. The tensors before the first block
+    (embeddings) are one step below it.
+
+    Returns:
+        Depth by the parameter's name.
 
     Raises:
         TrialError: the model has no numbered blocks.
@@ -49,7 +62,8 @@ def below_head(model: torch.nn.Module) -> dict[str, int]:
     if not blocks:
         raise TrialError(
             "layer_decay and last_blocks need a model with numbered blocks (blocks, layers, "
-            f"stages, resblocks); this one has tensors like {names[0]!r}. Leave them out."
+            f"stages, resblocks). This model has tensors like {names[0]!r}. Remove layer_decay "
+            "and last_blocks from the spec."
         )
     level = {number: i for i, number in enumerate(sorted(set(blocks.values())))}
     first = min(names.index(n) for n in blocks)
@@ -64,7 +78,7 @@ def below_head(model: torch.nn.Module) -> dict[str, int]:
 
 
 def train_last_blocks(model: torch.nn.Module, count: int) -> None:
-    """Freeze all but the last `count` blocks, what follows them, and the head.
+    """Freeze all parameters except the last `count` blocks, the tensors after them, and the head.
 
     Raises:
         TrialError: the model has fewer blocks.
@@ -72,13 +86,21 @@ def train_last_blocks(model: torch.nn.Module, count: int) -> None:
     below = below_head(model)
     blocks = max((s for n, s in below.items() if BLOCK_NUMBER.search(n)), default=0)
     if count > blocks:
-        raise TrialError(f"last_blocks = {count}, but the model has {blocks}. Write at most that.")
+        raise TrialError(
+            f"last_blocks = {count}, but the model has {blocks} blocks. Write {blocks} or less."
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(below[name] <= count)
 
 
 def lr_scale(step: int, total: int, warmup: float) -> float:
-    """Share of the peak learning rate at `step` of `total`: linear warm-up, then cosine to 0."""
+    """The learning rate as a share of its peak: linear warm-up, then a cosine to 0.
+
+    Args:
+        step: number of the step, from 0.
+        total: number of steps of the whole training.
+        warmup: the share of warm-up steps. There are at most MAX_WARMUP_STEPS.
+    """
     warm = min(MAX_WARMUP_STEPS, int(warmup * total))
     if step < warm:
         return (step + 1) / warm
@@ -86,10 +108,10 @@ def lr_scale(step: int, total: int, warmup: float) -> float:
 
 
 class MovingAverage:
-    """Exponential moving average of a model's weights; buffers are those of the last step.
+    """Exponential moving average of a model's weights. Buffers are those of the last step.
 
-    After step t (from 1) the decay is min(decay, (1 + t) / (10 + t)): on a short run a constant one
-    would mostly keep theta_0.
+    After step t (from 1), the decay is min(decay, (1 + t) / (10 + t)). In a short run, the average
+    with a constant decay would stay near theta_0.
     """
 
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
@@ -98,7 +120,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
-        """Take the weights after `step` in."""
+        """Add the weights of `model` after `step` to the average."""
         share = 1 - min(self._decay, (1 + step) / (10 + step))
         mine: list[torch.Tensor] = list(self.model.parameters())
         theirs: list[torch.Tensor] = list(model.parameters())

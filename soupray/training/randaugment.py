@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al., arXiv:1909.13719) on whole batches.
 
-The operations and strengths are torchvision's. There, an image has one operation at a time; here
-all images of a batch that drew the same operation go through it together.
+The operations and their strengths are those of torchvision. torchvision processes one image at a
+time. Here, all images of a batch with the same operation are processed together.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch
 from torchvision.transforms.v2 import functional as V
 
 BINS = 31
-"""Magnitudes 0 to 30."""
+"""Number of magnitudes: 0 to 30."""
 
 Operation = Callable[[torch.Tensor, float], torch.Tensor]
+"""Changes images [N, C, H, W] uint8 with a strength."""
 
 
 def _shear(x: bool) -> Operation:
@@ -38,7 +39,7 @@ def _translate(x: bool) -> Operation:
     return translated
 
 
-# (name, operation, strength at the highest magnitude, whether it goes both ways)
+# (name, operation, strength at the largest magnitude, whether the strength may be negative)
 OPERATIONS: tuple[tuple[str, Operation, float, bool], ...] = (
     ("Identity", lambda images, level: images, 0.0, False),
     ("ShearX", _shear(True), 0.3, True),
@@ -58,9 +59,16 @@ OPERATIONS: tuple[tuple[str, Operation, float, bool], ...] = (
 
 
 def randaugmented(images: torch.Tensor, draws: torch.Tensor, magnitude: float) -> torch.Tensor:
-    """[N, C, H, W] uint8, changed by as many operations in turn as `draws` [ops, 2, N] has rows.
+    """Apply random operations, one after the other, to each image.
 
-    The first of two uniform numbers picks the operation, the second its direction.
+    Args:
+        images: [N, C, H, W] uint8.
+        draws: uniform random numbers in [0, 1), [operations, 2, N]: the first of two chooses the
+            operation, the second its direction.
+        magnitude: from 0 to 30.
+
+    Returns:
+        [N, C, H, W] uint8.
     """
     for which, way in draws:
         chosen = (which * len(OPERATIONS)).long()

@@ -1,9 +1,10 @@
-"""Where an interrupted trial goes on: its state after an epoch, in the store, until it is over.
+"""States of a running trial in the store. An interrupted trial continues from the last one.
 
     resume/<trial key>/<epoch>.safetensors    weights, optimizer, generators, best weights so far
-    resume/<trial key>/state.json             which of them counts, written after it
+    resume/<trial key>/state.json             names the valid state; it is written after that state
 
-A state is written beside the training, once a minute at most. Nothing in it changes what comes out.
+A state is written in the background, at most once a minute. A resumed trial has the same result as
+one without an interruption.
 """
 
 from __future__ import annotations
@@ -24,11 +25,18 @@ from soupray.store.weights_file import MappedWeights, Weights, sha256_of, write_
 from soupray.training.start import Group
 
 EVERY_S = 60.0
-"""Between two states. A trial that is shorter than this is repeated instead."""
+"""Seconds between two states. A shorter trial has no state: it is repeated."""
 
 
 class Saved(Record, frozen=True, kw_only=True):
-    """The state that counts: after how many epochs, what they measured, and the file's digest."""
+    """The record about the valid state of a trial.
+
+    Attributes:
+        path: of the state's file in the store.
+        sha256: of the state's file, hex.
+        history: one record for each complete epoch.
+        best_epoch: the best epoch so far, from 1.
+    """
 
     path: str
     sha256: str
@@ -39,19 +47,28 @@ class Saved(Record, frozen=True, kw_only=True):
 def common(
     found: tuple[Saved, Weights] | None, group: Group, device: torch.device
 ) -> tuple[Saved, Weights] | None:
-    """What this worker found, if all workers of the group found the same; else None to each.
+    """The state that this worker found, if all workers of the group found the same one.
 
-    Gradients of two models must not be added up: where one cannot read the state, all start again.
+    The workers add up their gradients, so that all must continue from one state. If one worker
+    cannot read it, all start from the beginning.
+
+    Args:
+        found: the state that this worker found, or None.
+        group: the workers.
+        device: of the tensors that the workers exchange.
+
+    Returns:
+        `found` for all workers, or None for all workers.
     """
     marks = torch.zeros(group.size, dtype=torch.int64, device=device)
     if found is not None:
-        marks[group.rank] = int(found[0].sha256[:15], 16)  # 60 bits
+        marks[group.rank] = int(found[0].sha256[:15], 16)  # 60 bits fit into an int64
     group.add_up([marks])
     return found if bool((marks == marks[0]).all()) else None
 
 
 class Resumer:
-    """Keeps the states of one trial."""
+    """Writes and reads the states of one trial."""
 
     def __init__(self, store: Store, key: str) -> None:
         self._store, self._key = store, key
@@ -60,7 +77,7 @@ class Resumer:
         self._last = time.monotonic()
 
     def find(self) -> tuple[Saved, Weights] | None:
-        """The last state, unless there is none that can be read: then the trial starts again."""
+        """The last state. None: there is none that can be read, and the trial starts again."""
         try:
             saved: Saved | None = find_record(self._store, layout.resume_state(self._key), Saved)
             if saved is None:
@@ -77,14 +94,20 @@ class Resumer:
             return saved, {name: mapped[name].clone() for name in mapped.names}
 
     def due(self) -> bool:
-        """Whether a state is to be written now: not while one is on its way."""
+        """Whether it is time for the next state. No: the upload of the last one still runs."""
         idle = self._upload is None or self._upload.done()
         return idle and time.monotonic() - self._last >= EVERY_S
 
     def keep(
         self, tensors: Mapping[str, torch.Tensor], history: list[EpochRecord], best_epoch: int
     ) -> None:
-        """Write a state beside the training. `tensors` are copies: the training goes on."""
+        """Write a state in the background.
+
+        Args:
+            tensors: the state. They must be copies, because the training goes on.
+            history: one record for each complete epoch.
+            best_epoch: the best epoch so far, from 1.
+        """
         self._last = time.monotonic()
         self._upload = self._thread.submit(self._write, tensors, tuple(history), best_epoch)
 
@@ -103,7 +126,7 @@ class Resumer:
                 self._store.delete(old)
 
     def clear(self) -> None:
-        """The trial is over: remove its states. What cannot be removed now does no harm."""
+        """Remove the states of a trial that is over. Files that cannot be removed do no harm."""
         self._thread.shutdown(wait=True)
         try:
             for path in sorted(

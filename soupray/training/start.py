@@ -1,4 +1,4 @@
-"""What a training starts from: hyperparameters, weights, seed, device, and who takes part."""
+"""The start of a training: weights, seed, device and workers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from soupray.store.weights_file import Weights
 
 
 class Group(Protocol):
-    """The workers that train one model together; each has its share of every batch."""
+    """The workers that train one model together. Each worker has a share of every batch."""
 
     @property
     def rank(self) -> int:
-        """Which of them this is, from 0."""
+        """The number of this worker, from 0."""
         ...
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """The number of workers."""
         ...
 
     def add_up(self, tensors: list[torch.Tensor]) -> None:
@@ -30,17 +30,25 @@ class Group(Protocol):
 
 
 class Alone:
-    """A group of one."""
+    """A group of one worker."""
 
     rank, size = 0, 1
 
     def add_up(self, tensors: list[torch.Tensor]) -> None:
-        """They are the sums."""
+        """Change nothing: the tensors of one worker are the sums."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a training starts: the weights, the seed of all its draws, the device it runs on."""
+    """The start of a training.
+
+    Attributes:
+        weights: a full state dict of the model.
+        seed: of all random draws.
+        device: "cpu" or "cuda".
+        training: how the training computes.
+        group: the workers.
+    """
 
     weights: Weights
     seed: int

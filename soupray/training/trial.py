@@ -1,4 +1,4 @@
-"""One trial: theta_0 -> the best held-out epoch, stored and scored as soups will be."""
+"""One trial: from theta_0 to the best epoch on held-out data, which is stored as an ingredient."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import torch
 
+from soupray.core.arrays import Logits
 from soupray.core.candidates import mean_of
 from soupray.core.errors import Diverged
 from soupray.core.hyperparameters import Hyperparameters
@@ -50,14 +51,28 @@ def fine_tune(
     checkpoints: Checkpoints,
     group: Group | None = None,
 ) -> Training:
-    """Train `trial`, yielding a record after each epoch; returns the manifest that counts.
+    """Train a trial, and store its ingredient.
 
-    A trial that diverges returns a tombstone. If another process stored the same trial first, its
-    record is adopted: there is one ingredient for a key, whoever made it. Of a group of workers,
-    the first stores what all of them made; the others return its record.
+    Args:
+        trial: the trial.
+        task: makes the model and its inputs.
+        data: the splits of the sweep.
+        checkpoints: the store of weights and records.
+        group: the workers that train the trial together. None: this process alone.
+
+    Yields:
+        A record after each epoch.
+
+    Returns:
+        The manifest in the store: an ingredient, or a tombstone if the trial diverged. If another
+        process stored the same trial first, its manifest: a key has one ingredient. The first
+        worker of a group stores the manifest, and the other workers return it.
+
+    Raises:
+        TrialError: the model does not fit the hyperparameters, or the memory is too small.
     """
     known: Manifest | None = find_record(checkpoints.store, layout.manifest(trial.key), Manifest)
-    if known is not None:  # stored by a worker that died before it could say so
+    if known is not None:  # stored by a worker that died before it could report the result
         return known
     started = time.time()
     resumer = Resumer(checkpoints.store, trial.key)
@@ -90,7 +105,7 @@ def fine_tune(
 
 
 def _adopted(trial: Trial, checkpoints: Checkpoints) -> Manifest:
-    """What the first worker of the group stored, once it has."""
+    """Wait until the first worker of the group has stored its manifest, and return it."""
     while True:
         found: Manifest | None = find_record(
             checkpoints.store, layout.manifest(trial.key), Manifest
@@ -101,11 +116,11 @@ def _adopted(trial: Trial, checkpoints: Checkpoints) -> Manifest:
 
 
 ADOPT_S = 0.5
-"""Between two looks for the manifest of a trial that another worker of the group stores."""
+"""Seconds between two attempts to read the manifest that another worker of the group stores."""
 
 
 class _Run:
-    """The state of a trial."""
+    """A trial that is going on: its loop, its history, and its best weights so far."""
 
     def __init__(
         self, trial: Trial, task: Task, data: Data, checkpoints: Checkpoints, group: Group
@@ -118,7 +133,7 @@ class _Run:
         self._init = weights = checkpoints.load(trial.init)
         seen: Any = (task, data)
         if trial.method == "lp":
-            # Tasks and data are told apart by identity, which mypy does not take for a hash.
+            # Tasks and data are hashed by identity. mypy does not know that protocols have a hash.
             seen = frozen(task, data, checkpoints, trial.init, trial.setting)  # type: ignore[arg-type]
             weights = seen[0].init()
         start = Start(
@@ -132,16 +147,16 @@ class _Run:
         self.loop = Loop(seen[0], seen[1], self.hparams, start)
 
     def weights(self) -> Weights:
-        """All weights of the model; those that are not trained are theta_0's, bit for bit."""
+        """All weights of the model. Untrained weights equal those of theta_0, bit for bit."""
         return self._init | self.loop.weights()
 
     def state(self) -> Weights:
-        """Copies of everything that the rest of the trial depends on."""
+        """Copies of all on which the rest of the trial depends."""
         best = {f"best.{n}": t for n, t in self.best.items()}
         return {f"loop.{n}": t for n, t in self.loop.state().items()} | best
 
     def go_on(self, found: tuple[Saved, Weights] | None) -> None:
-        """Take up where an interrupted attempt was, if it left a state."""
+        """Continue from the state of an interrupted attempt, if there is one."""
         if found is None:
             return
         saved, state = found
@@ -150,7 +165,11 @@ class _Run:
         self.best_epoch, self.history = saved.best_epoch, list(saved.history)
 
     def epoch(self, number: int) -> EpochRecord:
-        """One pass over the training data, then one over the held-out data. Raises Diverged."""
+        """Train for one epoch, and evaluate the model on held-out data.
+
+        Raises:
+            Diverged: the loss or a logit is not finite.
+        """
         started = time.monotonic()
         loss = self.loop.epoch(number)
         task, data = self._seen
@@ -169,7 +188,7 @@ class _Run:
             seconds=time.monotonic() - started,
             value=value(score(said), metric) if metric else None,
         )
-        # Ties go to the earlier epoch.
+        # Of two equally good epochs, the earlier one is kept.
         if not self.best or record.rank > max(e.rank for e in self.history):
             self.best, self.best_epoch = self.weights(), number
         self.history.append(record)
@@ -179,10 +198,20 @@ class _Run:
 def stored(
     trial: Trial, weights: Weights, task: Task, data: Data, checkpoints: Checkpoints
 ) -> Ingredient:
-    """Weights and held-out logits into the store; the score is of the bytes as stored.
+    """Store weights and held-out logits. The scores are those of the stored weights.
+
+    Args:
+        trial: the trial.
+        weights: all weights of its best epoch.
+        task: makes the model and its inputs.
+        data: the splits of the sweep.
+        checkpoints: the store of weights and records.
+
+    Returns:
+        The ingredient, without the best epoch and the history. It is not stored yet.
 
     Raises:
-        Diverged: the model answers one class to everything.
+        Diverged: the model predicts the same class for every sample.
     """
     started = time.time()
     ref = checkpoints.save(weights, {"init": trial.init})
@@ -206,16 +235,14 @@ def stored(
     )
 
 
-def _refuse_collapse(
-    logits: np.ndarray[tuple[int, ...], np.dtype[np.float32]], split: Split
-) -> None:
+def _refuse_collapse(logits: Logits, split: Split) -> None:
     classes = np.unique(logits.argmax(axis=1))
     if len(classes) == 1 and split.classes > 1:
-        raise Diverged(f"the model collapsed: it answers class {classes[0]} to everything")
+        raise Diverged(f"the model collapsed: it predicts class {classes[0]} for every sample")
 
 
 def _versions(device: torch.device) -> dict[str, str]:
-    """Not part of any key: what a person wants to know when two machines disagree."""
+    """Versions of libraries and machine, for people. They are not part of any key."""
     made_with = {}
     for name in ("soupray", "torch", "open_clip_torch", "timm", "transformers", "numpy"):
         with suppress(PackageNotFoundError):  # an extra that is not installed

@@ -1,4 +1,4 @@
-"""What a worker works with, made in every process from the spec: store, data, task; and theta_0."""
+"""The context of a worker (store, data and task, made from the spec), and the basis of a sweep."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from soupray.training.start import Start
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a worker works with."""
+    """The spec of a sweep, and what a worker makes from it: store, data and task."""
 
     spec: SweepSpec
     checkpoints: Checkpoints
@@ -41,7 +41,7 @@ class WorkerContext:
     task: Task
 
     def workers(self) -> LocalWorkers:
-        """Workers in this process."""
+        """The workers of an evaluator, in this process."""
         return LocalWorkers(self.task, self.data, self.checkpoints, self.spec.setting)
 
     def evaluator(self) -> StoredEvaluator:
@@ -50,11 +50,21 @@ class WorkerContext:
         return StoredEvaluator(Site(workers, workers.cache, self.spec.setting))
 
 
-@functools.lru_cache(maxsize=1)  # a worker serves one sweep; actors are reused by its trials
+@functools.lru_cache(maxsize=1)  # an actor runs many trials of one sweep
 def worker_context(spec: SweepSpec, place: Place) -> WorkerContext:
-    """The context of `spec`. Sets this process's thread count: it changes low bits of results."""
+    """The context for a sweep in this process.
+
+    It sets the number of threads of this process, because that number changes low bits of results.
+
+    Args:
+        spec: of the sweep.
+        place: where its store and its local folder are.
+
+    Raises:
+        ConfigError: the data or the model cannot be made.
+    """
     torch.set_num_threads(spec.threads)
-    # float32 means float32 on every device, and the same from run to run.
+    # On GPUs, TF32 would round float32 products, and cuDNN could choose other kernels in each run.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     cache = place.folder
@@ -67,10 +77,18 @@ def worker_context(spec: SweepSpec, place: Place) -> WorkerContext:
 
 
 def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
-    """Decode the data, build and store theta_0. Whoever comes second adopts the first's basis.
+    """Decode the data, make theta_0, and store the basis of a sweep.
+
+    If two processes make the same basis, both use the one that is stored first.
+
+    Args:
+        spec: of the sweep.
+        place: where its store and its local folder are.
+        key: of the basis in the store.
 
     Raises:
-        Diverged: the training of theta_0 did.
+        ConfigError: the data or the model cannot be made.
+        Diverged: the training of theta_0 diverged.
     """
     here = worker_context(spec, place)
     _refuse_long_texts(here)
@@ -92,7 +110,11 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
 
 
 def _refuse_long_texts(here: WorkerContext) -> None:
-    """Here, where all splits are at hand and before anything is stored. Raises ConfigError."""
+    """Refuse texts that the model would cut, in all splits, before anything is stored.
+
+    Raises:
+        ConfigError: a text has too many tokens.
+    """
     if not isinstance(here.spec.data, TextSpec) or here.spec.data.on_long == "cut":
         return
     from soupray.tasks.transformers import TextTask
@@ -104,7 +126,7 @@ def _refuse_long_texts(here: WorkerContext) -> None:
 
 
 def _trained_from(weights: Weights, here: WorkerContext) -> Weights:
-    """theta_0: `weights`, trained or with a fitted head if the spec says so."""
+    """theta_0: `weights`, or what the spec makes of them (a training, a probe), or a file."""
     spec = here.spec
     if isinstance(spec.init, ProbeInit):
         return probed(here.task, here.data, weights, spec.init.probe, spec.setting)
