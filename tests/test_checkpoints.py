@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from soupray.core.records import Ingredient, Manifest, Tombstone, encode
 from soupray.store import layout
 from soupray.store.checkpoints import AHEAD, Checkpoints
 from soupray.store.objects import create_record, find_record, open_store, read_record
-from soupray.store.weights_file import sha256_of, tensor_digests, write_weights
+from soupray.store.weights_file import MappedWeights, sha256_of, tensor_digests, write_weights
 from soupray.tasks.foreign import load_foreign
 
 WEIGHTS = {
@@ -49,7 +50,7 @@ def test_equal_weights_have_equal_digests_in_every_process(tmp_path):
     write_weights(tmp_path / "second", backwards, dict(reversed(ABOUT.items())))
     script = (
         "import pathlib, sys, torch;"
-        "from soupray.store.weights_file import sha256_of, write_weights;"
+        "from soupray.store.weights_file import MappedWeights, sha256_of, write_weights;"
         "weights = {'steps': torch.tensor(7), 'w': torch.arange(6.).reshape(2, 3),"
         "'b': torch.tensor([.5, -1], dtype=torch.bfloat16)}; path = pathlib.Path(sys.argv[1]);"
         "write_weights(path, weights, {'z': '2', 'a': '1', 'sweep': 's', 'init': 'zero_shot'});"
@@ -347,6 +348,80 @@ def test_downloads_at_once_make_room_for_all_of_them(tmp_path, monkeypatch):
     reader.expect([ref.sha256 for ref in refs[4:]])
     reader._background.shutdown()
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("copies_free", "bytes_more", "left"),
+    [(1, 0, "0123"), (1, -1, "123"), (0, 0, "123"), (0, -1, "23")],
+)
+def test_the_copies_used_longest_ago_go_where_the_disk_is_too_full(
+    tmp_path, monkeypatch, copies_free, bytes_more, left
+):
+    writer = Checkpoints(open_store("memory://"), tmp_path / "writer")
+    refs = [writer.save({"x": torch.full((1000,), float(i))}, {}) for i in range(4)]
+    disk = SimpleNamespace(total=10**12, free=10**11)
+    monkeypatch.setattr(
+        "soupray.store.checkpoints.shutil", SimpleNamespace(disk_usage=lambda folder: disk)
+    )
+    reader = Checkpoints(writer.store, tmp_path / "cache")
+    for now, ref in enumerate(refs[:3]):
+        os.utime(reader.fetch(ref.sha256), (now, now))
+    disk.free = copies_free * refs[0].size_bytes + bytes_more
+    reader.fetch(refs[3].sha256)
+    there = {path.stem for path in (tmp_path / "cache").glob("*.safetensors")}
+    assert there == {refs[int(i)].sha256 for i in left}
+
+
+def test_a_copy_that_goes_before_it_is_opened_is_fetched_again(elsewhere, checkpoints, monkeypatch):
+    ref = checkpoints.save(WEIGHTS, ABOUT)
+    gone = []
+
+    def opened(path):
+        if not gone:  # another process makes room just now
+            gone.append(path)
+            path.unlink()
+        return MappedWeights(path)
+
+    monkeypatch.setattr("soupray.store.checkpoints.MappedWeights", opened)
+    assert elsewhere.load(ref.sha256)["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert gone == [elsewhere.fetch(ref.sha256)]
+
+
+def test_copies_take_half_of_the_disk_and_no_byte_more(tmp_path, monkeypatch):
+    writer = Checkpoints(open_store("memory://"), tmp_path / "writer")
+    refs = [writer.save({"x": torch.full((1000,), float(i))}, {}) for i in range(5)]
+    disk = SimpleNamespace(total=6 * refs[0].size_bytes, free=10**12)
+    monkeypatch.setattr(
+        "soupray.store.checkpoints.shutil", SimpleNamespace(disk_usage=lambda folder: disk)
+    )
+    cache = tmp_path / "cache"
+    reader = Checkpoints(writer.store, cache)
+    left = []
+    for now, ref in enumerate(refs):
+        os.utime(reader.fetch(ref.sha256), (now, now))
+        left.append(len(list(cache.glob("*.safetensors"))))
+        if now == 3:
+            disk.total -= 1
+    assert left == [1, 2, 3, 3, 2]
+
+
+def test_a_part_of_a_download_is_removed_a_day_after_its_process_died(tmp_path, monkeypatch):
+    writer = Checkpoints(open_store("memory://"), tmp_path / "writer")
+    refs = [writer.save({"x": torch.full((1000,), float(i))}, {}) for i in range(2)]
+    size, cache = refs[0].size_bytes, tmp_path / "cache"
+    disk = SimpleNamespace(total=10**12, free=10**11)
+    monkeypatch.setattr(
+        "soupray.store.checkpoints.shutil", SimpleNamespace(disk_usage=lambda folder: disk)
+    )
+    reader = Checkpoints(writer.store, cache)
+    kept = reader.fetch(refs[0].sha256)
+    now = time.time()
+    for name, hours in (("old", 24.1), ("young", 23.9)):
+        (cache / name).write_bytes(b"x" * (size // 2))
+        os.utime(cache / name, (now - 3600 * hours,) * 2)
+    disk.free = size - size // 2  # with what the old one takes, there is room
+    new = reader.fetch(refs[1].sha256)
+    assert {path.name for path in cache.iterdir()} == {"young", kept.name, new.name}
 
 
 @pytest.mark.parametrize("size", [1, 99, 100, 101, 250, 1000])

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 import soupray
+from soupray.core.hyperparameters import TABLE
 
 PAGES = ["README.md", "CONTRIBUTING.md", "sweeps/README.md", "cluster/README.md"]
 
@@ -20,16 +21,19 @@ def test_links_lead_somewhere(page):
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
-def test_the_readme_names_every_module():
-    tree = (ROOT / "README.md").read_text().split("## The code")[1].split("Sweep:")[0]
+def test_the_readme_has_a_line_for_every_room_and_file():
+    tree = (ROOT / "README.md").read_text().split("## The code")[1].split("```")[1]
+    folder, there = "", set()
+    for line in tree.splitlines():
+        found = re.match(r"( +)(\w+/|\w+\.py)( |$)", line)
+        if found and found[2].endswith("/"):
+            folder = found[2]
+        elif found:
+            there.add(f"{folder}{found[2]}")
     package = Path(soupray.__file__).parent
-    for path in package.glob("*.py"):
-        assert path.name.startswith("__") or path.name in tree, path.name
-    for folder in package.glob("*/__init__.py"):
-        assert f"{folder.parent.name}/" in tree
-        for module in folder.parent.glob("*.py"):
-            name = module.stem
-            assert name.startswith("__") or name in tree or name in ("mlflow", "memory"), name
+    files = {str(path.relative_to(package)) for path in package.glob("*/*.py")}
+    plain = {name for name in files if not Path(name).name.startswith("__")}
+    assert plain <= there <= files
 
 
 def test_the_changelog_starts_with_this_version():
@@ -59,3 +63,18 @@ def test_the_public_names_are_there_and_no_others():
     assert all(getattr(soupray, name) for name in soupray.__all__)
     with pytest.raises(AttributeError, match="no attribute 'sweeps'"):
         _ = soupray.sweeps
+
+
+def test_the_hyperparameters_of_the_documents_are_those_of_the_program():
+    page = (ROOT / "sweeps" / "README.md").read_text()
+    found = re.findall(r"^\| `(\w+)` \| (\S+) \| (\S+) to (\S+) \| (.+) \|$", page, re.MULTILINE)
+    assert found == [
+        (
+            h.name,
+            "needed" if h.default is None else f"{h.default:g}",
+            f"{h.low:g}",
+            f"{h.high:.7g}",
+            h.meaning,
+        )
+        for h in TABLE
+    ]

@@ -6,13 +6,24 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from shared import embedded_store
 
 from soupray.core.errors import StoreError, StoreUnavailable
 from soupray.core.records import decode, encode
-from soupray.store.lease import Lease, LeaseRecord, is_dead, this_process
+from soupray.store import layout
+from soupray.store.lease import (
+    Beat,
+    Heartbeat,
+    Lease,
+    LeaseRecord,
+    find_driver,
+    is_dead,
+    this_process,
+    write_heartbeat,
+)
 from soupray.store.objects import Store, open_store
 
 PATH = "sweeps/digits/lease.json"
@@ -190,6 +201,133 @@ def test_a_driver_gives_up_when_the_store_is_away_for_longer_than_its_term(store
         time.sleep(0.4)
         assert not lease.lost  # nobody else can have it yet
         wait_for(lambda: lease.lost)
+
+
+class Clock:
+    """The lease's time, which passes when it is told to."""
+
+    now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("soupray.store.lease.time", clock)
+    return clock
+
+
+def test_a_lease_is_lost_as_soon_as_its_term_is_over(store, clock):
+    with Lease(store, PATH, term_s=60.0) as lease:
+        clock.now = 1060.0
+        assert not lease.lost
+        clock.now = 1060.5
+        assert lease.lost
+        clock.now = 1000.0
+        assert lease.lost  # what was said is not taken back
+    assert held(store).expires == 1060.0  # it may be another's by now: it is left alone
+
+
+def test_the_term_begins_when_a_renewal_is_asked_for_and_not_with_its_answer(store, clock):
+    class Late(Store):
+        """It answers a quarter of a second after it was asked."""
+
+        def get_tagged(self, path: str) -> tuple[bytes, str | None]:
+            clock.now += 0.25
+            return super().get_tagged(path)
+
+    renewed, may_go_on = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        if clock.now > 1000.0:  # not the first, which comes at once
+            renewed.set()
+            assert may_go_on.wait(60)
+
+    with Lease(Late(store._backend, store.url), PATH, term_s=0.4) as lease:
+        lease.attend(beat)
+        assert renewed.wait(60)  # asked at 1000, answered at 1000.25
+        clock.now = 1000.375
+        assert not lease.lost
+        clock.now = 1000.5
+        assert lease.lost
+        may_go_on.set()
+
+
+def test_a_lease_is_renewed_four_times_a_term(store, monkeypatch):
+    waited = []
+
+    class Watched(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout)
+            return super().wait(timeout)
+
+    threads = SimpleNamespace(Event=Watched, Thread=threading.Thread)
+    monkeypatch.setattr("soupray.store.lease.threading", threads)
+    for term in ({}, {"term_s": 20.0}):
+        with Lease(store, PATH, **term):
+            wait_for(lambda: waited)
+        assert [seconds for seconds in waited if seconds is not None] == [
+            term.get("term_s", 60.0) / 4
+        ]
+        waited.clear()
+
+
+def test_a_lease_that_ends_now_is_free_and_one_that_ends_later_is_not(store, clock):
+    store.put(PATH, left_behind(1000.5, "another-boot/pid:[1]/7/1"))
+    with pytest.raises(StoreError, match="its lease ends in 0 s"):
+        Lease(store, PATH).__enter__()
+    store.put(PATH, left_behind(1000.0, "another-boot/pid:[1]/7/1"))
+    with Lease(store, PATH) as lease:
+        assert held(store).holder == lease.holder
+        assert held(store).expires == 1060.0
+
+
+def test_a_driver_that_loses_the_race_is_told_that_nothing_is_left_of_the_lease(store):
+    class Taken(Store):
+        def swap(self, path: str, data: bytes, etag: str | None) -> bool:
+            return False
+
+    dead = left_behind(time.time() + 1000, f"{this_process().rpartition('/')[0]}/1")
+    store.put(PATH, dead)
+    with pytest.raises(StoreError, match=r"host9, pid 7.*its lease ends in 0 s"):
+        Lease(Taken(store._backend, store.url), PATH).__enter__()
+    assert store.get(PATH) == dead
+
+
+def test_who_drives_and_what_it_says_counts_as_long_as_its_lease(store, clock):
+    where, elsewhere = layout.lease("digits"), "another-boot/pid:[1]/7/1"
+    beat = Beat(running=(), failed={"a": "b"}, seconds_left=None)
+    assert find_driver(store, "digits") is None
+    store.put(where, left_behind(1001.0, elsewhere))
+    assert find_driver(store, "digits").heartbeat is None
+    write_heartbeat(store, "digits", "h", beat)
+    driver = find_driver(store, "digits")
+    assert (driver.lease.expires, driver.lease.who) == (1001.0, "host9, pid 7")
+    assert driver.heartbeat == Heartbeat(holder="h", written=1000.0, beat=beat)
+    write_heartbeat(store, "digits", "another", beat)
+    assert find_driver(store, "digits").heartbeat is None
+    store.put(where, left_behind(1000.0, elsewhere))
+    assert find_driver(store, "digits") is None
+    store.put(where, left_behind(1001.0, f"{this_process().rpartition('/')[0]}/1"))
+    assert find_driver(store, "digits") is None  # it is dead
+
+
+def test_a_first_beat_that_does_not_arrive_is_no_error_and_a_lease_that_was_never_lost_stays(store):
+    beats = []
+
+    def beat() -> None:
+        beats.append(1)
+        raise StoreUnavailable("away")
+
+    with Lease(store, PATH, term_s=0.4) as lease:
+        lease.attend(beat)
+        assert beats == [1]
+        wait_for(lambda: len(beats) > 1)
+        assert not lease.lost
 
 
 class Slow(Store):

@@ -3,16 +3,27 @@
 import csv
 import json
 
+import msgspec
 import numpy as np
 import pytest
 from conftest import inside, leaderboard, mini_text
+from shared import blind
+from test_evaluators import forgetful
 
 import soupray as package
-from soupray.core.records import Ingredient, Manifest
-from soupray.recipes import BY_NAME
+from soupray.core.candidates import mean_of
+from soupray.core.errors import ChecksumMismatch
+from soupray.core.records import Ingredient, Manifest, Pool
+from soupray.evaluation.evaluator import Site, StoredEvaluator
+from soupray.evaluation.local import LocalWorkers
+from soupray.evaluation.selection import HeldOutSelection
+from soupray.recipes import BY_NAME, run_recipes
+from soupray.reporting.ranking import Entry, best_soup
 from soupray.search.state import find_basis
+from soupray.soup.run import Choices, choose, chosen_recipes
+from soupray.soup.session import find_pool
 from soupray.store import layout
-from soupray.store.objects import read_record
+from soupray.store.objects import open_store, read_record
 from soupray.store.weights_file import sha256_of
 from soupray.training.worker import worker_context
 
@@ -188,3 +199,66 @@ def test_the_best_soup_is_the_champion_and_a_version_only_once(run, fresh):
         if e["candidate"] == champion.tags["soupray.candidate"]
     )  # fmt: skip
     assert client.get_run(champion.run_id).info.run_name == entry["name"]
+
+
+@pytest.fixture(scope="module")
+def pool(run) -> Pool:
+    spec, _, store = run.world()
+    return find_pool(store, spec, partial=False)[0]
+
+
+def test_choices_once_frozen_are_not_made_again(run, pool):
+    spec, _, store = run.world()
+    selection = blind(pool)
+    recipes = chosen_recipes([spec], [], everything=True)
+    choices = choose(store, [spec], selection, recipes)
+    assert isinstance(choices, Choices)
+    assert choices.pool == pool.checkpoints
+
+
+def test_the_local_evaluator_makes_the_same_choices_as_the_ray_driver(run, pool, tmp_path):
+    """The same job without Ray: its counts and decisions are those of the leaderboard."""
+    spec, place, store = run.world()
+    here = worker_context(spec, place)
+    basis = find_basis(store, spec)
+    splits = [basis.split("held_out"), basis.split("train")]
+    workers = LocalWorkers(
+        here.task, here.data, forgetful(here.checkpoints, tmp_path), spec.setting
+    )
+    evaluator = StoredEvaluator(Site(workers, workers.cache, spec.setting))
+    selection = HeldOutSelection(evaluator, pool, splits)
+    wanted = {"anchor": {}, "best_single": {}, **chosen_recipes([spec], [], everything=True)}
+    outcomes = run_recipes(selection, wanted)
+    board = {e["name"]: e for e in json.loads((run.output / "leaderboard.json").read_text())}
+    assert {o.name for o in outcomes} == set(board)
+    for outcome in outcomes:
+        assert outcome.candidate.digest == board[outcome.name]["candidate"]
+        assert outcome.held_out.correct == board[outcome.name]["held_out"]["correct"]
+
+
+def test_a_corrupt_ingredient_stops_the_soup_and_names_the_object(run, pool, tmp_path):
+    spec, place, store = run.world()
+    here = worker_context(spec, place)
+    copy = open_store("memory://")
+    sha = pool.ingredients[0].checkpoint.sha256
+    path = layout.weights(pool.ingredients[0].checkpoint.sha256)
+    data = bytearray(store.get(path))
+    data[-1] ^= 1
+    copy.put(path, bytes(data))
+    checkpoints = type(here.checkpoints)(copy, tmp_path / "cache")
+    workers = LocalWorkers(here.task, here.data, checkpoints, spec.setting)
+    with pytest.raises(ChecksumMismatch, match=sha):
+        workers.predictions(mean_of([sha]), find_basis(store, spec).split("held_out"))
+
+
+def test_the_soup_that_is_written_is_the_best_that_averages_anything(run, pool):
+    spec, _, store = run.world()
+    entries = msgspec.json.decode((run.output / "leaderboard.json").read_bytes(), type=list[Entry])
+    recipes = chosen_recipes([spec], [], everything=True)
+    selection = blind(pool)
+    outcomes = choose(store, [spec], selection, recipes).outcomes
+    best = best_soup(entries, outcomes)
+    assert len(best.candidate.checkpoints) > 1
+    assert len(best.candidate.members) == 1
+    rank = [e.name for e in entries].index(best.name)
+    assert all(len(e.ingredients) == 1 or e.forward_passes_per_sample > 1 for e in entries[:rank])

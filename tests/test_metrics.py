@@ -2,16 +2,20 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
 from soupray.core.records import Predictions, Split, Tally
 from soupray.maths.metrics import (
+    as_read,
     clopper_pearson,
     discordant,
     expected_calibration_error,
     logit,
+    margins,
     mcnemar,
+    on_classes_of,
     score,
     value,
 )
@@ -105,3 +109,49 @@ def test_a_count_alone_has_no_other_metric():
     assert value(tally, "accuracy") == 0.75
     with pytest.raises(ValueError, match="a count alone has no macro_f1"):
         value(tally, "macro_f1")
+
+
+def test_bins_of_uneven_size_count_by_their_samples():
+    # Five samples in two bins: three, then two. |.2 - 1/3| * 3/5 + |.75 - 1/2| * 2/5
+    confidence = np.array([0.1, 0.2, 0.3, 0.7, 0.8])
+    right = np.array([True, False, False, False, True])
+    assert expected_calibration_error(confidence, right, bins=2) == pytest.approx(0.08 + 0.1)
+    # More bins than samples: each is a bin of its own. .9 + .2 + .3 + .7 + .2 over 5
+    assert expected_calibration_error(confidence, right, bins=9) == pytest.approx(2.3 / 5)
+    # 15 bins of 16 samples: the first has two, .1 and .1, one of them right.
+    confidence = np.array([0.1, 0.1, *[0.5] * 14])
+    right = np.array([True, False] * 8)
+    assert expected_calibration_error(confidence, right) == pytest.approx((0.8 + 14 * 0.5) / 16)
+
+
+def test_an_interval_of_another_level_by_hand():
+    # 0 of n: the upper end solves (1 - p)^n = tail. 90 %: .05^(1/10); n of n: the mirror image.
+    assert clopper_pearson(0, 10, 0.9) == pytest.approx((0, 1 - 0.05 ** (1 / 10)))
+    assert clopper_pearson(10, 10, 0.9) == pytest.approx((0.05 ** (1 / 10), 1))
+    # 1 of 2: P(X >= 1) = 1 - (1 - p)^2 = .025 and P(X <= 1) = 1 - p^2 = .025
+    assert clopper_pearson(1, 2) == pytest.approx((1 - 0.975**0.5, 0.975**0.5))
+
+
+def test_the_ece_of_a_score_is_of_the_answers_probabilities():
+    # p of the answer 3/4, right, and 9/10, wrong: |.75 - 1| and |.9 - 0|, halves of the mass.
+    scored = score(predictions([[math.log(3), 0], [math.log(9), 0]], [0, 1]))
+    assert scored.ece == pytest.approx((0.25 + 0.9) / 2, rel=1e-6)
+
+
+def test_margins_by_hand():
+    found = margins(predictions([[3, 1, 0], [2, 5, 4], [1, 1, 0]], [0, 2, 1]))
+    assert found.tolist() == [2, -1, 0]
+
+
+def test_nll_is_read_with_its_own_sign_and_all_else_as_it_is():
+    assert as_read(-0.5, "nll") == 0.5
+    assert as_read(0.75, "worst_class") == 0.75
+
+
+def test_a_class_that_means_the_same_twice_is_the_first_that_says_so():
+    test = msgspec.structs.replace(SPLIT, size=3, classes=4)
+    made = Predictions(split=test, logits=np.zeros((3, 4), np.float32), labels=np.array([3, 0, 2]))
+    shift = msgspec.structs.replace(SPLIT, name="r", classes=2, label_map=((0, 3), (3, 1)))
+    found = on_classes_of(made, shift)
+    assert found.labels.tolist() == [0, 0]
+    assert (found.split.size, found.split.classes) == (2, 2)

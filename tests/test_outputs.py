@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import softmax
 
 from soupray.core.candidates import ensemble_of, mean_of
@@ -137,7 +138,7 @@ def test_many_neighbours_are_searched_in_blocks_of_queries(monkeypatch):
     generator = np.random.default_rng(4)
     points, queries = (generator.normal(size=(n, 8)).astype(np.float32) for n in (300, 70))
     at_once = {k: kth_distances(queries, points, k) for k in (1, 30, 300)}
-    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 32 * 30 * neighbours.ANSWER_BYTES)
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 32 * 30 * (4 + 8))
     asked = []
     flat = neighbours._flat
 
@@ -153,7 +154,7 @@ def test_many_neighbours_are_searched_in_blocks_of_queries(monkeypatch):
     assert asked == [70, 32, 32, 6, *[3] * 23, 1]
 
 
-@pytest.mark.parametrize("rows", [1, 7, 70])
+@pytest.mark.parametrize("rows", [0, 1, 7, 70])
 def test_neighbours_by_matmul_are_those_of_brute_force_and_of_faiss(rows, monkeypatch):
     generator = np.random.default_rng(5)
     points, queries = (generator.normal(size=(n, 8)).astype(np.float32) for n in (300, 70))
@@ -164,6 +165,17 @@ def test_neighbours_by_matmul_are_those_of_brute_force_and_of_faiss(rows, monkey
         assert np.allclose(found, squared[:, k - 1], atol=1e-4)
         assert np.allclose(found, kth_distances(queries, points, k), atol=1e-5)
     assert (kth_by_matmul(points, points, 1, "cpu") >= 0).all()
+
+
+def test_as_many_distances_by_matmul_are_made_at_a_time_as_there_is_memory_for(monkeypatch):
+    points, queries = np.zeros((300, 8), np.float32), np.zeros((20, 8), np.float32)
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 7 * 300 * 4)  # seven rows, in float32
+    addmm, asked = torch.addmm, []
+    monkeypatch.setattr(
+        torch, "addmm", lambda x, q, p, alpha: asked.append(len(q)) or addmm(x, q, p, alpha=alpha)
+    )
+    kth_by_matmul(queries, points, 2, "cpu")
+    assert asked == [7, 7, 6]
 
 
 def test_on_a_gpu_what_faiss_does_not_select_is_found_by_matmul(monkeypatch):

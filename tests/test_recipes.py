@@ -1,7 +1,10 @@
 """Recipes on made-up score tables: no tensor, no store, decisions known beforehand."""
 
+import math
 import os
+import random
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -9,10 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from msgspec.structs import replace
 
 from soupray.core.blocks import BLOCK_NUMBER
-from soupray.core.candidates import QUANTUM, WeightSoup, mean_of, quantised, weight_soup
+from soupray.core.candidates import QUANTUM, LayerSoup, WeightSoup, mean_of, quantised, weight_soup
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Reached
 from soupray.core.records import (
@@ -25,13 +29,32 @@ from soupray.core.records import (
     Trial,
     pack_right,
 )
-from soupray.core.requests import Slope, TensorNames
+from soupray.core.requests import (
+    Distances,
+    Failures,
+    FailureSet,
+    Slope,
+    Temperature,
+    TensorNames,
+)
 from soupray.evaluation.evaluator import reaches
-from soupray.recipes import BY_NAME, RECIPES, learned, lines, model_stock, run_recipes
+from soupray.recipes import (
+    BY_NAME,
+    RECIPES,
+    descent,
+    learned,
+    lines,
+    model_stock,
+    run_recipes,
+    total_cost,
+)
 from soupray.recipes.greedy import GREEDY
+from soupray.recipes.ose import OSE
 from soupray.recipes.pruned import PRUNED
-from soupray.recipes.recipe import Earlier
+from soupray.recipes.recipe import Earlier, PoolSize
 from soupray.recipes.replacement import REPLACEMENT
+from soupray.recipes.starts import interpolate, starts
+from soupray.recipes.vrf import VRF
 from soupray.recipes.wise_ft import ALPHAS, WISE_FT, grid_of
 from soupray.reporting.plots import line_candidates
 
@@ -472,6 +495,514 @@ def test_the_available_memory_is_some_of_what_the_machine_has():
 def test_quantised_shares_sum_to_one_exactly():
     for shares in ([1 / 3] * 3, [0.1, 0.2, 0.7], [1e-9, 1 - 1e-9], [1.0]):
         assert sum(quantised(shares)) == QUANTUM
+
+
+def test_the_largest_share_takes_what_rounding_leaves():
+    # Rounded to 166667 twice and 666667, one too many; to 142857 seven times, one too few.
+    assert quantised([1 / 6, 2 / 3, 1 / 6]) == (166667, 666666, 166667)
+    assert quantised([*[1 / 7 - 1e-8] * 6, 1 / 7 + 6e-8]) == (*[142857] * 6, 142858)
+
+
+class Slopes(Made):
+    """The loss falls or rises along beta, as steeply as told; it is the same for all soups."""
+
+    slope = 1.0
+
+    def measure(self, requests):
+        (request,) = requests
+        self.asked.append(request)
+        flat = (tuple(0.0 for _ in self._singles),) * (len(request.soup.layers) + 1)
+        return [Slope(loss=0.1234567 * len(self.asked), coefficients=flat, beta=self.slope)]
+
+
+def test_beta_follows_the_chain_rule_of_its_logarithm_and_adam_with_both_corrections():
+    selection = Slopes({"a": 90, "b": 88}, {})
+    point = descent.descend(selection, [()], lr=0.5, epochs=1, batch_size=50)
+    # Step 1 is -lr. The gradients by log beta are 1 and exp(-.5) = .606531, so that in step 2
+    # m = (.09 + .0606531) / .19 = .792911, v = (.999 + .367879) / 1.999 = .683782,
+    # m / sqrt(v) = .958883, and log beta = -.5 - .4794415.
+    assert [request.beta for request in selection.asked] == pytest.approx([1.0, math.exp(-0.5)])
+    assert point.beta == round(math.exp(-0.9794415), 6) == 0.375521
+    assert (point.loss, point.epochs) == (0.246913, 1)
+    assert point.shares.tolist() == [[0.5, 0.5]]
+    (first, second) = (request.rows for request in selection.asked)
+    assert (len(first), sorted([*first, *second])) == (50, list(range(100)))
+    drawn = random.Random(0).sample(range(100), 100)
+    assert (list(first), list(second)) == (sorted(drawn[:50]), sorted(drawn[50:]))
+
+
+def test_each_epoch_has_another_order_and_a_last_batch_of_what_is_left():
+    selection = Slopes({"a": 90, "b": 88}, {})
+    descent.descend(selection, [("x",), ("y", "z")], lr=0.1, epochs=2, batch_size=60)
+    rows = [request.rows for request in selection.asked]
+    assert [len(r) for r in rows] == [60, 40, 60, 40]
+    assert rows[0] != rows[2]
+    soup = selection.asked[0].soup
+    assert soup.checkpoints == ("a", "b")
+    assert soup.layers == ((("x",), (500000, 500000)), (("y", "z"), (500000, 500000)))
+    assert (soup.rest, soup.denominator) == ((500000, 500000), 10**6)
+
+
+def test_adam_by_hand_with_the_signs_of_the_gradient_first_and_a_mean_of_squares_then():
+    adam = descent.Adam(0.1, 2)
+    assert adam.step(np.array([3.0, -0.5])) == pytest.approx([-0.1, 0.1])
+    # m = .09 * 3 + .1 * 1 over .19 = 1.947368, v = (.999 * 9 + 1) / 1.999 = 4.997999; and
+    # m = -.045 / .19 = -.236842, v = .999 * .25 / 1.999 = .124937.
+    expected = [-0.1 * 1.947368 / 2.235621, 0.1 * 0.236842 / 0.353465]
+    assert adam.step(np.array([1.0, 0.0])) == pytest.approx(expected, rel=1e-5)
+    tiny = descent.Adam(0.1, 1)  # as large as epsilon: half a step
+    assert tiny.step(np.array([1e-8])) == pytest.approx([-0.05])
+
+
+def test_the_gradient_by_w_is_that_of_softmax():
+    slope = Slope(loss=0.0, coefficients=((1.0, 5.0), (4.0, 2.0), (3.0, 7.0)), beta=0.0)
+    w = np.log([[1.0, 3.0], [2.0, 2.0]])  # shares 1/4 and 3/4; 1/2 twice
+    # Means of the slopes are 4 and 3: 1/4 (1 - 4), 3/4 (5 - 4), 1/2 (4 - 3), 1/2 (2 - 3).
+    assert descent.by_w(slope, w, False) == pytest.approx([-0.75, 0.75, 0.5, -0.5])
+    # Of all tensors together: the last row, 3 and 7 with mean 6.
+    assert descent.by_w(slope, w[:1], True) == pytest.approx([-0.75, 0.75])
+
+
+class Mixtures(Made):
+    """The anchor's temperature is 4, others' 2; scores are as `right` of a candidate says."""
+
+    def __init__(self, right, nll=lambda c: 0.5):
+        super().__init__({"a": 90, "b": 88}, {})
+        self._right, self._nll = right, nll
+
+    def measure(self, requests):
+        self.asked += requests
+        return [self._answer(r) for r in requests]
+
+    def _answer(self, request):
+        if isinstance(request, Temperature):
+            return 4.0 if request.candidate == mean_of(["anchor"]) else 2.0
+        if isinstance(request, Failures):
+            return FailureSet(features=REF, size=1000)
+        # Of the nearest: all at 2. Of the tenth: 0 to 10, in disorder. Of the hundredth: all at 0.
+        return {1: (2.0,) * 11, 10: (3.0, 0.0, *range(10, 3, -1), 2.0, 1.0), 100: (0.0,) * 11}[
+            request.k
+        ]
+
+    def scores(self, candidates):
+        return [replace(scores(self._right(c)), nll=self._nll(c)) for c in candidates]
+
+
+def single(selection) -> Earlier:
+    return Earlier(tuple(BY_NAME["best_single"].run(selection)))
+
+
+def test_ose_gives_each_model_its_own_temperature_and_its_own_share():
+    def right(candidate) -> int:
+        """Most where the fine-tuned model has .3 of the outputs."""
+        share = dict(zip(candidate.checkpoints, candidate.coefficients, strict=True)).get("a", 0)
+        return 90 - round(20 * abs(share - 0.3))
+
+    selection = Mixtures(right)
+    logits, probabilities = OSE.run(selection, single(selection))
+    a, anchor = mean_of(["a"]), mean_of(["anchor"])
+    assert [c.candidate.parts for c in probabilities.trace][::5] == [
+        ((anchor, 1, 4.0),),
+        ((a, 1, 2.0), (anchor, 3, 4.0)),
+        ((a, 1, 2.0), (anchor, 1, 4.0)),
+        ((a, 3, 2.0), (anchor, 1, 4.0)),
+        ((a, 1, 2.0),),
+    ]
+    assert probabilities.candidate.parts == ((a, 3, 2.0), (anchor, 7, 4.0))
+    assert logits.candidate.parts == ((a, 3, 1.0), (anchor, 7, 1.0))
+    assert [o.options["alpha"] for o in (logits, probabilities)] == [0.3, 0.3]
+    assert [len(o.trace) for o in (logits, probabilities)] == [21, 21]
+    assert [step.accepted for step in logits.trace] == [k == 6 for k in range(21)]
+
+
+def test_ose_prefers_the_smaller_share_on_a_tie():
+    selection = Mixtures(lambda candidate: 80)
+    assert [o.options["alpha"] for o in OSE.run(selection, single(selection))] == [0.0, 0.0]
+
+
+def test_vrf_tries_what_the_distances_say_and_takes_the_best_nll_among_equals():
+    def vrf(nll, right=lambda c: 80):
+        tried = []
+
+        def counted(candidate) -> int:
+            tried.append(candidate)
+            return right(candidate)
+
+        selection = Mixtures(counted, nll)
+        (outcome,) = VRF.run(selection, single(selection))
+        return outcome, tried, selection.asked
+
+    def at(k, a, b, value):
+        """`value` for that one alone, else .5."""
+        return lambda c: value if (getattr(c, "k", 0), getattr(c, "a", 0)) == (k, a) and (
+            c.b == pytest.approx(b)
+        ) else 0.5  # fmt: skip
+
+    outcome, tried, asked = vrf(at(10, 7.0, 2.4, 0.25))
+    assert [r.k for r in asked if isinstance(r, Distances)] == [1, 10, 100]
+    # Of 1000: .001, .01 and .1. Spreads: between equal distances the distance itself, else 1;
+    # of 0 to 10 between the 10 % and the 90 % quantile, 8.
+    found = [(c.k, c.a, round(c.b, 6)) for c in tried[21:]]
+    assert found == [
+        *((1, 2.0, b) for b in (0.2, 0.6, 2.0, 6.0)),
+        *((10, float(a), b) for a in range(11) for b in (0.8, 2.4, 8.0, 24.0)),
+        *((100, 0.0, b) for b in (0.1, 0.3, 1.0, 3.0)),
+    ]
+    assert all(c.temperatures == (2.0, 4.0) for c in tried[21:])
+    assert {(c.fine_tuned, c.reference) for c in tried[21:]} == {
+        (mean_of(["a"]), mean_of(["anchor"]))
+    }
+    assert outcome.candidate == tried[21 + 4 + 7 * 4 + 1]
+    assert outcome.options == {"theta_1": "best_single", "failures": 1000, "k": 10, "a": 7.0,
+                               "b": outcome.candidate.b}  # fmt: skip
+    assert outcome.held_out.nll == 0.25
+    # Worse calibrated, it is not taken, and of equals the first is: the anchor alone.
+    outcome, tried, _ = vrf(at(10, 7.0, 2.4, 0.75))
+    assert outcome.candidate == tried[0]
+    assert outcome.options["omega"] == 0.0
+    # More right answers count for more than a better NLL.
+    outcome, tried, _ = vrf(at(10, 7.0, 2.4, 0.25), lambda c: 81 if len(c.members) == 1 else 80)
+    assert outcome.options["omega"] == 0.0
+    share = 3 / 20
+    outcome, tried, _ = vrf(
+        at(10, 7.0, 2.4, 0.25), lambda c: 81 if c.coefficients[:1] == (share,) else 80
+    )
+    assert outcome.options["omega"] == share
+
+
+def test_a_small_failure_set_has_one_neighbour_at_least_and_none_twice():
+    class Small(Mixtures):
+        def _answer(self, request):
+            if isinstance(request, Failures):
+                return FailureSet(features=REF, size=25)
+            return (1.0, 2.0) if isinstance(request, Distances) else super()._answer(request)
+
+    selection = Small(lambda candidate: 80)
+    VRF.run(selection, single(selection))
+    # .025, .25 and 2.5 of 25
+    assert [r.k for r in selection.asked if isinstance(r, Distances)] == [1, 2]
+
+
+def test_a_greedy_ensemble_tries_the_others_one_by_one_and_none_twice():
+    class Voted(Made):
+        def _correct(self, c):
+            name = "".join(sorted(member.checkpoints[0] * n for member, n, _ in c.parts))
+            self.asked.append(name)
+            return self._singles[name] if name in self._singles else self._table[name]
+
+        def first_reaching(self, candidates, bound, accept):
+            for i, candidate in enumerate(candidates):
+                found = self.scores([*candidates[:i], candidate])
+                if reaches(found[-1], round(bound * N), accept):
+                    return Reached(results=tuple(found), hit=True)
+            return Reached(results=tuple(found), hit=False)
+
+    table = {"ab": 89, "ac": 90, "acd": 91, "aab": 91, "aac": 91, "aad": 91, "aa": 90}
+    selection = Voted({"a": 90, "b": 88, "c": 86, "d": 80}, table)
+    (outcome,) = BY_NAME["greedy_ensemble"].run(selection)
+    members = [mean_of([sha]) for sha in "acd"]
+    assert outcome.candidate.parts == tuple((m, 1, 1.0) for m in members)
+    assert outcome.held_out.correct == 91
+    assert [step.accepted for step in outcome.trace] == [True, False, True, True]
+
+
+LAYERED = LayerSoup(checkpoints=("a", "b"), layers=((("x",), (1, 3)),), rest=(2, 2), denominator=4)
+
+
+def test_a_point_on_the_way_to_a_soup_by_layer_by_hand():
+    # 1/4 of the way: 3/4 = 12/16 of the anchor, and numerators over 16.
+    assert interpolate("z", LAYERED, 1, 4) == LayerSoup(
+        checkpoints=("z", "a", "b"),
+        layers=((("x",), (12, 1, 3)),),
+        rest=(12, 2, 2),
+        denominator=16,
+    )
+    assert interpolate("z", LAYERED, 3, 4).layers == ((("x",), (4, 3, 9)),)
+    assert interpolate("z", LAYERED, 0, 4) == mean_of(["z"])
+    assert interpolate("z", LAYERED, 4, 4) == LAYERED
+    # 1/2 z + 1/2 (a/3 + 2b/3)
+    third = weight_soup([("a", 1), ("b", 2)], 3)
+    assert interpolate("z", third, 2, 4) == weight_soup([("z", 3), ("a", 1), ("b", 2)], 6)
+
+
+def test_lines_to_a_soup_by_layer_by_hand():
+    depth = lines.depths(("blocks.0.w", "blocks.3.w", "x", "head.w"))
+    assert list(depth.values()) == [(0, 1), (1, 1), (0, 1), (1, 1)]
+    # alpha .3 of theta_1 over 10 * 4: 28 of theta_0 where l = 0, none where l = 1.
+    assert lines.scaled("z", LAYERED, depth, 3) == LayerSoup(
+        checkpoints=("z", "a", "b"),
+        layers=(
+            (("blocks.0.w",), (28, 6, 6)),
+            (("blocks.3.w", "head.w"), (0, 20, 20)),
+            (("x",), (28, 3, 9)),
+        ),
+        rest=(0, 20, 20),
+        denominator=40,
+    )
+
+
+def test_the_best_alpha_of_lines_by_hand():
+    class Peak(Made):
+        """Best where block 0 has .4 of theta_1."""
+
+        def measure(self, requests):
+            return [("blocks.0.w", "blocks.1.w")]
+
+        def scores(self, candidates):
+            shares = [
+                1.0 if c == mean_of(["a"]) else 1 - dict(zip(c.checkpoints, c.numerators()[
+                    "blocks.0.w"], strict=True))["anchor"] / c.denominator
+                for c in candidates
+            ]  # fmt: skip
+            return [scores(90 - round(20 * abs(share - 0.4))) for share in shares]
+
+    selection = Peak({"a": 90}, {})
+    (found,) = lines.LINES.run(selection, single(selection))
+    assert (found.name, found.options) == ("lines(best_single)", {"theta_1": "best_single",
+                                                                  "alpha": 0.4})  # fmt: skip
+    assert found.held_out.correct == 90
+    assert [step.accepted for step in found.trace] == [k == 4 for k in range(11)]
+    assert found.trace[10].candidate == mean_of(["a"])
+
+
+def test_model_stock_by_hand_tensor_by_tensor():
+    grams = {
+        "half": ((4.0, 2.0), (2.0, 4.0)),  # cos 1/2: t = 2/3
+        "same": ((1.0, 1.0), (1.0, 1.0)),
+        "none": ((0.0, 0.0), (0.0, 0.0)),
+        "apart": ((1.0, -0.5), (-0.5, 1.0)),  # t = -1 / .5
+        "as half": ((1.0, 1.0), (1.0, 4.0)),  # lengths 1 and 2
+        "opposed": ((1.0, -1.0), (-1.0, 1.0)),  # below 1 + cos = 0
+    }
+
+    class Given(Made):
+        def measure(self, requests):
+            return [grams]
+
+        def scores(self, candidates):
+            self.asked += candidates
+            return [scores(50)]
+
+    selection = Given({"a": 90, "b": 88}, {})
+    (found,) = model_stock.MODEL_STOCK.run(selection)
+    assert found.candidate == LayerSoup(
+        checkpoints=("anchor", "a", "b"),
+        layers=(
+            (("none", "apart", "opposed"), (2000000, 0, 0)),
+            (("half", "as half"), (666666, 666667, 666667)),
+            (("same",), (0, 1000000, 1000000)),
+        ),
+        rest=(2000000, 0, 0),
+        denominator=2000000,
+    )
+    assert selection.asked == [found.candidate]
+    assert found.notes == ("model_stock: t clamped to [0, 1] for apart, opposed",)
+    alone = Given({"a": 90}, {})
+    grams = {"one": ((3.0,),)}
+    (found,) = model_stock.MODEL_STOCK.run(alone)
+    assert (found.candidate, found.notes) == (mean_of(["a"]), ())
+    # The mean cosine of three, of which one has no direction: (1/2 + 0 + 0) / 3.
+    three = ((4.0, 2.0, 0.0), (2.0, 4.0, 0.0), (0.0, 0.0, 0.0))
+    assert model_stock.ratio(three) == pytest.approx(3 / 6 / (1 + 2 / 6))
+
+
+def test_a_line_starts_from_the_best_soup_if_it_is_another_model_ties_by_name():
+    selection = Made({"a": 90, "b": 88}, {})
+    (best,) = BY_NAME["best_single"].run(selection)
+
+    def soup(name: str, members: str, correct: int):
+        return replace(best, name=name, recipe="greedy", candidate=mean_of(list(members)),
+                       held_out=scores(correct))  # fmt: skip
+
+    def found(*soups):
+        return starts(selection, Earlier((best, *soups), soups))
+
+    a, ab = mean_of(["a"]), mean_of(["a", "b"])
+    first = ("best_single", a)
+    assert found() == [first]
+    assert found(soup("x", "ab", 80), soup("y", "b", 79)) == [first, ("x", ab)]
+    assert found(soup("x", "b", 80), soup("y", "ab", 81)) == [first, ("y", ab)]
+    assert found(soup("y", "b", 80), soup("x", "ab", 80)) == [first, ("x", ab)]
+    assert found(soup("x", "a", 90), soup("y", "ab", 89)) == [first]  # the best is that model
+
+
+@pytest.mark.parametrize(("count", "more"), [(2, ""), (8, ""), (9, ", ...")])
+def test_eight_trials_are_named_where_a_theta_1_is_called_by_no_name(count, more):
+    names = [f"t{i}" for i in range(count)]
+    selection = Made(dict.fromkeys(names, 90), {})
+    said = f"and {count} trials' keys begin so. Soups: best_single; ask for others too (--all). "
+    said += f"Trials: {', '.join(names[:8])}{more}."
+    with pytest.raises(ConfigError, match=re.escape(said) + "$"):
+        WISE_FT.run(selection, single(selection), {"theta_1": "t"})
+
+
+def test_a_random_order_is_that_of_its_seed_and_is_told():
+    singles = {"a": 90, "b": 88, "c": 86, "d": 80}
+    table = defaultdict(lambda: 0)
+    for seed in (3, 4):
+        order = list("abcd")
+        random.Random(seed).shuffle(order)
+        (found,) = GREEDY.run(Made(singles, table), options={"order": "random", "seed": seed})
+        assert found.options == {"accept": "ge", "order": "random", "seed": seed}
+        assert found.candidate == mean_of(order[:1])
+        assert found.held_out.correct == found.trace[0].result.correct == singles[order[0]]
+        tried = [step.candidate for step in found.trace]
+        assert tried == [mean_of(order[:1]), *(mean_of([order[0], o]) for o in order[1:])]
+
+
+def test_a_fisher_soup_is_of_the_whole_pool_each_with_its_own_information():
+    class Known(Made):
+        def measure(self, requests):
+            self.asked += [(r.checkpoint, r.samples) for r in requests]
+            return [CheckpointRef(sha256=f"fisher of {r.checkpoint}", size_bytes=1)
+                    for r in requests]  # fmt: skip
+
+        def scores(self, candidates):
+            return [scores(70) for _ in candidates]
+
+    selection = Known({"a": 90, "b": 88}, {})
+    (found,) = BY_NAME["fisher"].run(selection, options={"samples": 7})
+    assert found.candidate.parts == (("a", "fisher of a", 1), ("b", "fisher of b", 1))
+    assert (found.options, found.held_out.correct) == ({"samples": 7}, 70)
+    assert selection.asked == [("a", 7), ("b", 7)]
+
+
+def test_an_ensemble_of_probabilities_has_a_temperature_for_each_model_and_one_of_logits_none():
+    class Warm(Made):
+        def measure(self, requests):
+            return [{"a": 2.0, "b": 3.0}[r.candidate.checkpoints[0]] for r in requests]
+
+        def scores(self, candidates):
+            return [scores(70) for _ in candidates]
+
+    a, b = mean_of(["a"]), mean_of(["b"])
+    for space, temperatures in (("probabilities", (2.0, 3.0)), ("logits", (1.0, 1.0))):
+        selection = Warm({"a": 90, "b": 88}, {})
+        (found,) = BY_NAME["ensemble"].run(selection, options={"space": space})
+        assert found.candidate.parts == tuple(zip((a, b), (1, 1), temperatures, strict=True))
+        assert (found.candidate.denominator, found.candidate.space) == (2, space)
+        assert found.options == {"space": space}
+        (found,) = BY_NAME["greedy_ensemble"].run(
+            selection_of_equals(temperatures), options={"space": space, "accept": "gt"}
+        )
+        assert found.candidate.parts == ((a, 1, temperatures[0]),)  # equal is not enough
+        assert found.options == {"space": space, "accept": "gt"}
+
+
+def selection_of_equals(temperatures):
+    """Two ingredients; whatever is asked is right on 80 of 100."""
+
+    class Equal(Mixtures):
+        def first_reaching(self, candidates, bound, accept):
+            assert (bound, accept) == (0.8, "gt")
+            return Reached(results=tuple(self.scores(candidates)), hit=False)
+
+        def _answer(self, request):
+            return temperatures["ab".index(request.candidate.checkpoints[0])]
+
+    return Equal(lambda candidate: 80)
+
+
+def test_options_that_are_not_there_or_not_allowed_are_told_with_what_is():
+    said = {
+        ("greedy", "order", "best"): "Allowed: held_out, random.",
+        ("greedy", "seed", -1): "Allowed: 0 to 2.14748e+09, whole.",
+        ("learned", "lr", 0.0): "Allowed: 1e-05 to 10.",
+        ("learned", "epochs", 1001): "Allowed: 1 to 1000, whole.",
+        ("wise_ft", "eps", 1.5): "Allowed: 0 to 1.",
+        ("wise_ft", "theta_1", ""): "Allowed: text: the name of a soup of this run, or how",
+        ("uniform", "x", 1): "has no option 'x'. Its options: none.",
+        ("learned", "x", 1): "has no option 'x'. Its options: lr, epochs, batch_size.",
+    }
+    for (recipe, name, wrong), words in said.items():
+        with pytest.raises(ConfigError, match=rf"^x\.yaml: recipe {recipe}.*{re.escape(words)}"):
+            BY_NAME[recipe].read({name: wrong}, "x.yaml")
+
+
+def test_learned_notes_what_it_chose_and_what_machines_without_proc_say(monkeypatch, tmp_path):
+    class Flat(Slopes):
+        def measure(self, requests):
+            if isinstance(requests[0], TensorNames):
+                self.asked.append(requests[0])
+                return [("x", "y")]
+            return super().measure(requests)
+
+        def scores(self, candidates):
+            return [scores(60) for _ in candidates]
+
+    selection = Flat({"a": 90, "b": 88}, {})
+    (found,) = learned.LEARNED.run(selection, options={"epochs": 1, "batch_size": 100, "lr": 0.1})
+    assert found.candidate == mean_of(["a", "b"])
+    # One step of Adam is -lr, of log beta: exp(-.1)
+    assert found.options == {"epochs": 1, "beta": 0.904837, "loss": 0.123457}
+    assert [(s.candidate, s.result.correct, s.accepted) for s in found.trace] == [
+        (found.candidate, 60, True)
+    ]
+    selection = Flat({"a": 90, "b": 88}, {})
+    (found,) = learned.LEARNED_BY_LAYER.run(selection, options={"epochs": 1, "batch_size": 100})
+    assert selection.asked[0].checkpoint == "a"
+    assert found.candidate.layers == ((("x",), (500000,) * 2), (("y",), (500000,) * 2))
+    said = tmp_path / "meminfo"
+    monkeypatch.setattr(learned, "Path", lambda path: said)
+    assert learned.available_memory() == 0
+    said.write_text("MemTotal: 9 kB\n")
+    assert learned.available_memory() == 0
+    said.write_text("MemTotal: 9 kB\nMemAvailable:   3 kB\n")
+    assert learned.available_memory() == 3072
+
+
+def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
+    """(decided, scored, models, passes over train, single training samples, files, mixtures)."""
+    by_hand = {
+        "anchor": (0, 1, 1, 0, 0, 0, 0),
+        "best_single": (0, 0, 0, 0, 0, 0, 0),
+        "uniform": (0, 1, 1, 0, 0, 0, 1),
+        "greedy": (3, 1, 1, 0, 0, 0, 3),
+        "replacement": (12, 1, 1, 0, 0, 0, 12),  # three passes
+        "pruned": (4, 2, 1, 0, 0, 0, 5),
+        "learned": (5, 1, 1, 0, 0, 0, 6),  # five epochs of one batch
+        "learned_by_layer": (5, 1, 1, 0, 0, 0, 6),
+        "fisher": (0, 1, 1, 0, 400, 4, 1),  # a hundred samples each
+        "model_stock": (0, 1, 1, 0, 0, 0, 1),
+        # Two lines: 19 inner points, and five to draw of which one is no mixture.
+        "wise_ft": (0, 38, 10, 0, 0, 0, 46),
+        "lines": (0, 20, 2, 0, 0, 0, 20),
+        "ensemble": (0, 0, 0, 0, 0, 0, 0),
+        "greedy_ensemble": (0, 0, 0, 0, 0, 0, 0),
+        "ose": (0, 0, 0, 0, 0, 0, 0),
+        "vrf": (6, 0, 0, 5, 0, 0, 0),
+    }
+    pool = PoolSize(k=4, held_out=100)
+    assert {r.name: tuple(r.cost(pool, r.options())) for r in RECIPES} == by_hand
+    none = {name: {} for name in by_hand}
+    assert tuple(total_cost(pool, none)) == tuple(map(sum, zip(*by_hand.values(), strict=True)))
+
+    def cost(name, k=4, **options):
+        recipe = BY_NAME[name]
+        return tuple(recipe.cost(PoolSize(k, 100), recipe.read(options, "x.yaml")))
+
+    assert cost("greedy", k=0)[0] == 0
+    assert cost("greedy", k=1)[0] == 0
+    assert cost("learned", epochs=3, batch_size=30) == (3, 1, 1, 0, 0, 0, 13)  # four steps each
+    # One line; 0 and 1 are its end points.
+    assert cost("wise_ft", theta_1="a", alphas=[0, 0.25, 0.5, 1]) == (0, 2, 5, 0, 0, 0, 6)
+
+
+def test_the_defaults_of_all_options_and_who_has_a_colour_of_its_own():
+    given = {r.name: structs.asdict(r.options()) for r in RECIPES}
+    steps = {"lr": 0.05, "epochs": 5, "batch_size": 256}
+    assert {name: options for name, options in given.items() if options} == {
+        "greedy": {"accept": "ge", "order": "held_out", "seed": 0},
+        "replacement": {"passes": 3},
+        "learned": steps,
+        "learned_by_layer": steps,
+        "fisher": {"samples": 100},
+        "wise_ft": {"alphas": None, "eps": 0.01, "theta_1": None},
+        "ensemble": {"space": "logits"},
+        "greedy_ensemble": {"accept": "ge", "space": "logits"},
+    }
+    own = {r.name for r in RECIPES if r.style.own}
+    assert own == {"anchor", "best_single", "uniform", "greedy"}
 
 
 def test_every_recipe_says_what_it_is():

@@ -25,11 +25,27 @@ from board import (
 )
 from shared import scores, split, trial
 
-from soupray.core.candidates import Candidate, Outcome, ensemble_of, mean_of
+from soupray.core.candidates import (
+    Candidate,
+    FisherSoup,
+    Outcome,
+    VRFEnsemble,
+    ensemble_of,
+    mean_of,
+)
 from soupray.core.ports import TrackedRun
-from soupray.core.records import EpochRecord, Scores, Tombstone
+from soupray.core.records import CheckpointRef, EpochRecord, Scores, Tombstone
 from soupray.reporting.plots import Robustness, draw_all, greedy_trace, id_label, robustness
-from soupray.reporting.ranking import Versus, as_csv, leaderboard
+from soupray.reporting.ranking import (
+    Versus,
+    as_csv,
+    best_soup,
+    forward_passes,
+    leaderboard,
+    measured,
+    model_of,
+    shift_mean,
+)
 from soupray.reporting.runs import entry_run, sweep_run, trial_run
 
 
@@ -92,6 +108,30 @@ def test_recipes_that_chose_the_same_model_are_all_listed():
     assert (half.size_bytes, BY_NAME["greedy"].size_bytes) == (3000, 2000)
 
 
+def test_the_champion_is_the_highest_that_is_one_model_of_two_or_more_else_of_one():
+    assert best_soup(ENTRIES, OUTCOMES).name == "greedy"  # a and b; what has three comes later
+    one, both = mean_of(["sha of a"]), ensemble_of([(AB, 1, 1.0)], 1, "logits")
+    rows = {"e": (both, 99), "s": (one, 95), "two": (AB, 90), "three": (mean_of("xyz"), 80)}
+
+    def champion(*names: str) -> str:
+        made = [
+            Outcome(
+                name=n,
+                recipe="best_single" if n == "s" else n,
+                options={},
+                candidate=rows[n][0],
+                held_out=scores(rows[n][1], N),
+            )
+            for n in names
+        ]
+        entries = [msgspec.structs.replace(ENTRIES[0], name=n) for n in names]
+        return best_soup(entries, made).name
+
+    assert champion("e", "s", "two", "three") == "two"
+    assert champion("e", "three", "s", "two") == "three"
+    assert champion("e", "s") == "s"
+
+
 def test_the_mean_over_shifts_is_of_accuracies_and_not_pooled():
     # alpha 1: (.5 + .6) / 2 = .55; pooled it would be (50 + 120) / 300 = .567
     assert BY_NAME["greedy"].shift_mean == pytest.approx(0.55)
@@ -110,6 +150,94 @@ def test_against_the_best_single_model_by_hand():
     assert greedy.held_out_versus_best_single == held_out
     itself = Versus(only_this=0, only_best_single=0, p=1.0)
     assert BY_NAME["best_single"].test_versus_best_single == itself
+
+
+def test_members_that_share_a_body_take_one_pass_together():
+    a, b, c = (mean_of([name]) for name in "abc")
+    both = mean_of(["a", "b"])
+    fisher = FisherSoup(parts=(("a", "fisher of a", 1), ("b", "fisher of b", 1)))
+    bodies = {"a": "x", "b": "x", "c": "y"}
+
+    def passes(*members) -> int:
+        parts = [(member, 1, 1.0) for member in members]
+        return forward_passes(ensemble_of(parts, len(parts), "logits"), bodies)
+
+    assert forward_passes(a, bodies) == 1
+    assert passes(a, b) == 1
+    assert passes(a, both) == 1  # a mean of equal bodies is that body
+    assert passes(a, b, c) == 2
+    assert passes(a, mean_of(["a", "c"])) == 2
+    assert passes(a, fisher) == 2  # its quotients need not be
+    assert forward_passes(ensemble_of([(a, 1, 1.0), (b, 1, 1.0)], 2, "logits"), {}) == 2
+
+
+def test_an_ensemble_by_sample_keeps_two_models_and_its_failure_set():
+    vrf = VRFEnsemble(
+        fine_tuned=AB,
+        reference=mean_of(["anchor"]),
+        temperatures=(1.0, 1.0),
+        failures=CheckpointRef(sha256="f", size_bytes=70),
+        k=1,
+        a=0.0,
+        b=1.0,
+    )
+    rows = [
+        Outcome(name="v", recipe="vrf", options={}, candidate=vrf, held_out=scores(95, N)),
+        Outcome(name="s", recipe="best_single", options={}, candidate=SINGLE,
+                held_out=scores(90, N)),
+    ]  # fmt: skip
+    reported = Reports(
+        {(vrf, n): scores(7, 10, f"digest of {n}") for n in ("test", "inverted", "noise")}
+    )
+    first, second = leaderboard(rows, POOL, BASIS, reported)
+    assert (first.name, first.size_bytes, first.forward_passes_per_sample) == ("v", 5070, 2)
+    assert (first.ingredients, first.coefficients) == (["a", "b", "zero_shot"], [])
+    assert (second.name, second.size_bytes) == ("s", 2000)
+    with pytest.raises(AssertionError):
+        model_of(rows[0])
+    assert model_of(rows[1]) == SINGLE
+
+
+def test_what_is_measured_by_hand():
+    made = measured(msgspec.structs.replace(scores(0, 10), correct=6, by_class=(
+        (4, 5, 3), (6, 5, 3), (0, 0, 0))))  # fmt: skip
+    assert (made.n, made.correct, made.accuracy, made.nll, made.ece) == (10, 6, 0.6, 0.5, 0.25)
+    assert made.standard_error == pytest.approx((0.6 * 0.4 / 10) ** 0.5)
+    # Recalls 3/4 and 3/6; F1 6/9 and 6/11. The interval is of the tables for 6 of 10.
+    assert made.balanced_accuracy == 0.625
+    assert made.macro_f1 == pytest.approx((6 / 9 + 6 / 11) / 2)
+    assert made.worst_class == 0.5
+    assert (made.low, made.high) == pytest.approx((0.2624, 0.8784), abs=1e-4)
+    assert (made.by("nll"), made.by("accuracy"), made.by("worst_class")) == (-0.5, 0.6, 0.5)
+    assert shift_mean({}) == 0.0
+    assert shift_mean({"x": made, "y": measured(scores(9, 10))}) == pytest.approx(0.75)
+
+
+def test_a_row_of_csv_with_rank_data_and_a_shift_of_some_classes_by_hand():
+    *rest, noise = BASIS.splits
+    basis = msgspec.structs.replace(BASIS, splits=(*rest, noise, split("rank", 10, role="rank")))
+    reported = Reports(REPORTED)
+    reported[AB, "rank"] = msgspec.structs.replace(scores(8, 16), nll=0.75, ece=0.125)
+    reported[AB, "test on noise"] = scores(3, 5, "digest of test on noise")
+    reported[SINGLE, "rank"] = scores(4, 16)
+    reported[SINGLE, "test on noise"] = scores(2, 5, "digest of test on noise")
+    single = next(o for o in OUTCOMES if o.name == "best_single")
+    entries = leaderboard([single, GREEDY], POOL, basis, reported)
+    header, first, second = csv.reader(io.StringIO(as_csv(entries)))
+    row = dict(zip(header, first, strict=True))
+    assert header[-5:-2] == ["noise", "test_on_classes_of_noise", "p_vs_best_single"]
+    assert (row["rank"], row["name"], row["recipe"]) == ("1", "greedy", "greedy")
+    assert (row["rank_accuracy"], row["held_out"], row["test"]) == (
+        "0.500000", "0.910000", "0.700000",
+    )  # fmt: skip
+    # Of rank data, which decide: sqrt(.5 * .5 / 16)
+    assert (row["standard_error"], row["nll"], row["ece"]) == ("0.125000", "0.750000", "0.125000")
+    assert (row["noise"], row["test_on_classes_of_noise"]) == ("0.600000", "0.600000")
+    assert dict(zip(header, second, strict=True))["test_on_classes_of_noise"] == "0.400000"
+    plain = next(iter(csv.DictReader(io.StringIO(as_csv(ENTRIES)))))
+    assert plain["rank_accuracy"] == ""
+    assert as_csv(ENTRIES).startswith(as_csv(ENTRIES[:1]))
+    assert float(plain["standard_error"]) == pytest.approx((0.91 * 0.09 / 100) ** 0.5, abs=1e-6)
 
 
 def test_the_table_survives_csv():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from soupray.core.ports import Reached
 from soupray.core.records import Rejected, Tally
-from soupray.evaluation.schedule import Answer, FirstReaching, hardest_first
+from soupray.evaluation.schedule import Answer, FirstReaching, Unit, hardest_first
 
 N, BATCH = 23, 5
 
@@ -203,3 +203,49 @@ def test_a_first_batch_that_can_decide_is_run_in_float32():
     rest = [((2, 3), True), ((2,), False), ((4, 5), True), ((6, 7), True), ((8, 9), True)]
     assert asked == [((0, 1), False), *rest]
     assert answer.correct == 9
+
+
+def test_a_candidate_that_survived_a_second_opinion_waits_for_twice_as_many_unsure_samples():
+    # Of 20 samples, four of them wrong are allowed, five are too many.
+    batches = [tuple(range(at, at + 4)) for at in range(0, 20, 4)]
+    wrong, unsure = {0, 1, 2, 8}, {3, 4, 9, 12}
+    schedule = FirstReaching(1, lambda _: tuple(range(20)), 4, 16, "ge", "cascade")
+    asked = []
+    while schedule.answer() is None:
+        unit = schedule.next()
+        asked.append((unit.rows, unit.low))
+        right = np.array([r not in wrong for r in unit.rows])
+        schedule.take(unit, Answer(right, np.array([unit.low and r in unsure for r in unit.rows])))
+    # Three wrong and 3 unsure are not too many, 4 beside it is: both are settled. Then 8 is wrong
+    # and 9 unsure, but one is not enough any more: it waits for 12.
+    assert asked == [
+        (batches[0], True),
+        (batches[1], True),
+        ((3, 4), False),
+        (batches[2], True),
+        (batches[3], True),
+        ((9, 12), False),
+        (batches[4], True),
+    ]
+    assert schedule.answer().hit
+    assert schedule.answer().results[0].correct == 16
+    assert schedule.samples == 24
+
+
+def test_what_comes_after_a_hit_is_not_begun_and_a_late_answer_is_dropped():
+    schedule = FirstReaching(3, lambda _: tuple(range(6)), 2, 6, "ge", "fp32")
+    first, late = schedule.next(), schedule.next()
+    none, both = np.zeros(2, bool), np.ones(2, bool)
+    schedule.take(first, Answer(none, none))
+    assert schedule.next().candidate == 1  # the first is given up: two of six are wrong
+    schedule.take(late, Answer(both, none))
+    assert schedule.samples == 4
+    units = [Unit(1, rows, False) for rows in ((0, 1), (2, 3), (4, 5))]
+    assert [schedule.next(), schedule.next()] == units[1:]
+    assert schedule.answer() is None
+    for unit in units:
+        schedule.take(unit, Answer(both, none))
+    assert schedule.next() is None
+    rejected, hit = schedule.answer().results
+    assert rejected == Rejected(seen=2, correct=0, bound=6)
+    assert (hit.n, hit.correct, schedule.samples) == (6, 6, 10)

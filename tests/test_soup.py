@@ -1,74 +1,67 @@
-"""Pools and choices that are not what a soup wishes for: each ends in one clear message."""
+"""Pools and choices that are not what a soup wishes for: each ends in one clear message.
+
+Nothing here needs Ray or a server: the records are made by hand.
+"""
 
 import msgspec
 import pytest
 from conftest import mini_text
 from msgspec.structs import replace
-from test_evaluators import forgetful
+from shared import blind, ingredient, scores, split
 from toy import toy
 
-from soupray.core.candidates import mean_of
-from soupray.core.errors import ChecksumMismatch, EvaluationError, IncompatibleWeights
-from soupray.core.records import Pool, Tombstone, encode, pool_of
-from soupray.evaluation.evaluator import Site, StoredEvaluator
-from soupray.evaluation.local import LocalWorkers
-from soupray.evaluation.selection import HeldOutSelection
-from soupray.recipes import run_recipes
-from soupray.reporting.ranking import best_soup
+from soupray.core.errors import EvaluationError, IncompatibleWeights
+from soupray.core.records import Basis, CheckpointRef, Pool, Tombstone, encode, pool_of
 from soupray.search.plan import trials_of
-from soupray.search.state import find_basis
-from soupray.soup.run import Choices, _choices_path, choose, chosen_recipes
+from soupray.search.state import basis_key, find_basis
+from soupray.soup.run import choices_path, choose
 from soupray.soup.session import find_pool
-from soupray.spec.sweep_spec import parse
+from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.store import layout
-from soupray.store.objects import create_record, open_store
-from soupray.training.worker import worker_context
-
-
-@pytest.fixture(scope="module")
-def pool(run) -> Pool:
-    spec, _, store = run.world()
-    return find_pool(store, spec, partial=False)[0]
+from soupray.store.objects import Store, create_record, open_store
 
 
 @pytest.fixture
-def copied(run):
-    """(spec, store): the records of the main job in a store of our own, to spoil."""
-    spec, _, store = run.world()
-    copy = open_store("memory://")
-    for prefix in ("bases", "trials", "sweeps/mini/specs"):
-        for path in store.list(prefix):
-            copy.put(path, store.get(path))
-    return spec, copy
+def swept() -> tuple[SweepSpec, Store]:
+    """(spec, store) after a sweep of four trials; the records alone, made by hand."""
+    spec, store = parse(mini_text(), "mini.yaml"), open_store("memory://")
+    ref = CheckpointRef(sha256="0" * 64, size_bytes=1)
+    splits = (split("train", 9, "train"), split("held_out", 10, "held_out"))
+    basis = Basis(key=basis_key(spec), splits=splits, init=ref, anchor=ref)
+    create_record(store, layout.basis(basis.key), basis)
+    create_record(store, layout.spec(spec.name, spec.digest), spec.model_dump(mode="json"))
+    for right, trial in zip((7, 9, 7, 8), trials_of(spec, basis), strict=True):
+        made = replace(ingredient(trial.key, scores(right)), trial=trial, init=ref.sha256)
+        create_record(store, layout.manifest(trial.key), made)
+    return spec, store
 
 
-def pool_only(pool: Pool) -> HeldOutSelection:
-    """A selection that can show its pool but not score anything: asking it raises."""
-    selection = HeldOutSelection.__new__(HeldOutSelection)
-    object.__setattr__(selection, "_pool", pool)
-    object.__setattr__(selection, "_hints", None)
-    object.__setattr__(selection, "_tallies", {})
-    return selection
+@pytest.fixture
+def pool(swept) -> Pool:
+    spec, store = swept
+    return find_pool(store, spec, partial=False)[0]
 
 
 def manifests(store):
     return sorted(p for p in store.list("trials"))
 
 
-def test_the_pool_is_ordered_by_held_out_count_then_key(pool):
+def test_the_pool_is_ordered_by_held_out_count_then_key_whatever_order_it_comes_in(swept, pool):
     order = [(-i.held_out.correct, i.trial.key) for i in pool.ingredients]
+    assert [count for count, _ in order] == [-9, -8, -7, -7]
     assert order == sorted(order)
-    assert len(order) == 4
+    spec, store = swept
+    assert pool_of(find_basis(store, spec), list(reversed(pool.ingredients))) == pool
 
 
-def test_nothing_swept_says_to_sweep_first(run):
-    spec, _, _ = run.world()
+def test_nothing_swept_says_to_sweep_first(swept):
+    spec, _ = swept
     with pytest.raises(EvaluationError, match=r"nothing was swept.*Run `soupray sweep` first"):
         find_pool(open_store("memory://"), spec, partial=False)
 
 
-def test_missing_trials_are_listed_and_partial_goes_on_without_them(copied, heard):
-    spec, store = copied
+def test_missing_trials_are_listed_and_partial_goes_on_without_them(swept, heard):
+    spec, store = swept
     gone = manifests(store)[0]
     store.delete(gone)
     with pytest.raises(EvaluationError, match=r"1 of 4 trials are not in the store") as error:
@@ -78,8 +71,8 @@ def test_missing_trials_are_listed_and_partial_goes_on_without_them(copied, hear
     assert len(find_pool(store, spec, partial=True)[0].ingredients) == 3
 
 
-def test_a_pool_of_one_works_and_says_so(copied, heard):
-    spec, store = copied
+def test_a_pool_of_one_works_and_says_so(swept, heard):
+    spec, store = swept
     for path in manifests(store)[1:]:
         store.delete(path)
     pool, _ = find_pool(store, spec, partial=True)
@@ -87,16 +80,16 @@ def test_a_pool_of_one_works_and_says_so(copied, heard):
     assert "every soup of it is that model" in heard()
 
 
-def test_an_empty_pool_is_refused_even_with_partial(copied):
-    spec, store = copied
+def test_an_empty_pool_is_refused_even_with_partial(swept):
+    spec, store = swept
     for path in manifests(store):
         store.delete(path)
     with pytest.raises(EvaluationError, match="4 of 4 trials are not in the store"):
         find_pool(store, spec, partial=True)
 
 
-def test_diverged_trials_are_left_out_and_named(copied, heard):
-    spec, store = copied
+def test_diverged_trials_are_left_out_and_named(swept, heard):
+    spec, store = swept
     basis = find_basis(store, spec)
     for trial in trials_of(spec, basis):
         tombstone = Tombstone(trial=trial, reason="loss is nan", history=(), started=0, finished=1)
@@ -107,8 +100,8 @@ def test_diverged_trials_are_left_out_and_named(copied, heard):
     assert "diverged and is left out: loss is nan" in heard()
 
 
-def test_an_ingredient_of_another_init_is_refused_with_both_digests(copied):
-    spec, store = copied
+def test_an_ingredient_of_another_init_is_refused_with_both_digests(swept):
+    spec, store = swept
     path = manifests(store)[0]
     record = msgspec.json.decode(store.get(path)) | {"init": "f" * 64}
     store.put(path, encode(record))
@@ -125,8 +118,8 @@ def test_an_ingredient_of_another_init_is_refused_with_both_digests(copied):
         ("trials: 4", "trials: 6", "search.trials"),
     ],
 )
-def test_a_spec_edited_between_sweep_and_soup_is_explained(copied, old, new, field):
-    _, store = copied
+def test_a_spec_edited_between_sweep_and_soup_is_explained(swept, old, new, field):
+    _, store = swept
     edited = parse(mini_text().replace(old, new), "x.yaml")
     assert old in mini_text()
     with pytest.raises(EvaluationError, match="The spec was edited since the sweep ran") as error:
@@ -134,20 +127,11 @@ def test_a_spec_edited_between_sweep_and_soup_is_explained(copied, old, new, fie
     assert field in str(error.value)
 
 
-def test_an_edited_data_section_is_explained_too(copied):
-    _, store = copied
+def test_an_edited_data_section_is_explained_too(swept):
+    _, store = swept
     edited = parse(mini_text().replace("held_out: 200", "held_out: 220"), "x.yaml")
     with pytest.raises(EvaluationError, match=r"nothing was swept .*edited .*data\.held_out"):
         find_pool(store, edited, partial=False)
-
-
-def test_choices_once_frozen_are_not_made_again(run, pool):
-    spec, _, store = run.world()
-    selection = pool_only(pool)
-    recipes = chosen_recipes([spec], [], everything=True)
-    choices = choose(store, [spec], selection, recipes)
-    assert isinstance(choices, Choices)
-    assert choices.pool == pool.checkpoints
 
 
 def test_choices_of_several_specs_follow_from_how_each_ones_models_are_evaluated(tmp_path):
@@ -180,73 +164,15 @@ def test_choices_follow_from_theta_0_and_from_the_training_data(tmp_path):
         replace(pool, anchor=first.checkpoint),
         replace(pool, ingredients=(elsewhere, *others)),
     ]
-    assert len({_choices_path([spec], p, {"model_stock": {}}) for p in pools}) == len(pools)
+    assert len({choices_path([spec], p, {"model_stock": {}}) for p in pools}) == len(pools)
     again = toy(tmp_path / "again", models=2).pool
-    assert _choices_path([spec], again, {}) == _choices_path([spec], pool, {})
-
-
-def test_the_local_evaluator_makes_the_same_choices_as_the_ray_driver(run, pool, tmp_path):
-    """The same job without Ray: its counts and decisions are those of the leaderboard."""
-    import json
-
-    spec, place, store = run.world()
-    here = worker_context(spec, place)
-    basis = find_basis(store, spec)
-    splits = [basis.split("held_out"), basis.split("train")]
-    workers = LocalWorkers(
-        here.task, here.data, forgetful(here.checkpoints, tmp_path), spec.setting
-    )
-    evaluator = StoredEvaluator(Site(workers, workers.cache, spec.setting))
-    selection = HeldOutSelection(evaluator, pool, splits)
-    wanted = {"anchor": {}, "best_single": {}, **chosen_recipes([spec], [], everything=True)}
-    outcomes = run_recipes(selection, wanted)
-    board = {e["name"]: e for e in json.loads((run.output / "leaderboard.json").read_text())}
-    assert {o.name for o in outcomes} == set(board)
-    for outcome in outcomes:
-        assert outcome.candidate.digest == board[outcome.name]["candidate"]
-        assert outcome.held_out.correct == board[outcome.name]["held_out"]["correct"]
-
-
-def test_a_corrupt_ingredient_stops_the_soup_and_names_the_object(run, pool, tmp_path):
-    spec, place, store = run.world()
-    here = worker_context(spec, place)
-    copy = open_store("memory://")
-    sha = pool.ingredients[0].checkpoint.sha256
-    path = layout.weights(pool.ingredients[0].checkpoint.sha256)
-    data = bytearray(store.get(path))
-    data[-1] ^= 1
-    copy.put(path, bytes(data))
-    checkpoints = type(here.checkpoints)(copy, tmp_path / "cache")
-    workers = LocalWorkers(here.task, here.data, checkpoints, spec.setting)
-    with pytest.raises(ChecksumMismatch, match=sha):
-        workers.predictions(mean_of([sha]), find_basis(store, spec).split("held_out"))
-
-
-def test_the_soup_that_is_written_is_the_best_that_averages_anything(run, pool):
-    from soupray.reporting.ranking import Entry
-
-    spec, _, store = run.world()
-    entries = msgspec.json.decode((run.output / "leaderboard.json").read_bytes(), type=list[Entry])
-    recipes = chosen_recipes([spec], [], everything=True)
-    selection = pool_only(pool)
-    outcomes = choose(store, [spec], selection, recipes).outcomes
-    best = best_soup(entries, outcomes)
-    assert len(best.candidate.checkpoints) > 1
-    assert len(best.candidate.members) == 1
-    rank = [e.name for e in entries].index(best.name)
-    assert all(len(e.ingredients) == 1 or e.forward_passes_per_sample > 1 for e in entries[:rank])
-
-
-def test_pool_order_does_not_depend_on_the_order_of_manifests(run, pool):
-    spec, _, store = run.world()
-    basis = find_basis(store, spec)
-    assert pool_of(basis, list(reversed(pool.ingredients))) == pool
+    assert choices_path([spec], again, {}) == choices_path([spec], pool, {})
 
 
 def test_a_recipe_that_reads_very_much_waits_for_a_word(pool, monkeypatch):
-    monkeypatch.setattr("soupray.soup.run.READ_LIMIT", 10**6)
+    monkeypatch.setattr("soupray.soup.run.READ_LIMIT", 10**3)
     monkeypatch.setattr("soupray.recipes.learned.available_memory", lambda: 0)
-    store, selection, spec = open_store("memory://"), pool_only(pool), parse(mini_text(), "x.yaml")
+    store, selection, spec = open_store("memory://"), blind(pool), parse(mini_text(), "x.yaml")
     with pytest.raises(EvaluationError, match=r"learned would read .*--yes.* batch_size"):
         choose(store, [spec], selection, {"learned": {"epochs": 2}})
     assert store.list("sweeps") == []

@@ -5,7 +5,13 @@ import itertools
 import pytest
 import torch
 
-from soupray.core.candidates import WeightSoup, mean_of, weight_soup
+from soupray.core.candidates import (
+    FisherSoup,
+    LayerSoup,
+    WeightCandidate,
+    mean_of,
+    weight_soup,
+)
 from soupray.core.errors import IncompatibleWeights
 from soupray.maths.weights import CHUNK, Mixer
 from soupray.recipes.starts import interpolate
@@ -31,7 +37,7 @@ def random_model(seed: int, dtype: torch.dtype = torch.float32) -> Model:
     )
 
 
-def mix(models: dict[str, Model], soup: WeightSoup) -> dict[str, torch.Tensor]:
+def mix(models: dict[str, Model], soup: WeightCandidate) -> dict[str, torch.Tensor]:
     return dict(Mixer(models.__getitem__).tensors(soup))
 
 
@@ -160,3 +166,40 @@ def test_a_failed_read_leaves_no_half_sum_behind():
         dict(mixer.tensors(soup))
     failing.clear()
     assert same(dict(mixer.tensors(soup)), mix(models, soup))
+
+
+def test_a_soup_by_layer_by_hand():
+    models = {
+        "a": Model(x=torch.tensor([1.0, float("inf")]), y=torch.tensor([2.0]), z=torch.tensor(7)),
+        "b": Model(x=torch.tensor([5.0, -0.0]), y=torch.tensor([4.0]), z=torch.tensor(7)),
+    }
+    soup = LayerSoup(checkpoints=("a", "b"), layers=((("x",), (0, 4)),), rest=(1, 3), denominator=4)
+    made = mix(models, soup)
+    # x is that of b to the last bit: what has no share is not added, whatever it is.
+    assert same({"x": made["x"]}, {"x": models["b"]["x"]})
+    assert made["y"].tolist() == [3.5]
+    assert made["z"].item() == 7
+    alone = LayerSoup(checkpoints=("b",), layers=(), rest=(4,), denominator=4)
+    assert same(mix(models, alone), models["b"])
+    models["b"] = Model(models["b"], z=torch.tensor(8))
+    with pytest.raises(IncompatibleWeights, match=r"^b: the integer buffer 'z' differs"):
+        mix(models, soup)
+
+
+def test_a_fisher_soup_by_hand_with_numerators_and_tensors_that_nothing_is_known_of():
+    models = {
+        "a": Model(mean=torch.tensor([2.0]), steps=torch.tensor(7), w=torch.tensor([1.0, 4.0])),
+        "b": Model(mean=torch.tensor([10.0]), steps=torch.tensor(7), w=torch.tensor([5.0, 8.0])),
+        "fisher of a": Model(w=torch.tensor([2.0, 0.0])),
+        "fisher of b": Model(w=torch.tensor([1.0, 0.0])),
+    }
+    soup = FisherSoup(parts=(("a", "fisher of a", 1), ("b", "fisher of b", 3)))
+    made = mix(models, soup)
+    # (2 * 1 + 3 * 5) / (2 + 3); below the floor both count the same: (4 + 3 * 8) / 4
+    assert made["w"].tolist() == pytest.approx([3.4, 7.0])
+    assert (made["mean"].tolist(), made["steps"].item()) == ([8.0], 7)
+    assert made["w"].dtype == torch.float32
+    # Equal numerators: (2 * 1 + 5) / 3; and the floor, 1e-8, beside 3e-8: (4 + 3 * 8) / 4
+    models["fisher of b"] = Model(w=torch.tensor([1.0, 3e-8]))
+    equal = FisherSoup(parts=(("a", "fisher of a", 1), ("b", "fisher of b", 1)))
+    assert mix(models, equal)["w"].tolist() == pytest.approx([7 / 3, 7.0])

@@ -7,7 +7,6 @@ import sys
 import tomllib
 import zipfile
 
-import pytest
 from conftest import ROOT
 
 FIND = (
@@ -44,13 +43,12 @@ def test_the_demo_is_found_in_a_checkout(tmp_path):
 
 
 def test_a_built_wheel_has_the_demo_and_the_packaged_model(tmp_path):
-    pytest.importorskip("hatchling")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert names >= {
         "soupray/sweeps/digits.yaml",
-        "soupray/cli.py",
+        "soupray/cli/__init__.py",
         "soupray/assets/digits/open_clip_model.safetensors",
     }

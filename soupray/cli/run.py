@@ -16,6 +16,7 @@ from soupray.cli.options import (
     partial_option,
     spec_argument,
 )
+from soupray.core.hyperparameters import TABLE as HYPERPARAMETERS
 
 if TYPE_CHECKING:
     from soupray.reporting.results import SoupResult
@@ -37,6 +38,8 @@ def sweep(spec: Path | None, home: Path, address: str | None, as_json: bool, dry
     soupray sweep sweeps/digits.yaml --dry-run
     soupray sweep sweeps/digits.yaml
     ray job submit --working-dir . -- python -m soupray.sweep sweeps/digits.yaml
+
+    The hyperparameters of search.space, with default and range, are listed below.
     """
     path, loaded = load_named(spec, home)
     if dry:
@@ -135,5 +138,11 @@ def _finish(result: SoupResult, spec: SweepSpec, output: Path, as_json: bool) ->
         show_leaderboard(result.entries, result.basis, spec)
     say(f"files: {output}/ ({', '.join(f.name for f in files)})")
 
+
+sweep.epilog = "\b\n" + "\n".join(
+    f"{h.name:<16} {'needed' if h.default is None else f'{h.default:g}':<7}"
+    f"{f'{h.low:g} to {h.high:.7g}':<16} {h.meaning}"
+    for h in HYPERPARAMETERS
+)
 
 VERBS = (sweep, soup)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -19,33 +18,11 @@ LONGEST = {"RayCluster": 53, "RayJob": 47}
 IDLE_S = 300
 """Longer than pulling an image of 8 GB takes (assumed). KubeRay's default of 60 s is not."""
 
-# Fields of KubeRay 1.7, so that a typing error is found without its CRD, which is 1 MB.
-CLUSTER = (
-    "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions",
-    "headGroupSpec", "headServiceAnnotations", "managedBy", "networkPolicy", "rayVersion",
-    "suspend", "upgradeStrategy", "workerGroupSpecs",
-)  # fmt: skip
-GROUP = (
-    "groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts",
-    "priority", "rayStartParams", "replicas", "resources", "scaleStrategy", "suspend", "template",
-    "enableIngress", "headService", "serviceType",
-)  # fmt: skip
-SCALER = (
-    "args", "command", "env", "envFrom", "idleTimeoutSeconds", "image", "imagePullPolicy",
-    "resources", "securityContext", "upscalingMode", "version", "volumeMounts",
-)  # fmt: skip
-JOB = (
-    "activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint",
-    "entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId", "managedBy",
-    "metadata", "preRunningDeadlineSeconds", "rayClusterSpec", "runtimeEnvYAML",
-    "shutdownAfterJobFinishes", "submissionMode", "submitterConfig", "submitterPodTemplate",
-    "suspend", "ttlSecondsAfterFinished",
-)  # fmt: skip
 MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 
 
 def check_kuberay(document: dict[str, Any], crd: dict[str, Any] | None = None) -> Checked:
-    """A RayCluster or a RayJob, also against its kind's CRD if that is given."""
+    """A RayCluster or a RayJob, also against its kind's CRD if that is given: it knows all keys."""
     spec = document.get("spec") or {}
     problems = [*_name(document)]
     inner = spec
@@ -71,16 +48,8 @@ def _name(document: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _unknown(fields: dict[str, Any], known: tuple[str, ...], where: str) -> Iterator[str]:
-    for key in sorted(set(fields) - set(known)):
-        close = difflib.get_close_matches(key, known, n=1)
-        yield f"{where}{key}: unknown key{f'; did you mean {close[0]}?' if close else ''}"
-
-
 def _cluster(spec: dict[str, Any]) -> Iterator[str]:
-    yield from _unknown(spec, CLUSTER, "")
     scaler = spec.get("autoscalerOptions") or {}
-    yield from _unknown(scaler, SCALER, "autoscalerOptions.")
     idle = scaler.get("idleTimeoutSeconds", 60)
     if not isinstance(idle, int) or idle < IDLE_S:
         yield (
@@ -103,7 +72,6 @@ def _cluster(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def _group(group: dict[str, Any], where: str, second: bool) -> Iterator[str]:
-    yield from _unknown(group, GROUP, f"{where}.")
     started = group.get("rayStartParams") or {}
     pod = (group.get("template") or {}).get("spec") or {}
     if where != "headGroupSpec":
@@ -141,7 +109,6 @@ def _token(spec: dict[str, Any], groups: dict[str, Any]) -> Iterator[str]:
 
 
 def _job(spec: dict[str, Any]) -> Iterator[str]:
-    yield from _unknown(spec, JOB, "")
     mode, over = spec.get("submissionMode", "K8sJobMode"), spec.get("shutdownAfterJobFinishes")
     if mode not in MODES:
         yield f"submissionMode: {mode!r}; allowed: {', '.join(MODES)}"

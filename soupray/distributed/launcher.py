@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import json
 from typing import Any
 
+from botocore.loaders import Loader
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -15,13 +17,6 @@ from soupray.distributed.nodes import Checked, NodeType
 IDLE_MINUTES = 10
 """A GPU node boots, pulls its image and joins in 4 to 8 minutes (assumed; Ray: 5 by default)."""
 
-# Of EC2's RunInstances, what a node's configuration may hold. Ray passes anything on.
-NODE_CONFIG = (
-    "BlockDeviceMappings", "CapacityReservationSpecification", "EbsOptimized", "IamInstanceProfile",
-    "ImageId", "InstanceMarketOptions", "InstanceType", "KeyName", "LaunchTemplate",
-    "MetadataOptions", "NetworkInterfaces", "Placement", "SecurityGroupIds", "SubnetId",
-    "SubnetIds", "TagSpecifications", "UserData",
-)  # fmt: skip
 COMMANDS = ("setup_commands", "head_setup_commands", "worker_setup_commands")
 
 
@@ -83,15 +78,25 @@ def _cluster(config: dict[str, Any]) -> list[str]:
 
 def _node(node: dict[str, Any]) -> list[str]:
     config = node.get("node_config") or {}
-    problems = []
-    for key in sorted(set(config) - set(NODE_CONFIG)):
-        close = difflib.get_close_matches(key, NODE_CONFIG, n=1)
+    known, problems = _known_to_ec2(), []
+    for key in sorted(set(config) - known):
+        close = difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         problems.append(f"node_config.{key}: unknown to EC2{hint}")
     kind = str(config.get("InstanceType", ""))
     if kind.startswith(("g", "p")) and not (node.get("resources") or {}).get("GPU"):
         problems.append(f"resources: {kind} has GPUs, but none are listed: no trial would get one")
     return problems
+
+
+@functools.cache
+def _known_to_ec2() -> set[str]:
+    """What a node's configuration may hold: EC2's RunInstances, and Ray's own SubnetIds.
+
+    Ray passes anything on, and EC2 refuses what it does not know when the node is to start.
+    """
+    model = Loader().load_service_model("ec2", "service-2")
+    return {"SubnetIds", *model["shapes"]["RunInstancesRequest"]["members"]}
 
 
 def _node_types(config: dict[str, Any], types: dict[str, Any]) -> list[NodeType]:

@@ -7,6 +7,7 @@ them), a Dockerfile, or a bucket's policy.
 from __future__ import annotations
 
 import fnmatch
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from importlib.metadata import requires, version
@@ -18,6 +19,8 @@ from packaging.requirements import Requirement
 from soupray.core.errors import ConfigError
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.yaml import read_documents, read_text
+
+log = logging.getLogger(__name__)
 
 PINNED = ("ray", "torch", "mlflow")
 """Packages that every file must have in one version, within what this package requires."""
@@ -40,6 +43,8 @@ def validate(
     """
     crds = {d["spec"]["names"]["kind"]: d for d in (read_documents(crd) if crd else [])}
     problems: list[str] = []
+    if crd is None:
+        log.warning("unknown keys of RayCluster and RayJob pass without KubeRay's CRDs (--crd)")
     for path in files:
         problems += [f"{path}: {said}." for said in _one(path, spec, crds)]
     if spec is not None:

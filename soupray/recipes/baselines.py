@@ -35,8 +35,6 @@ ANCHOR = Recipe(
     paper="-",
     kind="baseline",
     costs="1",
-    uses="nothing",
-    options=Options,
     choose=_anchor,
     cost=lambda pool, options: Cost(scored=1, models=1),
     style=Style("anchor", "D", "#7a5195", own=True),
@@ -49,8 +47,6 @@ BEST_SINGLE = Recipe(
     kind="baseline",
     costs="0: scored when trained",
     uses="held-out counts",
-    options=Options,
     choose=_best_single,
-    cost=lambda pool, options: Cost(),
     style=Style("best single", "o", "#1a1a2e", own=True),
 )

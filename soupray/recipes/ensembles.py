@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from soupray.core.candidates import Candidate, Outcome, OutputSpace, ensemble_of, mean_of
 from soupray.core.ports import Accept, Selection
 from soupray.core.requests import Temperature
-from soupray.recipes.greedy import Rule, add, begin, conclude, one_pass
+from soupray.recipes.greedy import Rule, add, begin, one_pass
 from soupray.recipes.recipe import ENSEMBLE as STYLE
-from soupray.recipes.recipe import Cost, Earlier, Options, Recipe
+from soupray.recipes.recipe import Earlier, Options, Recipe, single
 
 
 class EnsembleOptions(Options, frozen=True, kw_only=True):
@@ -32,16 +32,7 @@ def _ensemble(selection: Selection, earlier: Earlier, options: EnsembleOptions) 
     """All ingredients, equal shares."""
     space, temperatures = options.space, _temperatures(selection, options.space)
     candidate = _mean(selection.pool.checkpoints, temperatures, space)
-    (scores,) = selection.scores([candidate])
-    return [
-        Outcome(
-            name="ensemble",
-            recipe="ensemble",
-            options={"space": space},
-            candidate=candidate,
-            held_out=scores,
-        )
-    ]
+    return single(selection, "ensemble", candidate, {"space": space})
 
 
 def _greedy_ensemble(
@@ -58,7 +49,8 @@ def _greedy_ensemble(
     (scores,) = selection.scores([make([first])])
     kept = one_pass(selection, rule, begin(selection, rule, [first], scores), rest)
     used: dict[str, str | int | float] = {"space": space, "accept": options.accept}
-    return conclude(selection, rule, kept, "greedy_ensemble", used)
+    made = make(kept.checkpoints)
+    return single(selection, "greedy_ensemble", made, used, kept.trace)
 
 
 def _temperatures(selection: Selection, space: OutputSpace) -> dict[str, float]:
@@ -79,11 +71,9 @@ ENSEMBLE = Recipe(
     paper="Wortsman et al. 2022, arXiv:2203.05482",
     kind="ensemble",
     costs="0: from stored logits",
-    uses="nothing",
     passes="K",
     options=EnsembleOptions,
     choose=_ensemble,
-    cost=lambda pool, options: Cost(),
     style=STYLE,
 )
 
@@ -97,6 +87,5 @@ GREEDY_ENSEMBLE = Recipe(
     passes="up to K",
     options=GreedyEnsembleOptions,
     choose=_greedy_ensemble,
-    cost=lambda pool, options: Cost(),
     style=STYLE,
 )

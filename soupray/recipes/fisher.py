@@ -13,7 +13,7 @@ from msgspec import Meta
 from soupray.core.candidates import FisherSoup, Outcome
 from soupray.core.ports import Selection
 from soupray.core.requests import Fisher
-from soupray.recipes.recipe import SOUP, Cost, Earlier, Options, PoolSize, Recipe
+from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, single
 
 
 class FisherOptions(Options, frozen=True, kw_only=True):
@@ -26,19 +26,8 @@ def _fisher(selection: Selection, earlier: Earlier, options: FisherOptions) -> l
     """The Fisher-weighted mean of the whole pool."""
     pool, samples = selection.pool.checkpoints, options.samples
     known = selection.measure([Fisher(checkpoint=sha, samples=samples) for sha in pool])
-    candidate = FisherSoup(
-        parts=tuple((sha, f.sha256, 1) for sha, f in zip(pool, known, strict=True))
-    )
-    (scores,) = selection.scores([candidate])
-    return [
-        Outcome(
-            name="fisher",
-            recipe="fisher",
-            options={"samples": samples},
-            candidate=candidate,
-            held_out=scores,
-        )
-    ]
+    soup = FisherSoup(parts=tuple((sha, f.sha256, 1) for sha, f in zip(pool, known, strict=True)))
+    return single(selection, "fisher", soup, {"samples": samples})
 
 
 def _cost(pool: PoolSize, options: FisherOptions) -> Cost:
@@ -56,5 +45,4 @@ FISHER = Recipe(
     options=FisherOptions,
     choose=_fisher,
     cost=_cost,
-    style=SOUP,
 )

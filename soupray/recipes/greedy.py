@@ -16,7 +16,7 @@ from msgspec import Meta
 from soupray.core.candidates import Candidate, Outcome, Step, mean_of
 from soupray.core.ports import Accept, Selection
 from soupray.core.records import Pool, Scores
-from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, Style
+from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, Style, single
 
 
 class Rule(NamedTuple):
@@ -65,30 +65,6 @@ def one_pass(selection: Selection, rule: Rule, kept: Kept, checkpoints: list[str
     return Kept(mine, value, trace)
 
 
-def conclude(
-    selection: Selection,
-    rule: Rule,
-    kept: Kept,
-    recipe: str,
-    options: dict[str, str | int | float],
-    notes: Sequence[str] = (),
-) -> list[Outcome]:
-    """The outcome of a greedy recipe: the candidate of what is kept, scored in full."""
-    candidate = rule.make(kept.checkpoints)
-    (scores,) = selection.scores([candidate])
-    return [
-        Outcome(
-            name=recipe,
-            recipe=recipe,
-            options=options,
-            candidate=candidate,
-            held_out=scores,
-            trace=tuple(kept.trace),
-            notes=tuple(notes),
-        )
-    ]
-
-
 def add(kept: list[str], checkpoint: str) -> list[str]:
     """The `change` that takes one more checkpoint in."""
     return [*kept, checkpoint]
@@ -113,7 +89,8 @@ def _greedy(selection: Selection, earlier: Earlier, options: GreedyOptions) -> l
     used: dict[str, str | int | float] = {"accept": options.accept}
     if options.order == "random":
         used |= {"order": options.order, "seed": options.seed}
-    return conclude(selection, rule, kept, "greedy", used, duplicates(selection.pool))
+    soup, notes = mean_of(kept.checkpoints), duplicates(selection.pool)
+    return single(selection, "greedy", soup, used, kept.trace, notes)
 
 
 def duplicates(pool: Pool) -> list[str]:

@@ -26,7 +26,7 @@ from soupray.core.candidates import (
 from soupray.core.ports import Selection
 from soupray.core.records import Ingredient
 from soupray.core.requests import TensorNames
-from soupray.recipes.recipe import SOUP, Cost, Earlier, Options, PoolSize, Recipe
+from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, single
 
 if TYPE_CHECKING:
     from soupray.recipes.descent import Point
@@ -67,15 +67,10 @@ def _learned_by_layer(
 
 
 def _outcome(name: str, selection: Selection, candidate: WeightCandidate, point: Point) -> Outcome:
-    (scores,) = selection.scores([candidate])
-    return Outcome(
-        name=name,
-        recipe=name,
-        options={"epochs": point.epochs, "beta": point.beta, "loss": point.loss},
-        candidate=candidate,
-        held_out=scores,
-        trace=(Step(candidate=candidate, result=scores, accepted=True),),
-    )
+    used = {"epochs": point.epochs, "beta": point.beta, "loss": point.loss}
+    (made,) = single(selection, name, candidate, used)
+    last = Step(candidate=candidate, result=made.held_out, accepted=True)
+    return msgspec.structs.replace(made, trace=(last,))
 
 
 def bytes_read(ingredients: Sequence[Ingredient], options: LearnedOptions) -> int:
@@ -115,7 +110,6 @@ LEARNED = Recipe(
     choose=_learned,
     cost=_cost,
     reads=bytes_read,
-    style=SOUP,
 )
 
 LEARNED_BY_LAYER = Recipe(
@@ -129,5 +123,4 @@ LEARNED_BY_LAYER = Recipe(
     choose=_learned_by_layer,
     cost=_cost,
     reads=bytes_read,
-    style=SOUP,
 )

@@ -12,7 +12,7 @@ from soupray.core.blocks import BLOCK_NUMBER
 from soupray.core.candidates import Candidate, LayerSoup, Outcome
 from soupray.core.ports import Selection
 from soupray.core.requests import TensorNames
-from soupray.recipes.recipe import SOUP, Cost, Earlier, Options, Recipe
+from soupray.recipes.recipe import Cost, Earlier, Options, Recipe
 from soupray.recipes.starts import LINES as STARTS
 from soupray.recipes.starts import Model, curve, starts
 
@@ -94,8 +94,6 @@ LINES = Recipe(
     kind="line",
     costs="10 a line",
     uses="held-out counts",
-    options=Options,
     choose=_lines,
     cost=lambda pool, options: Cost(scored=STARTS * GRID, models=STARTS, mixtures=STARTS * GRID),
-    style=SOUP,
 )

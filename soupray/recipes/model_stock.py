@@ -11,7 +11,7 @@ import math
 from soupray.core.candidates import QUANTUM, LayerSoup, Outcome, mean_of
 from soupray.core.ports import Selection
 from soupray.core.requests import Gram, Matrix
-from soupray.recipes.recipe import SOUP, Cost, Earlier, Options, Recipe
+from soupray.recipes.recipe import Cost, Earlier, Options, Recipe, single
 
 ROUNDING = 1e-9
 """Of t in float64; equal models give 1 up to this."""
@@ -21,7 +21,6 @@ def _model_stock(selection: Selection, earlier: Earlier, options: Options) -> li
     """The soup; a tensor that no trial changed stays that of theta_0."""
     pool = selection.pool
     models = pool.checkpoints
-    candidate: LayerSoup
     (grams,) = selection.measure([Gram(checkpoints=tuple(models), origin=pool.init.sha256)])
     layers: dict[int, list[str]] = {}
     clamped = []
@@ -41,18 +40,9 @@ def _model_stock(selection: Selection, earlier: Earlier, options: Options) -> li
         rest=numerators(0),
         denominator=QUANTUM * k,
     )
-    (scores,) = selection.scores([candidate if k > 1 else mean_of(models)])
     notes = (f"model_stock: t clamped to [0, 1] for {', '.join(clamped)}",) if clamped else ()
-    return [
-        Outcome(
-            name="model_stock",
-            recipe="model_stock",
-            options={},
-            candidate=candidate if k > 1 else mean_of(models),
-            held_out=scores,
-            notes=notes,
-        )
-    ]
+    made = candidate if k > 1 else mean_of(models)
+    return single(selection, "model_stock", made, notes=notes)
 
 
 def ratio(gram: Matrix) -> float:
@@ -83,9 +73,6 @@ MODEL_STOCK = Recipe(
     paper="Jang et al. 2024, arXiv:2403.19522",
     kind="soup",
     costs="1",
-    uses="nothing",
-    options=Options,
     choose=_model_stock,
     cost=lambda pool, options: Cost(scored=1, models=1, mixtures=1),
-    style=SOUP,
 )

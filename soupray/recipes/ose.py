@@ -17,7 +17,7 @@ from soupray.core.candidates import (
 )
 from soupray.core.ports import Selection
 from soupray.core.requests import Temperature
-from soupray.recipes.recipe import ENSEMBLE, Cost, Earlier, Options, Recipe
+from soupray.recipes.recipe import ENSEMBLE, Earlier, Options, Recipe
 from soupray.recipes.starts import curve, starts
 
 GRID = 20
@@ -74,8 +74,6 @@ OSE = Recipe(
     costs="0: from stored logits",
     uses="held-out counts and NLL",
     passes="2",
-    options=Options,
     choose=_ose,
-    cost=lambda pool, options: Cost(),
     style=ENSEMBLE,
 )

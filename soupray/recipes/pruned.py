@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from soupray.core.candidates import Outcome, mean_of
 from soupray.core.ports import Selection
-from soupray.recipes.greedy import Rule, begin, conclude, one_pass
-from soupray.recipes.recipe import SOUP, Cost, Earlier, Options, Recipe
+from soupray.recipes.greedy import Rule, begin, one_pass
+from soupray.recipes.recipe import Cost, Earlier, Options, Recipe, single
 
 
 def _pruned(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
@@ -17,7 +17,7 @@ def _pruned(selection: Selection, earlier: Earlier, options: Options) -> list[Ou
     (scores,) = selection.scores([mean_of(pool)])
     kept = begin(selection, rule, pool, scores)
     kept = one_pass(selection, rule, kept, pool[::-1])
-    return conclude(selection, rule, kept, "pruned", {})
+    return single(selection, "pruned", mean_of(kept.checkpoints), trace=kept.trace)
 
 
 def _without(kept: list[str], sha: str) -> list[str]:
@@ -33,8 +33,6 @@ PRUNED = Recipe(
     kind="soup",
     costs="K",
     uses="held-out counts",
-    options=Options,
     choose=_pruned,
     cost=lambda pool, options: Cost(decided=pool.k, scored=2, models=1, mixtures=pool.k + 1),
-    style=SOUP,
 )

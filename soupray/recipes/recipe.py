@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import inspect
 
-from soupray.core.candidates import Outcome
+from soupray.core.candidates import Candidate, Outcome, Step
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Selection
 from soupray.core.records import Ingredient
@@ -111,19 +112,19 @@ class Recipe(Generic[O]):
     paper: str
     kind: Kind
     costs: str
-    uses: str
-    options: type[O]
     choose: Callable[[Selection, Earlier, O], list[Outcome]]
-    cost: Callable[[PoolSize, O], Cost]
-    style: Style
+    options: type[O] = Options  # type: ignore[assignment]
+    cost: Callable[[PoolSize, O], Cost] = lambda pool, options: Cost()
+    uses: str = "nothing"
     passes: str = "1"
+    style: Style = SOUP
     reads: Callable[[Sequence[Ingredient], O], int] | None = None
 
     def run(
         self,
         selection: Selection,
         earlier: Earlier = Earlier(),  # noqa: B008 - immutable
-        options: Mapping[str, Option] = {},
+        options: Mapping[str, Option] = MappingProxyType({}),
     ) -> list[Outcome]:
         """What the recipe chooses, with `options` as a spec has them. Raises ConfigError."""
         return self.choose(selection, earlier, self.read(options, "options"))
@@ -153,6 +154,29 @@ class Recipe(Generic[O]):
     def allowed(self) -> dict[str, str]:
         """By option, the values that are allowed, in words."""
         return {f.name: _in_words(f.type) for f in msgspec.structs.fields(self.options)}
+
+
+def single(
+    selection: Selection,
+    recipe: str,
+    candidate: Candidate,
+    options: Mapping[str, str | int | float] = MappingProxyType({}),
+    trace: Sequence[Step] = (),
+    notes: Sequence[str] = (),
+) -> list[Outcome]:
+    """The one outcome of a recipe, called as the recipe: a candidate, scored in full."""
+    (scores,) = selection.scores([candidate])
+    return [
+        Outcome(
+            name=recipe,
+            recipe=recipe,
+            options=dict(options),
+            candidate=candidate,
+            held_out=scores,
+            trace=tuple(trace),
+            notes=tuple(notes),
+        )
+    ]
 
 
 def _in_words(annotation: Any) -> str:

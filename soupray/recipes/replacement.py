@@ -12,8 +12,8 @@ from msgspec import Meta
 
 from soupray.core.candidates import Outcome, mean_of
 from soupray.core.ports import Selection
-from soupray.recipes.greedy import Rule, add, begin, conclude, one_pass
-from soupray.recipes.recipe import SOUP, Cost, Earlier, Options, PoolSize, Recipe
+from soupray.recipes.greedy import Rule, add, begin, one_pass
+from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, single
 
 
 class ReplacementOptions(Options, frozen=True, kw_only=True):
@@ -32,7 +32,8 @@ def _replacement(
         kept = one_pass(selection, rule, kept, pool if number else pool[1:])
         if len(kept.checkpoints) == before:
             break
-    return conclude(selection, rule, kept, "replacement", {"passes": options.passes})
+    used = {"passes": options.passes}
+    return single(selection, "replacement", mean_of(kept.checkpoints), used, kept.trace)
 
 
 def _cost(pool: PoolSize, options: ReplacementOptions) -> Cost:
@@ -50,5 +51,4 @@ REPLACEMENT = Recipe(
     options=ReplacementOptions,
     choose=_replacement,
     cost=_cost,
-    style=SOUP,
 )

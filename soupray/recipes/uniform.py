@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from soupray.core.candidates import Outcome, mean_of
 from soupray.core.ports import Selection
-from soupray.recipes.recipe import TEAL, Cost, Earlier, Options, Recipe, Style
+from soupray.recipes.recipe import TEAL, Cost, Earlier, Options, Recipe, Style, single
 
 
 def _uniform(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
-    """Mean of the whole pool; the held-out score is for the ranking only."""
-    candidate = mean_of(selection.pool.checkpoints)
-    (scores,) = selection.scores([candidate])
-    return [
-        Outcome(name="uniform", recipe="uniform", options={}, candidate=candidate, held_out=scores)
-    ]
+    """The held-out score is for the ranking only."""
+    return single(selection, "uniform", mean_of(selection.pool.checkpoints))
 
 
 UNIFORM = Recipe(
@@ -22,8 +18,6 @@ UNIFORM = Recipe(
     paper="Wortsman et al. 2022, arXiv:2203.05482",
     kind="soup",
     costs="1",
-    uses="nothing",
-    options=Options,
     choose=_uniform,
     cost=lambda pool, options: Cost(scored=1, models=1, mixtures=1),
     style=Style("uniform", "s", TEAL, own=True),

@@ -115,7 +115,6 @@ VRF = Recipe(
     costs="1, and 2 passes over train",
     uses="training answers, held-out counts and NLL",
     passes="2",
-    options=Options,
     choose=_vrf,
     # Answers of the anchor and of each start; then features of what one got right, one wrong.
     cost=lambda pool, options: Cost(decided=LINES * len(NEIGHBOURS), train_passes=1 + 2 * LINES),

@@ -168,7 +168,7 @@ def choose(
     """
     pool = selection.pool
     wanted = {**{r.name: {} for r in RECIPES if r.kind == "baseline"}, **recipes}
-    path = _choices_path(specs, pool, wanted)
+    path = choices_path(specs, pool, wanted)
     choices: Choices | None = find_record(store, path, Choices)
     if choices is None:
         _say_what_is_read(pool, wanted, large)
@@ -184,7 +184,7 @@ def choose(
     return choices
 
 
-def _choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Wanted) -> str:
+def choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Wanted) -> str:
     """Where the choices are, by the digest of all that they follow from."""
     spec, *others = specs
     parts = [

@@ -93,7 +93,9 @@ class _Hyperparameters(SpecModel):
                 if isinstance(value, float) and row.whole:
                     raise ValueError(f"{name} = {value!r}; use integer, or a choice of integers")
                 if isinstance(value, str) or not row.low <= value <= row.high:
-                    raise ValueError(f"{name} = {value!r}; allowed is {row.low:g} to {row.high:g}")
+                    raise ValueError(
+                        f"{name} = {value!r}; allowed is {row.low:g} to {row.high:.7g}"
+                    )
         return self
 
 
