@@ -159,6 +159,11 @@ def ingredient(name: str, held_out: Scores, size_bytes: int = 1000) -> Ingredien
     )
 
 
+def shifted_images(name: str, images: np.ndarray, seed: int) -> np.ndarray:
+    """The whole shifted copy of `images`."""
+    return np.concatenate(list(shifted_parts(name, images, seed)))
+
+
 class Refusing:
     """An evaluator that evaluates nothing."""
 
@@ -172,8 +177,3 @@ def blind(pool: Pool) -> HeldOutSelection:
     """A selection that can show its pool, but not score anything."""
     splits = [split("held_out", 10, "held_out"), split("train", 9, "train")]
     return HeldOutSelection(Refusing(), pool, splits)
-
-
-def shifted_images(name: str, images: np.ndarray, seed: int) -> np.ndarray:
-    """The whole shifted copy of `images`."""
-    return np.concatenate(list(shifted_parts(name, images, seed)))

@@ -23,8 +23,8 @@ def split_and_checkpoints(run):
     spec, _, store = run.world()
     from soupray.soup.session import find_pool
 
-    pool, basis = find_pool(store, spec, partial=False)
-    return basis.split("held_out"), pool.checkpoints, pool.anchor.sha256
+    pool, state = find_pool(store, spec, partial=False)
+    return state.basis.split("held_out"), pool.checkpoints, pool.anchor.sha256
 
 
 def forgetful(checkpoints: Checkpoints, folder) -> Checkpoints:

@@ -314,7 +314,8 @@ def test_a_soup_of_imported_models_is_exported_as_it_was_evaluated(imported, tmp
     folder, home, *_ = imported
     spec = load(folder / "spec.yaml")
     place = Place(storage=f"file://{folder}/store", credentials=None, cache=str(folder / "cache"))
-    pool, basis = find_pool(place.open_store(), spec, partial=False)
+    pool, state = find_pool(place.open_store(), spec, partial=False)
+    basis = state.basis
     soup, here = mean_of(pool.checkpoints), running(spec, place)
     evaluated = here.workers().predictions(soup, basis.split("held_out"))
     # A soup of models with BatchNorm, whose statistics differ: estimated when it was evaluated.

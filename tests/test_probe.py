@@ -329,7 +329,7 @@ def test_heads_on_one_frozen_body_take_one_pass_and_answer_as_two(probe, pair):
     mean = ensemble_of([(soup, 1, 1.0), (anchor, 1, 1.0), (one, 2, 1.0)], 4, "logits")
     held_out = basis.split("held_out")
     samples = np.array(images.samples(held_out)[0])
-    session = Session(None, None, pool_of(basis, pair), basis, evaluator, {})
+    session = Session(None, None, pool_of(basis, pair), basis, (), evaluator, {})
     bodies = session.bodies([vrf, mean])
     assert len(bodies) == 3
     moved = [msgspec.structs.replace(i.trial, method="ft") for i in pair]
