@@ -620,6 +620,30 @@ def test_ose_prefers_the_smaller_share_on_a_tie():
     assert [o.options["alpha"] for o in OSE.run(selection, single(selection))] == [0.0, 0.0]
 
 
+def test_the_fine_tuned_model_alone_is_among_the_choices():
+    def right(candidate) -> int:
+        """Three for each twentieth of the fine-tuned model."""
+        share = dict(zip(candidate.checkpoints, candidate.coefficients, strict=True)).get("a", 0)
+        return 10 + round(60 * share)
+
+    selection, a = Mixtures(right), mean_of(["a"])
+    earlier = single(selection)
+    logits, probabilities = OSE.run(selection, earlier)
+    assert logits.candidate.parts == ((a, 1, 1.0),)
+    assert probabilities.candidate.parts == ((a, 1, 2.0),)
+    assert [o.options["alpha"] for o in (logits, probabilities)] == [1.0, 1.0]
+    assert [o.held_out.correct for o in (logits, probabilities)] == [70, 70]
+    _, best, within = WISE_FT.run(selection, earlier)
+    assert (best.candidate, best.options["alpha"], within.options["alpha"]) == (a, 1.0, 1.0)
+
+    class Deep(Mixtures):
+        def _answer(self, request):
+            return ("blocks.0.w", "blocks.1.w")
+
+    (found,) = lines.LINES.run(Deep(lambda c: 80 if c == a else 70), earlier)
+    assert (found.candidate, found.options["alpha"]) == (a, 1.0)
+
+
 def test_vrf_tries_what_the_distances_say_and_takes_the_best_nll_among_equals():
     def vrf(nll, right=lambda c: 80):
         tried = []
