@@ -22,6 +22,9 @@ from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 
+HANG_S = 600
+"""A wait is given up after this time: it is there for hangs only, however busy the machine is."""
+
 for name in ("RAY_USAGE_STATS_ENABLED", "RAY_USAGE_STATS_PROMPT_ENABLED"):
     os.environ[name] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = os.environ["DO_NOT_TRACK"] = "true"
@@ -60,7 +63,7 @@ def soupray(*arguments: object, check: bool = True, **env: str) -> subprocess.Co
         text=True,
         env={**os.environ, **env},
         cwd=ROOT,
-        timeout=600,
+        timeout=HANG_S,
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done

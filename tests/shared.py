@@ -101,7 +101,7 @@ class CutShort(Store):
     """Each of its objects comes as its first half, so many times."""
 
     def __init__(self, store: Store, times: float) -> None:
-        super().__init__(store._backend, store.url)
+        super().__init__(store.backend, store.url)
         self._left = defaultdict[str, float](lambda: times)
 
     def get(self, path: str) -> bytes:

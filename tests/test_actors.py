@@ -77,12 +77,12 @@ def workers(monkeypatch, fake: FakeRay, at_most: int = 5) -> actors.RayWorkers:
 def test_a_node_that_is_lost_with_all_its_idle_actors_costs_a_work_one_try(monkeypatch):
     fake = FakeRay("safe", *["spot"] * 4)
     here = workers(monkeypatch, fake)
-    assert here._spread("save", [(i,) for i in range(9)]) == list(range(9))
-    assert [a.node for a in here._actors.up] == [*["spot"] * 4, "safe"]
+    assert here.spread("save", [(i,) for i in range(9)]) == list(range(9))
+    assert [a.node for a in here.actors.up] == [*["spot"] * 4, "safe"]
     fake.gone, fake.asked = {"spot"}, []
-    assert here._spread("save", [(7,)]) == [7]
+    assert here.spread("save", [(7,)]) == [7]
     assert fake.works() == 2
-    assert {a.node for a in here._actors.up} == {"safe"}
+    assert {a.node for a in here.actors.up} == {"safe"}
 
 
 @pytest.mark.parametrize("wanted", [[4], [1, 2, 3, 4]], ids=["at once", "one after another"])
@@ -90,9 +90,9 @@ def test_a_node_that_is_lost_while_four_actors_start_on_it_counts_once(monkeypat
     fake = FakeRay(*["spot"] * 4, *["safe"] * 5)
     here = workers(monkeypatch, fake)
     for count in wanted:
-        here._actors.want(count)
+        here.actors.want(count)
     fake.gone = {"spot"}
-    assert here._spread("save", [(i,) for i in range(5)]) == list(range(5))
+    assert here.spread("save", [(i,) for i in range(5)]) == list(range(5))
 
 
 def test_where_no_actor_ever_comes_up_there_is_an_end(monkeypatch):
@@ -100,7 +100,7 @@ def test_where_no_actor_ever_comes_up_there_is_an_end(monkeypatch):
     here = workers(monkeypatch, fake, at_most=2)
     fake.gone = {"broken"}
     with pytest.raises(EvaluationError, match="a worker died"):
-        here._spread("save", [(i,) for i in range(2)])
+        here.spread("save", [(i,) for i in range(2)])
     assert len(fake.asked) == 7  # two actors each time, and at the fourth loss it is enough
 
 
@@ -108,8 +108,8 @@ def test_an_answer_that_is_lost_with_its_node_is_asked_for_again_three_times_in_
     fake = FakeRay(*["safe"] * 9)
     here = workers(monkeypatch, fake, at_most=1)
     fake.lost = [ray.exceptions.ObjectLostError("00", None, "")] * 2
-    assert here._spread("save", [(7,)]) == [7]
+    assert here.spread("save", [(7,)]) == [7]
     assert fake.works() == 3
     fake.lost = [ray.exceptions.OwnerDiedError("00", None, "")] * 3
     with pytest.raises(EvaluationError, match="a worker died"):
-        here._spread("save", [(7,)])
+        here.spread("save", [(7,)])

@@ -91,7 +91,7 @@ def test_a_diverged_trial_counts_as_the_worst_and_a_failed_one_as_nothing(store,
     create_record(store, layout.manifest(diverged.key), dead)
     search.over(diverged.key)
     search.over(failed.key)
-    assert [t.values for t in search._study.trials] == [[0.0], None]
+    assert [t.values for t in search.study.trials] == [[0.0], None]
 
 
 def test_the_sampler_learns_the_metric_of_the_spec(store, basis):
@@ -103,8 +103,8 @@ def test_the_sampler_learns_the_metric_of_the_spec(store, basis):
     dead = Tombstone(trial=diverged, reason="nan", history=(), started=0, finished=1)
     create_record(store, layout.manifest(diverged.key), dead)
     search.over(diverged.key)
-    assert [t.values for t in search._study.trials] == [[-0.5], [-math.inf]]
-    assert search._study.best_value == -0.5
+    assert [t.values for t in search.study.trials] == [[-0.5], [-math.inf]]
+    assert search.study.best_value == -0.5
 
 
 def test_other_searches_have_points_of_their_own(basis):

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, mini_text
+from conftest import HANG_S, ROOT, mini_text
 from shared import embedded_store
 from test_ray_job import free_ports, node_address, wait_for
 
@@ -92,7 +92,7 @@ def cluster(tmp_path):
             yield address, env, open_store("s3://soupray/grown", s3)
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(timeout=30)
+            process.wait(timeout=HANG_S)
 
 
 class Workers:
@@ -120,15 +120,15 @@ class Workers:
         assert self._process.stdout is not None
         self.seen.extend(int(line) for line in self._process.stdout)
 
-    def wait_until(self, count: int, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
+    def wait_until(self, count: int) -> None:
+        deadline = time.monotonic() + HANG_S
         while not self.seen or self.seen[-1] != count:
             assert time.monotonic() < deadline, self.seen
             time.sleep(0.2)
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=HANG_S)
 
 
 def test_sweep_and_soup_start_with_no_worker_grow_end_and_the_workers_go(cluster, tmp_path):
@@ -145,12 +145,12 @@ def test_sweep_and_soup_start_with_no_worker_grow_end_and_the_workers_go(cluster
 
     def driver(verb: str, *flags: object) -> subprocess.CompletedProcess[str]:
         """A driver that ends well, on a cluster without workers that has two at times."""
-        workers.wait_until(0, 40)
+        workers.wait_until(0)
         first = len(workers.seen)
         command = [sys.executable, "-m", "soupray", verb, spec, "--home", tmp_path / "driver"]
         done = subprocess.run(
             [*command, "--address", address, *flags],
-            cwd=ROOT, env=env, capture_output=True, text=True, timeout=120,
+            cwd=ROOT, env=env, capture_output=True, text=True, timeout=HANG_S,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert max(workers.seen[first:]) == 2  # both that may be: all that waits is seen
@@ -164,7 +164,7 @@ def test_sweep_and_soup_start_with_no_worker_grow_end_and_the_workers_go(cluster
         # Four models on four splits: the first actor works while the second one is waited for.
         souped = driver("soup", "--greedy", "--output", tmp_path / "results")
         assert "best_single" in souped.stdout
-        workers.wait_until(0, 40)
+        workers.wait_until(0)
     finally:
         workers.stop()
     assert len([p for p in store.list("trials") if p.endswith("manifest.json")]) == 3

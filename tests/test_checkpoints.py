@@ -326,7 +326,7 @@ def test_what_is_expected_no_longer_and_has_not_begun_is_given_up(
     elsewhere.expect([*first, given_up])  # there are threads for the first alone
     elsewhere.expect([*first, last])
     may_come.set()
-    elsewhere._background.shutdown()
+    elsewhere.background.shutdown()
     assert sorted(asked) == sorted(f"weights/{sha}.safetensors" for sha in [*first, last])
 
 
@@ -346,7 +346,7 @@ def test_downloads_at_once_make_room_for_all_of_them(tmp_path, monkeypatch):
 
     monkeypatch.setattr(writer.store, "get_range", together)
     reader.expect([ref.sha256 for ref in refs[4:]])
-    reader._background.shutdown()
+    reader.background.shutdown()
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
 
 
@@ -432,7 +432,7 @@ def test_ranges_put_together_are_the_object(tmp_path, monkeypatch, size):
     data = np.random.default_rng(size).bytes(size)
     store.put("weights/x.safetensors", data)
     checkpoints = Checkpoints(store, tmp_path)
-    ranges = list(checkpoints._ranges("weights/x.safetensors", size))
+    ranges = list(checkpoints.ranges("weights/x.safetensors", size))
     assert b"".join(ranges) == data
     assert len(ranges) == -(-size // 100)
 

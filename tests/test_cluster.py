@@ -31,9 +31,9 @@ def test_a_store_on_one_machine_is_refused_on_several_nodes(monkeypatch, storage
     nodes(monkeypatch, {"CPU": 2}, {"CPU": 2})
     here = spec(**{"storage: embedded": f"storage: {storage}"})
     with pytest.raises(ConfigError, match=r"cluster has 2 nodes.*s3://bucket/prefix"):
-        cluster._refuse_what_cannot_work(here, 1, started_here=False)
+        cluster.refuse_what_cannot_work(here, 1, started_here=False)
     away = spec(**{"storage: embedded": "storage: s3://bucket/x"})
-    cluster._refuse_what_cannot_work(away, 1, started_here=False)
+    cluster.refuse_what_cannot_work(away, 1, started_here=False)
 
 
 def test_a_request_that_no_node_can_hold_is_told_at_once(monkeypatch, heard):
@@ -42,15 +42,15 @@ def test_a_request_that_no_node_can_hold_is_told_at_once(monkeypatch, heard):
     with pytest.raises(
         ConfigError, match=r"no room for a trial that asks for 1 CPU and 1 GPU.*Nodes: 2 CPU 0 GPU"
     ):
-        cluster._refuse_what_cannot_work(greedy, 1, started_here=True)
+        cluster.refuse_what_cannot_work(greedy, 1, started_here=True)
     # A cluster may grow: there it is a note.
-    cluster._refuse_what_cannot_work(greedy, 1, started_here=False)
+    cluster.refuse_what_cannot_work(greedy, 1, started_here=False)
     assert "Waiting for the cluster to grow" in heard()
     nodes(monkeypatch, {"CPU": 2}, {"CPU": 1, "GPU": 1})
     fits = spec(
         **{"{cpu: 1, gpu: 0}": "{cpu: 1, gpu: 0.5}", "storage: embedded": "storage: s3://b/x"}
     )
-    cluster._refuse_what_cannot_work(fits, 1, started_here=True)
+    cluster.refuse_what_cannot_work(fits, 1, started_here=True)
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def test_workers_of_one_trial_for_which_there_is_no_room_are_told_at_once(
 ):
     nodes(monkeypatch, *held)
     away = spec(**{"storage: embedded": "storage: s3://b/x", "{cpu: 1, gpu: 0}": request_})
-    cluster._refuse_what_cannot_work(away, most, started_here=True)
+    cluster.refuse_what_cannot_work(away, most, started_here=True)
     asked = f"no room for a trial of {most + 1} workers that ask for "
     with pytest.raises(ConfigError, match=asked):
-        cluster._refuse_what_cannot_work(away, most + 1, started_here=True)
-    cluster._refuse_what_cannot_work(away, most + 1, started_here=False)
+        cluster.refuse_what_cannot_work(away, most + 1, started_here=True)
+    cluster.refuse_what_cannot_work(away, most + 1, started_here=False)
     assert asked in heard()
 
 
@@ -91,10 +91,10 @@ def test_an_address_where_nothing_listens_is_told_within_seconds(scheme):
 
 def test_what_the_ray_job_brings_is_not_carried_again(monkeypatch):
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    assert cluster._of_the_job() == set()
+    assert cluster.variables_of_the_job() == set()
     config = {"runtime_env": {"env_vars": {"AWS_ENDPOINT_URL": "x", "AWS_SECRET_ACCESS_KEY": "y"}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
-    assert cluster._of_the_job() == {"AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY"}
+    assert cluster.variables_of_the_job() == {"AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY"}
 
 
 def resources(monkeypatch, **held: float) -> None:
@@ -107,10 +107,10 @@ def test_what_runs_at_a_time_is_what_there_is_room_for_what_the_spec_says_or_all
     said = spec(**{"{cpu: 1, gpu: 0}": "{cpu: 2, gpu: 0, at_most: 16}"})
     together = spec(**{"\nresources": "\ntraining: {workers: 3}\nresources"})
     assert cluster.slots(two.resources) == 3
-    monkeypatch.setattr(cluster, "_started_here", True)
+    monkeypatch.setattr(cluster, "session_is_here", True)
     assert (cluster.at_a_time(two), cluster.at_a_time(said)) == (3, 16)
     # On a cluster a trial that waits is what the autoscaler sees; with no worker yet, as well.
-    monkeypatch.setattr(cluster, "_started_here", False)
+    monkeypatch.setattr(cluster, "session_is_here", False)
     assert (cluster.at_a_time(two), cluster.at_a_time(said)) == (None, 16)
     assert cluster.at_a_time(together) == 2  # 7 workers of one CPU, three for each trial
     resources(monkeypatch)
@@ -151,7 +151,7 @@ def test_a_sweep_whose_trials_fail_says_so_keeps_what_there_is_and_exits_1(fresh
     from soupray.search.state import find_basis
 
     loaded, _, store = fresh.world()
-    store.delete(find_basis(store, layout.weights(loaded).init.sha256))
+    store.delete(layout.weights(find_basis(store, loaded).init.sha256))
     fresh.spec.write_text(mini_text(**{"trials: 16": "trials: 5"}))
     done = inside("sweep", fresh.spec, *fresh.where, check=False)
     assert done.returncode == 1, done.stderr

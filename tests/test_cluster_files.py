@@ -3,8 +3,6 @@
 import copy
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,8 +37,7 @@ def test_all_our_own_files_pass_and_hold_a_trial_of_a_gpu():
     assert "8 files are well." in inside("cluster", "validate", *FILES).stdout
 
 
-@pytest.mark.skipif(shutil.which("envsubst") is None, reason="no envsubst (gettext) here")
-def test_variables_are_substituted_by_envsubst_and_what_comes_out_passes_too(tmp_path):
+def test_what_comes_out_with_the_variables_filled_in_as_envsubst_does_it_passes_too(tmp_path):
     values = {
         "SOUPRAY_REGISTRY": "registry.example.com:5000/team",
         "SOUPRAY_BUCKET": "my-bucket",
@@ -50,18 +47,12 @@ def test_variables_are_substituted_by_envsubst_and_what_comes_out_passes_too(tmp
     made = []
     for path in FILES:
         if path.suffix:
-            command = ["envsubst", " ".join(f"${name}" for name in values)]
-            done = subprocess.run(
-                command, input=path.read_text(), capture_output=True, text=True, env=values | PATH
-            )
-            assert done.returncode == 0
-            assert "${" not in done.stdout
+            filled = re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], path.read_text())
+            assert "${" not in filled
             made.append(tmp_path / path.name)
-            made[-1].write_text(done.stdout)
+            made[-1].write_text(filled)
     assert validate(made, spec()) == []
 
-
-PATH = {"PATH": "/usr/bin:/bin"}
 
 MISTAKES = [
     # Ray's own

@@ -7,6 +7,7 @@ import time
 import msgspec
 import numpy as np
 import pytest
+from conftest import HANG_S
 from shared import demo, shifted_images
 
 from soupray.core.errors import ConfigError, EvaluationError
@@ -166,11 +167,11 @@ BUILD = """
 import pathlib, sys, time
 from soupray.data import cache
 from soupray.spec.sweep_spec import SweepSpec
-folder, build = pathlib.Path(sys.argv[1]), cache._build
+folder, build = pathlib.Path(sys.argv[1]), cache.build_folder
 def counted(spec, into):
     (folder / "built there").touch()
     build(spec, into)
-cache._build = counted
+cache.build_folder = counted
 spec = SweepSpec.model_validate_json(sys.argv[2])
 (folder / "ready").touch()
 while not (folder / "go").exists():
@@ -184,8 +185,8 @@ def test_of_two_processes_that_come_at_once_one_builds_the_cache(data, tmp_path,
         (tmp_path / "built here").touch()
         build(spec, into)
 
-    build = cache_module._build
-    monkeypatch.setattr(cache_module, "_build", counted)
+    build = cache_module.build_folder
+    monkeypatch.setattr(cache_module, "build_folder", counted)
     command = [sys.executable, "-c", BUILD, str(tmp_path), demo().model_dump_json()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         while not (tmp_path / "ready").exists():
@@ -193,7 +194,7 @@ def test_of_two_processes_that_come_at_once_one_builds_the_cache(data, tmp_path,
             time.sleep(0.001)
         (tmp_path / "go").touch()
         mine = [s.digest for s in open_data(demo(), tmp_path / "cache").splits]
-        printed, _ = other.communicate(timeout=60)
+        printed, _ = other.communicate(timeout=HANG_S)
     assert mine == [s.digest for s in data.splits]
     assert printed == f"{mine}\n"
     assert len(list(tmp_path.glob("built*"))) == 1
@@ -205,8 +206,10 @@ def test_a_cache_that_was_cut_short_is_built_again_and_a_whole_one_is_not(
     data, tmp_path, name, monkeypatch
 ):
     built = []
-    build = cache_module._build
-    monkeypatch.setattr(cache_module, "_build", lambda *about: built.append(1) or build(*about))
+    build = cache_module.build_folder
+    monkeypatch.setattr(
+        cache_module, "build_folder", lambda *about: built.append(1) or build(*about)
+    )
     open_data(demo(), tmp_path)
     open_data(demo(), tmp_path)
     assert len(built) == 1

@@ -115,7 +115,7 @@ def test_all_pairs_come_from_the_stored_answers(world, made):
 
 
 def test_running_again_and_more_pairs_evaluate_nothing_known(world, made, monkeypatch):
-    monkeypatch.setattr(world.workers._live, "predict", None)
+    monkeypatch.setattr(world.workers.live, "predict", None)
     assert measure_pairs(world.session(), (20, 0)) == made
     fewer = measure_pairs(world.session(), (3, 0))
     assert set(fewer.pairs) < set(made.pairs)

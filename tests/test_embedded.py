@@ -15,6 +15,7 @@ from typing import Any
 
 import boto3
 import pytest
+from conftest import HANG_S
 
 from soupray.core.errors import ConfigError, StoreUnavailable
 from soupray.services import embedded
@@ -184,7 +185,7 @@ def test_a_store_that_lost_its_state_is_replaced(store: Stack) -> None:
 
 def test_down_leaves_nothing_running_and_no_socket(store: Stack) -> None:
     url = embedded.ui(store.home)
-    with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
+    with urllib.request.urlopen(f"{url}/health", timeout=HANG_S) as answer:
         assert answer.status == 200
     assert embedded.ui(store.home) == url
     assert len(processes_naming(str(store.home))) >= 2
@@ -206,7 +207,7 @@ def test_two_simultaneous_ups_start_one_store_that_outlives_them(tmp_path: Path)
     command = [sys.executable, "-W", "error", "-c", script]
     pipe = subprocess.PIPE
     callers = [subprocess.Popen(command, cwd=tmp_path, stdout=pipe, text=True) for _ in range(2)]
-    printed = {caller.communicate(timeout=60)[0] for caller in callers}
+    printed = {caller.communicate(timeout=HANG_S)[0] for caller in callers}
     try:
         found = embedded.find(tmp_path)
         assert found is not None

@@ -281,7 +281,7 @@ def test_the_next_two_checkpoints_come_while_the_present_one_runs(tmp_path, monk
     order = lambda index: tuple(range(held_out.size))  # noqa: E731
     schedule = FirstReaching(5, order, world.setting.batch_size, 0, "ge", "fp32")
     assert workers.decide(schedule, candidates, held_out, None).hit
-    fresh._background.shutdown()  # when what it began is there
+    fresh.background.shutdown()  # when what it began is there
     assert asked == {f"weights/{sha}.safetensors" for sha in world.pool.checkpoints[:3]}
     # A greedy soup's candidates have all but one in common; the last has none after it.
     first, *others = world.pool.checkpoints

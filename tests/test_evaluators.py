@@ -151,12 +151,12 @@ def test_an_actor_killed_in_the_middle_of_a_batch_changes_nothing(
         for k in range(1, 13)
     ]
     bound = split.size - 1 - lost  # what was decided for one bound is not asked for another
-    first = workers._actors.up[0]
+    first = workers.actors.up[0]
     kill = threading.Timer(0.1, lambda: ray.kill(first, no_restart=lost))
     kill.start()
     reached = new_evaluator().first_reaching(candidates, split, bound, "ge")
     kill.join()
-    assert (first in workers._actors.up) is not lost
+    assert (first in workers.actors.up) is not lost
     assert reached == plain_evaluator(run, tmp_path).first_reaching(candidates, split, bound, "ge")
 
 

@@ -37,7 +37,7 @@ from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOutSelection
-from soupray.operations.doctor import _round_trip
+from soupray.operations.doctor import round_trip
 from soupray.recipes import run_recipes
 from soupray.search.state import find_manifests
 from soupray.services.home import atomic_write
@@ -56,7 +56,7 @@ class Faulty(Store):
     """A store that fails at random, as its clients see it once their own retries are over."""
 
     def __init__(self, store: Store, seed: int, often: float = 0.03) -> None:
-        super().__init__(store._backend, store.url)
+        super().__init__(store.backend, store.url)
         self._random, self._often = random.Random(seed), often
         self.injected: Counter[str] = Counter()
 
@@ -328,5 +328,5 @@ def test_a_view_or_an_answer_that_is_always_cut_short_is_never_believed(tmp_path
 
 def test_doctor_finds_a_store_well_that_lost_the_answer_to_its_first_write():
     store = once("answers exists", open_store("memory://"))
-    assert "a second create is refused" in _round_trip(store)
+    assert "a second create is refused" in round_trip(store)
     assert store.list("") == []

@@ -182,7 +182,7 @@ def test_every_defect_of_a_checkpoint_is_found(tmp_path):
 
 def test_a_soup_is_told_without_a_forward_pass(tmp_path, monkeypatch):
     world = toy(tmp_path, [*noisy(5, 0.1), -truth()])
-    monkeypatch.setattr(world.workers._live, "predict", None)
+    monkeypatch.setattr(world.workers.live, "predict", None)
     found = refuse_or_note(world.session())
     assert [(f.kind, f.trials) for f in found] == [("apart", ("t5",))]
 

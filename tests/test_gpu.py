@@ -76,18 +76,18 @@ def test_where_gpu_memory_ends_the_micro_batch_is_halved(here):
     finally:
         del held
         torch.cuda.empty_cache()
-    assert made._micro_batch < 200
+    assert made.micro_batch < 200
     assert loss < 5
 
 
 def test_one_worker_of_nccl_trains_what_nobody_shares(here, tmp_path):
-    from soupray.distributed.train import _TorchGroup
+    from soupray.distributed.train import TorchGroup
 
     torch.distributed.init_process_group(
         "nccl", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
     )
     try:
-        together = loop(here, Training(), _TorchGroup())
+        together = loop(here, Training(), TorchGroup())
         losses = [together.epoch(1), loop(here, Training()).epoch(1)]
     finally:
         torch.distributed.destroy_process_group()

@@ -97,7 +97,7 @@ def test_it_reads_the_train_split_and_no_other(made):
             asked.append(split.name)
             return super().samples(split)
 
-    watched = Watched(made.world.data._folder)
+    watched = Watched(made.world.data.folder)
     trained(made.world.task, watched, hparams_of(made), start_of(made))
     assert asked == ["train"]
 

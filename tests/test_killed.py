@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, inside, leaderboard, mini_text
+from conftest import HANG_S, ROOT, inside, leaderboard, mini_text
 
 from soupray.evaluation.cache import EvaluationCache
 from soupray.search.state import find_basis
@@ -26,7 +26,7 @@ def killed_when(condition, *arguments: object) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 300  # of a machine that is busy with other tests
+    deadline = time.monotonic() + HANG_S
     while not condition():
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
@@ -77,7 +77,7 @@ def test_kill_9_of_the_driver_loses_nothing_that_was_finished(request, asked, tm
         inside("soup", *flags)
         train = find_basis(store, loaded).split("train")
         cache = EvaluationCache(Checkpoints(store, tmp_path / "cache"), loaded.setting, train)
-        repeated = {cache._path("evaluations", *cache._key(c, s.digest)) for c, s in asked}
+        repeated = {cache.path("evaluations", *cache.key(c, s.digest)) for c, s in asked}
         assert repeated <= set(stored("evaluations"))
         assert repeated
         assert not repeated & evaluated

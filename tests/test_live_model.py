@@ -38,13 +38,20 @@ class NormedTask(LinearTask):
         return Normed()
 
 
-def network(folder, batch_size: int = 7) -> tuple[LiveModel, Checkpoints]:
+def network(
+    folder, batch_size: int = 7, checkpoints: Checkpoints | None = None
+) -> tuple[LiveModel, Checkpoints]:
     data = make_data(folder / "data")
-    checkpoints = Checkpoints(open_store("memory://"), folder / "weights")
+    checkpoints = checkpoints or Checkpoints(open_store("memory://"), folder / "weights")
     train = data.split("train")
     setting = Setting(batch_size=batch_size)
     images = data.samples(train)[0]
     return LiveModel(NormedTask(), checkpoints, setting, (train, images)), checkpoints
+
+
+def train_images(folder) -> np.ndarray:
+    data = make_data(folder / "data")
+    return data.samples(data.split("train"))[0]
 
 
 def saved(checkpoints: Checkpoints, seed: int) -> str:
@@ -81,7 +88,7 @@ def test_a_soup_gets_statistics_of_its_own_and_a_single_model_keeps_its(tmp_path
     alone = net.tensors(mean_of([a]))
     assert torch.equal(alone["norm.running_mean"], checkpoints.load(a)["norm.running_mean"])
     soup = net.tensors(mean_of([a, b]))
-    images = net._train_images
+    images = train_images(tmp_path)
     x = np.asarray(images).reshape(len(images), -1) / 255 - 0.5
     assert np.allclose(soup["norm.running_mean"], x.mean(axis=0), atol=1e-6)
     head = (checkpoints.load(a)["head.weight"] + checkpoints.load(b)["head.weight"]) / 2
@@ -103,8 +110,7 @@ def test_statistics_are_estimated_once_and_are_part_of_the_recipe(tmp_path, monk
     a, b = saved(checkpoints, 1), saved(checkpoints, 2)
     soup = weight_soup([(a, 1), (b, 3)], 4)
     first = net.tensors(soup)
-    again, _ = network(tmp_path / "again")
-    again._checkpoints, again._mixer = checkpoints, net._mixer
+    again, _ = network(tmp_path / "again", checkpoints=checkpoints)
 
     def refuse(*arguments):
         raise AssertionError("estimated twice")
@@ -125,7 +131,7 @@ def test_statistics_are_estimated_once_and_are_part_of_the_recipe(tmp_path, monk
 def test_bfloat16_is_close_and_not_equal(tmp_path):
     net, checkpoints = network(tmp_path)
     single = mean_of([saved(checkpoints, 1)])
-    images = net._train_images
+    images = train_images(tmp_path)
     low, _ = net.predict(single, images, low=True)
     high, _ = net.predict(single, images)
     assert low.dtype == np.float32
@@ -136,8 +142,7 @@ def test_bfloat16_is_close_and_not_equal(tmp_path):
 def test_bfloat16_is_the_same_before_float32_and_after_it(tmp_path, count):
     first, checkpoints = network(tmp_path)
     soup = mean_of([saved(checkpoints, k) for k in range(count)])
-    other, _ = network(tmp_path)
-    other._checkpoints, other._mixer = first._checkpoints, first._mixer
+    other, _ = network(tmp_path, checkpoints=checkpoints)
     alone = {n: t.clone() for n, t in first.load(soup, torch.bfloat16).state_dict().items()}
     wide = {n: t.clone() for n, t in other.load(soup, torch.float32).state_dict().items()}
     # Its statistics are unknown: they are estimated on the float32 model, which is then another.

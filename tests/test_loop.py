@@ -49,8 +49,8 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(here):
     found = []
     for training in (Training(), Training(micro_batch=7)):
         made = loop(here, training)
-        loss = made._gradients(inputs, torch.from_numpy(np.array(labels[:20])), 20)
-        found.append({n: p.grad for n, p in made._model.named_parameters()})
+        loss = made.gradients(inputs, torch.from_numpy(np.array(labels[:20])), 20)
+        found.append({n: p.grad for n, p in made.in_training.named_parameters()})
         found[-1]["loss"] = loss
     assert close(*found, rtol=1e-4, atol=1e-6)
     assert not equal(*found)  # sums in another order
@@ -114,7 +114,7 @@ def test_a_sample_that_does_not_fit_alone_is_an_error(here):
 
 def test_mixup_by_hand(here):
     made = loop(here, mixup=0.4)
-    made._step = 3
+    made.step = 3
     inputs, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
     share = np.random.default_rng((here.trial.seed, 3)).beta(0.4, 0.4)
     mixed = share * inputs + (1 - share) * inputs[[5, 4, 3, 2, 1, 0]]
@@ -123,15 +123,17 @@ def test_mixup_by_hand(here):
     expected = share * F.cross_entropy(logits, labels, label_smoothing=smoothing)
     backwards = labels[[5, 4, 3, 2, 1, 0]]
     expected += (1 - share) * F.cross_entropy(logits, backwards, label_smoothing=smoothing)
-    assert made._accumulate(inputs, labels, 6).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert made.accumulate(inputs, labels, 6).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_moving_average_is_what_is_evaluated_and_stored(here):
     plain, averaged = loop(here), loop(here, ema=0.5)
     for made in (plain, averaged):
         made.epoch(1)
-    assert averaged.model is not averaged._model
-    assert equal(dict(averaged._model.state_dict()), plain.weights())  # training is as without it
+    assert averaged.model is not averaged.in_training
+    assert equal(
+        dict(averaged.in_training.state_dict()), plain.weights()
+    )  # training is as without it
     assert not equal(averaged.weights(), plain.weights())
 
 
@@ -197,10 +199,10 @@ def test_the_workers_gradients_add_up_even_where_some_have_no_sample(here, n, mi
         made = Loop(
             here.task, here.data, Hyperparameters(**(here.trial.hparams | {"mixup": mixup})), start
         )
-        mine = made._mine(n).numpy()
+        mine = made.places_of(n).numpy()
         inputs = here.task.inputs(torch.from_numpy(np.array(images[mine])))
-        loss = made._gradients(inputs, torch.from_numpy(np.array(labels[mine])), n)
-        found = {name: p.grad for name, p in made._model.named_parameters()}
+        loss = made.gradients(inputs, torch.from_numpy(np.array(labels[mine])), n)
+        found = {name: p.grad for name, p in made.in_training.named_parameters()}
         total.append({**found, "loss": loss})
     alone, *members = total
     added = {name: sum(m[name] for m in members) for name in alone}

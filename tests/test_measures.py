@@ -141,7 +141,7 @@ def test_measures_of_a_model_are_of_the_precision_that_it_is_evaluated_in(tmp_pa
     best, split = mean_of([world.pool.checkpoints[0]]), world.basis.split("train")
     low = world.evaluator.predictions(best, split)
     images = np.array(world.data.samples(split)[0])
-    plain, _ = world.workers._live.predict(best, images)
+    plain, _ = world.workers.live.predict(best, images)
     assert not np.array_equal(low.logits, plain)
     right = unpack_right(ask(world, Right(model=best), "train"), split.size)
     assert (right == (low.logits.argmax(1) == low.labels)).all()
@@ -165,7 +165,7 @@ def test_a_model_fails_nowhere_that_it_does_not_fail_itself(world):
 def test_the_deviation_is_that_of_the_logits(world):
     best = mean_of([world.pool.checkpoints[0]])
     images, _ = world.data.samples(world.basis.split("held_out"))
-    live = world.workers._live
+    live = world.workers.live
     low, high = (live.predict(best, np.array(images), low)[0] for low in (True, False))
     assert ask(world, Deviation(candidate=best, samples=90)) == np.abs(low - high).max()
 
@@ -174,7 +174,7 @@ def test_the_deviation_from_stored_logits_runs_no_float32(world, monkeypatch):
     best = world.pool.ingredients[0]
     asked = Deviation(candidate=mean_of([best.checkpoint.sha256]), samples=7)
     expected = ask(world, asked)
-    live, ran = world.workers._live, []
+    live, ran = world.workers.live, []
     predict = live.predict
 
     def noted(candidate, images, low=False):

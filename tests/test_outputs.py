@@ -140,7 +140,7 @@ def test_many_neighbours_are_searched_in_blocks_of_queries(monkeypatch):
     at_once = {k: kth_distances(queries, points, k) for k in (1, 30, 300)}
     monkeypatch.setattr(neighbours, "BLOCK_BYTES", 32 * 30 * (4 + 8))
     asked = []
-    flat = neighbours._flat
+    flat = neighbours.flat_index
 
     def watched(*about):
         index = flat(*about)
@@ -148,7 +148,7 @@ def test_many_neighbours_are_searched_in_blocks_of_queries(monkeypatch):
         index.search = lambda part, k: asked.append(len(part)) or search(part, k)
         return index
 
-    monkeypatch.setattr(neighbours, "_flat", watched)
+    monkeypatch.setattr(neighbours, "flat_index", watched)
     for k, expected in at_once.items():
         assert np.allclose(kth_distances(queries, points, k), expected, atol=1e-5)
     assert asked == [70, 32, 32, 6, *[3] * 23, 1]

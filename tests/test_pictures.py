@@ -6,6 +6,7 @@ import json
 import struct
 from pathlib import Path
 
+import datasets
 import numpy as np
 import open_clip
 import pytest
@@ -531,7 +532,6 @@ def test_what_torchvision_does_not_have_is_named(tmp_path, name, said):
 
 
 def test_a_data_set_of_hugging_face_on_disk(tmp_path):
-    datasets = pytest.importorskip("datasets")
     images = [{"bytes": encoded(pixels(i)), "path": None} for i in range(13)]
     features = datasets.Features(
         {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["ant", "bee", "cat"])}

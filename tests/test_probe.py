@@ -17,7 +17,7 @@ from soupray.core.records import Ingredient, Trial, pool_of
 from soupray.data.cache import Data
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.selection import HeldOutSelection
-from soupray.inference.load import _ModelSource, _Predictor
+from soupray.inference.load import ModelSource, Predictor
 from soupray.operations.estimate import dry_run
 from soupray.recipes import run_recipes
 from soupray.reporting.ranking import forward_passes
@@ -163,7 +163,7 @@ def test_it_reads_the_train_split_and_no_other(probe):
     here = probe.here
     again = probed(
         here.task,
-        Watched(here.data._folder),
+        Watched(here.data.folder),
         probe.weights("anchor"),
         Probe(l2=1e-3),
         here.spec.setting,
@@ -343,11 +343,11 @@ def test_heads_on_one_frozen_body_take_one_pass_and_answer_as_two(probe, pair):
         assert forward_passes(candidate, {}) == len(candidate.members)
 
 
-def counting(candidate, made: Made) -> tuple[_Predictor, list[int]]:
+def counting(candidate, made: Made) -> tuple[Predictor, list[int]]:
     """The model of a recipe whose members have one body, and a list that grows with its passes."""
-    source, passes = _ModelSource(made.here.task, made.here.checkpoints, "fp32"), []
-    model = _Predictor(recipe_of(candidate, made), {"": source}, torch.from_numpy)
-    (body,) = {member.body for member in model._models.values()}
+    source, passes = ModelSource(made.here.task, made.here.checkpoints, "fp32"), []
+    model = Predictor(recipe_of(candidate, made), {"": source}, torch.from_numpy)
+    (body,) = {member.body for member in model.models.values()}
     body.visual.register_forward_hook(lambda *call: passes.append(1))
     return model, passes
 

@@ -23,7 +23,7 @@ from secrets import token_hex
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT, inside, leaderboard, mini_text
+from conftest import HANG_S, ROOT, inside, leaderboard, mini_text
 from shared import embedded_store
 
 from soupray.services import embedded
@@ -120,7 +120,7 @@ def head(s3):
         yield Head(address, env, f"{node_address()}:{gcs}", temporary, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+        process.wait(timeout=HANG_S)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -131,7 +131,7 @@ def node_address() -> str:
 
 
 def wait_for(url: str, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + HANG_S
     while True:
         try:
             urllib.request.urlopen(url, timeout=2)
@@ -155,7 +155,7 @@ def node(head):
     )  # fmt: skip
     yield process
     kill(descendants(process.pid))
-    process.wait(timeout=30)
+    process.wait(timeout=HANG_S)
 
 
 def descendants(pid: int) -> list[int]:
@@ -189,7 +189,7 @@ def swept_while_killing(head, node, brought, spec) -> subprocess.CompletedProces
 
     def trials_on(pid: int) -> list[int]:
         """The processes there that train, as soon as there is one."""
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + HANG_S
         while not (found := [p for p in descendants(pid) if is_trial(p)]):
             assert driver.poll() is None, driver.stderr.read()
             assert time.monotonic() < deadline
@@ -200,7 +200,7 @@ def swept_while_killing(head, node, brought, spec) -> subprocess.CompletedProces
         trials_on(node.pid)
         kill(descendants(node.pid))
         kill(trials_on(head.pid))
-        said = driver.communicate(timeout=300)
+        said = driver.communicate(timeout=HANG_S)
     finally:
         driver.kill()
     return subprocess.CompletedProcess("sweep", driver.returncode, *said)
@@ -212,7 +212,7 @@ def submit(head, brought: dict[str, str], *entrypoint: object) -> subprocess.Com
     command += ["--runtime-env-json", json.dumps({"env_vars": brought}), "--"]
     return subprocess.run(
         [*command, sys.executable, "-m", *map(str, entrypoint)],
-        cwd=ROOT, env=head.env, capture_output=True, text=True, timeout=600,
+        cwd=ROOT, env=head.env, capture_output=True, text=True, timeout=HANG_S,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mea
 from soupray.core.errors import EvaluationError
 from soupray.evaluation.schedule import Answer
 from soupray.evaluation.selection import HeldOutSelection
-from soupray.inference.load import _ModelSource, _Predictor
+from soupray.inference.load import ModelSource, Predictor
 from soupray.recipes import BY_NAME, run_recipes
 from soupray.reporting.recipe_file import RecipeFile
 
@@ -194,7 +194,7 @@ def test_running_again_asks_the_workers_for_nothing(tmp_path, monkeypatch):
     def refuse(*arguments, **more):
         raise AssertionError("a forward pass, or a gradient")
 
-    monkeypatch.setattr(world.workers._live, "load", refuse)
+    monkeypatch.setattr(world.workers.live, "load", refuse)
     assert run_recipes(world.selection(), wanted) == first
 
 
@@ -225,7 +225,7 @@ def test_in_bfloat16_what_is_loaded_is_what_was_evaluated(tmp_path):
     world = toy(tmp_path, batch_size=70, precision="bf16")
     outcomes = run_recipes(world.selection(), {name: {} for name in RECIPES})
     assert any(isinstance(o.candidate, VRFEnsemble) for o in outcomes)
-    source = _ModelSource(world.task, world.checkpoints, "bf16")
+    source = ModelSource(world.task, world.checkpoints, "bf16")
     images = torch.from_numpy(np.array(world.data.samples(world.basis.split("test"))[0]))
     for outcome in outcomes:
         recipe = RecipeFile(
@@ -239,7 +239,7 @@ def test_in_bfloat16_what_is_loaded_is_what_was_evaluated(tmp_path):
             spec={},
         )
         with torch.inference_mode():
-            loaded = _Predictor(recipe, {"": source}, torch.from_numpy)._logits(images)
+            loaded = Predictor(recipe, {"": source}, torch.from_numpy).logits(images)
         evaluated = full_logits(world, outcome.candidate, "test")
         assert np.array_equal(loaded, evaluated), outcome.name
 
@@ -295,14 +295,14 @@ def test_ensembles_are_chosen_under_the_cascade_without_a_forward_pass(tmp_path,
 
     selection = world.selection(cascade=True)
     with monkeypatch.context() as patch:
-        patch.setattr(world.workers._live, "load", refuse)
+        patch.setattr(world.workers.live, "load", refuse)
         (cheap,) = run_recipes(selection, {"greedy_ensemble": {}})
     assert selection.tau is None
     assert len(cheap.candidate.members) > 1
     run_recipes(selection, {"greedy": {}})  # its weights are what tau is about
     images, _ = world.data.samples(world.data.split("held_out"))  # 90, fewer than are compared
     best = mean_of([selection.pool.checkpoints[0]])
-    low, high = (world.workers._live.predict(best, images, low)[0] for low in (True, False))
+    low, high = (world.workers.live.predict(best, images, low)[0] for low in (True, False))
     assert selection.tau == 6 * float(np.abs(low - high).max()) > 0
     assert [cheap] == run_recipes(world.selection(), {"greedy_ensemble": {}})
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import inside, leaderboard, mini_text
 
 from soupray.core.errors import CheckpointError
-from soupray.reporting.results import _recipes_in, _remove_stale, pull, slug
+from soupray.reporting.results import pull, recipes_in, remove_stale, slug
 from soupray.spec.sweep_spec import parse
 from soupray.store.objects import open_store
 
@@ -67,9 +67,9 @@ def test_weights_of_a_recipe_that_is_now_another_one_go_and_others_stay(tmp_path
         (tmp_path / f"{name}.recipe.json").write_text("1")
         (tmp_path / f"{name}.safetensors").write_text("weights")
     (tmp_path / "mine.safetensors").write_text("somebody's")
-    earlier = _recipes_in(tmp_path)
+    earlier = recipes_in(tmp_path)
     (tmp_path / "changed.recipe.json").write_text("2")
-    _remove_stale(tmp_path, earlier, {"same.recipe.json", "changed.recipe.json"})
+    remove_stale(tmp_path, earlier, {"same.recipe.json", "changed.recipe.json"})
     assert {p.name for p in tmp_path.iterdir()} == {
         "same.recipe.json",
         "same.safetensors",

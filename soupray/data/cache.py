@@ -30,7 +30,7 @@ class Data:
     """The splits of a sweep, as memory maps. A streamed train split is decoded on each read."""
 
     def __init__(self, folder: Path, streamed: Callable[[], Stream] | None = None) -> None:
-        self._folder = folder
+        self.folder = folder
         self.splits: tuple[Split, ...] = decode(
             (folder / "splits.json").read_bytes(), tuple[Split, ...]
         )
@@ -39,7 +39,7 @@ class Data:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was left out of the data, and why."""
-        path = self._folder / "notes.json"
+        path = self.folder / "notes.json"
         return decode(path.read_bytes(), tuple[str, ...]) if path.exists() else ()
 
     def split(self, name: str) -> Split:
@@ -62,8 +62,8 @@ class Data:
                 f"the sweep had {split.digest[:12]}. The data or the code that decodes them "
                 "changed: restore them, or delete bases/ in the store and sweep again."
             )
-        labels = np.load(self._folder / f"{split.name}.labels.npy", mmap_mode="r")
-        path = self._folder / f"{split.name}.images.npy"
+        labels = np.load(self.folder / f"{split.name}.labels.npy", mmap_mode="r")
+        path = self.folder / f"{split.name}.images.npy"
         if self._stream is not None and not path.exists():
             # A Stream has those methods of an array that the readers of images use.
             return cast(Images, self._stream()), labels
@@ -71,7 +71,7 @@ class Data:
 
     def ids(self, split: Split) -> list[str]:
         """The ids of the samples in their source, in order."""
-        return (self._folder / f"{split.name}.ids.txt").read_text().splitlines()
+        return (self.folder / f"{split.name}.ids.txt").read_text().splitlines()
 
 
 def open_data(spec: SweepSpec, cache: Path) -> Data:
@@ -98,14 +98,15 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
             shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
             part.mkdir()
             try:
-                _build(spec, part)
+                build_folder(spec, part)
                 part.rename(folder)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
     return Data(folder, functools.partial(_streamed, spec, folder))
 
 
-def _build(spec: SweepSpec, folder: Path) -> None:
+def build_folder(spec: SweepSpec, folder: Path) -> None:
+    """Read the data of `spec` at their source and write them into `folder`, which is new."""
     parts = parts_of(spec.data, spec.seed, spec.task.classes)
     natural = shifts_of(spec.data, spec.task.classes)
     check_classes(spec, max(int(part.labels.max()) for part in parts.values()) + 1)

@@ -151,7 +151,7 @@ class _ActorPool:
     """The actors at one piece of work: who is idle, who does what."""
 
     def __init__(self, actors: Actors) -> None:
-        self._actors, self._idle = actors, deque(actors.up)
+        self.actors, self._idle = actors, deque(actors.up)
         self._running: dict[ray.ObjectRef, tuple[Any, _Work]] = {}
         self._again: deque[_Work] = deque()
 
@@ -183,9 +183,9 @@ class _ActorPool:
         """(what, result) of a call that is over; nothing if an actor came up, or is gone."""
         while self._again and self._idle:
             self._give(self._again.popleft())
-        (ready,), _ = ray.wait([*self._running, *self._actors.coming], num_returns=1)
-        if ready in self._actors.coming:
-            self._idle += self._actors.arrived(ready)
+        (ready,), _ = ray.wait([*self._running, *self.actors.coming], num_returns=1)
+        if ready in self.actors.coming:
+            self._idle += self.actors.arrived(ready)
             return
         actor, work = self._running.pop(ready)
         try:
@@ -193,9 +193,9 @@ class _ActorPool:
         except EvaluationError as error:
             if not _died(error) or work.tries == TRIES:
                 raise
-            self._actors.dismiss(actor)
+            self.actors.dismiss(actor)
             # If it was a node that went, the others there would cost the work a try each.
-            self._actors.doubt(self._idle)
+            self.actors.doubt(self._idle)
             self._idle.clear()
             self._again.append(work._replace(tries=work.tries + 1))
             return
@@ -207,7 +207,7 @@ class RayWorkers:
     """See `evaluator.Workers`. An actor that dies is started again, and its work repeated."""
 
     def __init__(self, spec: SweepSpec, place: Place, actors: Actors) -> None:
-        self._there, self._actors = (spec, place), actors
+        self._there, self.actors = (spec, place), actors
 
     def evaluate(
         self,
@@ -217,7 +217,7 @@ class RayWorkers:
     ) -> None:
         """See `evaluator.Workers`. One candidate on each actor at a time."""
         calls = [(c, splits) for c in candidates]
-        self._spread("evaluate", calls, lambda: done(len(splits)))
+        self.spread("evaluate", calls, lambda: done(len(splits)))
 
     def decide(
         self,
@@ -227,28 +227,28 @@ class RayWorkers:
         tau: float | None,
     ) -> Reached:
         """See `evaluator.Workers`. Work that is no longer needed is cancelled."""
-        with _ActorPool(self._actors) as pool:
+        with _ActorPool(self.actors) as pool:
             while (reached := schedule.answer()) is None:
                 while pool.free and (unit := schedule.next()) is not None:
                     coming = ahead(candidates, unit.candidate)
                     call = (unit, candidates[unit.candidate], split, tau, coming)
                     pool.start(unit, "run", *self._there, *call)
                 if not pool.free:
-                    self._actors.want(len(pool) + MORE)
+                    self.actors.want(len(pool) + MORE)
                 for unit, answer in pool.ended():
                     schedule.take(unit, answer)
         return reached
 
     def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:
         """See `evaluator.Workers`."""
-        return self._spread("measure", [(r, split) for r in requests])
+        return self.spread("measure", [(r, split) for r in requests])
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
         """See `evaluator.Workers`."""
-        ref: CheckpointRef = self._spread("save", [(candidate,)])[0]
+        ref: CheckpointRef = self.spread("save", [(candidate,)])[0]
         return ref
 
-    def _spread(
+    def spread(
         self,
         method: str,
         calls: Sequence[tuple[Any, ...]],
@@ -257,12 +257,12 @@ class RayWorkers:
         """The results of `calls`, in order; each actor has one at a time."""
         waiting = deque(enumerate(calls))
         results: list[Any] = [None] * len(calls)
-        with _ActorPool(self._actors) as pool:
+        with _ActorPool(self.actors) as pool:
             while waiting or len(pool):
                 while waiting and pool.free:
                     index, call = waiting.popleft()
                     pool.start(index, method, *self._there, *call)
-                self._actors.want(len(pool) + len(waiting))
+                self.actors.want(len(pool) + len(waiting))
                 for index, result in pool.ended():
                     results[index] = result
                     done()

@@ -26,7 +26,7 @@ from soupray.spec.sweep_spec import Resources, SweepSpec
 from soupray.training.worker import make_basis
 
 log = logging.getLogger(__name__)
-_started_here = True
+session_is_here = True
 TOKEN = Path.home() / ".ray" / "auth_token"
 
 CARRIED = (
@@ -52,10 +52,12 @@ def attach(address: str | None, *specs: SweepSpec, workers: int = 1) -> Iterator
         ConfigError: Ray does not answer, the store is on one machine only, or there is no room
             for so many workers on a Ray that was started here.
     """
-    global _started_here  # as Ray's own session, of which a process has one
+    global session_is_here  # as Ray's own session, of which a process has one
     address = address or os.environ.get("RAY_ADDRESS")
     _refuse_dead(address)
-    carried = {n: os.environ[n] for n in CARRIED if n in os.environ and n not in _of_the_job()}
+    carried = {
+        n: os.environ[n] for n in CARRIED if n in os.environ and n not in variables_of_the_job()
+    }
     try:
         ray.init(
             address=address or "local",
@@ -70,11 +72,11 @@ def attach(address: str | None, *specs: SweepSpec, workers: int = 1) -> Iterator
             f"Ray at {address or 'this machine'} cannot be used ({type(error).__name__}). Check "
             "the address with `ray status`, and Ray's token with `soupray doctor`."
         ) from error
-    _started_here = address in (None, "local")
+    session_is_here = address in (None, "local")
     try:
         protect_token()
         for spec in specs:
-            _refuse_what_cannot_work(spec, workers, _started_here)
+            refuse_what_cannot_work(spec, workers, session_is_here)
         yield
     finally:
         ray.shutdown()
@@ -111,7 +113,7 @@ def _refuse_dead(address: str | None) -> None:
         ) from error
 
 
-def _of_the_job() -> set[str]:
+def variables_of_the_job() -> set[str]:
     """Variables that this Ray job brought along: its workers have them, and Ray takes no others."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     return set((config.get("runtime_env") or {}).get("env_vars") or {})
@@ -123,7 +125,7 @@ def protect_token(token: Path = TOKEN) -> None:
         token.chmod(0o600)
 
 
-def _refuse_what_cannot_work(spec: SweepSpec, workers: int, started_here: bool) -> None:
+def refuse_what_cannot_work(spec: SweepSpec, workers: int, started_here: bool) -> None:
     """Raises ConfigError for a store that not all nodes reach, and where workers find no room."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if spec.storage.startswith(("embedded", "file:")) and len(nodes) > 1:
@@ -172,7 +174,7 @@ def at_a_time(spec: SweepSpec) -> int | None:
     Train's workers do, more than there is room for would only wait.
     """
     alone = spec.training.workers == 1
-    if spec.resources.at_most is None and alone and not _started_here:
+    if spec.resources.at_most is None and alone and not session_is_here:
         return None
     return slots(spec.resources, spec.training.workers)
 

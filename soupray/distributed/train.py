@@ -29,18 +29,21 @@ RETRIES = 3
 """Of the whole group when one of it dies; it goes on at the trial's last state."""
 
 
-class _TorchGroup:
+class TorchGroup:
     """See `training.start.Group`: torch.distributed's default group, which Ray Train made."""
 
     @property
     def rank(self) -> int:
+        """This worker's number, from 0."""
         return torch.distributed.get_rank()
 
     @property
     def size(self) -> int:
+        """The number of workers."""
         return torch.distributed.get_world_size()
 
     def add_up(self, tensors: list[torch.Tensor]) -> None:
+        """Replace every tensor, in place, by its sum over all workers."""
         # One message for all: a model has hundreds of tensors.
         flat = torch.cat([t.reshape(-1) for t in tensors])
         torch.distributed.all_reduce(flat)
@@ -114,7 +117,7 @@ def _work(config: dict[str, Any]) -> None:
     """A worker. The first says its epochs, and None when all is stored; any says what is wrong."""
     spec, said = SweepSpec.model_validate_json(config["spec"]), config["said"]
     place, trial = decode(config["place"].encode(), Place), decode(config["trial"].encode(), Trial)
-    group = _TorchGroup()
+    group = TorchGroup()
     try:
         here = worker_context(spec, place)
         training = fine_tune(trial, here.task, here.data, here.checkpoints, group)

@@ -58,14 +58,14 @@ class EvaluationCache:
         """Add the held-out results of ingredients. Each trial has stored its own."""
         for i in ingredients:
             if i.trial.setting == self._setting:
-                key = self._key(mean_of([i.checkpoint.sha256]), i.held_out.split)
+                key = self.key(mean_of([i.checkpoint.sha256]), i.held_out.split)
                 self._known[key] = Evaluation(scores=i.held_out, logits=i.logits)
 
     def find(self, candidate: WeightCandidate, split: Split) -> Evaluation | None:
         """The stored evaluation of a model on a split, or None."""
-        key = self._key(candidate, split.digest)
+        key = self.key(candidate, split.digest)
         if key not in self._known:
-            found = find_record(self._store, self._path("evaluations", *key), Evaluation)
+            found = find_record(self._store, self.path("evaluations", *key), Evaluation)
             if found is None:
                 return None
             self._known[key] = found
@@ -75,7 +75,7 @@ class EvaluationCache:
         """Store a model's logits, and the scores that are computed from them."""
         logits = save_logits(self._checkpoints, predictions)
         made = Evaluation(scores=score(predictions), logits=logits)
-        path = self._path("evaluations", *self._key(candidate, predictions.split.digest))
+        path = self.path("evaluations", *self.key(candidate, predictions.split.digest))
         return create_record(self._store, path, made)
 
     def predictions(self, logits: BlobRef, split: Split) -> Predictions:
@@ -87,7 +87,7 @@ class EvaluationCache:
 
     def decision(self, candidate: Candidate, split: Split, against: Against) -> Decision | None:
         """The stored decision about a candidate on `split`, with the terms `against`, or None."""
-        path = self._path("decisions", *self._key(candidate, split.digest), *against)
+        path = self.path("decisions", *self.key(candidate, split.digest), *against)
         found: Decision | None = find_record(self._store, path, Decision)
         return found
 
@@ -95,18 +95,18 @@ class EvaluationCache:
         self, candidate: Candidate, split: Split, against: Against, made: Decision
     ) -> None:
         """Store the decision `made` about a candidate on `split`, with the terms `against`."""
-        path = self._path("decisions", *self._key(candidate, split.digest), *against)
+        path = self.path("decisions", *self.key(candidate, split.digest), *against)
         create_record(self._store, path, made, Decision)
 
     def answer(self, request: Request[Any], split: Split) -> Any:
         """The stored answer to a request, or None."""
-        path = self._path("answers", request, split.digest, self._train.digest)
+        path = self.path("answers", request, split.digest, self._train.digest)
         found = find_record(self._store, path, _object(request.answer))
         return None if found is None else found["answer"]
 
     def put_answer(self, request: Request[Any], split: Split, answer: Any) -> Any:
         """Store an answer, and return the answer that is stored under its key."""
-        path = self._path("answers", request, split.digest, self._train.digest)
+        path = self.path("answers", request, split.digest, self._train.digest)
         kept = create_record(self._store, path, {"answer": answer}, _object(request.answer))
         return kept["answer"]
 
@@ -121,7 +121,7 @@ class EvaluationCache:
 
     def _saved(self, candidate: WeightCandidate) -> str:
         # The file contains BatchNorm statistics, which depend on the setting and on training data.
-        return self._path("soups", candidate.digest, self._train.digest)
+        return self.path("soups", candidate.digest, self._train.digest)
 
     def statistics(self, model: WeightCandidate) -> BlobRef | None:
         """The stored BatchNorm statistics of a soup, or None. A single model has its own."""
@@ -131,7 +131,7 @@ class EvaluationCache:
         ref: BlobRef | None = find_record(self._store, path, BlobRef)
         return ref
 
-    def _key(self, candidate: Candidate, split: str) -> tuple[str, ...]:
+    def key(self, candidate: Candidate, split: str) -> tuple[str, ...]:
         """The digests on which a model's outputs depend, except the setting.
 
         A soup's BatchNorm statistics depend on the training data. A single model has its own
@@ -140,7 +140,8 @@ class EvaluationCache:
         train = (self._train.digest,) if len(candidate.checkpoints) > 1 else ()
         return (candidate.digest, split, *train)
 
-    def _path(self, folder: layout.Results, *parts: object) -> str:
+    def path(self, folder: layout.Results, *parts: object) -> str:
+        """The object of a result that depends on `parts`, the setting and the version."""
         return layout.result(folder, digest([*parts, self._setting, EVALUATION_VERSION])[:32])
 
 

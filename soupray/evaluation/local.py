@@ -30,7 +30,7 @@ class LocalWorkers:
     def __init__(self, task: Task, data: Data, checkpoints: Checkpoints, setting: Setting) -> None:
         self._data, self._checkpoints, self._setting = data, checkpoints, setting
         train = data.split("train")
-        self._live = LiveModel(task, checkpoints, setting, (train, data.samples(train)[0]))
+        self.live = LiveModel(task, checkpoints, setting, (train, data.samples(train)[0]))
         self.cache = EvaluationCache(checkpoints, setting, train)
 
     def evaluate(
@@ -48,7 +48,7 @@ class LocalWorkers:
     def predictions(self, candidate: WeightCandidate, split: Split) -> Predictions:
         """The logits of a candidate on `split`, by a forward pass. They are not stored."""
         images, labels = self._data.samples(split)
-        logits, _ = self._live.predict(candidate, images, self._live.low)
+        logits, _ = self.live.predict(candidate, images, self.live.low)
         return Predictions(split=split, logits=logits, labels=np.asarray(labels))
 
     def decide(
@@ -84,11 +84,11 @@ class LocalWorkers:
             coming: SHA-256 of checkpoints to fetch in the background.
         """
         images, labels = self._data.samples(split)
-        self._live.load(candidate, torch.bfloat16 if unit.low else torch.float32)
+        self.live.load(candidate, torch.bfloat16 if unit.low else torch.float32)
         # The candidate's own checkpoints are fetched first: all share one network card.
         self._checkpoints.expect(coming)
         rows = np.asarray(unit.rows)
-        logits, _ = self._live.predict(candidate, images[rows], unit.low)
+        logits, _ = self.live.predict(candidate, images[rows], unit.low)
         right = logits.argmax(axis=1) == labels[rows]
         if not unit.low or tau is None:
             return Answer(right, np.zeros(len(rows), bool))
@@ -98,7 +98,7 @@ class LocalWorkers:
     def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:
         """The answer to each request on `split`, in the order of `requests`."""
         images, labels = self._data.samples(split)
-        bench = Bench(self._live, self._checkpoints, images, labels)
+        bench = Bench(self.live, self._checkpoints, images, labels)
         return [self._measure(request, split, bench) for request in requests]
 
     def _measure(self, request: Request[Any], split: Split, bench: Bench) -> Any:
@@ -107,7 +107,7 @@ class LocalWorkers:
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
         """Store the candidate's weights as one checkpoint, and return its reference."""
-        saved = self._checkpoints.save(self._live.tensors(candidate), about(candidate))
+        saved = self._checkpoints.save(self.live.tensors(candidate), about(candidate))
         return self.cache.put_saved(candidate, saved)
 
 

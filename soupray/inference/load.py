@@ -45,13 +45,13 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Probab
     home = home or default_home()
 
     @functools.cache
-    def source(spec: SweepSpec) -> _ModelSource:
+    def source(spec: SweepSpec) -> ModelSource:
         place = start_services(spec, home).place
         weights = Checkpoints(place.open_store(), place.folder / "weights")
-        return _ModelSource(task_of(spec.task), weights, spec.setting.precision)
+        return ModelSource(task_of(spec.task), weights, spec.setting.precision)
 
     sources = {digest: source(spec) for digest, spec in specs_of(read).items()}
-    return _Predictor(read, sources, _texts if spec_of(read).data.kind == "text" else _images)
+    return Predictor(read, sources, _texts if spec_of(read).data.kind == "text" else _images)
 
 
 def _images(batch: Any) -> torch.Tensor:
@@ -71,7 +71,7 @@ def _texts(batch: Any) -> torch.Tensor:
     return torch.from_numpy(pack(list(batch)))
 
 
-class _ModelSource(NamedTuple):
+class ModelSource(NamedTuple):
     """What makes the models of one spec."""
 
     task: Task
@@ -87,23 +87,23 @@ class _Model(NamedTuple):
     head: Any
 
 
-class _Predictor:
+class Predictor:
     """Holds each of the recipe's models once. `sources`: by checkpoint, of the others by ""."""
 
     def __init__(
         self,
         recipe: RecipeFile,
-        sources: dict[str, _ModelSource],
+        sources: dict[str, ModelSource],
         samples: Callable[[Any], torch.Tensor],
     ) -> None:
         self._candidate, self._samples = recipe.candidate, samples
-        self._models: dict[WeightCandidate, _Model] = {}
+        self.models: dict[WeightCandidate, _Model] = {}
         for member in recipe.candidate.members:
             source = sources.get(member.checkpoints[0], sources[""])
             model = _loaded(member, recipe, source)
-            like = (m.body for m in self._models.values() if m.task is source.task)
+            like = (m.body for m in self.models.values() if m.task is source.task)
             body = next((other for other in like if _same_body(other, model)), model)
-            self._models[member] = _Model(source.task, body, model.head)
+            self.models[member] = _Model(source.task, body, model.head)
         if isinstance(recipe.candidate, VRFEnsemble):
             home = sources.get(recipe.candidate.fine_tuned.checkpoints[0], sources[""])
             failures = home.checkpoints.load_blob(recipe.candidate.failures.sha256)
@@ -111,11 +111,13 @@ class _Predictor:
 
     @torch.inference_mode()
     def __call__(self, batch: Any) -> Probabilities:
-        logits = torch.from_numpy(self._logits(self._samples(batch)))
+        """See `load`."""
+        logits = torch.from_numpy(self.logits(self._samples(batch)))
         answer: Probabilities = logits.softmax(dim=1).numpy()
         return answer
 
-    def _logits(self, samples: torch.Tensor) -> Logits:
+    def logits(self, samples: torch.Tensor) -> Logits:
+        """The logits [N, C] of the recipe's model, from samples as the data cache has them."""
         candidate = self._candidate
 
         @functools.cache
@@ -129,14 +131,14 @@ class _Predictor:
 
         def run(member: WeightCandidate) -> Logits:
             """[N, C]."""
-            task, body, head = self._models[member]
+            task, body, head = self.models[member]
             logits: Logits = head(features(task, body)).float().numpy()
             return logits
 
         if isinstance(candidate, OutputEnsemble):
             return Blender(run).logits(candidate)
         if isinstance(candidate, VRFEnsemble):
-            task, body, _ = self._models[candidate.fine_tuned]
+            task, body, _ = self.models[candidate.fine_tuned]
             found = features(task, body).float().numpy()
             length = np.linalg.norm(found, axis=1, keepdims=True)
             normalised = found / np.maximum(length, np.finfo(np.float32).tiny)
@@ -147,7 +149,7 @@ class _Predictor:
         return run(candidate)
 
 
-def _loaded(member: WeightCandidate, recipe: RecipeFile, source: _ModelSource) -> Any:
+def _loaded(member: WeightCandidate, recipe: RecipeFile, source: ModelSource) -> Any:
     """The module of a member. Raises CheckpointError if the weights do not fit it."""
     model = source.task.model()
     try:

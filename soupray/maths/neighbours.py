@@ -54,7 +54,7 @@ def kth_distances(
         )
     if gpu and k > FAISS_GPU_K:
         return kth_by_matmul(queries, points, k, "cuda")
-    index = _flat(points.shape[1], threads, gpu)
+    index = flat_index(points.shape[1], threads, gpu)
     index.add(np.ascontiguousarray(points, dtype=np.float32))
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     kth: Float32 = np.empty(len(queries), np.float32)
@@ -91,7 +91,8 @@ def kth_by_matmul(queries: Features, points: Features, k: int, device: str) -> F
     return kth
 
 
-def _flat(width: int, threads: int, gpu: bool) -> Any:
+def flat_index(width: int, threads: int, gpu: bool) -> Any:
+    """A new flat index of faiss for vectors of `width`, by Euclidean distance."""
     try:
         import faiss
     except ImportError as error:

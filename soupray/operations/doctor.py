@@ -39,7 +39,7 @@ def examine(spec: SweepSpec, home: Path) -> Iterator[Check]:
     if services:
         place = services[0].place
         yield _try("credentials", lambda: _credentials(services[0]))
-        yield _try("bucket", lambda: _round_trip(place.open_store()))
+        yield _try("bucket", lambda: round_trip(place.open_store()))
         yield _try("mlflow", lambda: _mlflow(services[0]))
     yield _try("ray", lambda: _ray(spec))
     yield _try("ray token", _token)
@@ -87,7 +87,7 @@ def _credentials(services: Services) -> str:
     return f"{where}; {place.storage} lets them in"
 
 
-def _round_trip(store: Store) -> str:
+def round_trip(store: Store) -> str:
     """Create-only put, read, checksum, delete."""
     path, data = layout.probe(uuid.uuid4().hex), os.urandom(1 << 16)
     with suppress(AlreadyExists):  # a first try of ours arrived, and its answer was lost

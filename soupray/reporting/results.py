@@ -60,7 +60,7 @@ def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Pat
     are made of are create-only.
     """
     output.mkdir(parents=True, exist_ok=True)
-    earlier = _recipes_in(output)
+    earlier = recipes_in(output)
     files = {
         LEADERBOARD: encode_pretty(result.entries),
         "leaderboard.csv": as_csv(result.entries).encode(),
@@ -79,17 +79,18 @@ def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Pat
     for old in store.list(_in_store(spec, "").rstrip("/")):
         if old.rpartition("/")[2] not in {*files, *drawn}:
             store.delete(old)
-    _remove_stale(output, earlier, {*files, *drawn})
+    remove_stale(output, earlier, {*files, *drawn})
     weights = _copy_weights(result.services.place, result.weights.sha256, result.soup.name, output)
     return [output / LEADERBOARD, output / "leaderboard.csv", *drawn.values(), weights]
 
 
-def _recipes_in(output: Path) -> dict[Path, bytes]:
+def recipes_in(output: Path) -> dict[Path, bytes]:
+    """The recipe files of a folder, by path."""
     return {path: path.read_bytes() for path in output.glob("*.recipe.json")}
 
 
-def _remove_stale(output: Path, earlier: dict[Path, bytes], current: set[str]) -> None:
-    """What an earlier run with other recipes left: it would look like part of this one."""
+def remove_stale(output: Path, earlier: dict[Path, bytes], current: set[str]) -> None:
+    """Delete what an earlier run with other recipes left: it would look like part of this one."""
     for recipe, data in earlier.items():
         if recipe.name not in current:
             recipe.unlink()
@@ -112,10 +113,10 @@ def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
         raise NotFound(f"no results of {spec.name} in {store.url}: run `soupray soup` first.")
     views = {output / path.removeprefix(prefix): read_view(store, path) for path in paths}
     recipes = [read_record(store, p, RecipeFile) for p in paths if p.endswith(".recipe.json")]
-    earlier = _recipes_in(output)
+    earlier = recipes_in(output)
     for target, data in views.items():
         atomic_write(target, data)
-    _remove_stale(output, earlier, {target.name for target in views})
+    remove_stale(output, earlier, {target.name for target in views})
     made = [
         _copy_weights(place, recipe.sha256, recipe.name, output)
         for recipe in recipes

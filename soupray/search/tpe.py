@@ -41,7 +41,7 @@ class TpeSearch:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._store, self._spec, self._basis = store, spec, basis
         sampler = optuna.samplers.TPESampler(seed=spec.seed, n_startup_trials=RANDOM)
-        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self.study = optuna.create_study(direction="maximize", sampler=sampler)
         between = optuna.distributions.FloatDistribution(0, LAST)
         self._space: dict[str, Any] = dict.fromkeys(dimensions_of(spec), between)
         self._random = random_points(spec.seed, min(RANDOM, spec.search.trials), len(self._space))
@@ -88,18 +88,18 @@ class TpeSearch:
     def _new(self) -> Any:
         if self._count < len(self._random):
             return self._at(self._random[self._count])
-        return self._study.ask(self._space)
+        return self.study.ask(self._space)
 
     def _at(self, point: Sequence[float]) -> Any:
         """A trial of the study at a point that is given."""
-        self._study.enqueue_trial(dict(zip(self._space, point, strict=True)))
-        return self._study.ask(self._space)
+        self.study.enqueue_trial(dict(zip(self._space, point, strict=True)))
+        return self.study.ask(self._space)
 
     def _tell(self, opened: Any, score: float | None) -> None:
         if score is None:  # it was stopped, or failed: nothing that a sampler could compare
-            self._study.tell(opened, state=optuna.trial.TrialState.FAIL)
+            self.study.tell(opened, state=optuna.trial.TrialState.FAIL)
         else:
-            self._study.tell(opened, score)
+            self.study.tell(opened, score)
 
     def _trial(self, suggested: Suggested) -> Trial:
         return as_trials(self._spec, self._basis, [suggested.planned])[0]

@@ -61,7 +61,7 @@ class Checkpoints:
     def __init__(self, store: Store, cache: Path) -> None:
         self.store, self._cache = store, cache
         self._verified: set[str] = set()
-        self._background = ThreadPoolExecutor(AHEAD)  # starts no thread before there is work
+        self.background = ThreadPoolExecutor(AHEAD)  # starts no thread before there is work
         self._coming: dict[str, Future[None]] = {}
         self._room, self._reserved = threading.Lock(), 0
         cache.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ class Checkpoints:
                 del self._coming[sha256]
         for sha256 in wanted:
             if sha256 not in self._coming:
-                self._coming[sha256] = self._background.submit(self._try_to_fetch, sha256)
+                self._coming[sha256] = self.background.submit(self._try_to_fetch, sha256)
 
     def _try_to_fetch(self, sha256: str) -> None:
         with suppress(SouprayError):
@@ -194,7 +194,7 @@ class Checkpoints:
         """Write the object into a local file. Raises ChecksumMismatch."""
         seen = hashlib.sha256()
         with part.open("wb") as file:
-            for chunk in self._ranges(path, size):
+            for chunk in self.ranges(path, size):
                 seen.update(chunk)
                 file.write(chunk)
         if seen.hexdigest() != sha256:
@@ -205,7 +205,7 @@ class Checkpoints:
                 "trial is repeated."
             )
 
-    def _ranges(self, path: str, size: int) -> Iterator[bytes]:
+    def ranges(self, path: str, size: int) -> Iterator[bytes]:
         """The object in order, READERS ranges of it on their way at a time."""
         starts = iter(range(0, size, RANGE_BYTES))
         with ThreadPoolExecutor(READERS) as threads:

@@ -77,7 +77,7 @@ class Lease:
         self._stop = threading.Event()
         self._over = threading.Event()
         self._renewed = time.monotonic()
-        self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+        self.thread = threading.Thread(target=self._keep, daemon=True, name="lease")
 
     @property
     def lost(self) -> bool:
@@ -89,7 +89,7 @@ class Lease:
     def __enter__(self) -> Lease:
         self._renewed = time.monotonic()
         self._take()
-        self._thread.start()
+        self.thread.start()
         return self
 
     def __exit__(
@@ -99,7 +99,7 @@ class Lease:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
-        self._thread.join()
+        self.thread.join()
         if not self.lost:
             with suppress(StoreError):  # the store is away: the lease ends by itself
                 self._write(expires=0.0)

@@ -52,18 +52,18 @@ class Store:
     """A prefix of a bucket, a folder, or a dictionary in memory."""
 
     def __init__(self, backend: ObjectStore, url: str) -> None:
-        self._backend = backend
+        self.backend = backend
         self.url = url
 
     def get(self, path: str) -> bytes:
         """The whole object. Raises NotFound, StoreUnavailable."""
-        return self._ask(path, lambda: bytes(obstore.get(self._backend, path).bytes()))
+        return self._ask(path, lambda: bytes(obstore.get(self.backend, path).bytes()))
 
     def get_tagged(self, path: str) -> tuple[bytes, str | None]:
         """The object and its ETag, for `swap`."""
 
         def get() -> tuple[bytes, str | None]:
-            answer = obstore.get(self._backend, path)
+            answer = obstore.get(self.backend, path)
             return bytes(answer.bytes()), answer.meta["e_tag"]
 
         return self._ask(path, get)
@@ -72,30 +72,30 @@ class Store:
         """`length` bytes from `start`."""
         return self._ask(
             path,
-            lambda: bytes(obstore.get_range(self._backend, path, start=start, length=length)),
+            lambda: bytes(obstore.get_range(self.backend, path, start=start, length=length)),
         )
 
     def create(self, path: str, data: bytes) -> None:
         """Write only if absent. Raises AlreadyExists, even after a client's own first try."""
-        self._ask(path, lambda: obstore.put(self._backend, path, data, mode="create"))
+        self._ask(path, lambda: obstore.put(self.backend, path, data, mode="create"))
 
     def put(self, path: str, data: bytes | Path) -> None:
         """Write, or write again: for content-addressed bytes, where that is harmless, and views.
 
         A `Path` is uploaded in parts. No reader ever sees half an object.
         """
-        self._ask(path, lambda: obstore.put(self._backend, path, data))
+        self._ask(path, lambda: obstore.put(self.backend, path, data))
 
     def swap(self, path: str, data: bytes, etag: str | None) -> bool:
         """Overwrite only if the ETag still holds; False if somebody else was faster.
 
         A folder has no such operation: there the last writer wins.
         """
-        kept: Any = "overwrite" if isinstance(self._backend, LocalStore) else {"e_tag": etag}
+        kept: Any = "overwrite" if isinstance(self.backend, LocalStore) else {"e_tag": etag}
 
         def put() -> bool:
             with suppress(PreconditionError):
-                obstore.put(self._backend, path, data, mode=kept)
+                obstore.put(self.backend, path, data, mode=kept)
                 return True
             return False
 
@@ -103,7 +103,7 @@ class Store:
 
     def size(self, path: str) -> int:
         """Bytes of the object. Raises NotFound."""
-        return self._ask(path, lambda: int(obstore.head(self._backend, path)["size"]))
+        return self._ask(path, lambda: int(obstore.head(self.backend, path)["size"]))
 
     def list(self, prefix: str) -> list[str]:
         """Paths below `prefix`, sorted."""
@@ -113,7 +113,7 @@ class Store:
         """Of objects below `prefix`: path, bytes, seconds since the epoch when written; sorted."""
 
         def pages() -> list[Any]:
-            return [e for page in obstore.list(self._backend, prefix=prefix) for e in page]
+            return [e for page in obstore.list(self.backend, prefix=prefix) for e in page]
 
         found = self._ask(prefix, pages)
         return tuple(sorted((e["path"], e["size"], e["last_modified"].timestamp()) for e in found))
@@ -121,7 +121,7 @@ class Store:
     def delete(self, path: str) -> None:
         """Remove the object, if it is there."""
         with suppress(NotFound):
-            self._ask(path, lambda: obstore.delete(self._backend, path))
+            self._ask(path, lambda: obstore.delete(self.backend, path))
 
     def _ask(self, path: str, request: Callable[[], T]) -> T:
         """What comes of `request`, its errors as ours; again while the connection breaks."""

@@ -65,10 +65,10 @@ class TextTask:
         self._source = str(local_folder(spec.model) or spec.model)
         with _explained(spec):
             self._config = transformers.AutoConfig.from_pretrained(self._source)
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(self._source)
-        self._tokenizer.padding_side = "right"
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(self._source)
+        self.tokenizer.padding_side = "right"
         self._last_layer = "classifier"  # `_take_last_layer` may find another name
-        if self._tokenizer.pad_token_id is None:
+        if self.tokenizer.pad_token_id is None:
             raise ConfigError(
                 f"task.model = {spec.model!r}: its tokenizer has no padding token. Without one, "
                 "texts cannot be padded to one length. Choose another model."
@@ -106,7 +106,7 @@ class TextTask:
             ConfigError: a text has more than `max_tokens` tokens.
         """
         texts, limit = unpack(samples.numpy()), self._spec.max_tokens
-        lengths = [len(ids) for ids in self._tokenizer(texts)["input_ids"]]
+        lengths = [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
         longest = max(range(len(texts)), key=lambda i: lengths[i])
         if lengths[longest] > limit:
             raise ConfigError(
@@ -162,7 +162,7 @@ class TextTask:
         whole.config.label2id = {name: i for i, name in enumerate(self._spec.classes)}
         with _quiet():
             whole.save_pretrained(folder)
-            self._tokenizer.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
         if self._spec.pooling != "own":
             head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
             write_weights(folder / "head.safetensors", head, {})
@@ -180,7 +180,7 @@ class TextTask:
 
     def _tokens(self, texts: list[str]) -> torch.Tensor:
         # All batches have one shape, because the shape of an input changes low bits of the logits.
-        tokens: torch.Tensor = self._tokenizer(
+        tokens: torch.Tensor = self.tokenizer(
             texts,
             padding="max_length",
             truncation=True,
@@ -207,14 +207,14 @@ class TextTask:
         body, classes = self._body(pretrained), len(self._spec.classes)
         self._base = body.base_model_prefix
         if self._spec.pooling == "own":
-            body.config.pad_token_id = self._tokenizer.pad_token_id
+            body.config.pad_token_id = self.tokenizer.pad_token_id
             self._last_layer, head = _take_last_layer(body, classes)
         else:
             if getattr(body, "pooler", None) is not None:
                 body.pooler = None  # the features do not use it, so that nothing would train it
             # As in open_clip, a head that can be zero-shot has no bias.
             head = torch.nn.Linear(self._config.hidden_size, classes, not self._spec.templates)
-        return TextClassifier(body, head, self._spec, self._tokenizer.pad_token_id)
+        return TextClassifier(body, head, self._spec, self.tokenizer.pad_token_id)
 
     def _kind(self) -> tuple[Any, dict[str, Any]]:
         """The class of transformers, and the arguments with which its models are made."""

@@ -33,32 +33,32 @@ class Loop:
         self.device = torch.device(start.device)
         torch.manual_seed(start.seed)
         self._seed, self._generator = start.seed, torch.Generator().manual_seed(start.seed)
-        self._model = task.model()
-        self._model.load_state_dict(start.weights)
-        self._model.to(self.device)
+        self.in_training = task.model()
+        self.in_training.load_state_dict(start.weights)
+        self.in_training.to(self.device)
         if start.training.checkpointing:
-            _checkpoint_gradients(self._model)
+            _checkpoint_gradients(self.in_training)
         if hparams.last_blocks:
-            train_last_blocks(self._model, hparams.last_blocks)
+            train_last_blocks(self.in_training, hparams.last_blocks)
         # Images are read from disk for each batch: a train split may be larger than the memory.
         self._samples, labels = data.samples(data.split("train"))
         self._labels = torch.from_numpy(np.array(labels))
         self._steps_per_epoch = math.ceil(len(labels) / hparams.batch_size)
         self._optimizer = adamw(
-            self._model,
+            self.in_training,
             hparams.lr,
             hparams.weight_decay,
             hparams.layer_decay,
             fused=start.training.precision == "bf16",
         )
-        self._average = MovingAverage(self._model, hparams.ema) if hparams.ema else None
-        self._micro_batch = start.training.micro_batch or hparams.batch_size
-        self._step = 0
+        self._average = MovingAverage(self.in_training, hparams.ema) if hparams.ema else None
+        self.micro_batch = start.training.micro_batch or hparams.batch_size
+        self.step = 0
 
     @property
     def model(self) -> torch.nn.Module:
         """The current model: the moving average, if there is one."""
-        return self._average.model if self._average else self._model
+        return self._average.model if self._average else self.in_training
 
     def weights(self) -> Weights:
         """A copy of the current model's weights, on the CPU."""
@@ -77,8 +77,8 @@ class Loop:
             Diverged: the loss is not finite.
             TrialError: one sample alone does not fit into memory.
         """
-        self._model.train()
-        for module in self._model.modules():
+        self.in_training.train()
+        for module in self.in_training.modules():
             if _frozen(module):
                 module.eval()  # a BatchNorm layer in a frozen block keeps its statistics
         order = torch.randperm(len(self._labels), generator=self._generator)
@@ -93,7 +93,7 @@ class Loop:
         values = torch.stack(losses)
         if not bool(torch.isfinite(values).all()):
             first = int((~torch.isfinite(values)).nonzero()[0, 0])
-            step = self._step - len(losses) + first + 1
+            step = self.step - len(losses) + first + 1
             raise Diverged(
                 f"training loss is {float(values[first])} in epoch {number}, step {step}"
             )
@@ -110,10 +110,10 @@ class Loop:
                 yield rows, samples
 
     def _load(self, rows: torch.Tensor) -> torch.Tensor:
-        samples = torch.from_numpy(self._samples[rows[self._mine(len(rows))].numpy()])
+        samples = torch.from_numpy(self._samples[rows[self.places_of(len(rows))].numpy()])
         return samples.pin_memory() if self.device.type == "cuda" else samples
 
-    def _mine(self, n: int) -> torch.Tensor:
+    def places_of(self, n: int) -> torch.Tensor:
         """This worker's positions in a batch of n samples; with mixup, also their partners."""
         mine = torch.arange(n).tensor_split(self._group.size)[self._group.rank]
         if self._idle(n):  # every worker must have gradients; those of this worker are zeros
@@ -129,28 +129,28 @@ class Loop:
     def _batch(self, rows: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
         """Do one step of the optimizer. Return the mean loss over the batch, on the device."""
         h, n = self.hparams, len(rows)
-        scale = lr_scale(self._step, self._steps_per_epoch * h.epochs, h.warmup)
+        scale = lr_scale(self.step, self._steps_per_epoch * h.epochs, h.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = h.lr * scale * group["scale"]
-        self._step += 1
+        self.step += 1
         images = samples.ndim == 4  # texts are not augmented
         draws = draw(n, h, self._generator) if images else Draws(None, None, None)
-        places = self._mine(n)
+        places = self.places_of(n)
         samples = samples.to(self.device, non_blocking=True)
         if images:
             samples = augmented(samples, draws.take(places), h)
         inputs = self._task.inputs(samples)
         labels = self._labels[rows[places]].to(self.device)
-        loss = self._gradients(inputs, labels, n)
-        shared = [p.grad for p in self._model.parameters() if p.grad is not None]
+        loss = self.gradients(inputs, labels, n)
+        shared = [p.grad for p in self.in_training.parameters() if p.grad is not None]
         self._group.add_up([loss, *shared])
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), h.clip_norm)
+        torch.nn.utils.clip_grad_norm_(self.in_training.parameters(), h.clip_norm)
         self._optimizer.step()
         if self._average:
-            self._average.update(self._model, self._step)
+            self._average.update(self.in_training, self.step)
         return loss
 
-    def _gradients(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
+    def gradients(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
         """Compute gradients of this worker's share of the mean loss over a batch of n samples.
 
         If the memory is too small, the micro-batch is halved, and the computation starts again.
@@ -158,33 +158,34 @@ class Loop:
         while True:
             self._optimizer.zero_grad(set_to_none=True)
             try:
-                return self._accumulate(inputs, labels, n)
+                return self.accumulate(inputs, labels, n)
             except torch.OutOfMemoryError as error:
-                if self._micro_batch == 1:
+                if self.micro_batch == 1:
                     raise TrialError(
                         f"out of memory on {self.device} with one sample at a time. Give the trial "
                         "a larger device, or write training: {checkpointing: true}."
                     ) from error
-            self._micro_batch = math.ceil(min(self._micro_batch, len(labels)) / 2)
+            self.micro_batch = math.ceil(min(self.micro_batch, len(labels)) / 2)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _accumulate(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
+    def accumulate(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
+        """As `gradients`, in micro-batches of the present size. Memory may run out."""
         h = self.hparams
         partners = None
         if h.mixup:
             # torch has no Beta distribution with a generator. A draw that depends only on seed and
             # step is the same after a resume.
-            share = float(np.random.default_rng((self._seed, self._step)).beta(h.mixup, h.mixup))
+            share = float(np.random.default_rng((self._seed, self.step)).beta(h.mixup, h.mixup))
             half = len(labels) // 2 if self._group.size > 1 else len(labels)
             other, partners = (inputs[half:], labels[half:])
             if self._group.size == 1:
                 other, partners = inputs.flip(0), labels.flip(0)
             inputs, labels = share * inputs[:half] + (1 - share) * other, labels[:half]
         total = torch.zeros((), device=self.device)
-        for part in torch.arange(len(labels), device=self.device).split(self._micro_batch):
+        for part in torch.arange(len(labels), device=self.device).split(self.micro_batch):
             with self._autocast():
-                logits = self._model(inputs[part])
+                logits = self.in_training(inputs[part])
             loss = self._cross_entropy(logits, labels[part])
             if partners is not None:
                 mixed = self._cross_entropy(logits, partners[part])
@@ -208,7 +209,7 @@ class Loop:
 
         These are weights, moving average, moments of the optimizer, generators and counters.
         """
-        found = {f"model.{n}": t for n, t in self._model.state_dict().items()}
+        found = {f"model.{n}": t for n, t in self.in_training.state_dict().items()}
         if self._average:
             found |= {f"average.{n}": t for n, t in self._average.model.state_dict().items()}
         for i, (_, moments) in enumerate(self._moments()):
@@ -217,12 +218,12 @@ class Loop:
         found["torch"] = torch.get_rng_state()
         if self.device.type == "cuda":
             found["cuda"] = torch.cuda.get_rng_state(self.device)
-        found["steps"] = torch.tensor([self._step, self._micro_batch])
+        found["steps"] = torch.tensor([self.step, self.micro_batch])
         return {n: t.detach().to("cpu", copy=True) for n, t in found.items()}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Continue from `state`, with the same results as without an interruption."""
-        self._model.load_state_dict(under("model.", state))
+        self.in_training.load_state_dict(under("model.", state))
         if self._average:
             self._average.model.load_state_dict(under("average.", state))
         for i, (parameter, _) in enumerate(self._moments()):
@@ -235,7 +236,7 @@ class Loop:
         torch.set_rng_state(state["torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
-        self._step, self._micro_batch = state["steps"].tolist()
+        self.step, self.micro_batch = state["steps"].tolist()
 
     @property
     def _fused(self) -> bool:
