@@ -32,9 +32,9 @@ def test_a_list_is_left_as_it_is_and_a_file_is_read(tmp_path):
     [
         (
             {"classes": "imagnet"},
-            "x.yaml: task.classes: 'imagnet' is no set that is known here (im",
+            "x.yaml: task.classes: 'imagnet' is neither a known set (im",
         ),
-        ({"templates": "cifar"}, "task.templates: 'cifar' is no set that is known here (imagenet,"),
+        ({"templates": "cifar"}, "task.templates: 'cifar' is neither a known set (imagenet,"),
         ({"classes": "{file}"}, "names.yaml holds no list. Write one entry a line"),
     ],
 )

@@ -215,9 +215,9 @@ def _say_what_is_read(pool: Pool, wanted: Wanted, large: bool) -> None:
             log.info(f"{name} reads {read / 1e9:,.0f} GB of weights.")
         if read > READ_LIMIT and not large:
             raise EvaluationError(
-                f"{name} would read {read / 1e9:,.0f} GB of weights, of {len(pool.ingredients)} "
-                f"ingredients; more than {READ_LIMIT / 1e9:,.0f} GB need your word: --yes. A larger"
-                " batch_size or fewer epochs (recipes in the spec) read less."
+                f"{name} would read {read / 1e9:,.0f} GB of weights ({len(pool.ingredients)} "
+                f"ingredients). Add --yes to read more than {READ_LIMIT / 1e9:,.0f} GB. A larger "
+                "batch_size or fewer epochs (recipes in the spec) read less."
             )
 
 

@@ -166,7 +166,7 @@ def refuse_other_data(mine: SpecPool, other: SpecPool) -> None:
     theirs = {s.name: s for s in other.basis.splits}
     for split in mine.basis.splits:
         if split.name not in theirs:
-            raise EvaluationError(f"{names[1]} has no split {split.name}, {names[0]} has.")
+            raise _split_lacks(names[1], names[0], split.name)
         if theirs[split.name].digest != split.digest:
             raise EvaluationError(
                 f"split {split.name} of {names[0]} ({split.digest[:12]}) is not that of {names[1]} "
@@ -175,7 +175,14 @@ def refuse_other_data(mine: SpecPool, other: SpecPool) -> None:
             )
     extra = sorted(set(theirs) - {s.name for s in mine.basis.splits})
     if extra:
-        raise EvaluationError(f"{names[0]} has no split {extra[0]}, {names[1]} has.")
+        raise _split_lacks(names[0], names[1], extra[0])
+
+
+def _split_lacks(one: str, other: str, split: str) -> EvaluationError:
+    return EvaluationError(
+        f"{one} has no split {split}, but {other} has it: their models cannot be compared there. "
+        "Write the same data and shifts in both specs."
+    )
 
 
 def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, SweepState]:
@@ -189,7 +196,7 @@ def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, Sweep
     if state.unsuggested and not partial:
         raise EvaluationError(
             f"{state.unsuggested} of {spec.search.trials} trials were not suggested yet: the sweep "
-            "is not over. Run `soupray sweep` to go on, or say --partial to go on without them."
+            "is not over. Run `soupray sweep` to go on, or add --partial to leave them out."
         )
     for tombstone in state.diverged:
         log.info(f"trial {tombstone.trial.key} diverged and is left out: {tombstone.reason}.")

@@ -62,7 +62,7 @@ def _listed(field: str, given: str, known: tuple[str, ...]) -> list[Any]:
     path = Path(given).expanduser()
     if not path.is_file():
         raise ConfigError(
-            f"{field}: {given!r} is no set that is known here ({', '.join(known)}), and no file. "
+            f"{field}: {given!r} is neither a known set ({', '.join(known)}) nor a file. "
             "Write one of these, a list, or the path of a YAML file with a list."
         )
     names = read_yaml(path)
