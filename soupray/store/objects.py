@@ -365,9 +365,8 @@ def retry(ask: Callable[[], T]) -> T:
             return ask()
         except StoreUnavailable as error:
             broken, now = "HTTP error" in str(error.__cause__), time.monotonic()
-            failed = (
-                now if failed is None else failed
-            )  # counted from the first failure: a request may be slow
+            # counted from the first failure: a request may be slow
+            failed = now if failed is None else failed
             if not broken or now - failed + pause > RETRY_S:
                 raise
         time.sleep(pause)
