@@ -14,7 +14,7 @@ from soupray.store.objects import Store, create_record, read_record
 
 
 class Suggested(Record, frozen=True, kw_only=True):
-    """A trial that a sampler suggested, at a point: a number in [0, 1) for each dimension."""
+    """A trial that a sampler suggested, and its point: one number in [0, 1) per dimension."""
 
     point: tuple[float, ...]
     planned: PlannedTrial

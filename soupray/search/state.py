@@ -67,13 +67,11 @@ def basis_key(spec: SweepSpec) -> str:
     """Return the key of the basis of `spec`: a digest of all inputs of the data and theta_0."""
     plain = spec.model_dump(mode="json")
     versions = [DATA_VERSION, CODE_VERSION, *local_digests(spec.task)]
-    if isinstance(
-        spec.init, TrainedInit
-    ):  # training gives different low bits on each kind of device
+    # training gives different low bits on each kind of device
+    if isinstance(spec.init, TrainedInit):
         versions += [spec.setting.device, digest(spec.training.record())]
-    if isinstance(
-        spec.init, ProbeInit
-    ):  # every part of the setting changes the low bits of features
+    # every part of the setting changes the low bits of features
+    if isinstance(spec.init, ProbeInit):
         versions.append(digest(spec.setting))
     if isinstance(spec.init, FileInit):
         versions += file_digests(spec.init.file)
