@@ -153,9 +153,8 @@ class SweepProgress:
     def _show(self) -> None:
         over = self.complete + self.diverged + self.given_up
         self.progress.note = f" ({over} of {len(self._left)} trials, {len(self._running)} running)"
-        metrics = {
-            t.metric for t in self._trials.values() if t.metric
-        }  # all trials of a sweep have the same one
+        # all trials of a sweep have the same one
+        metrics = {t.metric for t in self._trials.values() if t.metric}
         right = ("lr", "epoch", "held-out", *metrics)
         rows = []
         for key in (*self._done, *sorted(self._running)):
