@@ -35,16 +35,10 @@ __all__ = ["BUCKET", "Stack", "down", "find", "tracker", "ui", "up"]
 BUCKET = "soupray"
 _HOST = "127.0.0.1"
 _STORE, _UI = "weed", "mlflow-ui"
-_SERVICES = (
-    "s3",
-    "master",
-    "volume",
-    "filer",
-    "admin",
-)  # one HTTP port each; the gRPC port is 10000 higher
-_BASES = range(
-    20000, 22760
-)  # above Ray's worker ports (up to 19999); + 10000 is below ephemeral ports
+# one HTTP port each; the gRPC port is 10000 higher
+_SERVICES = ("s3", "master", "volume", "filer", "admin")
+# above Ray's worker ports (up to 19999); + 10000 is below ephemeral ports
+_BASES = range(20000, 22760)
 _OPTIONS = (  # nothing is preallocated; -volume.max=0: as many volumes as fit on the disk
     f"-ip={_HOST} -ip.bind={_HOST} -bucket={BUCKET} -admin.ui=false -webdav=false "
     "-master.telemetry=false -master.volumePreallocate=false -master.resumeState=false "
@@ -107,10 +101,8 @@ def up(home: Path) -> Stack:
         new.write_text(json.dumps(asdict(stack) | {"home": str(stack.home)}, indent=2))
         new.replace(new.with_suffix(""))
         env = {"AWS_ACCESS_KEY_ID": stack.access_key, "AWS_SECRET_ACCESS_KEY": stack.secret_key}
-        env |= {
-            "HOME": f"{_folder(home)}",
-            "GOMEMLIMIT": "512MiB",
-        }  # HOME: SeaweedFS must not read the user's settings
+        # HOME: SeaweedFS must not read the user's settings
+        env |= {"HOME": f"{_folder(home)}", "GOMEMLIMIT": "512MiB"}
         return replace(stack, pid=_launch(home, _STORE, command, env, lambda: bool(find(home))))
 
 
@@ -126,9 +118,8 @@ def find(home: Path) -> Stack | None:
     stack, pids = _saved(home), _pids(home, _STORE)
     _, master, _, filer, *_ = (f"http://{_HOST}:{port}" for port in _ports(stack.endpoint))
     seen = pids and _answers(f"{stack.endpoint}/healthz") and _answers(f"{filer}/buckets/{BUCKET}/")
-    served = seen and _answers(
-        f"{master}/dir/status", b'"DataCenters":['
-    )  # before that, reads fail
+    # before that, reads fail
+    served = seen and _answers(f"{master}/dir/status", b'"DataCenters":[')
     return replace(stack, pid=pids[0]) if served else None
 
 
@@ -145,9 +136,8 @@ def down(home: Path) -> bool:
         return False
     with _locked(home):
         stopped = _stop(home, _STORE, _UI)
-        if _free(
-            endpoint := _saved(home).endpoint
-        ):  # not free: another store uses these ports and sockets
+        # not free: another store uses these ports and sockets
+        if _free(endpoint := _saved(home).endpoint):
             for port in _ports(endpoint):
                 for path in _SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
                     path.unlink(missing_ok=True)
