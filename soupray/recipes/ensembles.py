@@ -24,7 +24,7 @@ class EnsembleOptions(Options, frozen=True, kw_only=True):
 
 
 class GreedyEnsembleOptions(EnsembleOptions, frozen=True, kw_only=True):
-    """`accept`: whether equal is enough."""
+    """`accept`: whether an equal value is enough to add an ingredient."""
 
     accept: Accept = "ge"
 

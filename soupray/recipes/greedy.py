@@ -86,7 +86,7 @@ def add(kept: list[str], checkpoint: str) -> list[str]:
 
 
 class GreedyOptions(Options, frozen=True, kw_only=True):
-    """`order: random` is for study: it starts anywhere, by `seed`."""
+    """`accept`: whether an equal value is enough. `order: random`, with `seed`, is for studies."""
 
     accept: Accept = "ge"
     order: Literal["held_out", "random"] = "held_out"

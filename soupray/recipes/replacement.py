@@ -18,7 +18,7 @@ from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, sin
 
 
 class ReplacementOptions(Options, frozen=True, kw_only=True):
-    """`passes` over the pool, at most."""
+    """`passes`: largest number of passes over the pool."""
 
     passes: Annotated[int, Meta(ge=1, le=100)] = 3
 

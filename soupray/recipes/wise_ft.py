@@ -38,7 +38,10 @@ With it, products n * theta are exact in float64 for means of up to 500 models
 
 
 class WiseFtOptions(Options, frozen=True, kw_only=True):
-    """`alphas`: in place of the paper's grid. `eps`: of "within". `theta_1`: see `named`."""
+    """`alphas`: grid instead of the paper's. `eps`: tolerance of the point `within`.
+
+    `theta_1`: name of a soup, or the start of a trial's key, instead of the default models.
+    """
 
     alphas: Annotated[
         tuple[Annotated[float, Meta(ge=0, le=1)], ...] | None,
