@@ -72,8 +72,8 @@ def train_together(spec: SweepSpec, place: Place, trial: Trial) -> Training:
             failed.append(error)
             said.put(None)
 
-    # Beside, as it goes on for seconds after the trial: without a dashboard, Ray Train waits in
-    # vain for one of its actors. A daemon, so that a trial that is given up ends with this process.
+    # In a thread, because without a dashboard `fit` continues for seconds after the trial. A daemon
+    # thread ends with this process, if the trial is stopped.
     Thread(target=fit, daemon=True).start()
     reason = ""
     while (one := said.get()) is not None:

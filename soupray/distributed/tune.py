@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, Protocol
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault(
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING", "1"
-)  # the last result of a trial has no score
+# the last result of a trial has no score
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the sweep, not Tune's loop
 os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "60")
 
@@ -195,7 +194,7 @@ class _TpeSearcher(Searcher):  # type: ignore[misc]
         self._tpe.over(self._keys.pop(trial_id))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save."""
+        """Save nothing, because the store has the state of the search."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its searcher to resume a run, which is not used here."""
@@ -321,7 +320,7 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]
         return action
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as `_Reporter`
+        return {}  # Tune pickles its scheduler to resume a run, which is not used here
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]
@@ -329,7 +328,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
         self._stop = stop
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as above
+        return {}  # Tune pickles it to resume a run, which is not used here
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
