@@ -71,9 +71,8 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
         )
     heartbeat = driver.heartbeat if driver else None
     beat = heartbeat.beat if heartbeat else Beat(running=(), failed={}, seconds_left=None)
-    missing = {
-        t.key for t in [*state.missing, *state.lost]
-    }  # a trial that ended since the heartbeat does not run
+    missing = {t.key for t in [*state.missing, *state.lost]}
+    # A trial that ended since the heartbeat does not run.
     running = tuple(r for r in beat.running if r.key in missing)
     return Status(
         sweep=spec.name,
