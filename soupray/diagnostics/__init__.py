@@ -1,1 +1,1 @@
-"""How the models of a sweep differ, and what averaging makes of it."""
+"""Measure how the models of a sweep differ, and what averaging their weights or outputs gives."""

@@ -1,4 +1,4 @@
-"""`soupray diagnose`: measures how a pool's models differ, on held-out data; never test, shifts."""
+"""Measure how the models of a pool differ (`soupray diagnose`), on held-out data only."""
 
 from __future__ import annotations
 
@@ -39,23 +39,24 @@ def run_diagnose(
     pairs: int = 20,
     show: Show | None = None,
 ) -> Diagnosis:
-    """The diagnostics of Model soups and No One Representation on the pool of `spec`.
+    """Compute the diagnostics of Model soups and No One Representation for the pool of `spec`.
 
-    Three models are evaluated for each of `pairs` pairs. The numbers are kept in the store, by the
-    digest of what they follow from, so that running it again makes nothing.
+    Three models between the two ingredients of each pair are evaluated; the outputs of the
+    ingredients are stored already. The numbers are stored under a digest of their inputs, so a
+    second run computes nothing.
 
     Args:
         spec: the sweep whose trials are the pool.
-        home: state of this machine: embedded servers, caches.
-        address: of a Ray cluster; None: RAY_ADDRESS, else Ray is started on this machine.
-        partial: go on without the trials that are missing.
-        pairs: how many pairs of ingredients are looked at, at most.
+        home: folder for the state of this machine: embedded servers, caches.
+        address: address of a Ray cluster; None for RAY_ADDRESS, else Ray starts on this machine.
+        partial: continue without the trials that are missing.
+        pairs: largest number of pairs of ingredients to evaluate.
         show: shows the progress.
 
     Raises:
         EvaluationError: fewer than two ingredients, or NaN weights.
         IncompatibleWeights: ingredients that cannot be averaged.
-        StoreError: the store is away.
+        StoreError: the store cannot be reached.
     """
     with open_session(spec, home, address, partial, show=show) as session:
         if len(session.pool.ingredients) < 2:
@@ -79,7 +80,12 @@ def _path(spec: SweepSpec, pool: Pool, held_out: Split, sample: tuple[int, int])
 
 
 def measure_pairs(session: Session, sample: tuple[int, int]) -> Diagnosis:
-    """The numbers; `sample` is (pairs at most, seed). Memory: the logits of five models."""
+    """Measure sampled pairs of ingredients; needs memory for the logits of five models.
+
+    Args:
+        session: the pool and its evaluator.
+        sample: (largest number of pairs, seed).
+    """
     evaluator, pool, held_out = session.evaluator, session.pool, session.basis.split("held_out")
     ends = drawn_pairs(len(pool.ingredients), *sample)
     asked = Gram(checkpoints=tuple(pool.checkpoints), origin=pool.init.sha256)
@@ -87,14 +93,14 @@ def measure_pairs(session: Session, sample: tuple[int, int]) -> Diagnosis:
     gram = total_gram(grams)
     between = np.stack([distances(gram), angles(gram)])
     with watched(evaluator, "evaluating pairs", 5 * len(ends), session.show) as progress:
-        # All at once: Ray spreads models, not pairs.
+        # All at once, because Ray distributes models, not pairs.
         evaluator.fill([m for i, j in ends for m in segment(pool, i, j)], [held_out])
         progress.finish()
     return diagnosis(pool, [_pair(session, (i, j), between) for i, j in ends])
 
 
 def segment(pool: Pool, i: int, j: int) -> list[WeightSoup]:
-    """theta_i + a (theta_j - theta_i) at a = 0, 1/4, 1/2, 3/4, 1."""
+    """Return theta_i + a (theta_j - theta_i) for a = 0, 1/4, 1/2, 3/4, 1."""
     a, b = pool.checkpoints[i], pool.checkpoints[j]
     return [weight_soup([(a, 4 - k), (b, k)], 4) for k in range(5)]
 
@@ -108,6 +114,6 @@ def _pair(session: Session, ends: tuple[int, int], between: Float64) -> Pair:
 
 
 def write_diagnosis(made: Diagnosis, output: Path) -> list[Path]:
-    """The numbers as JSON, and their figures."""
+    """Write the numbers as JSON and draw the figures; return the paths."""
     atomic_write(output / NUMBERS, encode_pretty(made))
     return [output / NUMBERS, *draw_diagnosis(made, output)]

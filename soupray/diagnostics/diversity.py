@@ -1,4 +1,4 @@
-"""How the models of a pool differ, and what their averages make of it. Pure: logits to records."""
+"""Compute from logits how the models of a pool differ, and what their averages give."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ Maybe = tuple[tuple[float | None, ...], ...]
 
 
 class Mixed(Record, frozen=True, kw_only=True):
-    """What two models give together: the mean of their weights, or of their logits.
+    """The result of mixing two models: the mean of their weights, or of their logits.
 
-    `advantage` is its accuracy minus the mean of theirs; `conversion` the share of the samples
-    that exactly one of them gets right which it gets right too (None: there are no such samples).
+    `advantage` is its accuracy minus the mean accuracy of the two. `conversion`: of the samples
+    that exactly one of the two gets right, the fraction that the mixture gets right (None if there
+    are no such samples). `loss` is its cross-entropy, with logits times beta.
     """
 
     accuracy: float
@@ -41,10 +42,10 @@ class Mixed(Record, frozen=True, kw_only=True):
 class Pair(Record, frozen=True, kw_only=True):
     """Two ingredients on held-out data.
 
-    `distance`: |theta_i - theta_j|. `angle`: degrees between their theta - theta_0 (None: one is
-    theta_0). `measured`: L_soup -
-    L_ensemble, the cross-entropy of beta times the logits; `predicted`: the same by Model soups,
-    section 4. beta is 1 / the temperature that minimises the loss of the soup.
+    `distance`: |theta_i - theta_j|. `angle`: degrees between theta_i - theta_0 and theta_j -
+    theta_0; None if one of them is theta_0. `measured`: L_soup - L_ensemble in nats, with the
+    cross-entropy of beta times the logits. `predicted`: the prediction of Model soups, section 4.
+    beta is 1 / the temperature that minimises the loss of the soup.
     """
 
     trials: tuple[str, str]
@@ -61,7 +62,7 @@ class Pair(Record, frozen=True, kw_only=True):
 
 
 class Diagnosis(Record, frozen=True, kw_only=True):
-    """All pairs by their right answers alone, [K, K] in the order of `trials`; some in full."""
+    """Matrices [K, K] of all pairs in the order of `trials`, and the sampled pairs in detail."""
 
     n: int
     trials: tuple[str, ...]
@@ -71,7 +72,13 @@ class Diagnosis(Record, frozen=True, kw_only=True):
 
 
 def drawn_pairs(k: int, count: int, seed: int) -> list[tuple[int, int]]:
-    """`count` of the pairs i < j of k models, or all if there are fewer, in order."""
+    """Return sampled pairs i < j of models, sorted.
+
+    Args:
+        k: number of models.
+        count: number of pairs; all pairs if there are fewer.
+        seed: seed of the sampling.
+    """
     pairs = list(itertools.combinations(range(k), 2))
     draw = random.Random(seed)  # noqa: S311 - not a secret
     return sorted(draw.sample(pairs, min(count, len(pairs))))
@@ -80,7 +87,14 @@ def drawn_pairs(k: int, count: int, seed: int) -> list[tuple[int, int]]:
 def compare_pair(
     trials: tuple[str, str], distance: float, angle: float | None, along: Sequence[Predictions]
 ) -> Pair:
-    """Two models, from logits at a = 0, 1/4, 1/2, 3/4, 1 of the segment between their weights."""
+    """Compare two models.
+
+    Args:
+        trials: keys of the two trials.
+        distance: |theta_i - theta_j|.
+        angle: degrees between their differences from theta_0, or None.
+        along: predictions at a = 0, 1/4, 1/2, 3/4, 1 of the segment between their weights.
+    """
     labels, logits = along[0].labels, [p.logits for p in along]
     ensemble = (logits[0].astype(np.float64) + logits[4]) / 2
     beta = 1 / fit_temperature(logits[2], labels)
@@ -112,7 +126,7 @@ def compare_pair(
 
 
 def diagnosis(pool: Pool, pairs: Sequence[Pair]) -> Diagnosis:
-    """`pairs`, and error inconsistency and kappa of all pairs of the pool."""
+    """Return `pairs` together with error inconsistency and 1 - kappa of all pairs of the pool."""
     right = [i.held_out.right_mask() for i in pool.ingredients]
     return Diagnosis(
         n=pool.ingredients[0].held_out.n,
@@ -124,7 +138,7 @@ def diagnosis(pool: Pool, pairs: Sequence[Pair]) -> Diagnosis:
 
 
 def summary(made: Diagnosis) -> list[str]:
-    """What the numbers say, in plain words."""
+    """Return the meaning of the numbers in words, one text per topic."""
     apart = [row[j] for i, row in enumerate(made.error_inconsistency) for j in range(i)]
     complements = [row[j] for i, row in enumerate(made.kappa_complement) for j in range(i)]
     known = [c for c in complements if c is not None]
@@ -159,7 +173,7 @@ def _against_ensemble(made: Diagnosis) -> str:
 
 
 def _correlation(points: Sequence[tuple[float, float]], what: str) -> str:
-    """Pearson's r, where three points or more vary."""
+    """Return Pearson's r as text; empty with fewer than three points or no variation."""
     x, y = np.asarray(points, float).reshape(-1, 2).T
     if len(x) < 3 or np.ptp(x) < 1e-12 or np.ptp(y) < 1e-12:
         return ""

@@ -1,4 +1,4 @@
-"""Figures of a diagnosis: angle and advantage, errors and conversion, soup against ensemble."""
+"""Figures of a diagnosis: angle and advantage, errors and conversion, soup and ensemble."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOUP, ENSEMBLE = GREEDY.style.colour, WISE_FT.style.colour
 
 
 def draw_diagnosis(made: Diagnosis, folder: Path) -> list[Path]:
-    """The three figures, as PNG files in `folder`."""
+    """Draw the three figures as PNG files in `folder` and return their paths."""
     plt = pyplot()
     drawn = []
     for name, draw in (
@@ -31,7 +31,7 @@ def draw_diagnosis(made: Diagnosis, folder: Path) -> list[Path]:
 
 
 def interpolation_points(made: Diagnosis) -> list[tuple[float, float, float]]:
-    """(angle in degrees, interpolation advantage in points, mean accuracy of the two in %)."""
+    """Return (angle in degrees, advantage in points, mean accuracy of the two in %) per pair."""
     return [
         (d.angle, 100 * d.soup.advantage, 100 * sum(d.accuracies) / 2)
         for d in made.pairs
@@ -52,7 +52,7 @@ def _interpolation(made: Diagnosis, axes: Any) -> None:
 
 
 def diversity_points(made: Diagnosis) -> dict[str, list[tuple[float, float]]]:
-    """By soup and ensemble: (error inconsistency, conversion rate), both in %."""
+    """Return (error inconsistency, conversion rate) in % per pair, for soup and ensemble."""
     return {
         name: [
             (100 * d.error_inconsistency, 100 * mixed.conversion)
@@ -75,7 +75,7 @@ def _diversity(made: Diagnosis, axes: Any) -> None:
             [y for _, y in points[name]],
             s=44, marker=marker, color=colour, alpha=0.85, edgecolor="white", label=label, zorder=3,
         )  # fmt: skip
-    # If what both get right stays right, advantage = inconsistency x (conversion - 1/2).
+    # If samples that both get right stay right, advantage = inconsistency x (conversion - 1/2).
     axes.axhline(50, color=INK, lw=0.8, ls="--", label="no better than the mean of the two")
     axes.set_ylim(0, 104)
     axes.set_xlim(left=0)
@@ -88,7 +88,7 @@ def _diversity(made: Diagnosis, axes: Any) -> None:
 
 
 def ensemble_points(made: Diagnosis) -> list[tuple[float, float, float]]:
-    """(predicted, measured L_soup - L_ensemble, in nats; |theta_i - theta_j|)."""
+    """Return (predicted, measured L_soup - L_ensemble in nats, |theta_i - theta_j|) per pair."""
     return [(d.predicted, d.measured, d.distance) for d in made.pairs]
 
 

@@ -1,1 +1,1 @@
-"""The only code that imports Ray."""
+"""All code that imports Ray."""

@@ -1,4 +1,4 @@
-"""Workers on Ray: the same counts as in one process, on as many actors as there is room."""
+"""Evaluate models with actors on Ray; the results equal those of a single process."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.training.worker import worker_context
 
 LOOK_S = 2.0
-"""Between two looks at how large the cluster is by now."""
+"""Seconds between two queries of the size of the cluster."""
 
 TRIES = 3
-"""Of a piece of work whose actor goes, and of starting actors. Ray starts an actor again by itself,
-but gives up at once when the actor's node is lost."""
+"""Largest number of attempts for work whose actor dies, and for starting actors.
+
+Ray restarts a dead actor by itself, but not if the actor's node is lost.
+"""
 
 MORE = 1000
-"""Actors that a decision can use: its batches are many, and slots say how many there may be."""
+"""Additional actors that a decision requests: it has many batches, and `slots` sets the limit."""
 
 
 class _Worker:
-    """Local workers in an actor, which store each result at once. Weights never travel.
+    """An actor with local workers, which store each result at once; weights are never sent.
 
-    It serves one spec at a time, and whichever the next call is for.
+    It keeps the workers of one spec at a time: those of the most recent call.
     """
 
     def __init__(self) -> None:
@@ -50,7 +52,7 @@ class _Worker:
         self._of(spec, place).evaluate([candidate], splits)
 
     def ready(self) -> None:
-        """Answers once the actor is up."""
+        """Return when the actor runs."""
 
     def run(self, spec: SweepSpec, place: Place, *work: Any) -> Answer:
         return self._of(spec, place).run(*work)
@@ -67,15 +69,21 @@ def _workers(spec: SweepSpec, place: Place) -> LocalWorkers:
 
 
 class Actors:
-    """As many as there is room for, started when the first work comes. Several specs share them.
+    """The actors of a session: as many as fit on the cluster, shared by several specs.
 
-    On a cluster that grows they come one after another: those that have no node yet are what the
-    autoscaler sees. `up` are those that work, `coming` the others, each with the number of
-    losses before it was asked for: what comes together and is lost together is one loss.
+    They start with the first work. On a cluster that grows, actors that wait for a node tell the
+    autoscaler to add nodes. `up` are the actors that run. `coming` are the others, each with the
+    number of losses before its start: actors that start together and are lost together count as one
+    loss.
     """
 
     def __init__(self, specs: Sequence[SweepSpec], attach: Callable[[], None]) -> None:
-        """`attach` is called before the first actor is started."""
+        """Prepare the actors.
+
+        Args:
+            specs: the specs that share the actors; the largest resources are used.
+            attach: connects to Ray; called before the first actor starts.
+        """
         self._resources, self._attach = largest([s.resources for s in specs]), attach
         self._room, self._looked = 1, -LOOK_S
         self._losses = self._losses_borne = 0
@@ -83,7 +91,7 @@ class Actors:
         self.coming: dict[ray.ObjectRef, tuple[Any, int]] = {}
 
     def want(self, count: int) -> None:
-        """Start actors until there are `count`, or as many as there may be."""
+        """Start actors until there are `count` of them, or as many as the cluster may have."""
         self._attach()
         missing = min(count, self._limit()) - len(self.up) - len(self.coming)
         if missing <= 0:
@@ -93,7 +101,7 @@ class Actors:
             num_gpus=self._resources.gpu,
             max_restarts=3,
             max_task_retries=3,
-            # In order, Ray waits half a minute for a call that was cancelled on its way.
+            # With ordered execution, Ray waits half a minute for a call that was cancelled early.
             allow_out_of_order_execution=True,
         )
         self._await([remote.remote() for _ in range(missing)])
@@ -107,7 +115,17 @@ class Actors:
         return self._room
 
     def arrived(self, reference: ray.ObjectRef) -> list[Any]:
-        """The actor that answered: it is up. None, if its node went before that."""
+        """Handle the first answer of an actor.
+
+        Args:
+            reference: the key of the actor in `coming`.
+
+        Returns:
+            A list with the actor, or an empty list if the actor or its node was lost.
+
+        Raises:
+            EvaluationError: too many actors were lost before any of them ran.
+        """
         actor, losses = self.coming.pop(reference)
         try:
             get(reference)
@@ -121,19 +139,19 @@ class Actors:
         return [actor]
 
     def dismiss(self, actor: Any) -> None:
-        """It is gone, or Ray has lost sight of it: another one takes its place."""
+        """Remove and kill an actor that died or that Ray cannot reach; another may then start."""
         self.up.remove(actor)
         ray.kill(actor)
 
     def doubt(self, idle: Collection[Any]) -> None:
-        """These may be gone as well: they count as coming until they answer."""
+        """Treat these actors as not running until they answer, because they may be lost too."""
         for actor in idle:
             self.up.remove(actor)
         self._await(idle)
 
 
 class _Work(NamedTuple):
-    """A call of an actor's method, which is made again if the actor goes."""
+    """A call of an actor's method; it is repeated if the actor dies."""
 
     what: Any
     method: str
@@ -142,13 +160,13 @@ class _Work(NamedTuple):
 
 
 def _died(error: EvaluationError) -> bool:
-    """Whether it was the actor, or the node that held its answer; not the work."""
+    """Return whether the actor or a node was lost; otherwise the work itself raised the error."""
     gone = ray.exceptions.RayActorError | ray.exceptions.ObjectLostError
     return isinstance(error.__cause__, gone)
 
 
 class _ActorPool:
-    """The actors at one piece of work: who is idle, who does what."""
+    """Gives the calls of one task to idle actors and collects the results."""
 
     def __init__(self, actors: Actors) -> None:
         self.actors, self._idle = actors, deque(actors.up)
@@ -163,16 +181,16 @@ class _ActorPool:
             ray.cancel(reference)
 
     def __len__(self) -> int:
-        """How many pieces of it were started and are not over."""
+        """Return the number of calls that were started and have not ended."""
         return len(self._running) + len(self._again)
 
     @property
     def free(self) -> bool:
-        """Whether somebody is idle."""
+        """Whether an actor is idle."""
         return bool(self._idle)
 
     def start(self, what: Any, method: str, *call: Any) -> None:
-        """Give `method` to somebody idle; `what` names it in `ended`."""
+        """Call `method` on an idle actor; `ended` returns `what` with the result."""
         self._give(_Work(what, method, call))
 
     def _give(self, work: _Work) -> None:
@@ -180,7 +198,10 @@ class _ActorPool:
         self._running[getattr(actor, work.method).remote(*work.call)] = (actor, work)
 
     def ended(self) -> Iterator[tuple[Any, Any]]:
-        """(what, result) of a call that is over; nothing if an actor came up, or is gone."""
+        """Wait for one event, and yield (what, result) if a call has ended.
+
+        Yield nothing if an actor has started or was lost.
+        """
         while self._again and self._idle:
             self._give(self._again.popleft())
         (ready,), _ = ray.wait([*self._running, *self.actors.coming], num_returns=1)
@@ -194,7 +215,7 @@ class _ActorPool:
             if not _died(error) or work.tries == TRIES:
                 raise
             self.actors.dismiss(actor)
-            # If it was a node that went, the others there would cost the work a try each.
+            # If the node is lost, its other actors would each use up one attempt.
             self.actors.doubt(self._idle)
             self._idle.clear()
             self._again.append(work._replace(tries=work.tries + 1))
@@ -204,7 +225,10 @@ class _ActorPool:
 
 
 class RayWorkers:
-    """See `evaluator.Workers`. An actor that dies is started again, and its work repeated."""
+    """Workers for an evaluator (`evaluator.Workers`) that run in Ray actors.
+
+    If an actor dies, another one is started and its work is repeated.
+    """
 
     def __init__(self, spec: SweepSpec, place: Place, actors: Actors) -> None:
         self._there, self.actors = (spec, place), actors
@@ -215,7 +239,13 @@ class RayWorkers:
         splits: Sequence[Split],
         done: Callable[[int], None],
     ) -> None:
-        """See `evaluator.Workers`. One candidate on each actor at a time."""
+        """Evaluate candidates on splits; the actors store the results. Each takes one at a time.
+
+        Args:
+            candidates: the models.
+            splits: the splits to evaluate.
+            done: called with the number of new results.
+        """
         calls = [(c, splits) for c in candidates]
         self.spread("evaluate", calls, lambda: done(len(splits)))
 
@@ -226,7 +256,14 @@ class RayWorkers:
         split: Split,
         tau: float | None,
     ) -> Reached:
-        """See `evaluator.Workers`. Work that is no longer needed is cancelled."""
+        """Find the first candidate that reaches a bound, and cancel work that is not needed.
+
+        Args:
+            schedule: chooses the next unit of work and makes the decision.
+            candidates: the models, in order.
+            split: the split to evaluate.
+            tau: a bfloat16 result with a smaller margin is unsure.
+        """
         with _ActorPool(self.actors) as pool:
             while (reached := schedule.answer()) is None:
                 while pool.free and (unit := schedule.next()) is not None:
@@ -240,11 +277,11 @@ class RayWorkers:
         return reached
 
     def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:
-        """See `evaluator.Workers`."""
+        """Return the answers to `requests`, in order."""
         return self.spread("measure", [(r, split) for r in requests])
 
     def save(self, candidate: WeightCandidate) -> CheckpointRef:
-        """See `evaluator.Workers`."""
+        """Store the weights of a candidate on a worker and return a reference to them."""
         ref: CheckpointRef = self.spread("save", [(candidate,)])[0]
         return ref
 
@@ -254,7 +291,16 @@ class RayWorkers:
         calls: Sequence[tuple[Any, ...]],
         done: Callable[[], None] = lambda: None,
     ) -> list[Any]:
-        """The results of `calls`, in order; each actor has one at a time."""
+        """Call a method of the actors once for each element of `calls`, one at a time per actor.
+
+        Args:
+            method: name of the method.
+            calls: its arguments after spec and place.
+            done: called after each result.
+
+        Returns:
+            The results, in the order of `calls`.
+        """
         waiting = deque(enumerate(calls))
         results: list[Any] = [None] * len(calls)
         with _ActorPool(self.actors) as pool:

@@ -1,4 +1,4 @@
-"""Attach to a Ray cluster, or start one on this machine."""
+"""Connect to a Ray cluster, or start Ray on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# Before Ray is imported: its telemetry is read once.
+# Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_PROMPT_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep GPUs hidden as they were
@@ -38,21 +38,29 @@ CARRIED = (
     "AWS_REQUEST_CHECKSUM_CALCULATION",
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
 )
-"""Settings that workers need and Ray does not pass on. No secret is among them, as Ray writes a
-job's runtime_env to its logs: on a cluster those come from the nodes (role, pod environment)."""
+"""Environment variables that workers need and that Ray does not send to them.
+
+None is a secret, because Ray writes the runtime_env of a job to its logs. On a cluster, credentials
+come from the nodes (role, environment of the pod).
+"""
 
 
 @contextlib.contextmanager
 def attach(address: str | None, *specs: SweepSpec, workers: int = 1) -> Iterator[None]:
-    """A Ray session: at `address`, else at RAY_ADDRESS (as inside a Ray job), else a new local one.
+    """Connect to Ray for the duration of the context.
 
-    `workers`: so many of them work together, as those of one trial do. A soup's are alone.
+    Args:
+        address: address of the cluster; None for RAY_ADDRESS (as in a Ray job), else Ray starts on
+            this machine.
+        *specs: the specs whose work will run.
+        workers: number of workers that must run at the same time, as those of one trial do; 1 for
+            soups.
 
     Raises:
-        ConfigError: Ray does not answer, the store is on one machine only, or there is no room
-            for so many workers on a Ray that was started here.
+        ConfigError: Ray does not answer, the store is on one machine only, or Ray was started here
+            and has no room for the workers.
     """
-    global session_is_here  # as Ray's own session, of which a process has one
+    global session_is_here  # global, because a process has only one Ray session
     address = address or os.environ.get("RAY_ADDRESS")
     _refuse_dead(address)
     carried = {
@@ -86,7 +94,13 @@ def attach(address: str | None, *specs: SweepSpec, workers: int = 1) -> Iterator
 def when_needed(
     address: str | None, *specs: SweepSpec, workers: int = 1
 ) -> Iterator[Callable[[], None]]:
-    """`attach`, but only once the function that this yields is called: work may be done already."""
+    """Yield a function that connects to Ray at its first call, as stored results may be enough.
+
+    Args:
+        address: address of the cluster, as in `attach`.
+        *specs: the specs whose work will run.
+        workers: number of workers that must run at the same time.
+    """
     with contextlib.ExitStack() as stack:
         attached = False
 
@@ -100,7 +114,7 @@ def when_needed(
 
 
 def _refuse_dead(address: str | None) -> None:
-    """Raises ConfigError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    """Raise ConfigError if nothing listens at HOST:PORT, because Ray would try for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return  # none, auto, local: Ray finds it
@@ -114,19 +128,30 @@ def _refuse_dead(address: str | None) -> None:
 
 
 def variables_of_the_job() -> set[str]:
-    """Variables that this Ray job brought along: its workers have them, and Ray takes no others."""
+    """Return the environment variables of this Ray job.
+
+    Its workers have them already, and Ray rejects different values.
+    """
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     return set((config.get("runtime_env") or {}).get("env_vars") or {})
 
 
 def protect_token(token: Path = TOKEN) -> None:
-    """Ray writes its token readable by everyone on the machine; make it the owner's only."""
+    """Make Ray's token readable only by its owner, because Ray lets all users read it."""
     if token.exists():
         token.chmod(0o600)
 
 
 def refuse_what_cannot_work(spec: SweepSpec, workers: int, started_here: bool) -> None:
-    """Raises ConfigError for a store that not all nodes reach, and where workers find no room."""
+    """Raise ConfigError if some nodes cannot reach the store or workers cannot run.
+
+    On a cluster that was not started here, missing room is only a warning, as it may grow.
+
+    Args:
+        spec: the spec whose work will run.
+        workers: number of workers that must run at the same time.
+        started_here: whether Ray was started on this machine.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if spec.storage.startswith(("embedded", "file:")) and len(nodes) > 1:
         raise ConfigError(
@@ -146,16 +171,20 @@ def refuse_what_cannot_work(spec: SweepSpec, workers: int, started_here: bool) -
 
 
 def describe() -> str:
-    """The cluster in a few words."""
+    """Return the size of the cluster in words."""
     total = ray.cluster_resources()
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     return f"{nodes} node(s), {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
 
 
 def slots(resources: Resources, workers: int = 1) -> int:
-    """How many trials of so many workers, or actors, at a time; at least one.
+    """Return how many trials or actors may run at the same time; at least 1.
 
-    What the spec says, on a cluster that grows; else what the cluster holds now.
+    The limit is `at_most` of the spec, if given; otherwise the present size of the cluster.
+
+    Args:
+        resources: what one worker reserves.
+        workers: workers of one trial; 1 for an actor.
     """
     if resources.at_most is not None:
         return resources.at_most
@@ -167,11 +196,11 @@ def slots(resources: Resources, workers: int = 1) -> int:
 
 
 def at_a_time(spec: SweepSpec) -> int | None:
-    """How many trials Tune is to start at a time; None: all that wait.
+    """Return how many trials Tune starts at the same time; None for all of them.
 
-    A trial that waits is what the autoscaler sees: a cluster has as many workers as trials asked
-    for, and none at first. On this machine, and where trials hold nothing themselves because Ray
-    Train's workers do, more than there is room for would only wait.
+    Waiting trials tell the autoscaler to add nodes, so on a cluster all trials are started. There
+    is a limit on this machine, and if Ray Train's workers reserve the resources: more trials than
+    fit would only wait.
     """
     alone = spec.training.workers == 1
     if spec.resources.at_most is None and alone and not session_is_here:
@@ -180,7 +209,7 @@ def at_a_time(spec: SweepSpec) -> int | None:
 
 
 def largest(resources: Sequence[Resources]) -> Resources:
-    """What is enough for each of them."""
+    """Return resources that are enough for each of the given ones."""
     limits = [r.at_most for r in resources if r.at_most is not None]
     return Resources(
         cpu=max(r.cpu for r in resources),
@@ -190,7 +219,13 @@ def largest(resources: Sequence[Resources]) -> Resources:
 
 
 def make_basis_there(spec: SweepSpec, place: Place, key: str) -> Basis:
-    """`make_basis` on a worker: the driver never loads weights."""
+    """Run `make_basis` on a worker, because the driver never loads weights.
+
+    Args:
+        spec: the sweep.
+        place: where the sweep stores its data.
+        key: key of the basis.
+    """
     task = ray.remote(make_basis).options(
         num_cpus=spec.resources.cpu, num_gpus=spec.resources.gpu, max_retries=2
     )
@@ -199,7 +234,14 @@ def make_basis_there(spec: SweepSpec, place: Place, key: str) -> Basis:
 
 
 def get(reference: ray.ObjectRef) -> Any:
-    """The result of a task; an error in the worker is raised here as what it was there."""
+    """Return the result of a task, or raise the error that the task raised.
+
+    Args:
+        reference: Ray's reference to the result.
+
+    Raises:
+        EvaluationError: the worker died.
+    """
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

@@ -1,4 +1,4 @@
-"""KubeRay's RayCluster and RayJob: the operator's rules, and the autoscaler's own reading."""
+"""Check RayCluster and RayJob manifests with the rules of KubeRay and of Ray's autoscaler."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ from soupray.distributed.nodes import Checked, NodeType
 
 LONGEST = {"RayCluster": 53, "RayJob": 47}
 IDLE_S = 300
-"""Longer than pulling an image of 8 GB takes (assumed). KubeRay's default of 60 s is not."""
+"""Lowest idle timeout in seconds: longer than pulling an image of 8 GB takes (assumed).
+
+KubeRay's default of 60 s is too short.
+"""
 
 MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 
 
 def check_kuberay(document: dict[str, Any], crd: dict[str, Any] | None = None) -> Checked:
-    """A RayCluster or a RayJob, also against its kind's CRD if that is given: it knows all keys."""
+    """Check a RayCluster or a RayJob.
+
+    Args:
+        document: the manifest.
+        crd: the CRD of its kind, which finds unknown keys; None to skip this check.
+    """
     spec = document.get("spec") or {}
     problems = [*_name(document)]
     inner = spec
@@ -129,7 +137,7 @@ def _job(spec: dict[str, Any]) -> Iterator[str]:
 def _as_autoscaler(
     document: dict[str, Any], spec: dict[str, Any]
 ) -> tuple[list[str], list[NodeType]]:
-    """The node types that Ray's autoscaler derives, or why it cannot."""
+    """Return the node types that Ray's autoscaler derives, or the reason why it cannot."""
     name = (document.get("metadata") or {}).get("name", "")
     cluster = {"metadata": {"name": name, "namespace": "default"}, "spec": copy.deepcopy(spec)}
     try:
@@ -148,7 +156,7 @@ def _as_autoscaler(
 
 
 def _by_crd(document: dict[str, Any], crd: dict[str, Any]) -> Iterator[str]:
-    """What the API server would refuse, and what it would drop silently: unknown fields."""
+    """Yield what the API server would reject, and unknown fields, which it would silently drop."""
     (schema,) = (
         v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == "v1"
     )
@@ -160,7 +168,7 @@ def _by_crd(document: dict[str, Any], crd: dict[str, Any]) -> Iterator[str]:
 
 
 def _strict(schema: Any) -> Any:
-    """An OpenAPI schema of Kubernetes as JSON schema that allows no unknown field."""
+    """Turn an OpenAPI schema of Kubernetes into a JSON schema that rejects unknown fields."""
     if isinstance(schema, list):
         return [_strict(part) for part in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""Files of Ray's cluster launcher (`ray up`): what Ray says of them, and what it does not see."""
+"""Check files of Ray's cluster launcher (`ray up`) with Ray's rules and additional ones."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from soupray.distributed.nodes import Checked, NodeType
 
 IDLE_MINUTES = 10
-"""A GPU node boots, pulls its image and joins in 4 to 8 minutes (assumed; Ray: 5 by default)."""
+"""Lowest idle timeout in minutes.
+
+A GPU node needs 4 to 8 minutes to boot, pull its image and join (assumed). Ray's default of 5 is
+too short.
+"""
 
 COMMANDS = ("setup_commands", "head_setup_commands", "worker_setup_commands")
 
 
 def check_launcher(config: dict[str, Any]) -> Checked:
-    """A file with `cluster_name` and `provider`."""
+    """Check a file with `cluster_name` and `provider`.
+
+    Args:
+        config: the content of the file.
+    """
     types = config.get("available_node_types") or {}
     head = types.get(config.get("head_node_type")) or {}
     problems = [*_by_ray(config), *_head(head), *_cluster(config)]
@@ -31,7 +39,7 @@ def check_launcher(config: dict[str, Any]) -> Checked:
 
 
 def _by_ray(config: dict[str, Any]) -> list[str]:
-    """What `ray up` itself would refuse."""
+    """Return what `ray up` itself would reject."""
     try:
         validate_config(prepare_config(copy.deepcopy(config)))
     except ValidationError as error:
@@ -91,9 +99,9 @@ def _node(node: dict[str, Any]) -> list[str]:
 
 @functools.cache
 def _known_to_ec2() -> set[str]:
-    """What a node's configuration may hold: EC2's RunInstances, and Ray's own SubnetIds.
+    """Return the keys that a node's configuration may have: those of RunInstances, and SubnetIds.
 
-    Ray passes anything on, and EC2 refuses what it does not know when the node is to start.
+    Ray passes all keys on, and EC2 rejects unknown ones only when the node starts.
     """
     model = Loader().load_service_model("ec2", "service-2")
     return {"SubnetIds", *model["shapes"]["RunInstancesRequest"]["members"]}

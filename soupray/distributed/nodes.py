@@ -1,4 +1,4 @@
-"""What a cluster can grow to: its node types, and whether a trial fits on one of them."""
+"""The node types of a cluster, and whether a trial fits on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from soupray.spec.sweep_spec import Resources, SweepSpec
 
 
 class NodeType(NamedTuple):
-    """A kind of node: what one holds, and how many there may be. The head's own type has none."""
+    """A type of node: its CPUs and GPUs, and the largest number of such nodes (0 for the head)."""
 
     name: str
     cpu: float
@@ -17,7 +17,7 @@ class NodeType(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What is wrong, and what the autoscaler may start, as far as it was read: `most` nodes."""
+    """The problems of a cluster file, its node types, and the largest number of nodes."""
 
     problems: list[str]
     types: list[NodeType]
@@ -25,7 +25,13 @@ class Checked(NamedTuple):
 
 
 def room(resources: Resources, cpu: float, gpu: float) -> int:
-    """How many trials, or workers of one, that reserve `resources` each a node can hold."""
+    """Return how many trials, or workers of a trial, fit on one node.
+
+    Args:
+        resources: what each of them reserves.
+        cpu: CPUs of the node.
+        gpu: GPUs of the node.
+    """
     fits = [cpu / resources.cpu]
     if resources.gpu:
         fits.append(gpu / resources.gpu)
@@ -33,7 +39,7 @@ def room(resources: Resources, cpu: float, gpu: float) -> int:
 
 
 def wanted(resources: Resources, workers: int) -> str:
-    """A trial of so many workers, in words."""
+    """Return the resources of a trial with this number of workers, in words."""
     asked = f"{resources.cpu:g} CPU and {resources.gpu:g} GPU"
     if workers == 1:
         return f"a trial that asks for {asked} (`resources` in the spec)"
@@ -44,12 +50,16 @@ def wanted(resources: Resources, workers: int) -> str:
 
 
 def why_never(spec: SweepSpec, may: Checked) -> str | None:
-    """Why the nodes that may be started will never run a trial of `spec`; None if they can.
+    """Return why the cluster can never run a trial of `spec`; None if it can.
 
-    A worker is on one node; those of one trial may be on several.
+    A worker runs on one node; the workers of one trial may run on several.
+
+    Args:
+        spec: the sweep.
+        may: the checked cluster file.
     """
     resources, workers = spec.resources, spec.training.workers
-    # No more nodes of a type count than there are workers: it may have no limit of its own.
+    # At most one node per worker is needed; this bounds the list where a type has no limit.
     rooms = [room(resources, t.cpu, t.gpu) for t in may.types for _ in range(min(t.most, workers))]
     if sum(sorted(rooms, reverse=True)[: may.most]) >= workers:
         return None

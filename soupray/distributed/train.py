@@ -1,4 +1,4 @@
-"""One trial on several devices or nodes, through Ray Train: each takes its share of a batch."""
+"""Train one trial with several workers through Ray Train; each takes a part of every batch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from soupray.training.trial import Training, fine_tune
 from soupray.training.worker import worker_context
 
 RETRIES = 3
-"""Of the whole group when one of it dies; it goes on at the trial's last state."""
+"""How often Ray Train restarts the group after a worker dies, from the trial's last state."""
 
 
 class TorchGroup:
-    """See `training.start.Group`: torch.distributed's default group, which Ray Train made."""
+    """A `training.start.Group`: the default group of torch.distributed, which Ray Train creates."""
 
     @property
     def rank(self) -> int:
@@ -39,12 +39,12 @@ class TorchGroup:
 
     @property
     def size(self) -> int:
-        """The number of workers."""
+        """Number of workers."""
         return torch.distributed.get_world_size()
 
     def add_up(self, tensors: list[torch.Tensor]) -> None:
-        """Replace every tensor, in place, by its sum over all workers."""
-        # One message for all: a model has hundreds of tensors.
+        """Replace each tensor, in place, by its sum over all workers."""
+        # One message instead of hundreds is faster.
         flat = torch.cat([t.reshape(-1) for t in tensors])
         torch.distributed.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
@@ -52,11 +52,11 @@ class TorchGroup:
 
 
 def train_together(spec: SweepSpec, place: Place, trial: Trial) -> Training:
-    """`fine_tune` with as many workers as `trial` asks for; what the first one says is passed on.
+    """Run `fine_tune` with the workers of `trial`, and yield the epochs of the first worker.
 
     Raises:
-        TrialError: a worker raised an error of ours.
-        Exception: what Ray Train raises when workers died too often.
+        TrialError: a worker raised an error of soupray.
+        Exception: an error of Ray Train, if workers died too often.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     said = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -72,8 +72,8 @@ def train_together(spec: SweepSpec, place: Place, trial: Trial) -> Training:
             failed.append(error)
             said.put(None)
 
-    # Beside, as it goes on for seconds after the trial: without a dashboard, Ray Train waits in
-    # vain for one of its actors. A daemon, so that a trial that is given up ends with this process.
+    # In a thread, because without a dashboard `fit` continues for seconds after the trial. A daemon
+    # thread ends with this process, if the trial is stopped.
     Thread(target=fit, daemon=True).start()
     reason = ""
     while (one := said.get()) is not None:
@@ -114,7 +114,10 @@ def _trainer(spec: SweepSpec, place: Place, trial: Trial, said: Queue, folder: s
 
 
 def _work(config: dict[str, Any]) -> None:
-    """A worker. The first says its epochs, and None when all is stored; any says what is wrong."""
+    """Run one worker.
+
+    The first worker sends its epochs, and None when all is stored; any worker sends its error.
+    """
     spec, said = SweepSpec.model_validate_json(config["spec"]), config["said"]
     place, trial = decode(config["place"].encode(), Place), decode(config["trial"].encode(), Trial)
     group = TorchGroup()

@@ -1,4 +1,4 @@
-"""The sweep on Ray Tune: the unfinished part of the plan, one actor a slot, actors reused."""
+"""Run the trials of a sweep with Ray Tune; one actor per slot, which is reused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # no score at a trial's end
+# the last result of a trial has no score
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the sweep, not Tune's loop
 os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "60")
 
@@ -32,52 +33,52 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.training.trial import Training, fine_tune
 from soupray.training.worker import worker_context
 
-# What ends an attempt is told by `_Reporter`, in a line; Tune's own state is never read.
+# `_Reporter` reports errors in one line, and Tune's own state is never read.
 logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)
-# Tune would put the driver's keys into the environment that it asks of Ray for each trial, and Ray
-# writes what it was asked for to its logs. Nodes have keys of their own.
+# Tune would copy the driver's keys into the environment of each trial, which Ray writes to its
+# logs. Nodes have their own keys.
 class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
     {n for n in class_cache.ENV_VARS_TO_PROPAGATE if n.startswith("AWS_")}
 )
 
 RETRIES = 3
-"""Of a trial whose worker died. What the trial itself raises is told, not repeated."""
+"""How often a trial is repeated whose worker died; errors of the trial itself are not repeated."""
 
 
 class TrialEvents(Protocol):
-    """Told what happens in the sweep, in the driver."""
+    """Receives the events of a sweep in the driver; `key` is always the key of a trial."""
 
     def started(self, key: str) -> None:
-        """The trial runs."""
+        """A trial has started."""
         ...
 
     def epoch(self, key: str, record: EpochRecord) -> None:
-        """An epoch of it is over."""
+        """An epoch of the trial is over."""
         ...
 
     def finished(self, key: str, complete: bool) -> None:
-        """Its manifest is in the store: an ingredient if `complete`, else a tombstone."""
+        """The manifest of the trial is stored: an ingredient if `complete`, else a tombstone."""
         ...
 
     def suggested(self, trial: Trial) -> None:
-        """An adaptive search wants this trial; it comes before `started`."""
+        """An adaptive search has suggested this trial; called before `started`."""
         ...
 
     def repeated(self, key: str, reason: str) -> None:
-        """Its worker died; another one trains it."""
+        """The worker of the trial died; another worker trains the trial."""
         ...
 
     def stopped(self, key: str) -> None:
-        """The scheduler gave it up; that is in the store."""
+        """The scheduler has stopped the trial, and this is stored."""
         ...
 
     def failed(self, key: str, reason: str) -> None:
-        """Its worker died or raised; nothing is stored."""
+        """The worker of the trial died or raised an error; nothing is stored."""
         ...
 
 
 class _Trainable(tune.Trainable):  # type: ignore[misc]
-    """A trial as Tune sees it: a step is an epoch; the last step stores the manifest."""
+    """A trial in the form of Tune: each step is an epoch; the last step stores the manifest."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._spec = SweepSpec.model_validate_json(config["spec"])
@@ -96,7 +97,7 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
             record = next(self._training)
             said: dict[str, Any] = {"epoch": encode(record).decode(), "done": False}
             if record.epoch == self._trial.hparams["epochs"]:
-                return said  # it is trained: there is nothing left that could be saved
+                return said  # no score: the scheduler must not stop a trial that is fully trained
             return {
                 **said,
                 "epochs": record.epoch,
@@ -118,13 +119,13 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
 
 
 class _Reporter(tune.Callback):  # type: ignore[misc]
-    """Passes Tune's events on, by trial key."""
+    """Passes Tune's events to `TrialEvents`, by the key of the trial."""
 
     def __init__(self, events: TrialEvents) -> None:
         self._watcher = events
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks to resume from, and we never resume from that."""
+        """Return nothing: Tune pickles its callbacks to resume a run, which is not used here."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -155,12 +156,18 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
 
 
 class _TpeSearcher(Searcher):  # type: ignore[misc]
-    """A TpeSearch as Tune sees it. Nothing of it is saved by Tune: the store has it."""
+    """A TpeSearch in the form of Tune; its state is in the store, so Tune saves nothing."""
 
     def __init__(
         self, tpe: TpeSearch, shared: dict[str, str], tell: Callable[[Trial], None]
     ) -> None:
-        """`tell` is called with each trial before it runs."""
+        """Wrap a search.
+
+        Args:
+            tpe: the search.
+            shared: the configuration that all trials share.
+            tell: called with each trial before it runs.
+        """
         super().__init__()
         self._tpe, self._shared, self._tell = tpe, shared, tell
         self._keys: dict[str, str] = {}
@@ -168,11 +175,11 @@ class _TpeSearcher(Searcher):  # type: ignore[misc]
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
-        """Tune's space is empty: the points come from `TpeSearch`."""
+        """Accept any properties: Tune's space is empty, because `TpeSearch` gives the points."""
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The configuration of the next trial."""
+        """Return the configuration of the next trial, or Tune's mark for the end."""
         trial = self._tpe.next()
         if trial is None:
             return str(Searcher.FINISHED)
@@ -183,19 +190,19 @@ class _TpeSearcher(Searcher):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """The store knows how it did."""
+        """Tell the search that a trial is over; the search reads the score from the store."""
         self._tpe.over(self._keys.pop(trial_id))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save."""
+        """Save nothing, because the store has the state of the search."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its searcher to resume from, and we never resume from that."""
+        """Return nothing: Tune pickles its searcher to resume a run, which is not used here."""
         return {}
 
 
 class Planned(NamedTuple):
-    """What a sweep is to run: trials that are known, or a search that suggests them."""
+    """The work of a sweep: trials that are known, or a search that suggests them."""
 
     trials: list[Trial]
     tpe: TpeSearch | None = None
@@ -209,15 +216,22 @@ def run_trials(
     stop: Callable[[], bool] = lambda: False,
     give_up: Callable[[Trial, EpochRecord], None] = lambda trial, last: None,
 ) -> None:
-    """Run what is planned and tell `events`; `stop` is asked after every result.
+    """Run the planned trials and report to `events`.
 
-    `give_up` records a trial that the scheduler stops. Tune's own files stay on this machine's
-    disk: the store's records are what is resumed from.
+    Tune's own files stay on this machine's disk. A later run resumes from the records in the store.
+
+    Args:
+        spec: the sweep.
+        place: where the sweep stores its data.
+        planned: the work.
+        events: receives the events.
+        stop: called after every result; the sweep ends if it returns True.
+        give_up: records a trial that the scheduler stops.
 
     Raises:
-        TrialError: Tune itself cannot go on.
+        TrialError: Tune itself cannot continue.
     """
-    # A trial of several workers holds nothing itself (a byte: Tune takes no less): they do.
+    # With several workers, they reserve the resources, not the trial (Tune needs at least a byte).
     alone = spec.training.workers == 1
     holds = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu} if alone else {"memory": 1}
     space, config = _search(spec, place, planned, events)
@@ -253,12 +267,12 @@ def run_trials(
 def _search(
     spec: SweepSpec, place: Place, planned: Planned, events: TrialEvents
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tune's space, and how its points are found."""
+    """Return Tune's search space, and the settings of the search."""
     shared = {"spec": spec.model_dump_json(), "place": encode(place).decode()}
     if planned.tpe is None:
         grid = tune.grid_search([encode(t).decode() for t in planned.trials])
         return {**shared, "trial": grid}, {"max_concurrent_trials": at_a_time(spec)}
-    # With a searcher Tune keeps one trial waiting, unless it is told how many.
+    # With a searcher, Tune lets only one trial wait unless a limit is given.
     return {}, {
         "search_alg": _TpeSearcher(planned.tpe, shared, events.suggested),
         "num_samples": planned.tpe.left,
@@ -282,13 +296,13 @@ def _most_epochs(spec: SweepSpec) -> int:
 
 
 class _Asha(ASHAScheduler):  # type: ignore[misc]
-    """Asynchronous successive halving by the trials' metric; a quarter passes each rung.
+    """Asynchronous successive halving by the metric of the trials; a quarter passes each rung.
 
-    Its rungs are in memory: after a crash they fill again.
+    The rungs are in memory only: after a crash they start empty.
     """
 
     def __init__(self, most: int, stopped: Callable[[Trial, EpochRecord], None]) -> None:
-        # One more than there are: a trial that is trained to its end is stored, not stopped.
+        # One more than the longest trial: a fully trained trial is stored, not stopped.
         super().__init__(
             time_attr="epochs",
             metric="held_out",
@@ -306,7 +320,7 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]
         return action
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as `_Reporter`
+        return {}  # Tune pickles its scheduler to resume a run, which is not used here
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]
@@ -314,7 +328,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
         self._stop = stop
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as above
+        return {}  # Tune pickles it to resume a run, which is not used here
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -324,7 +338,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
 
 
 def _last_line(trial: Any) -> str:
-    """What ended the last attempt."""
+    """Return the last line of the error of the last attempt."""
     text = str(trial.get_error() or "").strip() or "its worker died"
     return text.splitlines()[-1][:300]
 

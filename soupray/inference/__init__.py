@@ -1,1 +1,1 @@
-"""A leaderboard entry as a model to be used."""
+"""Use the model of a leaderboard entry."""

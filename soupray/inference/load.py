@@ -1,4 +1,4 @@
-"""A leaderboard entry as a function: soups, ensembles and VRF alike."""
+"""Load the model of a leaderboard entry as a function: a soup, an ensemble or VRF."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ from soupray.tasks import task_of
 
 
 def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Probabilities]:
-    """The model of a leaderboard entry, as a function from a batch to probabilities.
+    """Load the model of a leaderboard entry as a function from a batch to probabilities.
 
     Args:
-        recipe: a `*.recipe.json`.
-        home: where the embedded store is, if the sweep used it; default as everywhere.
+        recipe: path of a `*.recipe.json` file.
+        home: folder with the embedded store, if the sweep used it; None for the default home.
 
     Returns:
-        A function of uint8 images [N, 1 or 3, H, W] (array or tensor), or of a list of N texts,
-        that returns float32 probabilities [N, C]. Batches of any size; the classes are in the
-        spec's order.
+        A function of uint8 images [N, 1 or 3, H, W] (array or tensor), or of a list of N texts. It
+        returns float32 probabilities [N, C], with classes in the order of the spec. N can be any
+        number.
 
     Raises:
-        ConfigError, NotFound, ChecksumMismatch: as `rebuild`.
+        ConfigError: the file is not a recipe file.
+        NotFound: a checkpoint is no longer in the store.
+        ChecksumMismatch: the stored bytes of a checkpoint have changed.
     """
     from soupray.services.home import default_home
     from soupray.services.place import start_services
@@ -55,7 +57,7 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Probab
 
 
 def _images(batch: Any) -> torch.Tensor:
-    """A batch of images as the data cache would hold it. Raises ConfigError."""
+    """Return a batch of images in the form of the data cache. Raises ConfigError."""
     images = torch.as_tensor(np.asarray(batch))
     if images.ndim != 4 or images.dtype != torch.uint8:
         raise ConfigError(
@@ -65,14 +67,14 @@ def _images(batch: Any) -> torch.Tensor:
 
 
 def _texts(batch: Any) -> torch.Tensor:
-    """A batch of texts as the data cache would hold it. Raises ConfigError."""
+    """Return a batch of texts in the form of the data cache. Raises ConfigError."""
     if isinstance(batch, str) or not all(isinstance(text, str) for text in batch):
         raise ConfigError(f"a batch is a list of texts, not {str(batch)[:60]!r}.")
     return torch.from_numpy(pack(list(batch)))
 
 
 class ModelSource(NamedTuple):
-    """What makes the models of one spec."""
+    """The task, the checkpoints and the precision of the models of one spec."""
 
     task: Task
     checkpoints: Checkpoints
@@ -80,7 +82,7 @@ class ModelSource(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """A member of a recipe. `body` is that of another member where the two differ in the head."""
+    """A member of a recipe. Members that differ only in the head share one `body`."""
 
     task: Any
     body: Any
@@ -88,7 +90,10 @@ class _Model(NamedTuple):
 
 
 class Predictor:
-    """Holds each of the recipe's models once. `sources`: by checkpoint, of the others by ""."""
+    """The model of a recipe; each of its members is loaded once.
+
+    `sources` has the source of each checkpoint of another spec; the key "" has that of all others.
+    """
 
     def __init__(
         self,
@@ -111,18 +116,22 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, batch: Any) -> Probabilities:
-        """See `load`."""
+        """Return the probabilities [N, C] of a batch of N images or texts."""
         logits = torch.from_numpy(self.logits(self._samples(batch)))
         answer: Probabilities = logits.softmax(dim=1).numpy()
         return answer
 
     def logits(self, samples: torch.Tensor) -> Logits:
-        """The logits [N, C] of the recipe's model, from samples as the data cache has them."""
+        """Return the logits [N, C] of the model.
+
+        Args:
+            samples: N samples in the form of the data cache.
+        """
         candidate = self._candidate
 
         @functools.cache
         def features(task: Any, body: Any) -> torch.Tensor:
-            """[N, D]: once for all heads of a body."""
+            """Return the features [N, D]; all heads of a body share them."""
             inputs = task.inputs(samples)
             if inputs.is_floating_point():
                 inputs = inputs.to(next(body.parameters()).dtype)
@@ -130,7 +139,7 @@ class Predictor:
             return found
 
         def run(member: WeightCandidate) -> Logits:
-            """[N, C]."""
+            """Return the logits [N, C] of a member."""
             task, body, head = self.models[member]
             logits: Logits = head(features(task, body)).float().numpy()
             return logits
@@ -150,7 +159,7 @@ class Predictor:
 
 
 def _loaded(member: WeightCandidate, recipe: RecipeFile, source: ModelSource) -> Any:
-    """The module of a member. Raises CheckpointError if the weights do not fit it."""
+    """Return the module of a member. Raises CheckpointError if the weights do not fit."""
     model = source.task.model()
     try:
         model.load_state_dict(weights_of(member, recipe, source.checkpoints))
@@ -162,6 +171,6 @@ def _loaded(member: WeightCandidate, recipe: RecipeFile, source: ModelSource) ->
 
 
 def _same_body(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    """Whether two models have the same tensors but for their heads, bit for bit."""
+    """Return whether two models have equal tensors, bit for bit, except in their heads."""
     mine, theirs = one.state_dict(), other.state_dict()
     return all(torch.equal(mine[n], theirs[n]) for n in mine if not n.startswith("head."))

@@ -1,1 +1,1 @@
-"""What a person does around the two jobs: look, check, estimate, import, clean up."""
+"""Commands beside sweeps and soups: status, checks, estimates, imports and cleaning up."""

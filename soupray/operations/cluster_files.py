@@ -1,7 +1,7 @@
-"""Cluster files checked before money is spent: Ray's and KubeRay's rules, versions, the spec's fit.
+"""Check cluster files before they cost money: rules of Ray and KubeRay, versions, the spec.
 
-A file is a launcher's YAML, Kubernetes manifests (RayCluster, RayJob and the services beside
-them), a Dockerfile, or a bucket's policy.
+A file is a YAML file of Ray's launcher, Kubernetes manifests (RayCluster, RayJob and the services
+beside them), a Dockerfile, or the policy of a bucket.
 """
 
 from __future__ import annotations
@@ -23,20 +23,25 @@ from soupray.spec.yaml import read_documents, read_text
 log = logging.getLogger(__name__)
 
 PINNED = ("ray", "torch", "mlflow")
-"""Packages that every file must have in one version, within what this package requires."""
+"""Packages that must have the same version in all files, and one that soupray supports."""
 
 SECRET = re.compile(r"SECRET|PASSWORD|TOKEN$|ACCESS_KEY_ID", re.IGNORECASE)
 POLICY = {
     "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket", "s3:AbortMultipartUpload",
     "s3:GetBucketLocation",
 }  # fmt: skip
-"""All that a sweep, a soup and gc ask of a bucket."""
+"""All actions on a bucket that a sweep, a soup and gc need."""
 
 
 def validate(
     files: Sequence[Path], spec: SweepSpec | None = None, crd: Path | None = None
 ) -> list[str]:
-    """What is wrong with `files`, each with its file and field; nothing if they are well.
+    """Return the problems of `files`, each with its file and field; empty if there are none.
+
+    Args:
+        files: the files to check.
+        spec: a sweep that must be able to run on the cluster; None to skip this check.
+        crd: YAML file with KubeRay's CRDs, which find unknown keys.
 
     Raises:
         ConfigError: a file cannot be read.
@@ -96,7 +101,7 @@ def _kuberay(
 
 
 def _elsewhere(spec: SweepSpec) -> Iterator[str]:
-    """What works on one machine only."""
+    """Yield settings of the spec that work on one machine only."""
     if spec.storage.startswith(("embedded", "file:")):
         yield (
             f"storage: {spec.storage} is on one machine; a cluster needs `storage: s3://BUCKET/..`"
@@ -123,7 +128,7 @@ def _listed(value: Any) -> list[str]:
 
 
 def _workload(document: dict[str, Any], services: list[str]) -> Iterator[str]:
-    """A Deployment, a Secret, ... beside the cluster."""
+    """Check a manifest beside the cluster, such as a Deployment or a Secret."""
     kind, name = document["kind"], (document.get("metadata") or {}).get("name", "")
     if "apiVersion" not in document or not name:
         yield f"{kind} {name!r}: apiVersion and metadata.name are required"
@@ -159,7 +164,7 @@ def _all_containers(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def _containers(document: dict[str, Any]) -> Iterator[str]:
-    """Images without a version, and secrets that are written out."""
+    """Yield images without a fixed version, and secrets that are written in the file."""
     for container in _all_containers(document):
         name, image = container.get("name", "?"), str(container.get("image", ""))
         tag = image.rpartition("/")[2].partition(":")[2]
@@ -176,7 +181,7 @@ def _containers(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _versions(files: Sequence[Path]) -> Iterator[str]:
-    """Every version that a file names: one of each package, and one that we work with."""
+    """Check that all files name one version of each package, and one that soupray supports."""
     required = {r.name: r.specifier for r in map(Requirement, requires("soupray") or [])}
     for package in PINNED:
         found = [(str(p), v) for p in files for v in _named(package, read_text(p))]
@@ -193,7 +198,7 @@ def _versions(files: Sequence[Path]) -> Iterator[str]:
 
 
 def _named(package: str, text: str) -> list[str]:
-    """Versions of `package` in image tags, rayVersion, ARG lines and pip requirements."""
+    """Return the versions of `package` in image tags, rayVersion, ARG lines and requirements."""
     number = r"v?(\d+\.\d+(?:\.\d+)?)"
     forms = [
         rf"/{package}:{number}",

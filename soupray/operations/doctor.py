@@ -1,4 +1,4 @@
-"""Is everything in place? One line a check, in plain words."""
+"""Check the installation and the services of a spec (`soupray doctor`), one line per check."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VERSIONS = ("soupray", "ray", "torch", "open_clip_torch", "mlflow", "obstore", "
 
 
 class Check(Record, frozen=True, kw_only=True):
-    """What was looked at, whether it is well, and what was seen."""
+    """The result of a check: what was checked, whether it passed, and details."""
 
     what: str
     ok: bool
@@ -31,7 +31,12 @@ class Check(Record, frozen=True, kw_only=True):
 
 
 def examine(spec: SweepSpec, home: Path) -> Iterator[Check]:
-    """All checks, one after another, each as soon as it is done."""
+    """Run all checks, and yield each result as soon as it is known.
+
+    Args:
+        spec: the sweep whose services are checked.
+        home: folder for the state of this machine.
+    """
     yield _try("versions", _versions)
     yield _try("home", lambda: _home(home))
     services: list[Services] = []
@@ -88,9 +93,9 @@ def _credentials(services: Services) -> str:
 
 
 def round_trip(store: Store) -> str:
-    """Create-only put, read, checksum, delete."""
+    """Create, read, compare and delete an object, and check that create never overwrites."""
     path, data = layout.probe(uuid.uuid4().hex), os.urandom(1 << 16)
-    with suppress(AlreadyExists):  # a first try of ours arrived, and its answer was lost
+    with suppress(AlreadyExists):  # our own first request succeeded, but its answer was lost
         store.create(path, data)
     try:
         if hashlib.sha256(store.get(path)).digest() != hashlib.sha256(data).digest():
@@ -116,7 +121,7 @@ def _mlflow(services: Services) -> str:
 
 
 def _ray(spec: SweepSpec) -> str:
-    """Attach as a sweep would: it also tells whether a trial fits on a node."""
+    """Connect to Ray as a sweep does, which also checks that a trial fits on a node."""
     from soupray.distributed.cluster import attach, describe
 
     where = os.environ.get("RAY_ADDRESS") or "started on this machine"
@@ -125,7 +130,7 @@ def _ray(spec: SweepSpec) -> str:
 
 
 def _token() -> str:
-    """Ray's token mode, in plain words."""
+    """Return the state of Ray's token in words."""
     from soupray.distributed.cluster import TOKEN, protect_token
 
     mode = os.environ.get("RAY_AUTH_MODE")

@@ -1,4 +1,4 @@
-"""What a sweep and its soups will cost, before anything is done (`--dry-run`)."""
+"""Estimate the cost of a sweep and its soups before anything is run (`--dry-run`)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from soupray.tasks import task_of
 
 
 class DryRun(Record, frozen=True, kw_only=True):
-    """What a sweep and its soups will do, in samples and bytes.
+    """The cost of a sweep and its soups, in samples (forward passes) and bytes.
 
-    `soup_train_samples` are forward passes: those that recipes ask for, and those for the BatchNorm
-    statistics of soups, each estimated once (of several actors that meet a soup at the same time,
-    each estimates them).
+    `soup_train_samples` are forward passes of training samples: those that recipes need, and those
+    for the BatchNorm statistics of soups. The statistics of each soup are counted once; if several
+    actors evaluate a soup at the same time, each one estimates them.
     """
 
     trials: int
@@ -37,9 +37,9 @@ class DryRun(Record, frozen=True, kw_only=True):
 
 
 def dry_run(spec: SweepSpec) -> DryRun:
-    """Counts for `--dry-run`: forward passes in samples, bytes for weights and logits.
+    """Estimate the cost of a sweep and its soups.
 
-    Lists the data and builds the model's shapes on this machine; nothing is decoded or stored.
+    The data are listed and the model is built on this machine; nothing is decoded or stored.
     """
     sizes = planned_sizes(spec)
     size = {name: count for name, _, count in sizes}
@@ -56,7 +56,7 @@ def dry_run(spec: SweepSpec) -> DryRun:
     chosen: dict[str, Any] = {"anchor": {}, **spec.recipes}
     total = total_cost(PoolSize(k, held_out), chosen)
     models = k + total.models
-    # Trials of the head alone all have theta_0's.
+    # Trials of the head alone all have the BatchNorm statistics of theta_0.
     moves = spec.search.train != "head" and any(True for _ in batch_norms(model))
     statistics = total.mixtures * min(STATISTICS_SAMPLES, train) if moves else 0
     row = len(spec.task.classes) * 4

@@ -1,8 +1,8 @@
-"""What nothing needs any more: states of trials that are over, weights that no record names.
+"""Find objects that can be deleted: states of finished trials, and unused weights and arrays.
 
-Conservative: a digest that occurs anywhere in any record of the store keeps the object that it
-names, whatever kind of record it is; and nothing is taken that was written a short time ago, as
-weights are written before the record that names them.
+The search is careful. If a digest occurs anywhere in any record of the store, the object of that
+digest is kept. Recent objects are kept too, because weights are written before the record that
+names them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHA256 = re.compile(rb"[0-9a-f]{64}")
 
 
 class Garbage(Record, frozen=True, kw_only=True):
-    """An object that nothing needs, and why not."""
+    """An object that is not needed, and the reason."""
 
     path: str
     size_bytes: int
@@ -32,8 +32,18 @@ class Garbage(Record, frozen=True, kw_only=True):
 
 
 def find_garbage(store: Store, spec: SweepSpec, older_than_s: float) -> list[Garbage]:
-    """What may go, of everything in the store. Raises StoreError, CheckpointError."""
-    # Objects before records: what is named after its record was read was not listed yet.
+    """Return the objects that can be deleted, from the whole store.
+
+    Args:
+        store: the store.
+        spec: a sweep; together with the specs in the store, it tells which trials are planned.
+        older_than_s: smallest age in seconds of an object to delete.
+
+    Raises:
+        StoreError: the store cannot be reached.
+        CheckpointError: a record cannot be read.
+    """
+    # List objects before records: an object whose record comes later is then not in the list.
     before = time.time() - older_than_s
     folders = {layout.WEIGHTS: "weights", layout.BLOBS: "arrays"}
     files = [
@@ -53,7 +63,16 @@ def find_garbage(store: Store, spec: SweepSpec, older_than_s: float) -> list[Gar
 
 
 def remove(store: Store, garbage: list[Garbage], older_than_s: float) -> list[Garbage]:
-    """Delete what was found, but for what was written again meanwhile; returns what went."""
+    """Delete the objects that `find_garbage` returned, unless they were written again since.
+
+    Args:
+        store: the store.
+        garbage: the objects.
+        older_than_s: smallest age in seconds of an object to delete.
+
+    Returns:
+        The objects that were deleted.
+    """
     before = time.time() - older_than_s
     still = {
         path
@@ -68,11 +87,11 @@ def remove(store: Store, garbage: list[Garbage], older_than_s: float) -> list[Ga
 
 
 def _named(store: Store) -> set[str]:
-    """Every SHA-256 in every record, of any sweep and of any kind. Raises CheckpointError."""
+    """Return every SHA-256 in every record of the store. Raises CheckpointError."""
 
     def digests(path: str) -> set[str]:
-        # Decoded first: of a record that was cut short some digests would be missing. None is a
-        # view that was replaced while we looked.
+        # Decode first, because an incomplete record would lack digests. None: a view that was
+        # deleted since the listing.
         found = find_record(store, path, Any)
         return {digest.decode() for digest in SHA256.findall(encode(found))}
 
@@ -84,7 +103,7 @@ def _named(store: Store) -> set[str]:
 def _old_states(
     store: Store, spec: SweepSpec, states: list[tuple[str, int, float]]
 ) -> Iterator[Garbage]:
-    """States of trials that are over, or that no spec plans."""
+    """Yield the states of trials that are over or that no spec plans."""
     if not states:
         return
     over = set(store.list(layout.TRIALS))
@@ -98,9 +117,10 @@ def _old_states(
 
 
 def _planned(store: Store, spec: SweepSpec) -> set[str] | None:
-    """Keys of all trials that `spec`, or another sweep's spec in the store, plans.
+    """Return the keys of all trials that `spec` or another sweep's spec in the store plans.
 
-    None if one of those cannot be planned here, as one of another version: then all may be.
+    None if a spec cannot be planned here, for example one of another version: then no trial can be
+    excluded.
     """
     others = [p for p in store.list(layout.SWEEPS) if p.split("/")[2:3] == ["specs"]]
     keys = set()

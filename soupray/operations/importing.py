@@ -1,4 +1,4 @@
-"""A pool from checkpoints that somebody else trained: `soupray import`."""
+"""Make a pool from checkpoints that were trained elsewhere: `soupray import`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ from soupray.training.worker import WorkerContext, make_basis, worker_context
 
 
 def run_import(spec: SweepSpec, home: Path, named: Sequence[str]) -> Iterator[Ingredient]:
-    """Make each file an ingredient of the pool of `spec`, evaluated on held-out data.
+    """Make each file an ingredient of the pool of `spec`, and evaluate it on held-out data.
 
-    `named` are files, folders of Hugging Face, or patterns. theta_0 is that of the spec: `init:
-    {file: PATH}` names the one that the files descend from. Importing again changes nothing.
+    theta_0 is that of the spec; `init: {file: PATH}` names the checkpoint from which the files were
+    fine-tuned. Importing a file again changes nothing.
+
+    Args:
+        spec: the sweep.
+        home: folder for the state of this machine.
+        named: files, folders of Hugging Face, or patterns.
 
     Raises:
-        ConfigError: nothing fits a pattern.
-        CheckpointError: a file that cannot be read, or (IncompatibleWeights) of another model.
-        TrialError: a model that answers one class to everything.
+        ConfigError: no file matches a pattern.
+        CheckpointError: a file cannot be read, or (IncompatibleWeights) is of another model.
+        TrialError: a model that gives the same class for every sample.
     """
     files = _found(named)
     place = start_services(spec, home).place
@@ -64,13 +69,13 @@ def _imported(here: WorkerContext, basis: Basis, file: Path, number: int) -> Ing
             raise TrialError(f"{file}: {error}: nothing to average. Leave it out.") from error
         made = create_record(store, path, made, Manifest)
     assert isinstance(made, Ingredient)
-    # Listed last: whoever finds it in the list finds the model.
+    # The list entry is written last, so that its manifest always exists.
     create_record(store, layout.imported(basis.key, trial.key), made.trial)
     return made
 
 
 def _found(named: Sequence[str]) -> list[Path]:
-    """The files, sorted by name, each once."""
+    """Return the files, sorted by path, each once."""
     found: set[Path] = set()
     for pattern in named:
         path = Path(pattern).expanduser()

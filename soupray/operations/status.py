@@ -1,4 +1,4 @@
-"""How a sweep stands, from the store alone: from any machine, without Ray."""
+"""Show the state of a sweep from the store alone, on any machine and without Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from soupray.store.lease import Beat, RunningTrial, find_driver
 
 
 class Best(Record, frozen=True, kw_only=True):
-    """The best ingredient so far on held-out data, by `metric`, of which it has `score`."""
+    """The best ingredient on held-out data so far; `score` is its value of `metric`."""
 
     key: str
     hparams: dict[str, float | int | str]
@@ -26,10 +26,11 @@ class Best(Record, frozen=True, kw_only=True):
 
 
 class Status(Record, frozen=True, kw_only=True):
-    """Trials by state; `missing` are neither over nor running. Times: seconds since the epoch.
+    """Numbers of trials by state. Times are seconds since the epoch, `seconds_left` is in seconds.
 
-    `driver` and `lease_expires` are None where nobody drives; `failed` (key: reason) is of the
-    driver's present run, as nothing else is kept of a failure.
+    `missing` trials are neither over nor running. `driver` and `lease_expires` are None if there is
+    no driver. `failed` (reason by key) comes from the current run of the driver, because failures
+    are not stored elsewhere.
     """
 
     sweep: str
@@ -49,7 +50,16 @@ class Status(Record, frozen=True, kw_only=True):
 
 
 def find_status(spec: SweepSpec, home: Path) -> Status:
-    """How `spec` stands. Raises NotFound if it was never swept, StoreError."""
+    """Return the state of the sweep of `spec`.
+
+    Args:
+        spec: the sweep.
+        home: folder for the state of this machine.
+
+    Raises:
+        NotFound: no trial was planned with this spec yet.
+        StoreError: the store cannot be reached.
+    """
     store = start_services(spec, home).place.open_store()
     driver = find_driver(store, spec.name)
     state = find_state(store, spec)
@@ -61,9 +71,8 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
         )
     heartbeat = driver.heartbeat if driver else None
     beat = heartbeat.beat if heartbeat else Beat(running=(), failed={}, seconds_left=None)
-    missing = {
-        t.key for t in [*state.missing, *state.lost]
-    }  # what ended since the beat runs no more
+    missing = {t.key for t in [*state.missing, *state.lost]}
+    # A trial that ended since the heartbeat does not run.
     running = tuple(r for r in beat.running if r.key in missing)
     return Status(
         sweep=spec.name,
@@ -98,5 +107,5 @@ def _best(state: SweepState, metric: Metric) -> Best | None:
 
 
 def _aged(left: float | None, written: float) -> float | None:
-    """What is left now of what was left when it was written."""
+    """Return the time left now, from the time left when the heartbeat was written, in seconds."""
     return None if left is None else max(0.0, left - (time.time() - written))

@@ -1,7 +1,7 @@
-"""One recipe a file, which declares everything about itself, and the list of all.
+"""The recipes, one per file, and the functions that check and run them.
 
-A recipe sees the pool and held-out scores through a `Selection`, and the outcomes of the recipes
-before it; it never sees a tensor of weights, a test split or a store.
+A recipe uses the pool and its held-out scores through a `Selection`, and the outcomes of earlier
+recipes. It has no access to weights, test data or the store.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from soupray.recipes.vrf import VRF
 from soupray.recipes.wise_ft import WISE_FT
 
 Wanted = dict[str, dict[str, Option]]
-"""Recipes by name, with their options, as a spec has them."""
+"""Options by the name of the recipe, as in a spec."""
 
 RECIPES: tuple[Recipe[Any], ...] = (
     ANCHOR,
@@ -48,13 +48,18 @@ RECIPES: tuple[Recipe[Any], ...] = (
     OSE,
     VRF,
 )
-"""In the order in which they run: baselines first, then soups, then what starts from a soup."""
+"""All recipes in the order in which they run: baselines, soups, recipes that need a soup."""
 
 BY_NAME: Mapping[str, Recipe[Any]] = {recipe.name: recipe for recipe in RECIPES}
 
 
 def check_recipes(recipes: Wanted, source: str) -> None:
-    """Raises ConfigError if a recipe or one of its options is unknown."""
+    """Raise ConfigError if a recipe or one of its options is unknown.
+
+    Args:
+        recipes: options by the name of the recipe.
+        source: names the place of the recipes, for the message.
+    """
     for name, options in recipes.items():
         if name not in BY_NAME:
             known = ", ".join(BY_NAME)
@@ -63,7 +68,12 @@ def check_recipes(recipes: Wanted, source: str) -> None:
 
 
 def run_recipes(selection: Selection, wanted: Wanted) -> list[Outcome]:
-    """In the order of `RECIPES`, so that WiSE-FT finds the soups that were asked for."""
+    """Run recipes in the order of `RECIPES`, so that a recipe can use the soups of earlier ones.
+
+    Args:
+        selection: the pool and its held-out scores.
+        wanted: options by the name of the recipe.
+    """
     outcomes: list[Outcome] = []
     for recipe in RECIPES:
         if recipe.name in wanted:
@@ -74,6 +84,6 @@ def run_recipes(selection: Selection, wanted: Wanted) -> list[Outcome]:
 
 
 def total_cost(pool: PoolSize, wanted: Wanted) -> Cost:
-    """What all wanted recipes cost together, at most."""
+    """Return the largest total cost of all wanted recipes."""
     costs = [BY_NAME[n].cost(pool, BY_NAME[n].read(o, "recipes")) for n, o in wanted.items()]
     return Cost(*map(sum, zip(*costs, strict=True)))

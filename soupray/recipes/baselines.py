@@ -1,4 +1,4 @@
-"""What every recipe is compared with: the anchor, and the best single ingredient."""
+"""The baselines of all comparisons: the anchor and the best single ingredient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from soupray.recipes.recipe import Cost, Earlier, Options, Recipe, Style
 
 
 def _anchor(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
-    """The reference model that the pool descends from, as it is."""
+    """Return the unchanged reference model of the pool."""
     candidate = mean_of([selection.pool.anchor.sha256])
     (scores,) = selection.scores([candidate])
     name = selection.pool.anchor_name
@@ -16,7 +16,7 @@ def _anchor(selection: Selection, earlier: Earlier, options: Options) -> list[Ou
 
 
 def _best_single(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
-    """The pool's first ingredient: best by the metric, ties by trial key."""
+    """Return the first ingredient of the pool: the best one; the trial key breaks ties."""
     best = selection.pool.ingredients[0]
     return [
         Outcome(

@@ -1,7 +1,8 @@
-"""Gradient descent on the coefficients of a soup, with Adam: what learned soups are made by.
+"""Gradient descent with Adam on the coefficients of a soup, for learned soups.
 
 The loss is mean CE(beta * f(x; sum_i softmax(w)_i theta_i), y) on held-out data. The evaluator
-gives its gradient by the coefficients; the chain rule gives that by w, and by log beta.
+returns the gradient with respect to the coefficients; the chain rule gives the gradients with
+respect to w and log beta.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from soupray.core.ports import Selection
 from soupray.core.requests import Gradient, Slope
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""Adam's, as in the released code of Model soups, which uses no weight decay."""
+"""Parameters of Adam, as in the released code of Model soups, which uses no weight decay."""
 
 
 class Point(NamedTuple):
-    """Where the descent ended: w [groups, K], beta, and the last loss."""
+    """The end of the descent: w [groups, K], beta, the last loss, and the number of epochs."""
 
     w: Float64
     beta: float
@@ -33,7 +34,7 @@ class Point(NamedTuple):
 
     @property
     def shares(self) -> Float64:
-        """[groups, K]: the coefficients, which sum to one in each group."""
+        """The coefficients [groups, K]; each row sums to one."""
         return _softmax(self.w)
 
 
@@ -45,14 +46,14 @@ def descend(
     epochs: int,
     batch_size: int,
 ) -> Point:
-    """The coefficients of `groups` of tensors after `epochs` over the held-out data.
+    """Optimise the coefficients of the soup on held-out data.
 
     Args:
         selection: the pool, and gradients on held-out data.
-        groups: names of the tensors that share a row of coefficients; [()] stands for all tensors.
-        lr: Adam's learning rate.
-        epochs: passes over the held-out data, each in another order.
-        batch_size: samples a step.
+        groups: names of the tensors that share a row of coefficients; [()] means all tensors.
+        lr: learning rate of Adam.
+        epochs: number of passes over the held-out data, each in a different order.
+        batch_size: samples per step.
     """
     pool, n = selection.pool.checkpoints, selection.pool.ingredients[0].held_out.n
     whole = list(groups) == [()]
@@ -74,7 +75,13 @@ def descend(
 
 
 def soup_at(pool: list[str], groups: Sequence[tuple[str, ...]], w: Float64) -> LayerSoup:
-    """The soup at w: a row for each group, or one row for all tensors."""
+    """Return the soup at w.
+
+    Args:
+        pool: digests of the K checkpoints.
+        groups: names of the tensors of each row; empty for one row for all tensors.
+        w: [groups, K] values before the softmax.
+    """
     rows = [quantised(row) for row in _softmax(w)]
     return LayerSoup(
         checkpoints=tuple(pool),
@@ -85,7 +92,16 @@ def soup_at(pool: list[str], groups: Sequence[tuple[str, ...]], w: Float64) -> L
 
 
 def by_w(slope: Slope, w: Float64, whole: bool) -> Float64:
-    """D loss / d w of rows of softmax: alpha_i (g_i - sum_j alpha_j g_j)."""
+    """Return the gradient by w: alpha_i (g_i - sum_j alpha_j g_j) in each row of the softmax.
+
+    Args:
+        slope: the gradient by the coefficients; its last row is for the tensors outside all groups.
+        w: [groups, K] values before the softmax.
+        whole: whether one row is for all tensors.
+
+    Returns:
+        The gradient, flattened to [groups * K].
+    """
     g = np.asarray(slope.coefficients)[-1:] if whole else np.asarray(slope.coefficients)[:-1]
     alpha = _softmax(w)
     gradient: Float64 = alpha * (g - (alpha * g).sum(axis=1, keepdims=True))
@@ -93,7 +109,7 @@ def by_w(slope: Slope, w: Float64, whole: bool) -> Float64:
 
 
 def _softmax(w: Float64) -> Float64:
-    """Of each row [groups, K]."""
+    """Return the softmax of each row of [groups, K]."""
     shares: Float64 = softmax(w, axis=1)
     return shares
 
@@ -106,7 +122,7 @@ class Adam:
         self._m, self._v = np.zeros(size), np.zeros(size)
 
     def step(self, gradient: Float64) -> Float64:
-        """What to add to the parameters."""
+        """Return the change of the parameters for this gradient."""
         self._t += 1
         self._m = BETAS[0] * self._m + (1 - BETAS[0]) * gradient
         self._v = BETAS[1] * self._v + (1 - BETAS[1]) * gradient**2

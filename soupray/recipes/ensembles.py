@@ -1,7 +1,8 @@
-"""Output-space ensembles: K models, K forward passes a sample.
+"""Ensembles that mix the outputs of K models; inference takes K forward passes per sample.
 
-The mean of logits (default) or of probabilities, over all ingredients or chosen greedily. Before
-probabilities are mixed, each model is calibrated by its temperature (arXiv:2110.12899).
+The mean of logits (default) or of probabilities, over all ingredients or over ingredients that are
+chosen greedily. For probabilities, each model is first calibrated by its temperature
+(arXiv:2110.12899).
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ class EnsembleOptions(Options, frozen=True, kw_only=True):
 
 
 class GreedyEnsembleOptions(EnsembleOptions, frozen=True, kw_only=True):
-    """`accept`: whether equal is enough."""
+    """`accept`: whether an equal value is enough to add an ingredient."""
 
     accept: Accept = "ge"
 
 
 def _ensemble(selection: Selection, earlier: Earlier, options: EnsembleOptions) -> list[Outcome]:
-    """All ingredients, equal shares."""
+    """Mix all ingredients with equal coefficients."""
     space, temperatures = options.space, _temperatures(selection, options.space)
     candidate = _mean(selection.pool.checkpoints, temperatures, space)
     return single(selection, "ensemble", candidate, {"space": space})
@@ -38,7 +39,7 @@ def _ensemble(selection: Selection, earlier: Earlier, options: EnsembleOptions) 
 def _greedy_ensemble(
     selection: Selection, earlier: Earlier, options: GreedyEnsembleOptions
 ) -> list[Outcome]:
-    """The greedy procedure over outputs (arXiv:2203.05482): decided from stored logits."""
+    """Choose the members greedily (arXiv:2203.05482), from stored logits."""
     space, temperatures = options.space, _temperatures(selection, options.space)
 
     def make(checkpoints: Sequence[str]) -> Candidate:

@@ -1,7 +1,8 @@
 """Fisher-weighted average (Matena and Raffel, arXiv:2111.09832).
 
-theta_j = sum_i F_ij theta_ij / sum_i F_ij: what a model is sure of counts for more. The diagonal
-Fisher information of each ingredient comes from training samples, one gradient a sample.
+theta_j = sum_i F_ij theta_ij / sum_i F_ij: a model has more weight where its Fisher information is
+larger. The diagonal Fisher information of each ingredient is estimated on training samples, with
+one gradient per sample.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class FisherOptions(Options, frozen=True, kw_only=True):
 
 
 def _fisher(selection: Selection, earlier: Earlier, options: FisherOptions) -> list[Outcome]:
-    """The Fisher-weighted mean of the whole pool."""
+    """Return the Fisher-weighted mean of all ingredients."""
     pool, samples = selection.pool.checkpoints, options.samples
     known = selection.measure([Fisher(checkpoint=sha, samples=samples) for sha in pool])
     soup = FisherSoup(parts=tuple((sha, f.sha256, 1) for sha, f in zip(pool, known, strict=True)))

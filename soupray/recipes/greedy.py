@@ -2,7 +2,8 @@
 
 In the pool's order (best held-out first), keep an ingredient if the mean with it is at least as
 good on held-out data (`ge`, as in the paper) or strictly better (`gt`, as in the released code).
-One pass, without replacement; the result is never below the best single model on held-out data.
+There is one pass, without replacement. In the default order, the result is never worse than the
+best single model on held-out data.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, Sty
 
 
 class Rule(NamedTuple):
-    """What a greedy recipe tries, and when it keeps it.
+    """The changes that a greedy recipe tries, and when it accepts them.
 
-    `change`: what is kept, a list of checkpoints, if it takes one more checkpoint in (or out).
-    `make`: the candidate of a list of checkpoints. `accept`: whether equal is enough.
+    `change`: returns the new list of checkpoints after one checkpoint is added (or removed).
+    `make`: returns the candidate of a list of checkpoints. `accept`: whether an equal value is
+    enough.
     """
 
     change: Callable[[list[str], str], list[str]]
@@ -32,7 +34,7 @@ class Rule(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """How far a greedy recipe is: the checkpoints that it keeps, their value, and the way there."""
+    """The state of a greedy recipe: its checkpoints, their value, and the steps so far."""
 
     checkpoints: list[str]
     value: float
@@ -40,17 +42,30 @@ class Kept(NamedTuple):
 
 
 def begin(selection: Selection, rule: Rule, checkpoints: list[str], scores: Scores) -> Kept:
-    """Keep `checkpoints`, whose candidate has `scores`."""
+    """Return the first state of a greedy recipe.
+
+    Args:
+        selection: gives the value of `scores`.
+        rule: makes the candidate.
+        checkpoints: digests of the checkpoints to start with.
+        scores: held-out scores of their candidate.
+    """
     first = Step(candidate=rule.make(checkpoints), result=scores, accepted=True)
     return Kept(checkpoints, selection.value(scores), [first])
 
 
 def one_pass(selection: Selection, rule: Rule, kept: Kept, checkpoints: list[str]) -> Kept:
-    """Try each of `checkpoints` in turn and keep every change that reaches the value so far.
+    """Try each checkpoint in turn, and keep every change that reaches the present value.
 
-    All changes of what is kept now are handed over at once: an evaluator may score them ahead of
-    time, and the decisions stay those of the one-by-one procedure. A change that leaves nothing is
-    not tried, and ends the pass.
+    All remaining changes of the present state are given to the evaluator at once, which may score
+    them in advance. The decisions are the same as one by one. The pass ends at a change that would
+    leave no checkpoint.
+
+    Args:
+        selection: decides which change is the first to reach the value.
+        rule: the changes and when to accept them.
+        kept: the state before the pass.
+        checkpoints: digests of the checkpoints to try, in order.
     """
     mine, value, trace = kept
     trace, position = list(trace), 0
@@ -66,12 +81,12 @@ def one_pass(selection: Selection, rule: Rule, kept: Kept, checkpoints: list[str
 
 
 def add(kept: list[str], checkpoint: str) -> list[str]:
-    """The `change` that takes one more checkpoint in."""
+    """Return `kept` with one more checkpoint: the `change` of recipes that add."""
     return [*kept, checkpoint]
 
 
 class GreedyOptions(Options, frozen=True, kw_only=True):
-    """`order: random` is for study: it starts anywhere, by `seed`."""
+    """`accept`: whether an equal value is enough. `order: random`, with `seed`, is for studies."""
 
     accept: Accept = "ge"
     order: Literal["held_out", "random"] = "held_out"
@@ -94,7 +109,7 @@ def _greedy(selection: Selection, earlier: Earlier, options: GreedyOptions) -> l
 
 
 def duplicates(pool: Pool) -> list[str]:
-    """A note on each ingredient that repeats an earlier one; `ge` would admit it."""
+    """Return a note for each ingredient that repeats an earlier one; `ge` may accept both."""
     notes = []
     first: dict[object, str] = {}
     for i in pool.ingredients:

@@ -1,9 +1,9 @@
 """Learned soup (Model soups, arXiv:2203.05482, appendix): coefficients by gradient descent.
 
-min over w, beta of mean CE(beta * f(x; sum_i softmax(w)_i theta_i), y) on held-out data, for the
-whole model or with a row of w for each tensor. The gradient by alpha_i is <d loss / d theta,
-theta_i>, which the evaluator computes from one forward and backward pass: two models' worth of
-memory, and every ingredient needed twice a step, from the page cache if they all fit there.
+Minimise over w and beta the mean of CE(beta * f(x; sum_i softmax(w)_i theta_i), y) on held-out
+data, with one w for the whole model or one for each tensor. The gradient by alpha_i is <d loss / d
+theta, theta_i>; the evaluator computes it from one forward and backward pass. This takes the memory
+of two models, and each step reads every ingredient twice (from the page cache, if all of them fit).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, sin
 if TYPE_CHECKING:
     from soupray.recipes.descent import Point
 
-# What descends is imported on use: numpy and SciPy take longer than all that `--help` does.
+# `descent` is imported on use: NumPy and SciPy would make `--help` slow.
 
 
 class LearnedOptions(Options, frozen=True, kw_only=True):
@@ -43,7 +43,7 @@ class LearnedOptions(Options, frozen=True, kw_only=True):
 
 
 def _learned(selection: Selection, earlier: Earlier, options: LearnedOptions) -> list[Outcome]:
-    """One coefficient an ingredient."""
+    """Learn one coefficient for each ingredient."""
     from soupray.recipes.descent import descend
 
     pool = selection.pool.checkpoints
@@ -56,7 +56,7 @@ def _learned(selection: Selection, earlier: Earlier, options: LearnedOptions) ->
 def _learned_by_layer(
     selection: Selection, earlier: Earlier, options: LearnedOptions
 ) -> list[Outcome]:
-    """One coefficient an ingredient and tensor."""
+    """Learn one coefficient for each ingredient and tensor."""
     from soupray.recipes.descent import descend, soup_at
 
     pool = selection.pool.checkpoints
@@ -74,10 +74,11 @@ def _outcome(name: str, selection: Selection, candidate: WeightCandidate, point:
 
 
 def bytes_read(ingredients: Sequence[Ingredient], options: LearnedOptions) -> int:
-    """Of weights, from disk: each step needs every ingredient for the soup and for its gradient.
+    """Return how many bytes of weights a learned soup reads from disk.
 
-    Ingredients that fit in the memory that is available stay in the page cache and are read once.
-    It is that of the machine that counts, the driver's: actors on other nodes may have less.
+    Each step needs every ingredient twice: for the soup and for its gradient. If all ingredients
+    fit in the available memory, they stay in the page cache and are read once. The memory is that
+    of the driver's machine; other nodes may have less.
     """
     size = sum(i.checkpoint.size_bytes for i in ingredients)
     steps = options.epochs * -(-ingredients[0].held_out.n // options.batch_size)
@@ -85,7 +86,10 @@ def bytes_read(ingredients: Sequence[Ingredient], options: LearnedOptions) -> in
 
 
 def available_memory() -> int:
-    """Bytes that this machine can give without swapping, its page cache among them; 0: unknown."""
+    """Return the memory in bytes that this machine can give without swapping; 0 if unknown.
+
+    The page cache counts as available.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(ln.split()[1]) * 1024 for ln in lines if ln.startswith("MemAvailable:"))
@@ -94,7 +98,7 @@ def available_memory() -> int:
 
 
 def _cost(pool: PoolSize, options: LearnedOptions) -> Cost:
-    """An epoch counts as a pass over the held-out data; each of its steps is at another soup."""
+    """Count an epoch as one pass over the held-out data; each of its steps has another soup."""
     steps = options.epochs * -(-pool.held_out // options.batch_size)
     return Cost(decided=options.epochs, scored=1, models=1, mixtures=steps + 1)
 

@@ -1,7 +1,7 @@
-"""LiNeS (arXiv:2410.17146): WiSE-FT by depth, shallow layers closer to theta_0 than deep ones.
+"""LiNeS (arXiv:2410.17146): WiSE-FT by depth; shallow layers stay closer to theta_0.
 
-theta_0 + lambda_l (theta_1 - theta_0), lambda_l = alpha + (1 - alpha) l / (L - 1) for block l of
-L; the head counts as the last block, other tensors outside the blocks take alpha.
+theta_0 + lambda_l (theta_1 - theta_0), with lambda_l = alpha + (1 - alpha) l / (L - 1) for block l
+of L. The head counts as the last block; other tensors outside the blocks use alpha.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from soupray.recipes.starts import LINES as STARTS
 from soupray.recipes.starts import Model, curve, starts
 
 GRID = 10
-"""alpha = 0, .1, ..., 1."""
+"""Number of steps of the grid alpha = 0, .1, ..., 1."""
 
 
 def _lines(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
-    """The alpha that is best on held-out data (ties to the smaller), for each theta_1."""
+    """Return the best alpha on held-out data for each theta_1; the smaller one breaks ties."""
     pool = selection.pool
     (names,) = selection.measure([TensorNames(checkpoint=pool.checkpoints[0])])
     depth = depths(names)
@@ -55,7 +55,11 @@ def _no_depth(names: Sequence[str]) -> str:
 
 
 def depths(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """(l, L - 1) by tensor name; l = 0 outside the blocks, and L - 1 = 0 where there are none."""
+    """Return (l, L - 1) by tensor name.
+
+    l is 0 outside the blocks, and L - 1 for the head. L - 1 is 0 if there are fewer than two
+    blocks.
+    """
     blocks = {n: int(m.group(1)) for n in names if (m := BLOCK_NUMBER.search(n))}
     order = {block: level for level, block in enumerate(sorted(set(blocks.values())))}
     last = max(len(order) - 1, 0)
@@ -66,7 +70,14 @@ def depths(names: Iterable[str]) -> dict[str, tuple[int, int]]:
 
 
 def scaled(init: str, theta_1: Model, depth: dict[str, tuple[int, int]], k: int) -> Candidate:
-    """The model at alpha = k / GRID, in exact rationals; theta_1 itself at alpha = 1."""
+    """Return the model at alpha = k / GRID as exact fractions; theta_1 itself at alpha = 1.
+
+    Args:
+        init: digest of theta_0.
+        theta_1: the fine-tuned model.
+        depth: (l, L - 1) by tensor name, from `depths`.
+        k: numerator of alpha, from 0 to GRID.
+    """
     last = max((total for _, total in depth.values()), default=0)
     if k == GRID or last == 0:
         return theta_1

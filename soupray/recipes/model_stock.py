@@ -1,7 +1,7 @@
-"""Model Stock (arXiv:2403.19522): how far to go from theta_0 to the mean, from angles alone.
+"""Model Stock (arXiv:2403.19522): interpolate from theta_0 to the mean, using only angles.
 
-Per tensor: cos = mean pairwise cosine of theta_i - theta_0, t = K cos / (1 + (K - 1) cos),
-theta = t mean(theta_i) + (1 - t) theta_0. No data are used.
+Per tensor: cos = mean pairwise cosine of theta_i - theta_0, t = K cos / (1 + (K - 1) cos), theta =
+t mean(theta_i) + (1 - t) theta_0. No data are used.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from soupray.core.requests import Gram, Matrix
 from soupray.recipes.recipe import Cost, Earlier, Options, Recipe, single
 
 ROUNDING = 1e-9
-"""Of t in float64; equal models give 1 up to this."""
+"""Tolerance for t in float64: with equal models, t is 1 up to this rounding error."""
 
 
 def _model_stock(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
-    """The soup; a tensor that no trial changed stays that of theta_0."""
+    """Return the soup; a tensor that no trial changed stays equal to that of theta_0."""
     pool = selection.pool
     models = pool.checkpoints
     (grams,) = selection.measure([Gram(checkpoints=tuple(models), origin=pool.init.sha256)])
@@ -46,10 +46,17 @@ def _model_stock(selection: Selection, earlier: Earlier, options: Options) -> li
 
 
 def ratio(gram: Matrix) -> float:
-    """The t of one tensor, from the inner products [K, K] of its differences; 0 if none changed it.
+    """Return t for one tensor.
 
-    A model that did not change it has no direction there: its cosines count as 0. Where the
-    models pull against each other (1 + (K - 1) cos <= 0) t is negative: the caller clamps it.
+    A model that did not change the tensor has no direction: its cosines count as 0. If the models
+    move in opposite directions (1 + (K - 1) cos <= 0), the result is minus infinity, which the
+    caller limits to 0.
+
+    Args:
+        gram: [K, K] inner products of theta_i - theta_0.
+
+    Returns:
+        t; 0 if no model changed the tensor, 1 for a single model.
     """
     k = len(gram)
     norms = [math.sqrt(gram[i][i]) for i in range(k)]

@@ -1,7 +1,8 @@
 """Output-space ensemble of a fine-tuned model and the anchor (WiSE-FT, arXiv:2109.01903).
 
-a f_ft + (1 - a) f_anchor, of logits, or of probabilities calibrated by temperatures; a is best on
-held-out data, end points included. Two forward passes a sample; WiSE-FT in weight space takes one.
+a f_ft + (1 - a) f_anchor, of logits, or of probabilities that are calibrated by temperatures. The
+best a on held-out data is chosen, end points included. Inference takes two forward passes per
+sample; WiSE-FT in weight space takes one.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from soupray.recipes.recipe import ENSEMBLE, Earlier, Options, Recipe
 from soupray.recipes.starts import curve, starts
 
 GRID = 20
-"""a = 0, .05, ..., 1."""
+"""Number of steps of the grid a = 0, .05, ..., 1."""
 
 SHORT: dict[OutputSpace, str] = {"logits": "logits", "probabilities": "probs"}
-"""What the spaces are called in the names of entries."""
+"""Names of the spaces in the names of entries."""
 
 
 def _ose(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
-    """The best a, in both spaces, for each fine-tuned model."""
+    """Return the best a in both spaces for each fine-tuned model."""
     anchor = mean_of([selection.pool.anchor.sha256])
     outcomes = []
     for name, fine_tuned in starts(selection, earlier):
@@ -61,7 +62,15 @@ def mixed(
     k: int,
     space: OutputSpace,
 ) -> OutputEnsemble:
-    """A = k / GRID of the fine-tuned model; a model whose share is 0 is not run."""
+    """Return the ensemble at a = k / GRID; a model with coefficient 0 is left out.
+
+    Args:
+        fine_tuned: the model with coefficient a.
+        anchor: the model with coefficient 1 - a.
+        temperatures: temperatures of the two models, in this order.
+        k: numerator of a, from 0 to GRID.
+        space: what is averaged.
+    """
     parts = [(fine_tuned, k, temperatures[0]), (anchor, GRID - k, temperatures[1])]
     return ensemble_of(parts, GRID, space)
 

@@ -1,6 +1,7 @@
 """Pruned soup (arXiv:2301.10092): start from all, drop an ingredient if that does not hurt.
 
-Worst held-out first; one pass; the last ingredient stays.
+The ingredient with the worst held-out score comes first. There is one pass; the last ingredient is
+never dropped.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from soupray.recipes.recipe import Cost, Earlier, Options, Recipe, single
 
 
 def _pruned(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
-    """The trace has the uniform soup first, then what was dropped and kept."""
+    """Return the pruned soup; its trace starts with the uniform soup."""
     pool, rule = selection.pool.checkpoints, Rule(_without, mean_of, "ge")
     (scores,) = selection.scores([mean_of(pool)])
     kept = begin(selection, rule, pool, scores)
@@ -21,7 +22,7 @@ def _pruned(selection: Selection, earlier: Earlier, options: Options) -> list[Ou
 
 
 def _without(kept: list[str], sha: str) -> list[str]:
-    """Less one occurrence: two trials may have ended in the same weights."""
+    """Return `kept` without one occurrence of `sha`, because two trials may have equal weights."""
     at = kept.index(sha)
     return kept[:at] + kept[at + 1 :]
 

@@ -1,4 +1,4 @@
-"""What a recipe declares of itself, for whoever lists, checks, runs, prices or draws recipes."""
+"""The description of a recipe, used to list, check, run and draw recipes and estimate costs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from soupray.core.ports import Selection
 from soupray.core.records import Ingredient
 
 Option = str | int | float | list[float]
-"""An option's value, as a spec has it."""
+"""The value of an option in a spec."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The options of a recipe: name, type, default and allowed values. Without fields: none."""
+    """Base class for the options of a recipe: names, types, defaults and allowed values."""
 
 
 def allows(words: str) -> msgspec.Meta:
-    """The allowed values of an option in words, where its type does not say them all."""
+    """Return the allowed values of an option in words, if its type does not show all of them."""
     return msgspec.Meta(extra_json_schema={"description": words})
 
 
@@ -32,27 +32,27 @@ O = TypeVar("O", bound=Options)  # noqa: E741
 
 
 class Earlier(NamedTuple):
-    """The outcomes of the recipes that ran before, and those of them that `kind` calls soups."""
+    """The outcomes of the recipes that ran before, and those of recipes of the kind `soup`."""
 
     outcomes: tuple[Outcome, ...] = ()
     soups: tuple[Outcome, ...] = ()
 
 
 class PoolSize(NamedTuple):
-    """What the cost of a recipe depends on: ingredients, and held-out samples."""
+    """The numbers that determine the cost of a recipe: ingredients (k) and held-out samples."""
 
     k: int
     held_out: int
 
 
 class Cost(NamedTuple):
-    """What a recipe costs at most.
+    """The largest cost of a recipe.
 
-    `decided`: candidates that are decided by counts, which early rejection makes cheaper. `scored`:
-    candidates that are scored in full. `models`: models that are reported on. Logits are stored of
-    the last two. `train_passes`: passes over all training data. `train_samples`: single training
-    samples. `files`: further files as large as a model. `mixtures`: soups of several models, each
-    of which has BatchNorm statistics of its own.
+    `decided`: candidates that are only compared with a bound; early rejection makes them cheaper.
+    `scored`: candidates that are scored on all held-out samples. `models`: models that are reported
+    on test and shift data. Logits of `scored` and `models` are stored. `train_passes`: passes over
+    all training data. `train_samples`: single training samples. `files`: further files as large as
+    a model. `mixtures`: soups of several models, each with its own BatchNorm statistics.
     """
 
     decided: int = 0
@@ -65,10 +65,10 @@ class Cost(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How the figures show the entries of a recipe.
+    """How figures show the entries of a recipe.
 
-    `own`: each under its own name, in `colour`; else all of the same `label` together, with open
-    markers. Without a marker they are no points.
+    `own`: each entry has its own label and uses `colour`; otherwise all entries share `label` and
+    have open markers. Entries without a marker are not drawn as points.
     """
 
     label: str
@@ -82,29 +82,32 @@ SOUP = Style("other soups", "s", TEAL)
 ENSEMBLE = Style("ensembles", "^", TEAL)
 
 Kind = Literal["baseline", "soup", "line", "ensemble"]
-"""baseline: always run. soup: one model, a mean of ingredients. line: one model, on the way from
-another to the best soup. ensemble: outputs of several models are mixed."""
+"""The kind of a recipe.
+
+baseline: always runs. soup: one model, a mean of ingredients. line: one model on the line from a
+reference model to a fine-tuned model. ensemble: the outputs of several models are mixed.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Generic[O]):
-    """A way to choose coefficients, with everything that is to be known about it.
+    """A method that chooses coefficients of a soup or ensemble, with its description.
 
     Attributes:
-        name: of the recipe, in specs; with dashes, the flag of the command line.
-        summary: what it does, in half a sentence.
-        paper: its source.
+        name: name in specs; with dashes, the flag of the command line.
+        summary: short description for users.
+        paper: source of the method.
         kind: see `Kind`.
-        costs: what choosing costs, in words: evaluations of one model on held-out data, of K
+        costs: cost of the choice in words: passes of one model over the held-out data, with K
             ingredients.
-        uses: what the choice looks at, in words.
-        passes: forward passes a sample that inference takes, in words.
-        options: their type, which checks and documents them.
-        choose: the implementation. It sees the pool and held-out scores through the selection, and
-            what the recipes before it chose; never a tensor of weights, a test split or a store.
-        cost: the cost in numbers, which the dry run and the progress bar ask for.
-        reads: bytes of weights that it reads, where that may be very many.
-        style: how figures show its entries.
+        uses: data that the choice uses, in words.
+        passes: forward passes per sample at inference, in words.
+        options: type of the options, which checks and documents them.
+        choose: the implementation. It uses the pool and held-out scores through the selection, and
+            the outcomes of earlier recipes; it has no access to weights, test data or the store.
+        cost: the cost in numbers, for the dry run and the progress bar.
+        reads: bytes of weights that the recipe reads; None unless this may be a very large number.
+        style: how figures show the entries.
     """
 
     name: str
@@ -126,14 +129,24 @@ class Recipe(Generic[O]):
         earlier: Earlier = Earlier(),  # noqa: B008 - immutable
         options: Mapping[str, Option] = MappingProxyType({}),
     ) -> list[Outcome]:
-        """What the recipe chooses, with `options` as a spec has them. Raises ConfigError."""
+        """Choose with this recipe. Raises ConfigError.
+
+        Args:
+            selection: the pool and its held-out scores.
+            earlier: outcomes of the recipes that ran before.
+            options: options as in a spec.
+        """
         return self.choose(selection, earlier, self.read(options, "options"))
 
     def read(self, options: Mapping[str, Option], source: str) -> O:
-        """The typed options; `source` names where they are written.
+        """Return the typed options.
+
+        Args:
+            options: options as in a spec.
+            source: names the place of the options, for the message.
 
         Raises:
-            ConfigError: an unknown option, or a value that is not allowed.
+            ConfigError: an option is unknown, or its value is not allowed.
         """
         fields = {field.name: field for field in msgspec.structs.fields(self.options)}
         for name, value in options.items():
@@ -152,7 +165,7 @@ class Recipe(Generic[O]):
         return msgspec.convert(dict(options), self.options)
 
     def allowed(self) -> dict[str, str]:
-        """By option, the values that are allowed, in words."""
+        """Return the allowed values of each option in words."""
         return {f.name: _in_words(f.type) for f in msgspec.structs.fields(self.options)}
 
 
@@ -164,7 +177,16 @@ def single(
     trace: Sequence[Step] = (),
     notes: Sequence[str] = (),
 ) -> list[Outcome]:
-    """The one outcome of a recipe, called as the recipe: a candidate, scored in full."""
+    """Score one candidate on all held-out samples and return it as the only outcome of a recipe.
+
+    Args:
+        selection: the pool and its held-out scores.
+        recipe: name of the recipe and of the outcome.
+        candidate: the model.
+        options: options to record.
+        trace: the steps of the choice.
+        notes: warnings for the user.
+    """
     (scores,) = selection.scores([candidate])
     return [
         Outcome(

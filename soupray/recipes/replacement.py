@@ -1,7 +1,8 @@
-"""Greedy soup with replacement: an ingredient may be added again, which raises its coefficient.
+"""Greedy soup with replacement: an ingredient can be added again to raise its coefficient.
 
-Passes over the pool, best held-out first; an ingredient is added if the mean with one more of it
-is strictly better on held-out data (equal would never end). It ends with a pass that adds nothing.
+Each pass goes over the pool, best held-out first. An ingredient is added if the mean with one more
+of it is strictly better on held-out data; with equality allowed, the passes would never end. The
+recipe stops after a pass that adds nothing, or after `passes` passes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, sin
 
 
 class ReplacementOptions(Options, frozen=True, kw_only=True):
-    """`passes` over the pool, at most."""
+    """`passes`: largest number of passes over the pool."""
 
     passes: Annotated[int, Meta(ge=1, le=100)] = 3
 

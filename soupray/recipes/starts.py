@@ -1,4 +1,4 @@
-"""What recipes that go on from another model start from: the best single one and the best soup."""
+"""The models from which other recipes continue: the best single model and the best soup."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from soupray.core.records import Scores
 from soupray.recipes.recipe import Earlier
 
 Model = WeightSoup | LayerSoup
-"""A model that is a set of coefficients, which can be interpolated exactly."""
+"""A model given by coefficients, which can be interpolated exactly."""
 
 
 def starts(selection: Selection, earlier: Earlier) -> list[tuple[str, Model]]:
-    """(name, theta_1): the best single model, and the soup best on held-out data if another."""
+    """Return (name, theta_1) for the best single model and for the best soup on held-out data.
+
+    A soup that equals the best single model is left out.
+    """
     (single,) = (o for o in earlier.outcomes if o.recipe == "best_single")
     soups = [o for o in earlier.soups if isinstance(o.candidate, Model)]
     best = sorted(soups, key=lambda o: (-selection.value(o.held_out), o.name))[:1]
@@ -29,10 +32,15 @@ def starts(selection: Selection, earlier: Earlier) -> list[tuple[str, Model]]:
 
 
 def named(selection: Selection, earlier: Earlier, name: str) -> tuple[str, Model]:
-    """(name, theta_1): the outcome called `name`, or the trial whose key begins so.
+    """Return (name, theta_1) of the outcome called `name`, or of the trial whose key starts so.
+
+    Args:
+        selection: the pool.
+        earlier: outcomes of the recipes that ran before.
+        name: name of an outcome, or the start of a trial's key.
 
     Raises:
-        ConfigError: none of them, or several trials.
+        ConfigError: no outcome or trial has this name, or several trials have it.
     """
     offered = {
         o.name: o.candidate
@@ -54,11 +62,17 @@ def named(selection: Selection, earlier: Earlier, name: str) -> tuple[str, Model
 
 
 LINES = 2
-"""Starts, at most: of recipes that go on from another model, so many lines."""
+"""Largest number of models that `starts` returns, and so of lines of a recipe."""
 
 
 def curve(candidates: list[Candidate], scores: list[Scores], chosen: int) -> tuple[Step, ...]:
-    """The trace of a grid of which one point is chosen."""
+    """Return the trace of a grid of candidates.
+
+    Args:
+        candidates: the points of the grid.
+        scores: their held-out scores.
+        chosen: index of the chosen point.
+    """
     return tuple(
         Step(candidate=c, result=s, accepted=i == chosen)
         for i, (c, s) in enumerate(zip(candidates, scores, strict=True))
@@ -66,9 +80,16 @@ def curve(candidates: list[Candidate], scores: list[Scores], chosen: int) -> tup
 
 
 def interpolate(anchor: str, theta_1: Model, numerator: int, grid: int) -> Model:
-    """(1 - a) anchor + a theta_1 with a = numerator / grid, in exact rationals.
+    """Return (1 - a) anchor + a theta_1 for a = numerator / grid, as exact fractions.
 
-    a = 0 is the anchor and a = 1 is theta_1, as equal records and hence as equal bytes.
+    For a = 0 and a = 1, the result is the record of the anchor and theta_1 itself, so the bytes are
+    equal too.
+
+    Args:
+        anchor: digest of the anchor.
+        theta_1: the other end of the line.
+        numerator: from 0 to `grid`.
+        grid: number of steps of the grid.
     """
     if numerator == 0:
         return mean_of([anchor])

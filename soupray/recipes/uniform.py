@@ -8,7 +8,7 @@ from soupray.recipes.recipe import TEAL, Cost, Earlier, Options, Recipe, Style, 
 
 
 def _uniform(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
-    """The held-out score is for the ranking only."""
+    """Return the mean of all ingredients; its held-out score is used only for the ranking."""
     return single(selection, "uniform", mean_of(selection.pool.checkpoints))
 
 

@@ -1,9 +1,11 @@
-"""VRF, variance reduction fine-tuning (arXiv:2411.06966, algorithm 1): an ensemble by sample.
+"""VRF, variance reduction fine-tuning (arXiv:2411.06966, algorithm 1): an ensemble per sample.
 
-The further a sample is from those that fine-tuning put right (the zero-shot failure set), the more
-the anchor is believed: omega = sigmoid(-(d - a) / b). a, b and k are chosen on held-out data, on a
-grid that spans the distances seen there; constant omegas, which make it an output-space ensemble
-(OSE), are among the choices, so that it is never below that on the data it was chosen on.
+The zero-shot failure set are training samples that the fine-tuned model gets right and the anchor
+gets wrong. The larger the distance d of a sample from this set, the larger the weight of the
+anchor: the fine-tuned model has weight omega = sigmoid(-(d - a) / b). a, b and k are chosen on
+held-out data, from a grid that covers the distances seen there. Constant values of omega, which
+give an output-space ensemble (OSE), are also candidates; so VRF is never worse than OSE of
+probabilities on held-out data.
 """
 
 from __future__ import annotations
@@ -16,17 +18,17 @@ from soupray.recipes.recipe import ENSEMBLE, Cost, Earlier, Options, Recipe
 from soupray.recipes.starts import LINES, starts
 
 NEIGHBOURS = (0.001, 0.01, 0.1)
-"""k as a share of the failure set; the paper has 0.001."""
+"""Values of k, as fractions of the size of the failure set; the paper uses 0.001."""
 
 QUANTILES = tuple(q / 10 for q in range(11))
-"""Of the held-out distances: the values of a."""
+"""Values of a, as quantiles of the held-out distances."""
 
 WIDTHS = (0.1, 0.3, 1.0, 3.0)
-"""b in units of the spread between the 10 % and the 90 % quantile."""
+"""Values of b, as multiples of the spread between the 10 % and the 90 % quantile."""
 
 
 def _vrf(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
-    """For the best single model, and for the best soup."""
+    """Return the VRF ensemble for the best single model and for the best soup."""
     return [
         _outcome(selection, name, fine_tuned) for name, fine_tuned in starts(selection, earlier)
     ]
@@ -50,7 +52,7 @@ def _outcome(selection: Selection, name: str, fine_tuned: WeightCandidate) -> Ou
     else:
         candidates += _grid(selection, fine_tuned, anchor, (hot, cold), found)
     scores = selection.scores(candidates)
-    # Many of the grid make the same decisions: the better calibrated one wins, then the first.
+    # Many candidates make the same decisions: the lower NLL breaks ties, then the order.
     values = [selection.value(s) for s in scores]
     best = max(range(len(candidates)), key=lambda i: (values[i], -scores[i].nll, -i))
     chosen = candidates[best]
@@ -102,7 +104,7 @@ def _grid(
 
 
 def quantiles(values: tuple[float, ...]) -> list[float]:
-    """At QUANTILES, of the sorted values, without interpolation."""
+    """Return the values at QUANTILES, without interpolation."""
     ranked = sorted(values)
     return [ranked[round(q * (len(ranked) - 1))] for q in QUANTILES]
 
@@ -116,7 +118,7 @@ VRF = Recipe(
     uses="training answers, held-out counts and NLL",
     passes="2",
     choose=_vrf,
-    # Answers of the anchor and of each start; then features of what one got right, one wrong.
+    # Anchor: one pass for answers. Each start: one for answers, at most one for features.
     cost=lambda pool, options: Cost(decided=LINES * len(NEIGHBOURS), train_passes=1 + 2 * LINES),
     style=ENSEMBLE,
 )

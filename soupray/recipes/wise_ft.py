@@ -1,9 +1,9 @@
 """WiSE-FT (arXiv:2109.01903): theta(a) = (1 - a) anchor + a theta_1, head included.
 
-theta_1 is the best single model, and the best soup if a recipe made one; or what is named. Three
-operating points are entered: a = 0.5, the paper's default without any data; the a that is best on
-held-out data (ties to the smaller a, which stays closer to the robust anchor); and the smallest a
-whose held-out score is within `eps` of the best.
+theta_1 is the best single model and, if a recipe made one, the best soup; or the model that an
+option names. There are three entries for each line: a = 0.5, the paper's default without any data;
+the best a on held-out data (the smaller a breaks ties, because it is closer to the robust anchor);
+and the smallest a whose held-out score is within `eps` of the best.
 """
 
 from __future__ import annotations
@@ -20,22 +20,28 @@ from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, Sty
 from soupray.recipes.starts import LINES, curve, interpolate, named, starts
 
 ALPHAS = tuple(Fraction(k, 20) for k in range(21))
-"""0, .05, ..., 1 as in the paper."""
+"""The grid 0, .05, ..., 1, as in the paper."""
 
 ROUNDING = 1e-9
-"""Shares are floats: less than one sample of any held-out set, more than their rounding."""
+"""Tolerance for scores in float64: smaller than one sample of any held-out set."""
 
 
 LINE_GRID = 5
-"""Alphas 0, .2, ..., 1 are evaluated on shifts, to draw the curve of WiSE-FT."""
+"""Number of steps of the grid 0, .2, ..., 1 that is evaluated on shifts for the figure."""
 
 DECIMALS = 6
-"""Of alphas, at most. Mixed with a mean of up to 500, products n * theta are exact in float64
-(`candidates.QUANTUM`)."""
+"""Largest number of decimals of an alpha.
+
+With it, products n * theta are exact in float64 for means of up to 500 models
+(`candidates.QUANTUM`).
+"""
 
 
 class WiseFtOptions(Options, frozen=True, kw_only=True):
-    """`alphas`: in place of the paper's grid. `eps`: of "within". `theta_1`: see `named`."""
+    """`alphas`: grid instead of the paper's. `eps`: tolerance of the point `within`.
+
+    `theta_1`: name of a soup, or the start of a trial's key, instead of the default models.
+    """
 
     alphas: Annotated[
         tuple[Annotated[float, Meta(ge=0, le=1)], ...] | None,
@@ -48,7 +54,7 @@ class WiseFtOptions(Options, frozen=True, kw_only=True):
     ] = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError, which msgspec reports, for what no type says."""
+        """Check what the types cannot express. Raises ValueError, which msgspec reports."""
         if self.alphas is not None and not all(round(a, DECIMALS) == a for a in self.alphas):
             raise ValueError("too many decimals")
         if self.alphas == () or self.theta_1 == "":
@@ -56,7 +62,7 @@ class WiseFtOptions(Options, frozen=True, kw_only=True):
 
 
 def _wise_ft(selection: Selection, earlier: Earlier, options: WiseFtOptions) -> list[Outcome]:
-    """Three outcomes for each line, the whole curve in their traces."""
+    """Return three outcomes for each line; their traces have the whole line."""
     grid, notes = grid_of(options.alphas)
     anchor = selection.pool.anchor.sha256
     outcomes = []
@@ -89,7 +95,13 @@ def _wise_ft(selection: Selection, earlier: Earlier, options: WiseFtOptions) -> 
 
 
 def grid_of(alphas: Sequence[float] | None) -> tuple[list[Fraction], tuple[str, ...]]:
-    """The decimals as exact fractions, sorted; 0, 1/2 and 1 are added if missing, with a note."""
+    """Return the grid of alphas as exact fractions, sorted, and notes for the user.
+
+    0, 1/2 and 1 are added if they are missing.
+
+    Args:
+        alphas: decimals between 0 and 1, or None for the grid of the paper.
+    """
     if alphas is None:
         return list(ALPHAS), ()
     asked = {Fraction(str(a)) for a in alphas}
@@ -100,7 +112,7 @@ def grid_of(alphas: Sequence[float] | None) -> tuple[list[Fraction], tuple[str, 
 
 
 def _cost(pool: PoolSize, options: WiseFtOptions) -> Cost:
-    """The end points of a line are there already."""
+    """Count only the inner points: the end points of a line are scored already."""
     inner = sum(0 < a < 1 for a in options.alphas or ALPHAS)
     lines = 1 if options.theta_1 else LINES
     scored, models = lines * inner, lines * LINE_GRID

@@ -1,1 +1,1 @@
-"""From records to leaderboards, figures and the tracker."""
+"""Turn records into leaderboards, figures, recipe files and runs of the tracker."""

@@ -1,4 +1,4 @@
-"""MLflow as a tracker: driver only, a few batched requests a run, bounded in time."""
+"""The MLflow tracker; it runs in the driver only, with a few batched requests for each run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# Read at import. Two tries of ten seconds instead of MLflow's four minutes a request.
+# Read at import. Two attempts of ten seconds instead of MLflow's four minutes per request.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -22,25 +22,25 @@ from soupray.core.errors import TrackingError, mask
 from soupray.core.ports import Champion, TrackedRun
 from soupray.core.records import digest
 
-logging.getLogger("alembic").setLevel(logging.WARNING)  # they tell of every migration
+logging.getLogger("alembic").setLevel(logging.WARNING)  # they log every migration
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 KEY, TYPE, DIGEST = "soupray.key", "soupray.kind", "soupray.digest"
 CANDIDATE = "soupray.candidate"
 PARENT = "mlflow.parentRunId"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens the UI on training runs
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens with training runs
 PAGE, BATCH = 1000, 800
 FEW = 20
-"""So many runs are looked up one by one: a list of all takes longer as a sweep goes on."""
+"""Up to this number, runs are searched one by one: listing all runs gets slower in a sweep."""
 
 
 class MlflowTracker:
-    """A `ports.Tracker` in one MLflow experiment.
+    """A `ports.Tracker` that writes into one MLflow experiment.
 
-    A run carries its key and the digest of what was written. Writing the same again finds the
-    digest and does nothing; a run that was half written is completed: MLflow ignores rows that it
-    has already. MLflow never changes a parameter, and keeps the points of an old curve: a run
-    whose parameters or tags are others now is deleted and written anew.
+    Each run has a key and the digest of its content. If the digest is equal, a second write does
+    nothing. An incomplete run is completed, because MLflow ignores rows that it already has. MLflow
+    never changes a parameter and keeps the points of old curves; therefore a run with changed
+    parameters or tags is deleted and written again.
     """
 
     def __init__(self, url: str, experiment: str, artifacts: str | None = None) -> None:
@@ -58,7 +58,11 @@ class MlflowTracker:
             )
 
     def write(self, runs: Sequence[TrackedRun]) -> None:
-        """See `ports.Tracker`. Raises TrackingError."""
+        """Create or complete `runs`, parents first. Raises TrackingError.
+
+        Args:
+            runs: the runs; a second call with equal runs changes nothing.
+        """
         with _mapped(self._url):
             parents = {run.parent for run in runs if run.parent} - self._parents.keys()
             known = self._parents | self._known({run.key for run in runs} | parents)
@@ -76,21 +80,33 @@ class MlflowTracker:
             self._parents = {key: known[key] for key in {r.parent for r in runs if r.parent}}
 
     def attach(self, key: str, files: Sequence[Path]) -> None:
-        """See `ports.Tracker`. Raises TrackingError."""
+        """Attach local files to a run. Raises TrackingError.
+
+        Args:
+            key: key of the run.
+            files: the files, which keep their names.
+        """
         with _mapped(self._url):
             run_id = self._known({key})[key].info.run_id
             for path in files:
                 self._client.log_artifact(run_id, str(path))
 
     def keep(self, kind: str, keys: Collection[str]) -> None:
-        """See `ports.Tracker`. MLflow only marks runs as deleted: its UI can restore them."""
+        """Delete the runs of this kind whose key is not in `keys`. Raises TrackingError.
+
+        MLflow only marks runs as deleted; its UI can restore them.
+        """
         with _mapped(self._url):
             for key, run in self._all().items():
                 if run.data.tags.get(TYPE) == kind and key not in keys:
                     self._client.delete_run(run.info.run_id)
 
     def register(self, champion: Champion) -> None:
-        """See `ports.Tracker`: an external model, whose weights stay in the store."""
+        """Make `champion` the champion of its registered model. Raises TrackingError.
+
+        It is registered as an external model, because its weights stay in the store. A candidate
+        that has a version already gets no new version.
+        """
         with _mapped(self._url):
             name, client = champion.model, self._client
             if not client.search_registered_models(f"name = '{name}'"):
@@ -117,7 +133,7 @@ class MlflowTracker:
             client.set_registered_model_alias(name, "champion", version.version)
 
     def _known(self, keys: Collection[str]) -> dict[str, Run]:
-        """Of the runs that we wrote, those with these keys."""
+        """Return the runs with these keys that soupray has written."""
         if len(keys) > FEW:
             return {key: run for key, run in self._all().items() if key in keys}
         found = {}
@@ -128,7 +144,7 @@ class MlflowTracker:
         return found
 
     def _all(self) -> dict[str, Run]:
-        """All runs of the experiment that we wrote, by key."""
+        """Return all runs of the experiment that soupray has written, by key."""
         known: dict[str, Run] = {}
         token = None
         while True:
@@ -152,16 +168,16 @@ class MlflowTracker:
         )
 
     def _link(self, there: Run, run: TrackedRun, known: dict[str, Run]) -> None:
-        """Its parent may have been written anew since."""
+        """Update the parent of a run, which may have been deleted and written again."""
         if run.parent is not None:
             parent = known[run.parent].info.run_id
             if there.data.tags.get(PARENT) != parent:
                 self._client.set_tag(there.info.run_id, PARENT, parent)
 
     def _fill(self, run_id: str, run: TrackedRun) -> None:
-        """Everything on one run in batches; its digest last, as the sign that it is complete.
+        """Write the content of a run in batches; the digest comes last and marks it as complete.
 
-        Of a batch MLflow writes the tags last.
+        MLflow writes the tags of a batch after its metrics and parameters.
         """
         when = int((run.finished or run.started) * 1000)
         metrics = [Metric(k, v, when, 0) for k, v in run.metrics.items()]
@@ -180,18 +196,18 @@ class MlflowTracker:
 
 @contextmanager
 def _mapped(url: str) -> Iterator[None]:
-    """Foreign exceptions as TrackingError."""
+    """Turn the exceptions of MLflow and its libraries into TrackingError."""
     try:
         yield
-    except Exception as error:  # MLflow lets requests', SQLAlchemy's and its own through
-        # Messages of requests quote the URL with its password.
+    except Exception as error:  # MLflow raises its own errors, and those of requests and SQLAlchemy
+        # Messages of the library requests contain the URL with its password.
         said = str(error).replace(url.rstrip("/"), mask(url).rstrip("/"))
         first = (said.strip() or type(error).__name__).splitlines()[0][:300]
         raise TrackingError(f"MLflow at {mask(url)}: {first}") from error
 
 
 def _contradicts(there: Run, run: TrackedRun) -> bool:
-    """Whether what is there was written of something else."""
+    """Return whether an existing run has other values for a parameter or tag."""
     params, tags = there.data.params, there.data.tags
     return any(params.get(k, v) != v for k, v in run.params.items()) or any(
         tags.get(k, v) != v for k, v in run.tags.items()
@@ -199,6 +215,10 @@ def _contradicts(there: Run, run: TrackedRun) -> bool:
 
 
 def ping(url: str) -> str:
-    """One read, for `doctor`: how many experiments there are. Raises TrackingError."""
+    """Read from MLflow once, for `doctor`; return the number of experiments as text.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
     with _mapped(url):
         return f"{len(MlflowClient(tracking_uri=url).search_experiments())} experiments"

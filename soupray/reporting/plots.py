@@ -1,4 +1,4 @@
-"""Figures: the numbers first, then the drawing. Tests check the numbers."""
+"""Figures. Separate functions compute the numbers, which tests check, and draw them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INK, MUTED = "#1a1a2e", "#9aa0b4"
 
 
 class Point(Record, frozen=True, kw_only=True):
-    """A model in the plane: ID accuracy (see `Robustness`) and mean shift accuracy."""
+    """A model in the robustness figure: ID accuracy (see `Robustness`) and mean shift accuracy."""
 
     name: str
     kind: str
@@ -28,10 +28,10 @@ class Point(Record, frozen=True, kw_only=True):
 
 
 class Robustness(Record, frozen=True, kw_only=True):
-    """What the robustness figure shows; `n` and `shift_n` clip the logits of 0 and 1.
+    """The numbers of the robustness figure; `n` and `shift_n` limit the logits of 0 and 1.
 
-    ID accuracy is held-out accuracy. With `same_classes`, where a shift has only some classes, it
-    is a mean over the shifts too: of ID test accuracy on the classes of each (arXiv:2109.01903).
+    ID accuracy is held-out accuracy. If a shift has only some classes (`same_classes`), it is a
+    mean over the shifts: the ID test accuracy on the classes of each shift (arXiv:2109.01903).
     """
 
     n: int
@@ -42,7 +42,7 @@ class Robustness(Record, frozen=True, kw_only=True):
 
 
 def line_candidates(outcomes: list[Outcome], pool: Pool) -> dict[str, list[Any]]:
-    """The candidates on each WiSE-FT line that the figure needs, by the name of theta_1."""
+    """Return the models on each WiSE-FT line of the figure, by the name of theta_1."""
     by_name: dict[str, Candidate] = {
         i.trial.key: mean_of([i.checkpoint.sha256]) for i in pool.ingredients
     }
@@ -58,7 +58,15 @@ def line_candidates(outcomes: list[Outcome], pool: Pool) -> dict[str, list[Any]]
 def robustness(
     entries: list[Entry], outcomes: list[Outcome], pool: Pool, basis: Basis, reported: Reported
 ) -> Robustness:
-    """Every ingredient, every entry, and the WiSE-FT lines."""
+    """Compute the points of the robustness figure: ingredients, entries and WiSE-FT lines.
+
+    Args:
+        entries: the leaderboard.
+        outcomes: what the recipes chose.
+        pool: the ingredients.
+        basis: the splits; at least one is a shift.
+        reported: scores by (model, name of the split).
+    """
     shifts = [s for s in basis.reported if s.role == "shift"]
     beside = _beside(shifts, reported)
 
@@ -89,9 +97,9 @@ def robustness(
 
 
 def _beside(shifts: list[Split], reported: Reported) -> list[str]:
-    """The part of ID test that each shift is compared with, if one of them has only some classes.
+    """Return the ID test splits to compare each shift with, if a shift has only some classes.
 
-    Nothing where ID test has no sample of them.
+    Empty if all shifts have all classes, or if ID test has no sample of the classes of a shift.
     """
     names = ["test" if s.label_map is None else f"test on {s.name}" for s in shifts]
     known = {name for _, name in reported}
@@ -102,8 +110,8 @@ def _beside(shifts: list[Split], reported: Reported) -> list[str]:
 def _lines(
     outcomes: list[Outcome], pool: Pool, point: Callable[[str, str, Candidate, float], Point]
 ) -> dict[str, list[Point]]:
-    """The points of the WiSE-FT lines, by the name of theta_1."""
-    # Held-out scores along a line are in the traces of its outcomes.
+    """Return the points of the WiSE-FT lines, by the name of theta_1."""
+    # The traces of the outcomes contain the held-out scores along a line.
     held_out = {
         step.candidate: step.result.accuracy
         for o in outcomes
@@ -122,7 +130,7 @@ def _lines(
 
 
 def draw_robustness(numbers: Robustness, path: Path) -> None:
-    """ID accuracy against mean shift accuracy, both axes logit-scaled."""
+    """Draw ID accuracy against mean shift accuracy into a file; both axes have a logit scale."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 5.4), layout="constrained")
     _draw_lines(axes, numbers)
@@ -137,7 +145,7 @@ def draw_robustness(numbers: Robustness, path: Path) -> None:
 
 
 def id_label(numbers: Robustness) -> str:
-    """What the accuracies of the horizontal axis are."""
+    """Return the label of the horizontal axis."""
     if numbers.same_classes:
         return "ID test accuracy on the same classes, mean over shifts"
     return "held-out accuracy (ID)"
@@ -190,12 +198,12 @@ def _all(numbers: Robustness) -> list[Point]:
 
 
 def _logit_ticks(axis: Any, values: list[float], n: int) -> None:
-    """Ticks at round accuracies within the range of the data."""
+    """Set ticks at round accuracies in the range of the data."""
     nice = [0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95]
     nice += [0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.999]
     low, high = min(values), max(values)
     shown = [t for t in nice if logit(low, n) - 0.15 <= logit(t, n) <= logit(high, n) + 0.15]
-    # Crowded ticks near 1 are thinned: at least a fifteenth of the axis between two of them.
+    # Ticks near 1 would overlap, so two ticks are at least a fifteenth of the axis apart.
     gap = (logit(high, n) - logit(low, n)) / 15
     kept: list[float] = []
     for tick in shown:
@@ -205,7 +213,7 @@ def _logit_ticks(axis: Any, values: list[float], n: int) -> None:
 
 
 class Trace(Record, frozen=True, kw_only=True):
-    """What the greedy trace shows: per step, the held-out accuracy tried and whether kept."""
+    """The numbers of the greedy trace: for each step, the accuracy, accepted or not, and best."""
 
     tried: list[float]
     accepted: list[bool]
@@ -213,7 +221,7 @@ class Trace(Record, frozen=True, kw_only=True):
 
 
 def greedy_trace(outcome: Outcome) -> Trace:
-    """The numbers of `draw_trace`; a rejection without a score shows its upper bound."""
+    """Return the numbers of `draw_trace`; a rejected step without a score shows its upper bound."""
     tried: list[float] = []
     accepted: list[bool] = []
     best: list[float] = []
@@ -227,7 +235,7 @@ def greedy_trace(outcome: Outcome) -> Trace:
 
 
 def draw_trace(trace: Trace, path: Path) -> None:
-    """Held-out accuracy of the soup with each ingredient in turn, kept or not."""
+    """Draw the held-out accuracy of a greedy soup with each ingredient in turn into a file."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     steps = list(range(1, len(trace.tried) + 1))
@@ -255,7 +263,18 @@ def draw_all(
     world: tuple[Pool, Basis],
     reported: Reported,
 ) -> Mapping[str, Path]:
-    """The figures that these outcomes allow, by name."""
+    """Draw the figures that these outcomes allow.
+
+    Args:
+        folder: where the files are written.
+        entries: the leaderboard.
+        outcomes: what the recipes chose.
+        world: the pool and its basis.
+        reported: scores by (model, name of the split).
+
+    Returns:
+        Paths of the figures, by file name.
+    """
     pool, basis = world
     drawn = {}
     if any(s.role == "shift" for s in basis.reported):
@@ -270,7 +289,7 @@ def draw_all(
 
 
 def pyplot() -> Any:
-    """Matplotlib without a screen, in the style of all our figures."""
+    """Return matplotlib's pyplot for drawing without a screen, in the style of all figures."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,4 +1,4 @@
-"""The leaderboard: ranked on held-out data, with everything else beside it."""
+"""The leaderboard: entries ranked by held-out data, with their test and shift scores."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from soupray.core.records import Basis, Metric, Pool, Record, Scores
 from soupray.maths.metrics import clopper_pearson, discordant, mcnemar, value
 
 Reported = Mapping[tuple[Candidate, str], Scores]
-"""Scores by (candidate, name of a test or shift split).
+"""Scores by (candidate, name of a split that is reported).
 
-Under `test on NAME`: ID test on the classes of that shift, if it has only some.
+The name `test on NAME` means ID test on the classes of the shift NAME, if it has only some.
 """
 
 
 class Measured(Record, frozen=True, kw_only=True):
-    """A score with its exact 95 % interval (Clopper-Pearson)."""
+    """Scores of a model, with the exact 95 % interval of the accuracy (Clopper-Pearson)."""
 
     n: int
     correct: int
@@ -43,15 +43,15 @@ class Measured(Record, frozen=True, kw_only=True):
     worst_class: float
 
     def by(self, metric: Metric) -> float:
-        """The metric as a number of which more is better."""
+        """Return the metric as a number where higher is better: the NLL is negated."""
         return -self.nll if metric == "nll" else float(getattr(self, metric))
 
 
 class Versus(Record, frozen=True, kw_only=True):
-    """Against the best single model: on how many samples only one of the two is right.
+    """Comparison with the best single model: number of samples that only one of the two gets right.
 
-    `p` is McNemar's exact test, on ID test only: held-out data chose both models, so that a
-    p-value there would mean nothing.
+    `p` is the p-value of McNemar's exact test. It is given for ID test only: both models were
+    chosen on held-out data, so a p-value on held-out data would be meaningless.
     """
 
     only_this: int
@@ -62,8 +62,8 @@ class Versus(Record, frozen=True, kw_only=True):
 class Entry(Record, frozen=True, kw_only=True):
     """A row of the leaderboard.
 
-    `test_on_classes`: by shift, ID accuracy on its classes, if it has only some of them: what its
-    accuracy is to be compared with.
+    `test_on_classes`: for each shift that has only some classes, the ID accuracy on these classes.
+    The accuracy on the shift has to be compared with this value.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Entry(Record, frozen=True, kw_only=True):
 
 
 def measured(scores: Scores) -> Measured:
-    """The scores as a leaderboard shows them."""
+    """Return the scores in the form of the leaderboard."""
     low, high = clopper_pearson(scores.correct, scores.n)
     return Measured(
         n=scores.n,
@@ -103,13 +103,13 @@ def measured(scores: Scores) -> Measured:
 
 
 def names_of(pool: Pool) -> dict[str, str]:
-    """What a checkpoint is called, by its digest: a trial's key, or the anchor."""
+    """Return the name of each checkpoint by digest: a trial's key, `init`, or the anchor's name."""
     names = {i.checkpoint.sha256: i.trial.key for i in reversed(pool.ingredients)}
     return {pool.init.sha256: "init", pool.anchor.sha256: pool.anchor_name, **names}
 
 
 def shift_mean(shifts: Mapping[str, Measured]) -> float:
-    """Mean of the per-data-set accuracies, never pooled over samples; 0 without shifts."""
+    """Return the mean of the accuracies of the shifts, each with equal weight; 0 without shifts."""
     return sum(m.accuracy for m in shifts.values()) / len(shifts) if shifts else 0.0
 
 
@@ -121,10 +121,19 @@ def leaderboard(
     metric: Metric = "accuracy",
     bodies: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Entry]:
-    """All outcomes, best first: metric on rank (else held-out) data, inference cost, name.
+    """Return all outcomes as entries, best first.
 
-    `bodies`: see `forward_passes`. The order never depends on `reported`. Outcomes that chose the
-    same model are all listed: that two recipes agree is a result.
+    The order is: metric on rank data (or held-out data without a rank split), inference cost, name.
+    It never depends on test or shift scores. Outcomes with the same model are all listed, because
+    it is a result that two recipes agree.
+
+    Args:
+        outcomes: what the recipes chose, with `best_single` among them.
+        pool: the ingredients.
+        basis: the splits.
+        reported: scores by (model, name of the split).
+        metric: the metric that ranks the entries.
+        bodies: for each checkpoint, the digest of its body; see `forward_passes`.
     """
     best = next(o for o in outcomes if o.recipe == "best_single")
     entries = [_entry(o, best, pool, basis, reported, bodies) for o in outcomes]
@@ -134,15 +143,19 @@ def leaderboard(
 
 
 def ranked_on(entry: Entry) -> Measured:
-    """The score that decides an entry's place: on `rank` data if there are any, else held-out."""
+    """Return the scores that rank an entry: on the split `rank` if there is one, else held-out."""
     return entry.rank or entry.held_out
 
 
 def forward_passes(candidate: Candidate, bodies: Mapping[str, str]) -> int:
-    """How often a sample goes through a body: members that share one differ in their heads only.
+    """Return how many forward passes through a body one sample takes.
 
-    `bodies`: by checkpoint, the digest of its body. An exact mean of equal tensors is that tensor;
-    a quotient of Fisher sums need not be.
+    Members with equal bodies differ only in their heads and share a forward pass. An exact mean of
+    equal tensors is the same tensor, but a quotient of Fisher sums may differ.
+
+    Args:
+        candidate: the model.
+        bodies: for each checkpoint, the digest of its body.
     """
 
     def body(member: WeightCandidate) -> object:
@@ -196,7 +209,7 @@ def _entry(
 
 
 def _size(candidate: Candidate, pool: Pool) -> int:
-    """Bytes of the models to keep, and of VRF's failure set."""
+    """Return the bytes of the models that inference needs, and of the failure set of VRF."""
     sizes = {i.checkpoint.sha256: i.checkpoint.size_bytes for i in pool.ingredients}
     sizes |= {m.sha256: m.size_bytes for m in (pool.init, pool.anchor)}
     models = sum(sizes[m.checkpoints[0]] for m in candidate.members)
@@ -204,7 +217,12 @@ def _size(candidate: Candidate, pool: Pool) -> int:
 
 
 def best_soup(entries: list[Entry], outcomes: list[Outcome]) -> Outcome:
-    """The highest entry that is one model of two or more checkpoints, else of one."""
+    """Return the best outcome that is one model of several checkpoints, else of one checkpoint.
+
+    Args:
+        entries: the leaderboard, best first.
+        outcomes: what the recipes chose.
+    """
     by_name = {o.name: o for o in outcomes}
     models = [
         o
@@ -216,13 +234,13 @@ def best_soup(entries: list[Entry], outcomes: list[Outcome]) -> Outcome:
 
 
 def model_of(outcome: Outcome) -> WeightCandidate:
-    """The one model of a soup."""
+    """Return the model of an outcome that is not an ensemble."""
     assert not isinstance(outcome.candidate, OutputEnsemble | VRFEnsemble)
     return outcome.candidate
 
 
 def as_csv(entries: list[Entry]) -> str:
-    """The leaderboard as a table: one row an entry, accuracies and intervals as shares."""
+    """Return the leaderboard as CSV: one row per entry; accuracies and intervals from 0 to 1."""
     shifts = list(entries[0].shifts)
     header = ["rank", "name", "recipe", "ingredients", "rank_accuracy"]
     for name in ("held_out", "test"):

@@ -1,4 +1,4 @@
-"""Recipe files: a few hundred bytes from which a soup's exact weights can be made again."""
+"""Recipe files: a small JSON file from which the exact weights of a soup can be rebuilt."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from soupray.tasks import task_of
 
 
 class Foreign(Record, frozen=True, kw_only=True):
-    """Checkpoints in an ensemble that come from the pool of another spec."""
+    """Checkpoints of an ensemble that come from the pool of another spec, with that spec."""
 
     checkpoints: tuple[str, ...]
     spec: dict[str, Any]
 
 
 class RecipeFile(Record, frozen=True, kw_only=True):
-    """What a soup is made of. `sha256` is that of its safetensors file, once it was made.
+    """How a soup is made. `sha256` is the digest of its safetensors file, or None if not made yet.
 
-    `ingredients` names the checkpoints for people: trial key, zero_shot or init. `spec` says where
-    the store is and what the model is; it holds no secret. `statistics` are the BatchNorm buffers
-    that soups were evaluated with, by the digest of the soup.
+    `ingredients` names the checkpoints for readers: the trial's key, zero_shot or init. `spec`
+    gives the store and the model; it contains no secret. `statistics` are the BatchNorm buffers
+    with which soups were evaluated, by the digest of the soup.
     """
 
     format: Literal[1] = 1
@@ -48,7 +48,7 @@ class RecipeFile(Record, frozen=True, kw_only=True):
 
 
 def read_recipe(path: Path) -> RecipeFile:
-    """Raises ConfigError if the file is missing or not a recipe file."""
+    """Read a recipe file. Raises ConfigError if it is missing or not valid."""
     try:
         return decode(path.read_bytes(), RecipeFile)
     except OSError as error:
@@ -61,12 +61,16 @@ def read_recipe(path: Path) -> RecipeFile:
 
 
 def spec_of(recipe: RecipeFile) -> SweepSpec:
-    """The spec that the recipe was made under."""
+    """Return the spec with which the recipe was made."""
     return parse_data(recipe.spec, f"the spec in recipe {recipe.name}")
 
 
 def specs_of(recipe: RecipeFile) -> dict[str, SweepSpec]:
-    """The specs of an ensemble's checkpoints, that of most under ""."""
+    """Return the specs of an ensemble's checkpoints.
+
+    Returns:
+        Specs by checkpoint for checkpoints of other specs; the key "" has the spec of all others.
+    """
     specs = {"": spec_of(recipe)}
     for foreign in recipe.foreign:
         spec = parse_data(foreign.spec, f"a spec in recipe {recipe.name}")
@@ -75,11 +79,19 @@ def specs_of(recipe: RecipeFile) -> dict[str, SweepSpec]:
 
 
 def rebuild(recipe: RecipeFile, place: Place, output: Path) -> str:
-    """Write the soup's safetensors file again; returns its SHA-256.
+    """Write the safetensors file of the soup again.
+
+    Args:
+        recipe: the recipe.
+        place: the store.
+        output: the file to write.
+
+    Returns:
+        The SHA-256 of the file, in hexadecimal.
 
     Raises:
-        ConfigError: an ensemble, which is several models.
-        ChecksumMismatch: the bytes are not those of the first time.
+        ConfigError: the recipe is an ensemble, which has several models.
+        ChecksumMismatch: the bytes differ from the first time.
         NotFound: an ingredient is no longer in the store.
     """
     candidate = _one_model(recipe)
@@ -100,10 +112,18 @@ def rebuild(recipe: RecipeFile, place: Place, output: Path) -> str:
 
 
 def export(recipe: RecipeFile, place: Place, folder: Path) -> str:
-    """Write the soup as the library of its task stores it; returns how the library loads it.
+    """Write the soup in the format of the library of its task.
+
+    Args:
+        recipe: the recipe.
+        place: the store.
+        folder: where the files are written.
+
+    Returns:
+        The code with which the library loads the soup.
 
     Raises:
-        ConfigError: an ensemble, which is several models.
+        ConfigError: the recipe is an ensemble, which has several models.
         NotFound: an ingredient is no longer in the store.
     """
     weights = weights_of(_one_model(recipe), recipe, _checkpoints(place))
@@ -128,7 +148,7 @@ def _checkpoints(place: Place) -> Checkpoints:
 def weights_of(
     member: WeightCandidate, recipe: RecipeFile, checkpoints: Checkpoints
 ) -> dict[str, torch.Tensor]:
-    """All tensors of one of the recipe's models, as they were evaluated."""
+    """Return all tensors of one model of the recipe, exactly as they were evaluated."""
     weights = dict(Mixer(checkpoints.open).tensors(member))
     if member.digest in recipe.statistics:
         weights |= checkpoints.load_blob(recipe.statistics[member.digest].sha256)

@@ -1,4 +1,4 @@
-"""What a soup run leaves: files in a folder, the same in the store, and runs in the tracker."""
+"""Write the results of a soup run into a folder, into the store and into the tracker."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ LEADERBOARD = "leaderboard.json"
 RUNS = "runs.json"
 CHAMPION = "champion.json"
 SHOWN = (LEADERBOARD, "leaderboard.csv", "robustness.png", "greedy_trace.png")
-"""What the tracker shows beside the sweep."""
+"""Files that the tracker shows with the run of the sweep."""
 
 
 class SoupResult(NamedTuple):
-    """All that a soup run found, best entry first."""
+    """All results of a soup run, best entry first."""
 
     entries: list[Entry]
     outcomes: list[Outcome]
@@ -49,15 +49,23 @@ class SoupResult(NamedTuple):
 
 
 def slug(name: str) -> str:
-    """A file name of an entry's name: wise_ft(greedy, best) is wise_ft_greedy_best."""
+    """Return a file name for an entry: wise_ft(greedy, best) becomes wise_ft_greedy_best."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Path]:
-    """Leaderboard, figures, recipe files and the soup's weights, in `output` and in the store.
+    """Write leaderboard, figures, recipe files and the best soup to `output` and the store.
 
-    The store's copies are views that a later run may replace; the choices and scores that they
-    are made of are create-only.
+    A later run may replace these files in the store. The choices and scores behind them are never
+    overwritten. The weights are in the store already and are only copied to `output`.
+
+    Args:
+        result: the results of the run.
+        spec: the spec under which the results are stored.
+        output: local folder.
+
+    Returns:
+        Paths of the leaderboard, the figures and the weights.
     """
     output.mkdir(parents=True, exist_ok=True)
     earlier = recipes_in(output)
@@ -85,12 +93,18 @@ def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Pat
 
 
 def recipes_in(output: Path) -> dict[Path, bytes]:
-    """The recipe files of a folder, by path."""
+    """Return the content of the recipe files in a folder, by path."""
     return {path: path.read_bytes() for path in output.glob("*.recipe.json")}
 
 
 def remove_stale(output: Path, earlier: dict[Path, bytes], current: set[str]) -> None:
-    """Delete what an earlier run with other recipes left: it would look like part of this one."""
+    """Delete files of an earlier run with other recipes, so that they do not look current.
+
+    Args:
+        output: folder of the results.
+        earlier: recipe files before this run, from `recipes_in`.
+        current: names of the files of this run.
+    """
     for recipe, data in earlier.items():
         if recipe.name not in current:
             recipe.unlink()
@@ -101,9 +115,18 @@ def remove_stale(output: Path, earlier: dict[Path, bytes], current: set[str]) ->
 
 
 def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
-    """Fetch the results of `spec` from the store. Raises NotFound, CheckpointError.
+    """Copy the results of `spec` from the store into `output`.
 
-    No file is written before all of them but the weights are here, whole.
+    All files except the weights are read completely before the first one is written.
+
+    Args:
+        spec: the sweep.
+        home: folder for the state of this machine.
+        output: local folder.
+
+    Raises:
+        NotFound: there are no results.
+        CheckpointError: a file cannot be read.
     """
     place = start_services(spec, home).place
     store = place.open_store()
@@ -126,7 +149,7 @@ def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
 
 
 def stored_leaderboard(spec: SweepSpec, home: Path) -> tuple[list[Entry], Basis]:
-    """The leaderboard of the last soup. Raises NotFound if there is none."""
+    """Return the leaderboard of the last soup, and the basis. Raises NotFound if there is none."""
     store = start_services(spec, home).place.open_store()
     basis = find_basis(store, spec)
     entries = find_record(store, _in_store(spec, LEADERBOARD), list[Entry])
@@ -136,9 +159,9 @@ def stored_leaderboard(spec: SweepSpec, home: Path) -> tuple[list[Entry], Basis]
 
 
 def publish(spec: SweepSpec, home: Path) -> int:
-    """Complete the tracker from the store; returns how many runs it now has of this sweep.
+    """Complete the tracker from the store, and return how many runs this sweep has.
 
-    Idempotent: what is there already is left alone. Raises TrackingError, StoreError.
+    Runs that are already complete are not changed. Raises TrackingError, StoreError.
     """
     services = start_services(spec, home)
     store = services.place.open_store()
@@ -157,7 +180,7 @@ def publish(spec: SweepSpec, home: Path) -> int:
 
 
 def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
-    """All runs of a sweep that the store knows of, parents first."""
+    """Return all runs of a sweep that are in the store, parents first. Raises NotFound."""
     state = find_state(store, spec)
     if state is None:
         raise NotFound(f"nothing was swept with this spec ({spec.name}) in {store.url}.")
@@ -171,7 +194,13 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
 
 
 def publish_soup(result: SoupResult, spec: SweepSpec, files: list[Path]) -> None:
-    """Runs and figures of a soup into the tracker. Raises TrackingError."""
+    """Write the runs and figures of a soup into the tracker. Raises TrackingError.
+
+    Args:
+        result: the results of the run.
+        spec: the spec of the sweep.
+        files: local files; those in SHOWN are attached.
+    """
     tracker = open_tracker(spec, result.services)
     runs = stored_runs(result.services.place.open_store(), spec)
     _index(tracker, runs, _champion(result, spec))
@@ -179,7 +208,7 @@ def publish_soup(result: SoupResult, spec: SweepSpec, files: list[Path]) -> None
 
 
 def _champion(result: SoupResult, spec: SweepSpec) -> Champion:
-    """The best soup as the registry of models has it: by where its weights are."""
+    """Return the best soup as an entry of the model registry, with the URL of its weights."""
     return Champion(
         model=f"soupray-{spec.name}",
         entry=entry_key(spec, result.soup.name),
@@ -191,7 +220,7 @@ def _champion(result: SoupResult, spec: SweepSpec) -> Champion:
 
 
 def _index(tracker: Tracker, runs: list[TrackedRun], champion: Champion | None) -> None:
-    """Write `runs`; an entry of an earlier leaderboard goes: it would keep its old rank."""
+    """Write `runs`, and remove entries of an earlier leaderboard, whose ranks are outdated."""
     tracker.write(runs)
     tracker.keep("entry", {run.key for run in runs})
     if champion is not None:
@@ -199,7 +228,7 @@ def _index(tracker: Tracker, runs: list[TrackedRun], champion: Champion | None) 
 
 
 def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
-    """The entries, and the trials again, now with test and shifts."""
+    """Return the runs of the entries, and of the ingredients with their test and shift scores."""
     runs = []
     for ingredient in result.pool.ingredients:
         candidate = mean_of([ingredient.checkpoint.sha256])
@@ -217,7 +246,7 @@ def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
 
 
 def encode_pretty(record: object) -> bytes:
-    """JSON that people read: indented, keys in the record's own order."""
+    """Return indented JSON with keys in the order of the record."""
     import msgspec
 
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
@@ -243,7 +272,7 @@ def _recipe(outcome: Outcome, result: SoupResult, spec: SweepSpec) -> RecipeFile
 
 
 def _foreign(outcome: Outcome, result: SoupResult) -> tuple[Foreign, ...]:
-    """By spec, the checkpoints of an outcome that are of another pool."""
+    """Return the checkpoints of an outcome that come from other pools, grouped by spec."""
     found: dict[str, Foreign] = {}
     for sha in outcome.candidate.checkpoints:
         spec = result.foreign.get(sha)

@@ -1,8 +1,8 @@
-"""From records to tracked runs: one for the sweep, one a trial, one a leaderboard entry.
+"""Turn records into runs of the tracker: the sweep, its trials and its leaderboard entries.
 
-The same metric names everywhere, so that a soup and a trial can be compared side by side; test
-and shift metrics are there only after the choice. MLflow's pages group metrics by the part before
-the slash and open on the first ones by name: that is why the measure comes first.
+All runs use the same metric names, so that soups and trials can be compared. Test and shift metrics
+exist only after the recipes have chosen. MLflow's pages group metrics by the part before the slash
+and show the first names first; therefore names start with the measure, as in `accuracy/test`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,17 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 
 SHORT = 8
-"""Characters of a trial's key in a run's name."""
+"""Number of characters of a trial's key in the name of its run."""
 
 
 def sweep_run(spec: SweepSpec, started: float, finished: float | None = None) -> TrackedRun:
-    """The parent of all runs of a sweep."""
+    """Return the run of a sweep, which is the parent of its other runs.
+
+    Args:
+        spec: the sweep.
+        started: seconds since the epoch.
+        finished: seconds since the epoch; None while the sweep runs.
+    """
     return TrackedRun(
         key=spec.name,
         kind="sweep",
@@ -52,7 +58,14 @@ def trial_run(
     test: Scores | None = None,
     shifts: Mapping[str, Scores] | None = None,
 ) -> TrackedRun:
-    """A trial; `test` and `shifts` are its scores there, once the soups are chosen."""
+    """Return the run of a trial.
+
+    Args:
+        spec: the sweep.
+        manifest: the record of the trial.
+        test: scores on ID test, after the soups are chosen.
+        shifts: scores by shift, after the soups are chosen.
+    """
     trial = manifest.trial
     metrics: dict[str, float] = {}
     tags = {"soupray.status": "diverged"}
@@ -86,14 +99,22 @@ def trial_run(
 
 
 def entry_key(spec: SweepSpec, name: str) -> str:
-    """Of a leaderboard entry, in the tracker."""
+    """Return the key of a leaderboard entry in the tracker."""
     return f"{spec.name}/entry/{name}"
 
 
 def entry_run(
     spec: SweepSpec, entry: Entry, outcome: Outcome, rank: int, when: float
 ) -> TrackedRun:
-    """A leaderboard entry, with the recipe's trace as a curve."""
+    """Return the run of a leaderboard entry, with the trace of the recipe as a curve.
+
+    Args:
+        spec: the sweep.
+        entry: the entry.
+        outcome: what the recipe chose.
+        rank: place on the leaderboard, from 1.
+        when: seconds since the epoch.
+    """
     metrics = comparable(entry.held_out, entry.test, entry.shifts)
     if entry.rank is not None:
         metrics["accuracy/rank"] = entry.rank.accuracy
@@ -122,7 +143,7 @@ def entry_run(
 def comparable(
     held_out: Measured, test: Measured | None, shifts: Mapping[str, Measured]
 ) -> dict[str, float]:
-    """The metrics that every trial and every entry has, under the same names."""
+    """Return the metrics that all trials and entries have, under the same names."""
     metrics: dict[str, float] = {}
     for name, m in (("held_out", held_out), ("test", test)):
         if m is not None:
@@ -133,13 +154,13 @@ def comparable(
 
 
 def _first(spec: SweepSpec) -> dict[str, float | int | str]:
-    """Hyperparameters of the first trial; none if all models are imported."""
+    """Return the hyperparameters of the first trial; empty if all models are imported."""
     trials = plan(spec)
     return trials[0].hparams if trials else {}
 
 
 def _varied(spec: SweepSpec) -> set[str]:
-    """Hyperparameters that differ between trials; the others are the sweep's."""
+    """Return the names of the hyperparameters that differ between trials."""
     trials = plan(spec)
     return {n for n in _first(spec) if len({t.hparams[n] for t in trials}) > 1}
 
@@ -149,7 +170,7 @@ def _params(values: Mapping[str, float | int | str]) -> dict[str, str]:
 
 
 def _curves(manifest: Manifest) -> dict[str, tuple[tuple[int, float], ...]]:
-    """By epoch: what it measured, and the metric that chose the best one, if that is another."""
+    """Return curves by epoch: training loss, held-out accuracy, and the metric if it is another."""
     history, metric = manifest.history, manifest.trial.metric
     if not history:
         return {}
@@ -165,7 +186,10 @@ def _curves(manifest: Manifest) -> dict[str, tuple[tuple[int, float], ...]]:
 
 
 def _alphas(outcome: Outcome) -> list[float]:
-    """Of the points of a line, by the anchor's share in them: it falls from 1 to theta_1's."""
+    """Return the alpha of each point of a line, from the coefficient of the anchor.
+
+    The coefficient falls from 1 at the anchor to the coefficient that theta_1 itself has.
+    """
     points = [step.candidate for step in outcome.trace]
     anchor = points[0].checkpoints[0]
     shares = [dict(zip(p.checkpoints, p.coefficients, strict=True)).get(anchor, 0) for p in points]
@@ -173,7 +197,7 @@ def _alphas(outcome: Outcome) -> list[float]:
 
 
 def _trace(outcome: Outcome) -> dict[str, tuple[tuple[int, float], ...]]:
-    """Held-out accuracy of what was tried, by step (greedy) or by 100 alpha (WiSE-FT)."""
+    """Return the held-out accuracy of what was tried, by step or (WiSE-FT) by 100 alpha."""
     steps = [
         (number, step.result.accuracy, step.accepted)
         for number, step in enumerate(outcome.trace)

@@ -1,4 +1,4 @@
-"""Which tracker a sweep has, and the one in memory: `tracking: off` uses it, and tests read it."""
+"""Open the tracker of a sweep, and a tracker in memory for `tracking: off` and for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from soupray.spec.sweep_spec import SweepSpec
 
 
 class MemoryTracker:
-    """A `ports.Tracker` that is a dictionary."""
+    """A `ports.Tracker` that keeps everything in memory."""
 
     def __init__(self) -> None:
         self.runs: dict[str, TrackedRun] = {}
@@ -19,25 +19,25 @@ class MemoryTracker:
         self.champions: list[Champion] = []
 
     def write(self, runs: Sequence[TrackedRun]) -> None:
-        """See `ports.Tracker`."""
+        """Keep `runs` by key; a run replaces an earlier one with the same key."""
         self.runs |= {run.key: run for run in runs}
 
     def attach(self, key: str, files: Sequence[Path]) -> None:
-        """See `ports.Tracker`."""
+        """Add files to the run with this key."""
         self.files.setdefault(key, []).extend(files)
 
     def keep(self, kind: str, keys: Collection[str]) -> None:
-        """See `ports.Tracker`."""
+        """Remove the runs of this kind whose key is not in `keys`."""
         self.runs = {k: run for k, run in self.runs.items() if run.kind != kind or k in keys}
 
     def register(self, champion: Champion) -> None:
-        """See `ports.Tracker`."""
+        """Add `champion` to the list of champions, unless it is there."""
         if champion not in self.champions:
             self.champions.append(champion)
 
 
 def open_tracker(spec: SweepSpec, services: Services) -> Tracker:
-    """The tracker of `spec`; one in memory if tracking is off. Raises TrackingError."""
+    """Return the tracker of `spec`, in memory if tracking is off. Raises TrackingError."""
     if services.tracking_url is None:
         return MemoryTracker()
     from soupray.reporting.mlflow import MlflowTracker

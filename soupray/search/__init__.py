@@ -1,1 +1,1 @@
-"""Which trials a sweep has: the plan, adaptive search, and how far the sweep is."""
+"""The trials of a sweep: the plan, adaptive search, and the state of the sweep."""

@@ -1,7 +1,7 @@
-"""The history of a search: which trials a sampler suggested, and which ones a scheduler stopped.
+"""The history of a search: trials that a sampler suggested, and trials that a scheduler stopped.
 
-A search is known by a digest of everything that shapes its points but for their number, so that
-more trials go on where fewer ended.
+A search is identified by a digest of everything that determines its points, except the number of
+trials. A sweep with more trials therefore continues the search of a sweep with fewer trials.
 """
 
 from __future__ import annotations
@@ -14,34 +14,38 @@ from soupray.store.objects import Store, create_record, read_record
 
 
 class Suggested(Record, frozen=True, kw_only=True):
-    """A trial that a sampler suggested, at a point: a number in [0, 1) for each dimension."""
+    """A trial that a sampler suggested, and its point: one number in [0, 1) per dimension."""
 
     point: tuple[float, ...]
     planned: PlannedTrial
 
 
 class Stopped(Record, tag="stopped", frozen=True, kw_only=True):
-    """A trial that a scheduler stopped for good: under-trained, so no ingredient."""
+    """A trial that the scheduler stopped; it is not fully trained, so it is not an ingredient."""
 
     trial: Trial
     last: EpochRecord
 
 
 def search_key(spec: SweepSpec, basis: Basis) -> str:
-    """The digest of the search of `spec`: 16 hexadecimal digits."""
+    """Return the digest that identifies the search of `spec`: 16 hexadecimal digits."""
     search = spec.search.model_dump(mode="json", exclude={"trials"})
     shaping = [search, spec.seed, basis.key, spec.setting, spec.training.record()]
     return digest(shaping if spec.metric == "accuracy" else [*shaping, spec.metric])[:16]
 
 
 def create_suggestion(store: Store, spec: SweepSpec, basis: Basis, made: Suggested) -> Suggested:
-    """Store a suggestion before its trial runs; returns the one that counts. Raises StoreError."""
+    """Store a suggestion before its trial runs, and return the one that is in the store.
+
+    If another process has stored a suggestion with this index first, that one is returned. Raises
+    StoreError.
+    """
     path = layout.suggestion(spec.name, search_key(spec, basis), made.planned.index)
     return create_record(store, path, made)
 
 
 def find_suggested(store: Store, spec: SweepSpec, basis: Basis) -> list[Suggested]:
-    """What was suggested so far, in order, of the trials that the spec has now."""
+    """Return the stored suggestions in order, up to the number of trials in the spec."""
     paths = store.list(layout.suggestions(spec.name, search_key(spec, basis)))
     found = [read_record(store, path, Suggested) for path in paths]
     return [one for one in found if one.planned.index < spec.search.trials]
@@ -53,7 +57,7 @@ def create_stopped(store: Store, spec: SweepSpec, basis: Basis, made: Stopped) -
 
 
 def find_stopped(store: Store, spec: SweepSpec, basis: Basis) -> set[str]:
-    """Keys of the trials that the scheduler of this sweep stopped."""
+    """Return the keys of the trials that the scheduler of this sweep stopped."""
     if spec.search.scheduler == "fifo":
         return set()
     return set(map(layout.stem, store.list(layout.all_stopped(spec.name, search_key(spec, basis)))))

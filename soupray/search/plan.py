@@ -1,4 +1,4 @@
-"""The plan of a sweep: a pure function of its spec, whatever completes first and whatever fails."""
+"""The plan of a sweep; it depends only on the spec, not on which trials finish or fail."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from soupray.spec.space import Dimension, Space, Value
 from soupray.spec.sweep_spec import SweepSpec
 
 CODE_VERSION = "2"
-"""Of everything that turns a trial's record into weights. Raise it when training changes, so
-that trials of older code are not taken for trials of this one."""
+"""Version of the code that turns a trial's record into weights.
+
+Increase it when training changes, so that results of older code are not reused.
+"""
 
 
 class PlannedTrial(Record, frozen=True, kw_only=True):
-    """A point of the plan: resolved hyperparameters and a seed."""
+    """A trial of the plan: its index, hyperparameters and seed."""
 
     index: int
     hparams: dict[str, Value]
@@ -26,10 +28,10 @@ class PlannedTrial(Record, frozen=True, kw_only=True):
 
 
 def plan(spec: SweepSpec) -> list[PlannedTrial]:
-    """All trials of `spec`, in order.
+    """Return all trials of `spec` in order.
 
-    Each random point has a generator of its own, keyed by (sweep seed, index): a longer plan
-    starts with the shorter one. QMC points are one scrambled Sobol sequence, which has the same
+    Each random point has its own generator, seeded by (seed of the sweep, index), so a longer plan
+    starts with the shorter one. QMC points are a scrambled Sobol sequence, which has the same
     property.
     """
     draw = _POINTS[spec.search.sampler]
@@ -38,13 +40,19 @@ def plan(spec: SweepSpec) -> list[PlannedTrial]:
 
 
 def dimensions_of(spec: SweepSpec) -> list[str]:
-    """Hyperparameters that differ from trial to trial: the coordinates of a point."""
+    """Return the hyperparameters that differ between trials: the coordinates of a point."""
     space = spec.search.space
     return [n for n in Space.model_fields if isinstance(getattr(space, n), Dimension)]
 
 
 def planned_at(spec: SweepSpec, index: int, point: Sequence[float]) -> PlannedTrial:
-    """Trial `index` at `point`, a number in [0, 1) for each dimension."""
+    """Return the planned trial at a point of the search space.
+
+    Args:
+        spec: the spec of the sweep.
+        index: index of the trial, from 0.
+        point: one number in [0, 1) for each dimension.
+    """
     coordinates = dict(zip(dimensions_of(spec), point, strict=True))
     hparams: dict[str, Value] = {}
     for name in Space.model_fields:
@@ -54,12 +62,12 @@ def planned_at(spec: SweepSpec, index: int, point: Sequence[float]) -> PlannedTr
 
 
 def trials_of(spec: SweepSpec, basis: Basis) -> list[Trial]:
-    """The plan as trials with their keys, which need the digests of data and init."""
+    """Return the plan as trials with keys; a key depends on the digests of the data and theta_0."""
     return as_trials(spec, basis, plan(spec))
 
 
 def as_trials(spec: SweepSpec, basis: Basis, points: Sequence[PlannedTrial]) -> list[Trial]:
-    """`points` as trials with their keys."""
+    """Return `points` as trials with their keys."""
     data = tuple(basis.split(name).digest for name in ("train", "held_out"))
     method: Method = "lp" if spec.search.train == "head" else "ft"
     trials = []
@@ -96,20 +104,29 @@ def as_trials(spec: SweepSpec, basis: Basis, points: Sequence[PlannedTrial]) -> 
 
 
 def _key(*parts: object) -> int:
-    """A 256-bit integer that depends on nothing but `parts`."""
+    """Return a 256-bit integer that depends only on `parts`."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest())
 
 
 def random_points(seed: int, count: int, dimensions: int) -> list[list[float]]:
-    """`count` points, each with a generator of its own."""
-    # Random.random() of a seeded generator is the one method that Python promises never to change.
+    """Return random points, each from its own generator.
+
+    Args:
+        seed: seed of the sweep.
+        count: number of points.
+        dimensions: number of coordinates of a point.
+
+    Returns:
+        `count` points with coordinates in [0, 1).
+    """
+    # Python guarantees that Random.random() of a seeded generator never changes.
     generators = [random.Random(_key("point", seed, i)) for i in range(count)]  # noqa: S311
     return [[generator.random() for _ in range(dimensions)] for generator in generators]
 
 
 def _qmc_points(seed: int, count: int, dimensions: int) -> list[list[float]]:
-    # SciPy's Sobol sequence is what Optuna's QMCSampler wraps; the sampler itself waits for a
-    # completed trial before it uses it, so that its plan would depend on what finishes first.
+    # Optuna's QMCSampler uses the same SciPy sequence, but only after a first trial is complete:
+    # its plan would depend on which trial finishes first.
     import numpy as np
     from scipy.stats import qmc
 
@@ -121,4 +138,8 @@ def _qmc_points(seed: int, count: int, dimensions: int) -> list[list[float]]:
 
 
 _POINTS = {"random": random_points, "qmc": _qmc_points, "tpe": random_points}
-"""TPE's first points are random; of the others a plan shows random ones in their place."""
+"""Functions that return the points of a plan, by sampler.
+
+TPE starts with random points. Its later points are not known in advance, so a plan shows random
+points in their place.
+"""

@@ -1,6 +1,6 @@
-"""How a sweep stands: its plan against what is in the store.
+"""The state of a sweep: its plan compared with the records in the store.
 
-Whoever drives the sweep, makes soups of it or looks at it starts from one `SweepState`.
+Training, soups and status reports of a sweep all start from a `SweepState`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from soupray.store.objects import Store, find_record, read_record
 from soupray.tasks import file_digests, local_digests
 
 READERS = 16
-"""Records that are read at a time."""
+"""Number of records that are read in parallel."""
 
 
 class SweepState(NamedTuple):
-    """The trials of a sweep by what the store says of them, each in the plan's order.
+    """The trials of a sweep, grouped by their state in the store, each group in the plan's order.
 
-    `complete`, `diverged` and `missing` are trials of the plan. `imported` are checkpoints that
-    joined the pool, `lost` those of them whose manifest is gone. `stopped`: keys of the trials that
-    the scheduler stopped. `unsuggested`: how many trials of an adaptive search have no point yet.
+    `complete`, `diverged` and `missing` are trials of the plan. `imported` are imported checkpoints
+    of the pool; `lost` are imports without a manifest. `stopped` are keys of trials that the
+    scheduler stopped. `unsuggested` is the number of trials of an adaptive search that have no
+    point yet.
     """
 
     basis: Basis
@@ -43,7 +44,7 @@ class SweepState(NamedTuple):
 
     @property
     def ingredients(self) -> list[Ingredient]:
-        """What a pool is made of: trained and imported models."""
+        """The ingredients of the pool: trained and imported models."""
         return self.complete + self.imported
 
     @property
@@ -53,22 +54,24 @@ class SweepState(NamedTuple):
 
     @property
     def over(self) -> list[str]:
-        """Keys of the plan's trials that need no training."""
+        """Keys of the plan's trials that are complete or diverged."""
         return [i.trial.key for i in self.complete] + [t.trial.key for t in self.diverged]
 
     @property
     def known(self) -> int:
-        """Trials that have a record or a point, but for those that were stopped."""
+        """Number of trials that have a record or a point, without the stopped trials."""
         return len(self.manifests) + len(self.missing) + len(self.lost)
 
 
 def basis_key(spec: SweepSpec) -> str:
-    """Names the basis of `spec`: everything that data and theta_0 follow from."""
+    """Return the key of the basis of `spec`: a digest of all inputs of the data and theta_0."""
     plain = spec.model_dump(mode="json")
     versions = [DATA_VERSION, CODE_VERSION, *local_digests(spec.task)]
-    if isinstance(spec.init, TrainedInit):  # a training differs in low bits from device to device
+    # training gives different low bits on each kind of device
+    if isinstance(spec.init, TrainedInit):
         versions += [spec.setting.device, digest(spec.training.record())]
-    if isinstance(spec.init, ProbeInit):  # features differ in low bits with all of it
+    # every part of the setting changes the low bits of features
+    if isinstance(spec.init, ProbeInit):
         versions.append(digest(spec.setting))
     if isinstance(spec.init, FileInit):
         versions += file_digests(spec.init.file)
@@ -77,24 +80,30 @@ def basis_key(spec: SweepSpec) -> str:
 
 
 def find_basis(store: Store, spec: SweepSpec) -> Basis | None:
-    """The stored basis of `spec`; None before its first sweep."""
+    """Return the stored basis of `spec`, or None before its first sweep."""
     basis: Basis | None = find_record(store, layout.basis(basis_key(spec)), Basis)
     return basis
 
 
 def find_state(store: Store, spec: SweepSpec) -> SweepState | None:
-    """How `spec` stands; None before its first sweep. Raises what `read_state` raises."""
+    """Return the state of the sweep of `spec`, or None before its first sweep.
+
+    Raises:
+        IncompatibleWeights: an ingredient did not start from the theta_0 of the basis.
+        CheckpointError: a record cannot be read.
+        StoreError: the store cannot be reached.
+    """
     basis = find_basis(store, spec)
     return None if basis is None else read_state(store, spec, basis)
 
 
 def read_state(store: Store, spec: SweepSpec, basis: Basis) -> SweepState:
-    """How `spec` stands.
+    """Return the state of the sweep of `spec`.
 
     Raises:
-        IncompatibleWeights: an ingredient that did not start from the basis' theta_0.
-        CheckpointError: a record that cannot be read.
-        StoreError: the store is away.
+        IncompatibleWeights: an ingredient did not start from the theta_0 of the basis.
+        CheckpointError: a record cannot be read.
+        StoreError: the store cannot be reached.
     """
     stopped, suggested = find_stopped(store, spec, basis), known_trials(store, spec, basis)
     planned = [t for t in suggested if t.key not in stopped]
@@ -114,7 +123,10 @@ def read_state(store: Store, spec: SweepSpec, basis: Basis) -> SweepState:
 
 
 def find_manifests(store: Store, trials: Sequence[Trial]) -> list[Manifest | None]:
-    """The manifest of each trial, None where it is not over: one listing, then parallel reads."""
+    """Return the manifest of each trial, or None if the trial is not over.
+
+    The manifests are listed once and then read in parallel.
+    """
     there = set(store.list(layout.TRIALS)) if trials else set()
 
     def find(trial: Trial) -> Manifest | None:
@@ -127,28 +139,28 @@ def find_manifests(store: Store, trials: Sequence[Trial]) -> list[Manifest | Non
 
 
 def pool_trials(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
-    """The trials that may be ingredients: the plan but for what was stopped, then the imports."""
+    """Return the trials that may be ingredients: the plan without stopped trials, then imports."""
     stopped = find_stopped(store, spec, basis)
     planned = [t for t in known_trials(store, spec, basis) if t.key not in stopped]
     return [*planned, *_imports(store, spec, basis)]
 
 
 def known_trials(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
-    """The plan of `spec`; of an adaptive search, what was suggested so far."""
+    """Return the trials of the plan; for an adaptive search, only the trials suggested so far."""
     if spec.search.sampler != "tpe":
         return trials_of(spec, basis)
     return as_trials(spec, basis, [s.planned for s in find_suggested(store, spec, basis)])
 
 
 def _imports(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
-    """What was imported into the pool, as this spec evaluates it, by the name of the file."""
+    """Return the imported trials with the setting of this spec, sorted by file name."""
     found = [read_record(store, path, Trial) for path in store.list(layout.imports(basis.key))]
     found.sort(key=lambda trial: (str(trial.hparams["file"]), trial.key))
     return [trial for trial in found if trial.setting == spec.setting]
 
 
 def _ingredients(found: Sequence[Manifest | None], basis: Basis) -> list[Ingredient]:
-    """Those of `found` that are complete. Raises IncompatibleWeights: see `read_state`."""
+    """Return the complete trials. Raises IncompatibleWeights if one has another theta_0."""
     ingredients = [m for m in found if isinstance(m, Ingredient)]
     for ingredient in ingredients:
         if ingredient.init != basis.init.sha256:

@@ -1,4 +1,4 @@
-"""Adaptive search: Optuna's TPE over records that can be replayed."""
+"""Adaptive search with Optuna's TPE sampler, which can be repeated from stored records."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from soupray.store import layout
 from soupray.store.objects import Store, find_record
 
 RANDOM = 10
-"""Points of the random plan before TPE has enough to go by: Optuna's own default."""
+"""Number of random points before TPE starts to model the scores; Optuna's default."""
 
 LAST = math.nextafter(1, 0)
-"""Coordinates are below 1."""
+"""The largest number below 1: coordinates are in [0, 1)."""
 
 
 class TpeSearch:
-    """Points one after another: what was suggested before and is not over, then new ones.
+    """Suggests trials one after another: first stored, unfinished suggestions, then new points.
 
-    Each is recorded before its trial runs. What is over is told to the sampler in the order of
-    the points.
+    Each suggestion is stored before its trial runs. On a restart, the sampler gets the results of
+    finished trials in the order of their points.
     """
 
     def __init__(self, store: Store, spec: SweepSpec, basis: Basis) -> None:
-        """Replays what the store has. Raises StoreError."""
+        """Give the sampler the results that are in the store. Raises StoreError."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._store, self._spec, self._basis = store, spec, basis
         sampler = optuna.samplers.TPESampler(seed=spec.seed, n_startup_trials=RANDOM)
@@ -59,11 +59,11 @@ class TpeSearch:
 
     @property
     def left(self) -> int:
-        """How many trials are still to run."""
+        """Number of trials that still have to run."""
         return self._spec.search.trials - self._count + len(self._waiting)
 
     def next(self) -> Trial | None:
-        """The next trial to run; None when all were suggested. Raises StoreError."""
+        """Return the next trial to run, or None if all were suggested. Raises StoreError."""
         if self._waiting:
             suggested = self._waiting.pop(0)
             opened = self._at(suggested.point)
@@ -81,7 +81,11 @@ class TpeSearch:
         return trial
 
     def over(self, key: str) -> None:
-        """The trial is over, one way or another: the sampler learns how it did."""
+        """Report the score of a trial that is over to the sampler.
+
+        Args:
+            key: key of a trial that `next` returned and that finished, diverged, stopped or failed.
+        """
         path = layout.manifest(key)
         self._tell(self._open.pop(key), self._score(find_record(self._store, path, Manifest)))
 
@@ -91,12 +95,12 @@ class TpeSearch:
         return self.study.ask(self._space)
 
     def _at(self, point: Sequence[float]) -> Any:
-        """A trial of the study at a point that is given."""
+        """Return a new Optuna trial at the given point."""
         self.study.enqueue_trial(dict(zip(self._space, point, strict=True)))
         return self.study.ask(self._space)
 
     def _tell(self, opened: Any, score: float | None) -> None:
-        if score is None:  # it was stopped, or failed: nothing that a sampler could compare
+        if score is None:  # stopped or failed: there is no score to compare
             self.study.tell(opened, state=optuna.trial.TrialState.FAIL)
         else:
             self.study.tell(opened, score)
@@ -105,7 +109,10 @@ class TpeSearch:
         return as_trials(self._spec, self._basis, [suggested.planned])[0]
 
     def _score(self, found: Manifest | None) -> float | None:
-        """The metric on held-out data; its worst of a trial that diverged; None if not over."""
+        """Return the metric on held-out data, or None if the trial is not over.
+
+        A trial that diverged gets the worst value of the metric.
+        """
         if found is None:
             return None
         metric = self._spec.metric

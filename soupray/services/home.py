@@ -1,4 +1,4 @@
-"""Which home and which spec: the first thing an entry point asks. Loads nothing heavy."""
+"""Find the home folder and the spec of a command, without heavy imports."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ DEMO = "sweeps/digits.yaml"
 
 
 def default_home() -> Path:
-    """SOUPRAY_HOME, else ~/.local/share/soupray. Never the working directory."""
+    """Return SOUPRAY_HOME, or ~/.local/share/soupray; never the working directory."""
     return Path(os.environ.get("SOUPRAY_HOME") or "~/.local/share/soupray").expanduser().resolve()
 
 
 def node_home() -> Path:
-    """The home of a machine that only works for others: SOUPRAY_HOME, else a temporary one.
+    """Return the home of a node that only runs workers: SOUPRAY_HOME, or a temporary folder.
 
     Raises:
-        ConfigError: the temporary one belongs to somebody else.
+        ConfigError: the temporary folder belongs to another user.
     """
     if os.environ.get("SOUPRAY_HOME"):
         return default_home()
@@ -36,9 +36,16 @@ def node_home() -> Path:
 
 
 def find_spec(given: Path | None, home: Path) -> tuple[Path, str]:
-    """The spec's file, and why this one.
+    """Return the path of the spec and the reason for this choice.
 
-    The argument, else SOUPRAY_SPEC, else the newest sweep of this home, else the demo.
+    The order is: the argument, SOUPRAY_SPEC, the newest sweep of this home, the demo.
+
+    Args:
+        given: path on the command line, if any.
+        home: folder for the state of this machine.
+
+    Raises:
+        ConfigError: there is no spec.
     """
     if given is not None:
         return given, "given"
@@ -56,7 +63,7 @@ def find_spec(given: Path | None, home: Path) -> tuple[Path, str]:
 
 
 def remember_spec(spec_path: Path, spec: SweepSpec, home: Path) -> None:
-    """Keep a copy of the spec, as the newest sweep of this home."""
+    """Keep a copy of the spec in the home, as its newest sweep."""
     copy = home / "sweeps" / f"{spec.name}.yaml"
     text = spec_path.read_bytes()
     if spec_path.resolve() != copy.resolve():
@@ -66,7 +73,7 @@ def remember_spec(spec_path: Path, spec: SweepSpec, home: Path) -> None:
 
 
 def load_spec(given: Path | None, home: Path) -> tuple[Path, SweepSpec, str]:
-    """The spec with its path, and a line that says which it is."""
+    """Return the path of the spec, the spec, and a line of text that says which spec it is."""
     from soupray.spec.sweep_spec import load
 
     path, why = find_spec(given, home)
@@ -75,7 +82,7 @@ def load_spec(given: Path | None, home: Path) -> tuple[Path, SweepSpec, str]:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write a local file so that no reader sees half of it, and a full disk leaves nothing."""
+    """Write a local file so that no reader sees a part of it, and a full disk leaves no file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -1,4 +1,4 @@
-"""The place of a sweep: its store, and its tracker. What is embedded is started."""
+"""Where a sweep keeps its data: the store and the tracker; embedded services are started."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from soupray.store.objects import Credentials, Store, open_store
 
 
 class Place(Record, frozen=True, kw_only=True):
-    """Where a sweep keeps things, in a form that may cross a process border.
+    """The store and the cache folder of a sweep, in a form that can be sent to other processes.
 
-    `credentials` is the path of a file readable by its owner only, never a secret; it is None
-    where boto3's chain finds them on each machine. `cache` is a folder of the machine `host`;
-    others have one of their own. Without `host` it is the same for all.
+    `credentials` is the path of a file that only its owner can read, never a secret; None if boto3
+    finds credentials on each machine. `cache` is a folder on the machine `host`; other machines use
+    a folder of their own. Without `host`, all machines use the same path.
     """
 
     storage: str
@@ -29,16 +29,16 @@ class Place(Record, frozen=True, kw_only=True):
 
     @property
     def folder(self) -> Path:
-        """Where this machine keeps decoded data and copies of weights."""
+        """Folder on this machine for decoded data and copies of weights."""
         here = self.host in (None, socket.gethostname())
         return Path(self.cache) if here else node_home() / "cache"
 
     def open_store(self) -> Store:
-        """The store, with credentials read here and now."""
+        """Open the store with the credentials of this machine."""
         return open_store(self.storage, self.read_credentials())
 
     def read_credentials(self) -> Credentials | None:
-        """The embedded store's key pair, if there is one."""
+        """Return the key pair of the embedded store, or None for another store."""
         if self.credentials is None:
             return None
         found = json.loads(Path(self.credentials).read_text())
@@ -46,7 +46,7 @@ class Place(Record, frozen=True, kw_only=True):
 
 
 class Services(NamedTuple):
-    """Where this sweep's things are: the place of the store, and the tracker."""
+    """The place of a sweep, and the URLs of its tracker (None if tracking is off)."""
 
     place: Place
     tracking_url: str | None
@@ -54,11 +54,15 @@ class Services(NamedTuple):
 
 
 def start_services(spec: SweepSpec, home: Path) -> Services:
-    """Start what is embedded, and say where everything is.
+    """Start the embedded services of `spec` and return the addresses of all services.
+
+    Args:
+        spec: the sweep.
+        home: folder for the state of this machine.
 
     Raises:
         ConfigError: the embedded store is not installed.
-        StoreUnavailable: it does not start.
+        StoreUnavailable: the embedded store does not start.
     """
     cache, host = str(home / "cache"), socket.gethostname()
     place = Place(storage=spec.storage, credentials=None, cache=cache, host=host)

@@ -1,1 +1,1 @@
-"""Job 2, the soup: recipes over a pool, chosen on held-out data, then reported once."""
+"""Job 2, the soup: choose with recipes on held-out data, then report on test data once."""

@@ -1,4 +1,4 @@
-"""`python -m soupray.soup SPEC`, as a Ray job calls it."""
+"""Run `python -m soupray.soup SPEC`, the command of a Ray job."""
 
 import sys
 

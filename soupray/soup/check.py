@@ -1,4 +1,4 @@
-"""Pre-flight of a pool (`soupray check`): measures it, and hands the numbers to the verdict."""
+"""Pre-flight check of a pool (`soupray check`): measure the models and report problems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from soupray.soup.session import Session, open_session, watched
 from soupray.spec.sweep_spec import SweepSpec
 
 AT_A_TIME = 8
-"""Checkpoints whose tensors are looked at before the progress line moves."""
+"""Number of checkpoints that are read between two updates of the progress line."""
 
 
 def run_check(
@@ -28,22 +28,23 @@ def run_check(
     pairs: int = 8,
     show: Show | None = None,
 ) -> Report:
-    """Everything about the pool of `spec`: weights, and the midpoints of `pairs` pairs at most.
+    """Check the weights of the pool of `spec`, and the mean of some pairs of ingredients.
 
-    Held-out data only. Nothing is dropped or changed; what is evaluated, `soup` finds again.
+    Only held-out data are used. Nothing is dropped or changed. Evaluations are stored, so `soupray
+    soup` does not repeat them.
 
     Args:
         spec: the sweep whose trials are the pool.
-        home: state of this machine: embedded servers, caches.
-        address: of a Ray cluster; None: RAY_ADDRESS, else Ray is started on this machine.
-        partial: go on without the trials that are missing.
-        pairs: how many pairs of ingredients are looked at, at most.
+        home: folder for the state of this machine: embedded servers, caches.
+        address: address of a Ray cluster; None for RAY_ADDRESS, else Ray starts on this machine.
+        partial: continue without the trials that are missing.
+        pairs: largest number of pairs of ingredients to evaluate.
         show: shows the progress.
 
     Raises:
         EvaluationError: no ingredients, or some are missing and `partial` is false.
-        IncompatibleWeights: an ingredient that did not start from the pool's init.
-        StoreError: the store is away.
+        IncompatibleWeights: an ingredient did not start from the theta_0 of the pool.
+        StoreError: the store cannot be reached.
     """
     with open_session(spec, home, address, partial, show=show) as session:
         facts = measure_weights(session)
@@ -54,7 +55,11 @@ def run_check(
 
 
 def measure_weights(session: Session) -> Facts:
-    """What the weights alone say: no forward pass. Every checkpoint is read twice."""
+    """Measure the weights without a forward pass; every checkpoint is read twice.
+
+    Returns:
+        Defects of each ingredient, and the Gram matrix if the weights can be averaged.
+    """
     evaluator, held_out = session.evaluator, session.basis.split("held_out")
     origin, models = session.pool.init.sha256, session.pool.checkpoints
     defects: list[tuple[Defect, ...]] = []
@@ -75,9 +80,15 @@ def measure_weights(session: Session) -> Facts:
 
 
 def measure_midpoints(session: Session, facts: Facts, sample: tuple[int, int]) -> Facts:
-    """`facts` with theta_0 and the midpoints of a sample of pairs: one forward pass each.
+    """Add the held-out scores of theta_0 and of the means of sampled pairs to `facts`.
 
-    `sample` is (pairs at most, seed); ingredients with a finding are among the pairs first.
+    Each model takes one pass over the held-out data. Pairs with ingredients that have a finding are
+    taken first.
+
+    Args:
+        session: the pool and its evaluator.
+        facts: the result of `measure_weights`.
+        sample: (largest number of pairs, seed).
     """
     pool, held_out = session.pool, session.basis.split("held_out")
     named = {t for f in judge(pool, facts) for t in f.trials}
@@ -95,10 +106,13 @@ def measure_midpoints(session: Session, facts: Facts, sample: tuple[int, int]) -
 
 
 def refuse_or_note(session: Session) -> list[Finding]:
-    """The part of a pre-flight that a soup starts with: what to tell, if nothing is broken.
+    """Check the weights before a soup, and return the findings if there is no error.
+
+    Args:
+        session: the pool and its evaluator.
 
     Raises:
-        EvaluationError: weights that are NaN or infinite; trial and tensor are named.
+        EvaluationError: weights are NaN or infinite; the message names trial and tensor.
         IncompatibleWeights: weights of another architecture.
     """
     found = judge(session.pool, measure_weights(session))

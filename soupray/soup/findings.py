@@ -1,8 +1,9 @@
-"""Pre-flight: what is known of a pool's models, and what it means for a soup. Pure.
+"""Judge the measurements of a pre-flight check: what they mean for a soup. No input or output.
 
-People meet two disappointments: a uniform soup collapses, and a greedy soup keeps one model. Both
-have causes that can be seen before: weights that cannot be averaged at all, ingredients in another
-basin than the rest, ingredients that are much worse than the best. Nothing is dropped here.
+Two results disappoint users: the accuracy of a uniform soup collapses, or a greedy soup keeps only
+one model. The causes can be seen before: weights that cannot be averaged, ingredients in another
+basin than the others, or ingredients that are much worse than the best one. Nothing is dropped
+here.
 """
 
 from __future__ import annotations
@@ -26,18 +27,26 @@ from soupray.maths.geometry import (
 )
 
 FAR = 10.0
-"""|theta_i - theta_0| beyond so many times the pool's median is outlying. Distances grow with the
-learning rate, and searches span decades of it: 4 is ordinary (sweeps/digits.yaml, where it is the
-best model's); at 10, a mean with a typical ingredient is nine tenths this one's way."""
+"""An ingredient is an outlier if |theta_i - theta_0| exceeds this factor times the median.
+
+Distances grow with the learning rate, and searches cover several decades of it. A factor of 4 is
+ordinary (sweeps/digits.yaml, where the best model has it). At a factor of 10, nine tenths of the
+step from theta_0 to the mean with a typical ingredient come from the outlier.
+"""
 
 APART = 85.0
-"""Degrees. Models fine-tuned from one theta_0 share part of their way (20 to 72 in
-sweeps/digits.yaml); random directions of so many dimensions are at 90, another basin near or over
-that. An ingredient is judged by the median of its angles to the others."""
+"""An ingredient is in another direction if its median angle to the others is at least this.
+
+In degrees. Models fine-tuned from one theta_0 move partly in the same direction (20 to 72 degrees
+in sweeps/digits.yaml). Random directions in a high-dimensional space have 90 degrees; models in
+another basin have about 90 degrees or more.
+"""
 
 ERRORS = 2.0
-"""Differences of held-out accuracy below so many standard errors are noise: about one in twenty
-is larger by chance."""
+"""A difference of accuracies is noise if it is below this number of standard errors.
+
+About one in twenty random differences is larger.
+"""
 
 Severity = Literal["error", "warning", "note"]
 Kind = Literal[
@@ -47,9 +56,9 @@ Kind = Literal[
 
 
 class Finding(Record, frozen=True, kw_only=True):
-    """Something about some trials of a pool, and what to do about it. One sentence each.
+    """A problem or fact about some trials of a pool, and advice. One sentence each.
 
-    `error`: no soup can be made. `warning`: these ingredients hurt. `note`: worth knowing.
+    `error`: no soup can be made. `warning`: these ingredients harm a soup. `note`: useful to know.
     """
 
     severity: Severity
@@ -60,14 +69,18 @@ class Finding(Record, frozen=True, kw_only=True):
 
 
 class Midpoint(Record, frozen=True, kw_only=True):
-    """Held-out scores of the mean of two ingredients; `ends` are their places in the pool."""
+    """Held-out scores of the mean of two ingredients; `ends` are their indices in the pool."""
 
     ends: tuple[int, int]
     scores: Scores
 
 
 class Facts(Record, frozen=True, kw_only=True):
-    """What was measured. `defects` and `gram` [K, K] (summed over tensors) in the pool's order."""
+    """The measurements of a pool, with ingredients in the pool's order.
+
+    `defects` has one tuple for each ingredient. `gram` is [K, K]: inner products of the differences
+    from theta_0, summed over tensors; empty if not measured.
+    """
 
     defects: tuple[tuple[Defect, ...], ...]
     gram: Matrix
@@ -79,10 +92,16 @@ class Facts(Record, frozen=True, kw_only=True):
 def sampled_pairs(
     k: int, count: int, seed: int, first: Sequence[int] = ()
 ) -> list[tuple[int, int]]:
-    """At most `count` pairs i < j of k models: most with model 0, the best; a few without it.
+    """Return pairs i < j of models to evaluate; most contain model 0, the best one.
 
-    The models in `first` are paired with the best before others, which are drawn. Every model of
-    a pair is also paired with the best: so it can be said which of the two is at fault.
+    Both models of every other pair are also paired with the best model, so that the results show
+    which of the two is the cause of a barrier.
+
+    Args:
+        k: number of models.
+        count: largest number of pairs.
+        seed: seed of the sampling.
+        first: models that are paired with the best one before the others.
     """
     draw = random.Random(seed)  # noqa: S311 - not a secret
     others = [i for i in range(1, k) if i not in first]
@@ -94,7 +113,7 @@ def sampled_pairs(
 
 
 def broken(pool: Pool, defects: Sequence[Sequence[Defect]]) -> list[Finding]:
-    """Ingredients with tensors that cannot be averaged."""
+    """Return findings for ingredients with tensors that cannot be averaged."""
     found = []
     for ingredient, own in zip(pool.ingredients, defects, strict=True):
         by_kind: dict[str, list[Defect]] = defaultdict(list)
@@ -124,7 +143,7 @@ def _broken(ingredient: Ingredient, defects: Sequence[Defect]) -> Finding:
 
 
 def alike(pool: Pool) -> list[Finding]:
-    """Ingredients with the same weights, or with equal hyperparameters and equal answers."""
+    """Return findings for ingredients with equal weights, or equal hyperparameters and scores."""
     groups: dict[object, list[Ingredient]] = defaultdict(list)
     for i in pool.ingredients:
         groups[i.checkpoint.sha256].append(i)
@@ -148,7 +167,12 @@ def _alike(group: Sequence[Ingredient], what: str) -> Finding:
 
 
 def misplaced(pool: Pool, gram: Float64) -> list[Finding]:
-    """Ingredients that lie unusually far from theta_0, in another direction, or at theta_0."""
+    """Return findings for ingredients with an unusual distance or direction from theta_0.
+
+    Args:
+        pool: the ingredients.
+        gram: [K, K] inner products of the differences from theta_0.
+    """
     length, apart = norms(gram), median_angles(angles(gram))
     usual = float(np.median(length[length > 0])) if (length > 0).any() else 0.0
     found = []
@@ -168,7 +192,10 @@ def misplaced(pool: Pool, gram: Float64) -> list[Finding]:
 
 
 def _unchanged(key: str) -> Finding:
-    """A note: theta_0 in a mean is WiSE-FT's way to robustness, and no harm."""
+    """Return a note for a trial equal to theta_0.
+
+    It is only a note: a mean with theta_0 is harmless, and WiSE-FT uses it for robustness.
+    """
     return Finding(
         severity="note",
         kind="unchanged",
@@ -179,7 +206,14 @@ def _unchanged(key: str) -> Finding:
 
 
 def median_angles(degrees: Float64) -> Float64:
-    """[K]: the median angle of each model to the others, of [K, K]; NaN where there are none."""
+    """Return the median angle of each model to the others, in degrees.
+
+    Args:
+        degrees: [K, K] angles; NaN where a model has no direction.
+
+    Returns:
+        [K] medians; NaN where no angle is known.
+    """
     k = len(degrees)
     others = [np.delete(degrees[i], i) for i in range(k)]
     known = [row[np.isfinite(row)] for row in others]
@@ -187,7 +221,10 @@ def median_angles(degrees: Float64) -> Float64:
 
 
 def below_init(pool: Pool, init: Scores) -> list[Finding]:
-    """Ingredients that fine-tuning made worse on held-out data than theta_0."""
+    """Return findings for ingredients that are worse than theta_0 on held-out data.
+
+    A difference counts if it is larger than ERRORS standard errors.
+    """
     found = []
     for ingredient in pool.ingredients:
         own = ingredient.held_out
@@ -201,7 +238,7 @@ def below_init(pool: Pool, init: Scores) -> list[Finding]:
 
 
 def has_barrier(pool: Pool, midpoint: Midpoint) -> bool:
-    """Whether the mean of two models is worse than the worse of the two, beyond noise."""
+    """Return whether the mean of two models is significantly worse than the worse of the two."""
     ends = [pool.ingredients[i].held_out for i in midpoint.ends]
     worse = min(ends, key=lambda s: s.correct)
     difference, error = paired_difference(midpoint.scores.right_mask(), worse.right_mask())
@@ -209,23 +246,26 @@ def has_barrier(pool: Pool, midpoint: Midpoint) -> bool:
 
 
 def blocked(pool: Pool, midpoints: Sequence[Midpoint]) -> list[Finding]:
-    """Ingredients with a barrier at the middle of more than half of their sampled pairs.
+    """Return findings for ingredients with a barrier in more than half of their sampled pairs.
 
-    Where that is so of the best model, the others are judged by the pairs without it.
+    If this is true of the best model, the others are judged only by pairs without the best model.
     """
     found = _mostly_behind(pool, midpoints)
     if 0 in found and len(found[0][1]) > 1:
         rest = _mostly_behind(pool, [m for m in midpoints if 0 not in m.ends])
         found = {0: found[0]} | rest
     elif 0 in found:
-        del found[0]  # one pair: the worse of the two is named
+        del found[0]  # one pair only: the finding names the worse model
     return [_blocked(pool, i, *found[i]) for i in sorted(found)]
 
 
 def _mostly_behind(
     pool: Pool, midpoints: Sequence[Midpoint]
 ) -> dict[int, tuple[list[Midpoint], list[Midpoint]]]:
-    """By model: (its midpoints behind a barrier, all of them), if those are more than half."""
+    """Return the models with a barrier in more than half of their pairs.
+
+    Each has a tuple: its midpoints with a barrier, and all its midpoints.
+    """
     tried: dict[int, list[Midpoint]] = defaultdict(list)
     for midpoint in midpoints:
         for i in midpoint.ends:
@@ -251,7 +291,7 @@ def _blocked(pool: Pool, i: int, worst: Sequence[Midpoint], tried: Sequence[Midp
 
 
 def left_out(diverged: Sequence[Tombstone]) -> list[Finding]:
-    """Trials that have no ingredient."""
+    """Return notes for trials that diverged, so that they are not ingredients."""
     return [
         Finding(
             severity="note",
@@ -283,10 +323,11 @@ def _listed(keys: Sequence[str]) -> str:
 
 
 class IngredientRow(Record, frozen=True, kw_only=True):
-    """An ingredient: its held-out accuracy, its distance |theta_i - theta_0|, angles in degrees.
+    """A row of the report: held-out accuracy, distance |theta_i - theta_0|, angles in degrees.
 
-    `angle_others` is the median to the other ingredients; `with_best` the held-out accuracy of its
-    mean with the best one. None: not measured, or no direction. `finds`: kinds of its findings.
+    `angle_others` is the median angle to the other ingredients. `with_best` is the held-out
+    accuracy of the mean with the best ingredient. None: not measured, or no direction. `finds`:
+    kinds of the findings of this ingredient.
     """
 
     trial: str
@@ -301,7 +342,7 @@ class IngredientRow(Record, frozen=True, kw_only=True):
 
 
 class PairRow(Record, frozen=True, kw_only=True):
-    """Two ingredients and the mean of their weights, on held-out data."""
+    """Held-out accuracy of two ingredients and of the mean of their weights."""
 
     trials: tuple[str, str]
     ends: tuple[float, float]
@@ -310,7 +351,7 @@ class PairRow(Record, frozen=True, kw_only=True):
 
 
 class Report(Record, frozen=True, kw_only=True):
-    """What a pre-flight found. `verdict` is one sentence or two each."""
+    """The result of a pre-flight check; each entry of `verdict` is one or two sentences."""
 
     averageable: bool
     init: CheckpointRef
@@ -322,7 +363,7 @@ class Report(Record, frozen=True, kw_only=True):
 
 
 def judge(pool: Pool, facts: Facts) -> list[Finding]:
-    """All findings, errors first."""
+    """Return all findings, errors first."""
     found = broken(pool, facts.defects) + alike(pool)
     if facts.gram:
         found += misplaced(pool, np.asarray(facts.gram))
@@ -333,7 +374,7 @@ def judge(pool: Pool, facts: Facts) -> list[Finding]:
 
 
 def report_on(pool: Pool, facts: Facts) -> Report:
-    """The findings with their verdict, and the numbers that they come from."""
+    """Return the findings, the verdict and the numbers behind them."""
     found = judge(pool, facts)
     averageable = not any(f.severity == "error" for f in found)
     return Report(
@@ -372,7 +413,10 @@ def _verdict(pool: Pool, facts: Facts, found: Sequence[Finding]) -> list[str]:
 
 
 def _greedy(pool: Pool, midpoints: Sequence[Midpoint], hurt: Sequence[str]) -> str:
-    """What the means with the best ingredient say about a greedy soup, which starts at it."""
+    """Predict the result of a greedy soup from the means with the best ingredient.
+
+    A greedy soup starts with the best ingredient.
+    """
     best = pool.ingredients[0].held_out
     reach = sum(m.scores.correct >= best.correct for m in midpoints)
     top = f"the best ingredient ({_percent(best.accuracy)} ± {_percent(best.standard_error)})"
@@ -419,7 +463,7 @@ def _rows(pool: Pool, facts: Facts, found: Sequence[Finding]) -> list[Ingredient
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Return `value`, or None if it is not finite, because JSON has no NaN."""
     return float(value) if np.isfinite(value) else None
 
 

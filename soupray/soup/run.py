@@ -1,4 +1,4 @@
-"""The soup: pool -> recipes on held-out data -> frozen choices -> one report on test and shifts."""
+"""Make soups: run recipes on held-out data, store the choices, then report on test data once."""
 
 from __future__ import annotations
 
@@ -31,13 +31,17 @@ from soupray.store.objects import Store, create_record, find_record
 log = logging.getLogger(__name__)
 
 LARGE, READ_LIMIT = 50 * 10**9, 1000 * 10**9
-"""Bytes of weights that a recipe reads: from the first on it is said, above the second asked."""
+"""Limits in bytes for the weights that a recipe reads.
+
+Above LARGE the amount is logged. Above READ_LIMIT the user must agree (`--yes`).
+"""
 
 
 class Choices(Record, frozen=True, kw_only=True):
-    """What the recipes chose: stored before test and shifts are looked at, and never changed.
+    """What the recipes chose; it is stored before test or shift data are used, and never changed.
 
-    `tau` is the margin of logits below which bfloat16 was not believed, if it was used.
+    `tau`: bfloat16 results with a smaller logit margin were not trusted; None if bfloat16 was not
+    used to decide.
     """
 
     pool: list[str]
@@ -48,10 +52,10 @@ class Choices(Record, frozen=True, kw_only=True):
 
 
 class Allowed(NamedTuple):
-    """What a soup may do without asking.
+    """What a soup run may do without asking the user.
 
-    `partial`: go on without the trials that are missing. `large`: read however many bytes of
-    weights a recipe needs.
+    `partial`: continue without the trials that are missing. `large`: read any number of bytes of
+    weights that a recipe needs.
     """
 
     partial: bool = False
@@ -69,23 +73,24 @@ def run_soup(
     allowed: Allowed = ASK,
     show: Show | None = None,
 ) -> SoupResult:
-    """Choose with `recipes`, then report. Running it again evaluates nothing twice.
+    """Choose soups with `recipes`, then report them. A second run evaluates nothing again.
 
-    Several specs are one pool whose outputs, not weights, are mixed; the first one's anchor counts.
+    With several specs, the outputs of their models are mixed, not their weights; the anchor is that
+    of the first spec.
 
     Args:
         specs: the sweep whose trials are the pool, and others on the same data.
-        home: state of this machine: embedded servers, caches.
-        address: of a Ray cluster; None: RAY_ADDRESS, else Ray is started on this machine.
+        home: folder for the state of this machine: embedded servers, caches.
+        address: address of a Ray cluster; None for RAY_ADDRESS, else Ray starts on this machine.
         recipes: options by the name of the recipe; see `chosen_recipes`.
-        allowed: what is done without asking.
+        allowed: what the run may do without asking.
         show: shows the progress.
 
     Raises:
         EvaluationError: no ingredients, some are missing without `allowed.partial`, NaN weights, or
-            a recipe that reads very much without `allowed.large`.
+            a recipe that reads too many bytes without `allowed.large`.
         IncompatibleWeights: ingredients that cannot be averaged.
-        StoreError: the store is away.
+        StoreError: the store cannot be reached.
     """
     spec, *others = specs
     with open_session(spec, home, address, allowed.partial, others, show) as session:
@@ -99,7 +104,7 @@ def run_soup(
 
 
 def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Wanted, large: bool) -> Choices:
-    """What the recipes choose on held-out and training data."""
+    """Run the recipes on held-out and training data and return their choices."""
     spec, basis = specs[0], session.basis
     work = _choosing_work(session.pool, recipes)
     with watched(session.evaluator, "choosing", work, session.show) as progress:
@@ -116,7 +121,7 @@ def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Wanted, large
 
 
 def _result(session: Session, spec: SweepSpec, choices: Choices) -> SoupResult:
-    """Test and shifts, the leaderboard, and the best soup's weights."""
+    """Report the choices on test and shift data, rank them, and store the best soup's weights."""
     pool, outcomes, evaluator = session.pool, choices.outcomes, session.evaluator
     asked = to_report(outcomes, pool)
     reported = _reported(session, asked)
@@ -139,7 +144,7 @@ def _result(session: Session, spec: SweepSpec, choices: Choices) -> SoupResult:
 
 
 def _reported(session: Session, asked: list[Candidate]) -> dict[tuple[Candidate, str], Scores]:
-    """Their scores on rank, test and shifts."""
+    """Return the scores of the models on the rank, test and shift splits."""
     members = len({m for c in asked for m in c.members})
     due = members * len(session.basis.reported)
     with watched(session.evaluator, "reporting", due, session.show):
@@ -147,7 +152,7 @@ def _reported(session: Session, asked: list[Candidate]) -> dict[tuple[Candidate,
 
 
 def joint(specs: Sequence[SweepSpec]) -> SweepSpec:
-    """What the results of several specs are kept under: the first, with all their names."""
+    """Return the spec under which joint results are stored: the first, with the names of all."""
     name = "_and_".join(s.name for s in specs)
     return specs[0].model_copy(update={"name": name[:NAME_LENGTH]})
 
@@ -159,12 +164,19 @@ def choose(
     recipes: Wanted,
     large: bool = False,
 ) -> Choices:
-    """The frozen choices if they were made before, else run the recipes and freeze theirs.
+    """Return the stored choices, or run the recipes and store their choices.
 
-    Create-only: of two drivers that choose at once, both go on with the first one's choices.
+    If two drivers choose at the same time, both continue with the choices that were stored first.
+
+    Args:
+        store: the store.
+        specs: the specs of the pool.
+        selection: the pool and its held-out scores.
+        recipes: options by the name of the recipe.
+        large: read any number of bytes of weights.
 
     Raises:
-        EvaluationError: a recipe would read very much, and `large` is false.
+        EvaluationError: a recipe would read too many bytes, and `large` is false.
     """
     pool = selection.pool
     wanted = {**{r.name: {} for r in RECIPES if r.kind == "baseline"}, **recipes}
@@ -185,13 +197,13 @@ def choose(
 
 
 def choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Wanted) -> str:
-    """Where the choices are, by the digest of all that they follow from."""
+    """Return the path of the choices in the store, named by a digest of all their inputs."""
     spec, *others = specs
     parts = [
         pool.checkpoints,
         pool.anchor.sha256,
-        pool.init.sha256,  # the same checkpoints may have been imported under another one
-        pool.ingredients[0].trial.data,  # VRF, Fisher and BatchNorm statistics look at train
+        pool.init.sha256,  # the same checkpoints may be imported with another theta_0
+        pool.ingredients[0].trial.data,  # VRF, Fisher and BatchNorm statistics use train data
         wanted,
         spec.setting,
         spec.precision,
@@ -199,13 +211,16 @@ def choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Wanted) -> str:
         CODE_VERSION,
         EVALUATION_VERSION,
         pool.ingredients[0].held_out.split,
-        *(other.setting for other in others),  # their models are evaluated as they say
+        *(other.setting for other in others),  # their models are evaluated with their own settings
     ]
     return layout.choices(joint(specs).name, digest(parts)[:32])
 
 
 def _say_what_is_read(pool: Pool, wanted: Wanted, large: bool) -> None:
-    """Learned soups read every ingredient twice a step."""
+    """Log how many bytes a recipe reads, or raise EvaluationError if there are too many.
+
+    Learned soups read every ingredient twice in each step.
+    """
     for name, options in wanted.items():
         recipe = BY_NAME[name]
         if recipe.reads is None:
@@ -222,7 +237,7 @@ def _say_what_is_read(pool: Pool, wanted: Wanted, large: bool) -> None:
 
 
 def to_report(outcomes: list[Outcome], pool: Pool) -> list[Candidate]:
-    """Every entry, every ingredient, and the points of the WiSE-FT lines, each once."""
+    """Return the models to report, each once: entries, ingredients, points of the WiSE-FT lines."""
     candidates: list[Candidate] = [o.candidate for o in outcomes]
     candidates += [mean_of([sha]) for sha in pool.checkpoints]
     for line in line_candidates(outcomes, pool).values():
@@ -233,9 +248,13 @@ def to_report(outcomes: list[Outcome], pool: Pool) -> list[Candidate]:
 def report(
     evaluator: StoredEvaluator, candidates: list[Candidate], basis: Basis
 ) -> dict[tuple[Candidate, str], Scores]:
-    """Rank, test and shifts, after the choice, once; each model's weights are loaded once."""
+    """Evaluate the models on the rank, test and shift splits; each model is loaded once.
+
+    Returns:
+        Scores by (model, name of the split).
+    """
     evaluator.fill(candidates, basis.reported)
-    evaluator.on_result = lambda count: None  # what follows is known
+    evaluator.on_result = lambda count: None  # everything is stored now: no more progress
     reported = {}
     for split in basis.reported:
         for candidate, scores in zip(candidates, evaluator.scores(candidates, split), strict=True):
@@ -246,7 +265,10 @@ def report(
 def _on_classes_of_shifts(
     evaluator: StoredEvaluator, candidates: list[Candidate], basis: Basis
 ) -> dict[tuple[Candidate, str], Scores]:
-    """ID test on the classes of each shift that has only some: from stored logits."""
+    """Return ID test scores on the classes of each shift that has only some classes.
+
+    They come from stored logits.
+    """
     shifts = [s for s in basis.reported if s.label_map is not None]
     found = {}
     for candidate in candidates if shifts else []:
@@ -259,7 +281,12 @@ def _on_classes_of_shifts(
 
 
 def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: bool) -> Wanted:
-    """What to run: the flags, or all of the table, or what the spec lists.
+    """Return the recipes to run, with their options: from the flags, the spec, or all of them.
+
+    Args:
+        specs: the specs of the pool; several specs allow only ensembles.
+        flags: names of recipes on the command line.
+        everything: run all recipes that are allowed.
 
     Raises:
         ConfigError: no recipe, or one that averages weights for several specs.
@@ -280,7 +307,7 @@ def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: boo
 
 
 def _choosing_work(pool: Pool, recipes: Wanted) -> int:
-    """About how many evaluations a selection takes, for the progress bar."""
+    """Return the approximate number of evaluations of a selection, for the progress bar."""
     size = PoolSize(len(pool.ingredients), pool.ingredients[0].held_out.n)
     cost = total_cost(size, recipes)
     return 1 + cost.decided + cost.scored

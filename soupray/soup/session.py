@@ -1,4 +1,4 @@
-"""What a soup, a check and a diagnosis start with: Ray, the store, the pool and an evaluator."""
+"""Open the pool of a spec with its store and evaluator, for soups, checks and diagnoses."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class Session(NamedTuple):
-    """A pool, and everything to evaluate its models with.
+    """A pool, and everything that is needed to evaluate its models.
 
-    `diverged`: trials of the first spec that are no ingredients. `foreign`: the specs of the
-    checkpoints that come from another spec's pool.
+    `diverged`: trials of the first spec that are not ingredients. `foreign`: for each checkpoint of
+    another pool, its spec.
     """
 
     services: Services
@@ -42,9 +42,13 @@ class Session(NamedTuple):
     show: Show | None = None
 
     def bodies(self, candidates: Sequence[Candidate]) -> dict[str, str]:
-        """By checkpoint of their ensembles, its body: asked where a trial trained its head alone.
+        """Return the digest of the body of each checkpoint in the ensembles of `candidates`.
 
-        Those of other specs are left out, which may make other inputs of a sample.
+        Empty if no trial trained only the head. Checkpoints of other specs are left out, because
+        those specs may prepare the inputs in another way.
+
+        Args:
+            candidates: models; those with one member are ignored.
         """
         if all(i.trial.method != "lp" for i in self.pool.ingredients):
             return {}
@@ -58,7 +62,14 @@ class Session(NamedTuple):
 def watched(
     evaluator: StoredEvaluator, what: str, total: int, show: Show | None
 ) -> Iterator[Progress]:
-    """A progress called `what` that counts the answers of `evaluator`, of `total` that are due."""
+    """Show a progress line that counts the evaluations of `evaluator`.
+
+    Args:
+        evaluator: the evaluator.
+        what: name of the progress.
+        total: number of evaluations that are expected.
+        show: shows the progress.
+    """
     with Progress(what, total, show) as progress:
         evaluator.on_result = progress.advance
         try:
@@ -76,23 +87,23 @@ def open_session(
     others: Sequence[SweepSpec] = (),
     show: Show | None = None,
 ) -> Iterator[Session]:
-    """The pool of `spec` on Ray's workers; what was evaluated before is known, without Ray.
+    """Open the pool of `spec`. Ray starts only when a result is not in the store.
 
-    The ingredients of `others` join the pool: they can be ensembled, not averaged.
+    The ingredients of `others` join the pool; they can be used in ensembles, but not averaged.
 
     Args:
         spec: the sweep whose trials are the pool.
-        home: state of this machine: embedded servers, caches.
-        address: of a Ray cluster; None: RAY_ADDRESS, else Ray is started on this machine.
-        partial: go on without the trials that are missing.
+        home: folder for the state of this machine: embedded servers, caches.
+        address: address of a Ray cluster; None for RAY_ADDRESS, else Ray starts on this machine.
+        partial: continue without the trials that are missing.
         others: further specs on the same data.
-        show: shows the progress of what is done with the session.
+        show: shows the progress of the work in the session.
 
     Raises:
-        EvaluationError: no ingredients, some are missing and `partial` is false, or other data
-            in `others`.
-        IncompatibleWeights: an ingredient that did not start from its pool's init.
-        StoreError: the store is away.
+        EvaluationError: no ingredients, some are missing and `partial` is false, or other data in
+            `others`.
+        IncompatibleWeights: an ingredient did not start from the theta_0 of its pool.
+        StoreError: the store cannot be reached.
     """
     from soupray.distributed import cluster
     from soupray.distributed.actors import Actors, RayWorkers
@@ -127,7 +138,7 @@ def open_session(
 
 
 class SpecPool(NamedTuple):
-    """What one spec brings to a session."""
+    """The pool, store and cache of one spec in a session."""
 
     spec: SweepSpec
     services: Services
@@ -153,7 +164,7 @@ def _spec_pool(spec: SweepSpec, home: Path, partial: bool) -> SpecPool:
 
 
 def refuse_other_data(mine: SpecPool, other: SpecPool) -> None:
-    """Raises EvaluationError unless both pools were made, and are measured, on the same samples."""
+    """Raise EvaluationError unless both pools have equal classes and equal data in each split."""
     names = (mine.spec.name, other.spec.name)
     labels = [p.spec.task.classes for p in (mine, other)]
     if labels[0] != labels[1]:
@@ -186,7 +197,16 @@ def _split_lacks(one: str, other: str, split: str) -> EvaluationError:
 
 
 def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, SweepState]:
-    """The ingredients of `spec` as a pool, and how its sweep stands."""
+    """Return the pool of `spec` and the state of its sweep.
+
+    Args:
+        store: the store.
+        spec: the sweep.
+        partial: continue without the trials that are missing.
+
+    Raises:
+        EvaluationError: the pool is empty, or trials are missing and `partial` is false.
+    """
     state = find_state(store, spec)
     if state is None:
         raise EvaluationError(
@@ -230,7 +250,10 @@ def _missing(store: Store, spec: SweepSpec, state: SweepState, partial: bool) ->
 
 
 def _edits(store: Store, spec: SweepSpec) -> str:
-    """What was edited since the sweep ran, if that explains missing trials; else nothing."""
+    """Return the fields of the spec that were edited since the sweep ran, as text.
+
+    Empty if this spec itself was swept: then edits do not explain missing trials.
+    """
     known = store.list(layout.specs(spec.name))
     mine = _flat(spec.model_dump(mode="json"))
     diffs = []

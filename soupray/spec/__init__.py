@@ -1,1 +1,1 @@
-"""The spec: the YAML file that a sweep is written in, read and checked."""
+"""The spec: read and check the YAML file that describes a sweep."""

@@ -1,7 +1,7 @@
-"""Class names and prompt templates: by name, from a file, or from the folders of the data.
+"""Class names and prompt templates: from a known set, a file, or the folders of the data.
 
-They are resolved once, when a spec is read. A spec in memory, in the store or on its way to a
-worker has the names themselves, so that nothing depends on a file that may change or be elsewhere.
+They are resolved once, when a spec is read. A spec in memory, in the store or in a worker contains
+the names themselves, so it does not depend on a file that may change or be missing.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ TEMPLATE_SETS = ("imagenet", "imagenet_simple")
 
 
 def resolved(data: dict[str, Any], source: str) -> dict[str, Any]:
-    """Plain data of a spec, with class names and templates in place of what stands for them.
+    """Return the plain data of a spec with class names and templates instead of references to them.
 
-    `source` names the spec in messages. What is malformed is left for the spec's own checks.
+    Invalid values are not changed; the checks of the spec report them.
+
+    Args:
+        data: the plain data of a spec.
+        source: names the spec in messages.
 
     Raises:
         ConfigError: an unknown name, or a file or folder that cannot be read.
@@ -72,7 +76,7 @@ def _listed(field: str, given: str, known: tuple[str, ...]) -> list[Any]:
 
 
 def _names_of_folders(data: Any) -> list[str]:
-    """Names of the classes of folders, in the labels' order; nothing for other data."""
+    """Return the class names of folder data, in the order of the labels; empty for other data."""
     if not isinstance(data, dict) or data.get("kind") != "folder":
         return []
     if isinstance(data.get("label_map"), str):
@@ -89,15 +93,15 @@ def _names_of_folders(data: Any) -> list[str]:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Names of the folders in `root`, sorted as text: the labels' order of torchvision."""
+    """Return the names of the folders in `root`, sorted as text, as torchvision orders labels."""
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def read_label_map(path: str) -> dict[str, tuple[str, ...]]:
-    """Folders by class, of a YAML file with lines like `garment: [n03617480, n02963159]`.
+    """Return the folders of each class, from a YAML file with lines like `cat: [tabby, siamese]`.
 
     Raises:
-        ConfigError: unreadable, or not such a mapping.
+        ConfigError: the file cannot be read, or has another form.
     """
     found = read_yaml(Path(path).expanduser())
     if not isinstance(found, dict) or not found:

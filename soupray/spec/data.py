@@ -1,4 +1,4 @@
-"""What is learnt from and reported on: the `data` of a spec."""
+"""The `data` of a spec: training data, held-out data, test data and shifts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Corruption = Literal[
     "pixelated",
     "occluded",
 ]
-"""Shifts that are copies of ID test, made here."""
+"""Shifts that are made from copies of the ID test images."""
 
 ShiftKind = Literal[
     "folder",
@@ -39,8 +39,9 @@ ShiftKind = Literal[
 class NaturalShift(SpecModel):
     """Other images of the same classes, or of some of them, in the folder `root`.
 
-    Its split is called `name`, else as its kind. `label_map`, for kind `folder`: a YAML file that
-    lists the folders of each class, where they are not called as those of the train images.
+    The split is called `name`, or `kind` without a name. `label_map`, for the kind `folder`, is a
+    YAML file that lists the folders of each class; it is needed if the folder names differ from
+    those of the training images.
     """
 
     kind: ShiftKind
@@ -57,7 +58,7 @@ class NaturalShift(SpecModel):
 
     @property
     def split(self) -> str:
-        """The name of its split."""
+        """Name of the split."""
         return self.name or self.kind
 
 
@@ -68,17 +69,17 @@ Shift = Annotated[
 
 
 class HeldOutParts(SpecModel):
-    """Held-out data in two: `select` samples to choose a soup with, `rank` to compare soups on."""
+    """Held-out data in two parts: `select` samples to choose soups, `rank` to compare them."""
 
     select: Count
     rank: Count
 
 
 class HeldOutIds(SpecModel):
-    """Held-out samples by id: a text file, an id a line; or the published split of ImageNet.
+    """Held-out samples by id: a text file with one id per line, or the published split of ImageNet.
 
-    The latter is model-soups' `imagenet_98_idxs.npy`: a number for each train sample in order,
-    1 where it is trained on and 0 where it is held out.
+    The published split is model-soups' `imagenet_98_idxs.npy`. It has one number per training
+    sample, in order: 1 for training, 0 for held-out.
     """
 
     ids: str
@@ -94,16 +95,16 @@ HeldOut = Annotated[
     Annotated[Annotated[int, Field(ge=0)], Tag("a number")]
     | Annotated[HeldOutParts, Tag("two parts")]
     | Annotated[HeldOutIds, Tag("a list")],
-    # So that a mistake in one way of writing it is not answered with another way.
+    # Errors then refer to the form that the user wrote.
     Discriminator(_written_as),
 ]
 
 
 class _Shifted(SpecModel):
-    """Data with shifts of its test set.
+    """Data with shifts of the test set.
 
-    `overlap`: whether it is an error that a train or held-out sample has the content of one that
-    is reported, or a train sample that of one held out; or whether such are left out.
+    `overlap` says what to do if a training or held-out sample has the same content as a reported
+    one, or a training sample the same as a held-out one: `fail` is an error, `drop` leaves it out.
     """
 
     shifts: tuple[Shift, ...] = ()
@@ -121,19 +122,20 @@ class _Shifted(SpecModel):
 
     @property
     def corruptions(self) -> tuple[str, ...]:
-        """Shifts that are copies of ID test."""
+        """Shifts that are made from copies of the ID test images."""
         return tuple(s for s in self.shifts if isinstance(s, str))
 
     @property
     def natural_shifts(self) -> tuple[NaturalShift, ...]:
-        """Shifts that are data sets of their own."""
+        """Shifts that are separate data sets."""
         return tuple(s for s in self.shifts if not isinstance(s, str))
 
 
 class DigitsSpec(_Shifted):
-    """Scikit-learn's copy of the UCI digits, as 32 x 32 images.
+    """The UCI digits in scikit-learn, as 32 x 32 images.
 
-    `train_per_class` images a class to train on, `held_out` to choose with, the rest is ID test.
+    `train_per_class` images of each class are for training, `held_out` to choose soups; all others
+    are ID test.
     """
 
     kind: Literal["digits"]
@@ -142,10 +144,10 @@ class DigitsSpec(_Shifted):
 
 
 class IdxSpec(_Shifted):
-    """Images and labels in the four IDX files of MNIST, Fashion-MNIST and their like.
+    """Images and labels in four IDX files, the format of MNIST and Fashion-MNIST.
 
-    They are in the first of `folders` that exists (`~` is the home folder). `train` and `held_out`
-    samples are drawn by class from the train files; the t10k files are ID test.
+    The files are in the first of `folders` that exists (`~` is the home folder). `train` and
+    `held_out` samples are drawn by class from the train files; the t10k files are ID test.
     """
 
     kind: Literal["idx"]
@@ -157,11 +159,11 @@ class IdxSpec(_Shifted):
 class Pictures(_Shifted):
     """Images of any size and format.
 
-    The short side is resized to `size` pixels (bicubic) and the centre cut out, in `channels`: 3
-    for RGB, 1 for grey. Train images are kept at `train_size`, by default an eighth part larger
-    than `size`, for augmentation to cut from. `keep: stream` leaves them where they are, to be
-    decoded batch by batch: for train sets that no disk holds decoded. `on_error` is for images
-    that cannot be read.
+    The short side is resized to `size` pixels (bicubic), and the centre is cut out. `channels` is 3
+    for RGB, 1 for grey. Training images are kept at `train_size` pixels, by default one seventh
+    larger than `size`, so that augmentation can cut from them. `keep: stream` decodes the original
+    files batch by batch, for training sets that are too large to store decoded. `on_error` is for
+    images that cannot be read.
     """
 
     held_out: HeldOut
@@ -173,16 +175,16 @@ class Pictures(_Shifted):
 
     @property
     def side_of_train(self) -> int:
-        """Pixels of a train image's side, as it is kept."""
+        """Side of a stored training image, in pixels."""
         return self.train_size or self.size * 8 // 7
 
 
 class FolderSpec(Pictures):
-    """A folder of images for each class, in `train` and in `test`.
+    """One folder of images per class, in `train` and in `test`.
 
-    `test` is a path, or so many images drawn by class from `train`. The labels follow the folders'
-    names, sorted as text; or `label_map`, a YAML file that lists the folders of each class: the
-    labels follow its order, and folders that it does not name are left out.
+    `test` is a path, or a number of images that are drawn by class from `train`. Labels follow the
+    names of the folders, sorted as text. With `label_map`, a YAML file that lists the folders of
+    each class, labels follow its order, and other folders are left out.
     """
 
     kind: Literal["folder"]
@@ -192,9 +194,10 @@ class FolderSpec(Pictures):
 
 
 class WebDatasetSpec(Pictures):
-    """WebDataset shards: tar files in which `KEY.jpg` (png, webp) and `KEY.cls` make a sample.
+    """WebDataset shards: tar files in which `KEY.jpg` (png, webp) and `KEY.cls` are one sample.
 
-    `train` and `test` are paths with `*` or `{000..127}` for the numbers; `test` may be a count.
+    `train` and `test` are paths with `*` or `{000..127}` for the numbers. `test` may also be a
+    number of images that are drawn by class from `train`.
     """
 
     kind: Literal["webdataset"]
@@ -203,10 +206,10 @@ class WebDatasetSpec(Pictures):
 
 
 class TorchvisionSpec(Pictures):
-    """A data set of torchvision's, by the name of its class, as torchvision left it in `root`.
+    """A data set of torchvision, by the name of its class, as torchvision stored it in `root`.
 
-    Nothing is downloaded. `test`: so many images drawn by class from its train part; by default
-    its own test part.
+    Nothing is downloaded. `test` is a number of images that are drawn by class from the training
+    part; by default the test part is used.
     """
 
     kind: Literal["torchvision"]
@@ -218,8 +221,8 @@ class TorchvisionSpec(Pictures):
 class HuggingFaceSpec(Pictures):
     """A data set that `datasets.save_to_disk` wrote to `path`.
 
-    `train` and `test` are names of its splits (`test` may be a count), `image` and `label` of its
-    columns.
+    `train` and `test` are names of splits; `test` may also be a number of images that are drawn by
+    class from `train`. `image` and `label` are names of columns.
     """
 
     kind: Literal["huggingface"]
@@ -231,12 +234,13 @@ class HuggingFaceSpec(Pictures):
 
 
 class TextSpec(SpecModel):
-    """Texts and their labels in files: CSV, TSV or JSON lines, told by the ending of the name.
+    """Texts and their labels in files: CSV, TSV or JSON lines, by the ending of the file name.
 
-    A label is one of the task's classes, in words. `held_out` samples are drawn by class from the
-    train file, and so are `test` samples, where `test` is a number and not a file of its own.
-    `shifts` names further files, reported on like test. Texts beyond `max_bytes` (of UTF-8), or
-    beyond the task's max_tokens, fail, or are cut to it. `overlap` as for images.
+    A label is the name of one of the task's classes. `held_out` samples are drawn by class from the
+    train file. `test` is a file, or a number of samples drawn in the same way. `shifts` names
+    further files, which are reported like test. `on_long` says whether a text above `max_bytes`
+    (UTF-8) or the task's max_tokens is an error or is cut. `overlap` has the same meaning as for
+    images.
     """
 
     kind: Literal["text"]
@@ -262,18 +266,18 @@ class TextSpec(SpecModel):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files, as the spec names them."""
+        """All files that the spec names."""
         test = (self.test,) if isinstance(self.test, str) else ()
         return (self.train, *test, *self.shifts.values())
 
     @property
     def corruptions(self) -> tuple[str, ...]:
-        """None: what is made of images has no like for texts."""
+        """Always empty: corruptions exist only for images."""
         return ()
 
     @property
     def natural_shifts(self) -> tuple[NaturalShift, ...]:
-        """None: the shifts of texts are files."""
+        """Always empty: the shifts of texts are files."""
         return ()
 
 

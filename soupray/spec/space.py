@@ -14,16 +14,16 @@ Value = float | int | str
 
 
 class SpecModel(pydantic.BaseModel):
-    """Part of a spec: frozen, strict about types, no unknown keys."""
+    """Base class for parts of a spec: frozen, strict about types, without unknown keys."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Dimension(SpecModel):
-    """One coordinate of the search space, read off a uniform number u in [0, 1).
+    """One coordinate of the search space, given by a uniform number u in [0, 1).
 
-    Exactly one of `log_uniform`, `uniform` (half-open ranges), `integer` (both ends included) and
-    `choice`. `off: p` makes the value 0 with probability p, as one coordinate: u < p is off.
+    Exactly one of `log_uniform`, `uniform` (ranges without the upper end), `integer` (with both
+    ends) and `choice` is given. `off: p` makes the value 0 with probability p: it is 0 if u < p.
     """
 
     log_uniform: tuple[float, float] | None = None
@@ -49,7 +49,7 @@ class Dimension(SpecModel):
         return self
 
     def at(self, u: float) -> Value:
-        """The value at coordinate u in [0, 1)."""
+        """Return the value at coordinate u in [0, 1)."""
         if u < self.off:
             return 0
         u = (u - self.off) / (1 - self.off)
@@ -64,7 +64,7 @@ class Dimension(SpecModel):
         return self.choice[int(u * len(self.choice))]
 
     def ends(self) -> tuple[Value, ...]:
-        """The extreme values, for range checks."""
+        """Return all choices, or the ends of the range, for checks of the allowed range."""
         values = self.log_uniform or self.uniform or self.integer or self.choice or ()
         return (*values, 0) if self.off else values
 
@@ -76,14 +76,14 @@ Count = Annotated[int, Field(ge=1)]
 _ROWS = {row.name: row for row in TABLE}
 
 IMAGE_ONLY = {row.name: row.default for row in TABLE if row.of == "images"}
-"""Hyperparameters that change images, and the value of each that changes nothing."""
+"""Hyperparameters that change images, and for each the value that has no effect."""
 
 _BODY_ONLY = {row.name: row.default for row in TABLE if row.of == "body"}
-"""Likewise, of those that tell the blocks of a body apart."""
+"""Hyperparameters that treat blocks of a body differently, and the values without effect."""
 
 
 class _Hyperparameters(SpecModel):
-    """Fields are those of the table: a dimension, or a number that all trials share."""
+    """The fields are the hyperparameters: each is a dimension, or one number for all trials."""
 
     @pydantic.model_validator(mode="after")
     def _within_limits(self) -> Self:
@@ -120,17 +120,24 @@ else:
 
 
 def refuse(space: Space, names: dict[str, float | None], why: str) -> None:
-    """Raises ValueError if one of `names` has another value than the one that does nothing."""
+    """Raise ValueError if a hyperparameter in `names` is not at the value that has no effect.
+
+    Args:
+        space: the hyperparameters.
+        names: for each hyperparameter, the value that has no effect.
+        why: the reason, for the message.
+    """
     for name, off in names.items():
         if getattr(space, name) != off:
             raise ValueError(f"{name} {why}; leave it out")
 
 
 class Search(SpecModel):
-    """How many trials, drawn how, from where; and whether they train `all` weights or the head.
+    """The number of trials, how they are sampled and stopped, and which weights they train.
 
-    `random` and `qmc` are known before anything runs; `tpe` follows from what is finished.
-    `scheduler`: `asha` stops trials that fall behind; they are no ingredients.
+    The points of `random` and `qmc` are known before the sweep; those of `tpe` depend on finished
+    trials. The scheduler `asha` stops trials with low scores, which are then not ingredients.
+    `train`: `all` weights, or only those of the `head`.
     """
 
     trials: Annotated[int, Field(ge=0)]  # 0: a pool of imported models only

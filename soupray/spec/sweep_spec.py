@@ -1,4 +1,4 @@
-"""A sweep as a YAML file: what is learnt, on what, with which trials, and where it is kept."""
+"""The spec of a sweep, a YAML file: the task, the data, the trials, and where to store results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME_LENGTH = 63
 
 
 def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
-    """A text that starts with `pattern`; the message says what is allowed."""
+    """Return a check that a text starts with `pattern`; its message says what is allowed."""
 
     def check(text: str) -> str:
         if not re.match(pattern, text):
@@ -36,10 +36,11 @@ def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
 
 
 class Resources(SpecModel):
-    """What one trial, and one evaluating actor, reserves on the cluster. Fractions are allowed.
+    """The resources that one trial or one evaluating actor reserves; fractions are allowed.
 
-    `at_most`: so many trials, or actors, at a time. It is what the autoscaler sees of a soup's
-    work, which else takes the cluster as it is; a sweep shows all that it has to do.
+    `at_most` limits how many trials or actors run at the same time. On a cluster that grows, a soup
+    starts this number of actors, and the autoscaler adds nodes for them; without it, a soup uses
+    the present size of the cluster. A sweep shows all its trials to the autoscaler.
     """
 
     cpu: Positive = 1.0
@@ -55,7 +56,7 @@ class Resources(SpecModel):
 
 
 class TrainingSpec(SpecModel):
-    """How trials compute: see `core.records.Training`. `resources` are those of one worker."""
+    """How trials are computed (`core.records.Training`); `resources` are those of one worker."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     micro_batch: Count | None = None
@@ -63,12 +64,12 @@ class TrainingSpec(SpecModel):
     workers: Count = 1
 
     def record(self) -> Training:
-        """As a trial's record has it."""
+        """Return these settings as the record that trials contain."""
         return Training(**self.model_dump())
 
 
 class SweepSpec(SpecModel):
-    """A sweep. Everything that is done follows from it; see `soupray.search.plan.plan`."""
+    """The spec of a sweep; all its trials and results follow from it."""
 
     name: Annotated[
         str,
@@ -178,7 +179,7 @@ class SweepSpec(SpecModel):
         return value
 
     def __hash__(self) -> int:
-        """Of all fields; pydantic's own fails on the dictionary of recipes."""
+        """Return a hash of all fields; pydantic's own fails because `recipes` is a dictionary."""
         return hash(self.model_dump_json())
 
     @property
@@ -201,7 +202,10 @@ class SweepSpec(SpecModel):
 
     @property
     def digest(self) -> str:
-        """Of the parts that shape the trials: not of recipes, resources, storage or tracking."""
+        """Digest of the fields that determine the trials.
+
+        It does not depend on recipes, resources, storage or tracking.
+        """
         shaping: tuple[str, ...] = (
             "seed",
             "threads",
@@ -220,16 +224,21 @@ class SweepSpec(SpecModel):
 
 
 def load(path: Path) -> SweepSpec:
-    """The spec in a YAML file.
+    """Return the spec in a YAML file.
 
     Raises:
-        ConfigError: with file, field, offending value and what is allowed.
+        ConfigError: the spec is not valid; the message has file, field, value and what is allowed.
     """
     return parse(read_text(path), str(path))
 
 
 def parse(text: str, source: str) -> SweepSpec:
-    """The spec in YAML `text`; `source` names it in messages. Raises ConfigError as `load`."""
+    """Return the spec in YAML text. Raises ConfigError.
+
+    Args:
+        text: the YAML text.
+        source: names the text in messages.
+    """
     data = parse_yaml(text, source)
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: a spec is a mapping, not {type(data).__name__}.")
@@ -237,7 +246,12 @@ def parse(text: str, source: str) -> SweepSpec:
 
 
 def parse_data(data: dict[str, Any], source: str) -> SweepSpec:
-    """The spec in plain data, as YAML or JSON gave it. Raises ConfigError as `load`."""
+    """Return the spec in plain data from YAML or JSON. Raises ConfigError.
+
+    Args:
+        data: the plain data.
+        source: names the data in messages.
+    """
     data = resolved(data, source)
     try:
         # Through JSON, because pydantic's strict mode takes a list for a tuple only there.
@@ -249,12 +263,18 @@ def parse_data(data: dict[str, Any], source: str) -> SweepSpec:
 
 
 def explain(error: pydantic.ValidationError, source: str, root: type[SpecModel]) -> str:
-    """One message for the deepest of the errors in a `root` (unions report every branch)."""
+    """Return one message for the most specific error; pydantic reports every branch of a union.
+
+    Args:
+        error: the errors.
+        source: names the spec in messages.
+        root: the model that was validated.
+    """
     vague, keys = ("missing", "model_type"), _all_keys(root)
     first = max(error.errors(), key=lambda e: (e["type"] not in vague, len(e["loc"])))
     *inner, last = first["loc"] or ("(top level)",)
     names = [p for p in inner if isinstance(p, int) or p in keys]
-    # The last part is the key itself, unless it is how pydantic names a branch of a union.
+    # The last part is a key, unless it is pydantic's name of a branch of a union.
     if isinstance(last, int) or first["type"] == "extra_forbidden" or last in keys:
         names.append(last)
     where = ".".join(map(str, names)) or "(top level)"
@@ -271,18 +291,18 @@ def explain(error: pydantic.ValidationError, source: str, root: type[SpecModel])
 
 
 def _fields_at(loc: list[int | str], root: type[SpecModel]) -> list[str]:
-    """Keys allowed in the mapping that `loc`, pydantic's path, leads to."""
+    """Return the keys that are allowed in the mapping at `loc`, a path of pydantic."""
     models: list[Any] = [root]
     for part in loc:
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
-        # What is no field is the tag of a union, which says which of its models is meant.
+        # A part that is not a field is the tag of a union, which selects one of its models.
         tagged = [m for m in models if part in _kinds(m)]
         models = [inner for f in fields for inner in _models(f.annotation)] or tagged or models
     return list(dict.fromkeys(name for m in models for name in m.model_fields))
 
 
 def _models(annotation: Any) -> list[Any]:
-    """The models in a field's type, through unions and annotations."""
+    """Return the models in the type of a field, through unions and annotations."""
     if isinstance(annotation, type) and issubclass(annotation, SpecModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
@@ -294,7 +314,7 @@ def _kinds(model: Any) -> tuple[Any, ...]:
 
 
 def _all_keys(model: Any) -> set[str]:
-    """Keys of a model and of all models in it."""
+    """Return the keys of a model and of all models in it."""
     keys = set(model.model_fields)
     for field in model.model_fields.values():
         for inner in _models(field.annotation):

@@ -1,4 +1,4 @@
-"""What is learnt, and from where: the `task` and `init` of a spec."""
+"""The `task` and `init` of a spec: the model, its classes, and the start of all trials."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from soupray.spec.space import Count, Dimension, Positive, Space, SpecModel
 
 
 class OpenClipSpec(SpecModel):
-    """An open_clip model, classified zero-shot by prompts, fine-tuned end to end.
+    """An open_clip model with a zero-shot head from prompts, fine-tuned end to end.
 
-    `model` is an architecture that open_clip knows, or `local-dir:PATH`, or `soupray:digits`, the
-    small model in this package. `pretrained` is open_clip's tag or a local file. `head_bias` gives
-    the head a bias, 0 at first: models of the published soups have one.
+    `model` is an architecture of open_clip, `local-dir:PATH`, or `soupray:digits`, the small model
+    in this package. `pretrained` is a tag of open_clip or a local file. `head_bias` gives the head
+    a bias that starts at 0, as the models of the published soups have.
     """
 
     kind: Literal["open_clip"]
@@ -23,7 +23,7 @@ class OpenClipSpec(SpecModel):
     pretrained: str | None = None
     classes: tuple[str, ...] = Field(min_length=2)
     templates: tuple[str, ...] = Field(min_length=1)
-    # Left out where it is false: digests of specs that are older than it stay what they were.
+    # Left out if false, so that digests of specs from before this field do not change.
     head_bias: bool = Field(default=False, exclude_if=lambda bias: not bias)
 
     @pydantic.field_validator("templates")
@@ -43,8 +43,9 @@ def _with_a_slot(templates: tuple[str, ...]) -> tuple[str, ...]:
 class TimmSpec(SpecModel):
     """A timm model with a new linear head, trained end to end.
 
-    `args` go to `timm.create_model`. `pretrained` is one of timm's tags for `model`, or a local
-    file. Inputs are `size` x `size` pixels in 0..1, less `mean`, by `std`: a number a channel.
+    `args` are passed to `timm.create_model`. `pretrained` is a tag of timm for `model`, or a local
+    file. Inputs have `size` x `size` pixels with values in 0..1; then `mean` is subtracted and the
+    result is divided by `std`, with one number per channel.
     """
 
     kind: Literal["timm"]
@@ -73,12 +74,12 @@ class TimmSpec(SpecModel):
 class TransformersSpec(SpecModel):
     """A text model of transformers that classifies sequences, fine-tuned end to end.
 
-    `model` is a folder in the library's layout, `package:NAME/FOLDER` for one inside an installed
-    Python package, or a name on the hub (nothing is asked of it under HF_HUB_OFFLINE=1). `pooling`
-    makes one feature vector of a text: the `mean` over its tokens, the first token (`cls`), or as
-    the library's `own` classifier of that architecture does. With `templates`, the head is
-    zero-shot: `scale` times the normalised embeddings of the prompts; 20 is the scale that
-    sentence encoders are trained with (the default of sentence-transformers' ranking loss).
+    `model` is a folder in the library's layout, `package:NAME/FOLDER` for a folder in an installed
+    Python package, or a name on the hub (HF_HUB_OFFLINE=1 prevents requests to the hub). `pooling`
+    makes one feature vector of a text: the `mean` of its tokens, the first token (`cls`), or the
+    method of the library's `own` classifier for that architecture. With `templates`, the head is
+    zero-shot: `scale` times the normalised embeddings of the prompts. Sentence encoders are trained
+    with a scale of 20 (the default of sentence-transformers' ranking loss).
     """
 
     kind: Literal["transformers"]
@@ -109,7 +110,7 @@ TaskSpec = OpenClipSpec | TimmSpec | TransformersSpec
 
 
 class Trained(Space):
-    """Hyperparameters of one training. As in a search space, but each is a number."""
+    """The hyperparameters of one training: those of a search space, but each is a number."""
 
     @pydantic.model_validator(mode="after")
     def _are_numbers(self) -> Trained:
@@ -119,22 +120,23 @@ class Trained(Space):
         return self
 
     def numbers(self) -> dict[str, Any]:
-        """The hyperparameters by name."""
+        """Return the hyperparameters by name."""
         return self.model_dump()
 
 
 class TrainedInit(SpecModel):
-    """theta_0 is trained once, on the train split, and all trials branch from it."""
+    """theta_0 is trained once on the train split, and all trials start from it."""
 
     trained: Trained
 
 
 class Probe(SpecModel):
-    """A logistic regression on the features; `l2` times half the squared norm is added to it.
+    """A logistic regression on the features; `l2` times half the squared norm is its penalty.
 
-    `statistics`: where the body has BatchNorm, its statistics are first estimated on the `train`
-    split, so that a training, which normalises by batches, starts from the features that the head
-    was fitted to; or they stay those of the `pretrained` body, which suits trials of the head.
+    `statistics` is for bodies with BatchNorm. With `train`, the statistics are first estimated on
+    the train split; training normalises by batches, so it then starts from the features to which
+    the head was fitted. With `pretrained`, they stay those of the pre-trained body, which suits
+    trials of the head.
     """
 
     l2: Positive = 1e-3
@@ -142,13 +144,13 @@ class Probe(SpecModel):
 
 
 class FileInit(SpecModel):
-    """theta_0 is a checkpoint in a file or folder, of any layout that `soupray import` reads."""
+    """theta_0 is a checkpoint in a file or folder, in any layout that `soupray import` reads."""
 
     file: str
 
 
 class ProbeInit(SpecModel):
-    """theta_0 is the pre-trained body with a head that is fitted to the train split's features."""
+    """theta_0 is the pre-trained body with a head that is fitted to features of the train split."""
 
     probe: Probe
 

@@ -1,4 +1,4 @@
-"""YAML files, read as people mean them."""
+"""Read YAML files with the booleans and floats of YAML 1.2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from soupray.core.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans and floats: `off` is a word here, and 5e-5 a number."""
+    """A safe loader in which `off` is a word, and 5e-5 is a number, as in YAML 1.2."""
 
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
@@ -27,7 +27,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_text(path: Path) -> str:
-    """The text in a file. Raises ConfigError if it cannot be read or is not UTF-8."""
+    """Return the text of a file. Raises ConfigError if it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -37,7 +37,12 @@ def read_text(path: Path) -> str:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The data in YAML `text`; `source` names it in messages. Raises ConfigError."""
+    """Return the data in YAML text. Raises ConfigError.
+
+    Args:
+        text: the YAML text.
+        source: names the text in messages.
+    """
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - derived from SafeLoader
     except yaml.YAMLError as error:
@@ -45,12 +50,12 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The data in a YAML file. Raises ConfigError as `read_text` and `parse_yaml`."""
+    """Return the data in a YAML file. Raises ConfigError if it cannot be read or is not YAML."""
     return parse_yaml(read_text(path), str(path))
 
 
 def read_documents(path: Path) -> list[Any]:
-    """All documents in a YAML file, but for empty ones. Raises ConfigError."""
+    """Return all documents in a YAML file, without empty ones. Raises ConfigError."""
     try:
         found = list(yaml.load_all(read_text(path), _Loader))
     except yaml.YAMLError as error:

@@ -1,1 +1,1 @@
-"""The object store: what lies where, and how it is written and read."""
+"""The object store: the paths of its objects, and how objects are written and read."""

@@ -1,12 +1,11 @@
-"""Weights and records in the store: content-addressed bytes, create-only manifests.
+"""Read and write weights and other arrays in the store, with verified local copies.
 
-    weights/<sha256>.safetensors      weights, and logits: named by their content
-    bases/<key>.json                  Basis: splits, init, anchor
-    trials/<key>/manifest.json        Ingredient or Tombstone; its existence means complete
-    sweeps/<name>/...                 specs, lease, choices, results
+    weights/<sha256>.safetensors      weights of a model; the file name is the SHA-256 of the file
+    blobs/<sha256>.safetensors        arrays that are not weights, named in the same way
 
-Weights are written before the record that names them, so that no record is ever without its
-bytes. Every read is verified against the digest; local copies are kept by digest.
+The module `layout` lists all objects of the store. A file of arrays is written before the record
+that names it, so a record never refers to missing bytes. Every file is checked against its digest
+before its first use in a process. Local copies are named by their digest.
 """
 
 from __future__ import annotations
@@ -35,28 +34,34 @@ from soupray.store.objects import Store, retry_once
 from soupray.store.weights_file import MappedWeights, Weights, sha256_of, write_weights
 
 RANGE_BYTES, READERS = 16 * 2**20, 8
-"""A checkpoint is fetched in ranges of this size, so many at a time."""
+"""Size in bytes of one range of a download, and how many ranges are downloaded in parallel."""
 
 AHEAD = 2
-"""Candidates whose checkpoints are fetched before their turn, and threads that do it: a short
-candidate is made up for by a long one. Each thread takes READERS ranges of memory."""
+"""How many checkpoints are downloaded in the background at the same time.
+
+With two threads, a candidate that is evaluated quickly does not have to wait for the next download.
+Each thread holds up to READERS ranges in memory.
+"""
 
 ABANDONED_S = 24 * 3600
-"""A part of a download that is this old was left by a process that died."""
+"""Age in seconds after which a partial download may be deleted: its process has probably died."""
 
 CACHE_SHARE = 0.5
-"""Of the disk that the local copies may take."""
+"""Largest fraction of the disk that the local copies may take."""
 
 
 Place = Callable[[str], str]
 Places = tuple[Place, Place]
 WEIGHTS_FIRST: Places = (layout.weights, layout.blob)
 BLOBS_FIRST: Places = (layout.blob, layout.weights)
-"""Where an object is looked for: versions before `blobs/` kept everything under `weights/`."""
+"""Order in which two folders are searched for an object.
+
+Older versions stored every file in `weights/`, before the folder `blobs/` existed.
+"""
 
 
 class Checkpoints:
-    """Weights in `store`, with verified copies in the local folder `cache`."""
+    """Reads and writes weights in `store` and keeps verified copies in the local folder `cache`."""
 
     def __init__(self, store: Store, cache: Path) -> None:
         self.store, self._cache = store, cache
@@ -67,26 +72,43 @@ class Checkpoints:
         cache.mkdir(parents=True, exist_ok=True)
 
     def save(self, weights: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> CheckpointRef:
-        """Store the weights of a model under the digest of their bytes; twice is harmless.
+        """Store the weights of a model under the SHA-256 digest of the file.
+
+        Storing the same weights twice changes nothing.
 
         Args:
             weights: tensors by name.
-            about: goes into the file's one metadata key. safetensors writes several keys in random
-                order, and equal weights would get different digests.
+            about: facts about the weights; written as JSON under one metadata key of the file.
+                safetensors writes several keys in random order, so equal weights would get
+                different digests.
+
+        Returns:
+            A reference with the digest and the size in bytes.
 
         Raises:
-            StoreUnavailable: the store, or this machine's disk, is full or away.
+            StoreUnavailable: the store or the local disk is full or cannot be reached.
         """
         return CheckpointRef(**self._save(weights, about, layout.weights))
 
     def save_blob(self, arrays: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> BlobRef:
-        """Store arrays that are not weights, as `save` stores weights."""
+        """Store arrays that are not weights under the SHA-256 digest of the file.
+
+        Args:
+            arrays: tensors by name.
+            about: facts about the arrays; written as JSON under one metadata key of the file.
+
+        Returns:
+            A reference with the digest and the size in bytes.
+
+        Raises:
+            StoreUnavailable: the store or the local disk is full or cannot be reached.
+        """
         return BlobRef(**self._save(arrays, about, layout.blob))
 
     def _save(
         self, tensors: Mapping[str, torch.Tensor], about: Mapping[str, str], place: Place
     ) -> dict[str, Any]:
-        """The fields of a reference to what was stored."""
+        """Store a file of tensors and return the fields of a reference to it."""
         part = self._new_part()
         try:
             with _local_disk(self._cache):
@@ -100,10 +122,14 @@ class Checkpoints:
         return {"sha256": sha256, "size_bytes": size}
 
     def expect(self, digests: Iterable[str]) -> None:
-        """Fetch these in the background, for they will be wanted soon.
+        """Start to fetch these checkpoints in the background, because they will be needed soon.
 
-        What was expected before and is not among them is given up, unless it is on its way. What
-        fails is tried again, and told, when it is wanted.
+        A download that an earlier call requested is cancelled if this call does not name it and it
+        has not started. An error in the background is ignored here: `fetch` tries again and raises
+        it.
+
+        Args:
+            digests: SHA-256 digests of the checkpoints.
         """
         wanted = [sha256 for sha256 in digests if sha256 not in self._verified]
         for sha256 in self._coming.keys() - set(wanted):
@@ -118,16 +144,19 @@ class Checkpoints:
             self._fetch(sha256, WEIGHTS_FIRST)
 
     def fetch(self, sha256: str) -> Path:
-        """A local file with the weights, downloaded and verified unless it is there already.
+        """Return a local file with the weights; download and verify it if it is not in the cache.
+
+        Args:
+            sha256: digest of the file, in hexadecimal.
 
         Raises:
             NotFound: the store has no such weights.
-            ChecksumMismatch: the stored bytes are not those that were written.
+            ChecksumMismatch: the stored bytes differ from the bytes that were written.
         """
         return self._when_here(sha256, WEIGHTS_FIRST)
 
     def _when_here(self, sha256: str, places: Places) -> Path:
-        """The local file, once a download in the background is over."""
+        """Wait for a background download of the file, if one has started, and return the file."""
         coming = self._coming.pop(sha256, None)
         if coming is not None and not coming.cancel():
             wait([coming])
@@ -137,24 +166,27 @@ class Checkpoints:
         local = self._local(sha256)
         while True:
             try:
-                # A copy that an earlier process left is hashed once before it is believed.
+                # A copy from an earlier process is hashed once, because it may be incomplete.
                 if sha256 not in self._verified and sha256_of(local) != sha256:
                     local.unlink()
-                os.utime(local)  # used last: `_make_room` takes the others first
+                os.utime(local)  # marks the copy as used: `_make_room` deletes the oldest first
                 self._verified.add(sha256)
                 return local
-            except FileNotFoundError:  # not here yet, spoilt, or another process made room
+            except FileNotFoundError:  # not in the cache, corrupt, or deleted by another process
                 self._download(sha256, local, places)
 
     def _download(self, sha256: str, local: Path, places: Places) -> None:
-        """Once a node: of the processes that want it at the same time, the others wait."""
+        """Download the file while holding a lock, so that each node downloads it only once.
+
+        Other processes that need the same file at the same time wait for the lock.
+        """
         lock = local.with_suffix(".lock")
         with _local_disk(self._cache), FileLock(lock):
             try:
                 if not local.exists():
                     self._download_alone(sha256, local, places)
             finally:
-                lock.unlink(missing_ok=True)  # who waits for it finds the file, or tries itself
+                lock.unlink(missing_ok=True)  # a waiting process then finds the file, or downloads
 
     def _download_alone(self, sha256: str, local: Path, places: Places) -> None:
         path, size = self._find(sha256, places)
@@ -168,7 +200,11 @@ class Checkpoints:
                 part.unlink(missing_ok=True)
 
     def _find(self, sha256: str, places: Places) -> tuple[str, int]:
-        """(path, bytes) of the object, in the first of two places that has it. Raises NotFound."""
+        """Return the path and size in bytes of the object in the first place that has it.
+
+        Raises:
+            NotFound: neither place has the object.
+        """
         first, second = (place(sha256) for place in places)
         try:
             return first, self.store.size(first)
@@ -179,7 +215,11 @@ class Checkpoints:
 
     @contextmanager
     def _room_for(self, size: int) -> Iterator[None]:
-        """Room for one more download: what others will take is not seen on the disk yet."""
+        """Reserve disk space for one download until the download is over.
+
+        The disk usage does not show yet what parallel downloads will write, so their sizes are
+        added up.
+        """
         with self._room:
             self._reserved += size
         try:
@@ -191,7 +231,7 @@ class Checkpoints:
                 self._reserved -= size
 
     def _copy(self, path: str, size: int, sha256: str, part: Path) -> None:
-        """Write the object into a local file. Raises ChecksumMismatch."""
+        """Write the object into a local file and check its digest. Raises ChecksumMismatch."""
         seen = hashlib.sha256()
         with part.open("wb") as file:
             for chunk in self.ranges(path, size):
@@ -206,7 +246,12 @@ class Checkpoints:
             )
 
     def ranges(self, path: str, size: int) -> Iterator[bytes]:
-        """The object in order, READERS ranges of it on their way at a time."""
+        """Yield the bytes of an object in order, while READERS ranges are downloaded in parallel.
+
+        Args:
+            path: path of the object in the store.
+            size: size of the object in bytes.
+        """
         starts = iter(range(0, size, RANGE_BYTES))
         with ThreadPoolExecutor(READERS) as threads:
 
@@ -221,14 +266,16 @@ class Checkpoints:
                 yield chunk
 
     def _make_room(self, size: int) -> None:
-        """Remove the copies used longest ago while the cache is too large, or the disk too full.
+        """Delete the least recently used copies until `size` more bytes fit.
 
-        What another process has mapped stays readable for it; it is fetched again when needed.
+        Copies are deleted while the cache would exceed CACHE_SHARE of the disk, or while the disk
+        has less than `size` bytes free. A process that has mapped a deleted copy can still read it.
+        A deleted copy is downloaded again when it is needed.
         """
         with _local_disk(self._cache):
             found = []
             for copy in self._cache.iterdir():
-                with suppress(FileNotFoundError):  # another process makes room too
+                with suppress(FileNotFoundError):  # another process deleted it
                     stat = copy.stat()
                     if copy.suffix == ".safetensors" or time.time() - stat.st_mtime > ABANDONED_S:
                         found.append((stat.st_mtime, copy, stat.st_size))
@@ -244,21 +291,21 @@ class Checkpoints:
                 free, kept = free + sizes[copy], kept - sizes[copy]
 
     def open(self, sha256: str) -> MappedWeights:
-        """The weights, or the arrays of a blob, memory-mapped. Raises what `fetch` raises."""
+        """Return the memory-mapped weights or arrays of a file. Raises the errors of `fetch`."""
         return self._open(sha256, WEIGHTS_FIRST)
 
     def _open(self, sha256: str, places: Places) -> MappedWeights:
         try:
             return MappedWeights(self._when_here(sha256, places))
-        except FileNotFoundError:  # another process made room just now
+        except FileNotFoundError:  # another process has just deleted it to make room
             return MappedWeights(self._when_here(sha256, places))
 
     def load(self, sha256: str) -> Weights:
-        """The weights, in memory. Raises what `fetch` raises."""
+        """Return the weights in memory, as tensors by name. Raises the errors of `fetch`."""
         return _in_memory(self._open(sha256, WEIGHTS_FIRST))
 
     def load_blob(self, sha256: str) -> Weights:
-        """The arrays of a blob by name, in memory. Raises what `fetch` raises."""
+        """Return the arrays of a blob in memory, by name. Raises the errors of `fetch`."""
         return _in_memory(self._open(sha256, BLOBS_FIRST))
 
     def _new_part(self) -> Path:
@@ -278,7 +325,7 @@ def _in_memory(mapped: MappedWeights) -> Weights:
 
 @contextmanager
 def _local_disk(folder: Path) -> Iterator[None]:
-    """What this machine's disk says, as StoreUnavailable."""
+    """Turn an OSError of the local disk into StoreUnavailable."""
     try:
         yield
     except OSError as error:

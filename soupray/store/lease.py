@@ -1,7 +1,7 @@
-"""One driver a sweep: a lease object in the store, renewed while the driver lives.
+"""Allow one driver per sweep: the driver renews a lease object in the store while it runs.
 
-With every renewal the driver overwrites its heartbeat beside the lease: what runs now. A heartbeat
-counts while the lease of the driver that wrote it does: what a dead driver left says nothing.
+With every renewal the driver also overwrites its heartbeat, an object beside the lease that says
+what runs now. A heartbeat is valid only while the lease of its writer is valid.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RENEW_S = 15.0
 
 
 class LeaseRecord(Record, frozen=True, kw_only=True):
-    """Who drives, and until when if not renewed (seconds since the epoch)."""
+    """The driver of a sweep, and when its lease ends without renewal (seconds since the epoch)."""
 
     holder: str
     who: str
@@ -38,13 +38,22 @@ class LeaseRecord(Record, frozen=True, kw_only=True):
 
 
 def this_process() -> str:
-    """Names this process among all that ever ran: boot, PID namespace, PID, start time."""
+    """Return a string that identifies this process: boot, PID namespace, PID, start time."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{os.getpid()}/{_started(os.getpid())}"
 
 
 def is_dead(process: str) -> bool:
-    """Whether `process` certainly ended: it ran where we can see it, and it is not there."""
+    """Return whether `process` has certainly ended.
+
+    A process can only be checked if it ran in the same boot and PID namespace as this one.
+
+    Args:
+        process: identity of a process, from `this_process`.
+
+    Returns:
+        True if the process has ended; False if it runs or cannot be checked.
+    """
     here = this_process().rsplit("/", 2)[0]
     there, pid, started = process.rsplit("/", 2)
     return there == here and _started(int(pid)) != started
@@ -52,21 +61,21 @@ def is_dead(process: str) -> bool:
 
 def _started(pid: int) -> str:
     try:
-        # Fields 3 and 22, counted after the command's closing bracket: it may hold spaces.
+        # Fields 3 and 22 of the file. The command name may contain spaces, so start after it.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return "gone"
-    # Z and X: it ended, but nobody has asked for its status, as in a container without init.
+    # Z and X: the process ended, but no parent has read its status (a container without init).
     return "gone" if fields[0] in "ZX" else fields[19]
 
 
 class Lease:
-    """Context manager: holds `path`, or raises StoreError naming the other driver.
+    """Context manager that holds the lease at `path`; raises StoreError if another driver holds it.
 
-    A lease that has expired, or whose process is known to be dead, is taken over by
-    compare-and-swap, so that of two drivers which see the same free lease one wins. A client that
-    tried again what had arrived is told that it came second: to itself. That is found out by
-    reading.
+    A lease that has expired, or whose process is dead, is taken over by compare-and-swap. If two
+    drivers see the same free lease, only one of them gets it. A client may repeat a write that had
+    already succeeded; the store then rejects the second write. Therefore a rejected writer reads
+    the lease to see whether it holds the lease itself.
     """
 
     def __init__(self, store: Store, path: str, term_s: float = TERM_S) -> None:
@@ -81,7 +90,7 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether another driver has the lease or, its term being over, may have it by now."""
+        """Whether another driver holds the lease, or may hold it because the term has ended."""
         if time.monotonic() - self._renewed > self._term:
             self._over.set()
         return self._over.is_set()
@@ -101,11 +110,15 @@ class Lease:
         self._stop.set()
         self.thread.join()
         if not self.lost:
-            with suppress(StoreError):  # the store is away: the lease ends by itself
+            with suppress(StoreError):  # if the store cannot be reached, the lease expires
                 self._write(expires=0.0)
 
     def attend(self, beat: Callable[[], None]) -> None:
-        """Call `beat` now and with every renewal. A store that is away is no reason to stop."""
+        """Call `beat` now and with every renewal; a StoreError in `beat` is ignored.
+
+        Args:
+            beat: writes the heartbeat.
+        """
         self._beat = beat
         with suppress(StoreError):
             beat()
@@ -157,7 +170,7 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._stop.wait(self._term * RENEW_S / TERM_S) and not self.lost:
-            # The store may be away, and a request may last: the term began when it was asked for.
+            # A request may be slow or fail, so the term is counted from the start of the request.
             with suppress(StoreError):
                 asked = time.monotonic()
                 self._write(time.time() + self._term)
@@ -166,7 +179,7 @@ class Lease:
 
 
 class RunningTrial(Record, frozen=True, kw_only=True):
-    """A trial that runs: epochs finished, of how many, and since when (seconds since the epoch)."""
+    """A running trial: finished epochs, all epochs, and its start (seconds since the epoch)."""
 
     key: str
     epoch: int
@@ -175,7 +188,7 @@ class RunningTrial(Record, frozen=True, kw_only=True):
 
 
 class Beat(Record, frozen=True, kw_only=True):
-    """What runs now, what failed in this run (key: reason), seconds left at the present pace."""
+    """What runs now, failed trials (reason by key), and the estimated time left (in seconds)."""
 
     running: tuple[RunningTrial, ...]
     failed: dict[str, str]
@@ -183,7 +196,7 @@ class Beat(Record, frozen=True, kw_only=True):
 
 
 class Heartbeat(Record, frozen=True, kw_only=True):
-    """A beat, by which holder of the lease, and when."""
+    """A beat, the holder of the lease who wrote it, and when (seconds since the epoch)."""
 
     holder: str
     written: float
@@ -191,20 +204,30 @@ class Heartbeat(Record, frozen=True, kw_only=True):
 
 
 class Driver(NamedTuple):
-    """A driver that lives, and its last heartbeat, if it has written one."""
+    """A running driver and its last heartbeat; None if it has not written one."""
 
     lease: LeaseRecord
     heartbeat: Heartbeat | None
 
 
 def write_heartbeat(store: Store, sweep: str, holder: str, beat: Beat) -> None:
-    """Overwrite the heartbeat of `sweep`. Raises StoreError."""
+    """Overwrite the heartbeat of `sweep`.
+
+    Args:
+        store: the store of the sweep.
+        sweep: name of the sweep.
+        holder: identity of the lease's holder.
+        beat: what runs now.
+
+    Raises:
+        StoreError: the store cannot be reached.
+    """
     made = Heartbeat(holder=holder, written=time.time(), beat=beat)
     store.put(layout.heartbeat(sweep), encode(made))
 
 
 def find_driver(store: Store, sweep: str) -> Driver | None:
-    """Who drives `sweep` now, if anybody does. Raises StoreError, CheckpointError."""
+    """Return the driver that runs `sweep` now, or None. Raises StoreError, CheckpointError."""
     lease: LeaseRecord | None = find_record(store, layout.lease(sweep), LeaseRecord)
     if lease is None or lease.expires <= time.time() or is_dead(lease.process):
         return None

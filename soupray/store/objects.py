@@ -1,7 +1,7 @@
-"""The object store: bytes in, bytes out, create-only when it matters.
+"""The object store: read and write bytes, and create objects that are never overwritten.
 
-obstore moves the data; boto3 finds the credentials (environment, profile, instance role, ...) and
-the bucket. Every foreign exception is mapped to one of ours in `mapped`. Records are JSON objects.
+obstore transfers the data. boto3 finds the credentials (environment, profile, instance role, ...).
+`mapped` turns every exception of these libraries into one of ours. Records are JSON objects.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 RETRY_S = 30
-"""How long a request is tried again, once it has failed, before the store counts as away."""
+"""Seconds for which a failed request is repeated before the store counts as unavailable."""
 
 
 class Credentials(NamedTuple):
-    """A key pair that is not in the environment: the embedded store's."""
+    """A key pair that is not in the environment, such as that of the embedded store."""
 
     endpoint: str
     access_key: str
     secret_key: str
 
     def __repr__(self) -> str:
-        """Without the secret."""
+        """Return a text without the secret key."""
         return f"Credentials({self.endpoint}, {self.access_key}, ***)"
 
 
 class Store:
-    """A prefix of a bucket, a folder, or a dictionary in memory."""
+    """A store of objects: a prefix of an S3 bucket, a local folder, or memory."""
 
     def __init__(self, backend: ObjectStore, url: str) -> None:
         self.backend = backend
         self.url = url
 
     def get(self, path: str) -> bytes:
-        """The whole object. Raises NotFound, StoreUnavailable."""
+        """Return the bytes of the whole object. Raises NotFound, StoreUnavailable."""
         return self._ask(path, lambda: bytes(obstore.get(self.backend, path).bytes()))
 
     def get_tagged(self, path: str) -> tuple[bytes, str | None]:
-        """The object and its ETag, for `swap`."""
+        """Return the bytes of the object and its ETag, which `swap` takes."""
 
         def get() -> tuple[bytes, str | None]:
             answer = obstore.get(self.backend, path)
@@ -69,27 +69,49 @@ class Store:
         return self._ask(path, get)
 
     def get_range(self, path: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`."""
+        """Return `length` bytes of the object from byte `start`."""
         return self._ask(
             path,
             lambda: bytes(obstore.get_range(self.backend, path, start=start, length=length)),
         )
 
     def create(self, path: str, data: bytes) -> None:
-        """Write only if absent. Raises AlreadyExists, even after a client's own first try."""
+        """Write the object only if it does not exist.
+
+        Args:
+            path: path of the object.
+            data: bytes to write.
+
+        Raises:
+            AlreadyExists: the object exists. A client that repeats its own successful write gets
+                this error too.
+        """
         self._ask(path, lambda: obstore.put(self.backend, path, data, mode="create"))
 
     def put(self, path: str, data: bytes | Path) -> None:
-        """Write, or write again: for content-addressed bytes, where that is harmless, and views.
+        """Write the object, or overwrite it. No reader ever sees a part of an object.
 
-        A `Path` is uploaded in parts. No reader ever sees half an object.
+        Use it for content-addressed bytes, which do not change, and for objects that may be
+        replaced.
+
+        Args:
+            path: path of the object.
+            data: bytes to write, or a local file, which is uploaded in parts.
         """
         self._ask(path, lambda: obstore.put(self.backend, path, data))
 
     def swap(self, path: str, data: bytes, etag: str | None) -> bool:
-        """Overwrite only if the ETag still holds; False if somebody else was faster.
+        """Overwrite the object only if it still has this ETag.
 
-        A folder has no such operation: there the last writer wins.
+        A local folder does not support this check: there the object is always overwritten.
+
+        Args:
+            path: path of the object.
+            data: bytes to write.
+            etag: the ETag from `get_tagged`.
+
+        Returns:
+            False if another client has overwritten the object since.
         """
         kept: Any = "overwrite" if isinstance(self.backend, LocalStore) else {"e_tag": etag}
 
@@ -102,15 +124,19 @@ class Store:
         return self._ask(path, put)
 
     def size(self, path: str) -> int:
-        """Bytes of the object. Raises NotFound."""
+        """Return the size of the object in bytes. Raises NotFound."""
         return self._ask(path, lambda: int(obstore.head(self.backend, path)["size"]))
 
     def list(self, prefix: str) -> list[str]:
-        """Paths below `prefix`, sorted."""
+        """Return the paths of all objects below `prefix`, sorted."""
         return [path for path, _, _ in self.entries(prefix)]
 
     def entries(self, prefix: str) -> tuple[tuple[str, int, float], ...]:
-        """Of objects below `prefix`: path, bytes, seconds since the epoch when written; sorted."""
+        """List the objects below `prefix`, sorted by path.
+
+        Returns:
+            For each object: path, size in bytes, time of writing (seconds since the epoch).
+        """
 
         def pages() -> list[Any]:
             return [e for page in obstore.list(self.backend, prefix=prefix) for e in page]
@@ -119,12 +145,12 @@ class Store:
         return tuple(sorted((e["path"], e["size"], e["last_modified"].timestamp()) for e in found))
 
     def delete(self, path: str) -> None:
-        """Remove the object, if it is there."""
+        """Delete the object; do nothing if it does not exist."""
         with suppress(NotFound):
             self._ask(path, lambda: obstore.delete(self.backend, path))
 
     def _ask(self, path: str, request: Callable[[], T]) -> T:
-        """What comes of `request`, its errors as ours; again while the connection breaks."""
+        """Return the result of `request`; map its errors, and repeat it if the connection fails."""
 
         def once() -> T:
             with mapped(self.url, path):
@@ -134,13 +160,15 @@ class Store:
 
 
 def open_store(url: str, credentials: Credentials | None = None) -> Store:
-    """The store at s3://bucket/prefix, file:///folder or memory://.
+    """Open the store at s3://bucket/prefix, file:///folder or memory://.
 
-    Without `credentials`, boto3's chain finds them, and AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and
-    the region are read as boto3 does.
+    Args:
+        url: address of the store.
+        credentials: key pair and endpoint. If None, boto3 searches for credentials, and
+            AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL gives the endpoint.
 
     Raises:
-        ConfigError: no credentials anywhere, or an unknown scheme.
+        ConfigError: no credentials were found, or the scheme is unknown.
     """
     parts = urlsplit(url)
     if parts.scheme == "memory":
@@ -166,7 +194,7 @@ def open_store(url: str, credentials: Credentials | None = None) -> Store:
 def _retries() -> Any:
     first, longest = timedelta(milliseconds=200), timedelta(seconds=10)
     return {
-        "max_retries": 50,  # the time rules
+        "max_retries": 50,  # high, because `retry_timeout` is the limit
         "retry_timeout": timedelta(seconds=RETRY_S),
         "backoff": {"init_backoff": first, "max_backoff": longest, "base": 2},
     }
@@ -195,7 +223,10 @@ def _from_boto3(url: str) -> dict[str, Any]:
 
 
 def _endpoint() -> str:
-    """The store's address if it is not AWS: checked here, because obstore panics over a bad one."""
+    """Return the address of a store that is not AWS, or an empty string.
+
+    The address is checked here because obstore panics if it is not valid.
+    """
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     if endpoint and not endpoint.startswith(("http://", "https://")):
         raise ConfigError(f"AWS_ENDPOINT_URL = {endpoint!r}: write http://HOST:PORT or https://...")
@@ -203,7 +234,7 @@ def _endpoint() -> str:
 
 
 def _session(url: str) -> Any:
-    """boto3's session with credentials. Raises ConfigError where there are none to be found."""
+    """Return a boto3 session with credentials. Raises ConfigError if it finds none."""
     import boto3
     from botocore.exceptions import BotoCoreError
 
@@ -211,7 +242,7 @@ def _session(url: str) -> Any:
     try:
         session = boto3.Session()
         found = session.get_credentials()
-    except BotoCoreError as error:  # a profile that is not there, a broken file
+    except BotoCoreError as error:  # a missing profile or an invalid file
         raise ConfigError(f"storage {url}: {error}. Check AWS_PROFILE and ~/.aws.") from error
     if found is None:
         raise ConfigError(
@@ -223,14 +254,19 @@ def _session(url: str) -> Any:
 
 
 def check_bucket(url: str, credentials: Credentials | None = None) -> None:
-    """One request, before a sweep starts: is the bucket there, and are we let in?
+    """Send one request to check that the bucket exists and that the credentials are accepted.
 
-    boto3 rather than obstore, because its answer tells a wrong key from a missing bucket.
+    The check uses boto3 because obstore's errors do not separate a wrong key from a missing bucket.
+    Stores that are not on S3 are not checked.
+
+    Args:
+        url: address of the store.
+        credentials: key pair and endpoint, or None to let boto3 find them.
 
     Raises:
-        ConfigError: no credentials anywhere.
-        NotFound: no such bucket.
-        StoreUnavailable: unreachable, or the credentials are refused.
+        ConfigError: no credentials were found.
+        NotFound: the bucket does not exist.
+        StoreUnavailable: the store cannot be reached, or it refuses the credentials.
     """
     parts = urlsplit(url)
     if parts.scheme != "s3":
@@ -262,7 +298,7 @@ def check_bucket(url: str, credentials: Credentials | None = None) -> None:
 
 
 def _client(url: str, credentials: Credentials | None) -> Any:
-    """boto3's client for S3, which gives up within seconds."""
+    """Return a boto3 client for S3 with short timeouts."""
     import boto3
     from botocore.config import Config
 
@@ -281,7 +317,17 @@ def _client(url: str, credentials: Credentials | None) -> Any:
 
 @contextmanager
 def mapped(url: str, path: str) -> Iterator[None]:
-    """Foreign exceptions as ours. The order matters: the specific ones first."""
+    """Turn the exceptions of obstore into ours; specific exceptions are handled first.
+
+    Args:
+        url: address of the store, for the message.
+        path: path of the object, for the message.
+
+    Raises:
+        NotFound: the object or the bucket does not exist.
+        AlreadyExists: the object exists.
+        StoreUnavailable: any other error of the store.
+    """
     try:
         yield
     except FileNotFoundError as error:
@@ -300,11 +346,17 @@ def mapped(url: str, path: str) -> Iterator[None]:
 
 
 def retry(ask: Callable[[], T]) -> T:
-    """`ask()`, again while the connection breaks.
+    """Return `ask()`; repeat it for at most RETRY_S seconds while the connection breaks.
 
-    obstore itself repeats neither a conditional write, nor the page of a list, nor an answer of
-    "not found" that breaks off. Of a write that had arrived, the repetition is told that it came
-    second.
+    obstore itself does not repeat conditional writes, pages of a list, or broken "not found"
+    answers. If a conditional write succeeded but its answer was lost, the repeated write fails: the
+    object already exists.
+
+    Args:
+        ask: sends the request.
+
+    Raises:
+        StoreUnavailable: the connection still breaks, or the error is of another kind.
     """
     failed: float | None = None
     pause = 0.2
@@ -313,7 +365,8 @@ def retry(ask: Callable[[], T]) -> T:
             return ask()
         except StoreUnavailable as error:
             broken, now = "HTTP error" in str(error.__cause__), time.monotonic()
-            failed = now if failed is None else failed  # the first attempt may have lasted as long
+            # counted from the first failure: a request may be slow
+            failed = now if failed is None else failed
             if not broken or now - failed + pause > RETRY_S:
                 raise
         time.sleep(pause)
@@ -321,10 +374,14 @@ def retry(ask: Callable[[], T]) -> T:
 
 
 def retry_once(read: Callable[[], T], doubted: type[Exception]) -> T:
-    """`read()`, once more if that raises `doubted`: what came does not look whole.
+    """Return `read()`; call it a second time if it raises `doubted`.
 
-    An answer may be cut short on its way although its length header was whole: only its content
-    tells. What is cut short twice, or stored so, raises `doubted`.
+    An answer can be cut short although its length header was correct. Only decoding its content
+    shows this. If the second answer is incomplete too, `doubted` is raised.
+
+    Args:
+        read: reads and checks the content.
+        doubted: the exception that says that the content is incomplete.
     """
     with suppress(doubted):
         return read()
@@ -336,12 +393,12 @@ _FULL = (
     "{url} is out of space while writing {path}. Free some and run again: what is stored is kept, "
     "and the run goes on from there."
 )
-_TROUBLE = {  # by a part of obstore's text; the first that fits
+_TROUBLE = {  # key: a part of obstore's message; the first match is used
     "403 Forbidden": "{url} refuses these credentials at {path} (403 Forbidden). Check "
     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy.",
     "No space left": _FULL,
     "os error 28": _FULL,
-    # All that SeaweedFS says of a full disk.
+    # SeaweedFS gives no other message when its disk is full.
     "500 Internal Server Error": "{url} answered 500 Internal Server Error at {path} for "
     f"{RETRY_S} s, as a store does whose disk is full. Free some space there (the embedded store's "
     "disk is that of --home), and run again in a minute: what is stored is kept.",
@@ -351,9 +408,13 @@ _TROUBLE = {  # by a part of obstore's text; the first that fits
 
 
 def read_view(store: Store, path: str) -> bytes:
-    """The bytes at `path`, as many as the store says there are. Raises NotFound, CheckpointError.
+    """Return the bytes at `path`, and check that their number equals the size in the store.
 
-    For what no digest names and nothing decodes: tables and figures.
+    Use it for tables and figures: no digest or decoder can show that they are incomplete.
+
+    Raises:
+        NotFound: the object does not exist.
+        CheckpointError: two answers were incomplete.
     """
 
     def read() -> bytes:
@@ -370,10 +431,17 @@ def read_view(store: Store, path: str) -> bytes:
 
 
 def create_record(store: Store, path: str, record: R, kind: Any = None) -> R:
-    """Store `record` unless one is there; return the one that counts: the loser adopts it.
+    """Store `record` if the path is free, and return the record that is in the store.
 
-    `kind` is what may be there, if it is a union. The record is returned as a reader decodes it,
-    so that a first run and its repetition go on with the same thing, to the order of keys.
+    If another process has stored a record first, that record is returned. The result is always
+    decoded from JSON, so that the first run and a repeated run use equal data, including the order
+    of keys.
+
+    Args:
+        store: the store.
+        path: path of the record.
+        record: the record to store.
+        kind: the type to decode, if it is a union; else the type of `record`.
     """
     data = encode(record)
     try:
@@ -386,9 +454,18 @@ def create_record(store: Store, path: str, record: R, kind: Any = None) -> R:
 
 
 def read_record(store: Store, path: str, kind: Any) -> Any:
-    """The record at `path`. Raises NotFound, CheckpointError.
+    """Read and decode the record at `path`.
 
-    No record is a bare number, which would be another one if cut short, and not be noticed.
+    A record is never a single number, because a number that is cut short is still a valid number.
+
+    Args:
+        store: the store.
+        path: path of the record.
+        kind: the type to decode.
+
+    Raises:
+        NotFound: there is no record.
+        CheckpointError: the record cannot be decoded.
     """
     try:
         return retry_once(lambda: decode(store.get(path), kind), msgspec.MsgspecError)
@@ -400,7 +477,7 @@ def read_record(store: Store, path: str, kind: Any) -> Any:
 
 
 def find_record(store: Store, path: str, kind: Any) -> Any:
-    """The record at `path`, or None."""
+    """Return the record at `path`, or None if there is none. Raises CheckpointError."""
     try:
         return read_record(store, path, kind)
     except NotFound:

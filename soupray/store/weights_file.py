@@ -1,4 +1,4 @@
-"""A file of weights: safetensors, whose bytes depend on nothing but what is in it."""
+"""Read and write safetensors files whose bytes depend only on their content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Weights = dict[str, torch.Tensor]
 
 
 class MappedWeights:
-    """A safetensors file, read tensor by tensor from the page cache."""
+    """A memory-mapped safetensors file; each tensor is read when it is needed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -30,7 +30,7 @@ class MappedWeights:
         self.names: tuple[str, ...] = tuple(sorted(self._file.keys()))
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """One tensor."""
+        """Return the tensor with this name."""
         tensor: torch.Tensor = self._file.get_tensor(name)
         return tensor
 
@@ -38,25 +38,34 @@ class MappedWeights:
 def write_weights(
     path: Path, weights: Mapping[str, torch.Tensor], about: Mapping[str, str]
 ) -> None:
-    """A safetensors file whose bytes depend on nothing but the arguments."""
+    """Write a safetensors file whose bytes depend only on the weights and `about`.
+
+    Args:
+        path: the file to write.
+        weights: tensors by name.
+        about: facts about the weights, written as JSON under one metadata key.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     metadata = {"soupray": json.dumps(dict(about), sort_keys=True)}
     path.touch()
-    mode = path.stat().st_mode  # as any new file's; safetensors makes its own the owner's only
+    mode = path.stat().st_mode  # safetensors would allow only the owner to read the file
     try:
         save_file({n: t.detach().cpu().contiguous() for n, t in weights.items()}, path, metadata)
-    except SafetensorError as error:  # of the disk, too
+    except SafetensorError as error:  # raised for errors of the disk too
         raise OSError(str(error)) from error
     path.chmod(mode)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensor_digests(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """SHA-256 (hex) of each tensor's bytes, for reads of single tensors."""
+    """Return the SHA-256 (hexadecimal) of the bytes of each tensor, by name."""
     digests = {}
     for name, tensor in weights.items():
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,1 +1,1 @@
-"""Job 1, the sweep: the plan, trained on Ray Tune, every trial into the store."""
+"""Job 1, the sweep: train the planned trials with Ray Tune and store their results."""

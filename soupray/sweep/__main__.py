@@ -1,4 +1,4 @@
-"""`python -m soupray.sweep SPEC`, as a Ray job calls it."""
+"""Run `python -m soupray.sweep SPEC`, the command of a Ray job."""
 
 import sys
 

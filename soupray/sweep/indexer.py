@@ -17,13 +17,13 @@ from soupray.spec.sweep_spec import SweepSpec
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0
-"""How long the end of a sweep waits for MLflow to take what is left."""
+"""Seconds that the end of a sweep waits for MLflow to accept the remaining trials."""
 
 
 class Indexer:
-    """Writes finished trials into the tracker from a thread of its own: never fatal, never slow.
+    """Writes finished trials into the tracker in its own thread, without delaying the sweep.
 
-    MLflow takes seconds to import and may be away. The first failure ends the attempt;
+    MLflow takes seconds to import and may not be reachable. After the first error the thread stops;
     `soupray publish` completes the index from the store.
     """
 
@@ -51,7 +51,7 @@ class Indexer:
             log.warning(f"{self.problem}. Nothing is lost: `soupray publish` completes the index.")
 
     def add(self, key: str) -> None:
-        """Index this trial, some time soon."""
+        """Put this trial in the queue of the tracker."""
         self._keys.put(key)
 
     def _work(self) -> None:
@@ -68,12 +68,12 @@ class Indexer:
             self.problem = str(error)
 
     def _next_batch(self) -> list[str] | None:
-        """All keys that wait, at least one; None at the end."""
+        """Wait for at least one key, and return all waiting keys; None at the end."""
         keys = [self._keys.get()]
         while not self._keys.empty():
             keys.append(self._keys.get_nowait())
         if None in keys:
             rest = [k for k in keys if k is not None]
-            self._keys.put(None)  # the end is still to come
+            self._keys.put(None)  # the next call must still see the end
             return rest or None
         return [k for k in keys if k is not None]

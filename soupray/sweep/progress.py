@@ -1,4 +1,4 @@
-"""What happens in a sweep: which trials run, how they score, how long it will take."""
+"""The progress of a sweep: running trials, their scores, and the time left."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from soupray.store.lease import Beat, RunningTrial
 log = logging.getLogger(__name__)
 
 SHOWN = 8
-"""Finished trials in the table: the last ones. No more are kept."""
+"""Number of finished trials in the table; only the newest are kept in memory."""
 
 
 class SweepProgress:
-    """Counts what Tune reports: see `distributed.tune.TrialEvents`. `progress` has a live table."""
+    """Receives the events of a sweep (`distributed.tune.TrialEvents`) and shows its progress."""
 
     def __init__(
         self,
@@ -28,11 +28,11 @@ class SweepProgress:
         tell: Callable[[str], None],
         show: Show | None = None,
     ) -> None:
-        """Start with nothing done.
+        """Start without any finished trial.
 
         Args:
-            todo: the trials that are known to be missing.
-            read: the manifest of a trial, by its key.
+            todo: the missing trials that are known now.
+            read: returns the manifest of a trial from its key.
             tell: called with the key of each trial that is over.
             show: shows the live table.
         """
@@ -54,14 +54,14 @@ class SweepProgress:
         self.progress.__exit__(*error)  # type: ignore[arg-type]
 
     def suggested(self, trial: Trial) -> None:
-        """A trial that was not planned before: an adaptive search asked for it."""
+        """Add a trial that an adaptive search suggested; do nothing if it is known."""
         if trial.key not in self._trials:
             self._trials[trial.key] = trial
             self._left[trial.key] = int(trial.hparams["epochs"])
             self.progress.more(self._left[trial.key])
 
     def stopped(self, key: str) -> None:
-        """See `distributed.tune.TrialEvents`."""
+        """Count a trial that the scheduler stopped."""
         self._running.pop(key, None)
         self.given_up += 1
         self.progress.advance(self._left[key])
@@ -72,20 +72,25 @@ class SweepProgress:
         self._show()
 
     def started(self, key: str) -> None:
-        """See `distributed.tune.TrialEvents`."""
+        """Record that a trial runs, and since when."""
         self._running[key] = time.time()
         self._show()
 
     def epoch(self, key: str, record: EpochRecord) -> None:
-        """See `distributed.tune.TrialEvents`."""
+        """Record the scores of a finished epoch of a trial."""
         self._epochs[key] = record
-        if self._left[key] > 0:  # a repeated trial does its epochs again, but counts once
+        if self._left[key] > 0:  # a repeated trial trains its epochs again; each counts once
             self._left[key] -= 1
             self.progress.advance()
         self._show()
 
     def finished(self, key: str, complete: bool) -> None:
-        """See `distributed.tune.TrialEvents`."""
+        """Count a trial whose manifest is in the store.
+
+        Args:
+            key: key of the trial.
+            complete: True for an ingredient, False for a trial that diverged.
+        """
         manifest = self._done[key] = self._found(key)
         if len(self._done) > SHOWN:
             del self._done[next(iter(self._done))]
@@ -102,7 +107,10 @@ class SweepProgress:
         self._show()
 
     def _found(self, key: str) -> Manifest | None:
-        """What is shown of a finished trial; None while the store is away, which ends no sweep."""
+        """Return the manifest of a finished trial, or None if it cannot be read now.
+
+        The sweep continues without it, because the manifest is only shown here.
+        """
         try:
             return self._read(key)
         except (CheckpointError, StoreError) as error:
@@ -110,19 +118,24 @@ class SweepProgress:
             return None
 
     def repeated(self, key: str, reason: str) -> None:
-        """See `distributed.tune.TrialEvents`."""
+        """Record that the worker of a trial died, so that the trial is trained again."""
         self._running.pop(key, None)
         log.warning(f"trial {key} is trained again: {reason}")
 
     def failed(self, key: str, reason: str) -> None:
-        """See `distributed.tune.TrialEvents`."""
+        """Record that a trial failed and left nothing in the store.
+
+        Args:
+            key: key of the trial.
+            reason: the error message.
+        """
         self._running.pop(key, None)
         self.errors[key] = reason
         said = reason.rstrip(".")
         log.info(f"trial {key} failed: {said}. Nothing of it is stored; run again to repeat it.")
 
     def beat(self) -> Beat:
-        """What runs now; safe to be asked from another thread."""
+        """Return what runs now; another thread may call it."""
         return Beat(
             running=tuple(
                 RunningTrial(
@@ -140,7 +153,8 @@ class SweepProgress:
     def _show(self) -> None:
         over = self.complete + self.diverged + self.given_up
         self.progress.note = f" ({over} of {len(self._left)} trials, {len(self._running)} running)"
-        metrics = {t.metric for t in self._trials.values() if t.metric}  # of a sweep, one
+        # all trials of a sweep have the same one
+        metrics = {t.metric for t in self._trials.values() if t.metric}
         right = ("lr", "epoch", "held-out", *metrics)
         rows = []
         for key in (*self._done, *sorted(self._running)):
@@ -162,7 +176,7 @@ class SweepProgress:
 
 
 def _score(metric: Metric, epoch: EpochRecord | None, manifest: Manifest | None) -> str:
-    """Of what is stored, else of the last epoch."""
+    """Return the score in the stored manifest, else the score of the last epoch, as text."""
     if isinstance(manifest, Ingredient):
         return f"{as_read(value(manifest.held_out, metric), metric):.3f}"
     if epoch is None:

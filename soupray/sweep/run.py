@@ -1,4 +1,4 @@
-"""The sweep: the unfinished part of the plan through Ray Tune, every trial into the store."""
+"""Run a sweep: train the unfinished trials with Ray Tune and store every result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class SweepReport(Record, frozen=True, kw_only=True):
-    """How a sweep ended. `failed` maps a trial's key to the reason; such trials are repeated."""
+    """How a sweep ended: numbers of trials, errors, and the duration in seconds.
+
+    `failed` maps the key of a trial to the reason; another run repeats these trials.
+    """
 
     sweep: str
     trials: int
@@ -46,11 +49,18 @@ def run_sweep(
     address: str | None,
     show: Show | None = None,
 ) -> SweepReport:
-    """Train what is missing of the plan of `spec`.
+    """Train the trials of `spec` that are not in the store.
+
+    Args:
+        spec_path: file of the spec; a copy is kept in `home`.
+        spec: the sweep.
+        home: folder for the state of this machine: embedded servers, caches.
+        address: address of a Ray cluster; None for RAY_ADDRESS, else Ray starts on this machine.
+        show: shows the progress.
 
     Raises:
         ConfigError: the spec or the environment cannot work.
-        StoreError: the store is away, or another driver holds the sweep.
+        StoreError: the store cannot be reached, or another driver holds the sweep.
     """
     from soupray.distributed import cluster
 
@@ -94,7 +104,7 @@ def _train(
     state: SweepState,
     held: tuple[Lease, Show | None],
 ) -> SweepProgress:
-    """Run what is missing, with the live table, and index it as it finishes."""
+    """Run the missing trials, show the live table, and send finished trials to the tracker."""
 
     def read(key: str) -> Manifest:
         manifest: Manifest = read_record(store, layout.manifest(key), Manifest)
@@ -136,7 +146,14 @@ def _run(
 def find_basis_or_make(
     spec: SweepSpec, place: Place, store: Store, attach: Callable[[], None]
 ) -> Basis:
-    """The stored basis, else one made on a worker: the driver never loads weights."""
+    """Return the stored basis, or make one on a worker, because the driver never loads weights.
+
+    Args:
+        spec: the sweep.
+        place: where the sweep stores its data.
+        store: the store at this place.
+        attach: connects to Ray.
+    """
     from soupray.distributed import cluster
 
     basis = find_basis(store, spec)
@@ -154,7 +171,7 @@ def _as_data(spec: SweepSpec) -> dict[str, object]:
 
 
 def check_report(report: SweepReport) -> None:
-    """Raises TrialError if trials failed; what is stored stays, and another run repeats them."""
+    """Raise TrialError if trials failed or did not finish; another run repeats only these."""
     if report.failed:
         key, reason = next(iter(report.failed.items()))
         raise TrialError(
