@@ -170,7 +170,10 @@ class Loop:
                 torch.cuda.empty_cache()
 
     def accumulate(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
-        """As `gradients`, in micro-batches of the present size. Memory may run out."""
+        """Compute these gradients and this loss in micro-batches of the present size.
+
+        The device's memory may run out: `gradients` then tries again with half the size.
+        """
         h = self.hparams
         partners = None
         if h.mixup:
