@@ -681,6 +681,9 @@ def test_vrf_tries_what_the_distances_say_and_takes_the_best_nll_among_equals():
     assert outcome.options == {"theta_1": "best_single", "failures": 1000, "k": 10, "a": 7.0,
                                "b": outcome.candidate.b}  # fmt: skip
     assert outcome.held_out.nll == 0.25
+    assert [(s.candidate, s.result.nll, s.accepted) for s in outcome.trace] == [
+        (outcome.candidate, 0.25, True)
+    ]
     # Worse calibrated, it is not taken, and of equals the first is: the anchor alone.
     outcome, tried, _ = vrf(at(10, 7.0, 2.4, 0.75))
     assert outcome.candidate == tried[0]
