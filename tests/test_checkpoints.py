@@ -415,10 +415,11 @@ def test_a_part_of_a_download_is_removed_a_day_after_its_process_died(tmp_path, 
     )
     reader = Checkpoints(writer.store, cache)
     kept = reader.fetch(refs[0].sha256)
-    now = time.time()
-    for name, hours in (("old", 24.1), ("young", 23.9)):
+    now = int(time.time())
+    monkeypatch.setattr("soupray.store.checkpoints.time", SimpleNamespace(time=lambda: now))
+    for name, age in (("old", 24 * 3600 + 1), ("young", 24 * 3600)):
         (cache / name).write_bytes(b"x" * (size // 2))
-        os.utime(cache / name, (now - 3600 * hours,) * 2)
+        os.utime(cache / name, (now - age, now - age))
     disk.free = 0  # the old part alone is not enough: the copy goes too, and not the young part
     new = reader.fetch(refs[1].sha256)
     assert {path.name for path in cache.iterdir()} == {"young", new.name}
@@ -432,9 +433,19 @@ def test_ranges_put_together_are_the_object(tmp_path, monkeypatch, size):
     data = np.random.default_rng(size).bytes(size)
     store.put("weights/x.safetensors", data)
     checkpoints = Checkpoints(store, tmp_path)
+    get_range, asked = store.get_range, []
+
+    def watched(path, start, length):
+        asked.append((start, length))
+        return get_range(path, start, length)
+
+    monkeypatch.setattr(store, "get_range", watched)
     ranges = list(checkpoints.ranges("weights/x.safetensors", size))
     assert b"".join(ranges) == data
     assert len(ranges) == -(-size // 100)
+    whole = [(start, 100) for start in range(0, size - 99, 100)]
+    rest = [(size - size % 100, size % 100)] if size % 100 else []
+    assert sorted(asked) == whole + rest
 
 
 def test_the_copies_used_longest_ago_make_room(tmp_path, monkeypatch):

@@ -642,6 +642,8 @@ def test_the_fine_tuned_model_alone_is_among_the_choices():
 
     (found,) = lines.LINES.run(Deep(lambda c: 80 if c == a else 70), earlier)
     assert (found.candidate, found.options["alpha"]) == (a, 1.0)
+    (found,) = lines.LINES.run(Deep(lambda c: 70), earlier)  # on a tie the least of theta_1
+    assert (found.options["alpha"], found.candidate.numerators()["blocks.0.w"]) == (0.0, (10, 0))
 
 
 def test_vrf_tries_what_the_distances_say_and_takes_the_best_nll_among_equals():
@@ -680,6 +682,9 @@ def test_vrf_tries_what_the_distances_say_and_takes_the_best_nll_among_equals():
     assert outcome.options == {"theta_1": "best_single", "failures": 1000, "k": 10, "a": 7.0,
                                "b": outcome.candidate.b}  # fmt: skip
     assert outcome.held_out.nll == 0.25
+    assert [(s.candidate, s.result.nll, s.accepted) for s in outcome.trace] == [
+        (outcome.candidate, 0.25, True)
+    ]
     # Worse calibrated, it is not taken, and of equals the first is: the anchor alone.
     outcome, tried, _ = vrf(at(10, 7.0, 2.4, 0.75))
     assert outcome.candidate == tried[0]
@@ -797,6 +802,7 @@ def test_model_stock_by_hand_tensor_by_tensor():
         "apart": ((1.0, -0.5), (-0.5, 1.0)),  # t = -1 / .5
         "as half": ((1.0, 1.0), (1.0, 4.0)),  # lengths 1 and 2
         "opposed": ((1.0, -1.0), (-1.0, 1.0)),  # below 1 + cos = 0
+        "a little": ((1.0, -0.2), (-0.2, 1.0)),  # t = -.4 / .8
     }
 
     class Given(Made):
@@ -812,7 +818,7 @@ def test_model_stock_by_hand_tensor_by_tensor():
     assert found.candidate == LayerSoup(
         checkpoints=("anchor", "a", "b"),
         layers=(
-            (("none", "apart", "opposed"), (2000000, 0, 0)),
+            (("none", "apart", "opposed", "a little"), (2000000, 0, 0)),
             (("half", "as half"), (666666, 666667, 666667)),
             (("same",), (0, 1000000, 1000000)),
         ),
@@ -820,11 +826,12 @@ def test_model_stock_by_hand_tensor_by_tensor():
         denominator=2000000,
     )
     assert selection.asked == [found.candidate]
-    assert found.notes == ("model_stock: t clamped to [0, 1] for apart, opposed",)
+    assert found.notes == ("model_stock: t clamped to [0, 1] for apart, opposed, a little",)
     alone = Given({"a": 90}, {})
     grams = {"one": ((3.0,),)}
     (found,) = model_stock.MODEL_STOCK.run(alone)
     assert (found.candidate, found.notes) == (mean_of(["a"]), ())
+    assert alone.asked == [mean_of(["a"])]
     # The mean cosine of three, of which one has no direction: (1/2 + 0 + 0) / 3.
     three = ((4.0, 2.0, 0.0), (2.0, 4.0, 0.0), (0.0, 0.0, 0.0))
     assert model_stock.ratio(three) == pytest.approx(3 / 6 / (1 + 2 / 6))

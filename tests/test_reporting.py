@@ -166,7 +166,7 @@ def test_members_that_share_a_body_take_one_pass_together():
     assert passes(a, b) == 1
     assert passes(a, both) == 1  # a mean of equal bodies is that body
     assert passes(a, b, c) == 2
-    assert passes(a, mean_of(["a", "c"])) == 2
+    assert passes(a, c, mean_of(["a", "c"])) == 3  # the mean is a body of its own
     assert passes(a, fisher) == 2  # its quotients need not be
     assert forward_passes(ensemble_of([(a, 1, 1.0), (b, 1, 1.0)], 2, "logits"), {}) == 2
 

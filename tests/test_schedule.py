@@ -249,3 +249,23 @@ def test_what_comes_after_a_hit_is_not_begun_and_a_late_answer_is_dropped():
     rejected, hit = schedule.answer().results
     assert rejected == Rejected(seen=2, correct=0, bound=6)
     assert (hit.n, hit.correct, schedule.samples) == (6, 6, 10)
+
+
+@pytest.mark.parametrize(
+    ("bound", "asked"),
+    [
+        (0, [((0, 1), True), ((2, 3), True), ((0, 2), False), ((4,), True)]),
+        # One wrong answer is allowed, and the first batch has two: it can decide.
+        (4, [((0, 1), False), ((2, 3), True), ((2,), False), ((4,), True)]),
+    ],
+)
+def test_a_batch_is_as_large_as_the_first_though_the_last_is_smaller(bound, asked):
+    schedule = FirstReaching(1, lambda _: tuple(range(5)), 2, bound, "ge", "cascade")
+    seen = []
+    while schedule.answer() is None:
+        unit = schedule.next()
+        seen.append((unit.rows, unit.low))
+        unsure = np.array([unit.low and r in (0, 2) for r in unit.rows])
+        right = np.array([r != 1 for r in unit.rows])
+        schedule.take(unit, Answer(right, unsure))
+    assert seen == asked
