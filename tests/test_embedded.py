@@ -201,7 +201,8 @@ def test_down_leaves_nothing_running_and_no_socket(store: Stack) -> None:
 
 def test_two_simultaneous_ups_start_one_store_that_outlives_them(tmp_path: Path) -> None:
     script = (
-        "import pathlib, sys; from soupray import stack; print(embedded.up(pathlib.Path('.')).pid);"
+        "import pathlib, sys; from soupray.services import embedded;"
+        "print(embedded.up(pathlib.Path('.')).pid);"
         "assert not {'boto3', 'mlflow', 'torch', 'ray'} & set(sys.modules)"
     )
     command = [sys.executable, "-W", "error", "-c", script]

@@ -28,9 +28,9 @@ def split_and_checkpoints(run):
 
 
 def forgetful(checkpoints: Checkpoints, folder) -> Checkpoints:
-    """The weights of a store, without what was found out about them: all is evaluated again."""
+    """Weights and arrays of a store, without any record about them: all is evaluated again."""
     copy = open_store("memory://")
-    for path in checkpoints.store.list("weights"):
+    for path in [*checkpoints.store.list("weights"), *checkpoints.store.list("blobs")]:
         copy.put(path, checkpoints.store.get(path))
     return Checkpoints(copy, folder)
 

@@ -184,7 +184,9 @@ def test_on_a_gpu_what_faiss_does_not_select_is_found_by_matmul(monkeypatch):
     monkeypatch.setattr(neighbours, "kth_by_matmul", lambda *about: asked.append(about[2:]))
     kth_distances(points, points, len(points), gpu=True)
     assert asked == [(2049, "cuda")]
-    monkeypatch.setattr(neighbours, "flat_index", lambda *about: pytest.fail("faiss", pytrace=False))
+    monkeypatch.setattr(
+        neighbours, "flat_index", lambda *about: pytest.fail("faiss", pytrace=False)
+    )
     with pytest.raises(pytest.fail.Exception, match="faiss"):  # which does select 2048
         kth_distances(points, points, 2048, gpu=True)
     assert asked == [(2049, "cuda")]

@@ -95,7 +95,7 @@ def test_what_each_kind_of_candidate_is_made_of_by_hand():
         rest=(2, 2),
         denominator=4,
     )
-    fisher = FisherSoup(parts=(("a", "f", 1), ("b", "g", 3)))
+    fisher = FisherSoup(parts=(("a", "f", 1), ("b", "g", 1)))
     ensemble = OutputEnsemble(
         parts=((a, 1, 1.0), (mixed, 2, 1.0), (layered, 1, 2.0)), denominator=4, space="logits"
     )
@@ -112,7 +112,7 @@ def test_what_each_kind_of_candidate_is_made_of_by_hand():
         mixed: (0.25, 0.75),
         layered: ((1 / 4 + 4 / 4) / 2, (3 / 4) / 2),  # the mean over the rows of layers
         replace(layered, layers=()): (0.5, 0.5),  # no layer has its own: the rest's
-        fisher: (0.25, 0.75),
+        fisher: (0.5, 0.5),
         # a: 1/4 + 2/4 * 1/4 + 1/4 * 5/8; b: 2/4 * 3/4 + 1/4 * 3/8
         ensemble: (0.53125, 0.46875),
         vrf: (),
@@ -138,7 +138,7 @@ def test_an_ensemble_is_in_lowest_terms_and_of_equal_members_joined():
     made = ensemble_of([(a, 1, 1.0), (a, 1, 2.0), (b, 0, 1.0)], 2, "probabilities")
     assert (made.parts, made.denominator) == (((a, 1, 1.0), (a, 1, 2.0)), 2)
     for parts, denominator in (([(a, 1, 1.0)], 2), ([], 0), ([(a, -1, 1.0)], -1)):
-        with pytest.raises(ValueError, match="not of sum 1"):
+        with pytest.raises(ValueError, match="do not sum to 1"):
             ensemble_of(parts, denominator, "logits")
     for wrong, denominator in (([], 0), ([("a", -1)], -1)):
         with pytest.raises(ValueError, match="do not sum to 1"):

@@ -186,20 +186,20 @@ def test_a_soup_by_layer_by_hand():
         mix(models, soup)
 
 
-def test_a_fisher_soup_by_hand_with_numerators_and_tensors_that_nothing_is_known_of():
+def test_a_fisher_soup_by_hand_with_tensors_that_nothing_is_known_of():
     models = {
         "a": Model(mean=torch.tensor([2.0]), steps=torch.tensor(7), w=torch.tensor([1.0, 4.0])),
         "b": Model(mean=torch.tensor([10.0]), steps=torch.tensor(7), w=torch.tensor([5.0, 8.0])),
         "fisher of a": Model(w=torch.tensor([2.0, 0.0])),
         "fisher of b": Model(w=torch.tensor([1.0, 0.0])),
     }
-    soup = FisherSoup(parts=(("a", "fisher of a", 1), ("b", "fisher of b", 3)))
+    soup = FisherSoup(parts=(("a", "fisher of a", 1), ("b", "fisher of b", 1)))
     made = mix(models, soup)
-    # (2 * 1 + 3 * 5) / (2 + 3); below the floor both count the same: (4 + 3 * 8) / 4
-    assert made["w"].tolist() == pytest.approx([3.4, 7.0])
-    assert (made["mean"].tolist(), made["steps"].item()) == ([8.0], 7)
+    # (2 * 1 + 1 * 5) / (2 + 1); below the floor both count the same: (4 + 8) / 2
+    assert made["w"].tolist() == pytest.approx([7 / 3, 6.0])
+    assert (made["mean"].tolist(), made["steps"].item()) == ([6.0], 7)
     assert made["w"].dtype == torch.float32
-    # Equal numerators: (2 * 1 + 5) / 3; and the floor, 1e-8, beside 3e-8: (4 + 3 * 8) / 4
+    # The floor, 1e-8, beside 3e-8: (4 + 3 * 8) / 4
     models["fisher of b"] = Model(w=torch.tensor([1.0, 3e-8]))
     equal = FisherSoup(parts=(("a", "fisher of a", 1), ("b", "fisher of b", 1)))
     assert mix(models, equal)["w"].tolist() == pytest.approx([7 / 3, 7.0])
