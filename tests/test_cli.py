@@ -21,7 +21,7 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_help_and_import_load_nothing_heavy():
-    heavy = {"torch", "ray", "mlflow", "boto3", "scipy", "obstore", "pydantic"}
+    heavy = {"numpy", "torch", "ray", "mlflow", "boto3", "scipy", "obstore", "pydantic"}
     assert not heavy & modules_after("import soupray")
     shown = "from soupray.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
     assert not heavy & modules_after(shown)

@@ -245,15 +245,7 @@ def run_trials(
             trial_name_creator=lambda trial: _key_of(trial),
             **config,
         ),
-        run_config=tune.RunConfig(
-            name=spec.name,
-            storage_path=str(place.folder / "tune"),
-            callbacks=[_Reporter(events)],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            verbose=0,
-            stop=_Stopper(stop),
-        ),
+        run_config=_run_config(spec, place, events, stop),
     )
     try:
         tuner.fit()
@@ -262,6 +254,20 @@ def run_trials(
         raise TrialError(
             f"Ray Tune stopped: {last}. Run the same command again: finished trials are kept."
         ) from error
+
+
+def _run_config(
+    spec: SweepSpec, place: Place, events: TrialEvents, stop: Callable[[], bool]
+) -> tune.RunConfig:
+    return tune.RunConfig(
+        name=spec.name,
+        storage_path=str(place.folder / "tune"),
+        callbacks=[_Reporter(events)],
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        failure_config=tune.FailureConfig(max_failures=RETRIES),
+        verbose=0,
+        stop=_Stopper(stop),
+    )
 
 
 def _search(

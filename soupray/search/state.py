@@ -58,6 +58,11 @@ class SweepState(NamedTuple):
         return [i.trial.key for i in self.complete] + [t.trial.key for t in self.diverged]
 
     @property
+    def to_train(self) -> int:
+        """The number of trials that the sweep still has to run."""
+        return len(self.missing) + self.unsuggested
+
+    @property
     def known(self) -> int:
         """Number of trials that have a record or a point, without the stopped trials."""
         return len(self.manifests) + len(self.missing) + len(self.lost)

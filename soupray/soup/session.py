@@ -116,23 +116,16 @@ def open_session(
             return Site(workers, of.cache, of.spec.setting)
 
         mine, *theirs = [_spec_pool(s, home, partial) for s in (spec, *others)]
-        sites: dict[str, Site] = {}
-        foreign: dict[str, SweepSpec] = {}
-        ingredients = {i.checkpoint.sha256: i for i in mine.pool.ingredients}
-        for other in theirs:
-            refuse_other_data(mine, other)
-            new = [i for i in other.pool.ingredients if i.checkpoint.sha256 not in ingredients]
-            ingredients |= {i.checkpoint.sha256: i for i in new}
-            foreign |= dict.fromkeys((i.checkpoint.sha256 for i in new), other.spec)
-            sites |= dict.fromkeys((i.checkpoint.sha256 for i in new), site(other))
+        joined, foreign = _joined(mine, theirs)
+        sites = [site(other) for other in theirs]
         yield Session(
             mine.services,
             mine.store,
-            pool_of(mine.basis, list(ingredients.values())),
+            joined,
             mine.basis,
             mine.diverged,
-            StoredEvaluator(site(mine), sites),
-            foreign,
+            StoredEvaluator(site(mine), {sha: sites[k] for sha, k in foreign.items()}),
+            {sha: others[k] for sha, k in foreign.items()},
             show,
         )
 
@@ -161,6 +154,18 @@ def _spec_pool(spec: SweepSpec, home: Path, partial: bool) -> SpecPool:
     )
     cache.add(pool.ingredients)
     return SpecPool(spec, services, store, pool, basis, tuple(state.diverged), cache)
+
+
+def _joined(mine: SpecPool, theirs: Sequence[SpecPool]) -> tuple[Pool, dict[str, int]]:
+    """Return one pool of all ingredients, and for each new checkpoint which of `theirs` has it."""
+    ingredients = {i.checkpoint.sha256: i for i in mine.pool.ingredients}
+    foreign: dict[str, int] = {}
+    for k, other in enumerate(theirs):
+        refuse_other_data(mine, other)
+        new = {i.checkpoint.sha256: i for i in other.pool.ingredients}
+        foreign |= {sha: k for sha in new if sha not in ingredients}
+        ingredients = new | ingredients
+    return pool_of(mine.basis, list(ingredients.values())), foreign
 
 
 def refuse_other_data(mine: SpecPool, other: SpecPool) -> None:

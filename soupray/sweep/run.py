@@ -74,25 +74,38 @@ def run_sweep(
             basis = find_basis_or_make(spec, services.place, store, attach)
             create_record(store, layout.spec(spec.name, spec.digest), _as_data(spec))
             state = read_state(store, spec, basis)
-            todo = len(state.missing) + state.unsuggested
-            said = f"{len(state.over)} in the store, {todo} to train"
             gone = f" ({len(state.stopped)} were stopped)" if state.stopped else ""
-            log.info(f"{spec.search.trials} trials planned, {said}{gone}.")
-            if todo:
+            log.info(
+                f"{spec.search.trials} trials planned, {len(state.over)} in the store, "
+                f"{state.to_train} to train{gone}."
+            )
+            if state.to_train:
                 attach()
             progress = _train(spec, services, store, state, (lease, show))
         if lease.lost:
             raise StoreError(f"Another driver took the sweep {spec.name} over; this one stops.")
+    return _report(spec, services, state, progress, time.time() - started)
+
+
+def _report(
+    spec: SweepSpec,
+    services: Services,
+    before: SweepState,
+    progress: SweepProgress,
+    seconds: float,
+) -> SweepReport:
+    """Return what was in the store before, and what this run did."""
+    done = progress.complete + progress.diverged + progress.given_up
     return SweepReport(
         sweep=spec.name,
         trials=spec.search.trials,
         trained=progress.complete,
-        found=len(state.over),
-        diverged=len(state.diverged) + progress.diverged,
+        found=len(before.over),
+        diverged=len(before.diverged) + progress.diverged,
         failed=progress.errors,
-        stopped=len(state.stopped) + progress.given_up,
-        unfinished=todo - progress.complete - progress.diverged - progress.given_up,
-        seconds=time.time() - started,
+        stopped=len(before.stopped) + progress.given_up,
+        unfinished=before.to_train - done,
+        seconds=seconds,
         storage=services.place.storage,
     )
 
@@ -116,7 +129,7 @@ def _train(
     lease, show = held
     progress = SweepProgress(state.missing, read, indexer.add, show)
     with indexer:
-        if state.missing or state.unsuggested:
+        if state.to_train:
             lease.attend(lambda: write_heartbeat(store, spec.name, lease.holder, progress.beat()))
             with progress:
                 _run(spec, services.place, store, state, progress, lease)

@@ -79,7 +79,6 @@ def fine_tune(
     group = group or Alone()
     run = _Run(trial, task, data, checkpoints, group)
     run.go_on(common(resumer.find(), group, run.loop.device))
-    manifest: Manifest
     try:
         for epoch in range(len(run.history) + 1, run.hparams.epochs + 1):
             yield run.epoch(epoch)
@@ -88,17 +87,9 @@ def fine_tune(
         if not run.first:
             return _adopted(trial, checkpoints)
         made = stored(trial, run.best, task, data, checkpoints)
-        manifest = msgspec.structs.replace(
-            made, best_epoch=run.best_epoch, history=tuple(run.history), started=started
-        )
+        manifest = run.ingredient(made, started)
     except Diverged as error:
-        manifest = Tombstone(
-            trial=trial,
-            reason=str(error),
-            history=tuple(run.history),
-            started=started,
-            finished=time.time(),
-        )
+        manifest = run.tombstone(error, started)
     kept = create_record(checkpoints.store, layout.manifest(trial.key), manifest, Manifest)
     resumer.clear()
     return kept
@@ -149,6 +140,22 @@ class _Run:
     def weights(self) -> Weights:
         """All weights of the model. Untrained weights equal those of theta_0, bit for bit."""
         return self._init | self.loop.weights()
+
+    def ingredient(self, made: Ingredient, started: float) -> Manifest:
+        """The manifest of a trial that ended; `made` has its stored weights and their scores."""
+        return msgspec.structs.replace(
+            made, best_epoch=self.best_epoch, history=tuple(self.history), started=started
+        )
+
+    def tombstone(self, why: Diverged, started: float) -> Manifest:
+        """The manifest of a trial that diverged."""
+        return Tombstone(
+            trial=self.trial,
+            reason=str(why),
+            history=tuple(self.history),
+            started=started,
+            finished=time.time(),
+        )
 
     def state(self) -> Weights:
         """Copies of all on which the rest of the trial depends."""
