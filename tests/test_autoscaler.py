@@ -17,6 +17,7 @@ from conftest import HANG_S, ROOT, mini_text
 from shared import embedded_store
 from test_ray_job import free_ports, node_address, wait_for
 
+from soupray.distributed.cluster import make_token
 from soupray.store.objects import open_store
 
 RAY = Path(sys.executable).with_name("ray")
@@ -64,6 +65,7 @@ def config(gcs: str) -> dict:
 @pytest.fixture
 def cluster(tmp_path):
     """(address, environment of drivers): a head without CPUs, and an S3 store for all nodes."""
+    make_token()  # as another head may start on this new machine at the same time
     gcs, dashboard, agent = free_ports(3)
     address = f"{node_address()}:{gcs}"
     file = tmp_path / "autoscaling.json"

@@ -3,12 +3,14 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from conftest import inside, mini_text
+from conftest import HANG_S, inside, mini_text
 
 from soupray.core.errors import ConfigError
 from soupray.distributed import cluster
@@ -137,12 +139,21 @@ def test_each_machine_has_a_cache_and_the_drivers_is_the_homes(monkeypatch, tmp_
         _ = place("another").folder
 
 
-def test_the_token_becomes_the_owners_only(tmp_path):
-    token = tmp_path / "auth_token"
-    cluster.protect_token(token)
-    token.write_text("secret")
+def test_the_token_is_made_once_by_whoever_comes_first_and_is_the_owners_only(tmp_path):
+    token = tmp_path / "new" / "auth_token"
+    said = "import sys; from pathlib import Path; from soupray.distributed.cluster import *;"
+    said += "make_token(Path(sys.argv[1])); print(Path(sys.argv[1]).read_text())"
+    started = [
+        subprocess.Popen([sys.executable, "-c", said, token], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    found = {process.communicate(timeout=HANG_S)[0].strip() for process in started}
+    assert found == {token.read_text()}
+    assert len(token.read_text()) == 64
+    assert [file.name for file in token.parent.iterdir()] == ["auth_token"]
     token.chmod(0o644)
-    cluster.protect_token(token)
+    cluster.make_token(token)
+    assert found == {token.read_text()}
     assert token.stat().st_mode & 0o777 == 0o600
 
 

@@ -12,6 +12,7 @@ from soupray.cli.console import Bars, duration, line, size
 from soupray.cli.tables import show_leaderboard, show_plan
 from soupray.core import progress as counting
 from soupray.core.progress import Progress
+from soupray.data.cache import PlannedClass
 from soupray.operations.estimate import DryRun
 from soupray.reporting.ranking import Entry, Versus
 from soupray.spec.sweep_spec import load
@@ -178,6 +179,7 @@ def test_a_plan_shows_what_varies_and_what_it_costs():
         reported_samples=1_000_000,
         stored_bytes=57_000_000,
         soup_stored_bytes=3_000_000,
+        classes=[PlannedClass("zero", "digit 0", 20, 50, 108)],
     )
     with console.out.capture() as captured:
         show_plan(spec, cost, as_json=False)
@@ -186,6 +188,8 @@ def test_a_plan_shows_what_varies_and_what_it_costs():
     assert lines[0].split()[:3] == ["trial", "lr", "epochs"]
     assert "batch_size" not in lines[0]
     assert [line.split()[0] for line in lines[1:17]] == [str(i) for i in range(16)]
+    assert lines[17].split() == ["class", "in", "the", "data", "train", "held-out", "test"]
+    assert lines[18].split() == ["zero", "digit", "0", "20", "50", "108"]
     assert "16 trials, 150 epochs; 57.0 MB to be stored" in lines
     assert "1,500 samples, forward, at most" in lines[-2]
     assert "1,000,000 samples, forward" in lines[-1]
@@ -194,5 +198,9 @@ def test_a_plan_shows_what_varies_and_what_it_costs():
 def test_a_plan_in_which_nothing_varies_is_shown(capsys):
     spec = demo(("trials: 2", "trials: 1"))
     with console.out.capture() as captured:
-        show_plan(spec, DryRun(**dict.fromkeys(DryRun.__struct_fields__, 1)), as_json=False)
+        show_plan(
+            spec,
+            DryRun(**dict.fromkeys(DryRun.__struct_fields__, 1) | {"classes": []}),
+            as_json=False,
+        )
     assert "1 trials, 1 epochs" in captured.get()

@@ -13,7 +13,7 @@ from shared import demo, shifted_images
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.data import cache as cache_module
 from soupray.data.cache import Data, open_data
-from soupray.data.digits import load_digits, split_digits
+from soupray.data.digits import WORDS, load_digits, split_digits
 from soupray.data.shifts import SHIFTS
 from soupray.spec.data import DigitsSpec
 from soupray.spec.sweep_spec import SweepSpec
@@ -52,7 +52,7 @@ def test_the_digits_are_white_on_black_in_32_by_32():
 
 
 def test_no_sample_is_in_two_splits_and_none_is_lost():
-    parts = split_digits(SPEC, seed=0)
+    parts = split_digits(SPEC, 0, WORDS)[0]
     ids = [i for name in PARTS for i in parts[name].ids]
     assert len(ids) == len(set(ids)) == 1797
     every = load_digits()
@@ -64,7 +64,7 @@ def test_no_sample_is_in_two_splits_and_none_is_lost():
 
 
 def test_each_split_has_its_share_of_each_class():
-    parts = split_digits(data_spec(train_per_class=7, held_out=103), seed=3)
+    parts = split_digits(data_spec(train_per_class=7, held_out=103), 3, WORDS)[0]
     held_out = [11, 11, 11, 10, 10, 10, 10, 10, 10, 10]  # 103 in 10 parts
     assert np.bincount(parts["train"].labels).tolist() == [7] * 10
     assert np.bincount(parts["held_out"].labels).tolist() == held_out
@@ -73,14 +73,16 @@ def test_each_split_has_its_share_of_each_class():
 
 
 def test_the_split_depends_on_the_seed_and_on_nothing_else():
-    first, again, other = (split_digits(SPEC, seed) for seed in (0, 0, 1))
+    first, again, other = (split_digits(SPEC, seed, WORDS)[0] for seed in (0, 0, 1))
     for name in PARTS:
         assert first[name].ids == again[name].ids
         assert first[name].ids != other[name].ids
 
 
 def test_a_longer_training_set_begins_with_the_shorter_one():
-    small, large = (set(split_digits(data_spec(train_per_class=n), 0)["train"].ids) for n in (5, 9))
+    small, large = (
+        set(split_digits(data_spec(train_per_class=n), 0, WORDS)[0]["train"].ids) for n in (5, 9)
+    )
     assert small < large
 
 
@@ -102,7 +104,7 @@ def test_a_longer_training_set_begins_with_the_shorter_one():
 )
 def test_a_split_that_cannot_be_is_refused_with_the_numbers(fields, said):
     with pytest.raises(ConfigError) as error:
-        split_digits(data_spec(**fields), seed=0)
+        split_digits(data_spec(**fields), 0, WORDS)
     assert said in str(error.value)
 
 

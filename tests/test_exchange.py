@@ -32,7 +32,7 @@ from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 from soupray.tasks import task_of
 from soupray.tasks.files import local_path
-from soupray.tasks.foreign import load_foreign
+from soupray.tasks.foreign import load_foreign, named_classes
 from soupray.tasks.open_clip import ASSETS
 from soupray.training.worker import make_basis
 from soupray.training.worker import worker_context as running
@@ -202,6 +202,37 @@ def test_transformers_reads_a_classifier_and_back(tmp_path, world):
     samples = torch.from_numpy(pack(given))
     assert torch.allclose(found, logits(task, weights, samples), atol=1e-5)
     assert equal(task.adopt(model.state_dict(), "x"), weights)
+
+
+def test_the_rows_of_a_head_are_those_of_the_classes_that_the_checkpoint_names(tmp_path, world):
+    task = text_task(world, "own")
+    weights = moved(task)
+    task.export(weights, tmp_path)
+    assert named_classes(tmp_path) == ["food", "weather"]
+    # The same model, whose author listed the classes in the other order.
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text()) | {"id2label": {"1": "Food", "0": "weather"}}
+    file.write_text(json.dumps(config))
+    turned = load_foreign(tmp_path)
+    for name in ("classifier.weight", "classifier.bias"):
+        turned[name] = turned[name].flip(0)
+    assert equal(task.adopt(turned, "x", named_classes(tmp_path)), weights)
+    assert not equal(task.adopt(turned, "x"), weights)
+    assert named_classes(tmp_path / "model.safetensors") == ["weather", "Food"]
+    for names, said in (
+        ({"0": "LABEL_0", "1": "LABEL_1"}, ["0", "1"]),  # transformers' way to name no class
+        ({str(k): f"c{k}" for k in range(12)}, [f"c{k}" for k in range(12)]),
+    ):
+        file.write_text(json.dumps(config | {"id2label": names}))
+        assert named_classes(tmp_path) == said
+    assert equal(task.adopt(turned, "x", ["0", "1"]), task.adopt(turned, "x"))
+    with pytest.raises(IncompatibleWeights, match=r"^x: 1 of its 2.*\n.*\n  'weather' +'snow'\n"):
+        task.adopt(turned, "x", ["snow", "food"])
+    file.write_text("[]")
+    with pytest.raises(CheckpointError, match="its class names cannot be read"):
+        named_classes(tmp_path)
+    file.unlink()
+    assert named_classes(tmp_path) is None
 
 
 def test_what_does_not_fit_is_named_with_both_shapes(tmp_path, world):

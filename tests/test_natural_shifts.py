@@ -16,11 +16,12 @@ from toy import toy
 from soupray.core.candidates import OutputEnsemble, mean_of
 from soupray.core.errors import ConfigError
 from soupray.core.records import Predictions, Split
-from soupray.data.cache import open_data, planned_sizes
+from soupray.data.cache import open_data, planned
 from soupray.data.decoding import Look, decode
-from soupray.data.natural import list_shift, timm_list
+from soupray.data.natural import list_shift
 from soupray.maths.metrics import on_classes_of, score
 from soupray.soup.run import report
+from soupray.spec.class_numbers import imagenet_list
 from soupray.spec.data import NaturalShift
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
@@ -31,8 +32,7 @@ CIFAR += ["dog", "frog", "horse", "ship", "truck"]
 
 def shift(kind: str, root, **more: str):
     classes = more.pop("classes", SYNSETS)
-    folders = classes if classes[0].startswith("n0") else None
-    return list_shift(NaturalShift(kind=kind, root=str(root), **more), classes, folders)
+    return list_shift(NaturalShift(kind=kind, root=str(root), **more), classes)
 
 
 def write_pngs(root, names) -> None:
@@ -54,7 +54,7 @@ def test_the_folders_of_imagenet_v2_are_class_numbers(tmp_path):
 
 
 def test_the_folders_of_sketch_are_all_synsets_in_the_order_of_imagenet(tmp_path):
-    assert timm_list("imagenet_synsets.txt") == SYNSETS
+    assert imagenet_list("synsets") == SYNSETS
     write_pngs(tmp_path, SYNSETS)
     samples, label_map = shift("imagenet_sketch", tmp_path)
     assert label_map is None
@@ -66,13 +66,15 @@ def test_the_folders_of_sketch_are_all_synsets_in_the_order_of_imagenet(tmp_path
     ("kind", "there", "absent"), [("imagenet_r", 1, 15), ("imagenet_a", 15, 1)]
 )
 def test_r_and_a_are_scored_among_their_200_classes(tmp_path, kind, there, absent):
-    names = timm_list(f"{kind}_synsets.txt")
+    names = imagenet_list(f"{kind.removeprefix('imagenet_')}_synsets")
     write_pngs(tmp_path, names)
     samples, label_map = shift(kind, tmp_path)
     assert len(label_map) == len(samples.ids) == 200
     found = {name: label_map[k] for name, k in labels_by_folder(samples).items()}
     assert found == {name: (SYNSETS.index(name),) for name in names}
-    assert label_map == tuple((int(i),) for i in timm_list(f"{kind}_indices.txt"))
+    assert label_map == tuple(
+        (int(i),) for i in imagenet_list(f"{kind.removeprefix('imagenet_')}_indices")
+    )
     assert (there,) in label_map
     assert (absent,) not in label_map
     (tmp_path / names[3] / "x.png").unlink()
@@ -82,11 +84,11 @@ def test_r_and_a_are_scored_among_their_200_classes(tmp_path, kind, there, absen
 
 
 def test_a_shift_of_imagenet_needs_its_1000_classes(tmp_path):
-    with pytest.raises(ConfigError, match=r"a shift of ImageNet's 1000 classes.*the task has 10"):
+    said = r"a shift of ImageNet's 1000 classes, but the task has no class 'n01440764'"
+    with pytest.raises(ConfigError, match=said):
         shift("imagenet_a", tmp_path, classes=CIFAR)
-    wrong = [SYNSETS[1], SYNSETS[0], *SYNSETS[2:]]
-    with pytest.raises(ConfigError, match="are not the synsets of ImageNet-1k"):
-        shift("imagenet_r", tmp_path, classes=wrong)
+    with pytest.raises(ConfigError, match=r"a shift of CIFAR-10's 10 classes.* has 11 classes"):
+        shift("stl10", tmp_path, classes=[*CIFAR, "monkey"])
     with pytest.raises(ConfigError, match=r"data\.shifts: imagenet_v2: there is no folder /gone"):
         shift("imagenet_v2", "/gone")
 
@@ -185,7 +187,7 @@ def test_a_folder_of_some_classes_is_scored_among_them(tmp_path):
     write_folders(tmp_path, {"ant": 1})
     assert shift("folder", tmp_path, classes=["ant", "cat", "dog"]).label_map is None
     with pytest.raises(
-        ConfigError, match=r"1 folders that are not a class, like 'ant'. Write a label"
+        ConfigError, match=r"1 of its 3 classes are not in task.classes[^W]*'ant'\n[^W]*Write a lab"
     ):
         shift("folder", tmp_path, classes=["cat", "dog"])
 
@@ -286,7 +288,7 @@ def test_shifts_made_here_and_natural_ones_side_by_side(tmp_path):
         ("drawn", "shift", 3, 2, ((0,), (2,))),
         ("more", "shift", 1, 1, ((0, 1),)),
     ]
-    assert planned_sizes(spec) == [(s.name, s.role, s.size) for s in data.splits]
+    assert planned(spec).sizes == [(s.name, s.role, s.size) for s in data.splits]
     images, labels = data.samples(data.split("drawn"))
     assert labels.tolist() == [0, 1, 1]
     with (tmp_path / "drawn" / "cat" / "1.jpg").open("rb") as file:
@@ -335,7 +337,7 @@ def test_a_label_map_may_use_the_names_of_classes_or_of_their_folders(tmp_path):
     given = NaturalShift(kind="folder", root=str(tmp_path / "x"), label_map=str(path))
     for name in ("goldfish", "n2"):
         path.write_text(f"{name}: new")
-        found = list_shift(given, ["tench", "goldfish"], ["n1", "n2"])
+        found = list_shift(given, ["tench", "goldfish"], {"n1": 0, "n2": 1})
         assert found.label_map == ((1,),)
 
 

@@ -18,9 +18,9 @@ from timm.data import create_transform
 from torchvision.datasets import ImageFolder
 
 from soupray.core.errors import ConfigError, EvaluationError
-from soupray.data.cache import open_data, planned_sizes
+from soupray.data.cache import open_data, planned
 from soupray.data.decoding import Look, Unreadable, decode
-from soupray.data.folders import list_part, train_folders
+from soupray.data.folders import list_part
 from soupray.data.reading import keep_rows
 from soupray.data.shards import list_shards, shards
 from soupray.tasks.pixels import Pixels
@@ -107,7 +107,7 @@ def test_a_folder_has_the_samples_of_torchvisions_image_folder(tmp_path):
     (root / "9" / "notes.txt").write_text("no image")
     oracle = ImageFolder(root)
     spec = folder_spec(tmp_path).data
-    mine = list_part(spec.train, train_folders(spec), spec, "data.train")
+    mine, _ = list_part(spec.train, ("10", "9", "b"), spec, "data.train")
     assert [str(root / i) for i in mine.ids] == [path for path, _ in oracle.samples]
     assert mine.labels.tolist() == oracle.targets
     assert mine.raw(3) == Path(oracle.samples[3][0]).read_bytes()
@@ -152,7 +152,7 @@ def test_test_may_be_drawn_from_train_by_class(tree, tmp_path):
     assert len({i for found in ids.values() for i in found}) == 21
     labels = np.asarray(data.samples(data.split("test"))[1])
     assert np.bincount(labels).tolist() == [2, 2, 1]
-    assert planned_sizes(spec) == [(s.name, s.role, s.size) for s in data.splits]
+    assert planned(spec).sizes == [(s.name, s.role, s.size) for s in data.splits]
 
 
 def test_held_out_samples_by_id_are_those_and_come_back_as_they_were(tree, tmp_path):
@@ -214,7 +214,7 @@ def test_broken_trees_are_named(tree, tmp_path):
     write_folders(tmp_path / "train", TRAIN)
     write_folders(tmp_path / "val", {"ant": 1, "dog": 1})
     spec = folder_spec(tmp_path)
-    with pytest.raises(ConfigError, match=r"1 folders that are not a class .* like 'dog'"):
+    with pytest.raises(ConfigError, match=r"1 of its 2 classes are not in task.classes[^W]* 'dog'"):
         open_data(spec, tmp_path)
     (tmp_path / "train" / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"folder .*/empty has no images \(\.jpg"):
@@ -472,29 +472,44 @@ def idx(array: np.ndarray) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()  # noqa: E501 # fmt: skip
 
 
+CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
+CLOTHES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+
+
 def test_a_data_set_of_torchvision(tmp_path):
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
-    drawn = np.random.default_rng(0).integers(0, 256, (20, 28, 28)).astype(np.uint8)
-    for part, images in (("train", drawn[:14]), ("t10k", drawn[14:])):
-        labels = (np.arange(len(images)) % 3).astype(np.uint8)
+    drawn = np.random.default_rng(0).integers(0, 256, (46, 28, 28)).astype(np.uint8)
+    for part, images in (("train", drawn[:26]), ("t10k", drawn[26:])):
+        labels = (np.arange(len(images)) % 10).astype(np.uint8)
         (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
     lines = f"""
         kind: torchvision
         name: FashionMNIST
         root: {tmp_path}
-        held_out: 3
+        held_out: 10
         size: 28
         train_size: 28
         channels: 1"""
-    data = open_data(spec_of(lines), tmp_path / "cache")
-    assert [s.size for s in data.splits] == [11, 3, 6]
+    data = open_data(spec_of(lines, f"classes: {CLOTHES}"), tmp_path / "cache")
+    assert [s.size for s in data.splits] == [16, 10, 20]
     images, labels = data.samples(data.split("test"))
-    assert (images == drawn[14:, None]).all()
-    assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert (images == drawn[26:, None]).all()
+    assert labels.tolist() == [*range(10), *range(10)]
     rows = [int(i) for i in data.ids(data.split("train"))]
     assert (data.samples(data.split("train"))[0] == drawn[rows, None]).all()
+    # The names decide, in whatever order the spec lists them.
+    turned = open_data(spec_of(lines, f"classes: {CLOTHES[::-1]}"), tmp_path / "cache")
+    assert turned.samples(turned.split("test"))[1].tolist() == [*range(9, -1, -1)] * 2
+    with pytest.raises(ConfigError, match=r"FashionMNIST of torchvision.*\n.*\n  'Top' +'T-shirt"):
+        open_data(spec_of(lines, f"classes: {['Top', *CLOTHES[1:]]}"), tmp_path / "cache")
+    (tmp_path / "map.yaml").write_text(
+        "\n".join(["Top: T-shirt/top", *(f"{name}: {name}" for name in CLOTHES[1:])])
+    )
+    mapped = f"{lines}\n        label_map: {tmp_path}/map.yaml"
+    data = open_data(spec_of(mapped, f"classes: {[*CLOTHES[1:], 'Top']}"), tmp_path / "cache")
+    assert data.samples(data.split("test"))[1].tolist() == [9, *range(9)] * 2
 
 
 def test_a_data_set_of_torchvision_with_images_in_files(tmp_path):
@@ -556,14 +571,39 @@ def test_a_data_set_of_hugging_face_on_disk(tmp_path):
     stored, labels = data.samples(data.split("test"))
     assert labels.tolist() == [0, 1, 2, 0]
     assert (stored[2] == decode(images[11]["bytes"], Look(16, 3))).all()
+    turned = open_data(spec_of(lines, "classes: [Cat, ant, BEE]"), tmp_path / "cache")
+    assert turned.samples(turned.split("test"))[1].tolist() == [1, 2, 0, 1]
     for wrong, said in (
         (("image: picture", "image: pic"), "no column 'pic'; it has picture, kind"),
         (("test: validation", "test: test"), "no split 'test'; it has train, validation"),
-        (("label: kind", "label: picture"), "column 'picture' of .* does not hold class numbers"),
+        (
+            ("label: kind", "label: picture"),
+            "column 'picture' of .* holds neither class names nor class num",
+        ),
         ((f"{tmp_path}/set", f"{tmp_path}"), "is no folder that datasets.save_to_disk wrote"),
     ):
         with pytest.raises(ConfigError, match=said):
             open_data(spec_of(lines.replace(*wrong)), tmp_path / "cache")
+
+
+def test_labels_of_hugging_face_may_be_texts_and_are_all_there(tmp_path):
+    images = [{"bytes": encoded(pixels(i)), "path": None} for i in range(12)]
+    names = ["bee", "cat", "ant"] * 4
+
+    def saved(labels, folder):
+        features = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.Value("string" if labels else "int64")}
+        )
+        columns = {"image": images, "label": labels or [-1, *[0, 1, 2] * 3, 0, 1]}
+        datasets.Dataset.from_dict(columns, features=features).save_to_disk(folder)
+        return f"kind: huggingface\npath: {folder}\ntest: 3\nheld_out: 3\nsize: 16"
+
+    data = open_data(spec_of(saved(names, tmp_path / "texts")), tmp_path / "cache")
+    for split in data.splits:
+        found = [names[int(i)] for i in data.ids(split)]
+        assert [("ant", "bee", "cat")[k] for k in data.samples(split)[1]] == found
+    with pytest.raises(ConfigError, match="1 of 12 samples have no label, the first in row 0"):
+        open_data(spec_of(saved(None, tmp_path / "gaps")), tmp_path / "cache")
 
 
 # Beyond data
@@ -596,4 +636,4 @@ def test_a_plan_opens_no_image(tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
             for i in range(3):
                 (tmp_path / part / name / f"{i}.jpg").touch()
-    assert [size for _, _, size in planned_sizes(folder_spec(tmp_path))] == [6, 3, 9]
+    assert [size for _, _, size in planned(folder_spec(tmp_path)).sizes] == [6, 3, 9]

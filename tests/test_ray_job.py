@@ -26,6 +26,7 @@ import pytest
 from conftest import HANG_S, ROOT, inside, leaderboard, mini_text
 from shared import embedded_store
 
+from soupray.distributed.cluster import make_token
 from soupray.services import embedded
 from soupray.store.objects import Store, open_store
 
@@ -90,6 +91,7 @@ def head(s3):
 
     It has the secrets in its environment. A job that brought them would have them in Ray's logs.
     """
+    make_token()  # as another head may start on this new machine at the same time
     gcs, dashboard, agent = free_ports(3)
     env = {
         **os.environ,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 from typing import Any
 
@@ -78,4 +79,5 @@ for _verb in (cli, *cli.commands.values(), *operate.cluster.commands.values()):
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `soupray` and of `python -m soupray.sweep`."""
+    faulthandler.enable(2)  # a crash in a library's native code shows where it was
     cli(args=arguments, prog_name="soupray")

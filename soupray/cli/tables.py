@@ -7,6 +7,8 @@ import textwrap
 import time
 from typing import Any
 
+from msgspec import to_builtins
+
 from soupray.cli.console import duration, out, size, table
 from soupray.core.records import Basis
 from soupray.diagnostics.diversity import Diagnosis, summary
@@ -129,7 +131,9 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     """The trials, and what they cost."""
     trials = plan(spec)
     if as_json:
-        print_json({"trials": trials, "cost": cost})
+        plain = to_builtins(cost)
+        classes = plain.pop("classes")
+        print_json({"trials": trials, "cost": plain, "classes": classes})
         return
     names = trials[0].hparams if trials else ()  # a pool of imported models plans none
     varied = [n for n in names if len({t.hparams[n] for t in trials}) > 1]
@@ -139,6 +143,11 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
         shown.add_row(
             str(trial.index), *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
         )
+    out.print(shown)
+    counts = ("train", "held-out", "test")
+    shown = table("class", "in the data", *counts, right=counts)
+    for one in cost.classes:
+        shown.add_row(one.name, one.source, *map(str, (one.train, one.held_out, one.test)))
     out.print(shown)
     out.print(f"{cost.trials} trials, {cost.epochs} epochs; {size(cost.stored_bytes)} to be stored")
     out.print(f"soup: {size(cost.soup_stored_bytes)} more at most, mostly logits")

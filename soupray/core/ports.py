@@ -164,16 +164,20 @@ class Task(Protocol):
         """
         ...
 
-    def adopt(self, weights: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
+    def adopt(
+        self, weights: dict[str, torch.Tensor], where: str, named: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Convert a checkpoint of other software to a state dict of `model()`.
 
         Args:
             weights: a checkpoint of the same architecture, with the names of its own library.
             where: the file that error messages name.
+            named: names of the classes of the checkpoint's head, in the order of its rows. The rows
+                of the result are in the order of the task's classes. None: they are in that order.
 
         Raises:
-            IncompatibleWeights: a tensor does not fit. The message names `where` and the first
-                such tensor.
+            IncompatibleWeights: a tensor does not fit, or the classes are others. The message names
+                `where` and the first such tensor, or the classes.
         """
         ...
 

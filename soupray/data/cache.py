@@ -6,7 +6,7 @@ import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from filelock import FileLock
@@ -23,7 +23,11 @@ from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
 
 DATA_VERSION = "2"
-"""Version of the code that decodes and shifts. It is part of the cache's name."""
+"""Version of the code that decodes and shifts. It is part of the key of a basis."""
+
+LABELS_VERSION = "1"
+"""Version of the code that labels. It is part of the cache's name only: labels are in the digests
+of splits, so that a sweep whose labels have changed is refused."""
 
 
 class Data:
@@ -59,8 +63,8 @@ class Data:
         if mine.digest != split.digest:
             raise EvaluationError(
                 f"split {split.name}: the data here have digest {mine.digest[:12]}, the data of "
-                f"the sweep had {split.digest[:12]}. The data or the code that decodes them "
-                "changed: restore them, or delete bases/ in the store and sweep again."
+                f"the sweep had {split.digest[:12]}. The data changed, or the code that decodes "
+                "and labels them: restore them, or delete bases/ in the store and sweep again."
             )
         labels = np.load(self.folder / f"{split.name}.labels.npy", mmap_mode="r")
         path = self.folder / f"{split.name}.images.npy"
@@ -87,7 +91,7 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
         ConfigError: the data cannot be read, or are fewer than the spec needs.
     """
     source = [spec.data.model_dump(mode="json"), spec.task.classes, spec.seed]
-    key = digest([DATA_VERSION, *source, *fingerprints(spec.data)])
+    key = digest([DATA_VERSION, LABELS_VERSION, *source, *fingerprints(spec.data)])
     folder = cache / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -107,7 +111,7 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
 
 def build_folder(spec: SweepSpec, folder: Path) -> None:
     """Read the data of `spec` at their source and write them into `folder`, which is new."""
-    parts = parts_of(spec.data, spec.seed, spec.task.classes)
+    parts = parts_of(spec.data, spec.seed, spec.task.classes).splits
     natural = shifts_of(spec.data, spec.task.classes)
     check_classes(spec, max(int(part.labels.max()) for part in parts.values()) + 1)
     build(spec, folder, parts, natural)
@@ -116,29 +120,50 @@ def build_folder(spec: SweepSpec, folder: Path) -> None:
 def _streamed(spec: SweepSpec, folder: Path) -> Stream:
     """The train images in their source. They are listed again, in the order of the cache."""
     assert isinstance(spec.data, ImagesSpec)
-    train = parts_of(spec.data, spec.seed, spec.task.classes)["train"]
+    train = parts_of(spec.data, spec.seed, spec.task.classes).splits["train"]
     assert isinstance(train, Listing)
     rows = np.load(folder / "train.rows.npy")
     return Stream(train.take(rows), Look(spec.data.side_of_train, spec.data.channels))
 
 
-def planned_sizes(spec: SweepSpec) -> list[tuple[str, Role, int]]:
-    """The sizes of all splits, without decoding. They hold if all images can be read.
+class PlannedClass(NamedTuple):
+    """A class of the task: its name, what the data call it, and its samples in three splits."""
 
-    Returns:
-        (name, role, number of samples) of each split.
+    name: str
+    source: str
+    train: int
+    held_out: int
+    test: int
+
+
+class Planned(NamedTuple):
+    """The data of a sweep before they are decoded: (name, role, size) of each split; classes."""
+
+    sizes: list[tuple[str, Role, int]]
+    classes: list[PlannedClass]
+
+
+def planned(spec: SweepSpec) -> Planned:
+    """The sizes of all splits, and the classes, without decoding. They hold if all can be read.
 
     Raises:
-        ConfigError: the data are missing, or are fewer than the spec needs.
+        ConfigError: the data are missing, are fewer than the spec needs, or have other classes.
     """
-    parts = parts_of(spec.data, spec.seed, spec.task.classes)
+    names = spec.task.classes
+    parts, sources = parts_of(spec.data, spec.seed, names)
     check_classes(spec, max(int(part.labels.max()) for part in parts.values()) + 1)
     sizes: list[tuple[str, Role, int]] = [
         (name, cast(Role, name), len(part.ids)) for name, part in parts.items()
     ]
     sizes += [(name, "shift", len(parts["test"].ids)) for name in spec.data.corruptions]
-    shifts = shifts_of(spec.data, spec.task.classes)
-    return sizes + [(name, "shift", len(s.samples.ids)) for name, s in shifts.items()]
+    shifts = shifts_of(spec.data, names)
+    sizes += [(name, "shift", len(s.samples.ids)) for name, s in shifts.items()]
+    counts = [
+        np.bincount(parts[split].labels, minlength=len(names)).tolist()
+        for split in ("train", "held_out", "test")
+    ]
+    rows = zip(names, sources, *counts, strict=True)
+    return Planned(sizes, [PlannedClass(*row) for row in rows])
 
 
 def check_classes(spec: SweepSpec, labels: int) -> None:

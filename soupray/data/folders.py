@@ -9,60 +9,92 @@ from pathlib import Path
 from soupray.core.errors import ConfigError
 from soupray.data.splits import Listing, Raw, listing
 from soupray.spec.class_names import class_folders, read_label_map
+from soupray.spec.class_numbers import class_numbers
 from soupray.spec.data import FolderSpec
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """The endings of image files, as in torchvision, in lower case."""
 
 
-def train_folders(spec: FolderSpec) -> dict[str, int]:
-    """The label of each folder of train images, by the folder's name.
-
-    Raises:
-        ConfigError: there is no such folder, it has no folders in it, or one belongs to two
-            classes.
-    """
-    if spec.label_map is None:
-        root = existing(spec.train, "data.train")
-        return {name: label for label, name in enumerate(class_folders(root))}
-    labels: dict[str, int] = {}
-    for label, (name, folders) in enumerate(read_label_map(spec.label_map).items()):
-        for folder in folders:
-            if labels.setdefault(folder, label) != label:
-                raise ConfigError(
-                    f"{spec.label_map}: folder {folder} is listed under {name} and another class. "
-                    "Train images have exactly one class."
-                )
-    return labels
-
-
-def list_part(root: str, labels: Mapping[str, int], spec: FolderSpec, field: str) -> Listing:
+def list_part(
+    root: str, classes: Sequence[str], spec: FolderSpec, field: str
+) -> tuple[Listing, list[str]]:
     """The images in a folder with a folder for each class. Test images may lack classes.
 
     Args:
         root: the folder.
-        labels: the label of each class's folder, by its name.
+        classes: names of the task's classes, with which the names of the folders are compared.
         spec: of the data.
         field: the field of the spec that error messages name.
+
+    Returns:
+        The images, and for each class the names of its folders as text.
 
     Raises:
         ConfigError: a folder has no images or is not a class, or the folder of a class is missing.
     """
     path = existing(root, field)
-    there = class_folders(path)
-    unknown = [name for name in there if name not in labels]
-    if unknown and spec.label_map is None:
-        raise ConfigError(
-            f"{field}: {path} has {len(unknown)} folders that are not a class of the train "
-            f"images, like {unknown[0]!r}. Classes are {_some(labels)}."
-        )
-    missing = [name for name in labels if name not in there]
-    if missing and (field == "data.train" or len(missing) == len(labels)):
-        raise ConfigError(
-            f"{field}: {path} has no folder {missing[0]!r}"
-            f"{f' ({len(missing)} are missing)' if len(missing) > 1 else ''}."
-        )
-    return list_folders(path, {n: k for n, k in labels.items() if n in there}, field)
+    labels = folder_labels(path, classes, spec, field)
+    names = [
+        ", ".join(n for n, k in labels.items() if k == number) for number in range(len(classes))
+    ]
+    return list_folders(path, labels, field), names
+
+
+def folder_labels(
+    root: Path, classes: Sequence[str], spec: FolderSpec, field: str
+) -> dict[str, int]:
+    """The number of the class of each folder in `root`, by the name of the folder.
+
+    Args:
+        root: the folder that has the folders in it.
+        classes: names of the task's classes.
+        spec: of the data. With its label map, folders that it does not list are left out.
+        field: the field of the spec that error messages name.
+
+    Raises:
+        ConfigError: a folder is not a class, or the folder of a class is missing.
+    """
+    there = class_folders(root)
+    source, train = f"{field}: {root}", field == "data.train"
+    if spec.label_map is None:
+        return dict(zip(there, class_numbers(there, classes, source, _ADVICE, train), strict=True))
+    listed = mapped_labels(spec.label_map, classes)
+    missing = [name for name in listed if name not in there]
+    if missing and (train or len(missing) == len(listed)):
+        more = f" ({len(missing)} are missing)" if len(missing) > 1 else ""
+        raise ConfigError(f"{source} has no folder {missing[0]!r}{more}.")
+    return {name: listed[name] for name in there if name in listed}
+
+
+_ADVICE = (
+    "Write the names of the folders in task.classes, or leave task.classes out (it then has these "
+    "names), or name a data.label_map: a YAML file with lines like `cat: [tabby, siamese]`."
+)
+
+
+def mapped_labels(path: str, classes: Sequence[str]) -> dict[str, int]:
+    """The number of the class of each folder that a label map of training data lists.
+
+    Args:
+        path: the label map.
+        classes: names of the task's classes.
+
+    Raises:
+        ConfigError: the map names other classes, or a folder under two classes.
+    """
+    folders = read_label_map(path)
+    advice = "Write the same names in the label map and in task.classes."
+    numbers = class_numbers(list(folders), classes, f"data.label_map: {path}", advice)
+    labels: dict[str, int] = {}
+    for number, (name, listed) in zip(numbers, folders.items(), strict=True):
+        for folder in listed:
+            if labels.setdefault(folder, number) != number:
+                raise ConfigError(
+                    f"{path}: folder {folder} is listed under {name} and another class. "
+                    "Train images have exactly one class."
+                )
+    return labels
 
 
 def list_folders(root: Path, labels: Mapping[str, int], field: str) -> Listing:
@@ -119,8 +151,3 @@ def existing(path: str, field: str) -> Path:
     if not found.is_dir():
         raise ConfigError(f"{field}: there is no folder {found}. Mount it, or correct the path.")
     return found
-
-
-def _some(names: Sequence[str] | Mapping[str, int]) -> str:
-    shown = ", ".join(list(names)[:5])
-    return f"{shown} ... ({len(names)})" if len(names) > 5 else shown

@@ -7,21 +7,26 @@ from typing import Any
 
 import numpy as np
 
+from soupray.core.arrays import Labels
 from soupray.core.errors import ConfigError
 from soupray.data.splits import Listing, Raw, listing
 from soupray.spec.data import HuggingFaceSpec
 
 
-def list_huggingface(spec: HuggingFaceSpec, split: str) -> Listing:
+def list_huggingface(spec: HuggingFaceSpec, split: str) -> tuple[Listing, list[str] | None]:
     """A split of a data set. The id of a sample is its number.
 
     Args:
         spec: the path, and the columns of images and labels.
         split: name of the split.
 
+    Returns:
+        The samples, and the names of the classes by label: those of the column's `ClassLabel`, or
+        the different texts in a column of texts, sorted. None for a column of plain numbers.
+
     Raises:
         ConfigError: `datasets` is not installed, there is no data set, split or column of that
-            name, or the labels are not numbers from 0.
+            name, or the labels are neither texts nor numbers from 0.
     """
     data = _split(spec, split)
     for field, column in (("image", spec.image), ("label", spec.label)):
@@ -30,12 +35,7 @@ def list_huggingface(spec: HuggingFaceSpec, split: str) -> Listing:
                 f"data.{field}: {spec.path} has no column {column!r}; it has "
                 f"{', '.join(data.column_names)}."
             )
-    numbers = "int" in str(getattr(data.features[spec.label], "dtype", ""))
-    labels = np.asarray(data[spec.label][:] if numbers else [-1])
-    if labels.min() < 0:
-        raise ConfigError(
-            f"data.label: column {spec.label!r} of {spec.path} does not hold class numbers from 0."
-        )
+    labels, names = _labels(data, spec)
     images = data.select_columns([spec.image]).cast_column(spec.image, _encoded())
 
     def read(row: int) -> Raw:
@@ -43,7 +43,27 @@ def list_huggingface(spec: HuggingFaceSpec, split: str) -> Listing:
         found: bytes = image["bytes"] or Path(image["path"]).read_bytes()
         return found
 
-    return listing([str(i) for i in range(len(labels))], labels, read)
+    return listing([str(i) for i in range(len(labels))], labels, read), names
+
+
+def _labels(data: Any, spec: HuggingFaceSpec) -> tuple[Labels, list[str] | None]:
+    feature = data.features[spec.label]
+    kind, values = str(getattr(feature, "dtype", "")), data[spec.label][:]
+    where = f"data.label: column {spec.label!r} of {spec.path}"
+    absent = [row for row, value in enumerate(values) if value is None or value == -1]
+    if absent:
+        raise ConfigError(
+            f"{where}: {len(absent)} of {len(values)} samples have no label, the first in row "
+            f"{absent[0]}. Leave them out, or name another split."
+        )
+    if kind in ("string", "large_string"):
+        names = sorted(set(values))
+        of = {name: k for k, name in enumerate(names)}
+        return np.array([of[value] for value in values], np.int64), names
+    if "int" not in kind or min(values, default=-1) < 0:
+        raise ConfigError(f"{where} holds neither class names nor class numbers from 0.")
+    named = getattr(feature, "names", None)
+    return np.asarray(values, np.int64), list(named) if named else None
 
 
 def _encoded() -> Any:

@@ -12,7 +12,6 @@ stl10            nine classes of CIFAR-10, in another order; its class monkey is
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +23,20 @@ from soupray.core.errors import ConfigError
 from soupray.data.folders import existing, list_folders
 from soupray.data.splits import Listing, Part, Raw, listing
 from soupray.spec.class_names import class_folders, read_label_map
+from soupray.spec.class_numbers import (
+    class_numbers,
+    imagenet_list,
+    number_of,
+    numbers_by_name,
+)
 from soupray.spec.data import NaturalShift
 
 LabelMap = tuple[tuple[int, ...], ...]
 """For each class of a split, the model's classes that mean it."""
+CIFAR10 = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+"""The classes of CIFAR-10, in the order of its labels."""
 BORDER = 2
 STL_SIDE = 96
 STL_TO_CIFAR = (0, 2, 1, 3, 4, 5, 7, None, 8, 9)
@@ -48,15 +57,15 @@ class Shifted(NamedTuple):
 
 
 def list_shift(
-    shift: NaturalShift, classes: Sequence[str], folders: Sequence[str] | None = None
+    shift: NaturalShift, classes: Sequence[str], folders: Mapping[str, int] | None = None
 ) -> Shifted:
     """The samples of a natural shift.
 
     Args:
         shift: its kind and its folder.
         classes: names of the task's classes.
-        folders: names of the folders of train images, in the order of the classes. None: the train
-            images are not in folders.
+        folders: the number of the class of each folder of train images. None: the train images are
+            not in folders.
 
     Raises:
         ConfigError: the data are missing, are of another kind, or have classes that the model does
@@ -64,53 +73,51 @@ def list_shift(
     """
     field = f"data.shifts: {shift.split}"
     root = existing(shift.root, field)
+    known = {**(folders or {}), **numbers_by_name(classes)}
     if shift.kind == "folder":
-        numbers = {name: k for names in (classes, folders or ()) for k, name in enumerate(names)}
-        label_of = _meaning_of_folders(root, shift, numbers, field)
-        return _mapped(root, label_of, len(classes), field)
-    suite, wanted = ("CIFAR-10", 10) if shift.kind in ("cifar10_1", "stl10") else ("ImageNet", 1000)
-    if len(classes) != wanted:
-        raise ConfigError(
-            f"{field}: {shift.kind} is a shift of {suite}'s {wanted} classes, in their order, but "
-            f"the task has {len(classes)}. For other classes use kind: folder, with a label map."
-        )
+        meaning = _meaning_of_folders(root, shift, classes, known, field)
+        return _mapped(root, meaning, len(classes), field)
+    suite, names = "ImageNet", imagenet_list("synsets")
+    if shift.kind in ("cifar10_1", "stl10"):
+        suite, names = "CIFAR-10", list(CIFAR10)
+    order = _order(names, classes, known, f"{field}: {shift.kind} is a shift of {suite}")
     match shift.kind:
         case "cifar10_1":
-            return Shifted(_cifar10_1(root, field), None)
+            return _ordered(_cifar10_1(root, field), order)
         case "stl10":
-            return _stl10(root, field)
+            return _stl10(root, order, field)
         case "objectnet":
-            return _objectnet(root, field)
+            return _objectnet(root, order, field)
         case "imagenet_v2":
-            return Shifted(_complete(root, [str(i) for i in range(1000)], field), None)
+            return _ordered(_complete(root, [str(i) for i in range(1000)], field), order)
+        case "imagenet_sketch":
+            return _ordered(_complete(root, names, field), order)
         case _:
-            return _synsets(root, shift, folders, field)
+            some = imagenet_list(f"{shift.kind.removeprefix('imagenet_')}_synsets")
+            label_map = tuple((order[names.index(s)],) for s in some)
+            return Shifted(_complete(root, some, field), label_map)
 
 
-def _synsets(root: Path, shift: NaturalShift, folders: Sequence[str] | None, field: str) -> Shifted:
-    every = timm_list("imagenet_synsets.txt")
-    if folders is not None and list(folders) != every:
-        raise ConfigError(
-            f"{field}: the folders of the train images are not the synsets of ImageNet-1k."
-        )
-    if shift.kind == "imagenet_sketch":
-        return Shifted(_complete(root, every, field), None)
-    mine = timm_list(f"{shift.kind}_synsets.txt")
-    return Shifted(_complete(root, mine, field), tuple((every.index(s),) for s in mine))
+def _order(
+    names: Sequence[str], classes: Sequence[str], known: Mapping[str, int], what: str
+) -> list[int]:
+    """The task's class for each class of a suite. The task has these classes and no others."""
+    numbers = [number_of(name, known) for name in names]
+    order = [n for n in numbers if n is not None]
+    if sorted(order) == list(range(len(names))) == list(range(len(classes))):
+        return order
+    lost = [name for name, n in zip(names, numbers, strict=True) if n is None]
+    has = f"has no class {lost[0]!r}" if lost else f"has {len(classes)} classes"
+    raise ConfigError(
+        f"{what}'s {len(names)} classes, but the task {has}. Name all of them, in any "
+        "order (for ImageNet: classes: imagenet, or synset ids, which a data.label_map may give "
+        "to names of your own). For other classes use kind: folder, with a label map."
+    )
 
 
-def timm_list(name: str) -> list[str]:
-    """The lines of a list of class names in timm.
-
-    The file is read without an import of timm, which takes seconds.
-
-    Args:
-        name: of the file.
-    """
-    found = importlib.util.find_spec("timm")
-    assert found is not None
-    assert found.origin is not None
-    return (Path(found.origin).parent / "data" / "_info" / name).read_text().split()
+def _ordered(samples: Listing, order: Sequence[int]) -> Shifted:
+    """Samples of the task's classes; `order` has the task's class for each class of the suite."""
+    return Shifted(samples._replace(labels=np.array(order, np.int64)[samples.labels]), None)
 
 
 def _complete(root: Path, folders: list[str], field: str) -> Listing:
@@ -129,26 +136,26 @@ def _complete(root: Path, folders: list[str], field: str) -> Listing:
 
 
 def _meaning_of_folders(
-    root: Path, shift: NaturalShift, numbers: Mapping[str, int], field: str
+    root: Path, shift: NaturalShift, classes: Sequence[str], known: Mapping[str, int], field: str
 ) -> dict[str, tuple[int, ...]]:
     """The model's classes of each folder: by the folder's name, or by a label map.
 
     Args:
         root: the folder of the shift.
         shift: its label map, if there is one.
-        numbers: the number of each class, by its name and by the name of its train folder.
+        classes: names of the task's classes.
+        known: the number of each class, by its names and by the names of its train folders.
         field: the field of the spec that error messages name.
     """
     if shift.label_map is not None:
-        meaning = _meaning(read_label_map(shift.label_map), numbers, shift.label_map)
+        meaning = _meaning(read_label_map(shift.label_map), known, shift.label_map)
     else:
-        unknown = [name for name in class_folders(root) if name not in numbers]
-        if unknown:
-            raise ConfigError(
-                f"{field}: {root} has {len(unknown)} folders that are not a class, like "
-                f"{unknown[0]!r}. Write a label_map: a YAML file with the folders of each class."
-            )
-        meaning = {name: (numbers[name],) for name in class_folders(root)}
+        there = class_folders(root)
+        numbers = [number_of(name, known) for name in there]
+        if None in numbers:  # the message has both lists; numbers as names are understood too
+            advice = "Write a label_map: a YAML file with the folders of each class."
+            numbers = [*class_numbers(there, classes, f"{field}: {root}", advice, complete=False)]
+        meaning = {name: (k,) for name, k in zip(there, numbers, strict=True) if k is not None}
     if not meaning:
         raise ConfigError(f"{field}: {root} has no folders.")
     if missing := sorted(set(meaning) - set(class_folders(root))):
@@ -164,13 +171,14 @@ def _meaning(
     """The model's classes of each folder that a label map lists."""
     meaning: dict[str, tuple[int, ...]] = {}
     for name, listed in folders.items():
-        if name not in numbers:
+        number = number_of(name, numbers)
+        if number is None:
             some = ", ".join(list(numbers)[:5])
             raise ConfigError(
                 f"{path}: {name!r} is not a class of the task. Its classes are {some} ..."
             )
         for folder in listed:
-            meaning[folder] = tuple(sorted({*meaning.get(folder, ()), numbers[name]}))
+            meaning[folder] = tuple(sorted({*meaning.get(folder, ()), number}))
     return meaning
 
 
@@ -185,13 +193,13 @@ def _mapped(root: Path, meaning: Mapping[str, tuple[int, ...]], total: int, fiel
     return Shifted(list_folders(root, labels, field), None if plain else label_map)
 
 
-def _objectnet(root: Path, field: str) -> Shifted:
+def _objectnet(root: Path, order: Sequence[int], field: str) -> Shifted:
     """ObjectNet, as its README describes it: ROOT/images/FOLDER and four files in ROOT/mappings."""
     label_of = _json(root, "folder_to_objectnet_label.json", field)
     names_of = _json(root, "objectnet_to_imagenet_1k.json", field)
     line_of = _json(root, "pytorch_to_imagenet_2012_id.json", field)
     lines = _mapping_text(root, "imagenet_to_label_2012_v2", field).splitlines()
-    number = {lines[int(line)].strip(): int(k) for k, line in line_of.items()}
+    number = {lines[int(line)].strip(): order[int(k)] for k, line in line_of.items()}
     try:
         meaning = {
             folder: tuple(sorted(number[name.strip()] for name in names_of[label].split(";")))
@@ -257,7 +265,7 @@ def _array(path: Path, field: str) -> Any:
         raise ConfigError(f"{field}: {path} is not an array file of numpy: {error}") from error
 
 
-def _stl10(root: Path, field: str) -> Shifted:
+def _stl10(root: Path, order: Sequence[int], field: str) -> Shifted:
     """STL-10. test_X.bin has [N, 3, 96, 96], columns before rows; test_y.bin has labels 1 to 10."""
     folder = root / "stl10_binary" if (root / "stl10_binary").is_dir() else root
     pixels, labels = (_bytes(folder / f"test_{part}.bin", field) for part in ("X", "y"))
@@ -272,9 +280,11 @@ def _stl10(root: Path, field: str) -> Shifted:
     def read(row: int) -> Raw:
         return np.ascontiguousarray(images[row].transpose(2, 1, 0))
 
-    label_map = tuple(sorted((c,) for c in STL_TO_CIFAR if c is not None))
+    to_task = [None if c is None else order[c] for c in STL_TO_CIFAR]
+    label_map = tuple(sorted((k,) for k in to_task if k is not None))
     rows = np.flatnonzero(labels != 1 + STL_TO_CIFAR.index(None))
-    meant = [label_map.index((STL_TO_CIFAR[label - 1],)) for label in labels[rows].tolist()]
+    numbers = [to_task[label - 1] for label in labels[rows].tolist()]
+    meant = [label_map.index((k,)) for k in numbers if k is not None]
     every = listing([f"test/{i}" for i in range(len(labels))], np.zeros(len(labels)), read)
     return Shifted(every.take(rows)._replace(labels=np.array(meant, np.int64)), label_map)
 

@@ -12,17 +12,19 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from soupray.core.errors import ConfigError
 from soupray.data.digits import split_digits
-from soupray.data.folders import list_part, train_folders
+from soupray.data.folders import existing, folder_labels, list_part, mapped_labels
 from soupray.data.idx import file_digests, split_idx
 from soupray.data.natural import Shifted, list_shift
 from soupray.data.shards import list_shards, shards
 from soupray.data.splits import Listing, Part, draw, held_out_shares, set_aside, shares
 from soupray.data.text import read_texts, split_texts
+from soupray.spec.class_numbers import class_numbers
 from soupray.spec.data import (
     DataSpec,
     DigitsSpec,
@@ -39,24 +41,36 @@ from soupray.spec.data import (
 TRAIN, TEST = "data.train", "data.test"
 
 
-def parts_of(data: DataSpec, seed: int, classes: Sequence[str] = ()) -> dict[str, Part]:
-    """The splits train, held_out, rank (if the spec has it) and test, by name; without shifts.
+class Parts(NamedTuple):
+    """The splits of a data set, without shifts.
+
+    `splits`: train, held_out, rank (if the spec has it) and test, by name. `sources`: for each
+    class of the task, what the data call it.
+    """
+
+    splits: dict[str, Part]
+    sources: list[str]
+
+
+def parts_of(data: DataSpec, seed: int, classes: Sequence[str]) -> Parts:
+    """The splits of a data set, and what it calls the classes.
 
     Args:
         data: the spec of the data.
         seed: of the draw.
-        classes: names of the task's classes, which are the labels of texts.
+        classes: names of the task's classes.
 
     Raises:
-        ConfigError: the data cannot be read, or are fewer than the spec needs.
+        ConfigError: the data cannot be read, are fewer than the spec needs, or have other classes.
     """
     if isinstance(data, DigitsSpec):
-        return dict(split_digits(data, seed))
+        digits, names = split_digits(data, seed, classes)
+        return Parts(dict(digits), names)
     if isinstance(data, IdxSpec):
-        return dict(split_idx(data, seed))
+        return Parts(dict(split_idx(data, seed)), _numbers(classes))
     if isinstance(data, TextSpec):
-        return dict(split_texts(data, classes, seed))
-    every, test = _sources(data)
+        return Parts(dict(split_texts(data, classes, seed)), list(classes))
+    every, test, sources = _sources(data, classes)
     every, listed = set_aside(every, data.held_out)
     count = int(every.labels.max()) + 1
     wanted = held_out_shares(data.held_out, count)
@@ -66,27 +80,84 @@ def parts_of(data: DataSpec, seed: int, classes: Sequence[str] = ()) -> dict[str
     parts = {**draw(every, wanted, rest="train", seed=seed), **listed}
     if test is not None:
         parts["test"] = test
-    return {name: parts[name] for name in ("train", "held_out", "rank", "test") if name in parts}
+    order = ("train", "held_out", "rank", "test")
+    return Parts({name: parts[name] for name in order if name in parts}, sources)
 
 
-def _sources(data: ImagesSpec) -> tuple[Listing, Listing | None]:
-    """All train images, and the test images. None: test images are drawn from the train images."""
+def _numbers(classes: Sequence[str]) -> list[str]:
+    """What data without class names call the classes."""
+    return [f"label {k}" for k in range(len(classes))]
+
+
+class _Source(NamedTuple):
+    """All train images, the test images (None: drawn from the former), the data's class names."""
+
+    train: Listing
+    test: Listing | None
+    names: list[str]
+
+
+def _sources(data: ImagesSpec, classes: Sequence[str]) -> _Source:
     drawn = isinstance(data.test, int)
     if isinstance(data, FolderSpec):
-        labels = train_folders(data)
-        train = list_part(data.train, labels, data, TRAIN)
-        return train, None if drawn else list_part(str(data.test), labels, data, TEST)
+        train, names = list_part(data.train, classes, data, TRAIN)
+        test = None if drawn else list_part(str(data.test), classes, data, TEST)[0]
+        return _Source(train, test, names)
     if isinstance(data, WebDatasetSpec):
-        return list_shards(data.train, TRAIN), None if drawn else list_shards(str(data.test), TEST)
+        test = None if drawn else list_shards(str(data.test), TEST)
+        return _Source(list_shards(data.train, TRAIN), test, _numbers(classes))
     # The imports are here because each library takes seconds to import, or is not installed.
     if isinstance(data, TorchvisionSpec):
         from soupray.data.torchvision_sets import list_torchvision
 
-        return list_torchvision(data, train=True), None if drawn else list_torchvision(data, False)
-    from soupray.data.huggingface import list_huggingface
+        where = f"{data.name} of torchvision"
+        found = [list_torchvision(data, part) for part in ((True,) if drawn else (True, False))]
+    else:
+        from soupray.data.huggingface import list_huggingface
 
-    test = None if drawn else list_huggingface(data, str(data.test))
-    return list_huggingface(data, data.train), test
+        where = f"column {data.label!r} of {data.path}"
+        named = [data.train] if drawn else [data.train, str(data.test)]
+        found = [list_huggingface(data, name) for name in named]
+    train, names = _by_name(*found[0], data, classes, f"{TRAIN}: {where}")
+    return _Source(
+        train, None if drawn else _by_name(*found[1], data, classes, f"{TEST}: {where}")[0], names
+    )
+
+
+def _by_name(
+    listing: Listing,
+    names: Sequence[str] | None,
+    data: TorchvisionSpec | HuggingFaceSpec,
+    classes: Sequence[str],
+    where: str,
+) -> tuple[Listing, list[str]]:
+    """The samples with the labels of the task's classes, and what the data call each class.
+
+    Args:
+        listing: samples with the labels of the data.
+        names: names of the classes of the data, by label; None: its labels are those of the task.
+        data: the spec, with its label map.
+        classes: names of the task's classes.
+        where: names the data in messages.
+    """
+    if names is None:
+        return listing, _numbers(classes)
+    if data.label_map is None:
+        advice = (
+            "Write these names in task.classes, or name a data.label_map: a YAML file with lines "
+            "like `cat: [tabby, siamese]`, the names of the data for each class."
+        )
+        numbers = class_numbers(names, classes, where, advice, complete=where.startswith(TRAIN))
+    else:
+        of = mapped_labels(data.label_map, classes)
+        if unknown := [name for name in names if name not in of]:
+            raise ConfigError(f"{where}: {data.label_map} does not list its class {unknown[0]!r}.")
+        numbers = [of[name] for name in names]
+    called = [
+        ", ".join(n for n, k in zip(names, numbers, strict=True) if k == number)
+        for number in range(len(classes))
+    ]
+    return listing._replace(labels=np.array(numbers, np.int64)[listing.labels]), called
 
 
 def _check_enough(every: Listing, wanted: dict[str, list[int]]) -> None:
@@ -118,9 +189,9 @@ def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
     if isinstance(data, TextSpec):
         found = {name: read_texts(file, data, classes) for name, file in data.shifts.items()}
         return {name: Shifted(samples, None) for name, samples in found.items()}
-    folders = None
-    if isinstance(data, FolderSpec) and data.label_map is None and data.natural_shifts:
-        folders = list(train_folders(data))
+    folders = dict[str, int]()
+    if isinstance(data, FolderSpec) and data.natural_shifts:
+        folders = folder_labels(existing(data.train, TRAIN), classes, data, TRAIN)
     return {shift.split: list_shift(shift, classes, folders) for shift in data.natural_shifts}
 
 
@@ -134,7 +205,7 @@ def fingerprints(data: DataSpec) -> list[str]:
     files = [s.label_map for s in data.natural_shifts]
     if isinstance(data, TextSpec):
         files += data.files
-    if isinstance(data, FolderSpec):
+    if isinstance(data, FolderSpec | TorchvisionSpec | HuggingFaceSpec):
         files.append(data.label_map)
     if isinstance(data.held_out, HeldOutIds):
         files.append(data.held_out.ids)

@@ -14,6 +14,7 @@ import numpy as np
 from soupray.core.errors import ConfigError
 from soupray.core.texts import cut, pack
 from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares
+from soupray.spec.class_numbers import number_of, numbers_by_name
 from soupray.spec.data import TextSpec
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -74,7 +75,7 @@ def read_texts(named: str, spec: TextSpec, classes: Sequence[str]) -> Samples:
             is too long.
     """
     path = Path(named).expanduser()
-    rows = list(_rows(path, spec, {name: i for i, name in enumerate(classes)}))
+    rows = list(_rows(path, spec, classes))
     if not rows:
         raise ConfigError(f"{path}: there is no sample in it.")
     long = [row for row in rows if len(row.text.encode()) > spec.max_bytes]
@@ -90,7 +91,8 @@ def read_texts(named: str, spec: TextSpec, classes: Sequence[str]) -> Samples:
     return Samples(ids, texts, np.array([row.label for row in rows], np.int64))
 
 
-def _rows(path: Path, spec: TextSpec, labels: dict[str, int]) -> Iterator[_Row]:
+def _rows(path: Path, spec: TextSpec, classes: Sequence[str]) -> Iterator[_Row]:
+    known = numbers_by_name(classes)
     for where, found in _records(path, _read(path)):
         for column in (spec.text_column, spec.label_column):
             if not isinstance(found.get(column), str):
@@ -102,11 +104,12 @@ def _rows(path: Path, spec: TextSpec, labels: dict[str, int]) -> Iterator[_Row]:
         text, label = found[spec.text_column].strip(), found[spec.label_column]
         if not text:
             raise ConfigError(f"{where}: the text is empty. Remove that line.")
-        if label not in labels:
+        number = number_of(label, known)
+        if number is None:
             raise ConfigError(
-                f"{where}: the label {label!r} is not one of task.classes: {', '.join(labels)}."
+                f"{where}: the label {label!r} is not one of task.classes: {', '.join(classes)}."
             )
-        yield _Row(text, labels[label], where)
+        yield _Row(text, number, where)
 
 
 def _records(path: Path, data: bytes) -> Iterator[tuple[str, dict[str, str]]]:

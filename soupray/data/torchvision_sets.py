@@ -16,12 +16,16 @@ LABELS = ("targets", "labels", "_labels")
 """The attributes in which torchvision's classes have the labels."""
 
 
-def list_torchvision(spec: TorchvisionSpec, train: bool) -> Listing:
+def list_torchvision(spec: TorchvisionSpec, train: bool) -> tuple[Listing, list[str] | None]:
     """The train part or the test part of a data set. The id of a sample is its number.
 
     Args:
         spec: the name of the data set, and its folder.
         train: the train part. False: the test part.
+
+    Returns:
+        The samples, and the names of the classes by label; None if torchvision does not name them.
+        For ImageNet they are synset ids.
 
     Raises:
         ConfigError: torchvision has no such data set, or does not find it in the folder.
@@ -38,7 +42,9 @@ def list_torchvision(spec: TorchvisionSpec, train: bool) -> Listing:
         image = data[row][0]
         return np.asarray(image if image.mode == "L" else image.convert("RGB"))
 
-    return listing([str(i) for i in range(len(data))], np.asarray(labels), read)
+    named = getattr(data, "wnids", None) or getattr(data, "classes", None)
+    names = None if named is None else [str(name) for name in named]
+    return listing([str(i) for i in range(len(data))], np.asarray(labels), read), names
 
 
 def _open(spec: TorchvisionSpec, train: bool) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -66,6 +67,8 @@ def attach(address: str | None, *specs: SweepSpec, workers: int = 1) -> Iterator
     carried = {
         n: os.environ[n] for n in CARRIED if n in os.environ and n not in variables_of_the_job()
     }
+    if address in (None, "local"):
+        make_token()
     try:
         ray.init(
             address=address or "local",
@@ -82,7 +85,6 @@ def attach(address: str | None, *specs: SweepSpec, workers: int = 1) -> Iterator
         ) from error
     session_is_here = address in (None, "local")
     try:
-        protect_token()
         for spec in specs:
             refuse_what_cannot_work(spec, workers, session_is_here)
         yield
@@ -136,10 +138,20 @@ def variables_of_the_job() -> set[str]:
     return set((config.get("runtime_env") or {}).get("env_vars") or {})
 
 
-def protect_token(token: Path = TOKEN) -> None:
-    """Make Ray's token readable only by its owner, because Ray lets all users read it."""
-    if token.exists():
-        token.chmod(0o600)
+def make_token(token: Path = TOKEN) -> None:
+    """Make Ray's token if there is none, readable only by its owner.
+
+    Ray would write it in place: of two processes that start at the same time on a new machine, one
+    reads an empty file or a token that the other replaces. Ray also lets all users read it.
+    """
+    if not token.exists():
+        token.parent.mkdir(parents=True, exist_ok=True)
+        part = token.with_name(f"{token.name}.{os.getpid()}")
+        part.write_text(secrets.token_hex(32))  # as Ray's own
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            token.hardlink_to(part)
+        part.unlink()
+    token.chmod(0o600)
 
 
 def refuse_what_cannot_work(spec: SweepSpec, workers: int, started_here: bool) -> None:

@@ -131,12 +131,12 @@ def _ray(spec: SweepSpec) -> str:
 
 def _token() -> str:
     """Return the state of Ray's token in words."""
-    from soupray.distributed.cluster import TOKEN, protect_token
+    from soupray.distributed.cluster import TOKEN, make_token
 
     mode = os.environ.get("RAY_AUTH_MODE")
     if not TOKEN.exists():
         return "none yet; Ray makes one when it first starts here"
-    protect_token()
+    make_token()
     said = f"{TOKEN} (mode 0600); clusters started here ask for it"
     if mode != "token":
         said += "; before `ray job submit`: export RAY_AUTH_MODE=token"

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from soupray.core.records import Record
-from soupray.data.cache import planned_sizes
+from soupray.data.cache import PlannedClass, planned
 from soupray.evaluation.live_model import STATISTICS_SAMPLES, batch_norms
 from soupray.recipes import total_cost
 from soupray.recipes.recipe import PoolSize
@@ -22,7 +22,8 @@ class DryRun(Record, frozen=True, kw_only=True):
 
     `soup_train_samples` are forward passes of training samples: those that recipes need, and those
     for the BatchNorm statistics of soups. The statistics of each soup are counted once; if several
-    actors evaluate a soup at the same time, each one estimates them.
+    actors evaluate a soup at the same time, each one estimates them. `classes` has the name that
+    the data give to each class.
     """
 
     trials: int
@@ -34,6 +35,7 @@ class DryRun(Record, frozen=True, kw_only=True):
     reported_samples: int
     stored_bytes: int
     soup_stored_bytes: int
+    classes: list[PlannedClass]
 
 
 def dry_run(spec: SweepSpec) -> DryRun:
@@ -41,7 +43,7 @@ def dry_run(spec: SweepSpec) -> DryRun:
 
     The data are listed and the model is built on this machine; nothing is decoded or stored.
     """
-    sizes = planned_sizes(spec)
+    sizes, classes = planned(spec)
     size = {name: count for name, _, count in sizes}
     model = task_of(spec.task).model()
     state = model.state_dict()
@@ -75,4 +77,5 @@ def dry_run(spec: SweepSpec) -> DryRun:
         + total.scored * logits
         + models * reported * row
         + features,
+        classes=classes,
     )

@@ -14,7 +14,7 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import check_bucket, create_record, find_record
 from soupray.store.weights_file import tensor_digests
-from soupray.tasks.foreign import load_foreign
+from soupray.tasks.foreign import load_foreign, named_classes
 from soupray.training.trial import stored
 from soupray.training.worker import WorkerContext, make_basis, worker_context
 
@@ -45,7 +45,7 @@ def run_import(spec: SweepSpec, home: Path, named: Sequence[str]) -> Iterator[In
 
 
 def _imported(here: WorkerContext, basis: Basis, file: Path, number: int) -> Ingredient:
-    weights = here.task.adopt(load_foreign(file), str(file))
+    weights = here.task.adopt(load_foreign(file), str(file), named_classes(file))
     data = tuple(basis.split(name).digest for name in ("train", "held_out"))
     shaping = ["imported", tensor_digests(weights), basis.init.sha256, data, here.spec.setting]
     trial = Trial(

@@ -6,6 +6,7 @@ the names themselves, so it does not depend on a file that may change or be miss
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,15 @@ def _class_names(given: str) -> list[Any]:
     return _listed("task.classes", given, CLASS_SETS)
 
 
+def is_imagenet(classes: Sequence[str]) -> bool:
+    """Whether these are open_clip's names of ImageNet's classes, in their order."""
+    if len(classes) != 1000:
+        return False
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return list(classes) == list(IMAGENET_CLASSNAMES)
+
+
 def _templates(given: str) -> list[Any]:
     if given in TEMPLATE_SETS:
         from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
@@ -76,7 +86,7 @@ def _listed(field: str, given: str, known: tuple[str, ...]) -> list[Any]:
 
 
 def _names_of_folders(data: Any) -> list[str]:
-    """Return the class names of folder data, in the order of the labels; empty for other data."""
+    """Return the class names that the data give, in the order of their labels; empty if none."""
     if not isinstance(data, dict) or data.get("kind") != "folder":
         return []
     if isinstance(data.get("label_map"), str):

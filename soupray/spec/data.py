@@ -182,9 +182,9 @@ class Pictures(_Shifted):
 class FolderSpec(Pictures):
     """One folder of images per class, in `train` and in `test`.
 
-    `test` is a path, or a number of images that are drawn by class from `train`. Labels follow the
-    names of the folders, sorted as text. With `label_map`, a YAML file that lists the folders of
-    each class, labels follow its order, and other folders are left out.
+    `test` is a path, or a number of images that are drawn by class from `train`. The names of the
+    folders are matched with those of the task's classes. With `label_map`, a YAML file that lists
+    the folders of each class, other folders are left out.
     """
 
     kind: Literal["folder"]
@@ -205,24 +205,34 @@ class WebDatasetSpec(Pictures):
     test: str | Count
 
 
+def _is_absent(value: object) -> bool:
+    """Whether a field is left out, so that digests of specs from before it do not change."""
+    return value is None
+
+
 class TorchvisionSpec(Pictures):
     """A data set of torchvision, by the name of its class, as torchvision stored it in `root`.
 
     Nothing is downloaded. `test` is a number of images that are drawn by class from the training
-    part; by default the test part is used.
+    part; by default the test part is used. The names that torchvision gives to the classes are
+    matched with those of the task; `label_map` is a YAML file that lists torchvision's names of
+    each class, if they differ.
     """
 
     kind: Literal["torchvision"]
     name: str
     root: str
     test: Count | None = None
+    label_map: str | None = Field(default=None, exclude_if=_is_absent)
 
 
 class HuggingFaceSpec(Pictures):
     """A data set that `datasets.save_to_disk` wrote to `path`.
 
     `train` and `test` are names of splits; `test` may also be a number of images that are drawn by
-    class from `train`. `image` and `label` are names of columns.
+    class from `train`. `image` and `label` are names of columns. Names of classes (a `ClassLabel`,
+    or a column of texts) are matched with those of the task; `label_map` is a YAML file that lists
+    the names of the data for each class, if they differ.
     """
 
     kind: Literal["huggingface"]
@@ -231,6 +241,7 @@ class HuggingFaceSpec(Pictures):
     test: str | Count = "test"
     image: str = "image"
     label: str = "label"
+    label_map: str | None = Field(default=None, exclude_if=_is_absent)
 
 
 class TextSpec(SpecModel):

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Discriminator, Field, JsonValue, Tag
 
+from soupray.spec.class_names import is_imagenet
 from soupray.spec.space import Count, Dimension, Positive, Space, SpecModel
+
+
+def _with_names_that_differ(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if blank := [k for k, name in enumerate(classes) if not name.strip()]:
+        raise ValueError(f"class {blank[0]} has no name")
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    # OpenAI's names of ImageNet's classes have two pairs of equal ones
+    if twice and not is_imagenet(classes):
+        raise ValueError(f"the class {twice[0]!r} is listed twice; give each class its own name")
+    return classes
+
+
+Classes = Annotated[
+    tuple[str, ...], Field(min_length=2), pydantic.AfterValidator(_with_names_that_differ)
+]
 
 
 class OpenClipSpec(SpecModel):
@@ -21,7 +38,7 @@ class OpenClipSpec(SpecModel):
     kind: Literal["open_clip"]
     model: str
     pretrained: str | None = None
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: Classes
     templates: tuple[str, ...] = Field(min_length=1)
     # Left out if false, so that digests of specs from before this field do not change.
     head_bias: bool = Field(default=False, exclude_if=lambda bias: not bias)
@@ -52,7 +69,7 @@ class TimmSpec(SpecModel):
     model: str
     args: dict[str, JsonValue] = Field(default_factory=dict)
     pretrained: str | None = None
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: Classes
     size: Count
     mean: tuple[float, ...] = Field(min_length=1)
     std: tuple[Positive, ...] = Field(min_length=1)
@@ -84,7 +101,7 @@ class TransformersSpec(SpecModel):
 
     kind: Literal["transformers"]
     model: str
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: Classes
     templates: tuple[str, ...] = ()
     pooling: Literal["mean", "cls", "own"] = "mean"
     normalise: bool = True

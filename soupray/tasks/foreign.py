@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from soupray.core.errors import CheckpointError, IncompatibleWeights
+from soupray.core.errors import CheckpointError, ConfigError, IncompatibleWeights
+from soupray.spec.class_numbers import class_numbers
 from soupray.store.weights_file import MappedWeights, Weights
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -62,6 +65,66 @@ def _load_folder(folder: Path) -> Weights:
     if not parts:
         raise CheckpointError(f"{folder}: there is no model.safetensors or pytorch_model.bin.")
     return {name: tensor for part in parts for name, tensor in load_foreign(part).items()}
+
+
+STANDARD = ("model.safetensors", "pytorch_model.bin")
+"""Names of weights in a folder of Hugging Face, which has a config.json beside them."""
+
+
+def named_classes(path: Path) -> list[str] | None:
+    """The names of the classes of a checkpoint's head, in the order of its rows.
+
+    They are `id2label` of transformers or `label_names` of timm in the folder's config.json.
+    `LABEL_3`, the name that transformers gives to a class without a name, becomes `3`.
+
+    Args:
+        path: a checkpoint, as `load_foreign` reads it.
+
+    Returns:
+        None: the checkpoint does not name its classes.
+
+    Raises:
+        CheckpointError: config.json cannot be read, or its names are not a list.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = folder / "config.json"
+    if not file.is_file() or not (path.is_dir() or path.name in STANDARD):
+        return None
+    try:
+        config = json.loads(file.read_bytes())
+        found = config.get("label_names") or config.get("id2label")
+        if isinstance(found, dict):
+            found = [found[key] for key in sorted(found, key=int)]
+        names = None if found is None else [str(name) for name in found]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{file}: its class names cannot be read: {error}.") from error
+    return names and [re.sub(r"^LABEL_(?=[0-9]+$)", "", name) for name in names]
+
+
+def in_order(
+    found: Weights, named: Sequence[str] | None, classes: Sequence[str], where: str
+) -> Weights:
+    """The tensors with the rows of the head in the order of the task's classes.
+
+    Args:
+        found: tensors by soupray's names.
+        named: the names of the classes of the rows; None: the checkpoint does not name them.
+        classes: names of the task's classes.
+        where: the file that error messages name.
+
+    Raises:
+        IncompatibleWeights: the names are not those of the task.
+    """
+    if named is None or "head.weight" not in found or len(named) != len(classes):
+        return found  # `matched` refuses a head of another size
+    advice = "Write the names of the checkpoint in task.classes, or edit its config.json."
+    try:
+        numbers = class_numbers(named, classes, where, advice)
+    except ConfigError as error:
+        raise IncompatibleWeights(str(error)) from error
+    rows = torch.tensor(sorted(range(len(numbers)), key=numbers.__getitem__))
+    heads = [name for name in ("head.weight", "head.bias") if name in found]
+    return found | {name: found[name][rows] for name in heads}
 
 
 def unwrapped(weights: Mapping[str, torch.Tensor]) -> Weights:

@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.files import not_reached
 from soupray.tasks.foreign import (
     ForeignWeights,
+    in_order,
     leave_out_batch_counts,
     matched,
     renamed,
@@ -90,7 +91,7 @@ class OpenClipTask:
         """Resize and normalise images: [N, 1 or 3, H, W] from 0 to 255 to float32 [N, 3, h, w]."""
         return self._pixels(samples)
 
-    def adopt(self, weights: Weights, where: str) -> Weights:
+    def adopt(self, weights: Weights, where: str, named: Sequence[str] | None = None) -> Weights:
         """Convert a CLIP of open_clip, or a published model of arXiv:2203.05482.
 
         A published model has an image tower, a `classification_head` and rests of the text tower,
@@ -99,13 +100,16 @@ class OpenClipTask:
         Args:
             weights: the checkpoint.
             where: the file that error messages name.
+            named: names of the classes of its head, in the order of the rows; None if unknown.
 
         Raises:
-            IncompatibleWeights: a tensor does not fit, or the head has a bias but the spec has not.
+            IncompatibleWeights: a tensor or the classes do not fit, or the head has a bias but the
+                spec has not.
         """
         clip = self._clip(pretrained=False)
         text = {name for name in clip.state_dict() if not name.startswith("visual.")}
         found = renamed(unwrapped(weights), _our_name)
+        found = in_order(found, named, self._spec.classes, where)
         if "head.weight" not in found and "head.bias" not in found:
             clip.load_state_dict(matched(ForeignWeights(found, where), clip))
             found |= self._zero_shot_head(clip)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.files import local_path, not_reached
 from soupray.tasks.foreign import (
     ForeignWeights,
+    in_order,
     leave_out_batch_counts,
     load_foreign,
     matched,
@@ -77,17 +78,19 @@ class TimmTask:
         """Resize and normalise images: [N, 1 or C, H, W] to float32 [N, C, size, size]."""
         return self._pixels(samples)
 
-    def adopt(self, weights: Weights, where: str) -> Weights:
+    def adopt(self, weights: Weights, where: str, named: Sequence[str] | None = None) -> Weights:
         """Convert a checkpoint of `timm.create_model(model, num_classes=...)`.
 
         Args:
             weights: the checkpoint.
             where: the file that error messages name.
+            named: names of the classes of its head, in the order of the rows; None if unknown.
 
         Raises:
-            IncompatibleWeights: a tensor does not fit.
+            IncompatibleWeights: a tensor or the classes do not fit.
         """
-        return matched(ForeignWeights(self._ours(weights), where), self.model())
+        found = in_order(self._ours(weights), named, self._spec.classes, where)
+        return matched(ForeignWeights(found, where), self.model())
 
     def export(self, weights: Weights, folder: Path) -> str:
         """Write the weights as one file, with the tensor names of timm.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from soupray.core.texts import unpack
 from soupray.spec.task import TransformersSpec
 from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.files import PACKAGE, local_path, not_reached
-from soupray.tasks.foreign import ForeignWeights, matched, renamed, unwrapped
+from soupray.tasks.foreign import ForeignWeights, in_order, matched, renamed, unwrapped
 
 BODY, HEAD = "body.", "head."
 
@@ -115,7 +115,7 @@ class TextTask:
                 f"{texts[longest][:60]!r}. Raise it, or write data.on_long: cut."
             )
 
-    def adopt(self, weights: Weights, where: str) -> Weights:
+    def adopt(self, weights: Weights, where: str, named: Sequence[str] | None = None) -> Weights:
         """Convert a classifier of transformers, or a sentence encoder.
 
         A sentence encoder gets the zero-shot head that it makes from the spec's prompts.
@@ -123,14 +123,16 @@ class TextTask:
         Args:
             weights: the checkpoint.
             where: the file that error messages name.
+            named: names of the classes of its head, in the order of the rows; None if unknown.
 
         Raises:
-            IncompatibleWeights: a tensor does not fit.
+            IncompatibleWeights: a tensor or the classes do not fit.
         """
         model = self.model()
         found = unwrapped(weights)
         if not any(name.startswith(BODY) for name in found):
             found = renamed(found, self._our_name)
+        found = in_order(found, named, self._spec.classes, where)
         if "head.weight" not in found and self._spec.templates:
             body = ForeignWeights({n.removeprefix(BODY): t for n, t in found.items()}, where)
             model.body.load_state_dict(matched(body, model.body))

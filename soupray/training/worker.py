@@ -25,7 +25,7 @@ from soupray.store.objects import create_record
 from soupray.store.weights_file import Weights
 from soupray.tasks import task_of
 from soupray.tasks.files import local_path
-from soupray.tasks.foreign import load_foreign
+from soupray.tasks.foreign import load_foreign, named_classes
 from soupray.training.loop import trained
 from soupray.training.probe import probed
 from soupray.training.start import Start
@@ -132,7 +132,7 @@ def _trained_from(weights: Weights, here: WorkerContext) -> Weights:
         return probed(here.task, here.data, weights, spec.init.probe, spec.setting)
     if isinstance(spec.init, FileInit):
         path = local_path(spec.init.file)
-        return here.task.adopt(load_foreign(path), str(path))
+        return here.task.adopt(load_foreign(path), str(path), named_classes(path))
     if not isinstance(spec.init, TrainedInit):
         return weights
     hparams = Hyperparameters(**spec.init.trained.numbers())
