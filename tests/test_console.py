@@ -13,7 +13,7 @@ from soupray.cli.tables import show_leaderboard, show_plan
 from soupray.core import progress as counting
 from soupray.core.progress import Progress
 from soupray.data.cache import PlannedClass
-from soupray.operations.estimate import DryRun
+from soupray.operations.estimate import DryRun, Inputs
 from soupray.reporting.ranking import Entry, Versus
 from soupray.spec.sweep_spec import load
 
@@ -180,6 +180,15 @@ def test_a_plan_shows_what_varies_and_what_it_costs():
         stored_bytes=57_000_000,
         soup_stored_bytes=3_000_000,
         classes=[PlannedClass("zero", "digit 0", 20, 50, 108)],
+        inputs=Inputs(
+            size=(32, 32),
+            decoded=64,
+            mean=[0.5, 0, 1],
+            std=[1, 0.2, 0.3],
+            interpolation="bilinear",
+            resize="squash",
+            crop=0.875,
+        ),
     )
     with console.out.capture() as captured:
         show_plan(spec, cost, as_json=False)
@@ -190,6 +199,11 @@ def test_a_plan_shows_what_varies_and_what_it_costs():
     assert [line.split()[0] for line in lines[1:17]] == [str(i) for i in range(16)]
     assert lines[17].split() == ["class", "in", "the", "data", "train", "held-out", "test"]
     assert lines[18].split() == ["zero", "digit", "0", "20", "50", "108"]
+    assert lines[19:22] == [
+        "inputs: 32 x 32 pixels, mean 0.5 0 1, std 1 0.2 0.3",
+        "images: both sides to 64, centre 0.875 of it, bilinear",
+        "images: resized once more, to 32 x 32 (data.size differs)",
+    ]
     assert "16 trials, 150 epochs; 57.0 MB to be stored" in lines
     assert "1,500 samples, forward, at most" in lines[-2]
     assert "1,000,000 samples, forward" in lines[-1]
@@ -200,7 +214,7 @@ def test_a_plan_in_which_nothing_varies_is_shown(capsys):
     with console.out.capture() as captured:
         show_plan(
             spec,
-            DryRun(**dict.fromkeys(DryRun.__struct_fields__, 1) | {"classes": []}),
+            DryRun(**dict.fromkeys(DryRun.__struct_fields__, 1) | {"classes": [], "inputs": None}),
             as_json=False,
         )
     assert "1 trials, 1 epochs" in captured.get()

@@ -12,7 +12,7 @@ from msgspec import to_builtins
 from soupray.cli.console import duration, out, size, table
 from soupray.core.records import Basis
 from soupray.diagnostics.diversity import Diagnosis, summary
-from soupray.operations.estimate import DryRun
+from soupray.operations.estimate import DryRun, Inputs
 from soupray.operations.garbage import Garbage
 from soupray.operations.status import Status
 from soupray.recipes import RECIPES
@@ -132,8 +132,8 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     trials = plan(spec)
     if as_json:
         plain = to_builtins(cost)
-        classes = plain.pop("classes")
-        print_json({"trials": trials, "cost": plain, "classes": classes})
+        classes, inputs = plain.pop("classes"), plain.pop("inputs")
+        print_json({"trials": trials, "cost": plain, "classes": classes, "inputs": inputs})
         return
     names = trials[0].hparams if trials else ()  # a pool of imported models plans none
     varied = [n for n in names if len({t.hparams[n] for t in trials}) > 1]
@@ -149,6 +149,8 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     for one in cost.classes:
         shown.add_row(one.name, one.source, *map(str, (one.train, one.held_out, one.test)))
     out.print(shown)
+    if cost.inputs is not None:
+        out.print(_inputs(cost.inputs))
     out.print(f"{cost.trials} trials, {cost.epochs} epochs; {size(cost.stored_bytes)} to be stored")
     out.print(f"soup: {size(cost.soup_stored_bytes)} more at most, mostly logits")
     out.print(f"training         {cost.training_samples:>12,} samples, forward and backward")
@@ -157,6 +159,20 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     if cost.soup_train_samples:
         out.print(f"soup, training   {cost.soup_train_samples:>12,} samples, forward, at most")
     out.print(f"soup, reporting  {cost.reported_samples:>12,} samples, forward")
+
+
+def _inputs(inputs: Inputs) -> str:
+    """How images become inputs, in a line or two."""
+    height, width = inputs.size
+    mean, std = (" ".join(f"{v:g}" for v in values) for values in (inputs.mean, inputs.std))
+    said = [f"inputs: {height} x {width} pixels, mean {mean}, std {std}"]
+    if inputs.decoded is not None:
+        side = "both sides" if inputs.resize == "squash" else "short side"
+        cut = f", centre {inputs.crop:g} of it" if inputs.crop < 1 else ""
+        said.append(f"images: {side} to {inputs.decoded}{cut}, {inputs.interpolation}")
+        if (inputs.decoded, inputs.decoded) != (height, width):
+            said.append(f"images: resized once more, to {height} x {width} (data.size differs)")
+    return "\n".join(said)
 
 
 def describe_sweep(report: SweepReport) -> str:

@@ -31,6 +31,7 @@ from soupray.data.shifts import shifted_parts
 from soupray.data.splits import Part, Samples
 from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.task import TransformersSpec
 
 SIZES = "sizes.json"
 
@@ -75,6 +76,20 @@ def build(
     (folder / "splits.json").write_bytes(encode(splits))
     (folder / "notes.json").write_bytes(encode(builder.notes))
     (folder / SIZES).write_bytes(encode({f.name: f.stat().st_size for f in folder.iterdir()}))
+
+
+def look_of(spec: SweepSpec, side: int, train: bool) -> Look:
+    """The form of the images of a split, with the preprocessing of the spec's checkpoint.
+
+    Args:
+        spec: of the sweep.
+        side: height and width in pixels.
+        train: train images keep their border, from which augmentation cuts.
+    """
+    task, channels = spec.task, getattr(spec.data, "channels", 3)
+    if isinstance(task, TransformersSpec):
+        return Look(side, channels)
+    return Look(side, channels, task.interpolation, task.resize, 1.0 if train else task.crop)
 
 
 def is_whole(folder: Path) -> bool:
@@ -144,11 +159,12 @@ class _Builder:
 
     def _look(self, train: bool) -> Look:
         data = self._spec.data
-        if not isinstance(data, ImagesSpec):  # natural shifts get the shape of the test images
-            assert isinstance(self._test, Samples)
-            channels, side = self._test.images.shape[1:3]
-            return Look(side, channels)
-        return Look(data.side_of_train if train else data.size, data.channels)
+        if isinstance(data, ImagesSpec):
+            return look_of(self._spec, data.side_of_train if train else data.size, train)
+        # natural shifts get the shape of the test images
+        assert isinstance(self._test, Samples)
+        channels, side = self._test.images.shape[1:3]
+        return look_of(self._spec, side, train)._replace(channels=channels)
 
     def _refuse_broken(
         self, name: str, part: Part, contents: list[Content], broken: list[int]

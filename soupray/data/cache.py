@@ -14,8 +14,7 @@ from filelock import FileLock
 from soupray.core.arrays import Images, Labels
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.records import Role, Split, decode, digest
-from soupray.data.building import build, is_whole
-from soupray.data.decoding import Look
+from soupray.data.building import build, is_whole, look_of
 from soupray.data.reading import Stream
 from soupray.data.sets import fingerprints, parts_of, shifts_of
 from soupray.data.splits import Listing
@@ -91,6 +90,7 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
         ConfigError: the data cannot be read, or are fewer than the spec needs.
     """
     source = [spec.data.model_dump(mode="json"), spec.task.classes, spec.seed]
+    source += [list(look_of(spec, side=0, train=False))]
     key = digest([DATA_VERSION, LABELS_VERSION, *source, *fingerprints(spec.data)])
     folder = cache / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def _streamed(spec: SweepSpec, folder: Path) -> Stream:
     train = parts_of(spec.data, spec.seed, spec.task.classes).splits["train"]
     assert isinstance(train, Listing)
     rows = np.load(folder / "train.rows.npy")
-    return Stream(train.take(rows), Look(spec.data.side_of_train, spec.data.channels))
+    return Stream(train.take(rows), look_of(spec, spec.data.side_of_train, train=True))
 
 
 class PlannedClass(NamedTuple):

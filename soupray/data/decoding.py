@@ -1,13 +1,14 @@
-"""Decodes images to arrays of one shape, with the usual transform for evaluation.
+"""Decodes images to arrays of one shape, with the transform for evaluation of the checkpoint.
 
-The short side is resized to `size` (bicubic, with Pillow's antialiasing). The long side keeps the
-proportion, rounded down. Then the centre is cut out. The result equals that of the transforms of
-open_clip and torchvision, bit for bit.
+Usually, the short side is resized (with Pillow's antialiasing), the long side keeps the proportion,
+rounded down, and the centre is cut out. The result equals that of the transforms of open_clip, timm
+and torchvision, bit for bit.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from typing import NamedTuple
 
@@ -28,10 +29,16 @@ class Look(NamedTuple):
     Attributes:
         size: height and width in pixels.
         channels: 1 or 3.
+        interpolation: Pillow's name of the way to resize.
+        resize: `shortest` resizes the short side, `squash` both sides.
+        crop: `size` divided by the side to which an image is resized before its centre is cut out.
     """
 
     size: int
     channels: int
+    interpolation: str = "bicubic"
+    resize: str = "shortest"
+    crop: float = 1.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,7 +68,7 @@ def decode(raw: Raw, look: Look, border: int = 0) -> Uint8:
             image = image.convert("RGB" if look.channels == 3 else "L")
         if border:
             image = image.crop((border, border, image.width - border, image.height - border))
-        image = _centre(_resized(image, look.size), look.size)
+        image = _centre(_resized(image, look), look.size)
     except UnidentifiedImageError as error:  # its own message contains a memory address
         raise Unreadable("not an image that Pillow knows") from error
     # Pillow's decoders raise exceptions of many types: OSError, SyntaxError, struct.error ...
@@ -71,14 +78,18 @@ def decode(raw: Raw, look: Look, border: int = 0) -> Uint8:
     return array[None] if look.channels == 1 else array.transpose(2, 0, 1)
 
 
-def _resized(image: Image.Image, size: int) -> Image.Image:
+def _resized(image: Image.Image, look: Look) -> Image.Image:
     width, height = image.size
+    size = math.floor(look.size / look.crop)  # as timm rounds it
+    method = Image.Resampling[look.interpolation.upper()]
+    if look.resize == "squash":
+        return image.resize((size, size), method)
     short, long = min(width, height), max(width, height)
     if short == size:
         return image
     rounded = int(size * long / short)
     new = (size, rounded) if width <= height else (rounded, size)
-    return image.resize(new, Image.Resampling.BICUBIC)
+    return image.resize(new, method)
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:

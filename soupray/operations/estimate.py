@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from soupray.core.ports import Task
 from soupray.core.records import Record
 from soupray.data.cache import PlannedClass, planned
 from soupray.evaluation.live_model import STATISTICS_SAMPLES, batch_norms
@@ -12,9 +13,48 @@ from soupray.recipes import total_cost
 from soupray.recipes.recipe import PoolSize
 from soupray.recipes.starts import LINES
 from soupray.search.plan import plan
+from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.spec.task import ProbeInit, TrainedInit
+from soupray.spec.task import ProbeInit, TrainedInit, TransformersSpec
 from soupray.tasks import task_of
+
+
+class Inputs(Record, frozen=True, kw_only=True):
+    """How images become inputs of the model.
+
+    `decoded` is the side in pixels to which evaluated image files are brought by `interpolation`,
+    `resize` and `crop`; None for data that are arrays. Then they are resized to `size`, if it is
+    another one, and normalised by `mean` and `std`.
+    """
+
+    size: tuple[int, int]
+    decoded: int | None
+    mean: list[float]
+    std: list[float]
+    interpolation: str
+    resize: str
+    crop: float
+
+
+def inputs_of(spec: SweepSpec, task: Task) -> Inputs | None:
+    """Return how images become inputs of the model; None for texts.
+
+    Args:
+        spec: of the sweep.
+        task: made of `spec.task`.
+    """
+    if isinstance(spec.task, TransformersSpec):
+        return None
+    pixels: Any = task
+    return Inputs(
+        size=pixels.pixels.size,
+        decoded=spec.data.size if isinstance(spec.data, ImagesSpec) else None,
+        mean=pixels.pixels.mean,
+        std=pixels.pixels.std,
+        interpolation=spec.task.interpolation,
+        resize=spec.task.resize,
+        crop=spec.task.crop,
+    )
 
 
 class DryRun(Record, frozen=True, kw_only=True):
@@ -23,7 +63,7 @@ class DryRun(Record, frozen=True, kw_only=True):
     `soup_train_samples` are forward passes of training samples: those that recipes need, and those
     for the BatchNorm statistics of soups. The statistics of each soup are counted once; if several
     actors evaluate a soup at the same time, each one estimates them. `classes` has the name that
-    the data give to each class.
+    the data give to each class, `inputs` the preprocessing of images.
     """
 
     trials: int
@@ -36,6 +76,7 @@ class DryRun(Record, frozen=True, kw_only=True):
     stored_bytes: int
     soup_stored_bytes: int
     classes: list[PlannedClass]
+    inputs: Inputs | None
 
 
 def dry_run(spec: SweepSpec) -> DryRun:
@@ -45,7 +86,8 @@ def dry_run(spec: SweepSpec) -> DryRun:
     """
     sizes, classes = planned(spec)
     size = {name: count for name, _, count in sizes}
-    model = task_of(spec.task).model()
+    task = task_of(spec.task)
+    model = task.model()
     state = model.state_dict()
     weights = sum(t.numel() * t.element_size() for t in state.values())
     train, held_out, k = size["train"], size["held_out"], spec.search.trials
@@ -78,4 +120,5 @@ def dry_run(spec: SweepSpec) -> DryRun:
         + models * reported * row
         + features,
         classes=classes,
+        inputs=inputs_of(spec, task),
     )

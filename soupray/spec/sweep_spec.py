@@ -17,6 +17,7 @@ from soupray.recipes import check_recipes
 from soupray.recipes.recipe import Option
 from soupray.spec.class_names import resolved
 from soupray.spec.data import DataSpec
+from soupray.spec.preprocessing import with_preprocessing
 from soupray.spec.space import IMAGE_ONLY, Count, NonNegative, Positive, Search, SpecModel, refuse
 from soupray.spec.task import Init, TaskSpec, TrainedInit
 from soupray.spec.yaml import parse_yaml, read_text
@@ -242,17 +243,19 @@ def parse(text: str, source: str) -> SweepSpec:
     data = parse_yaml(text, source)
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: a spec is a mapping, not {type(data).__name__}.")
-    return parse_data(data, source)
+    return parse_data(with_preprocessing(resolved(data, source), source), source)
 
 
 def parse_data(data: dict[str, Any], source: str) -> SweepSpec:
-    """Return the spec in plain data from YAML or JSON. Raises ConfigError.
+    """Return the spec in plain data that `parse` made: it refers to no file or checkpoint.
 
     Args:
         data: the plain data.
         source: names the data in messages.
+
+    Raises:
+        ConfigError: the data are not a valid spec.
     """
-    data = resolved(data, source)
     try:
         # Through JSON, because pydantic's strict mode takes a list for a tuple only there.
         spec = SweepSpec.model_validate_json(json.dumps(data, default=str))

@@ -27,12 +27,29 @@ Classes = Annotated[
 ]
 
 
+# Fields with these values are left out of digests, which do not change for specs from before them.
+Interpolation = Annotated[
+    Literal["nearest", "bilinear", "bicubic", "lanczos"], Field(exclude_if=lambda v: v == "bicubic")
+]
+"""How an image is resized, by Pillow's name."""
+Resize = Annotated[Literal["shortest", "squash"], Field(exclude_if=lambda v: v == "shortest")]
+"""`shortest` keeps the proportions and cuts the centre out; `squash` resizes both sides."""
+Crop = Annotated[float, Field(gt=0, le=1, exclude_if=lambda v: v == 1.0)]
+"""Share of the side that is left after the centre of an evaluated image is cut out."""
+
+
+Channels = tuple[float, float, float]
+PositiveChannels = tuple[Positive, Positive, Positive]
+
+
 class OpenClipSpec(SpecModel):
     """An open_clip model with a zero-shot head from prompts, fine-tuned end to end.
 
     `model` is an architecture of open_clip, `local-dir:PATH`, or `soupray:digits`, the small model
     in this package. `pretrained` is a tag of open_clip or a local file. `head_bias` gives the head
-    a bias that starts at 0, as the models of the published soups have.
+    a bias that starts at 0, as the models of the published soups have. `mean` and `std` normalise
+    the channels (values in 0..1), `interpolation` and `resize` say how images are brought to size;
+    left out, they are those of the checkpoint.
     """
 
     kind: Literal["open_clip"]
@@ -42,6 +59,11 @@ class OpenClipSpec(SpecModel):
     templates: tuple[str, ...] = Field(min_length=1)
     # Left out if false, so that digests of specs from before this field do not change.
     head_bias: bool = Field(default=False, exclude_if=lambda bias: not bias)
+    mean: Channels | None = Field(default=None, exclude_if=lambda value: value is None)
+    std: PositiveChannels | None = Field(default=None, exclude_if=lambda value: value is None)
+    interpolation: Interpolation = "bicubic"
+    resize: Resize = "shortest"
+    crop: Crop = 1.0
 
     @pydantic.field_validator("templates")
     @classmethod
@@ -62,7 +84,8 @@ class TimmSpec(SpecModel):
 
     `args` are passed to `timm.create_model`. `pretrained` is a tag of timm for `model`, or a local
     file. Inputs have `size` x `size` pixels with values in 0..1; then `mean` is subtracted and the
-    result is divided by `std`, with one number per channel.
+    result is divided by `std`, with one number per channel. `interpolation`, `resize` and `crop`
+    say how image files are brought to size. What is left out is that of the checkpoint.
     """
 
     kind: Literal["timm"]
@@ -73,6 +96,9 @@ class TimmSpec(SpecModel):
     size: Count
     mean: tuple[float, ...] = Field(min_length=1)
     std: tuple[Positive, ...] = Field(min_length=1)
+    interpolation: Interpolation = "bicubic"
+    resize: Resize = "shortest"
+    crop: Crop = 1.0
 
     @pydantic.field_validator("std")
     @classmethod

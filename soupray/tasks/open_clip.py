@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from soupray.core.errors import ConfigError, IncompatibleWeights
+from soupray.spec.preprocessing import ASSETS
 from soupray.spec.task import OpenClipSpec
 from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.files import not_reached
@@ -30,7 +31,6 @@ from soupray.tasks.foreign import (
 from soupray.tasks.pixels import Pixels
 from soupray.tasks.vocabulary import CutTokenizer
 
-ASSETS = Path(__file__).parent.parent / "assets"
 PACKAGED = "soupray:"
 LOCAL = "local-dir:"
 _PUBLISHED = "classification_head."
@@ -52,7 +52,10 @@ class ImageClassifier(torch.nn.Module):
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """Features [N, D] of inputs [N, 3, H, W], L2-normalised."""
-        features: torch.Tensor = F.normalize(self.visual(inputs), dim=-1)
+        found = self.visual(inputs)
+        if isinstance(found, tuple):  # of CoCa: the pooled output, and the tokens for its decoder
+            found = found[0]
+        features: torch.Tensor = F.normalize(found, dim=-1)
         return features
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -71,10 +74,10 @@ class OpenClipTask:
         # Kept and copied: to make a CLIP draws random weights for both towers, which takes seconds.
         self._blank = self._classifier(empty)
         size = empty.visual.image_size
-        self._pixels = Pixels(
+        self.pixels = Pixels(
             (size, size) if isinstance(size, int) else tuple(size),
-            empty.visual.image_mean,
-            empty.visual.image_std,
+            spec.mean or empty.visual.image_mean,
+            spec.std or empty.visual.image_std,
         )
 
     def model(self) -> ImageClassifier:
@@ -89,7 +92,7 @@ class OpenClipTask:
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
         """Resize and normalise images: [N, 1 or 3, H, W] from 0 to 255 to float32 [N, 3, h, w]."""
-        return self._pixels(samples)
+        return self.pixels(samples)
 
     def adopt(self, weights: Weights, where: str, named: Sequence[str] | None = None) -> Weights:
         """Convert a CLIP of open_clip, or a published model of arXiv:2203.05482.
@@ -141,7 +144,24 @@ class OpenClipTask:
                 if (self._folder / beside).exists():
                     shutil.copy(self._folder / beside, folder)
             return f"open_clip.create_model({f'{LOCAL}{folder}'!r})"
-        return f"open_clip.create_model({self._spec.model!r}, pretrained={str(file)!r})"
+        more = ""
+        if (
+            self._spec.mean
+            or self._spec.std
+            or (self._spec.interpolation, self._spec.resize)
+            != (
+                "bicubic",
+                "shortest",
+            )
+        ):
+            about = {
+                "mean": tuple(self.pixels.mean),
+                "std": tuple(self.pixels.std),
+                "interpolation": self._spec.interpolation,
+                "resize_mode": self._spec.resize,
+            }
+            more = f", force_preprocess_cfg={about!r}"
+        return f"open_clip.create_model({self._spec.model!r}, pretrained={str(file)!r}{more})"
 
     def _clip(self, pretrained: bool) -> Any:
         name = f"{LOCAL}{self._folder}" if self._folder else self._spec.model

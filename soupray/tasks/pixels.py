@@ -19,7 +19,7 @@ class Pixels:
             mean: of each channel, for values from 0 to 1.
             std: standard deviation of each channel, for values from 0 to 1.
         """
-        self._size = size
+        self.size, self.mean, self.std = size, list(mean), list(std)
         self._mean = torch.tensor(mean).view(1, -1, 1, 1)
         self._std = torch.tensor(std).view(1, -1, 1, 1)
 
@@ -33,8 +33,8 @@ class Pixels:
             float32 [N, C, h, w].
         """
         images = samples.to(torch.float32) / 255
-        if images.shape[-2:] != self._size:
-            images = F.interpolate(images, self._size, mode="bicubic", antialias=True).clamp(0, 1)
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
         mean, std = self._mean.to(images.device), self._std.to(images.device)
         normalised: torch.Tensor = (images.expand(-1, mean.shape[1], -1, -1) - mean) / std
         return normalised

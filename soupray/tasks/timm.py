@@ -54,7 +54,7 @@ class TimmTask:
 
     def __init__(self, spec: TimmSpec) -> None:
         self._spec = spec
-        self._pixels = Pixels((spec.size, spec.size), spec.mean, spec.std)
+        self.pixels = Pixels((spec.size, spec.size), spec.mean, spec.std)
         # The model is made here, so that an error is reported before anything is stored.
         known: Any = self.model().body.pretrained_cfg
         self._last_layer, self._first_layer = known["classifier"], known["first_conv"]
@@ -76,7 +76,7 @@ class TimmTask:
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
         """Resize and normalise images: [N, 1 or C, H, W] to float32 [N, C, size, size]."""
-        return self._pixels(samples)
+        return self.pixels(samples)
 
     def adopt(self, weights: Weights, where: str, named: Sequence[str] | None = None) -> Weights:
         """Convert a checkpoint of `timm.create_model(model, num_classes=...)`.
