@@ -43,6 +43,7 @@ MINI = {
     "[inverted, rotated, noise, low_contrast, thickened]": "[inverted, noise]",
     "trials: 16": "trials: 4",
     "epochs: {integer: [5, 15]}": "epochs: {integer: [1, 2]}",
+    "  wise_ft: {}\n": "  wise_ft: {}\n  learned: {steps: 4}\n  learned_by_layer: {steps: 4}\n",
 }
 
 

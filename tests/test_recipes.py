@@ -517,13 +517,13 @@ class Slopes(Made):
 
 def test_beta_follows_the_chain_rule_of_its_logarithm_and_adam_with_both_corrections():
     selection = Slopes({"a": 90, "b": 88}, {})
-    point = descent.descend(selection, [()], lr=0.5, epochs=1, batch_size=50)
+    point = descent.descend(selection, [()], lr=0.5, steps=2, batch_size=50)
     # Step 1 is -lr. The gradients by log beta are 1 and exp(-.5) = .606531, so that in step 2
     # m = (.09 + .0606531) / .19 = .792911, v = (.999 + .367879) / 1.999 = .683782,
     # m / sqrt(v) = .958883, and log beta = -.5 - .4794415.
     assert [request.beta for request in selection.asked] == pytest.approx([1.0, math.exp(-0.5)])
     assert point.beta == round(math.exp(-0.9794415), 6) == 0.375521
-    assert (point.loss, point.epochs) == (0.246913, 1)
+    assert point.loss == 0.246913
     assert point.shares.tolist() == [[0.5, 0.5]]
     (first, second) = (request.rows for request in selection.asked)
     assert (len(first), sorted([*first, *second])) == (50, list(range(100)))
@@ -533,7 +533,7 @@ def test_beta_follows_the_chain_rule_of_its_logarithm_and_adam_with_both_correct
 
 def test_each_epoch_has_another_order_and_a_last_batch_of_what_is_left():
     selection = Slopes({"a": 90, "b": 88}, {})
-    descent.descend(selection, [("x",), ("y", "z")], lr=0.1, epochs=2, batch_size=60)
+    descent.descend(selection, [("x",), ("y", "z")], lr=0.1, steps=4, batch_size=60)
     rows = [request.rows for request in selection.asked]
     assert [len(r) for r in rows] == [60, 40, 60, 40]
     assert rows[0] != rows[2]
@@ -943,7 +943,7 @@ def test_options_that_are_not_there_or_not_allowed_are_told_with_what_is():
         ("wise_ft", "eps", 1.5): "Allowed: 0 to 1.",
         ("wise_ft", "theta_1", ""): "Allowed: text: the name of a soup of this run, or how",
         ("uniform", "x", 1): "has no option 'x'. Its options: none.",
-        ("learned", "x", 1): "has no option 'x'. Its options: lr, epochs, batch_size.",
+        ("learned", "x", 1): "has no option 'x'. Its options: lr, steps, epochs, batch_size.",
     }
     for (recipe, name, wrong), words in said.items():
         with pytest.raises(ConfigError, match=rf"^x\.yaml: recipe {recipe}.*{re.escape(words)}"):
@@ -969,6 +969,15 @@ def test_learned_notes_what_it_chose_and_what_machines_without_proc_say(monkeypa
     assert [(s.candidate, s.result.correct, s.accepted) for s in found.trace] == [
         (found.candidate, 60, True)
     ]
+    # Three steps of two batches: a pass, and half of the next one, in another order.
+    selection = Flat({"a": 90, "b": 88}, {})
+    (found,) = learned.LEARNED.run(selection, options={"steps": 3, "batch_size": 50})
+    first, second, third = (request.rows for request in selection.asked)
+    assert sorted(first + second) == list(range(100))
+    assert len(third) == 50
+    assert third not in (first, second)
+    assert found.options["steps"] == 3
+    assert "epochs" not in found.options
     selection = Flat({"a": 90, "b": 88}, {})
     (found,) = learned.LEARNED_BY_LAYER.run(selection, options={"epochs": 1, "batch_size": 100})
     assert selection.asked[0].checkpoint == "a"
@@ -991,8 +1000,8 @@ def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
         "greedy": (3, 1, 1, 0, 0, 0, 3),
         "replacement": (12, 1, 1, 0, 0, 0, 12),  # three passes
         "pruned": (4, 2, 1, 0, 0, 0, 5),
-        "learned": (5, 1, 1, 0, 0, 0, 6),  # five epochs of one batch
-        "learned_by_layer": (5, 1, 1, 0, 0, 0, 6),
+        "learned": (500, 1, 1, 0, 0, 0, 501),  # a step takes all samples
+        "learned_by_layer": (500, 1, 1, 0, 0, 0, 501),
         "fisher": (0, 1, 1, 0, 400, 4, 1),  # a hundred samples each
         "model_stock": (0, 1, 1, 0, 0, 0, 1),
         # Two lines: 19 inner points, and five to draw of which one is no mixture.
@@ -1015,13 +1024,23 @@ def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
     assert cost("greedy", k=0)[0] == 0
     assert cost("greedy", k=1)[0] == 0
     assert cost("learned", epochs=3, batch_size=30) == (3, 1, 1, 0, 0, 0, 13)  # four steps each
+    assert cost("learned", steps=9, batch_size=30) == (3, 1, 1, 0, 0, 0, 10)  # 2.25 passes
     # One line; 0 and 1 are its end points.
     assert cost("wise_ft", theta_1="a", alphas=[0, 0.25, 0.5, 1]) == (0, 2, 5, 0, 0, 0, 6)
 
 
+def test_a_learned_soup_of_old_is_not_taken_for_one_of_five_hundred_steps():
+    for recipe in (learned.LEARNED, learned.LEARNED_BY_LAYER):
+        assert recipe.complete({}) == {"steps": 500}
+        assert recipe.complete({"lr": 0.1}) == {"steps": 500, "lr": 0.1}
+        assert recipe.complete({"steps": 7}) == {"steps": 7}
+        assert recipe.complete({"epochs": 5}) == {"epochs": 5}  # as it was recorded then
+    assert BY_NAME["greedy"].complete({"accept": "gt"}) == {"accept": "gt"}
+
+
 def test_the_defaults_of_all_options_and_who_has_a_colour_of_its_own():
     given = {r.name: structs.asdict(r.options()) for r in RECIPES}
-    steps = {"lr": 0.05, "epochs": 5, "batch_size": 256}
+    steps = {"lr": 0.05, "steps": 500, "epochs": None, "batch_size": 256}
     assert {name: options for name, options in given.items() if options} == {
         "greedy": {"accept": "ge", "order": "held_out", "seed": 0},
         "replacement": {"passes": 3},

@@ -25,12 +25,11 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class Point(NamedTuple):
-    """The end of the descent: w [groups, K], beta, the last loss, and the number of epochs."""
+    """The end of the descent: w [groups, K], beta and the last loss."""
 
     w: Float64
     beta: float
     loss: float
-    epochs: int
 
     @property
     def shares(self) -> Float64:
@@ -43,7 +42,7 @@ def descend(
     groups: Sequence[tuple[str, ...]],
     *,
     lr: float,
-    epochs: int,
+    steps: int,
     batch_size: int,
 ) -> Point:
     """Optimise the coefficients of the soup on held-out data.
@@ -52,7 +51,7 @@ def descend(
         selection: the pool, and gradients on held-out data.
         groups: names of the tensors that share a row of coefficients; [()] means all tensors.
         lr: learning rate of Adam.
-        epochs: number of passes over the held-out data, each in a different order.
+        steps: number of steps. Each pass over the held-out data is in another order.
         batch_size: samples per step.
     """
     pool, n = selection.pool.checkpoints, selection.pool.ingredients[0].held_out.n
@@ -61,17 +60,19 @@ def descend(
     adam = Adam(lr, w.size + 1)
     generator = random.Random(0)  # noqa: S311 - not a secret
     loss = float("nan")
-    for _ in range(epochs):
-        order = generator.sample(range(n), n)
-        for start in range(0, n, batch_size):
-            soup = soup_at(pool, [] if whole else groups, w)
-            rows = tuple(sorted(order[start : start + batch_size]))
-            beta = math.exp(log_beta)
-            (slope,) = selection.measure([Gradient(soup=soup, beta=beta, rows=rows)])
-            step = adam.step(np.append(by_w(slope, w, whole), slope.beta * beta))
-            w, log_beta = w + step[:-1].reshape(w.shape), log_beta + float(step[-1])
-            loss = slope.loss
-    return Point(w, round(math.exp(log_beta), 6), round(loss, 6), epochs)
+    starts = range(0, n, batch_size)
+    for number in range(steps):
+        start = starts[number % len(starts)]
+        if start == 0:
+            order = generator.sample(range(n), n)
+        soup = soup_at(pool, [] if whole else groups, w)
+        rows = tuple(sorted(order[start : start + batch_size]))
+        beta = math.exp(log_beta)
+        (slope,) = selection.measure([Gradient(soup=soup, beta=beta, rows=rows)])
+        step = adam.step(np.append(by_w(slope, w, whole), slope.beta * beta))
+        w, log_beta = w + step[:-1].reshape(w.shape), log_beta + float(step[-1])
+        loss = slope.loss
+    return Point(w, round(math.exp(log_beta), 6), round(loss, 6))
 
 
 def soup_at(pool: list[str], groups: Sequence[tuple[str, ...]], w: Float64) -> LayerSoup:

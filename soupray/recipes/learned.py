@@ -8,7 +8,7 @@ of two models, and each step reads every ingredient twice (from the page cache, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +26,7 @@ from soupray.core.candidates import (
 from soupray.core.ports import Selection
 from soupray.core.records import Ingredient
 from soupray.core.requests import TensorNames
-from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, single
+from soupray.recipes.recipe import Cost, Earlier, Option, Options, PoolSize, Recipe, single
 
 if TYPE_CHECKING:
     from soupray.recipes.descent import Point
@@ -34,40 +34,77 @@ if TYPE_CHECKING:
 # `descent` is imported on use: NumPy and SciPy would make `--help` slow.
 
 
+STEPS = 500
+"""Steps without `epochs`: the five epochs of the paper were 510 steps (26 000 samples). Epochs of a
+few samples are few steps, after which the coefficients have hardly moved."""
+
+
 class LearnedOptions(Options, frozen=True, kw_only=True):
-    """`lr` of Adam, `epochs` over the held-out data in batches of `batch_size`."""
+    """`lr` of Adam, and its number of `steps` of `batch_size` held-out samples.
+
+    `epochs` counts passes over the held-out data in place of steps.
+    """
 
     lr: Annotated[float, Meta(ge=1e-5, le=10.0)] = 0.05
-    epochs: Annotated[int, Meta(ge=1, le=1000)] = 5
+    steps: Annotated[int, Meta(ge=1, le=10**5)] = STEPS
+    epochs: Annotated[int, Meta(ge=1, le=1000)] | None = None
     batch_size: Annotated[int, Meta(ge=1, le=10**6)] = 256
+
+    def total(self, held_out: int) -> int:
+        """Return the number of steps for this number of held-out samples."""
+        each = -(-held_out // self.batch_size)
+        return self.steps if self.epochs is None else self.epochs * each
+
+
+def _complete(options: Mapping[str, Option]) -> dict[str, Option]:
+    """Return the options with the number of steps, if nothing says how long to descend.
+
+    Choices from before there were steps, when the default was five epochs, are then other choices.
+    """
+    return {**({} if "epochs" in options else {"steps": STEPS}), **options}
 
 
 def _learned(selection: Selection, earlier: Earlier, options: LearnedOptions) -> list[Outcome]:
     """Learn one coefficient for each ingredient."""
-    from soupray.recipes.descent import descend
-
     pool = selection.pool.checkpoints
-    point = descend(selection, [()], **msgspec.structs.asdict(options))
+    point = _descend(selection, [()], options)
     shares = quantised(point.shares[0])
     candidate = weight_soup(list(zip(pool, shares, strict=True)), QUANTUM)
-    return [_outcome("learned", selection, candidate, point)]
+    return [_outcome("learned", selection, candidate, point, options)]
 
 
 def _learned_by_layer(
     selection: Selection, earlier: Earlier, options: LearnedOptions
 ) -> list[Outcome]:
     """Learn one coefficient for each ingredient and tensor."""
-    from soupray.recipes.descent import descend, soup_at
+    from soupray.recipes.descent import soup_at
 
     pool = selection.pool.checkpoints
     (names,) = selection.measure([TensorNames(checkpoint=pool[0])])
     groups = [(name,) for name in names]
-    point = descend(selection, groups, **msgspec.structs.asdict(options))
-    return [_outcome("learned_by_layer", selection, soup_at(pool, groups, point.w), point)]
+    point = _descend(selection, groups, options)
+    candidate = soup_at(pool, groups, point.w)
+    return [_outcome("learned_by_layer", selection, candidate, point, options)]
 
 
-def _outcome(name: str, selection: Selection, candidate: WeightCandidate, point: Point) -> Outcome:
-    used = {"epochs": point.epochs, "beta": point.beta, "loss": point.loss}
+def _descend(
+    selection: Selection, groups: Sequence[tuple[str, ...]], options: LearnedOptions
+) -> Point:
+    from soupray.recipes.descent import descend
+
+    steps = options.total(selection.pool.ingredients[0].held_out.n)
+    return descend(selection, groups, lr=options.lr, steps=steps, batch_size=options.batch_size)
+
+
+def _outcome(
+    name: str,
+    selection: Selection,
+    candidate: WeightCandidate,
+    point: Point,
+    options: LearnedOptions,
+) -> Outcome:
+    long = {"steps": options.steps} if options.epochs is None else {"epochs": options.epochs}
+    used = {**long, "beta": point.beta, "loss": point.loss}
     (made,) = single(selection, name, candidate, used)
     last = Step(candidate=candidate, result=made.held_out, accepted=True)
     return msgspec.structs.replace(made, trace=(last,))
@@ -81,7 +118,7 @@ def bytes_read(ingredients: Sequence[Ingredient], options: LearnedOptions) -> in
     of the driver's machine; other nodes may have less.
     """
     size = sum(i.checkpoint.size_bytes for i in ingredients)
-    steps = options.epochs * -(-ingredients[0].held_out.n // options.batch_size)
+    steps = options.total(ingredients[0].held_out.n)
     return size if size <= available_memory() else 2 * steps * size
 
 
@@ -98,9 +135,13 @@ def available_memory() -> int:
 
 
 def _cost(pool: PoolSize, options: LearnedOptions) -> Cost:
-    """Count an epoch as one pass over the held-out data; each of its steps has another soup."""
-    steps = options.epochs * -(-pool.held_out // options.batch_size)
-    return Cost(decided=options.epochs, scored=1, models=1, mixtures=steps + 1)
+    """Count as one candidate what reads as many samples as the held-out data have.
+
+    Each step has another soup.
+    """
+    steps = options.total(pool.held_out)
+    passes = -(-steps // max(1, -(-pool.held_out // options.batch_size)))
+    return Cost(decided=passes, scored=1, models=1, mixtures=steps + 1)
 
 
 LEARNED = Recipe(
@@ -108,12 +149,13 @@ LEARNED = Recipe(
     summary="coefficients by gradient descent on held-out loss",
     paper="Wortsman et al. 2022, arXiv:2203.05482, appendix",
     kind="soup",
-    costs="epochs, forward and backward",
+    costs="500 steps, forward and backward",
     uses="held-out loss",
     options=LearnedOptions,
     choose=_learned,
     cost=_cost,
     reads=bytes_read,
+    complete=_complete,
 )
 
 LEARNED_BY_LAYER = Recipe(
@@ -121,10 +163,11 @@ LEARNED_BY_LAYER = Recipe(
     summary="the same, with coefficients of its own for each tensor",
     paper="Wortsman et al. 2022, arXiv:2203.05482, appendix",
     kind="soup",
-    costs="epochs, forward and backward",
+    costs="500 steps, forward and backward",
     uses="held-out loss",
     options=LearnedOptions,
     choose=_learned_by_layer,
     cost=_cost,
     reads=bytes_read,
+    complete=_complete,
 )

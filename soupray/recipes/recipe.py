@@ -108,6 +108,8 @@ class Recipe(Generic[O]):
         cost: the cost in numbers, for the dry run and the progress bar.
         reads: bytes of weights that the recipe reads; None unless this may be a very large number.
         style: how figures show the entries.
+        complete: returns the options of a spec with those that are recorded although the spec does
+            not give them, because their default has changed.
     """
 
     name: str
@@ -122,6 +124,7 @@ class Recipe(Generic[O]):
     passes: str = "1"
     style: Style = SOUP
     reads: Callable[[Sequence[Ingredient], O], int] | None = None
+    complete: Callable[[Mapping[str, Option]], dict[str, Option]] = dict
 
     def run(
         self,
@@ -208,6 +211,9 @@ def _in_words(annotation: Any) -> str:
         if "description" in extra:
             return str(extra["description"])
         described = described.type
+    if isinstance(described, inspect.UnionType):  # with None, which means: not given
+        (described,) = [t for t in described.types if not isinstance(t, inspect.NoneType)]
+        described = described.type if isinstance(described, inspect.Metadata) else described
     if isinstance(described, inspect.LiteralType):
         return ", ".join(map(str, described.values))
     assert isinstance(described, inspect.IntType | inspect.FloatType)

@@ -180,6 +180,7 @@ def choose(
     """
     pool = selection.pool
     wanted = {**{r.name: {} for r in RECIPES if r.kind == "baseline"}, **recipes}
+    wanted = {name: BY_NAME[name].complete(options) for name, options in wanted.items()}
     path = choices_path(specs, pool, wanted)
     choices: Choices | None = find_record(store, path, Choices)
     if choices is None:
@@ -232,7 +233,7 @@ def _say_what_is_read(pool: Pool, wanted: Wanted, large: bool) -> None:
             raise EvaluationError(
                 f"{name} would read {read / 1e9:,.0f} GB of weights ({len(pool.ingredients)} "
                 f"ingredients). Add --yes to read more than {READ_LIMIT / 1e9:,.0f} GB. A larger "
-                "batch_size or fewer epochs (recipes in the spec) read less."
+                "batch_size or fewer steps (recipes in the spec) read less."
             )
 
 
