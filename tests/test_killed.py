@@ -15,24 +15,32 @@ from soupray.services import embedded
 from soupray.services.place import start_services
 from soupray.spec.sweep_spec import load
 from soupray.store.checkpoints import Checkpoints
+from soupray.store.lease import find_driver
 
 
-def killed_when(condition, *arguments: object) -> None:
-    """Start the command in a process group of its own and kill -9 the group at `condition`."""
+def started(condition, *arguments: object) -> subprocess.Popen[str]:
+    """Start the command in a process group of its own, and return at `condition`."""
     process = subprocess.Popen(
         [sys.executable, "-m", "soupray", *map(str, arguments)],
         cwd=ROOT,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + HANG_S
     while not condition():
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return process
+
+
+def killed_when(condition, *arguments: object) -> None:
+    """Start the command, and kill -9 its group at `condition`."""
+    process = started(condition, *arguments)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     time.sleep(3)  # Ray's workers are in other groups: they end the step that they are in
 
 
@@ -66,6 +74,17 @@ def test_kill_9_of_the_driver_loses_nothing_that_was_finished(request, asked, tm
         killed_when(lambda: stored("trials"), "sweep", spec, *where)
         survivors = {p: store.get(p) for p in stored("trials")}
         assert 1 <= len(survivors) < 4  # two workers may have ended theirs
+
+        # What Kubernetes sends: an orderly end, which gives the lease back.
+        process = started(lambda: len(stored("trials")) > len(survivors), "sweep", spec, *where)
+        process.terminate()
+        said = process.communicate(timeout=HANG_S)[1]
+        assert process.returncode == 143, said
+        assert said.splitlines()[-1].startswith("terminated. What is stored is kept")
+        assert "Traceback" not in said
+        assert find_driver(store, "mini") is None
+        survivors = {p: store.get(p) for p in stored("trials")}
+
         again = inside("sweep", spec, *where)
         assert f"{len(survivors)} in the store, {4 - len(survivors)} to train" in again.stderr
         assert all(store.get(p) == data for p, data in survivors.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import signal
 from typing import Any
 
 import click
@@ -77,7 +78,21 @@ for _verb in (cli, *cli.commands.values(), *operate.cluster.commands.values()):
     _verb.help = (_verb.help or "").replace(r"\b", "\b")
 
 
+class _Terminated(SystemExit):
+    """SIGTERM, which Kubernetes and `ray job stop` send: an orderly end, as after Ctrl-C."""
+
+
+def _end(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+    raise _Terminated(128 + number)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `soupray` and of `python -m soupray.sweep`."""
     faulthandler.enable(2)  # a crash in a library's native code shows where it was
-    cli(args=arguments, prog_name="soupray")
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        cli(args=arguments, prog_name="soupray")
+    except _Terminated:
+        click.echo("terminated. What is stored is kept: the same command goes on.", err=True)
+        raise

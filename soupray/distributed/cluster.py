@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,7 @@ def attach(address: str | None, *specs: SweepSpec, workers: int = 1) -> Iterator
     }
     if address in (None, "local"):
         make_token()
+    ends = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -84,6 +87,8 @@ def attach(address: str | None, *specs: SweepSpec, workers: int = 1) -> Iterator
             "the address with `ray status`, and Ray's token with `soupray doctor`."
         ) from error
     session_is_here = address in (None, "local")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ends)  # Ray has put its own handler there
     try:
         for spec in specs:
             refuse_what_cannot_work(spec, workers, session_is_here)
