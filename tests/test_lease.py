@@ -215,6 +215,13 @@ class Clock:
 
     monotonic = time
 
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.while_it_slept()
+
+    def while_it_slept(self) -> None:
+        pass
+
 
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
@@ -278,24 +285,63 @@ def test_a_lease_is_renewed_four_times_a_term(store, monkeypatch):
         waited.clear()
 
 
-def test_a_lease_that_ends_now_is_free_and_one_that_ends_later_is_not(store, clock):
-    store.put(PATH, left_behind(1000.5, "another-boot/pid:[1]/7/1"))
-    with pytest.raises(StoreError, match="its lease ends in 0 s"):
-        Lease(store, PATH).__enter__()
-    store.put(PATH, left_behind(1000.0, "another-boot/pid:[1]/7/1"))
+ELSEWHERE = "another-boot/pid:[1]/7/1"
+
+
+# By its own clock it ends in half a second, ended a minute ago, or ends in the year 33658.
+@pytest.mark.parametrize("expires", [1000.5, 940.0, 1e12])
+def test_a_lease_of_another_machine_is_taken_after_a_term_without_renewal(store, clock, expires):
+    store.put(PATH, left_behind(expires, ELSEWHERE))
     with Lease(store, PATH) as lease:
         assert held(store).holder == lease.holder
-        assert held(store).expires == 1060.0
+        assert clock.now == 1060.0
+        assert held(store).expires == 1120.0
 
 
-def test_a_driver_that_loses_the_race_is_told_that_nothing_is_left_of_the_lease(store):
+def test_a_driver_on_another_machine_that_renews_its_lease_keeps_it(store, clock):
+    """Its clock is two minutes behind: by ours, its lease is always over."""
+    store.put(PATH, left_behind(940.0, ELSEWHERE))
+    clock.while_it_slept = lambda: store.put(PATH, left_behind(clock.now - 60, ELSEWHERE))
+    with pytest.raises(StoreError, match=r"host9, pid 7\) runs this sweep: it has just renewed"):
+        Lease(store, PATH).__enter__()
+    assert clock.now == 1015.0
+    # What is given back meanwhile is free.
+    clock.while_it_slept = lambda: store.put(PATH, left_behind(0.0, ELSEWHERE))
+    with Lease(store, PATH) as lease:
+        assert held(store).holder == lease.holder
+    assert clock.now == 1030.0
+
+
+def test_how_a_lease_was_lost_is_told(store):
+    with Lease(store, PATH) as lease:
+        lease.refuse_loss("digits")
+    flaky = Flaky(store.backend, "memory://")
+    with Lease(flaky, PATH, term_s=0.4) as lease:
+        flaky.away = True
+        wait_for(lambda: lease.lost)
+    with pytest.raises(
+        StoreError, match=r"not renewed for 0 s: the store was away.*No other drive"
+    ):
+        lease.refuse_loss("digits")
+    # It stood still, and another one came meanwhile.
+    store.delete(PATH)
+    with Lease(store, PATH, term_s=0.4) as lease:
+        store.put(PATH, left_behind(time.time() + 60, ELSEWHERE))
+        wait_for(lambda: lease.lost)
+    with pytest.raises(
+        StoreError, match=r"Another driver \(host9, pid 7\) took the sweep digits ov"
+    ):
+        lease.refuse_loss("digits")
+
+
+def test_a_driver_that_loses_the_race_is_told_so(store):
     class Taken(Store):
         def swap(self, path: str, data: bytes, etag: str | None) -> bool:
             return False
 
     dead = left_behind(time.time() + 1000, f"{this_process().rpartition('/')[0]}/1")
     store.put(PATH, dead)
-    with pytest.raises(StoreError, match=r"host9, pid 7.*its lease ends in 0 s"):
+    with pytest.raises(StoreError, match=r"took the lease that host9, pid 7 left"):
         Lease(Taken(store.backend, store.url), PATH).__enter__()
     assert store.get(PATH) == dead
 

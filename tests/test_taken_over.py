@@ -48,7 +48,10 @@ def test_the_first_driver_stops_and_the_sweep_can_be_finished_afterwards(fresh, 
     stopped = inside("sweep", fresh.spec, *fresh.where, check=False)
     assert stopped.returncode == 1
     assert f"4 in the store, {PLANNED - 4} to train" in stopped.stderr
-    assert "error: Another driver took the sweep mini over; this one stops." in stopped.stderr
+    assert (
+        "error: Another driver (host9, pid 7) took the sweep mini over; this one stops."
+        in stopped.stderr
+    )
     kept = manifests(store)
     assert 5 <= len(kept) < PLANNED
     assert before.items() <= kept.items()

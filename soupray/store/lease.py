@@ -6,6 +6,7 @@ what runs now. A heartbeat is valid only while the lease of its writer is valid.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -24,12 +25,17 @@ from soupray.core.records import Record, decode, encode
 from soupray.store import layout
 from soupray.store.objects import Store, find_record, retry_once
 
+log = logging.getLogger(__name__)
+
 TERM_S = 60.0
 RENEW_S = 15.0
 
 
 class LeaseRecord(Record, frozen=True, kw_only=True):
-    """The driver of a sweep, and when its lease ends without renewal (seconds since the epoch)."""
+    """The driver of a sweep, and when its lease ends without renewal (seconds since the epoch).
+
+    The end is by the clock of the driver; 0: the lease was given back.
+    """
 
     holder: str
     who: str
@@ -54,9 +60,18 @@ def is_dead(process: str) -> bool:
     Returns:
         True if the process has ended; False if it runs or cannot be checked.
     """
-    here = this_process().rsplit("/", 2)[0]
-    there, pid, started = process.rsplit("/", 2)
-    return there == here and _started(int(pid)) != started
+    _, pid, started = process.rsplit("/", 2)
+    return is_here(process) and _started(int(pid)) != started
+
+
+def is_here(process: str) -> bool:
+    """Return whether `process`, from `this_process`, ran in this boot and PID namespace."""
+    return process.rsplit("/", 2)[0] == this_process().rsplit("/", 2)[0]
+
+
+def _is_free(lease: LeaseRecord) -> bool:
+    """Whether the lease was given back, or its holder has certainly ended."""
+    return lease.expires <= 0 or is_dead(lease.process)
 
 
 def _started(pid: int) -> str:
@@ -72,7 +87,8 @@ def _started(pid: int) -> str:
 class Lease:
     """Context manager that holds the lease at `path`; raises StoreError if another driver holds it.
 
-    A lease that has expired, or whose process is dead, is taken over by compare-and-swap. If two
+    A lease that was given back, or whose process is dead, is taken over by compare-and-swap; that
+    of a driver on another machine if it is not renewed for a term on the clock of this one. If two
     drivers see the same free lease, only one of them gets it. A client may repeat a write that had
     already succeeded; the store then rejects the second write. Therefore a rejected writer reads
     the lease to see whether it holds the lease itself.
@@ -85,8 +101,27 @@ class Lease:
         self._who = f"{socket.gethostname()}, pid {os.getpid()}"
         self._stop = threading.Event()
         self._over = threading.Event()
+        self.taken_by: str | None = None
         self._renewed = time.monotonic()
         self.thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+
+    def refuse_loss(self, sweep: str) -> None:
+        """Raise StoreError if the lease was lost, and say how.
+
+        Args:
+            sweep: name of the sweep.
+        """
+        if not self.lost:
+            return
+        if self.taken_by is not None:
+            raise StoreError(
+                f"Another driver ({self.taken_by}) took the sweep {sweep} over; this one stops."
+            )
+        raise StoreError(
+            f"The lease of the sweep {sweep} was not renewed for {self._term:.0f} s: the store was "
+            "away, or this process stood still. No other driver is known to have it. Run the same "
+            "command again: what is stored is kept."
+        )
 
     @property
     def lost(self) -> bool:
@@ -109,9 +144,11 @@ class Lease:
     ) -> None:
         self._stop.set()
         self.thread.join()
-        if not self.lost:
-            with suppress(StoreError):  # if the store cannot be reached, the lease expires
+        with suppress(StoreError):  # if the store cannot be reached, the lease expires
+            if not self.lost:
                 self._write(expires=0.0)
+            elif (held := self._read()[0]).holder != self.holder:
+                self.taken_by = held.who
 
     def attend(self, beat: Callable[[], None]) -> None:
         """Call `beat` now and with every renewal; a StoreError in `beat` is ignored.
@@ -130,12 +167,49 @@ class Lease:
             held, etag = self._read()
             if held.holder == self.holder:
                 return
-            left = 0.0 if is_dead(held.process) else held.expires - time.time()
-            if left > 0 or not self._swap(time.time() + self._term, etag):
+            if not _is_free(held):
+                if is_here(held.process):  # its clock is this clock
+                    left = held.expires - time.time()
+                    if left > 0:
+                        raise StoreError(
+                            f"Another driver ({held.who}) holds this sweep. If it is dead, its "
+                            f"lease ends in {left:.0f} s: run again then."
+                        ) from None
+                else:
+                    etag = self._watch(held, etag)
+            if not self._swap(time.time() + self._term, etag):
                 raise StoreError(
-                    f"Another driver ({held.who}) holds this sweep. If it is dead, its lease ends "
-                    f"in {max(left, 0):.0f} s: run again then."
+                    f"Another driver took the lease that {held.who} left: it runs this sweep now."
                 ) from None
+
+    def _watch(self, held: LeaseRecord, etag: str | None) -> str | None:
+        """Return the ETag of a lease that its holder does not renew for a whole term.
+
+        The holder is on another machine, whose clock may be wrong: time is measured here.
+
+        Args:
+            held: the lease.
+            etag: its ETag.
+
+        Raises:
+            StoreError: the lease was renewed: its holder lives.
+        """
+        log.info(
+            f"another driver ({held.who}) may run this sweep: waiting {self._term:.0f} s to see "
+            "whether it renews its lease ..."
+        )
+        end = time.monotonic() + self._term
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, self._term * RENEW_S / TERM_S))
+            now, etag = self._read()
+            if _is_free(now):
+                break
+            if now != held:
+                raise StoreError(
+                    f"Another driver ({now.who}) runs this sweep: it has just renewed its lease. "
+                    "`soupray status` shows what it does."
+                )
+        return etag
 
     def _read(self) -> tuple[LeaseRecord, str | None]:
         def read() -> tuple[LeaseRecord, str | None]:
@@ -164,6 +238,7 @@ class Lease:
             held, etag = self._read()
             if held.holder == self.holder and self._swap(expires, etag):
                 return
+            self.taken_by = self._read()[0].who
         except NotFound:
             pass
         self._over.set()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from soupray.core.errors import StoreError, TrialError
+from soupray.core.errors import TrialError
 from soupray.core.progress import Show
 from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
 from soupray.search.history import Stopped, create_stopped
@@ -82,8 +82,7 @@ def run_sweep(
             if state.to_train:
                 attach()
             progress = _train(spec, services, store, state, (lease, show))
-        if lease.lost:
-            raise StoreError(f"Another driver took the sweep {spec.name} over; this one stops.")
+        lease.refuse_loss(spec.name)
     return _report(spec, services, state, progress, time.time() - started)
 
 
