@@ -15,7 +15,7 @@ from shared import embedded_store, small_disk
 from benchmarks.soak.proxy import Proxy, fits
 from soupray.core.errors import AlreadyExists, ConfigError, NotFound, StoreUnavailable
 from soupray.store import objects
-from soupray.store.objects import Credentials, Store, check_bucket, open_store
+from soupray.store.objects import Credentials, Store, check_bucket, open_store, resolve
 
 SECRET = "0123456789abcdefsecret"
 
@@ -234,13 +234,15 @@ class Busy(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_store_that_has_no_time_is_not_said_to_refuse_the_credentials():
+def test_a_store_that_has_no_time_is_not_said_to_refuse_the_credentials(bare):
     with http.server.HTTPServer(("127.0.0.1", 0), Busy) as server:
         threading.Thread(target=server.serve_forever).start()
         try:
-            busy = Credentials(f"http://127.0.0.1:{server.server_port}", "key", SECRET)
+            bare.setenv("AWS_ACCESS_KEY_ID", "key")
+            bare.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+            bare.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
             with pytest.raises(StoreUnavailable, match=r"s3://soupray: the store answers 503"):
-                check_bucket("s3://soupray", busy)
+                check_bucket("s3://soupray")
         finally:
             server.shutdown()
 
@@ -258,7 +260,7 @@ def test_a_store_that_does_not_answer_is_given_up_in_bounded_time(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     credentials = Credentials(f"http://127.0.0.1:{port}", "key", SECRET)
-    with pytest.raises(StoreUnavailable, match="Could not connect") as first:
+    with pytest.raises(StoreUnavailable, match=r"failed at .*Run `soupray doctor`") as first:
         check_bucket("s3://soupray", credentials)
     with pytest.raises(StoreUnavailable, match=r"failed at a: .*Run `soupray doctor`") as second:
         open_store("s3://soupray", credentials).get("a")
@@ -298,7 +300,7 @@ def test_an_endpoint_without_its_scheme_is_refused(bare, enter):
     bare.setenv("AWS_ACCESS_KEY_ID", "key")
     bare.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     bare.setenv("AWS_ENDPOINT_URL", "localhost:9000")
-    with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL = 'localhost:9000': write http://"):
+    with pytest.raises(ConfigError, match=r"Invalid endpoint: localhost:9000. Write http://"):
         enter("s3://b")
 
 
@@ -310,6 +312,72 @@ def test_credentials_and_endpoint_are_taken_from_the_environment(bare, s3):
     store = open_store("s3://soupray/environment")
     store.create("a", b"1")
     assert open_store("s3://soupray", s3).get("environment/a") == b"1"
+
+
+def test_a_profile_may_say_where_the_store_is_and_both_clients_go_there(bare, s3, tmp_path):
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "config").write_text(
+        "[profile lab]\nservices = lab\nregion = eu-west-3\n"
+        f"[services lab]\ns3 =\n  endpoint_url = {s3.endpoint}\n  addressing_style = path\n"
+    )
+    (tmp_path / ".aws" / "credentials").write_text(
+        f"[lab]\naws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret_key}\n"
+    )
+    bare.setenv("AWS_PROFILE", "lab")
+    access = resolve("s3://soupray")
+    assert (access.endpoint, access.region, access.virtual, access.credentials) == (
+        s3.endpoint, "eu-west-3", False, "shared-credentials-file",
+    )  # fmt: skip
+    check_bucket("s3://soupray")
+    open_store("s3://soupray/profile").create("a", b"2")
+    assert open_store("s3://soupray", s3).get("profile/a") == b"2"
+
+
+def test_the_bucket_may_be_in_the_name_of_the_host(bare, tmp_path):
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "config").write_text("[default]\ns3 =\n  addressing_style = virtual\n")
+    bare.setenv("AWS_ACCESS_KEY_ID", "key")
+    bare.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    bare.setenv("AWS_ENDPOINT_URL_S3", "https://store.example:9000")
+    assert resolve("s3://soups").virtual
+    config = open_store("s3://soups/x").backend.config
+    assert config["endpoint"] == "https://soups.store.example:9000"
+    assert config["virtual_hosted_style_request"]
+
+
+# What a user may have for other stores; none of it is about the embedded one.
+FOREIGN = [
+    {"AWS_SESSION_TOKEN": "of another account"},
+    {"AWS_ACCESS_KEY_ID": "another", "AWS_SECRET_ACCESS_KEY": "key"},
+    {"AWS_PROFILE": "not there"},
+    {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"},
+    {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"},
+    {"AWS_SKIP_SIGNATURE": "true"},
+    {"AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true"},
+    {"AWS_S3_EXPRESS": "true"},
+    {"AWS_REGION": "nowhere", "AWS_DEFAULT_REGION": "nowhere"},
+    {"AWS_REQUEST_PAYER": "true"},
+    {"AWS_CONDITIONAL_PUT": "disabled"},
+    {"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"},
+    {"ALL_PROXY": "http://127.0.0.1:1"},
+]
+
+
+@pytest.mark.parametrize("variables", FOREIGN, ids=lambda v: next(iter(v)))
+def test_the_embedded_store_reads_nothing_of_the_users_environment(bare, s3, variables, tmp_path):
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "config").write_text("this is not a configuration")
+    for name in ("NO_PROXY", "no_proxy"):
+        bare.setenv(name, "")
+    for name, value in variables.items():
+        bare.setenv(name, value)
+    check_bucket("s3://soupray", s3)
+    store = open_store(f"s3://soupray/{uuid.uuid4().hex}", s3)
+    store.create("a", b"1")
+    with pytest.raises(AlreadyExists):
+        store.create("a", b"2")
+    assert store.list("") == ["a"]
+    assert store.get("a") == b"1"
 
 
 def test_an_unknown_scheme_is_refused():

@@ -17,7 +17,7 @@ from soupray.core.records import Record
 from soupray.services.place import Services, start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
-from soupray.store.objects import Store, check_bucket
+from soupray.store.objects import Store, check_bucket, resolve
 
 VERSIONS = ("soupray", "ray", "torch", "open_clip_torch", "mlflow", "obstore", "boto3")
 
@@ -84,11 +84,19 @@ def _start(spec: SweepSpec, home: Path, services: list[Services]) -> str:
 def _credentials(services: Services) -> str:
     place = services.place
     check_bucket(place.storage, place.read_credentials())
-    where = "generated, in a file of mode 0600" if place.credentials else "boto3's chain"
+    where = "none needed"
+    if place.storage.startswith("s3://") and not place.credentials:
+        access = resolve(place.storage)
+        style = "virtual-hosted" if access.virtual else "path"
+        where = (
+            f"by boto3 ({access.credentials}), {access.endpoint}, region {access.region}, "
+            f"{style} style"
+        )
     if place.credentials:
         mode = stat.S_IMODE(Path(place.credentials).stat().st_mode)
         if mode != 0o600:
             raise OSError(f"{place.credentials} has mode {mode:o}; do: chmod 600")
+        where = "generated, in a file of mode 0600"
     return f"{where}; {place.storage} lets them in"
 
 

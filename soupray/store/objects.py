@@ -164,8 +164,7 @@ def open_store(url: str, credentials: Credentials | None = None) -> Store:
 
     Args:
         url: address of the store.
-        credentials: key pair and endpoint. If None, boto3 searches for credentials, and
-            AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL gives the endpoint.
+        credentials: key pair and endpoint. If None, boto3 finds them, see `resolve`.
 
     Raises:
         ConfigError: no credentials were found, or the scheme is unknown.
@@ -177,8 +176,8 @@ def open_store(url: str, credentials: Credentials | None = None) -> Store:
         return Store(LocalStore(parts.path, mkdir=True), url)
     if parts.scheme != "s3":
         raise ConfigError(f"storage {url!r}: write s3://bucket/prefix or file:///folder.")
-    options = _from_boto3(url) if credentials is None else _given(credentials)
-    allow_http = str(options.get("endpoint", "")).startswith("http://")
+    options = _given(credentials) if credentials is not None else _options(url)
+    allow_http = str(options["endpoint"]).startswith("http://")
     return Store(
         S3Store(
             bucket=parts.netloc,
@@ -201,63 +200,115 @@ def _retries() -> Any:
 
 
 def _given(credentials: Credentials) -> dict[str, Any]:
-    return {
-        "endpoint": credentials.endpoint,
+    """Options for the embedded store. Nothing of the user's AWS environment applies to it."""
+    host = urlsplit(credentials.endpoint).hostname or ""
+    for name in ("NO_PROXY", "no_proxy"):  # the only way to tell obstore
+        listed = [h for h in os.environ.get(name, "").split(",") if h]
+        if host not in listed:
+            os.environ[name] = ",".join([*listed, host])
+    key: Any = {
         "access_key_id": credentials.access_key,
         "secret_access_key": credentials.secret_key,
+        "token": None,
+        "expires_at": None,
+    }
+    return {
+        "endpoint": credentials.endpoint,
+        "aws_endpoint_url_s3": credentials.endpoint,
         "region": "us-east-1",
+        "credential_provider": lambda: key,
+        # What is not given here, obstore reads from AWS_* variables.
+        "skip_signature": False,
+        "virtual_hosted_style_request": False,
+        "s3_express": False,
+        "request_payer": False,
+        "unsigned_payload": False,
+        "conditional_put": "etag",
     }
 
 
-def _from_boto3(url: str) -> dict[str, Any]:
-    from obstore.auth.boto3 import Boto3CredentialProvider
+class S3Access(NamedTuple):
+    """How boto3 reaches the bucket of a URL: both clients use it.
 
-    session = _session(url)
-    found: dict[str, Any] = {
-        "credential_provider": Boto3CredentialProvider(session),
-        "region": session.region_name or "us-east-1",
-    }
-    if endpoint := _endpoint():
-        found["endpoint"] = endpoint
-    return found
-
-
-def _endpoint() -> str:
-    """Return the address of a store that is not AWS, or an empty string.
-
-    The address is checked here because obstore panics if it is not valid.
+    `endpoint`: URL without the bucket. `virtual`: the bucket is a part of the host name.
+    `credentials`: boto3's name of the way in which it found credentials. `session` and `client` are
+    boto3's.
     """
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise ConfigError(f"AWS_ENDPOINT_URL = {endpoint!r}: write http://HOST:PORT or https://...")
-    return endpoint
+
+    endpoint: str
+    region: str
+    virtual: bool
+    credentials: str
+    session: Any
+    client: Any
 
 
-def _session(url: str) -> Any:
-    """Return a boto3 session with credentials. Raises ConfigError if it finds none."""
+def resolve(url: str) -> S3Access:
+    """Find endpoint, region, addressing and credentials for the bucket of `url`, as boto3 does.
+
+    boto3 reads the environment, the profiles in ~/.aws (with `endpoint_url` and `s3` settings) and
+    the roles of instances and containers.
+
+    Raises:
+        ConfigError: no credentials were found, or a profile, file or address is not valid.
+    """
     import boto3
+    from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
-    _endpoint()
+    settings = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 2})
     try:
         session = boto3.Session()
         found = session.get_credentials()
+        client = session.client("s3", config=settings)
     except BotoCoreError as error:  # a missing profile or an invalid file
         raise ConfigError(f"storage {url}: {error}. Check AWS_PROFILE and ~/.aws.") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"storage {url}: {error}. Write http://HOST:PORT or https://... in AWS_ENDPOINT_URL, "
+            "AWS_ENDPOINT_URL_S3 or endpoint_url of the AWS profile."
+        ) from error
     if found is None:
         raise ConfigError(
             f"storage {url}: no AWS credentials in the environment, a profile or an instance role. "
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a store "
             "that is not AWS)."
         )
-    return session
+    region = client.meta.region_name
+    style = (client.meta.config.s3 or {}).get("addressing_style")
+    return S3Access(
+        endpoint=client.meta.endpoint_url,
+        region="us-east-1" if region in (None, "aws-global") else region,
+        virtual=style == "virtual",
+        credentials=found.method or "given",
+        session=session,
+        client=client,
+    )
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Options for a store of the user: what boto3 found."""
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    access = resolve(url)
+    endpoint = access.endpoint
+    if access.virtual:
+        parts = urlsplit(endpoint)
+        endpoint = parts._replace(netloc=f"{urlsplit(url).netloc}.{parts.netloc}").geturl()
+    return {
+        "endpoint": endpoint,
+        "aws_endpoint_url_s3": endpoint,
+        "region": access.region,
+        "virtual_hosted_style_request": access.virtual,
+        "credential_provider": Boto3CredentialProvider(access.session),
+    }
 
 
 def check_bucket(url: str, credentials: Credentials | None = None) -> None:
     """Send one request to check that the bucket exists and that the credentials are accepted.
 
-    The check uses boto3 because obstore's errors do not separate a wrong key from a missing bucket.
-    Stores that are not on S3 are not checked.
+    Where credentials come from boto3, boto3 checks: obstore's errors do not separate a wrong key
+    from a missing bucket. Stores that are not on S3 are not checked.
 
     Args:
         url: address of the store.
@@ -271,17 +322,17 @@ def check_bucket(url: str, credentials: Credentials | None = None) -> None:
     parts = urlsplit(url)
     if parts.scheme != "s3":
         return
+    if credentials is not None:
+        open_store(url, credentials).list("soupray-is-here/")
+        return
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        _client(url, credentials).list_objects_v2(Bucket=parts.netloc, MaxKeys=1)
+        resolve(url).client.list_objects_v2(Bucket=parts.netloc, MaxKeys=1)
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code in ("NoSuchBucket", "404"):
-            raise NotFound(
-                f"The bucket {parts.netloc!r} of storage {url} does not exist. Create it, or "
-                "correct `storage` in the spec."
-            ) from error
+            raise NotFound(_NO_BUCKET.format(url)) from error
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
             raise StoreUnavailable(
                 f"storage {url}: the store answers {code}. Run again in a minute: what is stored "
@@ -295,24 +346,6 @@ def check_bucket(url: str, credentials: Credentials | None = None) -> None:
         raise StoreUnavailable(
             f"storage {url}: {error}. Check AWS_ENDPOINT_URL, the network and the credentials."
         ) from error
-
-
-def _client(url: str, credentials: Credentials | None) -> Any:
-    """Return a boto3 client for S3 with short timeouts."""
-    import boto3
-    from botocore.config import Config
-
-    settings = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 2})
-    if credentials is None:
-        return _session(url).client("s3", config=settings)
-    return boto3.Session().client(
-        "s3",
-        config=settings,
-        endpoint_url=credentials.endpoint,
-        aws_access_key_id=credentials.access_key,
-        aws_secret_access_key=credentials.secret_key,
-        region_name="us-east-1",
-    )
 
 
 @contextmanager
