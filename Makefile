@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo fashion clipart wordnet lint test soak gpu down clean
+.PHONY: setup demo fashion clipart wordnet lint test soak fuzz gpu down clean
 
 setup: .venv/.installed
 
@@ -89,6 +89,10 @@ test: lint
 # Over an hour: faults at random times against the real servers. Prints its report.
 soak: setup
 	$(BIN)/python -m benchmarks.soak
+
+# Ten minutes, or FUZZ_MINUTES: inputs made at random, none of which may end in a traceback.
+fuzz: setup
+	$(BIN)/python -m benchmarks.fuzz
 
 gpu: setup
 	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \

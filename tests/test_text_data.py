@@ -100,9 +100,9 @@ def test_what_is_too_long_fails_or_is_cut(folder):
         ("train.csv", "label,text\nfruit,bread\n", "train.csv:2: the label 'fruit' is not one of"),
         ("train.csv", "label,text\nfood,bread\n", "need 6 texts of class 'food' and leave none"),
         ("train.csv", "label,texts\nfood,a\n", "train.csv:2: no text in column 'text'. Its colu"),
-        ("train.csv", "label,text\nfood\n", "train.csv:2: no text in column 'text'"),
+        ("train.csv", "label,text\nfood\n", "train.csv:2: 1 cells in a table of 2 columns"),
         ("train.csv", "label,text\nfood,   \n", "train.csv:2: the text is empty"),
-        ("train.csv", 'label,text\nfood,"a\n', "train.csv: after line 1: unexpected end of data"),
+        ("train.csv", 'label,text\nfood,"a\n', "in the row of line 2: unexpected end of data"),
         ("train.csv", "", "train.csv: there is no sample in it."),
         ("short.jsonl", '{"text": "a"}\n', "short.jsonl:1: no text in column 'label'"),
         (

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from soupray.spec.files import path_of
+
 if TYPE_CHECKING:
     from soupray.spec.sweep_spec import SweepSpec
 
@@ -34,7 +36,7 @@ def home_option(command: Command) -> Command:
         "--home",
         type=click.Path(path_type=Path, file_okay=False),
         default=_default_home,
-        callback=lambda ctx, param, value: value.expanduser().resolve(),
+        callback=lambda ctx, param, value: path_of(str(value), "--home").resolve(),
         help="State of this machine: embedded servers, caches. "
         "Default: SOUPRAY_HOME, else ~/.local/share/soupray.",
     )(command)

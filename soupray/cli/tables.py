@@ -22,6 +22,9 @@ from soupray.soup.findings import Report
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.sweep.run import SweepReport
 
+MOST_ROWS = 200
+"""Trials that a plan shows."""
+
 
 def print_json(record: Any) -> None:
     """A record, or a list of them, on stdout."""
@@ -132,18 +135,20 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     trials = plan(spec)
     if as_json:
         plain = to_builtins(cost)
-        classes, inputs = plain.pop("classes"), plain.pop("inputs")
-        print_json({"trials": trials, "cost": plain, "classes": classes, "inputs": inputs})
+        apart = {name: plain.pop(name) for name in ("classes", "inputs", "notes")}
+        print_json({"trials": trials, "cost": plain, **apart})
         return
     names = trials[0].hparams if trials else ()  # a pool of imported models plans none
     varied = [n for n in names if len({t.hparams[n] for t in trials}) > 1]
     shown = table("trial", *varied, right=tuple(varied))
-    for trial in trials:
+    for trial in trials[:MOST_ROWS]:
         values = [trial.hparams[n] for n in varied]
         shown.add_row(
             str(trial.index), *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
         )
     out.print(shown)
+    if len(trials) > MOST_ROWS:
+        out.print(f"... {len(trials) - MOST_ROWS:,} more trials: --json has them all")
     counts = ("train", "held-out", "test")
     shown = table("class", "in the data", *counts, right=counts)
     for one in cost.classes:

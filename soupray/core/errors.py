@@ -38,6 +38,21 @@ def has_password(text: str) -> bool:
     return _PASSWORD.search(text) is not None
 
 
+LONGEST = 300
+"""Characters of another library's message that a message of soupray repeats."""
+
+
+def one_line(said: object) -> str:
+    """What an exception of a library says, or a name from outside: short, in one line.
+
+    Args:
+        said: the exception or the text. What a terminal could not print is escaped.
+    """
+    words = " ".join(str(said).split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} ..."
+
+
 class SouprayError(Exception):
     """Base class of all errors that soupray raises on purpose."""
 

@@ -15,6 +15,7 @@ read, its content is compared with that of the samples before it, so that no sam
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -26,9 +27,10 @@ from soupray.core.errors import ConfigError
 from soupray.core.records import Role, Split, decode, digest, encode
 from soupray.data.decoding import Look
 from soupray.data.natural import LabelMap, Shifted
+from soupray.data.opening import MAX_PIXELS
 from soupray.data.reading import Content, check_images, keep_rows, new_array, sha256, write_images
 from soupray.data.shifts import shifted_parts
-from soupray.data.splits import Part, Samples
+from soupray.data.splits import Part, Samples, shown_name
 from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import TransformersSpec
@@ -63,6 +65,7 @@ def build(
             say that such samples are left out. Or no sample of a split is left.
     """
     builder = _Builder(spec, folder, parts)
+    builder.notes += left_out([*parts.values(), *(shifted.samples for shifted in natural.values())])
     for name, shifted in natural.items():
         builder.add(name, shifted.samples, shifted.label_map)
     for name in ("test", "rank", "held_out", "train"):
@@ -87,9 +90,16 @@ def look_of(spec: SweepSpec, side: int, train: bool) -> Look:
         train: train images keep their border, from which augmentation cuts.
     """
     task, channels = spec.task, getattr(spec.data, "channels", 3)
+    look = Look(side, channels, most=getattr(spec.data, "max_pixels", None) or MAX_PIXELS)
     if isinstance(task, TransformersSpec):
-        return Look(side, channels)
-    return Look(side, channels, task.interpolation, task.resize, 1.0 if train else task.crop)
+        return look
+    crop = 1.0 if train else task.crop
+    return look._replace(interpolation=task.interpolation, resize=task.resize, crop=crop)
+
+
+def left_out(parts: Iterable[Part]) -> list[str]:
+    """What of the sources of some splits is in none of them, and why; each note once."""
+    return list(dict.fromkeys(note for part in parts for note in getattr(part, "notes", ())))
 
 
 def is_whole(folder: Path) -> bool:
@@ -118,6 +128,7 @@ class _Builder:
         broken = [row for row, content in enumerate(contents) if content.problem]
         if broken:
             self._refuse_broken(name, part, contents, broken)
+        self._note_done(name, part, contents)
         dropped = set(broken)
         if name in ("held_out", "train"):
             dropped |= self._overlapping(name, part, contents)
@@ -169,7 +180,9 @@ class _Builder:
     def _refuse_broken(
         self, name: str, part: Part, contents: list[Content], broken: list[int]
     ) -> None:
-        shown = "; ".join(f"{part.ids[row]} ({contents[row].problem})" for row in broken[:SHOWN])
+        shown = "; ".join(
+            f"{shown_name(part.ids[row])} ({contents[row].problem})" for row in broken[:SHOWN]
+        )
         said = (
             f"{len(broken)} of {len(contents)} images of the {name} split cannot be read: {shown}"
         )
@@ -177,6 +190,18 @@ class _Builder:
         if getattr(self._spec.data, "on_error", "fail") == "fail":
             raise ConfigError(f"{said}. Replace them, or write data.on_error: skip.")
         self.notes.append(f"{said}; they are left out")
+
+    def _note_done(self, name: str, part: Part, contents: list[Content]) -> None:
+        """Say how many images were changed when they were opened, and how."""
+        of = defaultdict[str, list[str]](list)
+        for sample_id, content in zip(part.ids, contents, strict=True):
+            for how in content.done:
+                of[how].append(sample_id)
+        for how, ids in sorted(of.items()):
+            shown = ", ".join(map(shown_name, ids[:SHOWN])) + (" ..." if len(ids) > SHOWN else "")
+            self.notes.append(
+                f"{len(ids)} of {len(contents)} images of the {name} split: {how} ({shown})"
+            )
 
     def _overlapping(self, name: str, part: Part, contents: list[Content]) -> set[int]:
         """Rows whose content is also in an earlier split."""
@@ -216,7 +241,9 @@ class _Builder:
         about: list[object] = [list(classes), corruption]
         about += [label_map] if label_map is not None else []
         np.save(self._folder / f"{name}.labels.npy", written.labels)
-        (self._folder / f"{name}.ids.txt").write_text("".join(f"{i}\n" for i in written.ids))
+        (self._folder / f"{name}.ids.txt").write_bytes(
+            "".join(f"{i}\n" for i in written.ids).encode()
+        )
         self._written[name] = written._replace(contents=[])
         self.splits.append(
             Split(

@@ -14,7 +14,7 @@ from filelock import FileLock
 from soupray.core.arrays import Images, Labels
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.records import Role, Split, decode, digest
-from soupray.data.building import build, is_whole, look_of
+from soupray.data.building import build, is_whole, left_out, look_of
 from soupray.data.reading import Stream
 from soupray.data.sets import fingerprints, parts_of, shifts_of
 from soupray.data.splits import Listing
@@ -22,11 +22,17 @@ from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
 
 DATA_VERSION = "2"
-"""Version of the code that decodes and shifts. It is part of the key of a basis."""
+"""Version of the code that decodes and shifts. It is part of the key of a basis.
 
-LABELS_VERSION = "1"
-"""Version of the code that labels. It is part of the cache's name only: labels are in the digests
-of splits, so that a sweep whose labels have changed is refused."""
+Increase it when the images of every sweep change.
+"""
+
+CACHE_VERSION = "3"
+"""Version of the code that reads, labels, decodes and shifts. It is part of the cache's name only.
+
+Increase it when the labels or images of some data sets change: all caches are then built again.
+Labels and images are in the digests of splits, so that a sweep whose data have changed is refused.
+"""
 
 
 class Data:
@@ -74,7 +80,7 @@ class Data:
 
     def ids(self, split: Split) -> list[str]:
         """The ids of the samples in their source, in order."""
-        return (self.folder / f"{split.name}.ids.txt").read_text().splitlines()
+        return (self.folder / f"{split.name}.ids.txt").read_bytes().decode().split("\n")[:-1]
 
 
 def open_data(spec: SweepSpec, cache: Path) -> Data:
@@ -91,7 +97,7 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
     """
     source = [spec.data.model_dump(mode="json"), spec.task.classes, spec.seed]
     source += [list(look_of(spec, side=0, train=False))]
-    key = digest([DATA_VERSION, LABELS_VERSION, *source, *fingerprints(spec.data)])
+    key = digest([CACHE_VERSION, *source, *fingerprints(spec.data)])
     folder = cache / key[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -137,10 +143,17 @@ class PlannedClass(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """The data of a sweep before they are decoded: (name, role, size) of each split; classes."""
+    """The data of a sweep before they are decoded.
+
+    Attributes:
+        sizes: (name, role, number of samples) of each split.
+        classes: all classes of the task.
+        notes: what of the sources is left out, and why.
+    """
 
     sizes: list[tuple[str, Role, int]]
     classes: list[PlannedClass]
+    notes: tuple[str, ...]
 
 
 def planned(spec: SweepSpec) -> Planned:
@@ -163,7 +176,8 @@ def planned(spec: SweepSpec) -> Planned:
         for split in ("train", "held_out", "test")
     ]
     rows = zip(names, sources, *counts, strict=True)
-    return Planned(sizes, [PlannedClass(*row) for row in rows])
+    every = [*parts.values(), *(shifted.samples for shifted in shifts.values())]
+    return Planned(sizes, [PlannedClass(*row) for row in rows], tuple(left_out(every)))
 
 
 def check_classes(spec: SweepSpec, labels: int) -> None:

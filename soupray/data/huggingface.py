@@ -9,8 +9,11 @@ import numpy as np
 
 from soupray.core.arrays import Labels
 from soupray.core.errors import ConfigError
+from soupray.data.folders import MOST_BYTES
+from soupray.data.opening import Unreadable
 from soupray.data.splits import Listing, Raw, listing
 from soupray.spec.data import HuggingFaceSpec
+from soupray.spec.files import read_regular
 
 
 def list_huggingface(spec: HuggingFaceSpec, split: str) -> tuple[Listing, list[str] | None]:
@@ -40,7 +43,9 @@ def list_huggingface(spec: HuggingFaceSpec, split: str) -> tuple[Listing, list[s
 
     def read(row: int) -> Raw:
         image = images[row][spec.image]
-        found: bytes = image["bytes"] or Path(image["path"]).read_bytes()
+        if not image:
+            raise Unreadable("the row has no image")
+        found: bytes = image["bytes"] or read_regular(Path(image["path"]), MOST_BYTES)
         return found
 
     return listing([str(i) for i in range(len(labels))], labels, read), names

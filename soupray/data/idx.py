@@ -13,6 +13,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from soupray.core.arrays import Uint8
 from soupray.core.errors import ConfigError
 from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares
 from soupray.spec.data import IdxSpec
+from soupray.spec.files import path_of
 
 IMAGES = "{part}-images-idx3-ubyte"
 LABELS = "{part}-labels-idx1-ubyte"
@@ -28,6 +30,12 @@ HINT = (
     "/usr/share/datasets/fashion-mnist; `make fashion` fetches it without root."
 )
 _UNSIGNED_BYTES = 8
+
+MOST_BYTES = 2 * 2**30
+"""The largest array: three times that of EMNIST, the largest data set in these files."""
+
+CHUNK = 2**20
+"""Bytes that are read at a time."""
 
 
 def split_idx(spec: IdxSpec, seed: int) -> dict[str, Samples]:
@@ -67,7 +75,11 @@ def file_digests(spec: IdxSpec) -> list[str]:
     """SHA-256 (hex) of each of the four files: the folder's name does not say their content."""
     folder = find_folder(spec.folders)
     names = [name.format(part=part) for part in ("train", "t10k") for name in (IMAGES, LABELS)]
-    return [hashlib.sha256(_find(folder, name).read_bytes()).hexdigest() for name in names]
+    digests = []
+    for name in names:
+        with _find(folder, name).open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests
 
 
 def find_folder(folders: tuple[str, ...]) -> Path:
@@ -77,7 +89,7 @@ def find_folder(folders: tuple[str, ...]) -> Path:
         ConfigError: no folder exists.
     """
     for folder in folders:
-        path = Path(folder).expanduser()
+        path = path_of(folder, "data.folders")
         if path.is_dir():
             return path
     raise ConfigError(f"data.folders: there is no folder {' or '.join(folders)}. {HINT}")
@@ -125,25 +137,58 @@ def read_idx(path: Path, dimensions: int) -> Uint8:
         ConfigError: the file cannot be read, has another type or number of dimensions, or its
             length does not fit its header.
     """
+    size = 4 + 4 * dimensions
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
+        with _opened(path) as file:
+            header = file.read(size)
+            shape = _shape(path, header, dimensions)
+            # As large as the header says, whatever follows: a small .gz can hold any number of
+            # zeros. Memory that nothing is read into takes no room.
+            found = np.empty(shape, np.uint8)
+            read = _fill(file, found)
+            more = len(file.read(1))
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{path}: cannot be read: {error}. Fetch it again.") from error
-    magic = bytes((0, 0, _UNSIGNED_BYTES, dimensions))
-    if data[:4] != magic:
+    if read != found.size or more:
+        there = f"{'more than ' if more else ''}{size + read} bytes"
         raise ConfigError(
-            f"{path}: not the file that its name says: it starts with 0x{data[:4].hex()}. An IDX "
+            f"{path}: truncated or corrupt: {there}, but its header says {size} and "
+            f"{' x '.join(map(str, shape))}. Fetch it again."
+        )
+    return found
+
+
+def _opened(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _shape(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
+    """The shape in a header, checked. Raises ConfigError."""
+    magic = bytes((0, 0, _UNSIGNED_BYTES, dimensions))
+    if header[:4] != magic:
+        raise ConfigError(
+            f"{path}: not the file that its name says: it starts with 0x{header[:4].hex()}. An IDX "
             f"file of unsigned bytes in {dimensions} dimension(s) starts with 0x{magic.hex()}. "
             "Fetch it again."
         )
-    start = 4 + 4 * dimensions
-    shape = struct.unpack(f">{dimensions}I", data[4:start]) if len(data) >= start else (0,)
-    if len(data) != start + math.prod(shape) or not all(shape):
+    whole = len(header) == 4 + 4 * dimensions
+    shape = struct.unpack(f">{dimensions}I", header[4:]) if whole else (0,)
+    if not all(shape):
         raise ConfigError(
-            f"{path}: truncated or corrupt: {len(data)} bytes, but its header says {start} and "
-            f"{' x '.join(map(str, shape))}. Fetch it again."
+            f"{path}: truncated or corrupt: {len(header)} bytes, but its header says "
+            f"{4 + 4 * dimensions} and {' x '.join(map(str, shape))}. Fetch it again."
         )
-    # A copy, because an array from a buffer of bytes is read-only.
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
+    if math.prod(shape) > MOST_BYTES:
+        raise ConfigError(
+            f"{path}: its header says {' x '.join(map(str, shape))}, more than {MOST_BYTES} bytes, "
+            "which are in memory at a time. Write larger data sets as kind: webdataset."
+        )
+    return shape
+
+
+def _fill(file: Any, found: Uint8) -> int:
+    """Read bytes into an array to its end; returns how many there were."""
+    room, read = found.reshape(-1), 0
+    while count := file.readinto(room[read : read + CHUNK]):
+        read += count
+    return read

@@ -21,7 +21,7 @@ import numpy as np
 
 from soupray.core.errors import ConfigError
 from soupray.data.folders import existing, list_folders
-from soupray.data.splits import Listing, Part, Raw, listing
+from soupray.data.splits import Listing, Part, Raw, listing, read_array
 from soupray.spec.class_names import class_folders, read_label_map
 from soupray.spec.class_numbers import (
     class_numbers,
@@ -30,6 +30,7 @@ from soupray.spec.class_numbers import (
     numbers_by_name,
 )
 from soupray.spec.data import NaturalShift
+from soupray.spec.files import MOST_TEXT, read_regular
 
 LabelMap = tuple[tuple[int, ...], ...]
 """For each class of a split, the model's classes that mean it."""
@@ -199,8 +200,8 @@ def _objectnet(root: Path, order: Sequence[int], field: str) -> Shifted:
     names_of = _json(root, "objectnet_to_imagenet_1k.json", field)
     line_of = _json(root, "pytorch_to_imagenet_2012_id.json", field)
     lines = _mapping_text(root, "imagenet_to_label_2012_v2", field).splitlines()
-    number = {lines[int(line)].strip(): order[int(k)] for k, line in line_of.items()}
     try:
+        number = {lines[int(line)].strip(): order[int(k)] for k, line in line_of.items()}
         meaning = {
             folder: tuple(sorted(number[name.strip()] for name in names_of[label].split(";")))
             for folder, label in label_of.items()
@@ -209,6 +210,10 @@ def _objectnet(root: Path, order: Sequence[int], field: str) -> Shifted:
     except KeyError as error:
         raise ConfigError(
             f"{field}: {root}/mappings: {error} is not a class of ImageNet."
+        ) from error
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{field}: {root}/mappings: not ObjectNet's own files: {error}. Fetch them again."
         ) from error
     images = existing(str(root / "images"), field)
     missing = sorted(set(meaning) - set(class_folders(images)))
@@ -222,14 +227,16 @@ def _objectnet(root: Path, order: Sequence[int], field: str) -> Shifted:
 def _json(root: Path, name: str, field: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(_mapping_text(root, name, field))
-    except ValueError as error:
-        raise ConfigError(f"{field}: {root}/mappings/{name}: not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{field}: {root}/mappings/{name}: not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{field}: {root}/mappings/{name}: not a mapping. Fetch it again.")
     return found
 
 
 def _mapping_text(root: Path, name: str, field: str) -> str:
     try:
-        return (root / "mappings" / name).read_text(encoding="utf-8")
+        return read_regular(root / "mappings" / name, MOST_TEXT).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{field}: {root}/mappings/{name} cannot be read: {error}. `root` must be the folder "
@@ -240,12 +247,14 @@ def _mapping_text(root: Path, name: str, field: str) -> str:
 def _cifar10_1(root: Path, field: str) -> Listing:
     """CIFAR-10.1, version 6 (2000 images) or version 4: uint8 [N, 32, 32, 3], and labels [N]."""
     for version in ("v6", "v4"):
-        images = _array(root / f"cifar10.1_{version}_data.npy", field)
-        labels = _array(root / f"cifar10.1_{version}_labels.npy", field)
-        if images is not None and labels is not None:
+        paths = [root / f"cifar10.1_{version}_{part}.npy" for part in ("data", "labels")]
+        if all(path.is_file() for path in paths):
+            images, labels = (read_array(path, field) for path in paths)
             break
     else:
         raise ConfigError(f"{field}: {root} has no cifar10.1_v6_data.npy and _labels.npy.")
+    if labels.ndim != 1 or not np.isin(labels, range(10)).all():
+        raise ConfigError(f"{field}: {paths[1]}: not a list of labels 0 to 9. Fetch it again.")
     if images.shape != (len(labels), 32, 32, 3) or images.dtype != np.uint8:
         raise ConfigError(
             f"{field}: {root}: images are {images.dtype} {list(images.shape)}, with {len(labels)} "
@@ -256,13 +265,6 @@ def _cifar10_1(root: Path, field: str) -> Listing:
         return np.ascontiguousarray(images[row])
 
     return listing([f"{version}/{i}" for i in range(len(labels))], np.asarray(labels), read)
-
-
-def _array(path: Path, field: str) -> Any:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
-    except ValueError as error:
-        raise ConfigError(f"{field}: {path} is not an array file of numpy: {error}") from error
 
 
 def _stl10(root: Path, order: Sequence[int], field: str) -> Shifted:
@@ -290,6 +292,6 @@ def _stl10(root: Path, order: Sequence[int], field: str) -> Shifted:
 
 
 def _bytes(path: Path, field: str) -> Any:
-    if not path.is_file():
-        raise ConfigError(f"{field}: there is no {path}.")
+    if not path.is_file() or not path.stat().st_size:
+        raise ConfigError(f"{field}: there is no {path}, or nothing in it. Fetch it again.")
     return np.memmap(path, np.uint8, "r")

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from soupray.core.arrays import Images, Indices, Uint8
 from soupray.core.errors import ConfigError, EvaluationError
-from soupray.data.decoding import Look, Unreadable, decode
+from soupray.data.decoding import Look, decode, decoded
+from soupray.data.opening import Unreadable
 from soupray.data.splits import Listing
 
 CHUNK = 4096
@@ -24,14 +25,17 @@ class Content(NamedTuple):
     """The digests of a sample.
 
     Attributes:
-        kept: SHA-256 (hex) of the array in the cache, or of the source if nothing is cached.
+        kept: SHA-256 (hex) of the array in the cache, or of the source if nothing is cached. If an
+            image was changed when it was opened, it also covers how.
         source: SHA-256 (hex) of the sample in its source.
         problem: why it cannot be read; then the digests are empty.
+        done: what was done to an image when it was opened, in words that are counted.
     """
 
     kept: str
     source: str
     problem: str = ""
+    done: tuple[str, ...] = ()
 
 
 def threads() -> ThreadPoolExecutor:
@@ -101,14 +105,16 @@ def _each(part: Listing, look: Look, target: Images | None) -> list[Content]:
     def one(row: int) -> Content:
         try:
             raw = part.raw(row)
-            image = decode(raw, look, part.border)
+            image = decoded(raw, look, part.border)
         except (Unreadable, OSError) as error:
             return Content("", "", str(error))
         source = sha256(raw)
         if target is None:
-            return Content(source, source)
-        target[row] = image
-        return Content(sha256(image), source)
+            # Nothing else says that these images are not those of a version without the change.
+            how = "\n".join((source, *image.done)).encode()
+            return Content(sha256(how) if image.changed else source, source, done=image.done)
+        target[row] = image.pixels
+        return Content(sha256(image.pixels), source, done=image.done)
 
     contents: list[Content] = []
     with threads() as pool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from soupray.core.errors import ConfigError
 from soupray.data.digits import split_digits
-from soupray.data.folders import existing, folder_labels, list_part, mapped_labels
+from soupray.data.folders import existing, folder_labels, list_part, mapped_labels, walked
 from soupray.data.idx import file_digests, split_idx
 from soupray.data.natural import Shifted, list_shift
 from soupray.data.shards import list_shards, shards
@@ -37,6 +37,10 @@ from soupray.spec.data import (
     TorchvisionSpec,
     WebDatasetSpec,
 )
+from soupray.spec.files import path_of
+
+MOST_CLASSES = 1_000_000
+"""The most classes: fifty times those of ImageNet-21k."""
 
 TRAIN, TEST = "data.train", "data.test"
 
@@ -71,6 +75,7 @@ def parts_of(data: DataSpec, seed: int, classes: Sequence[str]) -> Parts:
     if isinstance(data, TextSpec):
         return Parts(dict(split_texts(data, classes, seed)), list(classes))
     every, test, sources = _sources(data, classes)
+    _refuse_many_classes(every, test)
     every, listed = set_aside(every, data.held_out)
     count = int(every.labels.max()) + 1
     wanted = held_out_shares(data.held_out, count)
@@ -104,8 +109,9 @@ def _sources(data: ImagesSpec, classes: Sequence[str]) -> _Source:
         test = None if drawn else list_part(str(data.test), classes, data, TEST)[0]
         return _Source(train, test, names)
     if isinstance(data, WebDatasetSpec):
-        test = None if drawn else list_shards(str(data.test), TEST)
-        return _Source(list_shards(data.train, TRAIN), test, _numbers(classes))
+        skip = data.on_error == "skip"
+        test = None if drawn else list_shards(str(data.test), TEST, skip)
+        return _Source(list_shards(data.train, TRAIN, skip), test, _numbers(classes))
     # The imports are here because each library takes seconds to import, or is not installed.
     if isinstance(data, TorchvisionSpec):
         from soupray.data.torchvision_sets import list_torchvision
@@ -160,6 +166,16 @@ def _by_name(
     return listing._replace(labels=np.array(numbers, np.int64)[listing.labels]), called
 
 
+def _refuse_many_classes(*parts: Listing | None) -> None:
+    """Refuse labels that no data set has, before anything is counted by class."""
+    largest = max(int(part.labels.max()) for part in parts if part is not None)
+    if largest >= MOST_CLASSES:
+        raise ConfigError(
+            f"data: a label is {largest}; allowed is 0 to {MOST_CLASSES - 1}. Labels are numbers "
+            "of classes, without gaps."
+        )
+
+
 def _check_enough(every: Listing, wanted: dict[str, list[int]]) -> None:
     there = np.bincount(every.labels)
     asked = [sum(counts) for counts in zip(*wanted.values(), strict=True)] or [0] * len(there)
@@ -209,31 +225,38 @@ def fingerprints(data: DataSpec) -> list[str]:
         files.append(data.label_map)
     if isinstance(data.held_out, HeldOutIds):
         files.append(data.held_out.ids)
-    found += [_file_digest(Path(file).expanduser()) for file in files if file is not None]
-    roots = [Path(s.root) for s in data.natural_shifts]
+    found += [_file_digest(path_of(file, "data")) for file in files if file is not None]
+    roots = [s.root for s in data.natural_shifts]
     if isinstance(data, WebDatasetSpec):
         patterns = [(data.train, TRAIN)]
         patterns += [(data.test, TEST)] if isinstance(data.test, str) else []
         found += [_stats([str(p) for pattern, f in patterns for p in shards(pattern, f)])]
     elif isinstance(data, FolderSpec):
-        roots += [Path(data.train)] + ([Path(data.test)] if isinstance(data.test, str) else [])
+        roots += [data.train] + ([data.test] if isinstance(data.test, str) else [])
     elif isinstance(data, TorchvisionSpec | HuggingFaceSpec):
-        roots.append(Path(data.root if isinstance(data, TorchvisionSpec) else data.path))
-    return found + [_tree(root.expanduser()) for root in roots]
+        roots.append(data.root if isinstance(data, TorchvisionSpec) else data.path)
+    return found + [_tree(path_of(root, "data")) for root in roots]
 
 
 def _file_digest(path: Path) -> str:
     # No error for a missing file here: the code that reads it has a better message.
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _tree(root: Path) -> str:
     """Digest of the paths, sizes and modification times of all files in `root`."""
     total = hashlib.sha256()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders.sort()
-        paths = [f"{folder}/{name}" for name in sorted(files)]
-        total.update(_stats(paths, len(str(root))).encode())
+    if not root.is_dir():
+        return ""
+    try:
+        for folder, files, _ in sorted(walked(root)):
+            paths = [f"{folder}/{name}" for name in files]
+            total.update(_stats(paths, len(str(root))).encode())
+    except OSError as error:
+        raise ConfigError(f"data: {error.filename}: {error.strerror}.") from error
     return total.hexdigest()
 
 
@@ -241,6 +264,10 @@ def _stats(paths: Sequence[str], prefix: int = 0) -> str:
     """Digest of path, size and modification time. A path loses its first `prefix` characters."""
     total = hashlib.sha256()
     for path in paths:
-        seen = os.stat(path)  # noqa: PTH116 - faster than pathlib, for a million files
-        total.update(f"{path[prefix:]}\0{seen.st_size}\0{seen.st_mtime_ns}\n".encode())
+        try:
+            seen = os.stat(path)  # noqa: PTH116 - faster than pathlib, for a million files
+            about = f"{seen.st_size}\0{seen.st_mtime_ns}"
+        except OSError as error:  # a link to nothing
+            about = str(error.errno)
+        total.update(os.fsencode(path[prefix:]) + f"\0{about}\n".encode())
     return total.hexdigest()

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from soupray.core.arrays import Images, Indices, Labels, Mask, Uint8
-from soupray.core.errors import ConfigError
+from soupray.core.errors import ConfigError, one_line
 from soupray.spec.data import HeldOut, HeldOutIds
-from soupray.spec.yaml import read_text
+from soupray.spec.files import path_of, read_text
 
 
 class Samples(NamedTuple):
@@ -47,6 +47,7 @@ class Listing(NamedTuple):
         read: returns the image in a row of the source.
         rows: [N], the row of each sample in the source.
         border: pixels to cut off at each side of an image.
+        notes: what of the source is not among the samples, and why.
     """
 
     ids: list[str]
@@ -54,6 +55,7 @@ class Listing(NamedTuple):
     read: Callable[[int], Raw]
     rows: Indices
     border: int = 0
+    notes: tuple[str, ...] = ()
 
     def take(self, rows: Indices) -> Listing:
         """The samples at the positions `rows`, in the order of `rows`."""
@@ -67,9 +69,25 @@ class Listing(NamedTuple):
             row: position of the sample in this listing.
 
         Raises:
-            OSError: the source cannot be read.
+            OSError: the source cannot be read, or the sample's id cannot stand on a line of a list.
         """
+        if not is_usable(self.ids[row]):
+            raise OSError("its name is not one line of text in UTF-8")
         return self.read(int(self.rows[row]))
+
+
+def is_usable(name: str) -> bool:
+    """Whether a name can be an id: text in UTF-8 without line breaks, as lists of ids have it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a file name in another encoding
+        return False
+    return not {"\n", "\r", "\0"} & set(name)
+
+
+def shown_name(name: str) -> str:
+    """A name from outside as a message shows it: quoted if a terminal could not print it."""
+    return name if name.isprintable() else repr(name)
 
 
 def listing(ids: list[str], labels: npt.ArrayLike, read: Callable[[int], Raw]) -> Listing:
@@ -93,7 +111,8 @@ def shares(total: int, classes: int) -> list[int]:
     Returns:
         The number of samples of each class. The first classes have the remainder.
     """
-    return [len(part) for part in np.array_split(np.arange(total), classes)]
+    least, left = divmod(total, classes)
+    return [least + (label < left) for label in range(classes)]
 
 
 def held_out_shares(held_out: HeldOut, classes: int) -> dict[str, list[int]]:
@@ -147,7 +166,7 @@ def set_aside(samples: P, held_out: HeldOut) -> tuple[P, dict[str, P]]:
     """
     if not isinstance(held_out, HeldOutIds):
         return samples, {}
-    path = Path(held_out.ids).expanduser()
+    path = path_of(held_out.ids, "data.held_out.ids")
     chosen = _by_mask(path, samples) if path.suffix == ".npy" else _by_id(path, samples)
     if not chosen.any():
         raise ConfigError(f"data.held_out.ids: {path} lists no samples to hold out.")
@@ -176,10 +195,7 @@ def _by_id(path: Path, samples: Part) -> Mask:
 
 
 def _by_mask(path: Path, samples: Part) -> Mask:
-    try:
-        mask = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"data.held_out.ids: {path}: cannot be read: {error}.") from error
+    mask = read_array(path, "data.held_out.ids")
     if mask.shape != (len(samples.ids),) or not np.isin(mask, (0, 1)).all():
         raise ConfigError(
             f"data.held_out.ids: {path} has shape {list(mask.shape)}. It must have a 0 (held out) "
@@ -187,6 +203,28 @@ def _by_mask(path: Path, samples: Part) -> Mask:
             "number."
         )
     return np.asarray(mask == 0)
+
+
+def read_array(path: Path, field: str) -> npt.NDArray[Any]:
+    """The array in a file of numpy (.npy), as a memory map: a header can promise any size.
+
+    Args:
+        path: of the file.
+        field: the field of the spec that error messages name.
+
+    Raises:
+        ConfigError: the file is missing, or is not such a file.
+    """
+    try:
+        if not path.is_file():  # a FIFO would wait for ever
+            raise OSError("there is no such file")
+        found: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    # The header is Python source: numpy's reader raises errors of many types.
+    except Exception as error:
+        raise ConfigError(
+            f"{field}: {path}: cannot be read as an array: {one_line(error)}."
+        ) from error
+    return found
 
 
 def draw(samples: P, wanted: dict[str, list[int]], rest: str, seed: int) -> dict[str, P]:

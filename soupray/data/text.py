@@ -5,20 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from soupray.core.errors import ConfigError
 from soupray.core.texts import cut, pack
-from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares
+from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares, shown_name
 from soupray.spec.class_numbers import number_of, numbers_by_name
 from soupray.spec.data import TextSpec
+from soupray.spec.files import path_of, read_regular
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
+
+MOST_BYTES = 4 * 2**30
+"""The largest file: all its texts are in memory at a time."""
 
 
 class _Row(NamedTuple):
@@ -74,7 +78,7 @@ def read_texts(named: str, spec: TextSpec, classes: Sequence[str]) -> Samples:
         ConfigError: the file is missing, broken or empty, a column or a label is unknown, or a text
             is too long.
     """
-    path = Path(named).expanduser()
+    path = path_of(named, "data")
     rows = list(_rows(path, spec, classes))
     if not rows:
         raise ConfigError(f"{path}: there is no sample in it.")
@@ -93,12 +97,12 @@ def read_texts(named: str, spec: TextSpec, classes: Sequence[str]) -> Samples:
 
 def _rows(path: Path, spec: TextSpec, classes: Sequence[str]) -> Iterator[_Row]:
     known = numbers_by_name(classes)
-    for where, found in _records(path, _read(path)):
+    for where, found in _records(path, _read(path), spec, known):
         for column in (spec.text_column, spec.label_column):
             if not isinstance(found.get(column), str):
                 raise ConfigError(
                     f"{where}: no text in column {column!r}. Its columns are: "
-                    f"{', '.join(map(str, found))}. Name the columns of texts and labels in "
+                    f"{', '.join(map(shown_name, found))}. Name the columns of texts and labels in "
                     "data.text_column and data.label_column."
                 )
         text, label = found[spec.text_column].strip(), found[spec.label_column]
@@ -112,33 +116,104 @@ def _rows(path: Path, spec: TextSpec, classes: Sequence[str]) -> Iterator[_Row]:
         yield _Row(text, number, where)
 
 
-def _records(path: Path, data: bytes) -> Iterator[tuple[str, dict[str, str]]]:
+def _records(
+    path: Path, data: bytes, spec: TextSpec, known: Mapping[str, int]
+) -> Iterator[tuple[str, dict[str, str]]]:
     """(FILE:LINE, the columns of a sample) for each sample of a file."""
     try:
         # Not splitlines(): it also splits at other characters, which a text may contain.
-        lines = io.StringIO(data.decode("utf-8-sig"), newline="")
+        lines = list(io.StringIO(data.decode("utf-8-sig"), newline=""))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error}.") from error
     if path.suffix in DELIMITERS:
-        reader = csv.DictReader(lines, delimiter=DELIMITERS[path.suffix], strict=True)
-        try:
-            for found in reader:
-                yield f"{path}:{reader.line_num}", found
-        except csv.Error as error:
-            raise ConfigError(f"{path}: after line {reader.line_num}: {error}.") from error
+        yield from _cells(path, lines, spec, known)
         return
     if path.suffix not in JSON_LINES:
-        known = ", ".join((*DELIMITERS, *JSON_LINES))
-        raise ConfigError(f"{path}: the ending must say the file format. It is one of {known}.")
+        formats = ", ".join((*DELIMITERS, *JSON_LINES))
+        raise ConfigError(f"{path}: the ending must say the file format. It is one of {formats}.")
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield f"{path}:{number}", _object(line, f"{path}:{number}")
 
 
+def _cells(
+    path: Path, lines: list[str], spec: TextSpec, known: Mapping[str, int]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The samples of a table. A row has a cell for each column, and ends where its lines say."""
+    delimiter = DELIMITERS[path.suffix]
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    columns: list[str] = []
+    start = 1
+    try:
+        for cells in reader:
+            where = f"{path}:{start}"
+            if not columns:
+                columns = cells
+                _refuse_twice(columns, spec, where)
+            elif cells:
+                if len(cells) != len(columns):
+                    raise ConfigError(
+                        f"{where}: {len(cells)} cells in a table of {len(columns)} columns. Put a "
+                        f"text with {delimiter!r} or a line break in it into double quotes."
+                    )
+                inside = lines[start : reader.line_num]
+                if row := _swallowed(inside, columns, spec, delimiter, known):
+                    raise ConfigError(
+                        f"{where}: a quoted text goes on for {len(inside)} more lines, and one of "
+                        f"them is a row itself: {row[:60]!r}. Close the quote, write a quote in a "
+                        'text twice (""), or use JSON lines.'
+                    )
+                yield where, dict(zip(columns, cells, strict=True))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise ConfigError(f"{path}: in the row of line {start}: {error}.") from error
+
+
+def _refuse_twice(columns: Sequence[str], spec: TextSpec, where: str) -> None:
+    """Refuse a header in which the column of the texts or of the labels is there twice."""
+    for column in (spec.text_column, spec.label_column):
+        if columns.count(column) > 1:
+            raise ConfigError(
+                f"{where}: {columns.count(column)} columns are called {column!r}. Give each one a "
+                "name of its own."
+            )
+
+
+def _swallowed(
+    inside: Sequence[str],
+    columns: Sequence[str],
+    spec: TextSpec,
+    delimiter: str,
+    known: Mapping[str, int],
+) -> str:
+    """A line within a quoted text that is a row itself: the quote was never closed. Empty: none.
+
+    Args:
+        inside: the lines of the row after its first one.
+        columns: names of the table's columns.
+        spec: names the column of the labels.
+        delimiter: of cells.
+        known: the numbers of the classes by the names that mean them.
+    """
+    place = columns.index(spec.label_column) if spec.label_column in columns else -1
+    for line in inside:
+        cells = line.strip("\r\n").split(delimiter)
+        if len(cells) == len(columns) and number_of(cells[place].strip('"'), known) is not None:
+            return line.strip("\r\n")
+    return ""
+
+
 def _object(line: str, where: str) -> dict[str, str]:
     try:
-        found = json.loads(line)
-    except json.JSONDecodeError as error:
+        found = json.loads(line, object_pairs_hook=_without_twice)
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{where}: half of a surrogate pair is no character. Write the character itself."
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: not JSON: too many levels.") from error
+    except ValueError as error:  # also a number of more digits than Python reads
         raise ConfigError(f"{where}: not JSON: {error}.") from error
     if not isinstance(found, dict):
         raise ConfigError(
@@ -147,9 +222,17 @@ def _object(line: str, where: str) -> dict[str, str]:
     return found
 
 
+def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
+        raise ValueError(f"the column {twice!r} is there twice")
+    return found
+
+
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MOST_BYTES)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read: {error.strerror}. Paths in data.train, data.test and "

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torchvision import datasets
 
-from soupray.core.errors import ConfigError
+from soupray.core.errors import ConfigError, one_line
+from soupray.data.opening import Unreadable
 from soupray.data.splits import Listing, Raw, listing
 from soupray.spec.data import TorchvisionSpec
 
@@ -39,7 +40,10 @@ def list_torchvision(spec: TorchvisionSpec, train: bool) -> tuple[Listing, list[
         )
 
     def read(row: int) -> Raw:
-        image = data[row][0]
+        try:
+            image = data[row][0]
+        except Exception as error:  # Pillow's exceptions are of many types
+            raise Unreadable(f"{type(error).__name__}: {one_line(error)}") from error
         return np.asarray(image if image.mode == "L" else image.convert("RGB"))
 
     named = getattr(data, "wnids", None) or getattr(data, "classes", None)

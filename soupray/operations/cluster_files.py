@@ -17,8 +17,9 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from soupray.core.errors import ConfigError
+from soupray.spec.files import read_text
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.spec.yaml import read_documents, read_text
+from soupray.spec.yaml import read_documents
 
 log = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -17,6 +18,8 @@ from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import ProbeInit, TrainedInit, TransformersSpec
 from soupray.tasks import task_of
+
+log = logging.getLogger(__name__)
 
 
 class Inputs(Record, frozen=True, kw_only=True):
@@ -63,7 +66,8 @@ class DryRun(Record, frozen=True, kw_only=True):
     `soup_train_samples` are forward passes of training samples: those that recipes need, and those
     for the BatchNorm statistics of soups. The statistics of each soup are counted once; if several
     actors evaluate a soup at the same time, each one estimates them. `classes` has the name that
-    the data give to each class, `inputs` the preprocessing of images.
+    the data give to each class, `inputs` the preprocessing of images; `notes` say what of the data
+    is left out.
     """
 
     trials: int
@@ -77,6 +81,7 @@ class DryRun(Record, frozen=True, kw_only=True):
     soup_stored_bytes: int
     classes: list[PlannedClass]
     inputs: Inputs | None
+    notes: tuple[str, ...]
 
 
 def dry_run(spec: SweepSpec) -> DryRun:
@@ -84,7 +89,9 @@ def dry_run(spec: SweepSpec) -> DryRun:
 
     The data are listed and the model is built on this machine; nothing is decoded or stored.
     """
-    sizes, classes = planned(spec)
+    sizes, classes, notes = planned(spec)
+    for note in notes:
+        log.warning(f"{note}.")
     size = {name: count for name, _, count in sizes}
     task = task_of(spec.task)
     model = task.model()
@@ -121,4 +128,5 @@ def dry_run(spec: SweepSpec) -> DryRun:
         + features,
         classes=classes,
         inputs=inputs_of(spec, task),
+        notes=notes,
     )

@@ -10,6 +10,7 @@ from soupray.core.records import Basis, Ingredient, Manifest, Trial, digest
 from soupray.search.plan import CODE_VERSION
 from soupray.search.state import basis_key, find_basis
 from soupray.services.place import start_services
+from soupray.spec.files import path_of
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import check_bucket, create_record, find_record
@@ -78,9 +79,12 @@ def _found(named: Sequence[str]) -> list[Path]:
     """Return the files, sorted by path, each once."""
     found: set[Path] = set()
     for pattern in named:
-        path = Path(pattern).expanduser()
+        path = path_of(pattern, "import")
         root = Path(path.anchor)  # "." of a relative path
-        here = [path] if path.exists() else list(root.glob(str(path.relative_to(path.anchor))))
+        try:
+            here = [path] if path.exists() else list(root.glob(str(path.relative_to(path.anchor))))
+        except ValueError as error:  # `**` is a name of its own, or nothing
+            raise ConfigError(f"{pattern!r} is no pattern: {error}.") from error
         if not here:
             raise ConfigError(f"{pattern}: there is no such file. Name checkpoints, or a pattern.")
         found |= set(here)

@@ -9,7 +9,7 @@ import msgspec
 import torch
 
 from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate
-from soupray.core.errors import ChecksumMismatch, ConfigError
+from soupray.core.errors import ChecksumMismatch, ConfigError, one_line
 from soupray.core.records import BlobRef, Record, decode
 from soupray.evaluation.local import about
 from soupray.maths.weights import Mixer
@@ -55,8 +55,8 @@ def read_recipe(path: Path) -> RecipeFile:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except msgspec.MsgspecError as error:
         raise ConfigError(
-            f"{path}: not a recipe file of soupray: {error}. Recipe files are the *.recipe.json "
-            "beside a leaderboard."
+            f"{path}: not a recipe file of soupray: {one_line(error)}. Recipe files are the "
+            "*.recipe.json beside a leaderboard."
         ) from error
 
 

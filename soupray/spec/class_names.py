@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from soupray.core.errors import ConfigError
+from soupray.spec.files import path_of
 from soupray.spec.yaml import read_yaml
 
 CLASS_SETS = ("imagenet",)
@@ -73,7 +74,7 @@ def _templates(given: str) -> list[Any]:
 
 
 def _listed(field: str, given: str, known: tuple[str, ...]) -> list[Any]:
-    path = Path(given).expanduser()
+    path = path_of(given, field)
     if not path.is_file():
         raise ConfigError(
             f"{field}: {given!r} is neither a known set ({', '.join(known)}) nor a file. "
@@ -93,7 +94,7 @@ def _names_of_folders(data: Any) -> list[str]:
         return list(read_label_map(data["label_map"]))
     if not isinstance(data.get("train"), str):
         return []
-    root = Path(data["train"]).expanduser()
+    root = path_of(data["train"], "data.train")
     if not root.is_dir():
         raise ConfigError(
             "task.classes is left out, which means the names of the folders in data.train, but "
@@ -103,8 +104,22 @@ def _names_of_folders(data: Any) -> list[str]:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Return the names of the folders in `root`, sorted as text, as torchvision orders labels."""
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """Return the names of the folders in `root`, sorted as text, as torchvision orders labels.
+
+    Raises:
+        ConfigError: `root` cannot be listed, or the name of a folder in it cannot name a class.
+    """
+    try:
+        found = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"{root}: cannot be listed: {error.strerror}.") from error
+    for name in found:
+        if not name.isprintable():  # also a name that is not UTF-8
+            raise ConfigError(
+                f"{root}: the folder {name!r} cannot name a class: its name is not printable text "
+                "in UTF-8. Rename it."
+            )
+    return found
 
 
 def read_label_map(path: str) -> dict[str, tuple[str, ...]]:
@@ -113,7 +128,7 @@ def read_label_map(path: str) -> dict[str, tuple[str, ...]]:
     Raises:
         ConfigError: the file cannot be read, or has another form.
     """
-    found = read_yaml(Path(path).expanduser())
+    found = read_yaml(path_of(path, "label_map"))
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{path}: a label map has a line a class, like `cat: [tabby, siamese]`.")
     folders: dict[str, tuple[str, ...]] = {}

@@ -163,7 +163,8 @@ class Pictures(_Shifted):
     for RGB, 1 for grey. Training images are kept at `train_size` pixels, by default one seventh
     larger than `size`, so that augmentation can cut from them. `keep: stream` decodes the original
     files batch by batch, for training sets that are too large to store decoded. `on_error` is for
-    images that cannot be read.
+    images that cannot be read. An image of more than `max_pixels` cannot; without it, this is an
+    image of more than Pillow's limit, 89 478 485.
     """
 
     held_out: HeldOut
@@ -172,6 +173,8 @@ class Pictures(_Shifted):
     channels: Literal[1, 3] = 3
     keep: Literal["mapped", "stream"] = "mapped"
     on_error: Literal["fail", "skip"] = "fail"
+    # Left out if not given, so that digests of specs from before this field do not change.
+    max_pixels: Count | None = Field(default=None, exclude_if=lambda most: most is None)
 
     @property
     def side_of_train(self) -> int:

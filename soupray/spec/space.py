@@ -140,7 +140,8 @@ class Search(SpecModel):
     `train`: `all` weights, or only those of the `head`.
     """
 
-    trials: Annotated[int, Field(ge=0)]  # 0: a pool of imported models only
+    # 0: a pool of imported models only. A plan is made and shown as a whole, so it has an end.
+    trials: Annotated[int, Field(ge=0, le=100_000)]
     sampler: Literal["random", "qmc", "tpe"] = "random"
     scheduler: Literal["fifo", "asha"] = "fifo"
     train: Literal["all", "head"] = "all"

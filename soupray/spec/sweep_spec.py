@@ -7,29 +7,40 @@ import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import pydantic
 from pydantic import Field
 
-from soupray.core.errors import ConfigError, has_password, mask
+from soupray.core.errors import ConfigError, has_password, mask, one_line
 from soupray.core.records import Metric, Setting, Training, digest
 from soupray.recipes import check_recipes
 from soupray.recipes.recipe import Option
 from soupray.spec.class_names import resolved
 from soupray.spec.data import DataSpec
+from soupray.spec.files import read_text
 from soupray.spec.preprocessing import with_preprocessing
-from soupray.spec.space import IMAGE_ONLY, Count, NonNegative, Positive, Search, SpecModel, refuse
+from soupray.spec.space import IMAGE_ONLY, Count, NonNegative, Search, SpecModel, refuse
 from soupray.spec.task import Init, TaskSpec, TrainedInit
-from soupray.spec.yaml import parse_yaml, read_text
+from soupray.spec.yaml import parse_yaml
 
 NAME_LENGTH = 63
 
+LEAST_SHARE = 0.0001
+"""The smallest share of a CPU or GPU that Ray counts: its kResourceUnitScaling is 10 000."""
+
+MOST_SHOWN = 200
+"""Characters of a value that a message shows."""
+
+_BUCKET = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
+"""S3's own names are of 3 to 63 lower-case characters; those of other stores may have more."""
+
 
 def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
-    """Return a check that a text starts with `pattern`; its message says what is allowed."""
+    """Return a check that a text is as `pattern` says; its message says what is allowed."""
 
     def check(text: str) -> str:
-        if not re.match(pattern, text):
+        if not re.fullmatch(pattern, text):
             raise ValueError(f"write {allowed}")
         return text
 
@@ -44,7 +55,7 @@ class Resources(SpecModel):
     the present size of the cluster. A sweep shows all its trials to the autoscaler.
     """
 
-    cpu: Positive = 1.0
+    cpu: Annotated[float, Field(ge=LEAST_SHARE, le=1_000_000)] = 1.0
     gpu: NonNegative = 0.0
     at_most: Count | None = None
 
@@ -53,6 +64,8 @@ class Resources(SpecModel):
     def _at_most_one(cls, gpu: float) -> float:
         if gpu > 1:
             raise ValueError("a worker computes on one GPU; for more: training: {workers: N}")
+        if 0 < gpu < LEAST_SHARE:
+            raise ValueError(f"Ray divides a GPU into shares of {LEAST_SHARE:g} and more")
         return gpu
 
 
@@ -60,9 +73,9 @@ class TrainingSpec(SpecModel):
     """How trials are computed (`core.records.Training`); `resources` are those of one worker."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    micro_batch: Count | None = None
+    micro_batch: Annotated[Count, Field(le=1_000_000)] | None = None
     checkpointing: bool = False
-    workers: Count = 1
+    workers: Annotated[Count, Field(le=10_000)] = 1
 
     def record(self) -> Training:
         """Return these settings as the record that trials contain."""
@@ -75,13 +88,13 @@ class SweepSpec(SpecModel):
     name: Annotated[
         str,
         _matching(
-            rf"[a-z0-9][a-z0-9_-]{{0,{NAME_LENGTH - 1}}}$",
+            rf"[a-z0-9][a-z0-9_-]{{0,{NAME_LENGTH - 1}}}",
             f"1 to {NAME_LENGTH} lower-case letters, digits, - and _",
         ),
     ]
-    seed: Annotated[int, Field(ge=0)] = 0
-    threads: Count = 1
-    evaluation_batch: Count = 250
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    threads: Annotated[Count, Field(le=1024)] = 1
+    evaluation_batch: Annotated[Count, Field(le=1_000_000)] = 250
     precision: Literal["fp32", "cascade", "bf16"] = "fp32"
     metric: Metric = "accuracy"
     task: Annotated[TaskSpec, Field(discriminator="kind")]
@@ -93,12 +106,12 @@ class SweepSpec(SpecModel):
     resources: Resources = Resources()
     storage: Annotated[
         str,
-        _matching(r"embedded$|s3://.|file:///.", "embedded, s3://bucket/prefix or file:///folder"),
+        _matching(r"embedded|s3://.+|file:///.+", "embedded, s3://bucket/prefix or file:///folder"),
     ]
     tracking: Annotated[
         str,
         _matching(
-            r"embedded$|off$|https?://.|sqlite:///.",
+            r"embedded|off|https?://.+|sqlite:///.+",
             "embedded, off, sqlite:///FILE or the URL of an MLflow server",
         ),
     ]
@@ -112,6 +125,32 @@ class SweepSpec(SpecModel):
                 "a spec is stored and shown, so no password may be in it. Put it into the "
                 "environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        return url
+
+    @pydantic.field_validator("storage", "tracking")
+    @classmethod
+    def _is_read_whole(cls, url: str, info: pydantic.ValidationInfo) -> str:
+        """Refuse what the libraries that take the URL would drop, or fail on."""
+        if info.field_name == "storage" and (dropped := set(url) & set("?#")):
+            raise ValueError(
+                f"what follows {min(dropped)} in a URL is no part of a prefix, so that two sweeps "
+                "would share one; write letters, digits, - and _"
+            )
+        if not url.isprintable() or (url.startswith("s3:") and " " in url):
+            raise ValueError("a space, or a character that cannot be printed, is in the URL")
+        try:
+            parts = urlsplit(url)
+            named = parts.hostname is not None or parts.scheme not in ("s3", "http", "https")
+            _ = parts.port
+        except ValueError as error:
+            raise ValueError(f"no URL: {error}; write a name or an address, and a port") from error
+        if not named:
+            raise ValueError("the URL names no bucket and no host")
+        if parts.scheme == "s3" and not re.fullmatch(_BUCKET, parts.netloc):
+            raise ValueError(
+                f"a bucket cannot be called {parts.netloc!r}; its name has letters, digits, ., - "
+                "and _"
             )
         return url
 
@@ -280,7 +319,7 @@ def explain(error: pydantic.ValidationError, source: str, root: type[SpecModel])
     # The last part is a key, unless it is pydantic's name of a branch of a union.
     if isinstance(last, int) or first["type"] == "extra_forbidden" or last in keys:
         names.append(last)
-    where = ".".join(map(str, names)) or "(top level)"
+    where = one_line(".".join(map(str, names))) or "(top level)"
     if first["type"] == "extra_forbidden":
         allowed = _fields_at(inner, root)
         close = difflib.get_close_matches(str(names[-1]), allowed, n=1)
@@ -290,7 +329,9 @@ def explain(error: pydantic.ValidationError, source: str, root: type[SpecModel])
         return f"{source}: {where}: required, but not given."
     value = first["input"] if not isinstance(first["input"], dict) else "this mapping"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{source}: {where}: {mask(repr(value))} is not allowed: {message}."
+    shown = mask(repr(value))
+    shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]} ..."
+    return f"{source}: {where}: {shown} is not allowed: {message}."
 
 
 def _fields_at(loc: list[int | str], root: type[SpecModel]) -> list[str]:

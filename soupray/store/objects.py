@@ -26,6 +26,7 @@ from soupray.core.errors import (
     ConfigError,
     NotFound,
     StoreUnavailable,
+    one_line,
 )
 from soupray.core.records import decode, encode
 
@@ -504,8 +505,8 @@ def read_record(store: Store, path: str, kind: Any) -> Any:
         return retry_once(lambda: decode(store.get(path), kind), msgspec.MsgspecError)
     except msgspec.MsgspecError as error:
         raise CheckpointError(
-            f"{path} in {store.url} cannot be read: {error}. It is corrupt, or of another version "
-            "of soupray. Delete it and run again: only what it records is repeated."
+            f"{path} in {store.url} cannot be read: {one_line(error)}. It is corrupt, or of "
+            "another version of soupray. Delete it and run again: only what it records is repeated."
         ) from error
 
 

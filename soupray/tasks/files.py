@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from soupray.core.errors import ConfigError
+from soupray.spec.files import path_of
 
 PACKAGE = "package:"
 
@@ -22,7 +23,7 @@ def local_path(named: str) -> Path:
         ConfigError: the package is not installed, or the path leads out of it.
     """
     if not named.startswith(PACKAGE):
-        return Path(named).expanduser()
+        return path_of(named, "task or init")
     name, _, inside = named.removeprefix(PACKAGE).partition("/")
     found = importlib.util.find_spec(name) if name.isidentifier() else None
     if found is None or not found.submodule_search_locations:
