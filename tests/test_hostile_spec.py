@@ -258,3 +258,20 @@ def test_the_plan_of_many_trials_is_shown_to_its_first_two_hundred(tmp_path):
     done = inside("sweep", path, "--dry-run")
     assert "... 4,800 more trials: --json has them all" in done.stdout
     assert done.stdout.count("\n") < 300
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("size", 10_001),
+        ("train_size", 10**18),
+        ("max_pixels", 2**31),
+        ("size", 0),
+        ("max_pixels", 0),
+    ],
+)
+def test_a_side_that_no_memory_holds_is_refused(field, value):
+    data = f"data: {{kind: folder, train: a, test: 1, held_out: 1, size: 16, {field}: {value}}}"
+    data = data.replace("size: 16, size", "size")
+    text = f"name: x\ntask: {{kind: timm, model: m, classes: [a, b], size: 16}}\n{data}\n"
+    assert f"data.{field}: {value} is not allowed" in refused(text)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from soupray.core.arrays import Labels
-from soupray.core.errors import ConfigError
+from soupray.core.errors import ConfigError, one_line
 from soupray.data.folders import MOST_BYTES
 from soupray.data.opening import Unreadable
 from soupray.data.splits import Listing, Raw, listing
 from soupray.spec.data import HuggingFaceSpec
-from soupray.spec.files import read_regular
+from soupray.spec.files import path_of, read_regular
 
 
 def list_huggingface(spec: HuggingFaceSpec, split: str) -> tuple[Listing, list[str] | None]:
@@ -85,11 +85,13 @@ def _split(spec: HuggingFaceSpec, split: str) -> Any:
         raise ConfigError(
             "data.kind = huggingface needs the package datasets: pip install 'soupray[hub]'"
         ) from error
+    path = path_of(spec.path, "data.path")
     try:
-        found = datasets.load_from_disk(spec.path)
+        found = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"data.path: {spec.path} is no folder that datasets.save_to_disk wrote: {error}"
+            f"data.path: {spec.path} is no folder that datasets.save_to_disk wrote: "
+            f"{one_line(error)}"
         ) from error
     parts = found if isinstance(found, datasets.DatasetDict) else {"train": found}
     if split not in parts:

@@ -12,6 +12,7 @@ from soupray.core.errors import ConfigError, one_line
 from soupray.data.opening import Unreadable
 from soupray.data.splits import Listing, Raw, listing
 from soupray.spec.data import TorchvisionSpec
+from soupray.spec.files import path_of
 
 LABELS = ("targets", "labels", "_labels")
 """The attributes in which torchvision's classes have the labels."""
@@ -63,11 +64,12 @@ def _open(spec: TorchvisionSpec, train: bool) -> Any:
             f"data.name = {spec.name!r}: torchvision has no data set of this name with a train "
             "and a test part. Names are those of its classes, like CIFAR10, STL10 or Food101."
         )
+    root = path_of(spec.root, "data.root")
     try:
-        return kind(root=spec.root, **part)  # download is false
+        return kind(root=str(root), **part)  # download is false
     except (RuntimeError, OSError, ValueError) as error:
         raise ConfigError(
-            f"data.root: {spec.name} is not in {spec.root}: {error} soupray does not download it. "
-            f'Run: python -c \'import torchvision; torchvision.datasets.{spec.name}("{spec.root}", '
-            "download=True)'"
+            f"data.root: {spec.name} is not in {spec.root}: {one_line(error)} soupray does not "
+            f"download it. Run: python -c 'import torchvision; "
+            f'torchvision.datasets.{spec.name}("{spec.root}", download=True)\''
         ) from error

@@ -9,6 +9,12 @@ from pydantic import Discriminator, Field, Tag
 
 from soupray.spec.space import Count, SpecModel
 
+LARGEST_SIDE = 10_000
+"""Pixels: ten times the side of what the largest models of timm and open_clip read."""
+
+MOST_PIXELS = 2**31 - 1
+"""Pixels of an image: Pillow counts them in an int."""
+
 Corruption = Literal[
     "inverted",
     "rotated",
@@ -168,13 +174,15 @@ class Pictures(_Shifted):
     """
 
     held_out: HeldOut
-    size: Count
-    train_size: Count | None = None
+    size: Annotated[Count, Field(le=LARGEST_SIDE)]
+    train_size: Annotated[Count, Field(le=LARGEST_SIDE)] | None = None
     channels: Literal[1, 3] = 3
     keep: Literal["mapped", "stream"] = "mapped"
     on_error: Literal["fail", "skip"] = "fail"
     # Left out if not given, so that digests of specs from before this field do not change.
-    max_pixels: Count | None = Field(default=None, exclude_if=lambda most: most is None)
+    max_pixels: Annotated[Count, Field(le=MOST_PIXELS)] | None = Field(
+        default=None, exclude_if=lambda most: most is None
+    )
 
     @property
     def side_of_train(self) -> int:
@@ -266,7 +274,7 @@ class TextSpec(SpecModel):
     )
     text_column: str = "text"
     label_column: str = "label"
-    max_bytes: Count = 2000
+    max_bytes: Annotated[Count, Field(le=1_000_000)] = 2000
     on_long: Literal["fail", "cut"] = "fail"
     overlap: Literal["fail", "drop"] = "fail"
 

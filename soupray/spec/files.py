@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import unicodedata
 from pathlib import Path
 
 from soupray.core.errors import ConfigError
@@ -35,8 +36,8 @@ def path_of(named: str, field: str) -> Path:
     except (RuntimeError, UnicodeEncodeError) as error:
         known = "a user of this machine" if isinstance(error, RuntimeError) else "text in UTF-8"
         raise ConfigError(f"{field}: {named!r} does not name {known}. Write the path.") from error
-    if "\0" in named:
-        raise ConfigError(f"{field}: {named!r} has a NUL, which no path has. Remove it.")
+    if any(unicodedata.category(character) == "Cc" for character in named):
+        raise ConfigError(f"{field}: {named!r} has a control character or a NUL. Remove it.")
     if max(map(len, parts)) > LONGEST_NAME or len(b"/".join(parts)) > LONGEST_PATH:
         raise ConfigError(
             f"{field}: {named[:60]!r}... is longer than a path of Linux: {LONGEST_NAME} bytes a "

@@ -93,7 +93,7 @@ class TimmSpec(SpecModel):
     args: dict[str, JsonValue] = Field(default_factory=dict)
     pretrained: str | None = None
     classes: Classes
-    size: Count
+    size: Annotated[Count, Field(le=10_000)]
     mean: tuple[float, ...] = Field(min_length=1)
     std: tuple[Positive, ...] = Field(min_length=1)
     interpolation: Interpolation = "bicubic"
