@@ -359,6 +359,7 @@ def test_a_label_of_a_million_million_classes_is_refused_before_it_is_counted(tm
         ("**.tar", "is no pattern: .*entire path component"),
         ("**", "there is no shard"),
         ("a\0b", "has a control character or a NUL"),
+        ("~nosuchuser\0", "has a control character or a NUL"),
         ("a\x1b[31mb", "has a control character or a NUL"),
         ("~nosuchuser/x.tar", "does not name a user of this machine"),
         ("", "there is no shard|is no pattern"),

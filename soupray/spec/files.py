@@ -30,14 +30,14 @@ def path_of(named: str, field: str) -> Path:
     Raises:
         ConfigError: no file can have this path.
     """
+    if any(unicodedata.category(character) == "Cc" for character in named):
+        raise ConfigError(f"{field}: {named!r} has a control character or a NUL. Remove it.")
     try:
         path = Path(named).expanduser()
         parts = os.fsencode(path).split(b"/")
     except (RuntimeError, UnicodeEncodeError) as error:
         known = "a user of this machine" if isinstance(error, RuntimeError) else "text in UTF-8"
         raise ConfigError(f"{field}: {named!r} does not name {known}. Write the path.") from error
-    if any(unicodedata.category(character) == "Cc" for character in named):
-        raise ConfigError(f"{field}: {named!r} has a control character or a NUL. Remove it.")
     if max(map(len, parts)) > LONGEST_NAME or len(b"/".join(parts)) > LONGEST_PATH:
         raise ConfigError(
             f"{field}: {named[:60]!r}... is longer than a path of Linux: {LONGEST_NAME} bytes a "

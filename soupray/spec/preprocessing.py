@@ -39,7 +39,8 @@ def with_preprocessing(data: dict[str, Any], source: str) -> dict[str, Any]:
     """
     task, samples = data.get("task"), data.get("data")
     known = {"open_clip": _of_open_clip, "timm": _of_timm}
-    if not isinstance(task, dict) or task.get("kind") not in known:
+    # Nothing is checked yet: a value of another type is left to the checks of the spec.
+    if not isinstance(task, dict) or task.get("kind") not in list(known):
         return data
     try:
         said = known[task["kind"]](task)
@@ -61,7 +62,8 @@ def with_preprocessing(data: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return [float(v) for v in value] if isinstance(value, list | tuple) else value
+    numbers = isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
+    return [float(v) for v in value] if numbers else value
 
 
 def _of_open_clip(task: dict[str, Any]) -> dict[str, Any]:

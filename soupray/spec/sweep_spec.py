@@ -329,6 +329,8 @@ def explain(error: pydantic.ValidationError, source: str, root: type[SpecModel])
         return f"{source}: {where}: required, but not given."
     value = first["input"] if not isinstance(first["input"], dict) else "this mapping"
     message = first["msg"].removeprefix("Value error, ")
+    if not message.isprintable():  # it repeats a value
+        message = one_line(message)
     shown = mask(repr(value))
     shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]} ..."
     return f"{source}: {where}: {shown} is not allowed: {message}."
