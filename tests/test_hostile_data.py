@@ -9,6 +9,7 @@ import socket
 import struct
 import tarfile
 
+import datasets
 import numpy as np
 import pytest
 from conftest import inside
@@ -499,6 +500,41 @@ def test_an_array_that_is_none_is_refused(tree, content):
     with pytest.raises(ConfigError, match=r"ids\.npy: cannot be read as an array") as error:
         open_data(spec, tree / "cache")
     assert "\n" not in str(error.value)
+
+
+def test_a_list_of_all_samples_leaves_none_to_train_on(tree):
+    ids = [f"{name}/{i}.jpg" for name, count in TRAIN.items() for i in range(count)]
+    (tree / "ids.txt").write_text("\n".join(ids))
+    lines = (
+        f"kind: folder\ntrain: {tree}/train\ntest: 3\nsize: 16\nheld_out: {{ids: {tree}/ids.txt}}"
+    )
+    with pytest.raises(ConfigError, match=r"lists all 21 samples and leaves none to train on"):
+        open_data(spec_of(lines, None), tree / "cache")
+
+
+@pytest.mark.parametrize("labels", ["texts", "names", "numbers"])
+def test_a_data_set_of_hugging_face_without_rows_or_images(tree, labels):
+    kind = {
+        "texts": datasets.Value("string"),
+        "names": datasets.ClassLabel(names=["ant", "bee", "cat"]),
+        "numbers": datasets.Value("int64"),
+    }[labels]
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    lines = f"kind: huggingface\npath: {tree}/set\ntest: 3\nheld_out: 3\nsize: 16"
+    empty = datasets.Dataset.from_dict({"image": [], "label": []}, features=features)
+    datasets.DatasetDict({"train": empty}).save_to_disk(tree / "set")
+    with pytest.raises(ConfigError):
+        open_data(spec_of(lines), tree / "cache")
+    values = ["ant", "bee", "cat"] if labels == "texts" else [0, 1, 2]
+    images = [{"bytes": encoded(pixels(i)), "path": None} for i in range(14)]
+    images += [None, {"bytes": b"", "path": "gone.jpg"}]
+    rows = {"image": images, "label": [values[i % 3] for i in range(16)]}
+    some = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": some}).save_to_disk(tree / "more")
+    lines = lines.replace(f"{tree}/set", f"{tree}/more")
+    with pytest.raises(ConfigError, match="the row has no image"):
+        open_data(spec_of(lines), tree / "cache")
+    assert sizes(open_data(spec_of(f"{lines}\non_error: skip"), tree / "cache")) == 14
 
 
 def test_an_archive_of_arrays_is_no_array(tree):

@@ -88,7 +88,8 @@ def _split(spec: HuggingFaceSpec, split: str) -> Any:
     path = path_of(spec.path, "data.path")
     try:
         found = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as error:
+    # A folder with anything in it; for one without rows the library raises IndexError.
+    except Exception as error:
         raise ConfigError(
             f"data.path: {spec.path} is no folder that datasets.save_to_disk wrote: "
             f"{one_line(error)}"

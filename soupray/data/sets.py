@@ -167,7 +167,9 @@ def _by_name(
 
 
 def _refuse_many_classes(*parts: Listing | None) -> None:
-    """Refuse labels that no data set has, before anything is counted by class."""
+    """Refuse labels that no data set has, and no labels, before anything is counted by class."""
+    if any(part is not None and not part.ids for part in parts):
+        raise ConfigError("data: there is no sample in a split. Name another one, or fill it.")
     largest = max(int(part.labels.max()) for part in parts if part is not None)
     if largest >= MOST_CLASSES:
         raise ConfigError(

@@ -161,8 +161,8 @@ def set_aside(samples: P, held_out: HeldOut) -> tuple[P, dict[str, P]]:
         The remaining samples, and the listed samples under the name `held_out`.
 
     Raises:
-        ConfigError: the list is empty, has an id twice, has an id that no sample has, or has fewer
-            ids than there are classes.
+        ConfigError: the list is empty, has all ids, has an id twice, has an id that no sample has,
+            or has fewer ids than there are classes.
     """
     if not isinstance(held_out, HeldOutIds):
         return samples, {}
@@ -171,6 +171,11 @@ def set_aside(samples: P, held_out: HeldOut) -> tuple[P, dict[str, P]]:
     if not chosen.any():
         raise ConfigError(f"data.held_out.ids: {path} lists no samples to hold out.")
     listed, left = np.flatnonzero(chosen), np.flatnonzero(~chosen)
+    if not len(left):
+        raise ConfigError(
+            f"data.held_out.ids: {path} lists all {len(listed)} samples and leaves none to train "
+            "on. List fewer."
+        )
     classes = int(samples.labels.max()) + 1
     if len(listed) < classes:
         raise ConfigError(
