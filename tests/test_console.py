@@ -189,6 +189,7 @@ def test_a_plan_shows_what_varies_and_what_it_costs():
             resize="squash",
             crop=0.875,
         ),
+        notes=(),
     )
     with console.out.capture() as captured:
         show_plan(spec, cost, as_json=False)
