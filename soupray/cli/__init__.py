@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import os
 import signal
+import sys
 from typing import Any
 
 import click
@@ -89,6 +91,9 @@ def _end(number: int, frame: object) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `soupray` and of `python -m soupray.sweep`."""
+    if sys.getfilesystemencoding() != "utf-8":  # the C locale: paths and output could only be ASCII
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - itself
     faulthandler.enable(2)  # a crash in a library's native code shows where it was
     signal.signal(signal.SIGTERM, _end)
     try:

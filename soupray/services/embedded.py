@@ -67,7 +67,8 @@ class Stack:
     @property
     def tracking_url(self) -> str:
         """URL of MLflow's database file; clients open it without a server."""
-        home = str(self.home).replace("%", "%25")  # MLflow unquotes the path
+        # SQLAlchemy unquotes the path, and would take "?" for the end of it.
+        home = str(self.home).replace("%", "%25").replace("?", "%3F")
         return f"sqlite:///{home}/mlflow/mlflow.db"
 
     @property
