@@ -14,15 +14,13 @@ from filelock import FileLock
 from soupray.core.arrays import Images, Labels
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.records import Role, Split, decode, digest
+from soupray.data import DATA_VERSION
 from soupray.data.building import build, is_whole, look_of
 from soupray.data.reading import Stream
 from soupray.data.sets import fingerprints, parts_of, shifts_of
 from soupray.data.splits import Listing
 from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
-
-DATA_VERSION = "2"
-"""Version of the code that decodes and shifts. It is part of the key of a basis."""
 
 LABELS_VERSION = "1"
 """Version of the code that labels. It is part of the cache's name only: labels are in the digests

@@ -75,7 +75,7 @@ class SweepSpec(SpecModel):
     name: Annotated[
         str,
         _matching(
-            rf"[a-z0-9][a-z0-9_-]{{0,{NAME_LENGTH - 1}}}$",
+            rf"[a-z0-9][a-z0-9_-]{{0,{NAME_LENGTH - 1}}}\Z",
             f"1 to {NAME_LENGTH} lower-case letters, digits, - and _",
         ),
     ]
@@ -93,12 +93,12 @@ class SweepSpec(SpecModel):
     resources: Resources = Resources()
     storage: Annotated[
         str,
-        _matching(r"embedded$|s3://.|file:///.", "embedded, s3://bucket/prefix or file:///folder"),
+        _matching(r"embedded\Z|s3://.|file:///.", "embedded, s3://bucket/prefix or file:///folder"),
     ]
     tracking: Annotated[
         str,
         _matching(
-            r"embedded$|off$|https?://.|sqlite:///.",
+            r"embedded\Z|off\Z|https?://.|sqlite:///.",
             "embedded, off, sqlite:///FILE or the URL of an MLflow server",
         ),
     ]
@@ -248,6 +248,9 @@ def parse(text: str, source: str) -> SweepSpec:
 
 def parse_data(data: dict[str, Any], source: str) -> SweepSpec:
     """Return the spec in plain data that `parse` made: it refers to no file or checkpoint.
+
+    Somebody else may have written the record that it is from. For this reason no file is read that
+    it names.
 
     Args:
         data: the plain data.

@@ -6,6 +6,7 @@ obstore transfers the data. boto3 finds the credentials (environment, profile, i
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,9 @@ from soupray.core.errors import (
     StoreUnavailable,
 )
 from soupray.core.records import decode, encode
+from soupray.store import layout
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -405,6 +409,18 @@ _TROUBLE = {  # key: a part of obstore's message; the first match is used
     "": "{url} failed at {path}: {line}. Run `soupray doctor`, then run again: what is stored is "
     "kept.",
 }
+
+
+def list_ours(store: Store, prefix: str) -> list[str]:
+    """Return the paths of the objects of soupray below `prefix`, sorted.
+
+    Objects of other programs are named in the log and left alone.
+    """
+    paths = store.list(prefix)
+    for path in paths:
+        if not layout.is_ours(path):
+            log.warning(f"{path} in {store.url} is not an object of soupray: it is left alone.")
+    return [path for path in paths if layout.is_ours(path)]
 
 
 def read_view(store: Store, path: str) -> bytes:

@@ -8,8 +8,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from soupray.core.errors import ConfigError
+from soupray.core.names import inside
+from soupray.spec.preprocessing import ASSETS
 
-PACKAGE = "package:"
+PACKAGED, LOCAL, PACKAGE = "soupray:", "local-dir:", "package:"
+"""Before the name of a model of soupray, of a folder in open_clip's layout, of a Python package."""
 
 
 def local_path(named: str) -> Path:
@@ -35,6 +38,27 @@ def local_path(named: str) -> Path:
             f"{named!r}: write {PACKAGE}NAME/PATH, with a path inside the package {name!r}."
         )
     return Path(next(iter(found.submodule_search_locations))) / inside
+
+
+def clip_folder(model: str) -> Path | None:
+    """The folder in open_clip's layout that `model` names. None: it names an architecture.
+
+    Raises:
+        ConfigError: the folder has no open_clip_config.json.
+        CheckpointError: the name leads out of the models of this package.
+    """
+    if model.startswith(PACKAGED):
+        folder = inside(ASSETS, model.removeprefix(PACKAGED))
+    elif model.startswith(LOCAL):
+        folder = Path(model.removeprefix(LOCAL))
+    else:
+        return None
+    if not (folder / "open_clip_config.json").exists():
+        raise ConfigError(
+            f"task.model = {model!r}: {folder} has no open_clip_config.json. Name a folder in "
+            "open_clip's local-dir layout, an architecture, or soupray:digits."
+        )
+    return folder
 
 
 def not_reached(error: BaseException, instead: str) -> str | None:
