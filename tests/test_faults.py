@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from shared import CutShort, small_disk, split, trial
+from shared import CutShort, key, small_disk, split, trial
 from toy import LinearTask, make_data
 
 from soupray.core.candidates import mean_of

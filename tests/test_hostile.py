@@ -562,7 +562,7 @@ def test_counts_that_contradict_each_other_are_refused():
         {"right": pack_right(np.arange(16) > 12)},  # a sample that there is not
         {"by_class": ((9, 3, 3),)},
         {"by_class": ((10, 3, 2),)},
-        {"by_class": ((10, 2, 3),)},
+        {"by_class": ((2, 3, 3), (8, 0, 0))},
         {"by_class": ((11, 3, 3), (-1, 0, 0))},
     ):
         with pytest.raises(ValueError, match=r"right|by_class|base64|Incorrect|Only|Excess"):
@@ -570,3 +570,21 @@ def test_counts_that_contradict_each_other_are_refused():
     with pytest.raises(ValueError, match="do not sum to 1"):
         OutputEnsemble(parts=((mean_of(["a"]), 1, 1.0),), denominator=2, space="logits")
     assert trial().key == "t"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("checkpoint_path: x.pt", "checkpoint_path: timm does not get it"),
+        ("pretrained_cfg: {file: x}, cache_dir: y", "cache_dir, pretrained_cfg: timm does not"),
+        ("pretrained_cfg_overlay: {file: x}", "pretrained_cfg_overlay: timm does not"),
+        ("pretrained_strict: false", "pretrained_strict: timm does not get it"),
+        ("act_layer: ../x, norm_layer: {a: 1}", "act_layer, norm_layer: write a number, a word"),
+    ],
+)
+def test_no_argument_that_names_a_file_reaches_a_constructor_of_timm(args, said, tmp_path):
+    """A pickle in the place of the checkpoint would run code."""
+    text = (STORES / "one.yaml").read_text()
+    (tmp_path / "spec.yaml").write_text(text.replace("{in_chans: 1,", f"{{in_chans: 1, {args},"))
+    with pytest.raises(ConfigError, match=rf"task\.args: .*{said}"):
+        load(tmp_path / "spec.yaml")
