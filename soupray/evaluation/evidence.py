@@ -1,7 +1,8 @@
 """Compares the scores in manifests with the logits that are stored beside them.
 
-A recipe chooses by the scores in the manifests. A manifest is a small file that is easy to edit or
-to damage, and its scores have no digest of their own. The logits have one, and give the scores.
+A recipe chooses by the counts or the NLL in the manifests. A manifest is a small file that is easy
+to edit or to damage, and its scores have no digest of their own. The logits have one, and give the
+scores.
 """
 
 from __future__ import annotations
@@ -11,14 +12,22 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
+from soupray.core.arrays import Labels, Logits
 from soupray.core.errors import CheckpointError, NotFound
-from soupray.core.records import Ingredient, Predictions, Scores, Split
-from soupray.maths.metrics import score
+from soupray.core.records import Ingredient, Split, pack_right
 from soupray.store.checkpoints import Checkpoints
 
 READERS = 8
-"""Number of ingredients whose logits are read and scored in parallel. Each holds a few copies of
-its logits in memory."""
+"""Number of ingredients whose logits are read and scored in parallel."""
+
+ROWS = 500
+"""Number of samples that are scored at a time: their logits stay in the processor's cache."""
+
+TOLERANCE = 1e-4
+"""The largest difference of NLLs, relative to them or in nats, that float32 and other processors
+explain."""
 
 
 def check_scores(ingredients: Sequence[Ingredient], split: Split, checkpoints: Checkpoints) -> None:
@@ -64,25 +73,29 @@ def _check(ingredient: Ingredient, split: Split, checkpoints: Checkpoints) -> st
         raise _contradicted(ingredient, f"its logits are {list(logits.shape)}")
     if labels.dtype.kind != "i" or labels.min() < 0 or labels.max() >= split.classes:
         raise _contradicted(ingredient, "the labels beside its logits are not classes")
-    found = score(Predictions(split=split, logits=logits, labels=labels))
-    if found.right != said.right or found.by_class != said.by_class or not _near(found, said):
+    answers, nll = logits.argmax(axis=1), _nll(logits, labels)
+    right = answers == labels
+    counted = [np.bincount(of, minlength=split.classes) for of in (labels, answers, labels[right])]
+    by_class = tuple(zip(*(counts.tolist() for counts in counted), strict=True))
+    same = pack_right(right) == said.right and said.by_class in ((), by_class)
+    if not (same and math.isclose(nll, said.nll, rel_tol=TOLERANCE, abs_tol=TOLERANCE)):
         raise _contradicted(
             ingredient,
-            f"it says {said.correct} of {said.n} right (NLL {said.nll:.4g}), but its logits get "
-            f"{found.correct} right (NLL {found.nll:.4g}), or others than it says",
+            f"it says {said.correct} of {said.n} right (NLL {said.nll:.6g}), but its logits get "
+            f"{right.sum()} right (NLL {nll:.6g}), or others than it says",
         )
     return hashlib.sha256(labels.astype("int64").tobytes()).hexdigest()
 
 
-def _near(found: Scores, said: Scores) -> bool:
-    """Whether NLL and ECE are equal but for low bits, in which processors differ.
-
-    Low bits may change the order of two samples with almost equal confidence, and so move one from
-    a bin of the ECE into the next.
-    """
-    return math.isclose(found.nll, said.nll, rel_tol=1e-6, abs_tol=1e-9) and math.isclose(
-        found.ece, said.ece, abs_tol=0.01
-    )
+def _nll(logits: Logits, labels: Labels) -> float:
+    """The mean negative log-likelihood in float32, in nats: a tenth of the time of `score`."""
+    total = 0.0
+    for start in range(0, len(labels), ROWS):
+        some, own = logits[start : start + ROWS], labels[start : start + ROWS]
+        shifted = some - some.max(axis=1, keepdims=True)
+        total += float(np.log(np.exp(shifted).sum(axis=1)).sum(dtype=np.float64))
+        total -= float(shifted[np.arange(len(own)), own].sum(dtype=np.float64))
+    return total / len(labels)
 
 
 def _contradicted(ingredient: Ingredient, what: str) -> CheckpointError:
