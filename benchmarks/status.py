@@ -110,8 +110,8 @@ def manifest(trial: Trial, basis: Basis) -> Ingredient:
     )
 
 
-def measure(spec: Path, home: Path) -> tuple[float, float]:
-    """Seconds and peak megabytes of one `soupray status`."""
+def measure(spec: Path, home: Path) -> tuple[float, float, float]:
+    """Seconds, seconds of the processor, and peak megabytes of one `soupray status`."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "soupray", "status", str(spec), "--home", str(home)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -120,7 +120,8 @@ def measure(spec: Path, home: Path) -> tuple[float, float]:
     _, status, used = os.wait4(process.pid, 0)
     assert status == 0, said
     assert "trials done" in said, said
-    return time.perf_counter() - started, used.ru_maxrss / 1000
+    busy = used.ru_utime + used.ru_stime
+    return time.perf_counter() - started, busy, used.ru_maxrss / 1000
 
 
 def main() -> None:
@@ -137,10 +138,11 @@ def main() -> None:
                 took = [measure(folder / "spec.yaml", folder / "home") for _ in range(RUNS)]
             finally:
                 embedded.down(folder / "home")
-        seconds, megabytes = (sorted(column) for column in zip(*took, strict=True))
+        seconds, busy, megabytes = (sorted(column) for column in zip(*took, strict=True))
         print(
             f"{kind:<9} {trials} manifests of {size / 1000:.0f} kB: "
             f"{statistics.median(seconds):.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f}), "
+            f"{statistics.median(busy):.2f} s of the processor, "
             f"at most {megabytes[-1]:.0f} MB"
         )
 

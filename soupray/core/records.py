@@ -253,7 +253,7 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse (ValueError) counts that contradict each other."""
-        _check_mask(self.right, self.n, self.correct)
+        check_mask(self.right, self.n, self.correct)
         if not self.by_class:  # the record has no counts by class
             return
         there, _, rightly = zip(*self.by_class, strict=True)  # quick: status reads thousands
@@ -282,7 +282,7 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
         return unpack_right(self.right, self.n)
 
 
-def _check_mask(packed: str, n: int, correct: int) -> None:
+def check_mask(packed: str, n: int, correct: int) -> None:
     """Raise ValueError unless `packed` is a mask of n samples with `correct` ones in it."""
     bits = base64.b64decode(packed, validate=True)  # its error is a ValueError
     ones = int.from_bytes(bits).bit_count()
@@ -322,7 +322,7 @@ class Tally(Record, tag="tally", frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse (ValueError) counts that contradict each other."""
-        _check_mask(self.right, self.n, self.correct)
+        check_mask(self.right, self.n, self.correct)
 
     @property
     def accuracy(self) -> float:

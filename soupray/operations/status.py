@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from soupray.core.errors import NotFound
-from soupray.core.records import Basis, Ingredient, Manifest, Metric, Record
+from soupray.core.records import Basis, Metric, Record, Scores, Tombstone
 from soupray.maths.metrics import as_read, value
 from soupray.search.state import find_basis, pool_plan, refuse_other_origin
 from soupray.services.place import find_place
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store.lease import Beat, RunningTrial, find_driver
-from soupray.store.manifests import kept_of_manifests
+from soupray.store.manifests import Counted, Glance, glance_at_manifests
 
 
 class Best(Record, frozen=True, kw_only=True):
@@ -72,7 +72,8 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
             "Start it with `soupray sweep`, or look again in a minute."
         )
     plan = pool_plan(store, spec, basis)
-    over = kept_of_manifests(store, plan.trials, lambda found: _over(found, spec, basis))
+    scores: Any = Counted if spec.metric == "accuracy" else Scores
+    over = glance_at_manifests(store, plan.trials, scores, lambda found: _over(found, spec, basis))
     complete = [one.best for one in over if one is not None and one.best is not None]
     missing = {t.key for t, one in zip(plan.trials, over, strict=True) if one is None}
     heartbeat = driver.heartbeat if driver else None
@@ -103,10 +104,10 @@ class _Over(NamedTuple):
     best: Best | None
 
 
-def _over(manifest: Manifest, spec: SweepSpec, basis: Basis) -> _Over:
-    refuse_other_origin(manifest, basis)
-    if not isinstance(manifest, Ingredient):
+def _over(manifest: Glance[Any] | Tombstone, spec: SweepSpec, basis: Basis) -> _Over:
+    if isinstance(manifest, Tombstone):
         return _Over(None)
+    refuse_other_origin(manifest.trial.key, manifest.init, basis)
     held_out, metric = manifest.held_out, spec.metric
     return _Over(
         Best(
@@ -114,7 +115,7 @@ def _over(manifest: Manifest, spec: SweepSpec, basis: Basis) -> _Over:
             hparams=manifest.trial.hparams,
             metric=metric,
             score=as_read(value(held_out, metric), metric),
-            accuracy=held_out.accuracy,
+            accuracy=held_out.correct / held_out.n,
             n=held_out.n,
         )
     )

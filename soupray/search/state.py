@@ -150,7 +150,8 @@ def read_state(store: Store, spec: SweepSpec, basis: Basis) -> SweepState:
     found = find_manifests(store, plan.trials)
     of_plan, of_imports = found[: len(plan.planned)], found[len(plan.planned) :]
     for manifest in found:
-        refuse_other_origin(manifest, basis)
+        if isinstance(manifest, Ingredient):
+            refuse_other_origin(manifest.trial.key, manifest.init, basis)
     return SweepState(
         basis=basis,
         complete=[m for m in of_plan if isinstance(m, Ingredient)],
@@ -191,11 +192,17 @@ def _imports(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
     return [trial for trial in found if trial.setting == spec.setting]
 
 
-def refuse_other_origin(manifest: Manifest | None, basis: Basis) -> None:
-    """Raise IncompatibleWeights if an ingredient did not start from the theta_0 of the basis."""
-    if isinstance(manifest, Ingredient) and manifest.init != basis.init.sha256:
+def refuse_other_origin(key: str, init: str, basis: Basis) -> None:
+    """Raise IncompatibleWeights if an ingredient did not start from the theta_0 of the basis.
+
+    Args:
+        key: of the trial.
+        init: SHA-256 (hexadecimal) of the weights from which the trial started.
+        basis: of the pool.
+    """
+    if init != basis.init.sha256:
         raise IncompatibleWeights(
-            f"trial {manifest.trial.key} started from init {manifest.init[:12]}, the "
+            f"trial {key} started from init {init[:12]}, the "
             f"pool's init is {basis.init.sha256[:12]}. Models that share no initialisation do "
             "not average into a good one; remove it, or make a sweep of its own for it."
         )
