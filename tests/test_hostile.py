@@ -588,3 +588,41 @@ def test_no_argument_that_names_a_file_reaches_a_constructor_of_timm(args, said,
     (tmp_path / "spec.yaml").write_text(text.replace("{in_chans: 1,", f"{{in_chans: 1, {args},"))
     with pytest.raises(ConfigError, match=rf"task\.args: .*{said}"):
         load(tmp_path / "spec.yaml")
+
+
+@pytest.mark.parametrize("change", ["empty", "of another pool", "of weights from elsewhere"])
+def test_choices_that_are_not_those_of_the_pool_are_refused(world, monkeypatch, change):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    where = (world.folder / "one.yaml", "--home", world.home, "--output", world.folder / "out")
+    (path,) = world.store.list("sweeps/one/choices")
+    choices = json.loads(world.store.get(path))
+    if change == "empty":
+        choices["outcomes"] = []
+    elif change == "of another pool":
+        choices["pool"].reverse()
+    else:
+        choices["outcomes"][1]["candidate"] = msgspec.to_builtins(mean_of([sha("theirs")]))
+    world.store.put(path, encode(choices))
+    done = inside("soup", *where, "--all", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{path} in {world.store.url} are not the choices of these recipes" in done.stderr
+
+
+def test_an_evaluation_of_other_data_and_an_answer_without_one_are_refused(world, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    where = (world.folder / "one.yaml", "--home", world.home)
+    good = {path: world.store.get(path) for path in world.store.list("answers")}
+    for path in good:
+        world.store.put(path, b'{"ansver": 1}')
+    done = inside("check", *where, check=False)
+    assert done.returncode == 1
+    assert "cannot be read: Object " in done.stderr
+    for path, data in good.items():
+        world.store.put(path, data)
+    for path in world.store.list("evaluations"):
+        evaluation = json.loads(world.store.get(path))
+        evaluation["scores"]["split"] = sha("other data")
+        world.store.put(path, encode(evaluation))
+    done = inside("soup", *where, "--all", "--output", world.folder / "out", check=False)
+    assert done.returncode == 1
+    assert "is about other data than split" in done.stderr
