@@ -6,6 +6,7 @@ The store is that of `test_stores.py`: two finished sweeps of an older commit.
 
 import json
 import logging
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from soupray.core.errors import (
     ConfigError,
     NotFound,
     SouprayError,
+    StoreUnavailable,
 )
 from soupray.core.names import inside as below
 from soupray.core.names import joined, plain, plain_json
@@ -503,6 +505,15 @@ def test_objects_of_other_programs_stop_no_verb_and_stay(world, heard):
     assert {path: store.get(path) for path in theirs} == theirs
     for path in (f"imports/{basis.key}/list.json", "backup.json", "trials/notes.json"):
         assert f"note: {path} in {store.url} is not an object of soupray: it is left" in heard()
+
+
+@pytest.mark.parametrize("name", [b"a\nb.json", b"\xff.json", b"\x1b[2J.json"])
+def test_an_object_whose_name_is_no_path_is_named_on_one_line(tmp_path, name):
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / os.fsdecode(name)).write_text("{}")
+    with pytest.raises(StoreUnavailable, match=r"whose name is no path: .* delete it") as error:
+        open_store(f"file://{tmp_path}").list("trials")
+    assert plain(str(error.value)) == str(error.value)
 
 
 def test_a_damaged_record_of_another_sweep_keeps_all_weights_and_is_named(world, heard):
