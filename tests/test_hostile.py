@@ -139,6 +139,11 @@ def put(data: Any, path: list[Any], value: Any) -> None:
 
 
 HOSTILE = "../../x/victim"
+TOO_LARGE = {
+    "type": "weight_soup",
+    "parts": [["a" * 64, 2**70], ["b" * 64, 1 - 2**70]],
+    "denominator": 1,
+}
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,7 @@ def test_a_path_is_joined_below_its_root_or_not_at_all(tmp_path):
         ("greedy", ["candidate", "denominator"], 0, "do not sum to 1"),
         ("greedy", ["candidate", "denominator"], 7, "do not sum to 1"),
         ("greedy", ["candidate", "parts"], [], "do not sum to 1"),
-        ("greedy", ["candidate", "parts"], [["a" * 64, 2**70], ["b" * 64, 1 - 2**70]], ""),
+        ("greedy", ["candidate"], TOO_LARGE, "are too large"),
         ("fisher", ["candidate", "parts"], [], "length"),
         ("learned_by_layer", ["candidate", "rest", 0], 1, "do not sum to 1"),
         ("learned_by_layer", ["candidate", "rest"], [1000000], "1 coefficients for 4 checkpoints"),
