@@ -1,7 +1,7 @@
 """A leaderboard made by hand: two ingredients, two shifts, and a formula for every score."""
 
 import msgspec
-from shared import demo, ingredient, scores, split
+from shared import demo, ingredient, scores, sha, split
 
 from soupray.core.candidates import Candidate, Outcome, Step, mean_of
 from soupray.core.records import Basis, CheckpointRef, Pool, Rejected, Scores
@@ -47,7 +47,7 @@ class Reports(dict):
         return counts[name]
 
 
-AB = mean_of(["sha of a", "sha of b"])
+AB = mean_of([sha("a"), sha("b")])
 REPORTED = Reports({(AB, "test"): scores([1, 1, 1, 1, 0, 1, 1, 1, 0, 0], of="digest of test")})
 
 

@@ -1,5 +1,6 @@
 """What several test modules need: the demo cut short, the embedded store, records made by hand."""
 
+import hashlib
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def small(cache: Path, data: Data | None = None) -> Small:
     task = OpenClipTask(spec.task)
     checkpoints = Checkpoints(open_store("memory://"), cache / "weights")
     init = checkpoints.save(task.init(), {"init": "zero_shot"})
-    basis = Basis(key="basis", splits=data.splits, init=init, anchor=init)
+    basis = Basis(key=sha("basis")[:32], splits=data.splits, init=init, anchor=init)
     return Small(spec, data, task, checkpoints, basis)
 
 
@@ -110,11 +111,21 @@ class CutShort(Store):
         return data if self._left[path] < 0 else data[: len(data) // 2]
 
 
+def sha(name: str) -> str:
+    """A digest: that of a file with this name in it."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def key(name: str) -> str:
+    """The key of a trial."""
+    return sha(name)[:16]
+
+
 def split(name: str, size: int, role: str = "shift") -> Split:
-    return Split(name=name, role=role, digest=f"digest of {name}", size=size, classes=2)
+    return Split(name=name, role=role, digest=sha(f"data of {name}"), size=size, classes=2)
 
 
-def scores(right: list[int] | int, n: int = 10, of: str = "digest of held_out") -> Scores:
+def scores(right: list[int] | int, n: int = 10, of: str = sha("data of held_out")) -> Scores:
     """Right where `right` has a 1; or on the first `right` of `n` samples."""
     mask = np.array(right, bool) if isinstance(right, list) else np.arange(n) < right
     count = int(mask.sum())
@@ -136,7 +147,7 @@ def trial(key: str = "t", **hparams: float) -> Trial:
         sweep="s",
         hparams=hparams,
         seed=0,
-        init="anchor",
+        init=sha("anchor"),
         data=(),
         code="1",
         setting=Setting(),
@@ -146,13 +157,13 @@ def trial(key: str = "t", **hparams: float) -> Trial:
 def ingredient(name: str, held_out: Scores, size_bytes: int = 1000) -> Ingredient:
     return Ingredient(
         trial=trial(name),
-        checkpoint=CheckpointRef(sha256=f"sha of {name}", size_bytes=size_bytes),
+        checkpoint=CheckpointRef(sha256=sha(name), size_bytes=size_bytes),
         tensors={},
-        init="anchor",
+        init=sha("anchor"),
         best_epoch=1,
         history=(),
         held_out=held_out,
-        logits=BlobRef(sha256=f"logits of {name}", size_bytes=1),
+        logits=BlobRef(sha256=sha(f"logits of {name}"), size_bytes=1),
         made_with={},
         started=100.0,
         finished=200.0,

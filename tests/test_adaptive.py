@@ -5,7 +5,7 @@ import math
 import msgspec
 import pytest
 from conftest import inside, mini_text
-from shared import ingredient, scores, split
+from shared import ingredient, scores, sha, split
 
 from soupray.core.records import Basis, CheckpointRef, Tombstone, Trial
 from soupray.search.history import find_stopped, find_suggested, search_key
@@ -28,9 +28,9 @@ def text(trials: int, **edits: str) -> str:
 
 @pytest.fixture
 def basis() -> Basis:
-    init = CheckpointRef(sha256="anchor", size_bytes=1)
+    init = CheckpointRef(sha256=sha("anchor"), size_bytes=1)
     splits = (split("train", 9, "train"), split("held_out", 100, "held_out"))
-    return Basis(key="basis", splits=splits, init=init, anchor=init)
+    return Basis(key=sha("basis")[:32], splits=splits, init=init, anchor=init)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from shared import ingredient, scores, small_disk, trial
+from shared import ingredient, key, scores, small_disk, trial
 
 from soupray.core.errors import CheckpointError, ChecksumMismatch, NotFound, StoreUnavailable
 from soupray.core.records import Ingredient, Manifest, Tombstone, encode
@@ -207,8 +207,8 @@ def test_tensors_that_are_no_state_dict_are_refused(tmp_path, content):
 
 def test_the_loser_of_a_race_adopts_the_winners_record():
     store = open_store("memory://")
-    first = ingredient("a", scores(7))
-    lost = Tombstone(trial=trial("a"), reason="late", history=(), started=0, finished=1)
+    first = ingredient(key("a"), scores(7))
+    lost = Tombstone(trial=trial(key("a")), reason="late", history=(), started=0, finished=1)
     assert create_record(store, "manifest", first, Manifest) == first
     assert create_record(store, "manifest", lost, Manifest) == first
     assert read_record(store, "manifest", Manifest) == first
@@ -217,7 +217,7 @@ def test_the_loser_of_a_race_adopts_the_winners_record():
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"[]", b'{"type": "melted"}', encode(ingredient("a", scores(7)))[:-9]],
+    [b"", b"{", b"[]", b'{"type": "melted"}', encode(ingredient(key("a"), scores(7)))[:-9]],
 )
 def test_a_corrupt_manifest_is_an_error_that_names_it(data):
     store = open_store("memory://")
@@ -226,7 +226,7 @@ def test_a_corrupt_manifest_is_an_error_that_names_it(data):
         with pytest.raises(CheckpointError, match=r"trials/k/manifest\.json in memory://"):
             read(store, "trials/k/manifest.json", Manifest)
     with pytest.raises(CheckpointError, match="Delete it and run again"):
-        create_record(store, "trials/k/manifest.json", ingredient("a", scores(7)), Ingredient)
+        create_record(store, "trials/k/manifest.json", ingredient(key("a"), scores(7)), Ingredient)
 
 
 def test_a_spoilt_local_copy_is_noticed_and_fetched_again(tmp_path):

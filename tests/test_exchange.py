@@ -31,9 +31,8 @@ from soupray.spec.task import OpenClipSpec
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 from soupray.tasks import task_of
-from soupray.tasks.files import local_path
+from soupray.tasks.files import ASSETS, local_path
 from soupray.tasks.foreign import load_foreign, named_classes
-from soupray.tasks.open_clip import ASSETS
 from soupray.training.worker import make_basis
 from soupray.training.worker import worker_context as running
 

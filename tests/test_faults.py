@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from shared import CutShort, small_disk, split, trial
+from shared import CutShort, key, small_disk, split, trial
 from toy import LinearTask, make_data
 
 from soupray.core.candidates import mean_of
@@ -29,6 +29,7 @@ from soupray.core.records import (
     decode,
     digest,
     encode,
+    key_of,
     pool_of,
 )
 from soupray.core.requests import Temperature
@@ -110,9 +111,9 @@ class Faulty(Store):
 
 def trials(init: str) -> list[Trial]:
     rates = (1e-3, 1e-2, 3e-2, 1e-1)
-    return [
+    planned = [
         msgspec.structs.replace(
-            trial(f"t{i}"),
+            trial(),
             hparams=Space(lr=lr, epochs=2, batch_size=20).model_dump(),
             seed=i,
             init=init,
@@ -120,14 +121,15 @@ def trials(init: str) -> list[Trial]:
         )
         for i, lr in enumerate(rates)
     ]
+    return [msgspec.structs.replace(one, key=key_of(one)) for one in planned]
 
 
 def job(store: Store, data: Data, cache: Path) -> list[tuple]:
     """Sweep and soup, as a process of its own would: it knows nothing but what is in the store."""
     task, checkpoints = LinearTask(), Checkpoints(store, cache)
     init = checkpoints.save(task.init(), {"init": "toy"})
-    basis = Basis(key="toy", splits=data.splits, init=init, anchor=init)
-    basis = create_record(store, "bases/toy.json", basis)
+    basis = Basis(key="0" * 32, splits=data.splits, init=init, anchor=init)
+    basis = create_record(store, f"bases/{basis.key}.json", basis)
     planned = trials(init.sha256)
     for one, manifest in zip(planned, find_manifests(store, planned), strict=True):
         if manifest is None:
@@ -228,8 +230,8 @@ def test_every_kind_of_fault_was_injected_and_many_of_them():
 def test_a_store_that_answers_exists_to_a_retry_of_ours_gives_our_record_back():
     store = Faulty(open_store("memory://"), seed=0, often=0)
     store._fault = lambda *kinds: "answers exists" if "answers exists" in kinds else None
-    made = create_record(store, "a.json", trial("a"))
-    assert made == trial("a")
+    made = create_record(store, "a.json", trial(key("a")))
+    assert made == trial(key("a"))
 
 
 def test_a_truncated_download_is_never_taken_for_the_weights(data, tmp_path):
@@ -299,8 +301,8 @@ def once_cut_short(store: Store) -> Faulty:
 
 def test_an_answer_that_is_cut_short_once_is_asked_for_again(tmp_path):
     store = open_store("memory://")
-    store.put("a.json", encode(trial("a")))
-    assert read_record(once_cut_short(store), "a.json", Trial) == trial("a")
+    store.put("a.json", encode(trial(key("a"))))
+    assert read_record(once_cut_short(store), "a.json", Trial) == trial(key("a"))
     store.put("a.png", b"no digest names it")
     assert read_view(once_cut_short(store), "a.png") == b"no digest names it"
     ref = Checkpoints(store, tmp_path / "one").save(LinearTask().init(), {})

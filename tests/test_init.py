@@ -4,7 +4,7 @@ import msgspec
 import pytest
 import torch
 from idx_files import FASHION, tiny, write_data_set
-from shared import DIGITS, ingredient, scores
+from shared import DIGITS, ingredient, scores, sha
 
 from soupray.core.errors import Diverged
 from soupray.core.hyperparameters import Hyperparameters
@@ -106,7 +106,7 @@ def test_the_anchor_is_the_init_and_is_called_so(made):
     basis = made.basis
     assert (basis.anchor, basis.anchor_name) == (basis.init, "init")
     pool = pool_of(basis, [ingredient("a", scores(9))])
-    assert names_of(pool) == {basis.init.sha256: "init", "sha of a": "a"}
+    assert names_of(pool) == {basis.init.sha256: "init", sha("a"): "a"}
 
 
 def test_a_basis_of_the_first_version_has_a_zero_shot_anchor(made):

@@ -23,7 +23,7 @@ from board import (
     Reports,
     alpha,
 )
-from shared import scores, split, trial
+from shared import scores, sha, split, trial
 
 from soupray.core.candidates import (
     Candidate,
@@ -50,8 +50,8 @@ from soupray.reporting.runs import entry_run, sweep_run, trial_run
 
 
 def test_the_order_is_held_out_then_cost_then_name_whatever_comes_first():
-    one = mean_of(["sha of a"])
-    two = ensemble_of([(one, 1, 1.0), (mean_of(["sha of b"]), 1, 1.0)], 2, "probabilities")
+    one = mean_of([sha("a")])
+    two = ensemble_of([(one, 1, 1.0), (mean_of([sha("b")]), 1, 1.0)], 2, "probabilities")
 
     def made(name: str, right: int, candidate: Candidate = one) -> Outcome:
         recipe = "best_single" if name == "c" else "x"
@@ -73,7 +73,7 @@ def test_the_order_is_held_out_then_cost_then_name_whatever_comes_first():
 
 def test_with_a_rank_split_the_order_is_by_it_and_nothing_else():
     basis = msgspec.structs.replace(BASIS, splits=(*BASIS.splits, split("rank", 10, role="rank")))
-    a, b = mean_of(["sha of a"]), mean_of(["sha of b"])
+    a, b = mean_of([sha("a")]), mean_of([sha("b")])
     outcomes = [
         Outcome(name=n, recipe=r, options={}, candidate=c, held_out=scores(right, N))
         for n, r, c, right in (("x", "best_single", a, 90), ("y", "y", b, 80))
@@ -110,7 +110,7 @@ def test_recipes_that_chose_the_same_model_are_all_listed():
 
 def test_the_champion_is_the_highest_that_is_one_model_of_two_or_more_else_of_one():
     assert best_soup(ENTRIES, OUTCOMES).name == "greedy"  # a and b; what has three comes later
-    one, both = mean_of(["sha of a"]), ensemble_of([(AB, 1, 1.0)], 1, "logits")
+    one, both = mean_of([sha("a")]), ensemble_of([(AB, 1, 1.0)], 1, "logits")
     rows = {"e": (both, 99), "s": (one, 95), "two": (AB, 90), "three": (mean_of("xyz"), 80)}
 
     def champion(*names: str) -> str:
@@ -199,8 +199,8 @@ def test_an_ensemble_by_sample_keeps_two_models_and_its_failure_set():
 
 
 def test_what_is_measured_by_hand():
-    made = measured(msgspec.structs.replace(scores(0, 10), correct=6, by_class=(
-        (4, 5, 3), (6, 5, 3), (0, 0, 0))))  # fmt: skip
+    by_class = ((4, 5, 3), (6, 5, 3), (0, 0, 0))
+    made = measured(msgspec.structs.replace(scores(6, 10), by_class=by_class))
     assert (made.n, made.correct, made.accuracy, made.nll, made.ece) == (10, 6, 0.6, 0.5, 0.25)
     assert made.standard_error == pytest.approx((0.6 * 0.4 / 10) ** 0.5)
     # Recalls 3/4 and 3/6; F1 6/9 and 6/11. The interval is of the tables for 6 of 10.
@@ -460,9 +460,9 @@ def test_the_sweep_is_the_parent_of_all():
 def test_an_init_that_is_not_the_anchor_has_a_name_of_its_own():
     init = msgspec.structs.replace(REF, sha256="theta_0")
     pool = msgspec.structs.replace(POOL, init=init)
-    stock = mean_of(["theta_0", "sha of a"])
+    stock = mean_of(["theta_0", sha("a")])
     best = Outcome(
-        name="b", recipe="best_single", options={}, candidate=mean_of(["sha of a"]),
+        name="b", recipe="best_single", options={}, candidate=mean_of([sha("a")]),
         held_out=scores(90, N),
     )  # fmt: skip
     outcome = Outcome(

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 import torch
-from shared import Small, small
+from shared import Small, sha, small
 from test_loop import EVERYTHING, Member
 from test_training import another, run
 
@@ -25,8 +25,8 @@ def interrupted(here, monkeypatch):
     """A trial of three epochs that was left after the second, and what the whole of it gives."""
     monkeypatch.setattr(resume, "EVERY_S", 0.0)
     trial = another(here.trial, **EVERYTHING)
-    trial = msgspec.structs.replace(trial, key="interrupted")
-    expected, _ = run(here, msgspec.structs.replace(trial, key="undisturbed"))
+    trial = msgspec.structs.replace(trial, key=sha("interrupted")[:16])
+    expected, _ = run(here, msgspec.structs.replace(trial, key=sha("undisturbed")[:16]))
     left = fine_tune(trial, here.task, here.data, here.checkpoints)
     for _ in range(3):  # the third epoch is under way in no state
         next(left)
@@ -72,7 +72,7 @@ def test_a_state_that_is_corrupt_is_not_believed(here, interrupted):
 
 
 def test_a_short_trial_leaves_no_states(here):
-    trial = msgspec.structs.replace(another(here.trial, epochs=2), key="short")
+    trial = msgspec.structs.replace(another(here.trial, epochs=2), key=sha("short")[:16])
     training = fine_tune(trial, here.task, here.data, here.checkpoints)
     next(training)
     assert here.checkpoints.store.list("resume/short") == []

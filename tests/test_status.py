@@ -6,7 +6,7 @@ import time
 import msgspec
 import pytest
 from conftest import HANG_S, inside, mini_text
-from shared import ingredient, scores, split
+from shared import ingredient, scores, sha, split
 
 from soupray.core.errors import NotFound, StoreUnavailable
 from soupray.core.records import Basis, CheckpointRef, EpochRecord, Tombstone, decode, encode
@@ -38,7 +38,7 @@ def swept(tmp_path):
     edits = {"storage: embedded": f"storage: {url}", "tracking: embedded": "tracking: off"}
     path.write_text(mini_text(**edits))
     spec, store = load(path), open_store(url)
-    init = CheckpointRef(sha256="anchor", size_bytes=1)
+    init = CheckpointRef(sha256=sha("anchor"), size_bytes=1)
     splits = (split("train", 9, "train"), split("held_out", 10, "held_out"))
     key = basis_key(spec)
     basis = Basis(key=key, splits=splits, init=init, anchor=init)

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 import torch
 from conftest import mini_text
+from shared import sha
 
 from soupray.core.records import Training
 from soupray.distributed import cluster
@@ -37,7 +38,7 @@ def trials(tmp_path_factory):
     spec = parse(text.replace("tracking: embedded", "tracking: off"), "x.yaml")
     spec = spec.model_copy(update={"training": spec.training.model_copy(update={"workers": 2})})
     place = Place(storage=spec.storage, credentials=None, cache=str(folder / "cache"))
-    basis = make_basis(spec, place, "basis")
+    basis = make_basis(spec, place, sha("basis")[:32])
     (trial,) = trials_of(spec, basis)  # TPE begins with the random plan
     store = place.open_store()
     search = TpeSearch(store, spec, basis)
@@ -52,7 +53,7 @@ def trials(tmp_path_factory):
     ]
     assert [t.value for t in search.study.trials] == [together.held_out.accuracy]
     here = worker_context(spec, place)
-    lone = msgspec.structs.replace(trial, key="alone", training=Training())
+    lone = msgspec.structs.replace(trial, key=sha("alone")[:16], training=Training())
     training = fine_tune(lone, here.task, here.data, here.checkpoints)
     try:
         while True:

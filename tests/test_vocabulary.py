@@ -8,7 +8,8 @@ from shared import demo
 
 from soupray.core.errors import ConfigError
 from soupray.data.digits import load_digits
-from soupray.tasks.open_clip import ASSETS, OpenClipTask
+from soupray.tasks.files import ASSETS
+from soupray.tasks.open_clip import OpenClipTask
 from soupray.tasks.vocabulary import CutTokenizer, cut_vocabulary
 
 FOLDER = ASSETS / "digits"

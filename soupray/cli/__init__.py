@@ -22,18 +22,18 @@ class _Group(click.Group):
     """Turns our errors into one message and a status: 2 for spec and usage, else 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        from soupray.core.names import indented
+
         try:
             return super().invoke(ctx)
-        except SouprayError as error:
+        except click.ClickException as error:  # it may quote the name of a file
+            vars(error)["message"] = indented(error.message)
+            raise
+        except (SouprayError, OSError) as error:  # of this machine's disk: the store's are ours
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"error: {error}", err=True)
+            click.echo(indented(f"error: {error}"), err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
-        except OSError as error:  # of this machine's disk: the store's are ours by now
-            if ctx.params.get("debug"):
-                raise
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(1)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

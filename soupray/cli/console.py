@@ -7,23 +7,50 @@ lines, one every few seconds.
 from __future__ import annotations
 
 import time
+from typing import Any
 
+import click
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from soupray.core.names import indented, plain
 from soupray.core.progress import Progress, Rows
 
 WIDTH = 100
 PLAIN_EVERY_S = 10.0
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False, width=WIDTH)
+
+class _PlainConsole(Console):
+    """Prints text as it is: names in it come from files of others, and command no terminal.
+
+    rich makes every text and every cell of a table with the one method that is replaced here.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """`text` without markup; control characters become escapes, as `plain` shows them."""
+        lines = "\n".join(map(plain, text.split("\n")))
+        return super().render_str(lines, **options | {"markup": False, "emoji": False})
+
+
+err = _PlainConsole(stderr=True, highlight=False, soft_wrap=True)
+out = _PlainConsole(highlight=False, width=WIDTH)
 
 
 def say(message: str) -> None:
     """A line for the person at the terminal."""
-    err.print(message, markup=False)
+    err.print(Text(indented(message)))
+
+
+def tell(result: str) -> None:
+    """A line of a result on stdout, never wrapped."""
+    click.echo(plain(result))
+
+
+def headline(name: str, rest: str) -> None:
+    """A line on stdout that begins with a name in bold."""
+    out.print(Text.assemble((plain(name), "bold"), "  ", plain(rest)))
 
 
 def duration(seconds: float) -> str:

@@ -27,6 +27,7 @@ def import_(spec: Path, files: tuple[str, ...], home: Path, as_json: bool) -> No
     soupray import mine.yaml 'checkpoints/*.pt'
     soupray soup mine.yaml --greedy
     """
+    from soupray.cli.console import say, tell
     from soupray.cli.tables import print_json
     from soupray.operations.importing import run_import
 
@@ -35,7 +36,8 @@ def import_(spec: Path, files: tuple[str, ...], home: Path, as_json: bool) -> No
     for one in run_import(loaded, home, files):
         made.append(one)
         score = f"{100 * one.held_out.accuracy:.1f} ± {100 * one.held_out.standard_error:.1f} %"
-        click.echo(f"{one.trial.key}  held-out {score}  {one.trial.hparams['file']}", err=as_json)
+        said = f"{one.trial.key}  held-out {score}  {one.trial.hparams['file']}"
+        (say if as_json else tell)(said)
     if as_json:
         print_json(made)
 
@@ -52,15 +54,17 @@ def export(recipe: Path, home: Path, output: Path | None) -> None:
     \b
     soupray export results/digits/greedy.recipe.json --output greedy
     """
+    from soupray.cli.console import tell
     from soupray.reporting.recipe_file import export as write
     from soupray.reporting.recipe_file import read_recipe, spec_of
-    from soupray.services.place import start_services
+    from soupray.services.place import find_place
 
     read = read_recipe(recipe)
     folder = output or recipe.with_name(recipe.name.removesuffix(".recipe.json"))
-    loads = write(read, start_services(spec_of(read), home).place, folder)
+    loads = write(read, find_place(spec_of(read), home), folder)
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
-    click.echo(f"{folder}/ ({names})\n{loads}")
+    tell(f"{folder}/ ({names})")
+    tell(loads)
 
 
 @click.command()
@@ -69,12 +73,13 @@ def export(recipe: Path, home: Path, output: Path | None) -> None:
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False))
 def pull(spec: Path | None, home: Path, output: Path | None) -> None:
     """Fetch SPEC's results from the store: leaderboard, figures, recipes, the soup."""
+    from soupray.cli.console import tell
     from soupray.reporting.results import pull as fetch
 
     _, loaded = load_named(spec, home)
     folder = output or Path("results") / loaded.name
     for path in fetch(loaded, home, folder):
-        click.echo(str(path))
+        tell(str(path))
 
 
 @click.command()
@@ -89,15 +94,22 @@ def rebuild(recipe: Path, home: Path, output: Path | None) -> None:
     \b
     soupray rebuild results/digits/greedy.recipe.json
     """
+    from soupray.cli.console import tell
     from soupray.reporting.recipe_file import read_recipe, spec_of
     from soupray.reporting.recipe_file import rebuild as make
-    from soupray.services.place import start_services
+    from soupray.services.place import find_place
 
     read = read_recipe(recipe)
     target = output or recipe.with_name(recipe.name.removesuffix(".recipe.json") + ".safetensors")
-    sha256 = make(read, start_services(spec_of(read), home).place, target)
-    same = "the same bytes as recorded" if read.sha256 else "no digest was recorded for it"
-    click.echo(f"{target}  sha256 {sha256} ({same})")
+    sha256 = make(read, find_place(spec_of(read), home), target)
+    same = (
+        "the same bytes as recorded"
+        if read.sha256
+        else "a leaderboard records the digest of its best soup only, and this is another entry: "
+        "its ingredients are verified, its bytes have nothing to be compared with. Keep this "
+        "digest to compare them later"
+    )
+    tell(f"{target}  sha256 {sha256} ({same})")
 
 
 VERBS = (import_, pull, rebuild, export)

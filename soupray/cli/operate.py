@@ -17,10 +17,11 @@ from soupray.core.errors import ConfigError
 @home_option
 def up(home: Path) -> None:
     """Start this home's S3 store, or find the running one."""
+    from soupray.cli.console import tell
     from soupray.services import embedded
 
     running = embedded.up(home)
-    click.echo(f"store {running.endpoint} ({running.storage_url}), tracker {running.tracking_url}")
+    tell(f"store {running.endpoint} ({running.storage_url}), tracker {running.tracking_url}")
 
 
 @click.command()
@@ -48,6 +49,7 @@ def ui(home: Path, port: int | None) -> None:
 @json_option
 def doctor(spec: Path | None, home: Path, as_json: bool) -> None:
     """Check store, credentials, MLflow, Ray and GPUs; exit status 1 when something is wrong."""
+    from soupray.cli.console import tell
     from soupray.cli.tables import print_json
     from soupray.operations.doctor import examine
 
@@ -56,7 +58,7 @@ def doctor(spec: Path | None, home: Path, as_json: bool) -> None:
     for check in examine(loaded, home):
         checks.append(check)
         if not as_json:
-            click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.what:<12} {check.seen}")
+            tell(f"{'ok  ' if check.ok else 'FAIL'}  {check.what:<12} {check.seen}")
     if as_json:
         print_json(checks)
     sys.exit(0 if all(c.ok for c in checks) else 1)
@@ -99,10 +101,10 @@ def gc(spec: Path | None, home: Path, as_json: bool, dry: bool, hours: float) ->
     """
     from soupray.cli.tables import print_json, show_garbage
     from soupray.operations.garbage import find_garbage, remove
-    from soupray.services.place import start_services
+    from soupray.services.place import find_place
 
     _, loaded = load_named(spec, home)
-    store = start_services(loaded, home).place.open_store()
+    store = find_place(loaded, home).open_store()
     found = find_garbage(store, loaded, hours * 3600)
     gone = found if dry else remove(store, found, hours * 3600)
     if as_json:
@@ -138,6 +140,7 @@ def validate(files: tuple[Path, ...], as_json: bool, spec: Path | None, crd: Pat
     \b
     soupray cluster validate cluster/ray-aws.yaml cluster/Dockerfile --spec mine.yaml
     """
+    from soupray.cli.console import tell
     from soupray.cli.tables import print_json
     from soupray.operations.cluster_files import validate as check
     from soupray.spec.sweep_spec import load
@@ -147,7 +150,7 @@ def validate(files: tuple[Path, ...], as_json: bool, spec: Path | None, crd: Pat
         print_json(problems)
     else:
         for problem in problems or [f"{len(files)} files are well."]:
-            click.echo(problem)
+            tell(problem)
     sys.exit(1 if problems else 0)
 
 

@@ -48,5 +48,7 @@ def load_named(spec: Path | None, home: Path) -> tuple[Path, SweepSpec]:
 
     path, loaded, said = load_spec(spec, home)
     if spec is None:
-        click.echo(said, err=True)
+        from soupray.core.names import indented
+
+        click.echo(indented(said), err=True)
     return path, loaded

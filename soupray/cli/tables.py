@@ -5,22 +5,23 @@ from __future__ import annotations
 import sys
 import textwrap
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import to_builtins
 
-from soupray.cli.console import duration, out, size, table
-from soupray.core.records import Basis
-from soupray.diagnostics.diversity import Diagnosis, summary
-from soupray.operations.estimate import DryRun, Inputs
-from soupray.operations.garbage import Garbage
-from soupray.operations.status import Status
-from soupray.recipes import RECIPES
-from soupray.reporting.ranking import Entry, ranked_on
-from soupray.search.plan import plan
-from soupray.soup.findings import Report
-from soupray.spec.sweep_spec import SweepSpec
-from soupray.sweep.run import SweepReport
+from soupray.cli.console import duration, headline, out, size, table
+from soupray.core.names import plain, plain_json
+
+if TYPE_CHECKING:  # `soupray status` has no time to import torch
+    from soupray.core.records import Basis
+    from soupray.diagnostics.diversity import Diagnosis
+    from soupray.operations.estimate import DryRun, Inputs
+    from soupray.operations.garbage import Garbage
+    from soupray.operations.status import Status
+    from soupray.reporting.ranking import Entry
+    from soupray.soup.findings import Report
+    from soupray.spec.sweep_spec import SweepSpec
+    from soupray.sweep.run import SweepReport
 
 MOST_ROWS = 200
 """Trials that a plan shows."""
@@ -28,13 +29,15 @@ MOST_ROWS = 200
 
 def print_json(record: Any) -> None:
     """A record, or a list of them, on stdout."""
-    from soupray.reporting.results import encode_pretty
+    from soupray.core.records import encode_pretty
 
-    sys.stdout.write(encode_pretty(record).decode())
+    sys.stdout.write(plain_json(encode_pretty(record).decode()))
 
 
 def show_leaderboard(entries: list[Entry], basis: Basis, spec: SweepSpec) -> None:
     """Best first, and what the columns mean."""
+    from soupray.reporting.ranking import ranked_on
+
     right = ("K", "held-out", "test", "95 %", "p", "shifts", "NLL", "ECE", "fwd", "MB")
     shown = table("#", "entry", *right, right=right)
     for rank, e in enumerate(entries, 1):
@@ -100,6 +103,8 @@ def _p_value(p: float | None) -> str:
 
 def show_recipes(as_json: bool) -> None:
     """The table of recipes, two lines each."""
+    from soupray.recipes import RECIPES
+
     if as_json:
         rows = [
             {
@@ -117,7 +122,7 @@ def show_recipes(as_json: bool) -> None:
         return
     for r in RECIPES:
         flag = "" if r.kind == "baseline" else f"--{r.name.replace('_', '-')}"
-        out.print(f"[bold]{r.name}[/]  {r.summary}")
+        headline(r.name, r.summary)
         out.print(f"    {flag or 'always run':<20} {r.paper}", style="dim", highlight=False)
         out.print(
             f"    chooses on {r.uses}; costs {r.costs}; inference {r.passes} forward pass(es)",
@@ -132,6 +137,8 @@ def show_recipes(as_json: bool) -> None:
 
 def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     """The trials, and what they cost."""
+    from soupray.search.plan import plan
+
     trials = plan(spec)
     if as_json:
         plain = to_builtins(cost)
@@ -218,10 +225,10 @@ def show_check(report: Report) -> None:
     )
     out.print()
     for finding in report.findings:
-        out.print(f"{finding.severity}: {finding.what}. {finding.advice}.", markup=False)
+        out.print(f"{finding.severity}: {finding.what}. {finding.advice}.")
     out.print()
     for sentence in report.verdict:
-        out.print(sentence, markup=False)
+        out.print(sentence)
 
 
 def _or_dash(value: float | None, form: str) -> str:
@@ -230,6 +237,8 @@ def _or_dash(value: float | None, form: str) -> str:
 
 def show_diagnosis(made: Diagnosis) -> None:
     """The sampled pairs, what the columns mean, and what the numbers say."""
+    from soupray.diagnostics.diversity import summary
+
     right = (
         "acc.",
         "dist.",
@@ -263,7 +272,7 @@ def show_diagnosis(made: Diagnosis) -> None:
     out.print(_meaning_of_pairs(made.n), style="dim")
     out.print()
     for sentence in summary(made):
-        out.print(sentence, markup=False)
+        out.print(sentence)
 
 
 def _meaning_of_pairs(n: int) -> str:
@@ -289,26 +298,26 @@ def show_status(found: Status) -> None:
     }
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     done = f"{found.complete} of {found.trials} trials done"
-    out.print(f"{found.sweep} in {found.storage}", markup=False)
-    out.print(f"{done}{', ' if said else ''}{said}.", markup=False)
+    out.print(f"{found.sweep} in {found.storage}")
+    out.print(f"{done}{', ' if said else ''}{said}.")
     if found.best is not None:
         best = found.best
         score = "" if best.metric == "accuracy" else f"{best.metric} {best.score:.3f}, "
         score += f"{_percent(best.accuracy)} on {best.n} held-out samples"
-        out.print(f"best so far: {best.key}, {score}.", markup=False)
+        out.print(f"best so far: {best.key}, {score}.")
     if found.driver is None or found.lease_expires is None:
         out.print("nobody drives it.")
     else:
         lease = f"its lease lasts {duration(found.lease_expires - time.time())} if not renewed"
         left = "" if found.seconds_left is None else f"; {duration(found.seconds_left)} left"
-        out.print(f"driver: {found.driver}, {lease}{left}.", markup=False)
+        out.print(f"driver: {found.driver}, {lease}{left}.")
     if found.running:
         shown = table("running", "epoch", "since", right=("epoch", "since"))
         for one in found.running:
             shown.add_row(one.key, f"{one.epoch}/{one.epochs}", duration(time.time() - one.since))
         out.print(shown)
     for key, reason in found.failed.items():
-        out.print(f"failed: {key}: {reason}", markup=False)
+        out.print(f"failed: {key}: {plain(reason)}")
 
 
 def show_garbage(found: list[Garbage], url: str, dry: bool) -> None:
@@ -320,7 +329,7 @@ def show_garbage(found: list[Garbage], url: str, dry: bool) -> None:
         out.print(shown)
     total = size(sum(one.size_bytes for one in found))
     done = "would be deleted from" if dry else "deleted from"
-    out.print(f"{len(found)} objects, {total}, {done} {url}.", markup=False)
+    out.print(f"{len(found)} objects, {total}, {done} {url}.")
 
 
 def _short(path: str) -> str:

@@ -7,9 +7,12 @@ ingredients by the SHA-256 of their weights, so that the model can be made again
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal
 
+from msgspec import Meta
+
+from soupray.core.names import Sha256
 from soupray.core.records import BlobRef, Record, Rejected, Scores, Tally, digest
 
 OutputSpace = Literal["logits", "probabilities"]
@@ -26,8 +29,12 @@ class WeightSoup(Record, tag="weight_soup", frozen=True, kw_only=True):
         denominator: d, the sum of the numerators.
     """
 
-    parts: tuple[tuple[str, int], ...]
+    parts: tuple[tuple[Sha256, int], ...]
     denominator: int
+
+    def __post_init__(self) -> None:
+        """Refuse (ValueError) coefficients that do not sum to one."""
+        _check_sum([n for _, n in self.parts], self.denominator)
 
     @property
     def digest(self) -> str:
@@ -60,10 +67,20 @@ class LayerSoup(Record, tag="layer_soup", frozen=True, kw_only=True):
         denominator: d, the sum of each list of numerators.
     """
 
-    checkpoints: tuple[str, ...]
+    checkpoints: tuple[Sha256, ...]
     layers: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...]
     rest: tuple[int, ...]
     denominator: int
+
+    def __post_init__(self) -> None:
+        """Refuse (ValueError) coefficients that do not sum to one, and a tensor in two layers."""
+        for row in (self.rest, *(row for _, row in self.layers)):
+            if len(row) != len(self.checkpoints):
+                raise ValueError(f"{len(row)} coefficients for {len(self.checkpoints)} checkpoints")
+            _check_sum(row, self.denominator)
+        names = [name for layer, _ in self.layers for name in layer]
+        if len(set(names)) < len(names):
+            raise ValueError("a tensor is in two layers")
 
     @property
     def digest(self) -> str:
@@ -96,7 +113,7 @@ class FisherSoup(Record, tag="fisher_soup", frozen=True, kw_only=True):
             once a factor. It stays because the digests of stored candidates contain it.
     """
 
-    parts: tuple[tuple[str, str, Literal[1]], ...]
+    parts: Annotated[tuple[tuple[Sha256, Sha256, Literal[1]], ...], Meta(min_length=1)]
 
     @property
     def digest(self) -> str:
@@ -139,6 +156,11 @@ class OutputEnsemble(Record, tag="output_ensemble", frozen=True, kw_only=True):
     parts: tuple[tuple[WeightCandidate, int, float], ...]
     denominator: int
     space: OutputSpace
+
+    def __post_init__(self) -> None:
+        """Refuse (ValueError) coefficients that do not sum to one, and impossible temperatures."""
+        _check_sum([n for _, n, _ in self.parts], self.denominator)
+        _check_temperatures(t for _, _, t in self.parts)
 
     @property
     def digest(self) -> str:
@@ -183,10 +205,16 @@ class VRFEnsemble(Record, tag="vrf_ensemble", frozen=True, kw_only=True):
     reference: WeightCandidate
     temperatures: tuple[float, float]
     failures: BlobRef
-    k: int
+    k: Annotated[int, Meta(ge=1)]
     a: float
     b: float
     distance: Literal["squared_l2"] = "squared_l2"
+
+    def __post_init__(self) -> None:
+        """Refuse (ValueError) parameters for which the formula has no value."""
+        _check_temperatures(self.temperatures)
+        if not (math.isfinite(self.a) and math.isfinite(self.b) and self.b > 0):
+            raise ValueError(f"a = {self.a}, b = {self.b}: write finite numbers, and b above 0")
 
     @property
     def digest(self) -> str:
@@ -214,6 +242,25 @@ Candidate = WeightCandidate | OutputCandidate
 """Any soup or ensemble under consideration."""
 
 
+LARGEST = 2**62
+"""Larger numerators do not fit into the integers of torch."""
+
+
+def _check_sum(numerators: Sequence[int], denominator: int) -> None:
+    """Raise ValueError unless numerators / denominator are coefficients that sum to one."""
+    if sum(numerators) != denominator or denominator <= 0:
+        raise ValueError(f"coefficients {list(numerators)} / {denominator} do not sum to 1")
+    if max(map(abs, numerators)) > LARGEST:
+        raise ValueError(f"the coefficients {list(numerators)} / {denominator} are too large")
+
+
+def _check_temperatures(temperatures: Iterable[float]) -> None:
+    """Raise ValueError unless all temperatures are finite and above 0."""
+    for temperature in temperatures:
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"the temperature {temperature} is not a finite number above 0")
+
+
 def _shares(ensemble: OutputEnsemble) -> dict[str, float]:
     shares: dict[str, float] = {}
     for member, n, _ in ensemble.parts:
@@ -234,8 +281,7 @@ def weight_soup(parts: Sequence[tuple[str, int]], denominator: int) -> WeightSou
     Raises:
         ValueError: no part is left, or the coefficients do not sum to one.
     """
-    if sum(n for _, n in parts) != denominator or denominator <= 0:
-        raise ValueError(f"coefficients {[n for _, n in parts]} / {denominator} do not sum to 1")
+    _check_sum([n for _, n in parts], denominator)
     joined: dict[str, int] = {}
     for sha, n in parts:
         joined[sha] = joined.get(sha, 0) + n
@@ -266,9 +312,7 @@ def ensemble_of(
     Raises:
         ValueError: no part is left, or the coefficients do not sum to one.
     """
-    if sum(n for _, n, _ in parts) != denominator or denominator <= 0:
-        numerators = [n for _, n, _ in parts]
-        raise ValueError(f"coefficients {numerators} / {denominator} do not sum to 1")
+    _check_sum([n for _, n, _ in parts], denominator)
     joined: dict[tuple[WeightCandidate, float], int] = {}
     for member, n, temperature in parts:
         joined[member, temperature] = joined.get((member, temperature), 0) + n

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 from soupray.core.candidates import Candidate, Step, WeightCandidate
+from soupray.core.names import Quotable, Sha256
 from soupray.core.records import CheckpointRef, Pool, Record, Rejected, Scores, Split, Tally
 from soupray.core.requests import Request
 
@@ -208,10 +209,10 @@ class TrackedRun(Record, frozen=True, kw_only=True):
         failed: the run ended without a result.
     """
 
-    key: str
+    key: Quotable
     kind: Literal["sweep", "trial", "entry"]
     name: str
-    parent: str | None
+    parent: Quotable | None
     params: dict[str, str]
     tags: dict[str, str]
     metrics: dict[str, float]
@@ -233,11 +234,11 @@ class Champion(Record, frozen=True, kw_only=True):
         size_bytes: size of the weights in bytes.
     """
 
-    model: str
-    entry: str
-    candidate: str
+    model: Quotable
+    entry: Quotable
+    candidate: Sha256
     weights: str
-    sha256: str
+    sha256: Sha256
     size_bytes: int
 
 

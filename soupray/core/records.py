@@ -10,9 +10,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+import operator
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
+
+from soupray.core.errors import CheckpointError
+from soupray.core.names import RecordKey, Sha256, TrialKey
 
 if TYPE_CHECKING:  # the import of numpy would double the time of `soupray --help`
     from soupray.core.arrays import Labels, Logits, Mask
@@ -32,13 +37,25 @@ def encode(record: Any) -> bytes:
     return msgspec.json.encode(record, order="sorted")
 
 
+def encode_pretty(record: object) -> bytes:
+    """Indented JSON with keys in the order of the record."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
 def decode(data: bytes, kind: type[R]) -> R:
     """The record of type `kind` in the JSON `data`.
 
     Raises:
-        msgspec.ValidationError: the JSON is not such a record. The message names the field.
+        msgspec.MsgspecError: the data are not JSON, or (ValidationError) not such a record. The
+            message names the field. No other exception is raised, whatever the data are.
     """
-    return msgspec.json.decode(data, type=kind)
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError:
+        raise
+    # Text that is not UTF-8, a number of thousands of digits, and JSON that is nested too deep.
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def digest(record: Any) -> str:
@@ -60,19 +77,19 @@ class Split(Record, frozen=True, kw_only=True):
             have the same classes.
     """
 
-    name: str
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.-]*\Z")]
     role: Role
-    digest: str
-    size: int
-    classes: int
+    digest: Sha256
+    size: Annotated[int, msgspec.Meta(ge=1)]
+    classes: Annotated[int, msgspec.Meta(ge=1)]
     label_map: tuple[tuple[int, ...], ...] | None = None
 
 
 class CheckpointRef(Record, frozen=True, kw_only=True):
     """Reference to the weights of one model in the store, by the digest of their file."""
 
-    sha256: str
-    size_bytes: int
+    sha256: Sha256
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class BlobRef(Record, frozen=True, kw_only=True):
@@ -81,8 +98,8 @@ class BlobRef(Record, frozen=True, kw_only=True):
     These are logits, features, Fisher information or BatchNorm statistics.
     """
 
-    sha256: str
-    size_bytes: int
+    sha256: Sha256
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Basis(Record, frozen=True, kw_only=True):
@@ -97,7 +114,7 @@ class Basis(Record, frozen=True, kw_only=True):
         notes: what was left out of the data, and why.
     """
 
-    key: str
+    key: RecordKey
     splits: tuple[Split, ...]
     init: CheckpointRef
     anchor: CheckpointRef
@@ -105,8 +122,11 @@ class Basis(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> Split:
-        """The split with this name."""
-        return next(s for s in self.splits if s.name == name)
+        """The split with this name. Raises CheckpointError if there is none."""
+        found = next((s for s in self.splits if s.name == name), None)
+        if found is None:
+            raise CheckpointError(f"the basis {self.key} has no split {name!r}.")
+        return found
 
     @property
     def reported(self) -> tuple[Split, ...]:
@@ -168,19 +188,46 @@ class Trial(Record, frozen=True, kw_only=True):
         metric: chooses the best epoch.
     """
 
-    key: str
+    key: TrialKey
     index: int
     sweep: str
     method: Method = "ft"
     hparams: dict[str, float | int | str]
     seed: int
-    init: str
-    data: tuple[str, ...]
+    init: Sha256
+    data: tuple[Sha256, ...]
     code: str
     setting: Setting
     training: Training = Training()
     # Unset means accuracy. The JSON then has no such field, so that old records keep their digests.
     metric: Metric | msgspec.UnsetType = msgspec.UNSET
+
+
+def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
+    """The key that a trial has: a digest of all that shapes its weights.
+
+    The name of the sweep and the trial's number in it shape no weights.
+
+    Args:
+        trial: the trial; its own `key` is not read.
+        tensors: for an imported checkpoint, the SHA-256 (hex) of each tensor by the tensor's name.
+    """
+    if trial.method == "imported":
+        about = ["imported", tensors, trial.init, trial.data, trial.setting, trial.code]
+        return digest(about)[:16]
+    shaping = {
+        "hparams": trial.hparams,
+        "seed": trial.seed,
+        "method": trial.method,
+        "init": trial.init,
+        "data": trial.data,
+        "code": trial.code,
+        "setting": trial.setting,
+        "training": trial.training,
+    }
+    if trial.metric is not msgspec.UNSET:
+        shaping["metric"] = trial.metric
+    return digest(shaping)[:16]
 
 
 class Scores(Record, tag="scores", frozen=True, kw_only=True):
@@ -196,13 +243,29 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
         by_class: for each class: its samples, the predictions of this class, the correct ones.
     """
 
-    split: str
-    n: int
+    split: Sha256
+    n: Annotated[int, msgspec.Meta(ge=1)]
     correct: int
     nll: float
     ece: float
     right: str
     by_class: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse (ValueError) counts that contradict each other."""
+        check_mask(self.right, self.n, self.correct)
+        if not self.by_class:  # the record has no counts by class
+            return
+        there, _, rightly = zip(*self.by_class, strict=True)  # quick: status reads thousands
+        if (
+            sum(there) != self.n
+            or sum(rightly) != self.correct
+            or min(rightly) < 0
+            or any(map(operator.gt, rightly, there))
+        ):
+            raise ValueError(
+                f"by_class does not add up to n = {self.n} and correct = {self.correct}"
+            )
 
     @property
     def accuracy(self) -> float:
@@ -217,6 +280,16 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
     def right_mask(self) -> Mask:
         """For each sample, whether the model classifies it correctly."""
         return unpack_right(self.right, self.n)
+
+
+def check_mask(packed: str, n: int, correct: int) -> None:
+    """Raise ValueError unless `packed` is a mask of n samples with `correct` ones in it."""
+    bits = base64.b64decode(packed, validate=True)  # its error is a ValueError
+    ones = int.from_bytes(bits).bit_count()
+    if len(bits) != -(-n // 8) or (len(bits) and bits[-1] & ((1 << -n % 8) - 1)):
+        raise ValueError(f"right is not a mask of n = {n} samples")
+    if ones != correct:
+        raise ValueError(f"correct = {correct}, but right marks {ones} samples")
 
 
 def pack_right(right: Mask) -> str:
@@ -243,9 +316,13 @@ class Tally(Record, tag="tally", frozen=True, kw_only=True):
         right: which samples are correct, as `pack_right` packs them.
     """
 
-    n: int
+    n: Annotated[int, msgspec.Meta(ge=1)]
     correct: int
     right: str
+
+    def __post_init__(self) -> None:
+        """Refuse (ValueError) counts that contradict each other."""
+        check_mask(self.right, self.n, self.correct)
 
     @property
     def accuracy(self) -> float:
@@ -312,8 +389,8 @@ class Ingredient(Record, tag="complete", frozen=True, kw_only=True):
 
     trial: Trial
     checkpoint: CheckpointRef
-    tensors: dict[str, str]
-    init: str
+    tensors: dict[str, Sha256]
+    init: Sha256
     best_epoch: int
     history: tuple[EpochRecord, ...]
     held_out: Scores

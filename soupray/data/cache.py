@@ -21,12 +21,6 @@ from soupray.data.splits import Listing
 from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
 
-DATA_VERSION = "2"
-"""Version of the code that decodes and shifts. It is part of the key of a basis.
-
-Increase it when the images of every sweep change.
-"""
-
 CACHE_VERSION = "3"
 """Version of the code that reads, labels, decodes and shifts. It is part of the cache's name only.
 

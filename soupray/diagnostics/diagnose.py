@@ -11,13 +11,12 @@ from soupray.core.arrays import Float64
 from soupray.core.candidates import WeightSoup, weight_soup
 from soupray.core.errors import EvaluationError
 from soupray.core.progress import Show
-from soupray.core.records import Pool, Split, digest
+from soupray.core.records import Pool, Split, digest, encode_pretty
 from soupray.core.requests import Gram
 from soupray.diagnostics.diversity import Diagnosis, Pair, compare_pair, diagnosis, drawn_pairs
 from soupray.diagnostics.figures import draw_diagnosis
 from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.maths.geometry import angles, distances, total_gram
-from soupray.reporting.results import encode_pretty
 from soupray.services.home import atomic_write
 from soupray.soup.check import refuse_or_note
 from soupray.soup.session import Session, open_session, watched

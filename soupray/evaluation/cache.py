@@ -11,12 +11,15 @@ be estimated on that data.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
 from soupray.core.candidates import Candidate, WeightCandidate, mean_of
+from soupray.core.errors import CheckpointError
 from soupray.core.ports import Accept
 from soupray.core.records import (
     BlobRef,
@@ -68,6 +71,12 @@ class EvaluationCache:
             found = find_record(self._store, self.path("evaluations", *key), Evaluation)
             if found is None:
                 return None
+            if found.scores.split != split.digest:
+                raise CheckpointError(
+                    f"{self.path('evaluations', *key)} in {self._store.url} is about other data "
+                    f"than split {split.name}: it was copied there, or edited. Delete it and run "
+                    "again."
+                )
             self._known[key] = found
         return self._known[key]
 
@@ -81,6 +90,12 @@ class EvaluationCache:
     def predictions(self, logits: BlobRef, split: Split) -> Predictions:
         """Load stored logits, with the labels of `split`."""
         stored = self._checkpoints.load_blob(logits.sha256)
+        if not {"logits", "labels"} <= stored.keys() or len(stored["labels"]) != split.size:
+            raise CheckpointError(
+                f"{layout.blob(logits.sha256)} in {self._store.url} does not have the logits of "
+                f"the {split.size} samples of split {split.name}. The record that names it was "
+                "copied or edited: delete that record and run again."
+            )
         return Predictions(
             split=split, logits=stored["logits"].numpy(), labels=stored["labels"].numpy()
         )
@@ -102,13 +117,13 @@ class EvaluationCache:
         """The stored answer to a request, or None."""
         path = self.path("answers", request, split.digest, self._train.digest)
         found = find_record(self._store, path, _object(request.answer))
-        return None if found is None else found["answer"]
+        return None if found is None else found.answer
 
     def put_answer(self, request: Request[Any], split: Split, answer: Any) -> Any:
         """Store an answer, and return the answer that is stored under its key."""
         path = self.path("answers", request, split.digest, self._train.digest)
-        kept = create_record(self._store, path, {"answer": answer}, _object(request.answer))
-        return kept["answer"]
+        kept: Any = create_record(self._store, path, {"answer": answer}, _object(request.answer))
+        return kept.answer
 
     def saved(self, candidate: WeightCandidate) -> CheckpointRef | None:
         """The reference of the candidate's weights if they are stored, or None."""
@@ -145,13 +160,13 @@ class EvaluationCache:
         return layout.result(folder, digest([*parts, self._setting, EVALUATION_VERSION])[:32])
 
 
+@functools.cache
 def _object(answer: Any) -> Any:
     """The type of a JSON object with an answer in it.
 
     The object shows that a file is complete: 1.2345 alone, cut short, would be another number.
     """
-    objects: Any = dict
-    return objects[str, answer]
+    return msgspec.defstruct("Answered", [("answer", answer)], forbid_unknown_fields=True)
 
 
 def save_logits(checkpoints: Checkpoints, predictions: Predictions) -> BlobRef:

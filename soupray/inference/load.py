@@ -37,18 +37,20 @@ def load(recipe: str | Path, home: Path | None = None) -> Callable[[Any], Probab
 
     Raises:
         ConfigError: the file is not a recipe file.
-        NotFound: a checkpoint is no longer in the store.
-        ChecksumMismatch: the stored bytes of a checkpoint have changed.
+        NotFound: a checkpoint is no longer in the store, or the store is not on this machine.
+        ChecksumMismatch: the stored bytes of a checkpoint have changed, or the weights of the soup
+            differ from those that the recipe recorded.
+        CheckpointError: the weights are not finite, or do not fit the model.
     """
     from soupray.services.home import default_home
-    from soupray.services.place import start_services
+    from soupray.services.place import find_place
 
     read = read_recipe(Path(recipe))
     home = home or default_home()
 
     @functools.cache
     def source(spec: SweepSpec) -> ModelSource:
-        place = start_services(spec, home).place
+        place = find_place(spec, home)
         weights = Checkpoints(place.open_store(), place.folder / "weights")
         return ModelSource(task_of(spec.task), weights, spec.setting.precision)
 
@@ -112,6 +114,11 @@ class Predictor:
         if isinstance(recipe.candidate, VRFEnsemble):
             home = sources.get(recipe.candidate.fine_tuned.checkpoints[0], sources[""])
             failures = home.checkpoints.load_blob(recipe.candidate.failures.sha256)
+            if "features" not in failures or failures["features"].ndim != 2:
+                raise CheckpointError(
+                    f"{recipe.name}: {recipe.candidate.failures.sha256} has no features of a "
+                    "failure set. Use the recipe file as soupray wrote it."
+                )
             self._failures = failures["features"].numpy()
 
     @torch.inference_mode()

@@ -6,8 +6,6 @@ from fractions import Fraction
 
 import msgspec
 import numpy as np
-from scipy import stats
-from scipy.special import logsumexp
 
 from soupray.core.arrays import Float64, Indices, Labels, Logits, Mask
 from soupray.core.records import Metric, Predictions, Scores, Split, Tally, digest, pack_right
@@ -22,6 +20,8 @@ def score(predictions: Predictions) -> Scores:
     The predicted class is the one with the largest logit. If several have it, the first class is
     predicted. A split with a label map is scored on its own classes: see `mapped`.
     """
+    from scipy.special import logsumexp
+
     logits = mapped(predictions.logits, predictions.split.label_map).astype(np.float64)
     labels = predictions.labels
     answers = logits.argmax(axis=1)
@@ -164,6 +164,8 @@ def clopper_pearson(correct: int, n: int, level: float = 0.95) -> tuple[float, f
         n: number of samples.
         level: confidence level.
     """
+    from scipy import stats  # takes a second, which `soupray status` does not have
+
     # The closed form. `binomtest(...).proportion_ci` of SciPy searches for the bounds instead: it
     # is slower, and its 13th digit differs from that in stored leaderboards.
     tail = (1 - level) / 2
@@ -187,6 +189,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
         only_a: number of samples that only the first model gets right.
         only_b: number of samples that only the second model gets right.
     """
+    from scipy import stats
+
     if only_a + only_b == 0:
         return 1.0
     return float(stats.binomtest(only_a, only_a + only_b).pvalue)

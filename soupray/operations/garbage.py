@@ -7,18 +7,21 @@ names them.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from soupray.core.errors import SouprayError
+from soupray.core.errors import CheckpointError, NotFound, SouprayError
 from soupray.core.records import Record, encode
 from soupray.search.state import find_basis, pool_trials
 from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.store import layout
 from soupray.store.objects import Store, find_record, read_record
+
+log = logging.getLogger(__name__)
 
 SHA256 = re.compile(rb"[0-9a-f]{64}")
 
@@ -41,25 +44,26 @@ def find_garbage(store: Store, spec: SweepSpec, older_than_s: float) -> list[Gar
 
     Raises:
         StoreError: the store cannot be reached.
-        CheckpointError: a record cannot be read.
     """
     # List objects before records: an object whose record comes later is then not in the list.
     before = time.time() - older_than_s
-    folders = {layout.WEIGHTS: "weights", layout.BLOBS: "arrays"}
-    files = [
-        (what, e)
-        for folder, what in folders.items()
-        for e in store.entries(folder)
-        if e[2] <= before
-    ]
-    states = [e for e in store.entries(layout.RESUME) if e[2] <= before]
+    old = [e for e in store.entries("") if e[2] <= before and layout.is_ours(e[0])]
+    files = [e for e in old if e[0].startswith((f"{layout.WEIGHTS}/", f"{layout.BLOBS}/"))]
+    states = [e for e in old if e[0].startswith(f"{layout.RESUME}/")]
     named = _named(store) if files else set()
+    if named is None:
+        files, named = [], set()
     found = [
-        Garbage(path=path, size_bytes=size, why=f"no record names these {what}")
-        for what, (path, size, _) in files
+        Garbage(
+            path=path, size_bytes=size, why=f"no record names these {_WHAT[path.split('/')[0]]}"
+        )
+        for path, size, _ in files
         if layout.stem(path) not in named
     ]
     return [*found, *_old_states(store, spec, states)]
+
+
+_WHAT = {layout.WEIGHTS: "weights", layout.BLOBS: "arrays"}
 
 
 def remove(store: Store, garbage: list[Garbage], older_than_s: float) -> list[Garbage]:
@@ -86,18 +90,45 @@ def remove(store: Store, garbage: list[Garbage], older_than_s: float) -> list[Ga
     return gone
 
 
-def _named(store: Store) -> set[str]:
-    """Return every SHA-256 in every record of the store. Raises CheckpointError."""
+def _named(store: Store) -> set[str] | None:
+    """Return every SHA-256 in every record of the store.
+
+    Objects of other programs are named in the log. Digests in them count as well: they may be
+    copies of our records. None if a record of soupray cannot be read: nobody knows what it names.
+    """
+    damaged: list[str] = []
 
     def digests(path: str) -> set[str]:
-        # Decode first, because an incomplete record would lack digests. None: a view that was
-        # deleted since the listing.
-        found = find_record(store, path, Any)
-        return {digest.decode() for digest in SHA256.findall(encode(found))}
+        if not layout.is_ours(path):
+            log.warning(f"{path} in {store.url} is not an object of soupray: it is left alone.")
+            return _found(lambda: store.get(path))
+        try:
+            # Decode first, because an incomplete record would lack digests. None: a view that was
+            # deleted since the listing.
+            return _found(lambda: encode(find_record(store, path, Any)))
+        except CheckpointError as error:
+            damaged.append(str(error))
+            return set()
 
     records = [p for p in store.list("") if p.endswith(".json") and not p.startswith("resume/")]
     with ThreadPoolExecutor(16) as threads:
-        return set().union(*threads.map(digests, records))
+        named = set[str]().union(*threads.map(digests, records))
+    for problem in sorted(damaged):
+        log.warning(problem)
+    if damaged:
+        log.warning(
+            f"no weights and no arrays are deleted, because {len(damaged)} records cannot be read: "
+            "nobody knows what they name. Restore or delete them, then run gc again."
+        )
+    return None if damaged else named
+
+
+def _found(read: Callable[[], bytes]) -> set[str]:
+    """Return every SHA-256 in what `read` returns; none if the object is gone."""
+    try:
+        return {digest.decode() for digest in SHA256.findall(read())}
+    except NotFound:
+        return set()
 
 
 def _old_states(
@@ -125,7 +156,7 @@ def _planned(store: Store, spec: SweepSpec) -> set[str] | None:
     others = [p for p in store.list(layout.SWEEPS) if p.split("/")[2:3] == ["specs"]]
     keys = set()
     try:
-        for path in others:
+        for path in filter(layout.is_ours, others):
             if path.split("/")[1] != spec.name:
                 keys |= _keys(store, parse_data(read_record(store, path, dict), path))
         return keys | _keys(store, spec)

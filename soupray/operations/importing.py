@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from soupray.core.errors import ConfigError, Diverged, TrialError
-from soupray.core.records import Basis, Ingredient, Manifest, Trial, digest
+from soupray.core.names import plain
+from soupray.core.records import Basis, Ingredient, Trial, key_of
 from soupray.search.plan import CODE_VERSION
 from soupray.search.state import basis_key, find_basis
 from soupray.services.place import start_services
 from soupray.spec.files import path_of
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
-from soupray.store.objects import check_bucket, create_record, find_record
+from soupray.store.manifests import create_manifest, find_manifest
+from soupray.store.objects import check_bucket, create_record
 from soupray.store.weights_file import tensor_digests
 from soupray.tasks.foreign import load_foreign, named_classes
 from soupray.training.trial import stored
@@ -48,27 +52,27 @@ def run_import(spec: SweepSpec, home: Path, named: Sequence[str]) -> Iterator[In
 def _imported(here: WorkerContext, basis: Basis, file: Path, number: int) -> Ingredient:
     weights = here.task.adopt(load_foreign(file), str(file), named_classes(file))
     data = tuple(basis.split(name).digest for name in ("train", "held_out"))
-    shaping = ["imported", tensor_digests(weights), basis.init.sha256, data, here.spec.setting]
     trial = Trial(
-        key=digest([*shaping, CODE_VERSION])[:16],
+        key="",
         index=number,
         sweep=here.spec.name,
         method="imported",
-        hparams={"file": file.name},
+        hparams={"file": plain(file.name)},
         seed=here.spec.seed,
         init=basis.init.sha256,
         data=data,
         code=CODE_VERSION,
         setting=here.spec.setting,
     )
-    store, path = here.checkpoints.store, layout.manifest(trial.key)
-    made: Manifest | None = find_record(store, path, Manifest)
+    trial = msgspec.structs.replace(trial, key=key_of(trial, tensor_digests(weights)))
+    store = here.checkpoints.store
+    made = find_manifest(store, trial.key)
     if made is None:
         try:
             made = stored(trial, weights, here.task, here.data, here.checkpoints)
         except Diverged as error:
             raise TrialError(f"{file}: {error}: nothing to average. Leave it out.") from error
-        made = create_record(store, path, made, Manifest)
+        made = create_manifest(store, made)
     assert isinstance(made, Ingredient)
     # The list entry is written last, so that its manifest always exists.
     create_record(store, layout.imported(basis.key, trial.key), made.trial)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from soupray.core.errors import NotFound
-from soupray.core.records import Metric, Record
+from soupray.core.records import Basis, Metric, Record, Scores, Tombstone
 from soupray.maths.metrics import as_read, value
-from soupray.search.state import SweepState, find_state
-from soupray.services.place import start_services
+from soupray.search.state import find_basis, pool_plan, refuse_other_origin
+from soupray.services.place import find_place
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store.lease import Beat, RunningTrial, find_driver
+from soupray.store.manifests import Counted, Glance, glance_at_manifests
 
 
 class Best(Record, frozen=True, kw_only=True):
@@ -60,31 +62,35 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
         NotFound: no trial was planned with this spec yet.
         StoreError: the store cannot be reached.
     """
-    store = start_services(spec, home).place.open_store()
+    store = find_place(spec, home).open_store()
     driver = find_driver(store, spec.name)
-    state = find_state(store, spec)
-    if state is None:
+    basis = find_basis(store, spec)
+    if basis is None:
         begun = f"{driver.lease.who} makes its data and theta_0" if driver else "nobody drives it"
         raise NotFound(
             f"no trial of {spec.name} was planned with this spec in {store.url}: {begun}. "
             "Start it with `soupray sweep`, or look again in a minute."
         )
+    plan = pool_plan(store, spec, basis)
+    scores: Any = Counted if spec.metric == "accuracy" else Scores
+    over = glance_at_manifests(store, plan.trials, scores, lambda found: _over(found, spec, basis))
+    complete = [one.best for one in over if one is not None and one.best is not None]
+    missing = {t.key for t, one in zip(plan.trials, over, strict=True) if one is None}
     heartbeat = driver.heartbeat if driver else None
     beat = heartbeat.beat if heartbeat else Beat(running=(), failed={}, seconds_left=None)
-    missing = {t.key for t in [*state.missing, *state.lost]}
     # A trial that ended since the heartbeat does not run.
     running = tuple(r for r in beat.running if r.key in missing)
     return Status(
         sweep=spec.name,
         storage=store.url,
-        trials=state.known + state.unsuggested + len(state.stopped),
-        complete=len(state.ingredients),
-        diverged=len(state.diverged),
-        stopped=len(state.stopped),
+        trials=len(over) + plan.unsuggested + len(plan.stopped),
+        complete=len(complete),
+        diverged=len(over) - len(complete) - len(missing),
+        stopped=len(plan.stopped),
         running=running,
         failed=beat.failed,
-        missing=len(missing) + state.unsuggested - len(running),
-        best=_best(state, spec.metric),
+        missing=len(missing) + plan.unsuggested - len(running),
+        best=min(complete, key=lambda b: (_place(b), b.key), default=None),
         seconds_left=_aged(beat.seconds_left, heartbeat.written) if heartbeat else None,
         driver=driver.lease.who if driver else None,
         lease_expires=driver.lease.expires if driver else None,
@@ -92,18 +98,32 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
     )
 
 
-def _best(state: SweepState, metric: Metric) -> Best | None:
-    if not state.ingredients:
-        return None
-    first = min(state.ingredients, key=lambda i: (-value(i.held_out, metric), i.trial.key))
-    return Best(
-        key=first.trial.key,
-        hparams=first.trial.hparams,
-        metric=metric,
-        score=as_read(value(first.held_out, metric), metric),
-        accuracy=first.held_out.accuracy,
-        n=first.held_out.n,
+class _Over(NamedTuple):
+    """What a status needs of the manifest of a trial. `best`: None if the trial diverged."""
+
+    best: Best | None
+
+
+def _over(manifest: Glance[Any] | Tombstone, spec: SweepSpec, basis: Basis) -> _Over:
+    if isinstance(manifest, Tombstone):
+        return _Over(None)
+    refuse_other_origin(manifest.trial.key, manifest.init, basis)
+    held_out, metric = manifest.held_out, spec.metric
+    return _Over(
+        Best(
+            key=manifest.trial.key,
+            hparams=manifest.trial.hparams,
+            metric=metric,
+            score=as_read(value(held_out, metric), metric),
+            accuracy=held_out.correct / held_out.n,
+            n=held_out.n,
+        )
     )
+
+
+def _place(best: Best) -> float:
+    """The value of the metric, as a number where smaller is better."""
+    return -as_read(best.score, best.metric)
 
 
 def _aged(left: float | None, written: float) -> float | None:

@@ -15,10 +15,12 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # stdout is for results
 
+import msgspec
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.tracking import MlflowClient
 
 from soupray.core.errors import TrackingError, mask
+from soupray.core.names import plain
 from soupray.core.ports import Champion, TrackedRun
 from soupray.core.records import digest
 
@@ -63,6 +65,7 @@ class MlflowTracker:
         Args:
             runs: the runs; a second call with equal runs changes nothing.
         """
+        runs = [_shown(run) for run in runs]
         with _mapped(self._url):
             parents = {run.parent for run in runs if run.parent} - self._parents.keys()
             known = self._parents | self._known({run.key for run in runs} | parents)
@@ -204,6 +207,16 @@ def _mapped(url: str) -> Iterator[None]:
         said = str(error).replace(url.rstrip("/"), mask(url).rstrip("/"))
         first = (said.strip() or type(error).__name__).splitlines()[0][:300]
         raise TrackingError(f"MLflow at {mask(url)}: {first}") from error
+
+
+def _shown(run: TrackedRun) -> TrackedRun:
+    """Return a run whose texts have no control characters."""
+    return msgspec.structs.replace(
+        run,
+        name=plain(run.name),
+        params={k: plain(v) for k, v in run.params.items()},
+        tags={k: plain(v) for k, v in run.tags.items()},
+    )
 
 
 def _contradicts(there: Run, run: TrackedRun) -> bool:

@@ -9,21 +9,26 @@ import msgspec
 import torch
 
 from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate
-from soupray.core.errors import ChecksumMismatch, ConfigError, one_line
+from soupray.core.errors import CheckpointError, ChecksumMismatch, ConfigError, one_line
+from soupray.core.names import Sha256
 from soupray.core.records import BlobRef, Record, decode
 from soupray.evaluation.local import about
 from soupray.maths.weights import Mixer
 from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.store.checkpoints import Checkpoints
-from soupray.store.weights_file import sha256_of, write_weights
+from soupray.store.weights_file import digest_of, sha256_of, write_weights
 from soupray.tasks import task_of
+from soupray.tasks.foreign import ForeignWeights, matched
+
+FORMAT: Literal[1] = 1
+"""Version of the form of recipe files."""
 
 
 class Foreign(Record, frozen=True, kw_only=True):
     """Checkpoints of an ensemble that come from the pool of another spec, with that spec."""
 
-    checkpoints: tuple[str, ...]
+    checkpoints: tuple[Sha256, ...]
     spec: dict[str, Any]
 
 
@@ -35,29 +40,55 @@ class RecipeFile(Record, frozen=True, kw_only=True):
     with which soups were evaluated, by the digest of the soup.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1] = FORMAT
     name: str
     recipe: str
     options: dict[str, str | int | float]
     candidate: Candidate
-    ingredients: dict[str, str]
-    statistics: dict[str, BlobRef]
-    sha256: str | None
+    ingredients: dict[Sha256, str]
+    statistics: dict[Sha256, BlobRef]
+    sha256: Sha256 | None
     spec: dict[str, Any]
     foreign: tuple[Foreign, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse (ValueError) a digest of weights that an ensemble does not have."""
+        if self.sha256 is not None and isinstance(self.candidate, OutputEnsemble | VRFEnsemble):
+            raise ValueError("an ensemble has several models, and no sha256 of one file")
+
 
 def read_recipe(path: Path) -> RecipeFile:
-    """Read a recipe file. Raises ConfigError if it is missing or not valid."""
+    """Read a recipe file, which anybody may have written.
+
+    Raises:
+        ConfigError: it is missing, not valid, or of another version.
+    """
     try:
-        return decode(path.read_bytes(), RecipeFile)
+        data = path.read_bytes()
+        return decode(data, RecipeFile)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except msgspec.MsgspecError as error:
+        if (written := _format_of(data)) != FORMAT:
+            raise ConfigError(
+                f"{path}: a recipe file of format {written}; this version of soupray reads format "
+                f"{FORMAT}. Use the version that wrote it."
+            ) from error
         raise ConfigError(
             f"{path}: not a recipe file of soupray: {one_line(error)}. Recipe files are the "
             "*.recipe.json beside a leaderboard."
         ) from error
+
+
+class _Versioned(msgspec.Struct):
+    format: int = FORMAT
+
+
+def _format_of(data: bytes) -> int:
+    try:
+        return decode(data, _Versioned).format
+    except msgspec.MsgspecError:
+        return FORMAT  # it is damaged, or something else
 
 
 def spec_of(recipe: RecipeFile) -> SweepSpec:
@@ -100,13 +131,6 @@ def rebuild(recipe: RecipeFile, place: Place, output: Path) -> str:
     part = output.with_name(f"{output.name}.part")
     write_weights(part, weights, about(candidate))
     sha256 = sha256_of(part)
-    if recipe.sha256 not in (None, sha256):
-        part.unlink()
-        raise ChecksumMismatch(
-            f"{output}: SHA-256 {sha256}, but the recipe {recipe.name} recorded {recipe.sha256}. "
-            "The ingredients are verified, so that the code that averages them must have changed: "
-            "use the version of soupray that wrote the recipe."
-        )
     part.rename(output)
     return sha256
 
@@ -124,11 +148,15 @@ def export(recipe: RecipeFile, place: Place, folder: Path) -> str:
 
     Raises:
         ConfigError: the recipe is an ensemble, which has several models.
+        IncompatibleWeights: the weights are not those of the model in the recipe's spec.
+        ChecksumMismatch: the weights differ from those that the recipe recorded.
         NotFound: an ingredient is no longer in the store.
     """
     weights = weights_of(_one_model(recipe), recipe, _checkpoints(place))
+    task = task_of(spec_of(recipe).task)
+    matched(ForeignWeights(weights, recipe.name), task.model())
     folder.mkdir(parents=True, exist_ok=True)
-    return task_of(spec_of(recipe).task).export(weights, folder)
+    return task.export(weights, folder)
 
 
 def _one_model(recipe: RecipeFile) -> WeightCandidate:
@@ -148,8 +176,36 @@ def _checkpoints(place: Place) -> Checkpoints:
 def weights_of(
     member: WeightCandidate, recipe: RecipeFile, checkpoints: Checkpoints
 ) -> dict[str, torch.Tensor]:
-    """Return all tensors of one model of the recipe, exactly as they were evaluated."""
+    """Return all tensors of one model of the recipe, exactly as they were evaluated.
+
+    Raises:
+        NotFound: an ingredient is no longer in the store.
+        ChecksumMismatch: the weights differ from those that the recipe recorded.
+        CheckpointError: the weights are not finite, or the statistics are of another model.
+    """
     weights = dict(Mixer(checkpoints.open).tensors(member))
     if member.digest in recipe.statistics:
-        weights |= checkpoints.load_blob(recipe.statistics[member.digest].sha256)
+        statistics = checkpoints.load_blob(recipe.statistics[member.digest].sha256)
+        for name, tensor in statistics.items():
+            if name not in weights or weights[name].shape != tensor.shape:
+                raise CheckpointError(
+                    f"{recipe.name}: its BatchNorm statistics have a tensor {name!r} "
+                    f"{list(tensor.shape)}, which the model has not: they are those of another "
+                    "model. Use the recipe file as soupray wrote it."
+                )
+        weights |= statistics
+    for name, tensor in weights.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{recipe.name}: tensor {name!r} is not finite. An ingredient has NaN or infinite "
+                "weights: make the soup again without it (`soupray check` names it)."
+            )
+    if recipe.sha256 is None:
+        return weights
+    if (sha256 := digest_of(weights, about(member))) != recipe.sha256:
+        raise ChecksumMismatch(
+            f"{recipe.name}: its weights have SHA-256 {sha256}, but the recipe recorded "
+            f"{recipe.sha256}. The ingredients are verified, so that the recipe was edited, or the "
+            "code that averages them changed: use the version of soupray that wrote the recipe."
+        )
     return weights

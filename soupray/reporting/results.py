@@ -6,12 +6,15 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from msgspec import Meta
 
 from soupray.core.candidates import Candidate, Outcome, mean_of
-from soupray.core.errors import NotFound
+from soupray.core.errors import CheckpointError, NotFound
+from soupray.core.names import inside
 from soupray.core.ports import Champion, TrackedRun, Tracker
-from soupray.core.records import Basis, BlobRef, CheckpointRef, Pool, Scores, encode
+from soupray.core.records import Basis, BlobRef, CheckpointRef, Pool, Scores, encode, encode_pretty
 from soupray.reporting.plots import draw_all
 from soupray.reporting.ranking import Entry, as_csv, names_of
 from soupray.reporting.recipe_file import Foreign, RecipeFile
@@ -19,11 +22,11 @@ from soupray.reporting.runs import entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.tracker import open_tracker
 from soupray.search.state import find_basis, find_state
 from soupray.services.home import atomic_write
-from soupray.services.place import Place, Services, start_services
+from soupray.services.place import Place, Services, find_place, start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
-from soupray.store.objects import Store, find_record, read_record, read_view
+from soupray.store.objects import Store, find_record, list_ours, read_record, read_view
 
 LEADERBOARD = "leaderboard.json"
 RUNS = "runs.json"
@@ -84,7 +87,7 @@ def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Pat
     store = result.services.place.open_store()
     for name in (*files, *drawn):
         store.put(_in_store(spec, name), (output / name).read_bytes())
-    for old in store.list(_in_store(spec, "").rstrip("/")):
+    for old in list_ours(store, layout.results(spec.name)):
         if old.rpartition("/")[2] not in {*files, *drawn}:
             store.delete(old)
     remove_stale(output, earlier, {*files, *drawn})
@@ -128,13 +131,12 @@ def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
         NotFound: there are no results.
         CheckpointError: a file cannot be read.
     """
-    place = start_services(spec, home).place
+    place = find_place(spec, home)
     store = place.open_store()
-    prefix = _in_store(spec, "")
-    paths = store.list(prefix.rstrip("/"))
+    paths = list_ours(store, layout.results(spec.name))
     if not paths:
         raise NotFound(f"no results of {spec.name} in {store.url}: run `soupray soup` first.")
-    views = {output / path.removeprefix(prefix): read_view(store, path) for path in paths}
+    views = {inside(output, path.rpartition("/")[2]): read_view(store, path) for path in paths}
     recipes = [read_record(store, p, RecipeFile) for p in paths if p.endswith(".recipe.json")]
     earlier = recipes_in(output)
     for target, data in views.items():
@@ -150,9 +152,10 @@ def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
 
 def stored_leaderboard(spec: SweepSpec, home: Path) -> tuple[list[Entry], Basis]:
     """Return the leaderboard of the last soup, and the basis. Raises NotFound if there is none."""
-    store = start_services(spec, home).place.open_store()
+    store = find_place(spec, home).open_store()
     basis = find_basis(store, spec)
-    entries = find_record(store, _in_store(spec, LEADERBOARD), list[Entry])
+    path = _in_store(spec, LEADERBOARD)
+    entries = find_record(store, path, Annotated[list[Entry], Meta(min_length=1)])
     if basis is None or entries is None:
         raise NotFound(f"no leaderboard of {spec.name} in {store.url}: run `soupray soup` first.")
     return entries, basis
@@ -170,7 +173,7 @@ def publish(spec: SweepSpec, home: Path) -> int:
     _index(tracker, runs, find_record(store, _in_store(spec, CHAMPION), Champion))
     with tempfile.TemporaryDirectory() as folder:
         files = []
-        for path in store.list(_in_store(spec, "").rstrip("/")):
+        for path in store.list(layout.results(spec.name)):
             name = path.rpartition("/")[2]
             if name in SHOWN:
                 files.append(Path(folder, name))
@@ -187,7 +190,13 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
     manifests = state.manifests
     runs = {r.key: r for r in (trial_run(spec, m) for m in manifests)}
     souped: list[TrackedRun] | None = find_record(store, _in_store(spec, RUNS), list[TrackedRun])
-    runs |= {r.key: r for r in souped or []}
+    for run in souped or []:
+        if run.parent != spec.name or not run.key.startswith(f"{spec.name}/"):
+            raise CheckpointError(
+                f"{_in_store(spec, RUNS)} in {store.url} has the run {run.key!r}, which is not one "
+                f"of {spec.name}: it was copied there, or edited. Run `soupray soup` again."
+            )
+        runs[run.key] = run
     started = min((m.started for m in manifests), default=0.0)
     finished = max((m.finished for m in manifests), default=None)
     return [sweep_run(spec, started, finished), *runs.values()]
@@ -245,13 +254,6 @@ def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
     return runs
 
 
-def encode_pretty(record: object) -> bytes:
-    """Return indented JSON with keys in the order of the record."""
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-
-
 def _recipe(outcome: Outcome, result: SoupResult, spec: SweepSpec) -> RecipeFile:
     names = names_of(result.pool)
     return RecipeFile(
@@ -288,6 +290,6 @@ def _in_store(spec: SweepSpec, name: str) -> str:
 
 def _copy_weights(place: Place, sha256: str, name: str, output: Path) -> Path:
     checkpoints = Checkpoints(place.open_store(), place.folder / "weights")
-    target = output / f"{slug(name)}.safetensors"
+    target = inside(output, f"{slug(name)}.safetensors")
     shutil.copyfile(checkpoints.fetch(sha256), target)
     return target

@@ -6,11 +6,13 @@ trials. A sweep with more trials therefore continues the search of a sweep with 
 
 from __future__ import annotations
 
+from soupray.core.errors import CheckpointError
 from soupray.core.records import Basis, EpochRecord, Record, Trial, digest
-from soupray.search.plan import PlannedTrial
+from soupray.search.plan import PlannedTrial, dimensions_of
+from soupray.spec.space import Space
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
-from soupray.store.objects import Store, create_record, read_record
+from soupray.store.objects import Store, create_record, list_ours, read_record
 
 
 class Suggested(Record, frozen=True, kw_only=True):
@@ -46,9 +48,27 @@ def create_suggestion(store: Store, spec: SweepSpec, basis: Basis, made: Suggest
 
 def find_suggested(store: Store, spec: SweepSpec, basis: Basis) -> list[Suggested]:
     """Return the stored suggestions in order, up to the number of trials in the spec."""
-    paths = store.list(layout.suggestions(spec.name, search_key(spec, basis)))
-    found = [read_record(store, path, Suggested) for path in paths]
+    found: list[Suggested] = []
+    for path in list_ours(store, layout.suggestions(spec.name, search_key(spec, basis))):
+        one: Suggested = read_record(store, path, Suggested)
+        if int(layout.stem(path)) != len(found) or not _is_at(one, len(found), spec):
+            raise CheckpointError(
+                f"{path} in {store.url} is not suggestion {len(found)} of this search: one before "
+                "it is missing, or it was copied or edited. Restore it, or delete it and all that "
+                "follow it, and sweep again."
+            )
+        found.append(one)
     return [one for one in found if one.planned.index < spec.search.trials]
+
+
+def _is_at(one: Suggested, index: int, spec: SweepSpec) -> bool:
+    """Whether a suggestion has this index, and the coordinates and hyperparameters of the spec."""
+    return (
+        one.planned.index == index
+        and len(one.point) == len(dimensions_of(spec))
+        and all(0 <= x < 1 for x in one.point)
+        and set(dimensions_of(spec)) <= one.planned.hparams.keys() <= set(Space.model_fields)
+    )
 
 
 def create_stopped(store: Store, spec: SweepSpec, basis: Basis, made: Stopped) -> None:
@@ -60,4 +80,5 @@ def find_stopped(store: Store, spec: SweepSpec, basis: Basis) -> set[str]:
     """Return the keys of the trials that the scheduler of this sweep stopped."""
     if spec.search.scheduler == "fifo":
         return set()
-    return set(map(layout.stem, store.list(layout.all_stopped(spec.name, search_key(spec, basis)))))
+    paths = list_ours(store, layout.all_stopped(spec.name, search_key(spec, basis)))
+    return set(map(layout.stem, paths))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from soupray.core.records import Basis, Method, Record, Trial, digest
+from soupray.core.records import Basis, Method, Record, Trial, key_of
 from soupray.spec.space import Dimension, Space, Value
 from soupray.spec.sweep_spec import SweepSpec
 
@@ -70,36 +70,24 @@ def as_trials(spec: SweepSpec, basis: Basis, points: Sequence[PlannedTrial]) -> 
     """Return `points` as trials with their keys."""
     data = tuple(basis.split(name).digest for name in ("train", "held_out"))
     method: Method = "lp" if spec.search.train == "head" else "ft"
+    setting, training = spec.setting, spec.training.record()
     trials = []
     for planned in points:
-        shaping = {
-            "hparams": planned.hparams,
-            "seed": planned.seed,
-            "method": method,
-            "init": basis.init.sha256,
-            "data": data,
-            "code": CODE_VERSION,
-            "setting": spec.setting,
-            "training": spec.training.record(),
-        }
-        if spec.metric != "accuracy":
-            shaping["metric"] = spec.metric
-        trials.append(
-            Trial(
-                key=digest(shaping)[:16],
-                index=planned.index,
-                sweep=spec.name,
-                method=method,
-                hparams=planned.hparams,
-                seed=planned.seed,
-                init=basis.init.sha256,
-                data=data,
-                code=CODE_VERSION,
-                setting=spec.setting,
-                training=spec.training.record(),
-                metric=msgspec.UNSET if spec.metric == "accuracy" else spec.metric,
-            )
+        trial = Trial(
+            key="",
+            index=planned.index,
+            sweep=spec.name,
+            method=method,
+            hparams=planned.hparams,
+            seed=planned.seed,
+            init=basis.init.sha256,
+            data=data,
+            code=CODE_VERSION,
+            setting=setting,
+            training=training,
+            metric=msgspec.UNSET if spec.metric == "accuracy" else spec.metric,
         )
+        trials.append(msgspec.structs.replace(trial, key=key_of(trial)))
     return trials
 
 

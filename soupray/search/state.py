@@ -5,23 +5,19 @@ Training, soups and status reports of a sweep all start from a `SweepState`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from soupray.core.errors import IncompatibleWeights
+from soupray.core.errors import CheckpointError, IncompatibleWeights
 from soupray.core.records import Basis, Ingredient, Manifest, Tombstone, Trial, digest
-from soupray.data.cache import DATA_VERSION
+from soupray.data import DATA_VERSION
 from soupray.search.history import find_stopped, find_suggested
 from soupray.search.plan import CODE_VERSION, as_trials, trials_of
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import FileInit, ProbeInit, TrainedInit
 from soupray.store import layout
-from soupray.store.objects import Store, find_record, read_record
+from soupray.store.manifests import find_manifests
+from soupray.store.objects import Store, find_record, list_ours, read_record
 from soupray.tasks import file_digests, local_digests
-
-READERS = 16
-"""Number of records that are read in parallel."""
 
 
 class SweepState(NamedTuple):
@@ -86,7 +82,13 @@ def basis_key(spec: SweepSpec) -> str:
 
 def find_basis(store: Store, spec: SweepSpec) -> Basis | None:
     """Return the stored basis of `spec`, or None before its first sweep."""
-    basis: Basis | None = find_record(store, layout.basis(basis_key(spec)), Basis)
+    key = basis_key(spec)
+    basis: Basis | None = find_record(store, layout.basis(key), Basis)
+    if basis is not None and basis.key != key:
+        raise CheckpointError(
+            f"{layout.basis(key)} in {store.url} is the basis {basis.key}: it was copied there. "
+            "Delete it and sweep again."
+        )
     return basis
 
 
@@ -102,6 +104,40 @@ def find_state(store: Store, spec: SweepSpec) -> SweepState | None:
     return None if basis is None else read_state(store, spec, basis)
 
 
+class PoolPlan(NamedTuple):
+    """The trials that may be ingredients of a pool, before their manifests are read.
+
+    `planned` are trials of the plan without the stopped ones, `imports` imported checkpoints. For
+    `stopped` and `unsuggested` see `SweepState`.
+    """
+
+    planned: list[Trial]
+    imports: list[Trial]
+    stopped: set[str]
+    unsuggested: int
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The trials that may be ingredients: the plan, then the imports."""
+        return [*self.planned, *self.imports]
+
+
+def pool_plan(store: Store, spec: SweepSpec, basis: Basis) -> PoolPlan:
+    """Return the trials that may be ingredients of the pool of `spec`.
+
+    Raises:
+        CheckpointError: a record cannot be read.
+        StoreError: the store cannot be reached.
+    """
+    stopped, suggested = find_stopped(store, spec, basis), known_trials(store, spec, basis)
+    return PoolPlan(
+        planned=[t for t in suggested if t.key not in stopped],
+        imports=_imports(store, spec, basis),
+        stopped=stopped,
+        unsuggested=spec.search.trials - len(suggested) if spec.search.sampler == "tpe" else 0,
+    )
+
+
 def read_state(store: Store, spec: SweepSpec, basis: Basis) -> SweepState:
     """Return the state of the sweep of `spec`.
 
@@ -110,44 +146,27 @@ def read_state(store: Store, spec: SweepSpec, basis: Basis) -> SweepState:
         CheckpointError: a record cannot be read.
         StoreError: the store cannot be reached.
     """
-    stopped, suggested = find_stopped(store, spec, basis), known_trials(store, spec, basis)
-    planned = [t for t in suggested if t.key not in stopped]
-    imports = _imports(store, spec, basis)
-    found = find_manifests(store, [*planned, *imports])
-    of_plan, of_imports = found[: len(planned)], found[len(planned) :]
+    plan = pool_plan(store, spec, basis)
+    found = find_manifests(store, plan.trials)
+    of_plan, of_imports = found[: len(plan.planned)], found[len(plan.planned) :]
+    for manifest in found:
+        if isinstance(manifest, Ingredient):
+            refuse_other_origin(manifest.trial.key, manifest.init, basis)
     return SweepState(
         basis=basis,
-        complete=_ingredients(of_plan, basis),
-        imported=_ingredients(of_imports, basis),
+        complete=[m for m in of_plan if isinstance(m, Ingredient)],
+        imported=[m for m in of_imports if isinstance(m, Ingredient)],
         diverged=[m for m in found if isinstance(m, Tombstone)],
-        missing=[t for t, m in zip(planned, of_plan, strict=True) if m is None],
-        lost=[t for t, m in zip(imports, of_imports, strict=True) if m is None],
-        stopped=stopped,
-        unsuggested=spec.search.trials - len(suggested) if spec.search.sampler == "tpe" else 0,
+        missing=[t for t, m in zip(plan.planned, of_plan, strict=True) if m is None],
+        lost=[t for t, m in zip(plan.imports, of_imports, strict=True) if m is None],
+        stopped=plan.stopped,
+        unsuggested=plan.unsuggested,
     )
-
-
-def find_manifests(store: Store, trials: Sequence[Trial]) -> list[Manifest | None]:
-    """Return the manifest of each trial, or None if the trial is not over.
-
-    The manifests are listed once and then read in parallel.
-    """
-    there = set(store.list(layout.TRIALS)) if trials else set()
-
-    def find(trial: Trial) -> Manifest | None:
-        path = layout.manifest(trial.key)
-        manifest: Manifest | None = find_record(store, path, Manifest) if path in there else None
-        return manifest
-
-    with ThreadPoolExecutor(READERS) as threads:
-        return list(threads.map(find, trials))
 
 
 def pool_trials(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
     """Return the trials that may be ingredients: the plan without stopped trials, then imports."""
-    stopped = find_stopped(store, spec, basis)
-    planned = [t for t in known_trials(store, spec, basis) if t.key not in stopped]
-    return [*planned, *_imports(store, spec, basis)]
+    return pool_plan(store, spec, basis).trials
 
 
 def known_trials(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
@@ -159,19 +178,31 @@ def known_trials(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
 
 def _imports(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
     """Return the imported trials with the setting of this spec, sorted by file name."""
-    found = [read_record(store, path, Trial) for path in store.list(layout.imports(basis.key))]
-    found.sort(key=lambda trial: (str(trial.hparams["file"]), trial.key))
+    found: list[Trial] = []
+    for path in list_ours(store, layout.imports(basis.key)):
+        trial: Trial = read_record(store, path, Trial)
+        key = layout.stem(path)
+        if trial.key != key or trial.method != "imported":
+            raise CheckpointError(
+                f"{path} in {store.url} is not the record of import {key}: it was copied there, or "
+                "edited. Delete it, and import the file again."
+            )
+        found.append(trial)
+    found.sort(key=lambda trial: (str(trial.hparams.get("file", "")), trial.key))
     return [trial for trial in found if trial.setting == spec.setting]
 
 
-def _ingredients(found: Sequence[Manifest | None], basis: Basis) -> list[Ingredient]:
-    """Return the complete trials. Raises IncompatibleWeights if one has another theta_0."""
-    ingredients = [m for m in found if isinstance(m, Ingredient)]
-    for ingredient in ingredients:
-        if ingredient.init != basis.init.sha256:
-            raise IncompatibleWeights(
-                f"trial {ingredient.trial.key} started from init {ingredient.init[:12]}, the "
-                f"pool's init is {basis.init.sha256[:12]}. Models that share no initialisation do "
-                "not average into a good one; remove it, or make a sweep of its own for it."
-            )
-    return ingredients
+def refuse_other_origin(key: str, init: str, basis: Basis) -> None:
+    """Raise IncompatibleWeights if an ingredient did not start from the theta_0 of the basis.
+
+    Args:
+        key: of the trial.
+        init: SHA-256 (hexadecimal) of the weights from which the trial started.
+        basis: of the pool.
+    """
+    if init != basis.init.sha256:
+        raise IncompatibleWeights(
+            f"trial {key} started from init {init[:12]}, the "
+            f"pool's init is {basis.init.sha256[:12]}. Models that share no initialisation do "
+            "not average into a good one; remove it, or make a sweep of its own for it."
+        )

@@ -17,10 +17,9 @@ from soupray.search.history import (
     find_suggested,
 )
 from soupray.search.plan import as_trials, dimensions_of, planned_at, random_points
-from soupray.search.state import find_manifests
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.store import layout
-from soupray.store.objects import Store, find_record
+from soupray.store.manifests import find_manifest, find_manifests
+from soupray.store.objects import Store
 
 RANDOM = 10
 """Number of random points before TPE starts to model the scores; Optuna's default."""
@@ -86,8 +85,7 @@ class TpeSearch:
         Args:
             key: key of a trial that `next` returned and that finished, diverged, stopped or failed.
         """
-        path = layout.manifest(key)
-        self._tell(self._open.pop(key), self._score(find_record(self._store, path, Manifest)))
+        self._tell(self._open.pop(key), self._score(find_manifest(self._store, key)))
 
     def _new(self) -> Any:
         if self._count < len(self._random):

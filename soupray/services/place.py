@@ -6,7 +6,9 @@ import json
 import socket
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
+from soupray.core.errors import NotFound
 from soupray.core.records import Record
 from soupray.services import embedded
 from soupray.services.home import node_home
@@ -64,17 +66,49 @@ def start_services(spec: SweepSpec, home: Path) -> Services:
         ConfigError: the embedded store is not installed.
         StoreUnavailable: the embedded store does not start.
     """
-    cache, host = str(home / "cache"), socket.gethostname()
-    place = Place(storage=spec.storage, credentials=None, cache=cache, host=host)
+    place = _place(spec, home)
     tracking, artifacts = spec.tracking, None
-    if spec.storage == "embedded":
-        place = Place(
-            storage=embedded.up(home).storage_url,
-            credentials=str(home / "stack" / "stack.json"),
-            cache=cache,
-            host=host,
-        )
     if spec.tracking == "embedded":
         tracking, folder = embedded.tracker(home)
         artifacts = f"{folder}/{spec.name}"
     return Services(place, None if tracking == "off" else tracking, artifacts)
+
+
+def find_place(spec: SweepSpec, home: Path) -> Place:
+    """Return the place of a sweep whose results are read. Nothing is made for it.
+
+    Somebody else may have written the spec, for example in a recipe file.
+
+    Args:
+        spec: the sweep.
+        home: folder for the state of this machine.
+
+    Raises:
+        ConfigError: the embedded store is not installed.
+        NotFound: there is no such folder, or this home has no embedded store.
+        StoreUnavailable: the embedded store does not start.
+    """
+    if spec.storage == "embedded" and not (home / "stack" / "data").is_dir():
+        raise NotFound(
+            f"{spec.name} is in the embedded store of a home, but {home} has none. Name that home: "
+            "--home, or SOUPRAY_HOME."
+        )
+    folder = urlsplit(spec.storage)
+    if folder.scheme == "file" and not Path(folder.path).is_dir():
+        raise NotFound(
+            f"{spec.name} is in {spec.storage}, but there is no folder {folder.path} on this "
+            "machine. Mount it, or correct `storage`."
+        )
+    return _place(spec, home)
+
+
+def _place(spec: SweepSpec, home: Path) -> Place:
+    cache, host = str(home / "cache"), socket.gethostname()
+    if spec.storage != "embedded":
+        return Place(storage=spec.storage, credentials=None, cache=cache, host=host)
+    return Place(
+        storage=embedded.up(home).storage_url,
+        credentials=str(home / "stack" / "stack.json"),
+        cache=cache,
+        host=host,
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from soupray.core.candidates import Candidate, Outcome, mean_of
-from soupray.core.errors import ConfigError, EvaluationError
+from soupray.core.errors import CheckpointError, ConfigError, EvaluationError
 from soupray.core.progress import Show
 from soupray.core.records import Basis, Pool, Record, Scores, digest
 from soupray.evaluation.evaluator import StoredEvaluator
@@ -183,7 +183,9 @@ def choose(
     wanted = {name: BY_NAME[name].complete(options) for name, options in wanted.items()}
     path = choices_path(specs, pool, wanted)
     choices: Choices | None = find_record(store, path, Choices)
-    if choices is None:
+    if choices is not None:
+        _refuse_other(choices, pool, wanted, f"{path} in {store.url}")
+    else:
         _say_what_is_read(pool, wanted, large)
         outcomes = run_recipes(selection, wanted)
         chosen = Choices(
@@ -195,6 +197,24 @@ def choose(
         )
         choices = create_record(store, path, chosen)
     return choices
+
+
+def _refuse_other(choices: Choices, pool: Pool, wanted: Wanted, where: str) -> None:
+    """Raise CheckpointError if stored choices are not those of the pool and the recipes."""
+    known = {*pool.checkpoints, pool.init.sha256, pool.anchor.sha256}
+    names = [o.name for o in choices.outcomes]
+    chosen = {sha for o in choices.outcomes for sha in o.candidate.checkpoints}
+    if (
+        choices.pool != pool.checkpoints
+        or digest(choices.recipes) != digest(wanted)
+        or not {"best_single"} <= {o.recipe for o in choices.outcomes} <= set(wanted)
+        or len(set(names)) < len(names)
+        or not chosen <= known
+    ):
+        raise CheckpointError(
+            f"{where} are not the choices of these recipes on this pool: they were copied there, "
+            "or edited. Delete them and run again: what was evaluated is kept."
+        )
 
 
 def choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Wanted) -> str:

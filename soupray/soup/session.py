@@ -15,6 +15,7 @@ from soupray.core.records import Basis, Pool, Tombstone, pool_of
 from soupray.core.requests import Body
 from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
+from soupray.evaluation.evidence import check_scores
 from soupray.search.state import SweepState, find_state
 from soupray.services.place import Services, start_services
 from soupray.spec.sweep_spec import SweepSpec
@@ -149,9 +150,9 @@ def _spec_pool(spec: SweepSpec, home: Path, partial: bool) -> SpecPool:
     store = place.open_store()
     pool, state = find_pool(store, spec, partial)
     basis = state.basis
-    cache = EvaluationCache(
-        Checkpoints(store, place.folder / "weights"), spec.setting, basis.split("train")
-    )
+    checkpoints = Checkpoints(store, place.folder / "weights")
+    check_scores(pool.ingredients, basis.split("held_out"), checkpoints)
+    cache = EvaluationCache(checkpoints, spec.setting, basis.split("train"))
     cache.add(pool.ingredients)
     return SpecPool(spec, services, store, pool, basis, tuple(state.diverged), cache)
 

@@ -288,6 +288,9 @@ def parse(text: str, source: str) -> SweepSpec:
 def parse_data(data: dict[str, Any], source: str) -> SweepSpec:
     """Return the spec in plain data that `parse` made: it refers to no file or checkpoint.
 
+    Somebody else may have written the record that it is from. For this reason no file is read that
+    it names.
+
     Args:
         data: the plain data.
         source: names the data in messages.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Annotated, Any, Literal
 
@@ -79,13 +80,45 @@ def _with_a_slot(templates: tuple[str, ...]) -> tuple[str, ...]:
     return templates
 
 
+_WORD = re.compile(r"[A-Za-z0-9_]+")
+
+TIMM_ARGS = frozenset(
+    _WORD.findall("""
+    act_layer attn_drop_rate avg_down base_width block_args cardinality channels class_token
+    conv_mlp depth depth_mult depths dims distilled down_kernel_size drop_block_rate drop_path_rate
+    drop_rate dynamic_img_pad dynamic_img_size embed_dim embed_dims expand_ratio fc_norm final_norm
+    global_pool growth_rate growth_rates head_dim head_hidden_size head_init_scale head_norm_first
+    heads img_size in_chans init_values kernel_size key_dim layer_scale_init_value layers
+    ls_init_value mlp_ratio mlp_ratios no_embed_class norm_eps norm_layer num_features num_heads
+    num_init_features output_stride pad_type patch_drop_rate patch_size pool_size pool_type
+    pos_drop_rate pos_embed pre_norm proj_drop_rate qk_norm qkv_bias reg_tokens
+    replace_stem_pool se_ratio stem_chs stem_size stem_type stem_width strict_img_size strides
+    use_abs_pos use_grn use_rel_pos weight_init width width_factor width_mult widths window_size
+    window_sizes zero_init_last
+    """)
+)
+"""The arguments of timm's constructors that a spec may give: sizes, rates and names of layers. No
+argument that names a file, a configuration or a cache is among them: timm would read it, and with
+`checkpoint_path` some versions of timm run the code in a pickle."""
+
+
+def _is_size_or_name(value: JsonValue) -> bool:
+    """Whether a value is a number, a word, or a list of these."""
+    if isinstance(value, list):
+        return all(map(_is_size_or_name, value))
+    if isinstance(value, str):
+        return _WORD.fullmatch(value) is not None
+    return value is None or isinstance(value, int | float)
+
+
 class TimmSpec(SpecModel):
     """A timm model with a new linear head, trained end to end.
 
-    `args` are passed to `timm.create_model`. `pretrained` is a tag of timm for `model`, or a local
-    file. Inputs have `size` x `size` pixels with values in 0..1; then `mean` is subtracted and the
-    result is divided by `std`, with one number per channel. `interpolation`, `resize` and `crop`
-    say how image files are brought to size. What is left out is that of the checkpoint.
+    `args` are passed to `timm.create_model`; `TIMM_ARGS` has their names. `pretrained` is a tag of
+    timm for `model`, or a local file. Inputs have `size` x `size` pixels with values in 0..1; then
+    `mean` is subtracted and the result is divided by `std`, with one number per channel.
+    `interpolation`, `resize` and `crop` say how image files are brought to size. What is left out
+    is that of the checkpoint.
     """
 
     kind: Literal["timm"]
@@ -99,6 +132,21 @@ class TimmSpec(SpecModel):
     interpolation: Interpolation = "bicubic"
     resize: Resize = "shortest"
     crop: Crop = 1.0
+
+    @pydantic.field_validator("args")
+    @classmethod
+    def _are_sizes_and_names(cls, args: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if refused := sorted(set(args) - TIMM_ARGS):
+            raise ValueError(
+                f"{', '.join(refused)}: timm does not get it. Write task.pretrained for weights. "
+                f"Allowed are {', '.join(sorted(TIMM_ARGS))}"
+            )
+        if wrong := [name for name, value in args.items() if not _is_size_or_name(value)]:
+            raise ValueError(
+                f"{', '.join(wrong)}: write a number, a word of letters, digits and _, or a list "
+                "of these"
+            )
+        return args
 
     @pydantic.field_validator("std")
     @classmethod

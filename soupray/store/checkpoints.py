@@ -28,6 +28,7 @@ import torch
 from filelock import FileLock
 
 from soupray.core.errors import ChecksumMismatch, NotFound, SouprayError, StoreUnavailable
+from soupray.core.names import inside
 from soupray.core.records import BlobRef, CheckpointRef
 from soupray.store import layout
 from soupray.store.objects import Store, retry_once
@@ -316,7 +317,7 @@ class Checkpoints:
             return Path(file.name)
 
     def _local(self, sha256: str) -> Path:
-        return self._cache / f"{sha256}.safetensors"
+        return inside(self._cache, f"{sha256}.safetensors")
 
 
 def _in_memory(mapped: MappedWeights) -> Weights:

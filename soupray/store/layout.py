@@ -36,7 +36,10 @@ of other processes.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
+
+from soupray.core.names import joined
 
 WEIGHTS, BLOBS, RESUME, TRIALS, SWEEPS = "weights", "blobs", "resume", "trials", "sweeps"
 """Top-level folders that other modules list completely."""
@@ -47,47 +50,47 @@ Results = Literal["evaluations", "decisions", "answers", "soups", "statistics"]
 
 def weights(sha256: str) -> str:
     """Return the path of a file of weights, from the SHA-256 (hexadecimal) of the file."""
-    return f"{WEIGHTS}/{sha256}.safetensors"
+    return joined(WEIGHTS, f"{sha256}.safetensors")
 
 
 def blob(sha256: str) -> str:
     """Return the path of arrays that are not weights, from the SHA-256 (hex) of the file."""
-    return f"{BLOBS}/{sha256}.safetensors"
+    return joined(BLOBS, f"{sha256}.safetensors")
 
 
 def basis(key: str) -> str:
     """Return the path of the basis with this key."""
-    return f"bases/{key}.json"
+    return joined("bases", f"{key}.json")
 
 
 def manifest(trial: str) -> str:
     """Return the path of a trial's manifest, from its key. It exists once the trial is over."""
-    return f"{TRIALS}/{trial}/manifest.json"
+    return joined(TRIALS, trial, "manifest.json")
 
 
 def imports(basis: str) -> str:
     """Return the folder of the trials that were imported into the pool of this basis."""
-    return f"imports/{basis}"
+    return joined("imports", basis)
 
 
 def imported(basis: str, trial: str) -> str:
     """Return the path of one imported trial, from the keys of the basis and the trial."""
-    return f"{imports(basis)}/{trial}.json"
+    return joined("imports", basis, f"{trial}.json")
 
 
 def resume_folder(trial: str) -> str:
     """Return the folder with the saved states of a running trial, from its key."""
-    return f"{RESUME}/{trial}"
+    return joined(RESUME, trial)
 
 
 def resume_weights(trial: str, epoch: int) -> str:
     """Return the path of the state of a trial after `epoch` epochs."""
-    return f"{resume_folder(trial)}/{epoch}.safetensors"
+    return joined(RESUME, trial, f"{epoch}.safetensors")
 
 
 def resume_state(trial: str) -> str:
     """Return the path of the record that names the valid saved state of a trial."""
-    return f"{resume_folder(trial)}/state.json"
+    return joined(RESUME, trial, "state.json")
 
 
 def result(folder: Results, key: str) -> str:
@@ -97,27 +100,27 @@ def result(folder: Results, key: str) -> str:
         folder: the kind of the record.
         key: digest of all inputs of the evaluation.
     """
-    return f"{folder}/{key}.json"
+    return joined(folder, f"{key}.json")
 
 
 def specs(sweep: str) -> str:
     """Return the folder of all specs that were run under the name `sweep`."""
-    return f"{SWEEPS}/{sweep}/specs"
+    return joined(SWEEPS, sweep, "specs")
 
 
 def spec(sweep: str, digest: str) -> str:
     """Return the path of the spec with this digest."""
-    return f"{specs(sweep)}/{digest}.json"
+    return joined(SWEEPS, sweep, "specs", f"{digest}.json")
 
 
 def lease(sweep: str) -> str:
     """Return the path of the lease of the driver of `sweep`."""
-    return f"{SWEEPS}/{sweep}/lease.json"
+    return joined(SWEEPS, sweep, "lease.json")
 
 
 def heartbeat(sweep: str) -> str:
     """Return the path of the heartbeat, in which the driver of `sweep` reports what it runs."""
-    return f"{SWEEPS}/{sweep}/progress.json"
+    return joined(SWEEPS, sweep, "progress.json")
 
 
 def suggestions(sweep: str, search: str) -> str:
@@ -127,12 +130,12 @@ def suggestions(sweep: str, search: str) -> str:
         sweep: name of the sweep.
         search: digest of the search.
     """
-    return f"{SWEEPS}/{sweep}/asked/{search}"
+    return joined(SWEEPS, sweep, "asked", search)
 
 
 def suggestion(sweep: str, search: str, index: int) -> str:
     """Return the path of suggestion number `index`, counted from 0."""
-    return f"{suggestions(sweep, search)}/{index:05d}.json"
+    return joined(SWEEPS, sweep, "asked", search, f"{index:05d}.json")
 
 
 def all_stopped(sweep: str, search: str) -> str:
@@ -142,37 +145,57 @@ def all_stopped(sweep: str, search: str) -> str:
         sweep: name of the sweep.
         search: digest of the search.
     """
-    return f"{SWEEPS}/{sweep}/stopped/{search}"
+    return joined(SWEEPS, sweep, "stopped", search)
 
 
 def stopped(sweep: str, search: str, trial: str) -> str:
     """Return the path of the record that the trial with this key was stopped."""
-    return f"{all_stopped(sweep, search)}/{trial}.json"
+    return joined(SWEEPS, sweep, "stopped", search, f"{trial}.json")
 
 
 def choices(sweep: str, key: str) -> str:
     """Return the path of the record of what the recipes chose."""
-    return f"{SWEEPS}/{sweep}/choices/{key}.json"
+    return joined(SWEEPS, sweep, "choices", f"{key}.json")
 
 
 def diagnosis(sweep: str, key: str) -> str:
     """Return the path of the record of how the models of a pool differ."""
-    return f"{SWEEPS}/{sweep}/diagnoses/{key}.json"
+    return joined(SWEEPS, sweep, "diagnoses", f"{key}.json")
 
 
 def results(sweep: str) -> str:
     """Return the folder of the newest results of `sweep`."""
-    return f"{SWEEPS}/{sweep}/results"
+    return joined(SWEEPS, sweep, "results")
 
 
 def results_file(sweep: str, name: str) -> str:
     """Return the path of one file of the newest results."""
-    return f"{results(sweep)}/{name}"
+    return joined(SWEEPS, sweep, "results", name)
 
 
 def probe(name: str) -> str:
     """Return the path of an object that `soupray doctor` writes, reads and deletes."""
-    return f"doctor/{name}"
+    return joined("doctor", name)
+
+
+_HEX, _SWEEP = "[0-9a-f]", r"[a-z0-9][a-z0-9_-]{0,62}"
+_OURS = re.compile(
+    rf"({WEIGHTS}|{BLOBS})/{_HEX}{{64}}\.safetensors"
+    rf"|bases/{_HEX}{{32}}\.json"
+    rf"|{TRIALS}/{_HEX}{{16}}/manifest\.json"
+    rf"|imports/{_HEX}{{32}}/{_HEX}{{16}}\.json"
+    rf"|{RESUME}/{_HEX}{{16}}/([0-9]+\.safetensors|state\.json)"
+    rf"|(evaluations|decisions|answers|statistics|soups)/{_HEX}{{32}}\.json"
+    rf"|{SWEEPS}/{_SWEEP}/(lease|progress|specs/{_HEX}{{64}}|(choices|diagnoses)/{_HEX}{{32}}"
+    rf"|asked/{_HEX}{{16}}/[0-9]{{5,}}|stopped/{_HEX}{{16}}/{_HEX}{{16}})\.json"
+    rf"|{SWEEPS}/{_SWEEP}/results/[a-z0-9_]+(\.recipe)?\.(json|csv|png)"
+)
+"""The paths of all objects that are listed at the top of this module, but of `doctor/`."""
+
+
+def is_ours(path: str) -> bool:
+    """Whether soupray writes objects with such a path. Other programs may write into the bucket."""
+    return _OURS.fullmatch(path) is not None
 
 
 def stem(path: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -39,7 +39,7 @@ class LeaseRecord(Record, frozen=True, kw_only=True):
 
     holder: str
     who: str
-    process: str
+    process: Annotated[str, msgspec.Meta(pattern=r"^[^/]+/[^/]+/[0-9]{1,19}/[0-9a-z]+\Z")]
     expires: float
 
 

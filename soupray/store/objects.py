@@ -6,6 +6,7 @@ obstore transfers the data. boto3 finds the credentials (environment, profile, i
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,11 @@ from soupray.core.errors import (
     StoreUnavailable,
     one_line,
 )
+from soupray.core.names import plain
 from soupray.core.records import decode, encode
+from soupray.store import layout
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -375,7 +380,7 @@ def mapped(url: str, path: str) -> Iterator[None]:
         if "NoSuchBucket" in text:
             raise NotFound(_NO_BUCKET.format(url)) from error
         said = next(message for sign, message in _TROUBLE.items() if sign in text)
-        line = text.splitlines()[0][:300]
+        line = plain(text.partition("\n\nDebug source:")[0])[:300]
         raise StoreUnavailable(said.format(url=url, path=path, line=line)) from error
 
 
@@ -430,6 +435,8 @@ _FULL = (
 _TROUBLE = {  # key: a part of obstore's message; the first match is used
     "403 Forbidden": "{url} refuses these credentials at {path} (403 Forbidden). Check "
     "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy.",
+    "invalid path": "{url} has an object below {path!r} whose name is no path: {line}. Another "
+    "program wrote it: rename it or delete it there, or use a prefix of your own.",
     "No space left": _FULL,
     "os error 28": _FULL,
     # SeaweedFS gives no other message when its disk is full.
@@ -439,6 +446,14 @@ _TROUBLE = {  # key: a part of obstore's message; the first match is used
     "": "{url} failed at {path}: {line}. Run `soupray doctor`, then run again: what is stored is "
     "kept.",
 }
+
+
+def list_ours(store: Store, prefix: str) -> list[str]:
+    """Return the sorted paths of soupray's objects below `prefix`; others are named in the log."""
+    paths = store.list(prefix)
+    for path in (p for p in paths if not layout.is_ours(p)):
+        log.warning(f"{path} in {store.url} is not an object of soupray: it is left alone.")
+    return [p for p in paths if layout.is_ours(p)]
 
 
 def read_view(store: Store, path: str) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from soupray.core.errors import CheckpointError
 
@@ -48,14 +48,29 @@ def write_weights(
     Raises:
         OSError: the file cannot be written.
     """
-    metadata = {"soupray": json.dumps(dict(about), sort_keys=True)}
     path.touch()
     mode = path.stat().st_mode  # safetensors would allow only the owner to read the file
     try:
-        save_file({n: t.detach().cpu().contiguous() for n, t in weights.items()}, path, metadata)
+        save_file(_plain(weights), path, _metadata(about))
     except SafetensorError as error:  # raised for errors of the disk too
         raise OSError(str(error)) from error
     path.chmod(mode)
+
+
+def digest_of(weights: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> str:
+    """Return the SHA-256, in hexadecimal, of the file that `write_weights` would write.
+
+    It takes as much memory as the weights.
+    """
+    return hashlib.sha256(save(_plain(weights), _metadata(about))).hexdigest()
+
+
+def _plain(weights: Mapping[str, torch.Tensor]) -> Weights:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+
+
+def _metadata(about: Mapping[str, str]) -> dict[str, str]:
+    return {"soupray": json.dumps(dict(about), sort_keys=True)}
 
 
 def sha256_of(path: Path) -> str:

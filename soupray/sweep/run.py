@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from soupray.core.errors import TrialError
+from soupray.core.errors import NotFound, TrialError
 from soupray.core.progress import Show
 from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
 from soupray.search.history import Stopped, create_stopped
@@ -17,7 +17,8 @@ from soupray.services.place import Place, Services, start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.lease import Lease, write_heartbeat
-from soupray.store.objects import Store, check_bucket, create_record, read_record
+from soupray.store.manifests import find_manifest
+from soupray.store.objects import Store, check_bucket, create_record
 from soupray.sweep.indexer import Indexer
 from soupray.sweep.progress import SweepProgress
 
@@ -119,7 +120,9 @@ def _train(
     """Run the missing trials, show the live table, and send finished trials to the tracker."""
 
     def read(key: str) -> Manifest:
-        manifest: Manifest = read_record(store, layout.manifest(key), Manifest)
+        manifest = find_manifest(store, key)
+        if manifest is None:
+            raise NotFound(f"{layout.manifest(key)} is not in {store.url}.")
         return manifest
 
     indexer = Indexer(spec, services, read)

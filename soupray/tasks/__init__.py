@@ -10,7 +10,7 @@ from pathlib import Path
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Task
 from soupray.spec.task import OpenClipSpec, TaskSpec, TransformersSpec
-from soupray.tasks.files import local_path
+from soupray.tasks.files import clip_folder, local_path
 
 # huggingface_hub reads this when it is imported, by open_clip, timm or transformers.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -41,9 +41,7 @@ def local_digests(spec: TaskSpec) -> list[str]:
     """SHA-256 (hex) of the local files of a model. Their names do not identify their content."""
     files = []
     if isinstance(spec, OpenClipSpec):
-        from soupray.tasks.open_clip import local_folder
-
-        folder = local_folder(spec.model)
+        folder = clip_folder(spec.model)
         files = _files_in(folder) if folder else []
     elif isinstance(spec, TransformersSpec):
         folder = local_path(spec.model)
@@ -60,7 +58,7 @@ def file_digests(named: str) -> list[str]:
         ConfigError: there is no such file or folder.
     """
     path = local_path(named)
-    if not path.exists():
+    if not (path.is_dir() or path.is_file()):
         raise ConfigError(f"init.file = {named!r}: there is no file or folder {path}.")
     return _digests(_files_in(path) if path.is_dir() else [path])
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from soupray.core.errors import ConfigError
+from soupray.core.names import inside
 from soupray.spec.files import path_of
+from soupray.spec.preprocessing import ASSETS
 
-PACKAGE = "package:"
+PACKAGED, LOCAL, PACKAGE = "soupray:", "local-dir:", "package:"
+"""Before the name of a model of soupray, of a folder in open_clip's layout, of a Python package."""
 
 
 def local_path(named: str) -> Path:
@@ -24,18 +27,39 @@ def local_path(named: str) -> Path:
     """
     if not named.startswith(PACKAGE):
         return path_of(named, "task or init")
-    name, _, inside = named.removeprefix(PACKAGE).partition("/")
+    name, _, rest = named.removeprefix(PACKAGE).partition("/")
     found = importlib.util.find_spec(name) if name.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise ConfigError(
             f"{named!r}: the Python package {name!r} is not installed here. Install it with pip, "
             "or name a folder."
         )
-    if not inside or ".." in Path(inside).parts or Path(inside).is_absolute():
+    if not rest or ".." in Path(rest).parts or Path(rest).is_absolute():
         raise ConfigError(
             f"{named!r}: write {PACKAGE}NAME/PATH, with a path inside the package {name!r}."
         )
-    return Path(next(iter(found.submodule_search_locations))) / inside
+    return Path(next(iter(found.submodule_search_locations))) / rest
+
+
+def clip_folder(model: str) -> Path | None:
+    """The folder in open_clip's layout that `model` names. None: it names an architecture.
+
+    Raises:
+        ConfigError: the folder has no open_clip_config.json.
+        CheckpointError: the name leads out of the models of this package.
+    """
+    if model.startswith(PACKAGED):
+        folder = inside(ASSETS, model.removeprefix(PACKAGED))
+    elif model.startswith(LOCAL):
+        folder = Path(model.removeprefix(LOCAL))
+    else:
+        return None
+    if not (folder / "open_clip_config.json").exists():
+        raise ConfigError(
+            f"task.model = {model!r}: {folder} has no open_clip_config.json. Name a folder in "
+            "open_clip's local-dir layout, an architecture, or soupray:digits."
+        )
+    return folder
 
 
 def not_reached(error: BaseException, instead: str) -> str | None:

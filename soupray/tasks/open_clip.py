@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from soupray.core.errors import ConfigError, IncompatibleWeights
-from soupray.spec.preprocessing import ASSETS
 from soupray.spec.task import OpenClipSpec
 from soupray.store.weights_file import Weights, write_weights
-from soupray.tasks.files import not_reached
+from soupray.tasks.files import LOCAL, clip_folder, not_reached
 from soupray.tasks.foreign import (
     ForeignWeights,
     in_order,
@@ -31,8 +30,6 @@ from soupray.tasks.foreign import (
 from soupray.tasks.pixels import Pixels
 from soupray.tasks.vocabulary import CutTokenizer
 
-PACKAGED = "soupray:"
-LOCAL = "local-dir:"
 _PUBLISHED = "classification_head."
 """Prefix of the head's tensors in the models of arXiv:2203.05482. Those of the CLIP have the prefix
 `model.`."""
@@ -69,7 +66,7 @@ class OpenClipTask:
 
     def __init__(self, spec: OpenClipSpec) -> None:
         self._spec = spec
-        self._folder = local_folder(spec.model)
+        self._folder = clip_folder(spec.model)
         empty = self._clip(pretrained=False)
         # Kept and copied: to make a CLIP draws random weights for both towers, which takes seconds.
         self._blank = self._classifier(empty)
@@ -260,23 +257,3 @@ def _our_name(name: str) -> str:
     if name.startswith(_PUBLISHED):
         return f"head.{name.removeprefix(_PUBLISHED)}"
     return name.removeprefix("model.")
-
-
-def local_folder(model: str) -> Path | None:
-    """The folder in open_clip's layout that `model` names. None: it names an architecture.
-
-    Raises:
-        ConfigError: the folder has no open_clip_config.json.
-    """
-    if model.startswith(PACKAGED):
-        folder = ASSETS / model.removeprefix(PACKAGED)
-    elif model.startswith(LOCAL):
-        folder = Path(model.removeprefix(LOCAL))
-    else:
-        return None
-    if not (folder / "open_clip_config.json").exists():
-        raise ConfigError(
-            f"task.model = {model!r}: {folder} has no open_clip_config.json. Name a folder in "
-            "open_clip's local-dir layout, an architecture, or soupray:digits."
-        )
-    return folder

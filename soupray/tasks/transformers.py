@@ -23,6 +23,8 @@ from soupray.tasks.files import PACKAGE, local_path, not_reached
 from soupray.tasks.foreign import ForeignWeights, in_order, matched, renamed, unwrapped
 
 BODY, HEAD = "body.", "head."
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+"""Code in the folder of a model is refused. By default transformers would ask at the terminal."""
 
 
 class TextClassifier(torch.nn.Module):
@@ -64,8 +66,10 @@ class TextTask:
         self._spec = spec
         self._source = str(local_folder(spec.model) or spec.model)
         with _explained(spec):
-            self._config = transformers.AutoConfig.from_pretrained(self._source)
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(self._source)
+            self._config = transformers.AutoConfig.from_pretrained(self._source, **NO_CODE)
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                self._source, **NO_CODE
+            )
         self.tokenizer.padding_side = "right"
         self._last_layer = "classifier"  # `_take_last_layer` may find another name
         if self.tokenizer.pad_token_id is None:
@@ -221,7 +225,7 @@ class TextTask:
     def _kind(self) -> tuple[Any, dict[str, Any]]:
         """The class of transformers, and the arguments with which its models are made."""
         # Eager attention is the plain formula. It chooses no kernel, so that runs are repeatable.
-        more: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
+        more: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32, **NO_CODE}
         if self._spec.pooling == "own":
             more["num_labels"] = len(self._spec.classes)
             return transformers.AutoModelForSequenceClassification, more
@@ -230,7 +234,7 @@ class TextTask:
     def _body(self, pretrained: bool) -> Any:
         kind, more = self._kind()
         with _explained(self._spec), _quiet():
-            config = transformers.AutoConfig.from_pretrained(self._source)
+            config = transformers.AutoConfig.from_pretrained(self._source, **NO_CODE)
             if not pretrained:
                 if "num_labels" in more:
                     config.num_labels = more.pop("num_labels")

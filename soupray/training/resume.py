@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from soupray.core.errors import CheckpointError, StoreError
+from soupray.core.names import Sha256
 from soupray.core.records import EpochRecord, Record, encode
 from soupray.store import layout
 from soupray.store.objects import Store, find_record
@@ -39,7 +40,7 @@ class Saved(Record, frozen=True, kw_only=True):
     """
 
     path: str
-    sha256: str
+    sha256: Sha256
     history: tuple[EpochRecord, ...]
     best_epoch: int
 
@@ -80,7 +81,8 @@ class Resumer:
         """The last state. None: there is none that can be read, and the trial starts again."""
         try:
             saved: Saved | None = find_record(self._store, layout.resume_state(self._key), Saved)
-            if saved is None:
+            mine = f"{layout.resume_folder(self._key)}/"
+            if saved is None or not (layout.is_ours(saved.path) and saved.path.startswith(mine)):
                 return None
             data = self._store.get(saved.path)
         except (CheckpointError, StoreError):

@@ -32,9 +32,8 @@ from soupray.evaluation.cache import save_logits
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.local import LocalWorkers
 from soupray.maths.metrics import score, value
-from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
-from soupray.store.objects import create_record, find_record
+from soupray.store.manifests import create_manifest, find_manifest
 from soupray.store.weights_file import Weights, tensor_digests
 from soupray.training.loop import Loop, under
 from soupray.training.probe import frozen
@@ -71,7 +70,7 @@ def fine_tune(
     Raises:
         TrialError: the model does not fit the hyperparameters, or the memory is too small.
     """
-    known: Manifest | None = find_record(checkpoints.store, layout.manifest(trial.key), Manifest)
+    known = find_manifest(checkpoints.store, trial.key)
     if known is not None:  # stored by a worker that died before it could report the result
         return known
     started = time.time()
@@ -90,7 +89,7 @@ def fine_tune(
         manifest = run.ingredient(made, started)
     except Diverged as error:
         manifest = run.tombstone(error, started)
-    kept = create_record(checkpoints.store, layout.manifest(trial.key), manifest, Manifest)
+    kept = create_manifest(checkpoints.store, manifest)
     resumer.clear()
     return kept
 
@@ -98,9 +97,7 @@ def fine_tune(
 def _adopted(trial: Trial, checkpoints: Checkpoints) -> Manifest:
     """Wait until the first worker of the group has stored its manifest, and return it."""
     while True:
-        found: Manifest | None = find_record(
-            checkpoints.store, layout.manifest(trial.key), Manifest
-        )
+        found = find_manifest(checkpoints.store, trial.key)
         if found is not None:
             return found
         time.sleep(ADOPT_S)

@@ -1,0 +1,151 @@
+"""Manifests of trials, checked against the key that names them.
+
+The key of a trial is a digest of all that shapes its weights, and a part of the path of its
+manifest. A manifest that was copied to the path of another trial, or whose trial was edited, is
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+
+from soupray.core.errors import CheckpointError
+from soupray.core.names import Sha256
+from soupray.core.records import Ingredient, Manifest, Tombstone, Trial, check_mask, key_of
+from soupray.store import layout
+from soupray.store.objects import Store, create_record, find_record
+
+T = TypeVar("T")
+S = TypeVar("S")
+M = TypeVar("M", bound="Ingredient | Tombstone | Glance[Any]")
+
+READERS = 16
+"""Number of manifests that are read in parallel."""
+
+
+class Counted(msgspec.Struct, tag="scores", frozen=True):
+    """The correct count of stored scores. Other fields of the JSON are skipped, not decoded."""
+
+    n: Annotated[int, msgspec.Meta(ge=1)]
+    correct: int
+    right: str
+
+    def __post_init__(self) -> None:
+        """Refuse (ValueError) counts that contradict each other."""
+        check_mask(self.right, self.n, self.correct)
+
+
+class Glance(msgspec.Struct, Generic[S], tag="complete", frozen=True):
+    """What a status shows of an `Ingredient`. Other fields of the JSON are skipped, not decoded."""
+
+    trial: Trial
+    init: Sha256
+    held_out: S
+
+
+def find_manifest(store: Store, key: str) -> Manifest | None:
+    """Return the manifest of the trial with this key, or None if the trial is not over.
+
+    Raises:
+        CheckpointError: the manifest cannot be read, or belongs to another trial.
+        StoreError: the store cannot be reached.
+    """
+    found: Manifest | None = find_record(store, layout.manifest(key), Manifest)
+    return None if found is None else _of(key, found)
+
+
+def create_manifest(store: Store, made: Manifest) -> Manifest:
+    """Store the manifest if its trial has none, and return the one that is in the store.
+
+    Raises:
+        CheckpointError: the manifest in the store cannot be read, or belongs to another trial.
+        StoreError: the store cannot be reached.
+    """
+    key = made.trial.key
+    return _of(key, create_record(store, layout.manifest(key), made, Manifest))
+
+
+def find_manifests(store: Store, trials: Sequence[Trial]) -> list[Manifest | None]:
+    """Return the manifest of each trial, or None if the trial is not over.
+
+    Raises:
+        CheckpointError: a manifest cannot be read, or belongs to another trial.
+        StoreError: the store cannot be reached.
+    """
+    return _each(store, trials, lambda key: find_manifest(store, key), _whole)
+
+
+def _whole(manifest: Manifest) -> Manifest:
+    tensors = manifest.tensors if isinstance(manifest, Ingredient) else None
+    if (made_as := key_of(manifest.trial, tensors)) != manifest.trial.key:
+        raise _another(manifest.trial.key, made_as)
+    return manifest
+
+
+def glance_at_manifests(
+    store: Store,
+    trials: Sequence[Trial],
+    scores: type[S],
+    keep: Callable[[Glance[S] | Tombstone], T],
+) -> list[T | None]:
+    """Return what `keep` makes of the manifest of each trial, or None if the trial is not over.
+
+    A manifest of a large model takes hundreds of kilobytes in memory and a millisecond. A glance
+    takes a tenth of the time, and only what `keep` returns stays in memory. It checks the keys of
+    trials, but not those of imports, which depend on all tensors.
+
+    Args:
+        store: the store.
+        trials: the trials.
+        scores: `Counted`, or `Scores` for a metric that needs more than a count.
+        keep: the part of a glance that the caller needs.
+
+    Raises:
+        CheckpointError: a manifest cannot be read, or belongs to another trial.
+        StoreError: the store cannot be reached.
+    """
+
+    def find(key: str) -> Glance[S] | Tombstone | None:
+        kind: Any = Glance[scores] | Tombstone  # type: ignore[valid-type]
+        found: Glance[S] | Tombstone | None = find_record(store, layout.manifest(key), kind)
+        return found
+
+    def kept(found: Glance[S] | Tombstone) -> T:
+        trial = found.trial
+        if trial.method != "imported" and (made_as := key_of(trial)) != trial.key:
+            raise _another(trial.key, made_as)
+        return keep(found)
+
+    return _each(store, trials, find, kept)
+
+
+def _each(
+    store: Store, trials: Sequence[Trial], find: Callable[[str], Any], keep: Callable[[Any], T]
+) -> list[T | None]:
+    """List the manifests once, then read those of `trials` in parallel."""
+    there = set(store.list(layout.TRIALS)) if trials else set()
+
+    def one(trial: Trial) -> T | None:
+        found = find(trial.key) if layout.manifest(trial.key) in there else None
+        return None if found is None else keep(_of(trial.key, found))
+
+    with ThreadPoolExecutor(READERS) as threads:
+        return list(threads.map(one, trials))
+
+
+def _of(key: str, found: M) -> M:
+    if found.trial.key != key:
+        raise _another(key, found.trial.key)
+    return found
+
+
+def _another(key: str, other: str) -> CheckpointError:
+    return CheckpointError(
+        f"{layout.manifest(key)} in the store is not the manifest of trial {key}, but of "
+        f"{other}: it was copied there, or edited. Delete it and sweep again: only that trial is "
+        "trained."
+    )
