@@ -93,7 +93,7 @@ def test_a_bad_spec_ends_with_status_2_and_one_message(tmp_path):
 
 def test_a_dry_run_prints_trials_bytes_and_forward_passes_and_stores_nothing(tmp_path):
     spec = tmp_path / "mini.yaml"
-    spec.write_text(mini_text())
+    spec.write_text(mini_text(**{"  wise_ft: {}\n": "  wise_ft: {}\n"}))  # no more recipes
     done = soupray("sweep", spec, "--home", tmp_path / "h", "--dry-run", "--json")
     shown = json.loads(done.stdout)
     assert len(shown["trials"]) == shown["cost"]["trials"] == 4
