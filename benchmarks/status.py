@@ -46,7 +46,7 @@ RUNS = 5
 
 
 def spec_text(trials: int, storage: str) -> str:
-    """The demo's spec with so many trials, on another store."""
+    """The demo's spec with this number of trials, on another store."""
     text = (ROOT / "sweeps" / "digits.yaml").read_text()
     return (
         text.replace("trials: 16", f"trials: {trials}")

@@ -35,7 +35,7 @@ class Stopped(Exception):
 def main() -> int:
     """Run seeds until there were enough faults, then the no-op trials, then look for secrets."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faults", type=int, default=200, help="at least so many; 0: no-ops only")
+    parser.add_argument("--faults", type=int, default=200, help="at least this number; 0: no-ops only")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
@@ -67,7 +67,7 @@ def stop(number: int, frame: object) -> None:
 
 
 def soaked(servers: Servers, seeds: list[int], faults: int) -> Iterator[Result]:
-    """What comes of each seed, until there were so many faults."""
+    """What comes of each seed, until there were enough faults."""
     if not faults:
         return
     undisturbed = reference(servers)

@@ -95,7 +95,7 @@ def _numbers(classes: Sequence[str]) -> list[str]:
 
 
 class _Source(NamedTuple):
-    """All train images, the test images (None: drawn from the former), the data's class names."""
+    """All train images, the test images (None: drawn from them), and the data's class names."""
 
     train: Listing
     test: Listing | None

@@ -16,7 +16,7 @@ from soupray.spec.files import path_of
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABEL = "cls"
 DIGITS = 18
-"""The most digits of a label: an int64 holds all numbers of so many."""
+"""The most digits of a label: an int64 holds all numbers with 18 digits."""
 
 LABEL_BYTES = 64
 """The largest label file: a number has fewer digits."""
