@@ -245,6 +245,18 @@ def test_runs_that_somebody_else_made_are_left_alone(mlflow):
     assert mlflow.client.get_run(other.info.run_id).data.tags.keys() <= {"mlflow.runName"}
 
 
+def test_an_experiment_that_was_deleted_is_named_with_what_brings_it_back(mlflow):
+    from soupray.reporting.mlflow import MlflowTracker
+
+    mlflow.client.delete_experiment(mlflow.id)
+    said = rf"'{mlflow.experiment}' is deleted.*mlflow experiments restore -x {mlflow.id}\)"
+    with pytest.raises(TrackingError, match=said):
+        MlflowTracker(mlflow.url, mlflow.experiment)
+    mlflow.client.restore_experiment(mlflow.id)
+    MlflowTracker(mlflow.url, mlflow.experiment).write([SWEEP])
+    assert list(mlflow.runs()) == ["s"]
+
+
 def test_a_tracker_that_is_away_is_a_tracking_error_within_seconds():
     from soupray.reporting.mlflow import MlflowTracker, ping
 

@@ -35,7 +35,9 @@ class Stopped(Exception):
 def main() -> int:
     """Run seeds until there were enough faults, then the no-op trials, then look for secrets."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faults", type=int, default=200, help="at least this number; 0: no-ops only")
+    parser.add_argument(
+        "--faults", type=int, default=200, help="at least this number; 0: no-ops only"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)

@@ -51,6 +51,12 @@ class MlflowTracker:
         with _mapped(self._url):
             self._client = MlflowClient(tracking_uri=url)
             found = self._client.get_experiment_by_name(experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise TrackingError(
+                    f"MLflow's experiment {experiment!r} is deleted, and its name is still taken. "
+                    f"Restore it (mlflow experiments restore -x {found.experiment_id}), or remove "
+                    "it for good (mlflow gc), then run `soupray publish`"
+                )
             self._experiment: str = (
                 found.experiment_id
                 if found
@@ -205,7 +211,7 @@ def _mapped(url: str) -> Iterator[None]:
     except Exception as error:  # MLflow raises its own errors, and those of requests and SQLAlchemy
         # Messages of the library requests contain the URL with its password.
         said = str(error).replace(url.rstrip("/"), mask(url).rstrip("/"))
-        first = (said.strip() or type(error).__name__).splitlines()[0][:300]
+        first = (said.strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
         raise TrackingError(f"MLflow at {mask(url)}: {first}") from error
 
 
