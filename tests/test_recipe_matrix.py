@@ -18,6 +18,8 @@ from soupray.recipes import BY_NAME, run_recipes
 from soupray.reporting.recipe_file import RecipeFile
 
 RECIPES = list(BY_NAME)
+SHORT = {name: {"steps": 12} for name in ("learned", "learned_by_layer")}
+WANTED = {name: SHORT.get(name, {}) for name in RECIPES}
 SOUPS = ["uniform", "greedy", "replacement", "pruned", "learned", "learned_by_layer", "fisher"]
 
 
@@ -45,7 +47,7 @@ POOLS = {
 def case(request, tmp_path_factory) -> tuple[str, Toy, dict]:
     """(name, world, outcomes by name) with all recipes run."""
     world = toy(tmp_path_factory.mktemp(request.param), POOLS[request.param]())
-    outcomes = run_recipes(world.selection(), {name: {} for name in RECIPES})
+    outcomes = run_recipes(world.selection(), WANTED)
     return request.param, world, {o.name: o for o in outcomes}
 
 
@@ -175,7 +177,7 @@ def test_a_bad_ingredient_is_kept_out_by_what_looks_at_held_out_data(tmp_path):
     world = toy(tmp_path, POOLS["with_a_bad_one"]())
     bad = world.pool.checkpoints[-1]
     wanted = ["best_single", "greedy", "pruned", "greedy_ensemble", "learned"]
-    outcomes = run_recipes(world.selection(), {name: {} for name in wanted})
+    outcomes = run_recipes(world.selection(), {name: SHORT.get(name, {}) for name in wanted})
     by_name = {o.name: o for o in outcomes}
     assert bad not in by_name["greedy"].candidate.checkpoints
     assert bad not in by_name["pruned"].candidate.checkpoints
@@ -188,7 +190,7 @@ def test_a_bad_ingredient_is_kept_out_by_what_looks_at_held_out_data(tmp_path):
 
 def test_running_again_asks_the_workers_for_nothing(tmp_path, monkeypatch):
     world = toy(tmp_path)
-    wanted = {name: {} for name in RECIPES}
+    wanted = WANTED
     first = run_recipes(world.selection(), wanted)
 
     def refuse(*arguments, **more):
@@ -223,7 +225,7 @@ def test_a_learned_soup_that_was_cut_short_goes_on_where_it_was(tmp_path, monkey
 def test_in_bfloat16_what_is_loaded_is_what_was_evaluated(tmp_path):
     # All of test is one batch: its shape changes low bits, of which bfloat16 has few.
     world = toy(tmp_path, batch_size=70, precision="bf16")
-    outcomes = run_recipes(world.selection(), {name: {} for name in RECIPES})
+    outcomes = run_recipes(world.selection(), WANTED)
     assert any(isinstance(o.candidate, VRFEnsemble) for o in outcomes)
     source = ModelSource(world.task, world.checkpoints, "bf16")
     images = torch.from_numpy(np.array(world.data.samples(world.basis.split("test"))[0]))
