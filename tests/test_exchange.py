@@ -1,5 +1,6 @@
 """Import and export: round trips through open_clip, timm and transformers themselves."""
 
+import argparse
 import json
 
 import numpy as np
@@ -32,7 +33,13 @@ from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 from soupray.tasks import task_of
 from soupray.tasks.files import ASSETS, local_path
-from soupray.tasks.foreign import load_foreign, named_classes
+from soupray.tasks.foreign import (
+    ForeignWeights,
+    load_foreign,
+    matched,
+    named_classes,
+    unwrapped,
+)
 from soupray.training.worker import make_basis
 from soupray.training.worker import worker_context as running
 
@@ -494,3 +501,152 @@ def test_a_clip_with_batch_norm_has_no_counts_of_batches_that_would_differ(tmp_p
     assert any(n.endswith("num_batches_tracked") for n in tower)
     model.load_state_dict(tower | {"head.weight": model.head.weight})
     assert torch.equal(model.features(images), F.normalize(clip.visual(images), dim=-1))
+
+
+PLAIN = {"a.weight": torch.ones(2, 2), "b.bias": torch.zeros(2)}
+OTHER = {"a.weight": torch.zeros(2, 2), "b.bias": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("holds", "said"),
+    [
+        (PLAIN, ""),
+        ({"state_dict": PLAIN, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, ""),  # of timm
+        ({"state_dict": OTHER, "state_dict_ema": PLAIN}, "state_dict_ema is read, not state_dict"),
+        ({"model": OTHER, "model_ema": PLAIN, "net": OTHER}, "model_ema is read, not model, net"),
+        ({"model_state_dict": PLAIN, "optimizer_state_dict": {"state": {}}}, ""),
+        ({"net": PLAIN}, ""),
+        ({"state_dict": {f"model.{n}": t for n, t in PLAIN.items()}, "hyper_parameters": {}}, ""),
+        ({"net": {f"module._orig_mod.{n}": t for n, t in PLAIN.items()}}, ""),
+        ({f"net.{n}": torch.nn.Parameter(t) for n, t in PLAIN.items()}, ""),
+        ({f"module.{n}": t for n, t in PLAIN.items()} | {"n_averaged": torch.tensor(7)}, ""),
+    ],
+)
+def test_a_state_dict_is_found_in_what_training_programs_save(tmp_path, heard, holds, said):
+    torch.save(holds, tmp_path / "x.pt")
+    assert equal(unwrapped(load_foreign(tmp_path / "x.pt")), PLAIN)
+    assert said in heard()
+    assert said or "is read" not in heard()
+
+
+def test_timm_takes_the_same_of_several_state_dicts(tmp_path):
+    kinds = ("state_dict", "model", "state_dict_ema", "model_ema")
+    model = {kind: {"w": torch.tensor([float(k)])} for k, kind in enumerate(kinds)}
+    while model:
+        torch.save(model, tmp_path / "x.pt")
+        taken = timm.models.load_state_dict(str(tmp_path / "x.pt"))["w"]
+        assert torch.equal(load_foreign(tmp_path / "x.pt")["w"], taken)
+        del model[kinds[int(taken)]]
+
+
+@pytest.mark.parametrize(
+    ("holds", "said"),
+    [
+        ({"net": PLAIN, "params": OTHER}, r"x\.pt: it holds several models: net, params"),
+        ({"a": torch.zeros(2).to_sparse()}, r"x\.pt: tensor 'a' is sparse \(sparse_coo\)"),
+        ({"a": torch.zeros(2, device="meta")}, r"tensor 'a' has no values"),
+        ({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, r"'a' is quantised"),
+        ({"a": torch.ones(2), "b": "text"}, r"not a state dict of tensors: 'b' is a str"),
+        ({"a": torch.ones(2), 3: torch.ones(2)}, r"not a state dict of tensors: '3' is a Tensor"),
+        ({}, r"not a state dict of tensors\."),
+        (torch.ones(2), r"not a state dict of tensors\."),
+        (torch.nn.Linear(1, 1), r"holds more than tensors \(torch\.nn\.modules\.linear\.Linear\)"),
+    ],
+)
+def test_what_is_no_state_dict_of_dense_tensors_is_refused_by_name(tmp_path, holds, said):
+    torch.save(holds, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=said):
+        load_foreign(tmp_path / "x.pt")
+
+
+def test_a_folder_with_more_than_one_model_is_refused_by_name(tmp_path):
+    save_file(PLAIN, tmp_path / "model.safetensors")
+    save_file(OTHER, tmp_path / "model_1.safetensors")  # the second model of accelerate
+    said = r"model\.safetensors, model_1\.safetensors: no index file says that they are one"
+    with pytest.raises(CheckpointError, match=said):
+        load_foreign(tmp_path)
+    assert equal(load_foreign(tmp_path / "model_1.safetensors"), OTHER)
+
+
+def test_an_index_file_says_which_files_are_one_model(tmp_path):
+    first, second = ({n: PLAIN[n]} for n in PLAIN)
+    save_file(first, tmp_path / "one.safetensors")
+    save_file(second, tmp_path / "two.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    names = {"a.weight": "one.safetensors", "b.bias": "two.safetensors"}
+    index.write_text(json.dumps({"weight_map": names}))
+    assert equal(load_foreign(tmp_path), PLAIN)
+    (tmp_path / "two.safetensors").rename(tmp_path / "third.safetensors")
+    with pytest.raises(CheckpointError, match=r"the part 'two\.safetensors' .* is missing"):
+        load_foreign(tmp_path)
+    save_file(second, tmp_path / "two.safetensors")
+    with pytest.raises(CheckpointError, match=r"one\.safetensors, third\.safetensors, two\."):
+        load_foreign(tmp_path)
+    (tmp_path / "third.safetensors").unlink()
+    save_file(PLAIN, tmp_path / "two.safetensors")
+    with pytest.raises(CheckpointError, match=r"two\.safetensors: tensor 'a\.weight' is in an"):
+        load_foreign(tmp_path)
+    index.write_text("[]")
+    with pytest.raises(CheckpointError, match=r"index\.json: not an index of parts"):
+        load_foreign(tmp_path)
+    index.unlink()
+    for old, new in (("one", "m-00001-of-00003"), ("two", "m-00002-of-00003")):
+        (tmp_path / f"{old}.safetensors").rename(tmp_path / f"{new}.safetensors")
+    with pytest.raises(CheckpointError, match=r"the part 'm-00003-of-00003\.safetensors' of the"):
+        load_foreign(tmp_path)
+
+
+def test_weights_in_both_formats_are_read_from_safetensors_and_it_is_said(tmp_path, heard):
+    save_file(PLAIN, tmp_path / "model.safetensors")
+    torch.save(OTHER, tmp_path / "pytorch_model.bin")
+    assert equal(load_foreign(tmp_path), PLAIN)
+    assert "model.safetensors is read, not pytorch_model.bin" in heard()
+    (tmp_path / "model.safetensors").unlink()
+    assert equal(load_foreign(tmp_path), OTHER)
+
+
+class Tied(torch.nn.Module):
+    """Two layers with one weight, as the embeddings and the last layer of many text models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False)
+        self.b.weight = self.a.weight
+
+
+def test_tied_tensors_may_have_one_name_and_may_not_differ():
+    tensors = {"a.weight": torch.ones(2, 2), "a.bias": torch.zeros(2)}
+    wanted = tensors | {"b.weight": torch.ones(2, 2)}
+    for given in (tensors, wanted, {n: t for n, t in wanted.items() if n != "a.weight"}):
+        assert equal(matched(ForeignWeights(given, "x"), Tied()), wanted)
+    with pytest.raises(IncompatibleWeights, match=r"x: the tensors 'a.weight' and 'b.weight' diff"):
+        matched(ForeignWeights(wanted | {"b.weight": torch.zeros(2, 2)}, "x"), Tied())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind", "said"),
+    [
+        (torch.ones(2, 2).to(torch.int8), IncompatibleWeights, "'weight' is int8, but float32"),
+        (torch.ones(4, 1).to(torch.uint8), IncompatibleWeights, "'weight' is uint8, but float32"),
+        (torch.ones(2, 2).bool(), IncompatibleWeights, "'weight' is bool, but float32"),
+        (torch.ones(2, 2).cfloat(), IncompatibleWeights, "'weight' is complex64, but float32"),
+        (torch.ones(2, 2).to(torch.float8_e4m3fn), IncompatibleWeights, "is float8_e4m3fn, but"),
+        (torch.tensor([[1, torch.nan], [torch.inf, 1]]), CheckpointError, "at 2 of its 4 elements"),
+    ],
+)
+def test_numbers_that_are_no_weights_are_refused_by_dtype_and_value(tensor, kind, said):
+    layer = torch.nn.Linear(2, 2, bias=False)
+    with pytest.raises(kind, match=said):
+        matched(ForeignWeights({"weight": tensor}, "x"), layer)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        half = ForeignWeights({"weight": torch.ones(2, 2, dtype=dtype)}, "x")
+        assert equal(matched(half, layer), {"weight": torch.ones(2, 2)})
+
+
+def test_an_exported_folder_comes_back_with_its_head(tmp_path, world):
+    """Not with the zero-shot head that its text tower, or its prompts, would make."""
+    for name, task in (("clip", clip_task(head_bias=True)), ("text", text_task(world))):
+        weights = moved(task)
+        (tmp_path / name).mkdir()
+        task.export(weights, tmp_path / name)
+        assert equal(task.adopt(load_foreign(tmp_path / name), "x"), weights)
