@@ -170,6 +170,47 @@ def test_timm_reads_what_is_exported_and_back(tmp_path, model, args, size):
     assert equal(again.state_dict(), whole.state_dict())
 
 
+VIT = {"img_size": 32, "depth": 1, "embed_dim": 32, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "layers"),
+    [
+        # two heads whose mean is taken, a 1x1 convolution, BatchNorm before the head
+        ("deit_tiny_distilled_patch16_224", VIT, {"head": [10, 32], "head_dist": [10, 32]}),
+        ("resnetv2_18", {"channels": [8, 8, 8, 8]}, {"head.fc": [10, 8, 1, 1]}),
+        ("shvit_s1", {"embed_dim": [16] * 3, "partial_dim": [4] * 3}, {"head.l": [10, 16]}),
+    ],
+)
+@torch.inference_mode()
+def test_heads_of_timm_that_are_not_one_linear_layer(tmp_path, model, args, layers):
+    colours = {
+        "size": 32 if model.startswith("deit") else 64,
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+    }
+    task = timm_task(model=model, args=args, **colours)
+    weights = moved(task)
+    whole = eval(task.export(weights, tmp_path), {"timm": timm}).eval()
+    theirs = whole.state_dict()
+    assert {n: list(theirs[f"{n}.weight"].shape) for n in layers} == layers
+    images = IMAGES.expand(-1, 3, -1, -1)
+    assert torch.allclose(whole(task.inputs(images)), logits(task, weights, images), atol=1e-5)
+    assert equal(task.adopt(theirs, "x"), weights)
+    assert equal(task.adopt({f"module.{n}": t for n, t in theirs.items()}, "x"), weights)
+    if len(layers) == 1 and "head.fc" in layers:
+        return  # any one convolution is a linear head
+    last = f"{list(layers)[-1]}.weight" if len(layers) > 1 else "head.bn.running_mean"
+    with pytest.raises(IncompatibleWeights, match=rf"x: tensor '{last}' makes the logits of its"):
+        task.adopt(theirs | {last: theirs[last] + 1}, "x")
+
+
+def test_heads_that_no_linear_head_can_stand_for_are_refused_before_a_training():
+    colours = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    with pytest.raises(ConfigError, match=r"'caformer_s18': 'head.fc.fc1.bias' of its classifier"):
+        timm_task(model="caformer_s18", args={}, **colours)
+
+
 @torch.inference_mode()
 def test_transformers_reads_a_sentence_encoder_and_back(tmp_path, world):
     task = text_task(world)
@@ -412,6 +453,26 @@ def test_mistakes_of_an_import_are_told(imported, tmp_path):
     done = inside("import", folder / "spec.yaml", tmp_path / "odd.pt", *home, check=False)
     assert done.returncode == 1
     assert "odd.pt: there is no tensor 'body." in done.stderr
+
+
+def test_a_file_with_nan_stops_no_other_and_a_duplicate_is_told(imported, tmp_path):
+    folder, home, said, _ = imported
+    state = torch.load(folder / "m0.pt", weights_only=True)["state_dict"]
+    state["module.conv1.0.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(state, tmp_path / "bad.pt")
+    copies = [tmp_path / "again.pt", tmp_path / "m0.pt"]
+    for copy in copies:
+        copy.write_bytes((folder / "m0.pt").read_bytes())
+    named = (tmp_path / "bad.pt", *copies, folder / "m1.pt")
+    done = inside("import", folder / "spec.yaml", *named, *home, check=False)
+    assert done.returncode == 1
+    first, second, _ = said.splitlines()
+    assert sorted(done.stdout.splitlines()) == sorted([first, first, second])
+    told = " ".join(done.stderr.split())
+    assert f"{copies[0]} has the weights of m0.pt, which is in the pool already" in told
+    assert f"{copies[1]} has the weights of {copies[0]}: the pool has them once" in told
+    assert f"{tmp_path}/bad.pt: tensor 'body.conv1.0.weight' is NaN or infinite at 1 of its" in told
+    assert "1 of 4 files were not imported" in told
 
 
 def test_an_empty_pool_is_told_how_to_fill_it(imported, tmp_path):

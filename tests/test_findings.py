@@ -279,3 +279,72 @@ def test_the_table_fits_100_columns_and_ends_with_the_verdict(tmp_path, capsys):
     said = " ".join(shown.split())
     assert all(f"{f.severity}: {f.what}. {f.advice}." in said for f in made.findings)
     assert said.endswith(" ".join(made.verdict))
+
+
+def pool_of_rates(*rates: float | None) -> Pool:
+    """Ingredients with these learning rates, best first; None: an imported model."""
+    made = []
+    for i, rate in enumerate(rates):
+        one = ingredient(f"t{i}", scores(90 - i, N))
+        hparams = {"file": f"{i}.pt"} if rate is None else {"lr": rate, "epochs": 3}
+        method = "imported" if rate is None else "ft"
+        own = msgspec.structs.replace(one.trial, hparams=hparams, method=method)
+        made.append(msgspec.structs.replace(one, trial=own))
+    return msgspec.structs.replace(BOARD, ingredients=tuple(made))
+
+
+def steps(*lengths: float) -> Facts:
+    """All in one direction from theta_0, so far."""
+    gram = tuple(tuple(a * b for b in lengths) for a in lengths)
+    return Facts(defects=((),) * len(lengths), gram=gram)
+
+
+def test_a_lower_learning_rate_is_advised_only_above_the_median_of_the_pool():
+    # The one that is far has the highest rate, the lowest, and the same as all the others.
+    for rates, advice in (
+        (
+            (1e-4, 2e-4, 3e-2),
+            "Lower its learning rate (3.0e-02; the median of the pool is 2.0e-04)",
+        ),
+        (
+            (2e-4, 3e-2, 1e-5),
+            "Its learning rate (1.0e-05) is not above the median of the pool (2.0e-04): look at "
+            "epochs (3), init",
+        ),
+        (
+            (1e-4, 1e-4, 1e-4),
+            "Its learning rate (1.0e-04) is not above the median of the pool (1.0e-04): look at "
+            "epochs (3), init",
+        ),
+    ):
+        (found,) = judge(pool_of_rates(*rates), steps(1, 1, 60))
+        assert (found.kind, found.trials, found.advice) == ("far", ("t2",), advice)
+    worse = below_init(pool_of_rates(1e-2, 1e-4, 1e-5), scores(99, N))
+    assert [f.trials for f in worse] == [("t0",), ("t1",), ("t2",)]
+    assert [f.advice.startswith("Lower its learning rate") for f in worse] == [True, False, False]
+
+
+def test_a_trial_that_learnt_nothing_is_not_told_to_raise_the_highest_rate():
+    low, high = pool_of_rates(1e-3, 1e-3, 1e-5), pool_of_rates(1e-3, 1e-3, 1e-2)
+    (found,) = judge(low, steps(1, 1, 0))
+    assert found.advice.endswith(
+        "raise its learning rate (1.0e-05; the median of the pool is 1.0e-03)"
+    )
+    (found,) = judge(high, steps(1, 1, 0))
+    assert found.advice.endswith("towards theta_0: train it longer")
+
+
+def test_the_origin_of_imported_models_is_claimed_and_the_far_one_is_flagged():
+    """Of two models, one that is 35 times as far must not hide behind a median of both."""
+    pool = pool_of_rates(None, None)
+    made = report_on(pool, steps(1, 35))
+    assert made.verdict[0] == (
+        f"All 2 ingredients are claimed to start from the same theta_0 ({pool.init.sha256[:12]}, "
+        "head included); 2 of them were imported, and their files do not tell. All have the same "
+        "tensors and no NaN: they can be averaged."
+    )
+    (found,) = made.findings
+    assert found.what == "trial t1 is 35 times as far from theta_0 as the median of the others"
+    assert found.advice.startswith("It was imported: it may have started from another model")
+    trained = report_on(pool_of_rates(1e-3, 1e-3), steps(1, 2)).verdict[0]
+    assert trained.startswith("All 2 ingredients started from the same theta_0")

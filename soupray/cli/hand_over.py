@@ -21,7 +21,8 @@ def import_(spec: Path, files: tuple[str, ...], home: Path, as_json: bool) -> No
 
     Files are state dicts (.pt, .safetensors) of the architecture in SPEC as open_clip, timm or
     transformers name their tensors, those of the published model soups, or folders of Hugging
-    Face. All tensors must match. Each is evaluated on held-out data, as a trial is.
+    Face. All tensors must match. Each is evaluated on held-out data, as a trial is. A file that
+    does not fit is named and left out, and the exit status is 1.
 
     \b
     soupray import mine.yaml 'checkpoints/*.pt'
@@ -33,13 +34,15 @@ def import_(spec: Path, files: tuple[str, ...], home: Path, as_json: bool) -> No
 
     _, loaded = load_named(spec, home)
     made = []
-    for one in run_import(loaded, home, files):
-        made.append(one)
-        score = f"{100 * one.held_out.accuracy:.1f} ± {100 * one.held_out.standard_error:.1f} %"
-        said = f"{one.trial.key}  held-out {score}  {one.trial.hparams['file']}"
-        (say if as_json else tell)(said)
-    if as_json:
-        print_json(made)
+    try:
+        for one in run_import(loaded, home, files):
+            made.append(one)
+            score = f"{100 * one.held_out.accuracy:.1f} ± {100 * one.held_out.standard_error:.1f} %"
+            said = f"{one.trial.key}  held-out {score}  {one.trial.hparams['file']}"
+            (say if as_json else tell)(said)
+    finally:  # files that cannot be imported do not stop the others
+        if as_json and made:
+            print_json(made)
 
 
 @click.command()

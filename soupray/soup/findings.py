@@ -48,6 +48,9 @@ ERRORS = 2.0
 About one in twenty random differences is larger.
 """
 
+IMPORTED = "imported"
+"""`Trial.method` of a model from a file: its origin is what the spec claims, and not known."""
+
 Severity = Literal["error", "warning", "note"]
 Kind = Literal[
     "not_finite", "differs", "integer", "duplicate", "unchanged", "far", "apart", "below_init",
@@ -174,34 +177,75 @@ def misplaced(pool: Pool, gram: Float64) -> list[Finding]:
         gram: [K, K] inner products of the differences from theta_0.
     """
     length, apart = norms(gram), median_angles(angles(gram))
-    usual = float(np.median(length[length > 0])) if (length > 0).any() else 0.0
     found = []
     for i, ingredient in enumerate(pool.ingredients):
         key = ingredient.trial.key
+        others = np.delete(length, i)
+        usual = float(np.median(others[others > 0])) if (others > 0).any() else np.inf
         if length[i] == 0:
-            found.append(_unchanged(key))
+            found.append(_unchanged(pool, ingredient))
         elif length[i] > FAR * usual:
-            what = f"is {length[i] / usual:.0f} times as far from theta_0 as the median ingredient"
-            found.append(_warn("far", key, what, "Its learning rate was probably too high"))
+            what = f"is {length[i] / usual:.0f} times as far from theta_0 as the median of the"
+            found.append(_warn("far", key, f"{what} others", _cure(pool, ingredient)))
         if apart[i] >= APART:
             what = f"left theta_0 in another direction: {apart[i]:.0f} degrees to the others"
-            advice = "It shares nothing of their way, and probably not their basin: lower its"
-            advice += " learning rate"
-            found.append(_warn("apart", key, what, advice))
+            advice = "It shares nothing of their way, and probably not their basin. "
+            found.append(_warn("apart", key, what, advice + _cure(pool, ingredient)))
     return found
 
 
-def _unchanged(key: str) -> Finding:
+def _cure(pool: Pool, ingredient: Ingredient) -> str:
+    """Return what to change about an ingredient that went too far or astray.
+
+    A learning rate that is not above the median of the pool is no reason: others went well with a
+    higher one.
+    """
+    if ingredient.trial.method == IMPORTED:
+        return (
+            "It was imported: it may have started from another model than theta_0. Leave it out, "
+            "or import it into a sweep whose init is that model"
+        )
+    own, usual = ingredient.trial.hparams.get("lr"), _usual_rate(pool)
+    if not isinstance(own, int | float) or usual is None:
+        return "Look at its hyperparameters"
+    if own > usual:
+        return f"Lower its learning rate ({own:.1e}; the median of the pool is {usual:.1e})"
+    rest = [
+        f"{name} ({ingredient.trial.hparams[name]})"
+        for name in ("epochs", "batch_size", "weight_decay")
+        if name in ingredient.trial.hparams
+    ]
+    return (
+        f"Its learning rate ({own:.1e}) is not above the median of the pool ({usual:.1e}): look "
+        f"at {', '.join([*rest, 'init'])}"
+    )
+
+
+def _usual_rate(pool: Pool) -> float | None:
+    """Return the median learning rate of the trials of a pool. None: all models were imported."""
+    rates = [i.trial.hparams.get("lr") for i in pool.ingredients]
+    known = [rate for rate in rates if isinstance(rate, int | float)]
+    return float(np.median(known)) if known else None
+
+
+def _unchanged(pool: Pool, ingredient: Ingredient) -> Finding:
     """Return a note for a trial equal to theta_0.
 
     It is only a note: a mean with theta_0 is harmless, and WiSE-FT uses it for robustness.
     """
+    key, usual = ingredient.trial.key, _usual_rate(pool)
+    own = ingredient.trial.hparams.get("lr")
+    cure = "train it longer"
+    if ingredient.trial.method == IMPORTED:
+        cure = "leave it out"
+    elif isinstance(own, int | float) and usual is not None and own < usual:
+        cure = f"raise its learning rate ({own:.1e}; the median of the pool is {usual:.1e})"
     return Finding(
         severity="note",
         kind="unchanged",
         trials=(key,),
         what=f"trial {key} is theta_0: training changed nothing",
-        advice="It pulls every mean towards theta_0: raise its learning rate",
+        advice=f"It pulls every mean towards theta_0: {cure}",
     )
 
 
@@ -232,8 +276,7 @@ def below_init(pool: Pool, init: Scores) -> list[Finding]:
         if difference < -ERRORS * error:
             what = f"has {_percent(own.accuracy)} held-out, below theta_0's"
             what += f" {_percent(init.accuracy)}"
-            advice = "Training made it worse: lower its learning rate"
-            found.append(_warn("below_init", ingredient.trial.key, what, advice))
+            found.append(_warn("below_init", ingredient.trial.key, what, _cure(pool, ingredient)))
     return found
 
 
@@ -286,7 +329,7 @@ def _blocked(pool: Pool, i: int, worst: Sequence[Midpoint], tried: Sequence[Midp
         f"{other.trial.key} has {_percent(top.scores.accuracy)} held-out, "
         f"{_points(height(top))} below the mean of the two"
     )
-    advice = "It is in another basin, most often by a learning rate that was too high"
+    advice = f"It is in another basin. {_cure(pool, pool.ingredients[i])}"
     return _warn("barrier", pool.ingredients[i].trial.key, what, advice)
 
 
@@ -396,10 +439,13 @@ def _refusal(found: Sequence[Finding]) -> list[str]:
 
 def _verdict(pool: Pool, facts: Facts, found: Sequence[Finding]) -> list[str]:
     k = len(pool.ingredients)
-    said = [
-        f"All {k} ingredients started from the same theta_0 ({pool.init.sha256[:12]}, head "
-        "included), have the same tensors and no NaN: they can be averaged."
-    ]
+    theta_0 = f"the same theta_0 ({pool.init.sha256[:12]}, head included)"
+    imported = sum(i.trial.method == IMPORTED for i in pool.ingredients)
+    start = f"All {k} ingredients started from {theta_0}, have the same tensors"
+    if imported:
+        start = f"All {k} ingredients are claimed to start from {theta_0}; {imported} of them were"
+        start += " imported, and their files do not tell. All have the same tensors"
+    said = [f"{start} and no NaN: they can be averaged."]
     hurt = list(dict.fromkeys(t for f in found if f.severity == "warning" for t in f.trials))
     if hurt:
         said.append(
@@ -432,7 +478,7 @@ def _greedy(pool: Pool, midpoints: Sequence[Midpoint], hurt: Sequence[str]) -> s
     if sum(i.trial.key in hurt for i in others) * 2 > len(others) or (
         pool.ingredients[0].trial.key in hurt
     ):
-        return said + "Most of them have a finding above: lower the learning rates and sweep again."
+        return said + "Most of them have a finding above, with its advice."
     differences = [paired_difference(m.scores.right_mask(), best.right_mask()) for m in midpoints]
     if all(d < -ERRORS * e for d, e in differences):
         return said + "The other ingredients are much weaker: narrow the search around the best."

@@ -336,6 +336,19 @@ def tied(model: torch.nn.Module) -> list[list[str]]:
     return list(groups.values())
 
 
+def separate(weights: Weights) -> Weights:
+    """The tensors, with a copy in place of each one that is there under another name already.
+
+    A file of safetensors cannot have one tensor under two names.
+    """
+    seen: set[int] = set()
+    made = {}
+    for name, tensor in weights.items():
+        made[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return made
+
+
 def _refuse_unlike(name: str, tensor: torch.Tensor, wanted: torch.Tensor, where: str) -> None:
     """Refuse a tensor with another kind of number or shape, or with values that are not finite."""
     floats = tensor.is_floating_point() and tensor.element_size() > 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,24 @@ from soupray.spec.task import TimmSpec
 from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.files import local_path, not_reached
 from soupray.tasks.foreign import (
+    NOT_WEIGHTS,
     ForeignWeights,
     in_order,
     leave_out_batch_counts,
     load_foreign,
     matched,
     renamed,
+    separate,
     unwrapped,
 )
+from soupray.tasks.heads import HEAD, Heads, heads_of, ways
 from soupray.tasks.pixels import Pixels
 
-BODY, HEAD = "body.", "head."
+BODY = "body."
+
+
+FEW = 16
+"""More than the heads of any model of timm (8)."""
 
 
 class TimmClassifier(torch.nn.Module):
@@ -56,8 +63,10 @@ class TimmTask:
         self._spec = spec
         self.pixels = Pixels((spec.size, spec.size), spec.mean, spec.std)
         # The model is made here, so that an error is reported before anything is stored.
-        known: Any = self.model().body.pretrained_cfg
-        self._last_layer, self._first_layer = known["classifier"], known["first_conv"]
+        model = self.model()
+        body: Any = model.body
+        self._first_layer = body.pretrained_cfg["first_conv"]
+        self._heads, self._shapes = self._find_heads(model)
 
     def model(self) -> TimmClassifier:
         """A new model. The values of its weights are not defined."""
@@ -67,10 +76,13 @@ class TimmTask:
         """Pre-trained weights if the spec names them. Torch's global generator draws the others."""
         file = self._pretrained_file()
         model = self._classifier(pretrained=bool(self._spec.pretrained) and file is None)
-        drawn = model.state_dict()
+        drawn = separate(model.state_dict())
         if file is None:
             return drawn
-        body = {n: t for n, t in self._ours(load_foreign(file)).items() if n.startswith(BODY)}
+        last = (*self._heads.layers, *self._heads.norms)
+        theirs = self._timms(load_foreign(file))
+        body = {n: t for n, t in theirs.items() if n.rpartition(".")[0] not in (*last, "head")}
+        body = {n if n.startswith(BODY) else f"{BODY}{n}": t for n, t in body.items()}
         head = {n: t for n, t in drawn.items() if n.startswith(HEAD)}
         return matched(ForeignWeights(self._channels_of(body, drawn) | head, str(file)), model)
 
@@ -89,7 +101,7 @@ class TimmTask:
         Raises:
             IncompatibleWeights: a tensor or the classes do not fit.
         """
-        found = in_order(self._ours(weights), named, self._spec.classes, where)
+        found = in_order(self._ours(weights, where), named, self._spec.classes, where)
         return matched(ForeignWeights(found, where), self.model())
 
     def export(self, weights: Weights, folder: Path) -> str:
@@ -104,30 +116,91 @@ class TimmTask:
         """
         spec, classes = self._spec, len(self._spec.classes)
         whole = self._made(spec.model, num_classes=classes).state_dict()
-        for name, tensor in whole.items():  # counters of batches stay 0
-            whole[name] = weights.get(self._our_name(name), tensor)
+        # Counters of batches stay 0.
+        named = whole | _timm_weights(weights, self._heads, self._shapes)
         file = folder / "model.safetensors"
-        write_weights(file, whole, {})
+        write_weights(file, named, {})
         args = "".join(f", {name}={value!r}" for name, value in spec.args.items())
         return (
             f"timm.create_model({spec.model!r}, num_classes={classes}, "
             f"checkpoint_path={str(file)!r}{args})"
         )
 
-    def _ours(self, weights: Weights) -> Weights:
+    def _ours(self, weights: Weights, where: str) -> Weights:
         """The tensors under soupray's names, from soupray's names or timm's."""
-        found = unwrapped(weights)
+        found = self._timms(weights)
         if any(name.startswith(BODY) for name in found):
             return found
+        # The heads go first: `head.` is soupray's name for the head, and of many layers in timm.
+        given = self._heads.joined(found, where)
+        if given is found:
+            return renamed(found, lambda name: f"{BODY}{name}")
+        kept = (f"{HEAD}weight", f"{HEAD}bias")
+        return renamed(given, lambda name: name if name in kept else f"{BODY}{name}")
+
+    def _timms(self, weights: Weights) -> Weights:
+        """The tensors without wrappers, under the names of timm, or of soupray."""
+        found = unwrapped(weights)
         if EFFICIENTNET_MARK in found:
             body = self._made(self._spec.model, num_classes=0)
             found = timm_names(found, body.state_dict())
-        return renamed(found, self._our_name)
+        return found
 
-    def _our_name(self, name: str) -> str:
-        """The name in soupray of a tensor of timm. The last layer is `head.` in every model."""
-        layer, _, kind = name.rpartition(".")
-        return f"{HEAD}{kind}" if layer == self._last_layer else f"{BODY}{name}"
+    def _find_heads(self, model: TimmClassifier) -> tuple[Heads, dict[str, torch.Size]]:
+        """Timm's last layers, which soupray's head stands for, and the shapes of timm's tensors.
+
+        Raises:
+            ConfigError: soupray's head cannot be written into them.
+        """
+        spec, body = self._spec, model.body.state_dict()
+        with torch.device("meta"):  # a model of names and shapes, made in no time
+            whole = self._made(spec.model, num_classes=len(spec.classes))
+        heads, strange = heads_of(whole, body, len(spec.classes))
+        strange = [name for name in strange if not name.endswith(NOT_WEIGHTS)]
+        shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
+        if not heads.layers or strange:
+            what = f"{strange[0]!r} of its classifier" if strange else "a model without classes"
+            raise ConfigError(
+                f"task.model = {spec.model!r}: {what} has no place in soupray's models, which end "
+                "in one linear head, so that it could not be exported. Name another model."
+            )
+        if len(heads.layers) == 1:
+            return heads, shapes
+        for way in ways(heads, model.head.in_features, shapes):
+            if self._gives_the_logits(way, model, shapes):
+                return way, shapes
+        raise ConfigError(
+            f"task.model = {spec.model!r}: one linear head does not give what its heads "
+            f"{', '.join(heads.layers)} make together, so that it could not be exported. Name "
+            "another model."
+        )
+
+    @torch.inference_mode()
+    def _gives_the_logits(
+        self, heads: Heads, model: TimmClassifier, shapes: dict[str, torch.Size]
+    ) -> bool:
+        """Whether timm's model with these heads makes the logits of soupray's, for one input.
+
+        Timm does not say how it puts several heads together.
+        """
+        spec = self._spec
+        draw = torch.Generator().manual_seed(0)
+        # Random: equal weights would make different ways look the same. The few weights of a sum of
+        # heads, which are equal in a new model, must differ by much.
+        state = {
+            name: t
+            + (torch.rand(t.shape, generator=draw) - 0.5) * (2 if t.numel() <= FEW else 0.01)
+            for name, t in model.state_dict().items()
+            if t.is_floating_point()
+        }
+        mine = self._classifier(pretrained=False).eval()
+        mine.load_state_dict(mine.state_dict() | state)
+        whole = self._made(spec.model, num_classes=len(spec.classes)).eval()
+        self._heads, self._shapes = heads, shapes
+        whole.load_state_dict(whole.state_dict() | _timm_weights(state, heads, shapes))
+        inputs = torch.rand((1, len(spec.mean), spec.size, spec.size), generator=draw)
+        logits = mine(inputs)
+        return bool((whole(inputs) - logits).abs().max() <= 1e-3 * logits.abs().max())
 
     def _pretrained_file(self) -> Path | None:
         file = local_path(self._spec.pretrained or "")
@@ -167,6 +240,13 @@ class TimmTask:
                 f"{spec.pretrained!r}: "
                 f"{why or f'timm cannot make it: {type(error).__name__}: {error}'}"
             ) from error
+
+
+def _timm_weights(weights: Weights, heads: Heads, shapes: Mapping[str, torch.Size]) -> Weights:
+    """The tensors under timm's names, from soupray's names."""
+    head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
+    body = {n.removeprefix(BODY): t for n, t in weights.items() if n.startswith(BODY)}
+    return body | heads.spread(head, shapes)
 
 
 # From the tensor names of the package efficientnet_pytorch to those of timm. The package is a port

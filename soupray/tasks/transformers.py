@@ -20,7 +20,7 @@ from soupray.core.texts import unpack
 from soupray.spec.task import TransformersSpec
 from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.files import PACKAGE, local_path, not_reached
-from soupray.tasks.foreign import ForeignWeights, in_order, matched, renamed, unwrapped
+from soupray.tasks.foreign import ForeignWeights, in_order, matched, renamed, separate, unwrapped
 
 BODY, HEAD = "body.", "head."
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -77,8 +77,8 @@ class TextTask:
                 f"task.model = {spec.model!r}: its tokenizer has no padding token. Without one, "
                 "texts cannot be padded to one length. Choose another model."
             )
-        limit = getattr(self._config, "max_position_embeddings", spec.max_tokens)
-        if spec.max_tokens > limit:
+        limit = self._most_tokens()
+        if limit is not None and spec.max_tokens > limit:
             raise ConfigError(
                 f"task.max_tokens = {spec.max_tokens}: {spec.model} reads at most {limit}."
             )
@@ -92,7 +92,7 @@ class TextTask:
         model = self._classifier(pretrained=True)
         if self._spec.templates:
             model.head.weight.data = self._zero_shot_head(model)
-        return model.state_dict()
+        return separate(model.state_dict())
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
         """Token ids, int64 [N, max_tokens], of texts [N, L]. Longer texts are cut."""
@@ -164,6 +164,8 @@ class TextTask:
         theirs = {named[name]: t for name, t in weights.items() if name in named}
         assert all(n in named for n in weights if n.startswith(BODY)), "a tensor without a place"
         whole.load_state_dict(whole.state_dict() | theirs)
+        if self._spec.pooling == "own":  # GPT-2 finds the last token by it
+            whole.config.pad_token_id = self.tokenizer.pad_token_id
         whole.config.id2label = dict(enumerate(self._spec.classes))
         whole.config.label2id = {name: i for i, name in enumerate(self._spec.classes)}
         with _quiet():
@@ -173,6 +175,28 @@ class TextTask:
             head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
             write_weights(folder / "head.safetensors", head, {})
         return f"transformers.{kind.__name__}.from_pretrained({str(folder)!r})"
+
+    def _most_tokens(self) -> int | None:
+        """The number of tokens that the model reads at most. None: it has no limit.
+
+        T5 has no positions in its config, and XLNet has -1 there. RoBERTa and its relatives give a
+        padding token the position of its id, and begin to count after it: of 514 positions, 512
+        are for tokens.
+        """
+        said = getattr(self._config, "max_position_embeddings", None)
+        if not isinstance(said, int) or said < 1:
+            return None
+        kind, more = self._kind()
+        more.pop("num_labels", None)
+        with _explained(self._spec), _quiet(), torch.device("meta"):
+            modules = dict(kind.from_config(self._config, **more).named_modules())
+        first = [
+            module.padding_idx + 1
+            for name, module in modules.items()
+            if name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ]
+        return said - max(first, default=0)
 
     def _our_name(self, name: str) -> str | None:
         """The name in soupray of a tensor of transformers. None: this model does not use it."""
@@ -273,7 +297,10 @@ def _take_last_layer(body: torch.nn.Module, classes: int) -> tuple[str, torch.nn
         The name of the layer, and the layer.
     """
     linear = [(n, m) for n, m in body.named_modules() if isinstance(m, torch.nn.Linear)]
-    name, head = linear[-1]
+    # The order of the modules does not tell: CamemBERT has its classifier before its body.
+    base = f"{getattr(body, 'base_model_prefix', '')}."
+    outside = [(n, m) for n, m in linear if not n.startswith(base) and m.out_features == classes]
+    name, head = (outside or linear)[-1]
     if head.out_features != classes:
         raise ConfigError(
             f"task.pooling = own: the last layer of {type(body).__name__}, {name!r}, does not make "
