@@ -9,6 +9,7 @@ from shared import Small, small
 from soupray.core.errors import TrialError
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.records import Training
+from soupray.tasks.foreign import leave_out_batch_counts
 from soupray.training.loop import Loop
 from soupray.training.start import Alone, Start
 
@@ -110,6 +111,59 @@ def test_where_memory_ends_the_micro_batch_is_halved_until_it_fits(here):
 def test_a_sample_that_does_not_fit_alone_is_an_error(here):
     with pytest.raises(TrialError, match="out of memory on cpu with one sample at a time"):
         after(loop(here, task=Limited(here.task, 0)))
+
+
+class Normed(torch.nn.Module):
+    """A task whose model has a BatchNorm layer, after its pooling or before it."""
+
+    def __init__(self, pooled: bool = True) -> None:
+        super().__init__()
+        norm = torch.nn.BatchNorm1d(1) if pooled else torch.nn.BatchNorm2d(1)
+        pool = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        self.body = torch.nn.Sequential(*((*pool, norm) if pooled else (norm, *pool)))
+        self.head = torch.nn.Linear(1, 10)
+        leave_out_batch_counts(self)
+        self.seen: list[int] = []
+
+    def forward(self, inputs):
+        self.seen.append(len(inputs))
+        return self.head(self.body(inputs))
+
+    def model(self):
+        return self
+
+    def inputs(self, samples):
+        return samples.float()[:, :1]
+
+
+def normed(here, pooled=True, training=None, size=0, **hparams) -> tuple[Loop, Normed]:
+    task = Normed(pooled)
+    start = Start(weights=task.state_dict(), seed=0, device="cpu", training=training or Training())
+    batch = (len(here.data.samples(here.data.split("train"))[1]) - 1) // size if size else 0
+    chosen = Hyperparameters(**(here.trial.hparams | hparams | {"batch_size": batch or 20}))
+    return Loop(task, here.data, chosen, start), task
+
+
+def test_one_sample_alone_in_the_last_batch_is_left_out_where_it_has_no_statistics(here, heard):
+    n = len(here.data.samples(here.data.split("train"))[1])
+    made, task = normed(here, size=1)  # one batch of all samples but one
+    made.epoch(1)
+    assert task.seen == [n - 1]
+    assert made.step == 1
+    assert f"1 of {n} training samples are left out of each epoch" in heard()
+    whole, task = normed(here, pooled=False, size=1)  # many values per channel in each sample
+    whole.epoch(1)
+    assert task.seen == [n - 1, 1]
+
+
+def test_micro_batches_of_one_sample_have_no_statistics_and_are_refused(here):
+    with pytest.raises(TrialError, match=r"batch_size = 20, micro_batch = 19, workers = 1: a Ba"):
+        normed(here, training=Training(micro_batch=19))
+    with pytest.raises(TrialError, match=r"batch_size = 20, micro_batch = 1, workers = 1: a Batc"):
+        normed(here, training=Training(micro_batch=1))
+    made, task = normed(here, pooled=False, training=Training(micro_batch=19))
+    made.epoch(1)
+    assert task.seen[:2] == [19, 1]
 
 
 def test_mixup_by_hand(here):

@@ -6,9 +6,10 @@ from rich.console import Console
 from shared import ingredient, scores, trial
 
 from soupray.cli.console import WIDTH, as_table, line
-from soupray.core.errors import CheckpointError, StoreUnavailable
+from soupray.core.errors import CheckpointError, StoreUnavailable, TrialError
 from soupray.core.records import EpochRecord, Manifest, Tombstone, Trial
 from soupray.sweep.progress import SweepProgress
+from soupray.sweep.run import SweepReport, check_report
 
 TRIALS = [
     msgspec.structs.replace(trial(key, lr=1e-3, epochs=2), index=i) for i, key in enumerate("abc")
@@ -90,6 +91,42 @@ def test_a_failed_trial_is_told_with_its_reason_and_no_longer_runs(progress, tol
     assert "trial c failed: OSError: the disk is on fire. Nothing of it is stored" in said
     progress.started("a")
     assert "(0 of 3 trials, 1 running)" in line(progress.progress)
+
+
+@pytest.mark.parametrize(
+    ("reason", "again"),
+    [
+        ("ValueError: Expected more than 1 value per channel when training", False),
+        ("RuntimeError: shapes cannot be multiplied", False),
+        ("TrialError: out of memory on cuda with one sample at a time", False),
+        ("IncompatibleWeights: x: there is no tensor", False),
+        ("StoreUnavailable: s3://b failed at trials/x", True),
+        ("ConnectionResetError: [Errno 104] reset by peer", True),
+        ("OSError: no space left", True),
+        ("AcceleratorError: CUDA error: uncorrectable ECC error", True),
+        ("ray.exceptions.ActorDiedError: The actor died unexpectedly", True),
+        ("its worker died", True),
+        ("namespace: 0123", True),
+    ],
+)
+def test_a_failure_that_would_come_again_is_not_told_to_run_again(progress, heard, reason, again):
+    progress.failed("c", reason)
+    assert ("run again to repeat it" in heard()) == again
+    assert ("it would fail again" in heard()) != again
+    report = SweepReport(
+        sweep="s", trials=3, trained=1, found=0, diverged=0, stopped=0, failed={"c": reason},
+        unfinished=1, seconds=1, storage="memory://",
+    )  # fmt: skip
+    with pytest.raises(TrialError) as error:
+        check_report(report)
+    assert f"1 of 3 trials failed, the first: c: {reason}" in str(error.value)
+    assert ("Run the same command again" in str(error.value)) == again
+    assert ("change the spec" in str(error.value)) != again
+    mixed = msgspec.structs.replace(report, failed={"b": "its worker died", "c": reason})
+    with pytest.raises(TrialError) as error:
+        check_report(mixed)
+    assert ("1 of them raised the error themselves" in str(error.value)) != again
+    assert "run the same command again" in str(error.value).lower()
 
 
 def test_the_table_shows_running_and_finished_trials_with_their_scores(progress):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import time
 from collections.abc import Callable
 
+from soupray.core import errors
 from soupray.core.errors import CheckpointError, StoreError
 from soupray.core.progress import Progress, Rows, Show
 from soupray.core.records import EpochRecord, Ingredient, Manifest, Metric, Tombstone, Trial
@@ -16,6 +18,24 @@ log = logging.getLogger(__name__)
 
 SHOWN = 8
 """Number of finished trials in the table; only the newest are kept in memory."""
+
+
+def may_pass(reason: str) -> bool:
+    """Whether another run may succeed where a trial failed.
+
+    A trial is repeated from the same weights with the same random numbers, so that it raises the
+    same error again. Errors of the store, the disk, the memory, the device or Ray have their cause
+    outside it.
+
+    Args:
+        reason: `Type: message` of an error that the trial raised, or what Ray says of a worker that
+            died.
+    """
+    name = reason.partition(": ")[0]
+    kind = getattr(errors, name, None) or getattr(builtins, name, None)
+    if not isinstance(kind, type) or not issubclass(kind, Exception):
+        return True  # of Ray, or of the driver of a device
+    return issubclass(kind, OSError | MemoryError | errors.StoreError | errors.ChecksumMismatch)
 
 
 class SweepProgress:
@@ -132,7 +152,8 @@ class SweepProgress:
         self._running.pop(key, None)
         self.errors[key] = reason
         said = reason.rstrip(".")
-        log.info(f"trial {key} failed: {said}. Nothing of it is stored; run again to repeat it.")
+        what = "run again to repeat it" if may_pass(reason) else "it would fail again"
+        log.info(f"trial {key} failed: {said}. Nothing of it is stored; {what}.")
 
     def beat(self) -> Beat:
         """Return what runs now; another thread may call it."""

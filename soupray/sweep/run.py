@@ -20,7 +20,7 @@ from soupray.store.lease import Lease, write_heartbeat
 from soupray.store.manifests import find_manifest
 from soupray.store.objects import Store, check_bucket, create_record
 from soupray.sweep.indexer import Indexer
-from soupray.sweep.progress import SweepProgress
+from soupray.sweep.progress import SweepProgress, may_pass
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 class SweepReport(Record, frozen=True, kw_only=True):
     """How a sweep ended: numbers of trials, errors, and the duration in seconds.
 
-    `failed` maps the key of a trial to the reason; another run repeats these trials.
+    `failed` maps the key of a trial to the reason; another run repeats these trials, with success
+    if the reason was outside the trial (`soupray.sweep.progress.may_pass`).
     """
 
     sweep: str
@@ -186,13 +187,21 @@ def _as_data(spec: SweepSpec) -> dict[str, object]:
 
 
 def check_report(report: SweepReport) -> None:
-    """Raise TrialError if trials failed or did not finish; another run repeats only these."""
+    """Raise TrialError if trials failed or did not finish, and say whether to run again."""
     if report.failed:
-        key, reason = next(iter(report.failed.items()))
-        raise TrialError(
-            f"{len(report.failed)} of {report.trials} trials failed, the first: {key}: {reason}. "
-            "Run the same command again: finished trials are kept."
-        )
+        lasting = {key: why for key, why in report.failed.items() if not may_pass(why)}
+        key, reason = next(iter((lasting or report.failed).items()))
+        what = f"{len(report.failed)} of {report.trials} trials failed, the first: {key}: {reason}."
+        again = "Run the same command again: finished trials are kept."
+        if lasting:
+            part = "They" if len(lasting) == len(report.failed) else f"{len(lasting)} of them"
+            again = (
+                f"{part} raised the error themselves, and would again: change the spec. Finished "
+                "trials that it still plans are kept."
+            )
+            if len(lasting) < len(report.failed):
+                again += " The others may succeed if you run the same command again."
+        raise TrialError(f"{what.replace('..', '.')} {again}")
     if report.unfinished:
         raise TrialError(
             f"{report.unfinished} of {report.trials} trials did not finish. Run the same command "

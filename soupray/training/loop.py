@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,8 @@ from soupray.store.weights_file import Weights
 from soupray.training.augment import Draws, augmented, draw
 from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
 from soupray.training.start import Start
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY = 50
 """Number of steps between two checks of the loss. Each check waits for the device."""
@@ -43,7 +47,9 @@ class Loop:
         # Images are read from disk for each batch: a train split may be larger than the memory.
         self._samples, labels = data.samples(data.split("train"))
         self._labels = torch.from_numpy(np.array(labels))
-        self._steps_per_epoch = math.ceil(len(labels) / hparams.batch_size)
+        self.micro_batch = start.training.micro_batch or hparams.batch_size
+        self._used = self._with_statistics(len(labels))
+        self._steps_per_epoch = math.ceil(self._used / hparams.batch_size)
         self._optimizer = adamw(
             self.in_training,
             hparams.lr,
@@ -52,7 +58,6 @@ class Loop:
             fused=start.training.precision == "bf16",
         )
         self._average = MovingAverage(self.in_training, hparams.ema) if hparams.ema else None
-        self.micro_batch = start.training.micro_batch or hparams.batch_size
         self.step = 0
 
     @property
@@ -67,11 +72,14 @@ class Loop:
     def epoch(self, number: int) -> float:
         """Train for one epoch: one pass over the train split.
 
+        If the last batch has samples without BatchNorm statistics, the last ones of the epoch's
+        random order are left out.
+
         Args:
             number: of the epoch, from 1, for messages.
 
         Returns:
-            The mean loss over all samples.
+            The mean loss over the samples.
 
         Raises:
             Diverged: the loss is not finite.
@@ -81,13 +89,55 @@ class Loop:
         for module in self.in_training.modules():
             if _frozen(module):
                 module.eval()  # a BatchNorm layer in a frozen block keeps its statistics
-        order = torch.randperm(len(self._labels), generator=self._generator)
+        order = torch.randperm(len(self._labels), generator=self._generator)[: self._used]
         losses: list[torch.Tensor] = []
         for rows, samples in self._read(order):
             losses.append(self._batch(rows, samples) * len(rows))
             if len(losses) % LOOK_EVERY == 0 or len(losses) == self._steps_per_epoch:
                 self._refuse_nan(losses[-LOOK_EVERY:], number)
-        return float(torch.stack(losses).double().sum()) / len(self._labels)
+        return float(torch.stack(losses).double().sum()) / self._used
+
+    def _with_statistics(self, n: int) -> int:
+        """The number of samples, of n, in batches of which a BatchNorm layer has statistics.
+
+        A layer that sees one value per channel has no variance, and torch refuses it. That is a
+        layer after the pooling, and a part of a batch (a micro-batch, a worker's share) with one
+        sample.
+
+        Raises:
+            TrialError: whole batches have such parts.
+        """
+        size = self.hparams.batch_size
+        if not self._has_part_of_one(size) and not self._has_part_of_one(n % size):
+            return n
+        if not _needs_two(self.in_training, self._task, self._samples, self.device):
+            return n
+        if n >= size and self._has_part_of_one(size):
+            raise TrialError(
+                f"batch_size = {size}, micro_batch = {self.micro_batch}, workers = "
+                f"{self._group.size}: a BatchNorm layer of this model gets one sample alone, and "
+                "has no statistics of it. Choose sizes that leave no part of one sample."
+            )
+        used = n
+        while used % size and self._has_part_of_one(used % size):
+            used -= 1
+        if not used:
+            raise TrialError(
+                f"{n} training samples and batch_size = {size}: a BatchNorm layer of this model "
+                "gets one sample alone, and has no statistics of it. Add training samples."
+            )
+        log.warning(
+            f"{n - used} of {n} training samples are left out of each epoch, others in each: a "
+            "BatchNorm layer has no statistics of one sample alone in the last batch."
+        )
+        return used
+
+    def _has_part_of_one(self, n: int) -> bool:
+        """Whether a worker computes a batch of n samples with a part of one sample."""
+        some, more = divmod(n, self._group.size)
+        shares = {some + 1 if more else some, some} - {0} | ({1} if not some else set())
+        one = 1 % self.micro_batch  # every part has one sample if the micro-batch has one
+        return n > 0 and any(share % self.micro_batch == one for share in shares)
 
     def _refuse_nan(self, losses: list[torch.Tensor], number: int) -> None:
         values = torch.stack(losses)
@@ -254,6 +304,24 @@ class Loop:
 def under(prefix: str, state: Weights) -> Weights:
     """The tensors whose names start with `prefix`, under their names without it."""
     return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
+def _needs_two(model: torch.nn.Module, task: Task, samples: Any, device: torch.device) -> bool:
+    """Whether the model has a BatchNorm layer that cannot be trained on one sample alone."""
+    if not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return False
+    trial = copy.deepcopy(model).train()
+    for module in trial.modules():
+        if _frozen(module):
+            module.eval()
+    one = task.inputs(torch.from_numpy(np.array(samples[:1])).to(device))
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        try:
+            trial(one)
+        except ValueError as error:
+            return "more than 1 value per channel" in str(error)
+    return False
 
 
 def _frozen(module: torch.nn.Module) -> bool:
