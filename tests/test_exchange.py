@@ -251,6 +251,72 @@ def test_transformers_reads_a_classifier_and_back(tmp_path, world):
     assert equal(task.adopt(model.state_dict(), "x"), weights)
 
 
+SIZES = {"vocab_size": 24, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+HALF = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_attention_heads": 2}
+BART = {"decoder_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+ROBERTA = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+ROBERTA |= {"intermediate_size": 16, "max_position_embeddings": 16}
+
+
+def text_world(folder, kind, **config):
+    """The world, with a model of another architecture and the same tokenizer."""
+    write_world(folder)
+    named = transformers.AutoConfig.for_model(kind, **(SIZES | config))
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(named)
+    model.config.pad_token_id = config.get("pad_token_id", 0)
+    if kind == "gpt2":
+        model.config.pad_token_id = None  # as published: only its tokenizer may have one
+    model.save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "last"),
+    [
+        ("bart", HALF | BART, "classification_head.out_proj"),  # three names of one tensor
+        ("gpt2", {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}, "score"),
+        ("camembert", ROBERTA, "classifier.out_proj"),  # its classifier comes before its body
+    ],
+)
+@torch.inference_mode()
+def test_classifiers_of_transformers_are_exported_and_come_back(tmp_path, kind, config, last):
+    task = text_task(text_world(tmp_path / "world", kind, **config), "own")
+    save_file(task.init(), tmp_path / "theta_0.safetensors")
+    model = task.model()
+    model.load_state_dict(moved(task))
+    weights = {n: t.clone() for n, t in model.state_dict().items()}
+    whole = eval(task.export(weights, tmp_path / "x"), {"transformers": transformers}).eval()
+    assert torch.equal(whole.state_dict()[f"{last}.weight"], weights["head.weight"])
+    given = ["rain and wind", "bread"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "x")
+    # Not the types of BERT's tokenizer, which GPT-2 would add to its embeddings as tokens.
+    tokens = tokenizer(given, padding=True, return_tensors="pt", return_token_type_ids=False)
+    found = whole(**tokens).logits
+    mine = logits(task, weights, torch.from_numpy(pack(given)))
+    assert torch.allclose(found, mine, atol=1e-5)
+    assert equal(task.adopt(load_foreign(tmp_path / "x"), "x"), weights)
+
+
+def test_max_tokens_are_those_that_have_a_position(tmp_path):
+    """RoBERTa begins to count after its padding token; XLNet and T5 have no limit."""
+    for kind, config, most in (
+        ("roberta", ROBERTA | {"pad_token_id": 1}, 14),
+        ("roberta", ROBERTA, 15),
+        ("bert", ROBERTA, 16),
+        ("xlnet", {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}, None),
+        ("t5", {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}, None),
+    ):
+        folder = text_world(tmp_path / f"{kind}{most}", kind, **config)
+        task = tiny_text(folder).task
+        fields = {"templates": (), "pooling": "own", "normalise": False}
+        longest = task.model_copy(update=fields | {"max_tokens": most or 600})
+        assert task_of(longest).model().head.out_features == 2
+        if most:
+            with pytest.raises(ConfigError, match=rf"max_tokens = {most + 1}: .* at most {most}\."):
+                task_of(task.model_copy(update=fields | {"max_tokens": most + 1}))
+
+
 def test_the_rows_of_a_head_are_those_of_the_classes_that_the_checkpoint_names(tmp_path, world):
     task = text_task(world, "own")
     weights = moved(task)
