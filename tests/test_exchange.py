@@ -312,6 +312,10 @@ def test_max_tokens_are_those_that_have_a_position(tmp_path):
         fields = {"templates": (), "pooling": "own", "normalise": False}
         longest = task.model_copy(update=fields | {"max_tokens": most or 600})
         assert task_of(longest).model().head.out_features == 2
+        if kind == "t5":
+            mean = task.model_copy(update={"templates": (), "pooling": "mean"})
+            with pytest.raises(ConfigError, match=r"pooling = mean: T5Model cannot make features"):
+                task_of(mean).init()
         if most:
             with pytest.raises(ConfigError, match=rf"max_tokens = {most + 1}: .* at most {most}\."):
                 task_of(task.model_copy(update=fields | {"max_tokens": most + 1}))

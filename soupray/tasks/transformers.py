@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from soupray.core.errors import ConfigError
+from soupray.core.errors import ConfigError, one_line
 from soupray.core.texts import unpack
 from soupray.spec.task import TransformersSpec
 from soupray.store.weights_file import Weights, write_weights
@@ -77,7 +78,10 @@ class TextTask:
                 f"task.model = {spec.model!r}: its tokenizer has no padding token. Without one, "
                 "texts cannot be padded to one length. Choose another model."
             )
-        limit = self._most_tokens()
+        outline = self._outline()
+        if spec.pooling == "own" and outline is not None:
+            _take_last_layer(outline, len(spec.classes))  # refused here, before anything is stored
+        limit = _most_tokens(self._config, outline)
         if limit is not None and spec.max_tokens > limit:
             raise ConfigError(
                 f"task.max_tokens = {spec.max_tokens}: {spec.model} reads at most {limit}."
@@ -90,6 +94,7 @@ class TextTask:
     def init(self) -> dict[str, torch.Tensor]:
         """The pre-trained body with a head: zero-shot if there are templates, or random."""
         model = self._classifier(pretrained=True)
+        self._refuse_unreadable(model)
         if self._spec.templates:
             model.head.weight.data = self._zero_shot_head(model)
         return separate(model.state_dict())
@@ -176,27 +181,36 @@ class TextTask:
             write_weights(folder / "head.safetensors", head, {})
         return f"transformers.{kind.__name__}.from_pretrained({str(folder)!r})"
 
-    def _most_tokens(self) -> int | None:
-        """The number of tokens that the model reads at most. None: it has no limit.
+    def _outline(self) -> torch.nn.Module | None:
+        """The model without the values of its weights, made in no time.
 
-        T5 has no positions in its config, and XLNet has -1 there. RoBERTa and its relatives give a
-        padding token the position of its id, and begin to count after it: of 514 positions, 512
-        are for tokens.
+        None: its constructor needs values.
         """
-        said = getattr(self._config, "max_position_embeddings", None)
-        if not isinstance(said, int) or said < 1:
-            return None
         kind, more = self._kind()
-        more.pop("num_labels", None)
-        with _explained(self._spec), _quiet(), torch.device("meta"):
-            modules = dict(kind.from_config(self._config, **more).named_modules())
-        first = [
-            module.padding_idx + 1
-            for name, module in modules.items()
-            if name.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        ]
-        return said - max(first, default=0)
+        config = copy.deepcopy(self._config)
+        config.num_labels = more.pop("num_labels", config.num_labels)
+        try:
+            with _quiet(), torch.device("meta"):
+                made: torch.nn.Module = kind.from_config(config, **more)
+        except (RuntimeError, ValueError, KeyError):  # or `_explained` says it in `model`
+            return None
+        return made
+
+    @torch.inference_mode()
+    def _refuse_unreadable(self, model: TextClassifier) -> None:
+        """Refuse a model that cannot read a text alone, as T5 without its classifier.
+
+        Raises:
+            ConfigError: the message repeats what transformers says.
+        """
+        try:
+            model.eval().features(self._tokens(["a"]))
+        except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+            raise ConfigError(
+                f"task.model = {self._spec.model!r}, pooling = {self._spec.pooling}: "
+                f"{type(model.body).__name__} cannot make features of a text: {one_line(error)} "
+                "Write another pooling, or name another model."
+            ) from error
 
     def _our_name(self, name: str) -> str | None:
         """The name in soupray of a tensor of transformers. None: this model does not use it."""
@@ -267,6 +281,26 @@ class TextTask:
             body, report = kind.from_pretrained(self._source, **more)
         _refuse_partial(body, report, self._spec)
         return body
+
+
+def _most_tokens(config: Any, outline: torch.nn.Module | None) -> int | None:
+    """The number of tokens that a model reads at most. None: it has no limit.
+
+    T5 has no positions in its config, and XLNet has -1 there. RoBERTa and its relatives give a
+    padding token the position of its id, and begin to count after it: of 514 positions, 512 are for
+    tokens.
+    """
+    said = getattr(config, "max_position_embeddings", None)
+    if not isinstance(said, int) or said < 1:
+        return None
+    modules = dict(outline.named_modules()) if outline is not None else {}
+    first = [
+        module.padding_idx + 1
+        for name, module in modules.items()
+        if name.endswith("position_embeddings")
+        and isinstance(getattr(module, "padding_idx", None), int)
+    ]
+    return said - max(first, default=0)
 
 
 def _refuse_partial(body: Any, report: dict[str, Any], spec: TransformersSpec) -> None:
