@@ -179,7 +179,7 @@ VIT = {"img_size": 32, "depth": 1, "embed_dim": 32, "num_heads": 2}
         # two heads whose mean is taken, a 1x1 convolution, BatchNorm before the head
         ("deit_tiny_distilled_patch16_224", VIT, {"head": [10, 32], "head_dist": [10, 32]}),
         ("resnetv2_18", {"channels": [8, 8, 8, 8]}, {"head.fc": [10, 8, 1, 1]}),
-        ("shvit_s1", {"embed_dim": [16] * 3, "partial_dim": [4] * 3}, {"head.l": [10, 16]}),
+        ("efficientvit_m0", {}, {"head.linear": [10, 192]}),
     ],
 )
 @torch.inference_mode()
