@@ -66,7 +66,10 @@ def listening(pid: int) -> list[str]:
     """The local addresses, as the kernel writes them, on which a process accepts TCP."""
     inodes = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        target = str(link.readlink())
+        try:
+            target = str(link.readlink())
+        except OSError:  # it was closed meanwhile
+            continue
         if target.startswith("socket:"):
             inodes.add(target.removeprefix("socket:[").removesuffix("]"))
     found = []
