@@ -1,6 +1,7 @@
 """A trial of two workers through Ray Train, asked for by TPE, against the same trial of one."""
 
 import os
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -48,7 +49,10 @@ def trials(tmp_path_factory):
     search = TpeSearch(store, spec, basis)
     with cluster.attach("local", spec):
         run_trials(spec, place, Planned([], search), told := Told())
-        heard_on = [a for pid in descendants(os.getpid()) for a in listening(pid)]
+        heard_on = []
+        for pid in descendants(os.getpid()):
+            with suppress(OSError):  # a worker that has ended meanwhile
+                heard_on += listening(pid)
     # Ray's processes talk on loopback only: as the kernel writes it, IPv4 and IPv4 inside IPv6.
     assert len(heard_on) >= 5
     assert {a.rpartition(":")[0] for a in heard_on} <= {
