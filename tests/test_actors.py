@@ -44,7 +44,9 @@ class FakeRay:
         start = SimpleNamespace(remote=lambda: Actor(self.nodes.pop(0)))
         return SimpleNamespace(options=lambda **how: start)
 
-    def wait(self, calls: list[Call], num_returns: int) -> tuple[list[Call], list[Call]]:
+    def wait(
+        self, calls: list[Call], num_returns: int, timeout: float
+    ) -> tuple[list[Call], list[Call]]:
         first = next((c for c in calls if c.actor.node in self.gone), calls[-1])
         return [first], [c for c in calls if c is not first]
 

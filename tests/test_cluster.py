@@ -8,11 +8,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import HANG_S, inside, mini_text
 
-from soupray.core.errors import ConfigError
+from soupray.core.errors import ConfigError, RayLost
 from soupray.distributed import cluster
 from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.store import layout
@@ -89,6 +90,38 @@ def test_an_address_where_nothing_listens_is_told_within_seconds(scheme):
     ):
         pass
     assert time.monotonic() - started < 5
+
+
+def test_a_wait_says_what_it_waits_for_and_has_an_end(monkeypatch, heard):
+    here = {"NodeID": "here", "Alive": True, "Resources": {}}
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [here, here | {"NodeID": "other"}])
+    context = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: context)
+    clock = [1000.0]
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: clock[0])
+    vigil = cluster.Vigil("a trial of 3 GPUs")
+
+    def look(later: float, running: int) -> str:
+        before = heard()
+        clock[0] += later
+        vigil.look(running)
+        return heard().removeprefix(before)
+
+    assert look(59, 0) == ""
+    said = "note: nothing has run for 70 s: waiting for room for a trial of 3 GPUs. 2 node(s) are "
+    assert look(11, 0).startswith(said)
+    assert look(100, 0) == ""  # once
+    assert look(5, 1) == look(50, 0) == ""  # it ran again
+    assert "nothing has run for 65 s" in look(15, 0)
+    with pytest.raises(ConfigError, match="nothing has run for 12 hours: no room for a trial of 3"):
+        look(12 * 3600, 0)
+    monkeypatch.setattr(cluster, "session_is_here", False)
+    here["Alive"] = False
+    with pytest.raises(RayLost, match=r"does not come back: start it again \(`ray start --address"):
+        look(5, 1)
+    monkeypatch.setattr(cluster, "session_is_here", True)
+    with pytest.raises(RayLost, match="does not come back: run the same command again"):
+        look(5, 1)
 
 
 def test_what_the_ray_job_brings_is_not_carried_again(monkeypatch):

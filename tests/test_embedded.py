@@ -7,8 +7,10 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import time
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,10 @@ def listening(pid: int) -> list[str]:
     """The local addresses, as the kernel writes them, on which a process accepts TCP."""
     inodes = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        target = str(link.readlink())
+        try:
+            target = str(link.readlink())
+        except OSError:  # it was closed meanwhile
+            continue
         if target.startswith("socket:"):
             inodes.add(target.removeprefix("socket:[").removesuffix("]"))
     found = []
@@ -142,6 +147,116 @@ def test_only_loopback_is_listened_on_and_no_ipv6(store: Stack) -> None:
     assert {address.partition(":")[0] for address in addresses} == {"0100007F"}
 
 
+def status(method: str, url: str, body: bytes | None = None, **headers: str) -> int:
+    """The status of a request without credentials, as a page of another origin sends it."""
+    sent = {"Origin": "http://evil.example"} | {k.replace("_", "-"): v for k, v in headers.items()}
+    request = urllib.request.Request(url, body, sent, method=method)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=HANG_S) as answer:
+            assert answer.headers["Access-Control-Allow-Origin"] is None
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+OBJECT = "/buckets/soupray/weights/kept"
+REFUSED = [  # the offset from the S3 port, the method, the path, the status
+    *((3, method, OBJECT, 404) for method in ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")),
+    (3, "GET", "/", 404),
+    (3, "POST", "/.tus" + OBJECT, 404),
+    # the master served all of these before, and one GET deleted the bucket's volumes
+    (1, "GET", "/col/delete?collection=soupray", 404),
+    (1, "POST", "/col/delete?collection=soupray", 404),
+    (1, "GET", "/dir/assign", 404),
+    (1, "GET", "/dir/status", 404),
+    (1, "GET", "/vol/grow?count=1", 404),
+    (1, "GET", "/vol/vacuum", 404),
+    (1, "PUT", "/submit", 404),
+    (1, "DELETE", "/submit", 404),
+    *((2, method, "FILE", 401) for method in ("GET", "HEAD", "PUT", "POST", "DELETE")),
+    *((2, "GET", path, 401) for path in ("/", "/ui/index.html", "/stats/disk")),
+    *((0, method, "/soupray/weights/kept", 403) for method in ("GET", "PUT", "DELETE", "OPTIONS")),
+    *((4, method, "/", 404) for method in ("GET", "PUT", "DELETE")),
+]
+
+
+def test_no_port_reads_or_writes_without_credentials(store: Stack) -> None:
+    body = os.urandom(100_000)
+    client(store).put_object(Bucket=embedded.BUCKET, Key="weights/kept", Body=body)
+    refused = [
+        (
+            port,
+            method,
+            path,
+            status(
+                method,
+                # 1,01...: the first file of volume 1, as the volume server names it
+                f"http://127.0.0.1:{port_of(store) + port}{path.replace('FILE', '/1,0100000000')}",
+                b"evil" if method in ("PUT", "POST") else None,
+                Tus_Resumable="1.0.0",
+                Upload_Length="4",
+            ),
+        )
+        for port, method, path, _ in REFUSED
+    ]
+    assert refused == REFUSED
+    assert read(store, "weights/kept") == body
+    listed = client(store).list_objects_v2(Bucket=embedded.BUCKET, Prefix="weights/")
+    assert [found["Key"] for found in listed["Contents"]] == ["weights/kept"]
+
+
+def test_a_file_of_the_volume_server_is_not_read_by_who_knows_its_name(store: Stack) -> None:
+    """Its names are guessable: with the right one the answer is the same 401."""
+    client(store).put_object(Bucket=embedded.BUCKET, Key="named", Body=os.urandom(100_000))
+    volume = f"http://127.0.0.1:{port_of(store) + 2}"
+    names = [f"{v},{n:02x}00000000" for v in range(1, 4) for n in range(1, 4)]
+    assert {status("GET", f"{volume}/{name}") for name in names} == {401}
+
+
+def test_a_store_of_an_older_soupray_goes_on_and_is_closed_by_its_next_start(
+    tmp_path: Path, heard: Callable[[], str]
+) -> None:
+    home = tmp_path / "old"
+    made = embedded.up(home)
+    try:
+        command = Path(f"/proc/{made.pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+        assert embedded.down(home)
+        # What version 0.1 started: the same without these two options and without inner keys.
+        old = [part for part in command if part != "-disableHttp" and "Origins" not in part]
+        env = {
+            "AWS_ACCESS_KEY_ID": made.access_key,
+            "AWS_SECRET_ACCESS_KEY": made.secret_key,
+            "HOME": str(home / "stack"),
+            "SOUPRAY_STACK": f"weed:{home / 'stack'}",
+        }
+        with (home / "stack" / "old.log").open("wb") as out:
+            running = subprocess.Popen(old, env=env, cwd=home, stdout=out, stderr=out)
+        deadline = time.monotonic() + HANG_S
+        while not (found := embedded.find(home)):
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert found.pid == running.pid
+        client(found).put_object(Bucket=embedded.BUCKET, Key="before", Body=b"old bytes")
+        assert embedded.up(home) == found
+        assert heard() == (
+            f"note: the store of {home} was started by an older soupray, and web pages can write "
+            f"into it. When no sweep uses it: soupray down --home {home}; the next command starts "
+            "it again, closed.\n"
+        )
+        assert embedded.down(home)
+        running.wait()
+        again = embedded.up(home)
+        assert again == replace(made, pid=again.pid)
+        assert read(again, "before") == b"old bytes"
+        filer = f"http://127.0.0.1:{port_of(again) + 3}/buckets/soupray/before"
+        assert status("GET", filer) == 404
+        assert heard().count("older soupray") == 1
+    finally:
+        embedded.down(home)
+
+
 def test_telemetry_is_off(store: Stack) -> None:
     assert b"-master.telemetry=false" in Path(f"/proc/{store.pid}/cmdline").read_bytes()
 
@@ -188,6 +303,26 @@ def test_down_leaves_nothing_running_and_no_socket(store: Stack) -> None:
     with urllib.request.urlopen(f"{url}/health", timeout=HANG_S) as answer:
         assert answer.status == 200
     assert embedded.ui(store.home) == url
+    port = url.rpartition(":")[2]
+    create, body = f"{url}/api/2.0/mlflow/experiments/create", b'{"name": "evil"}'
+    as_json = {"Content_Type": "application/json"}
+    assert status("POST", create, body, **as_json) == 403  # the origin
+    # A page at such a name may be rebound to 127.0.0.1; MLflow itself lets the second one in.
+    for name in ("evil.example", "10.evil.example", "192.168.evil.example"):
+        at = f"{name}:{port}"
+        same = {"Host": at, "Origin": f"http://{at}"}
+        assert status("POST", create, body, **as_json, **same) == 403
+        assert status("GET", url, **same) == 403
+    assert status("GET", url, Host=f"localhost:{int(port) + 1}") == 200  # as through `ssh -L`
+    tables = [Path(f"/proc/net/{table}").read_text().split() for table in ("tcp", "tcp6")]
+    ends = f":{int(port):04X}"
+    heard_on = [
+        word
+        for table in tables
+        for word, state in zip(table, table[2:], strict=False)
+        if word.endswith(ends) and state == "0A"
+    ]
+    assert heard_on == [f"0100007F{ends}"]  # and on no IPv6 address
     assert len(processes_naming(str(store.home))) >= 2
     assert sockets_of(store)
 

@@ -227,7 +227,7 @@ def test_a_training_that_is_taken_up_ends_in_the_same_bytes(here, precision):
     assert equal(taken_up.weights(), undisturbed)
 
 
-class Member:
+class Member(Alone):
     """One of three workers whose sums are taken by the test."""
 
     size = 3

@@ -202,15 +202,25 @@ def test_the_first_trial_of_the_demo_never_changes():
     assert first.hparams["epochs"] == 5
 
 
+THETA_0 = CheckpointRef(sha256="0" * 64, size_bytes=1)
+SPLITS = tuple(
+    Split(name=name, role=name, digest=f"digest of {name}", size=1, classes=2)
+    for name in ("train", "held_out")
+)
+BASIS = Basis(key="k", splits=SPLITS, init=THETA_0, anchor=THETA_0)
+
+
+def test_trials_of_three_workers_are_other_trials_than_before_ddp_and_those_of_two_are_not():
+    def code(workers: int) -> str:
+        spec = edited("\nresources", f"\ntraining: {{workers: {workers}}}\nresources")
+        return trials_of(spec, BASIS)[0].code
+
+    assert [code(workers) for workers in (1, 2, 3, 8)] == ["2", "2", "2+ddp", "2+ddp"]
+
+
 def test_trials_of_another_metric_are_other_trials_and_those_of_accuracy_what_they_were():
-    theta_0 = CheckpointRef(sha256="0" * 64, size_bytes=1)
-    splits = tuple(
-        Split(name=name, role=name, digest=f"digest of {name}", size=1, classes=2)
-        for name in ("train", "held_out")
-    )
-    basis = Basis(key="k", splits=splits, init=theta_0, anchor=theta_0)
     said, written, macro = (
-        trials_of(edited("seed: 0\n", f"seed: 0\n{metric}"), basis)[0]
+        trials_of(edited("seed: 0\n", f"seed: 0\n{metric}"), BASIS)[0]
         for metric in ("", "metric: accuracy\n", "metric: macro_f1\n")
     )
     assert said == written

@@ -1,10 +1,15 @@
 """A trial of two workers through Ray Train, asked for by TPE, against the same trial of one."""
 
+import os
+from contextlib import suppress
+
 import msgspec
 import pytest
 import torch
 from conftest import mini_text
 from shared import sha
+from test_embedded import listening
+from test_ray_job import descendants
 
 from soupray.core.records import Training
 from soupray.distributed import cluster
@@ -44,6 +49,16 @@ def trials(tmp_path_factory):
     search = TpeSearch(store, spec, basis)
     with cluster.attach("local", spec):
         run_trials(spec, place, Planned([], search), told := Told())
+        heard_on = []
+        for pid in descendants(os.getpid()):
+            with suppress(OSError):  # a worker that has ended meanwhile
+                heard_on += listening(pid)
+    # Ray's processes talk on loopback only: as the kernel writes it, IPv4 and IPv4 inside IPv6.
+    assert len(heard_on) >= 5
+    assert {a.rpartition(":")[0] for a in heard_on} <= {
+        "0100007F",
+        "0000000000000000FFFF00000100007F",
+    }
     (together,) = find_manifests(store, [trial])
     assert told.said == [
         ("suggested", trial),

@@ -12,7 +12,8 @@
     ├── TrackingError            MLflow is unreachable or refuses; a sweep or a soup goes on
     ├── TrialError               a trial that ended without an ingredient
     │   └── Diverged             NaN or collapse: recorded, never trained again
-    └── EvaluationError          a model or a pool that cannot be evaluated
+    ├── EvaluationError          a model or a pool that cannot be evaluated
+    └── RayLost                  the node of Ray on this machine ended under a job
 
 A message says what happened, the offending value, what is allowed and what to do next. No message
 and no record shows a password: `mask` hides the passwords of URLs.
@@ -103,3 +104,7 @@ class Diverged(TrialError):
 
 class EvaluationError(SouprayError):
     """A model or a pool that cannot be evaluated."""
+
+
+class RayLost(SouprayError):
+    """The node of Ray on this machine ended under a job. Ray does not bring it back."""

@@ -15,15 +15,13 @@ from soupray.core.errors import EvaluationError
 from soupray.core.ports import Reached
 from soupray.core.records import CheckpointRef, Split
 from soupray.core.requests import Request
-from soupray.distributed.cluster import get, largest, slots
+from soupray.distributed.cluster import LOOK_S, Vigil, get, largest, slots
+from soupray.distributed.nodes import wanted
 from soupray.evaluation.local import LocalWorkers, ahead
 from soupray.evaluation.schedule import Answer, FirstReaching
 from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.training.worker import worker_context
-
-LOOK_S = 2.0
-"""Seconds between two queries of the size of the cluster."""
 
 TRIES = 3
 """Largest number of attempts for work whose actor dies, and for starting actors.
@@ -86,6 +84,7 @@ class Actors:
         """
         self._resources, self._attach = largest([s.resources for s in specs]), attach
         self._room, self._looked = 1, -LOOK_S
+        self._vigil = Vigil(wanted(self._resources, 1))
         self._losses = self._losses_borne = 0
         self.up: list[Any] = []
         self.coming: dict[ray.ObjectRef, tuple[Any, int]] = {}
@@ -113,6 +112,22 @@ class Actors:
         if time.monotonic() - self._looked > LOOK_S:
             self._room, self._looked = slots(self._resources), time.monotonic()
         return self._room
+
+    def wait(self, running: Collection[ray.ObjectRef]) -> ray.ObjectRef:
+        """Wait until a call has ended or a new actor answers, and return the reference.
+
+        Args:
+            running: the calls that run.
+
+        Raises:
+            RayLost: the node of this machine died.
+            ConfigError: there was no room for an actor for too long.
+        """
+        while True:
+            ready, _ = ray.wait([*running, *self.coming], num_returns=1, timeout=LOOK_S)
+            if ready:
+                return ready[0]
+            self._vigil.look(len(running))
 
     def arrived(self, reference: ray.ObjectRef) -> list[Any]:
         """Handle the first answer of an actor.
@@ -204,7 +219,7 @@ class _ActorPool:
         """
         while self._again and self._idle:
             self._give(self._again.popleft())
-        (ready,), _ = ray.wait([*self._running, *self.actors.coming], num_returns=1)
+        ready = self.actors.wait(self._running)
         if ready in self.actors.coming:
             self._idle += self.actors.arrived(ready)
             return

@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ os.environ.setdefault("RAY_USAGE_STATS_PROMPT_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep GPUs hidden as they were
 
 import ray
+from ray._private import ray_constants
 
-from soupray.core.errors import ConfigError, EvaluationError
+from soupray.core.errors import ConfigError, EvaluationError, RayLost
 from soupray.core.records import Basis
 from soupray.distributed.nodes import room, wanted
 from soupray.services.place import Place
@@ -30,6 +32,16 @@ from soupray.training.worker import make_basis
 
 log = logging.getLogger(__name__)
 session_is_here = True
+
+LOOK_S = 2.0
+"""Seconds between two looks at the nodes, or at their room."""
+
+SAY_AFTER_S = 60.0
+"""Seconds without work after which the driver says what it waits for. Workers start in 1 to 20."""
+
+GIVE_UP_S = 12 * 3600.0
+"""Seconds without work after which a job ends: longer than a night in the queue for a GPU."""
+
 TOKEN = Path.home() / ".ray" / "auth_token"
 
 CARRIED = (
@@ -63,38 +75,54 @@ def attach(address: str | None, *specs: SweepSpec, workers: int = 1) -> Iterator
         ConfigError: Ray does not answer, the store is on one machine only, or Ray was started here
             and has no room for the workers.
     """
-    global session_is_here  # global, because a process has only one Ray session
-    address = address or os.environ.get("RAY_ADDRESS")
-    _refuse_dead(address)
-    carried = {
-        n: os.environ[n] for n in CARRIED if n in os.environ and n not in variables_of_the_job()
-    }
-    if address in (None, "local"):
-        make_token()
-    ends = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(
-            address=address or "local",
-            runtime_env={"env_vars": carried} if carried else None,
-            include_dashboard=None if address else False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        # Ray's own text may quote the job's environment, keys included: only its kind is shown.
-        raise ConfigError(
-            f"Ray at {address or 'this machine'} cannot be used ({type(error).__name__}). Check "
-            "the address with `ray status`, and Ray's token with `soupray doctor`."
-        ) from error
-    session_is_here = address in (None, "local")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, ends)  # Ray has put its own handler there
+    _connect(address)
     try:
         for spec in specs:
             refuse_what_cannot_work(spec, workers, session_is_here)
         yield
     finally:
         ray.shutdown()
+
+
+def start_again() -> None:
+    """End what is left of the Ray that started on this machine, and start it again.
+
+    Raises:
+        ConfigError: it does not start.
+    """
+    ray.shutdown()
+    _connect("local")
+
+
+def _connect(address: str | None) -> None:
+    global session_is_here  # global, because a process has only one Ray session
+    address = address or os.environ.get("RAY_ADDRESS")
+    _refuse_dead(address)
+    carried = {
+        n: os.environ[n] for n in CARRIED if n in os.environ and n not in variables_of_the_job()
+    }
+    starts_here = address in (None, "local")
+    if starts_here:
+        make_token()
+    ends = signal.getsignal(signal.SIGTERM)
+    try:
+        with _on_loopback() if starts_here else contextlib.nullcontext():
+            ray.init(
+                address=address or "local",
+                runtime_env={"env_vars": carried} if carried else None,
+                include_dashboard=None if address else False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except Exception as error:  # "timed out during startup" is one of no narrower class
+        # Ray's own text may quote the job's environment, keys included: only its kind is shown.
+        raise ConfigError(
+            f"Ray at {address or 'this machine'} cannot be used ({type(error).__name__}). Check "
+            "the address with `ray status`, and Ray's token with `soupray doctor`."
+        ) from error
+    session_is_here = starts_here
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ends)  # Ray has put its own handler there
 
 
 @contextlib.contextmanager
@@ -118,6 +146,26 @@ def when_needed(
                 attached = True
 
         yield needed
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let the Ray that starts in this context listen on 127.0.0.1, and on no other address.
+
+    Ray offers this for Windows and macOS only: it replaces a `_node_ip_address` of 127.0.0.1 by
+    the address of the network, unless this constant says that there are no other machines (2.60).
+    """
+    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # for Ray's own processes
+    others, said = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(variable)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[variable] = "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = others
+        del os.environ[variable]
+        if said is not None:
+            os.environ[variable] = said
 
 
 def _refuse_dead(address: str | None) -> None:
@@ -187,6 +235,62 @@ def refuse_what_cannot_work(spec: SweepSpec, workers: int, started_here: bool) -
         log.warning(f"{message} Waiting for the cluster to grow.")
 
 
+class Vigil:
+    """Looks after a wait of the driver, so that no wait is silent or without an end."""
+
+    def __init__(self, work: str) -> None:
+        """Begin to wait.
+
+        Args:
+            work: what is waited for, in words, as of `wanted`.
+        """
+        self._work = work
+        self._looked, self._idle_since, self._said = -LOOK_S, time.monotonic(), False
+
+    def look(self, running: int) -> None:
+        """Look at Ray, at most every few seconds. Say what is waited for, if nothing runs.
+
+        Args:
+            running: number of trials or actors that run now.
+
+        Raises:
+            RayLost: the node of this machine is dead.
+            ConfigError: nothing has run for too long.
+        """
+        now = time.monotonic()
+        if running:
+            self._idle_since, self._said = now, False
+        if now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        nodes = ray.nodes()
+        here = ray.get_runtime_context().get_node_id()
+        if any(node["NodeID"] == here and not node["Alive"] for node in nodes):
+            raise RayLost(_why_dead())
+        idle = now - self._idle_since
+        if idle > SAY_AFTER_S and not self._said:
+            alive = sum(node["Alive"] for node in nodes)
+            log.warning(
+                f"nothing has run for {idle:.0f} s: waiting for room for {self._work}. {alive} "
+                "node(s) are alive; `ray status` shows what the cluster has and what it starts."
+            )
+            self._said = True
+        if idle > GIVE_UP_S:
+            raise ConfigError(
+                f"nothing has run for {idle / 3600:.0f} hours: no room for {self._work}. Add "
+                "nodes, or lower `resources`, and run the same command again: what is stored is "
+                "kept."
+            )
+
+
+def _why_dead() -> str:
+    first = "" if session_is_here else "start it again (`ray start --address=...`), then "
+    return (
+        "the node of Ray on this machine ended (its raylet was killed, or the memory was full), "
+        f"and it does not come back: {first}run the same command again. What is stored is kept."
+    )
+
+
 def describe() -> str:
     """Return the size of the cluster in words."""
     total = ray.cluster_resources()
@@ -242,11 +346,18 @@ def make_basis_there(spec: SweepSpec, place: Place, key: str) -> Basis:
         spec: the sweep.
         place: where the sweep stores its data.
         key: key of the basis.
+
+    Raises:
+        EvaluationError: the worker died.
+        RayLost: the node of this machine died.
     """
     task = ray.remote(make_basis).options(
         num_cpus=spec.resources.cpu, num_gpus=spec.resources.gpu, max_retries=2
     )
-    basis: Basis = get(task.remote(spec, place, key))
+    reference, vigil = task.remote(spec, place, key), Vigil(wanted(spec.resources, 1))
+    while not ray.wait([reference], timeout=LOOK_S)[0]:
+        vigil.look(running=1)  # Ray does not say whether a task waits or runs
+    basis: Basis = get(reference)
     return basis
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from threading import Thread
 from typing import Any
 
 import torch
+from torch._C._distributed_c10d import GradBucket
+from torch.nn.parallel import DistributedDataParallel
 
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 
@@ -49,6 +52,31 @@ class TorchGroup:
         torch.distributed.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
+
+    def shared(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Wrap `model` in DistributedDataParallel: buckets of gradients are sent as they come.
+
+        DDP's mean over the workers is replaced by a sum, because each loss is already its share of
+        the mean over the batch, however uneven the shares are. Buffers stay each worker's own.
+        """
+        # All workers have the same weights (no init_sync). Parameters without a gradient keep none
+        # (find_unused_parameters); it also keeps the buckets as they are: DDP would form new ones
+        # after the first step, and a resumed trial would add up in another order.
+        wrapped = DistributedDataParallel(
+            model, broadcast_buffers=False, init_sync=False, find_unused_parameters=True
+        )
+        # A lambda, because DDP reads annotations, and does not understand them as strings.
+        wrapped.register_comm_hook(None, lambda state, bucket: _sum(bucket))
+        return wrapped
+
+    def apart(self, shared: torch.nn.Module) -> AbstractContextManager[None]:
+        """DDP's no_sync."""
+        return shared.no_sync() if isinstance(shared, DistributedDataParallel) else nullcontext()
+
+
+def _sum(bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    sent = torch.distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return sent.then(lambda done: done.value()[0])
 
 
 def train_together(spec: SweepSpec, place: Place, trial: Trial) -> Training:

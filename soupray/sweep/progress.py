@@ -63,6 +63,7 @@ class SweepProgress:
         self._done: dict[str, Manifest | None] = {}
         self.complete = self.diverged = self.given_up = 0
         self.errors: dict[str, str] = {}
+        self._over: set[str] = set()
         self._left = {t.key: int(t.hparams["epochs"]) for t in todo}
         self.progress = Progress("training", sum(self._left.values()), show)
 
@@ -83,6 +84,7 @@ class SweepProgress:
     def stopped(self, key: str) -> None:
         """Count a trial that the scheduler stopped."""
         self._running.pop(key, None)
+        self._over.add(key)
         self.given_up += 1
         self.progress.advance(self._left[key])
         self._left[key] = 0
@@ -115,6 +117,7 @@ class SweepProgress:
         if len(self._done) > SHOWN:
             del self._done[next(iter(self._done))]
         self._running.pop(key, None)
+        self._over.add(key)
         self.progress.advance(self._left.pop(key, 0))
         self._left[key] = 0
         if complete:
@@ -142,6 +145,15 @@ class SweepProgress:
         self._running.pop(key, None)
         log.warning(f"trial {key} is trained again: {reason}")
 
+    def lost(self) -> None:
+        """Record that all workers died together; the trials that ran are trained again."""
+        self._running.clear()
+        self._show()
+
+    def is_over(self, key: str) -> bool:
+        """Whether the driver has heard the end of this trial."""
+        return key in self._over
+
     def failed(self, key: str, reason: str) -> None:
         """Record that a trial failed and left nothing in the store.
 
@@ -150,6 +162,7 @@ class SweepProgress:
             reason: the error message.
         """
         self._running.pop(key, None)
+        self._over.add(key)
         self.errors[key] = reason
         said = reason.rstrip(".")
         what = "run again to repeat it" if may_pass(reason) else "it would fail again"

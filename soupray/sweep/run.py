@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from soupray.core.errors import NotFound, TrialError
+from soupray.core.errors import NotFound, RayLost, TrialError
 from soupray.core.progress import Show
 from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
 from soupray.search.history import Stopped, create_stopped
@@ -23,6 +23,9 @@ from soupray.sweep.indexer import Indexer
 from soupray.sweep.progress import SweepProgress, may_pass
 
 log = logging.getLogger(__name__)
+
+RESTARTS = 3
+"""How often a sweep starts the Ray of this machine again, as often as it repeats a lost trial."""
 
 
 class SweepReport(Record, frozen=True, kw_only=True):
@@ -147,16 +150,33 @@ def _run(
     progress: SweepProgress,
     lease: Lease,
 ) -> None:
+    from soupray.distributed import cluster
     from soupray.distributed.tune import Planned, run_trials
     from soupray.search.tpe import TpeSearch
 
     adaptive = spec.search.sampler == "tpe"
-    tpe = TpeSearch(store, spec, state.basis) if adaptive else None
 
     def give_up(trial: Trial, last: EpochRecord) -> None:
         create_stopped(store, spec, state.basis, Stopped(trial=trial, last=last))
 
-    run_trials(spec, place, Planned(state.missing, tpe), progress, lambda: lease.lost, give_up)
+    for restarts in range(RESTARTS + 1):
+        # Trials that are stored, but whose end the driver did not hear, end at once in a new run.
+        left = [trial for trial in state.missing if not progress.is_over(trial.key)]
+        planned = Planned(left, TpeSearch(store, spec, state.basis) if adaptive else None)
+        try:
+            run_trials(spec, place, planned, progress, lambda: lease.lost, give_up)
+        except RayLost:
+            if not cluster.session_is_here or restarts == RESTARTS:
+                raise
+            log.warning(
+                "the node of Ray on this machine ended (its raylet was killed, or the memory was "
+                f"full). Starting Ray again, {restarts + 1} of at most {RESTARTS} times; trials "
+                "that ran go on from their last states."
+            )
+            progress.lost()
+            cluster.start_again()
+        else:
+            return
 
 
 def find_basis_or_make(

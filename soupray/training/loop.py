@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,8 @@ class Loop:
         )
         self._average = MovingAverage(self.in_training, hparams.ema) if hparams.ema else None
         self.step = 0
+        self._shared: torch.nn.Module | None = None
+        self._sending = False
 
     @property
     def model(self) -> torch.nn.Module:
@@ -91,11 +94,15 @@ class Loop:
                 module.eval()  # a BatchNorm layer in a frozen block keeps its statistics
         order = torch.randperm(len(self._labels), generator=self._generator)[: self._used]
         losses: list[torch.Tensor] = []
+        seen: list[torch.Tensor] = []
         for rows, samples in self._read(order):
-            losses.append(self._batch(rows, samples) * len(rows))
+            losses.append(self._batch(rows, samples))
             if len(losses) % LOOK_EVERY == 0 or len(losses) == self._steps_per_epoch:
-                self._refuse_nan(losses[-LOOK_EVERY:], number)
-        return float(torch.stack(losses).double().sum()) / self._used
+                first = (len(losses) - 1) // LOOK_EVERY * LOOK_EVERY
+                seen.append(self._seen(losses[first:], number))
+        sizes = torch.tensor([len(rows) for rows in order.split(self.hparams.batch_size)])
+        total = (torch.cat(seen) * sizes.to(self.device)).double().sum()
+        return float(total) / self._used
 
     def _with_statistics(self, n: int) -> int:
         """The number of samples, of n, in batches of which a BatchNorm layer has statistics.
@@ -139,14 +146,17 @@ class Loop:
         one = 1 % self.micro_batch  # every part has one sample if the micro-batch has one
         return n > 0 and any(share % self.micro_batch == one for share in shares)
 
-    def _refuse_nan(self, losses: list[torch.Tensor], number: int) -> None:
+    def _seen(self, losses: list[torch.Tensor], number: int) -> torch.Tensor:
+        """The mean losses over these batches, of all workers together."""
         values = torch.stack(losses)
+        self._group.add_up([values])
         if not bool(torch.isfinite(values).all()):
             first = int((~torch.isfinite(values)).nonzero()[0, 0])
             step = self.step - len(losses) + first + 1
             raise Diverged(
                 f"training loss is {float(values[first])} in epoch {number}, step {step}"
             )
+        return values
 
     def _read(self, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For each batch: its rows, and this worker's samples. The next batch is read meanwhile."""
@@ -177,7 +187,7 @@ class Loop:
         return self._group.rank >= n
 
     def _batch(self, rows: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-        """Do one step of the optimizer. Return the mean loss over the batch, on the device."""
+        """Do one step of the optimizer. Return this worker's share of the batch's mean loss."""
         h, n = self.hparams, len(rows)
         scale = lr_scale(self.step, self._steps_per_epoch * h.epochs, h.warmup)
         for group in self._optimizer.param_groups:
@@ -191,9 +201,13 @@ class Loop:
             samples = augmented(samples, draws.take(places), h)
         inputs = self._task.inputs(samples)
         labels = self._labels[rows[places]].to(self.device)
+        # In a trial's first step the memory may run out, and a worker tries again on its own.
+        if self.step > 1 and self._shared is None:
+            self._shared = self._group.shared(self.in_training)
         loss = self.gradients(inputs, labels, n)
-        shared = [p.grad for p in self.in_training.parameters() if p.grad is not None]
-        self._group.add_up([loss, *shared])
+        if self._shared in (None, self.in_training):
+            grads = [p.grad for p in self.in_training.parameters() if p.grad is not None]
+            self._group.add_up(grads)
         torch.nn.utils.clip_grad_norm_(self.in_training.parameters(), h.clip_norm)
         self._optimizer.step()
         if self._average:
@@ -214,6 +228,11 @@ class Loop:
                     raise TrialError(
                         f"out of memory on {self.device} with one sample at a time. Give the trial "
                         "a larger device, or write training: {checkpointing: true}."
+                    ) from error
+                if self._sending:  # the other workers have a part of these gradients
+                    raise TrialError(
+                        f"out of memory on {self.device} while workers exchange gradients. Write "
+                        f"training: {{micro_batch: {math.ceil(self.micro_batch / 2)}}}, or less."
                     ) from error
             self.micro_batch = math.ceil(min(self.micro_batch, len(labels)) / 2)
             if self.device.type == "cuda":
@@ -236,16 +255,21 @@ class Loop:
                 other, partners = inputs.flip(0), labels.flip(0)
             inputs, labels = share * inputs[:half] + (1 - share) * other, labels[:half]
         total = torch.zeros((), device=self.device)
-        for part in torch.arange(len(labels), device=self.device).split(self.micro_batch):
-            with self._autocast():
-                logits = self.in_training(inputs[part])
-            loss = self._cross_entropy(logits, labels[part])
-            if partners is not None:
-                mixed = self._cross_entropy(logits, partners[part])
-                loss = share * loss + (1 - share) * mixed
-            if len(part) < n or self._idle(n):
-                loss = loss * (0.0 if self._idle(n) else len(part) / n)
-            loss.backward()
+        model = self._shared or self.in_training
+        parts = torch.arange(len(labels), device=self.device).split(self.micro_batch)
+        for i, part in enumerate(parts, 1):
+            with nullcontext() if i == len(parts) else self._group.apart(model):
+                with self._autocast():
+                    logits = model(inputs[part])
+                loss = self._cross_entropy(logits, labels[part])
+                if partners is not None:
+                    mixed = self._cross_entropy(logits, partners[part])
+                    loss = share * loss + (1 - share) * mixed
+                if len(part) < n or self._idle(n):
+                    loss = loss * (0.0 if self._idle(n) else len(part) / n)
+                self._sending = i == len(parts) and model is not self.in_training
+                loss.backward()
+                self._sending = False
             total += loss.detach()
         return total
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,6 +29,17 @@ class Group(Protocol):
         """Replace each tensor by its sum over the workers."""
         ...
 
+    def shared(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Wrap `model`: a backward pass also adds up the gradients over the workers, as they come.
+
+        All workers call it at the same step. A group that cannot do it returns `model` itself.
+        """
+        ...
+
+    def apart(self, shared: torch.nn.Module) -> AbstractContextManager[None]:
+        """A context in which the passes of a `shared` model add up nothing."""
+        ...
+
 
 class Alone:
     """A group of one worker."""
@@ -36,6 +48,14 @@ class Alone:
 
     def add_up(self, tensors: list[torch.Tensor]) -> None:
         """Change nothing: the tensors of one worker are the sums."""
+
+    def shared(self, model: torch.nn.Module) -> torch.nn.Module:
+        """`model` itself."""
+        return model
+
+    def apart(self, shared: torch.nn.Module) -> AbstractContextManager[None]:
+        """No change."""
+        return nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
