@@ -190,12 +190,12 @@ def test_margins_are_read_from_the_stored_logits(world):
     # The ingredient's logits, whatever its weights would answer.
     shown = Predictions(
         split=world.basis.split("held_out"),
-        logits=np.array([[2.0, 0.5, 1.5], [2.0, 0.5, 1.5], [1.0, 1.0, 0.0]], np.float32),
-        labels=np.array([0, 1, 1]),
+        logits=np.array([[2.0, 0.5, 1.5], [2.0, 0.5, 1.5], [1.0, 1.0, 0.0]] * 30, np.float32),
+        labels=np.array([0, 1, 1] * 30),
     )
     ref = save_logits(world.checkpoints, shown)
     asked = Margins(checkpoint=world.pool.checkpoints[0], logits=ref)
-    assert ask(world, asked) == (0.5, -1.5, 0.0)
+    assert ask(world, asked) == (0.5, -1.5, 0.0) * 30
 
 
 def test_temperatures_and_names(world):
