@@ -76,7 +76,11 @@ def test_kill_9_of_the_driver_loses_nothing_that_was_finished(request, asked, tm
         assert 1 <= len(survivors) < 4  # two workers may have ended theirs
 
         # What Kubernetes sends: an orderly end, which gives the lease back.
-        process = started(lambda: len(stored("trials")) > len(survivors), "sweep", spec, *where)
+        def drives() -> bool:
+            driver = find_driver(store, "mini")
+            return driver is not None and driver.heartbeat is not None
+
+        process = started(drives, "sweep", spec, *where)
         process.terminate()
         said = process.communicate(timeout=HANG_S)[1]
         assert process.returncode == 143, said

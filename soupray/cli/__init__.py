@@ -80,13 +80,10 @@ for _verb in (cli, *cli.commands.values(), *operate.cluster.commands.values()):
     _verb.help = (_verb.help or "").replace(r"\b", "\b")
 
 
-class _Terminated(SystemExit):
-    """SIGTERM, which Kubernetes and `ray job stop` send: an orderly end, as after Ctrl-C."""
-
-
 def _end(number: int, frame: object) -> None:
+    """End in order, as after Ctrl-C: Kubernetes and `ray job stop` send SIGTERM."""
     signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
-    raise _Terminated(128 + number)
+    sys.exit(128 + number)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -98,6 +95,9 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _end)
     try:
         cli(args=arguments, prog_name="soupray")
-    except _Terminated:
+    except SystemExit as end:
+        # While Ray starts, its own handler is in place, which exits with the signal's number.
+        if end.code not in (128 + signal.SIGTERM, signal.SIGTERM):
+            raise
         click.echo("terminated. What is stored is kept: the same command goes on.", err=True)
-        raise
+        sys.exit(128 + signal.SIGTERM)
