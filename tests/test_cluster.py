@@ -185,9 +185,20 @@ def test_the_token_is_made_once_by_whoever_comes_first_and_is_the_owners_only(tm
     assert len(token.read_text()) == 64
     assert [file.name for file in token.parent.iterdir()] == ["auth_token"]
     token.chmod(0o644)
-    cluster.make_token(token)
+    cluster.make_token(token)  # what is there stays, and becomes the owner's only
     assert found == {token.read_text()}
     assert token.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_token_is_made_on_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError(1, "Operation not permitted")  # as FAT and some NFS do
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    cluster.make_token(tmp_path / "auth_token")
+    assert len((tmp_path / "auth_token").read_text()) == 64
+    assert (tmp_path / "auth_token").stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["auth_token"]
 
 
 def test_a_sweep_whose_trials_fail_says_so_keeps_what_there_is_and_exits_1(fresh):

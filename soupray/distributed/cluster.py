@@ -200,10 +200,15 @@ def make_token(token: Path = TOKEN) -> None:
     if not token.exists():
         token.parent.mkdir(parents=True, exist_ok=True)
         part = token.with_name(f"{token.name}.{os.getpid()}")
+        part.touch(mode=0o600)  # before the secret is in it
         part.write_text(secrets.token_hex(32))  # as Ray's own
-        with contextlib.suppress(FileExistsError):  # another process was faster
+        try:
             token.hardlink_to(part)
-        part.unlink()
+        except FileExistsError:  # another process was faster
+            pass
+        except OSError:  # a file system without hard links
+            part.replace(token)
+        part.unlink(missing_ok=True)
     token.chmod(0o600)
 
 

@@ -239,23 +239,15 @@ def run_trials(
         RayLost: the node of this machine died.
         ConfigError: there was no room for a trial for too long.
     """
-    # With several workers, they reserve the resources, not the trial (Tune needs at least a byte).
-    alone = spec.training.workers == 1
-    holds = {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu} if alone else {"memory": 1}
-    space, config = _search(spec, place, planned, events)
     reporter = _Reporter(events)
     vigil = Vigil(wanted(spec.resources, spec.training.workers))
     stopper = _Stopper(stop, vigil, reporter)
+    space, settings = _search(spec, place, planned, events)
+    scheduler = _scheduler(spec, events, give_up)
     tuner = tune.Tuner(
-        tune.with_resources(_Trainable, holds),
+        tune.with_resources(_Trainable, _holds(spec)),
         param_space=space,
-        tune_config=tune.TuneConfig(
-            reuse_actors=True,
-            scheduler=_scheduler(spec, events, give_up),
-            trial_dirname_creator=lambda trial: _key_of(trial),
-            trial_name_creator=lambda trial: _key_of(trial),
-            **config,
-        ),
+        tune_config=_tune_config(scheduler, settings),
         run_config=_run_config(spec, place, reporter, stopper),
     )
     try:
@@ -269,6 +261,23 @@ def run_trials(
         ) from error
     if stopper.lost:
         raise stopper.lost
+
+
+def _holds(spec: SweepSpec) -> dict[str, float]:
+    """What a trial reserves. Several workers reserve their own; Tune needs at least a byte."""
+    if spec.training.workers > 1:
+        return {"memory": 1}
+    return {"cpu": spec.resources.cpu, "gpu": spec.resources.gpu}
+
+
+def _tune_config(scheduler: _Asha | None, settings: dict[str, Any]) -> tune.TuneConfig:
+    return tune.TuneConfig(
+        reuse_actors=True,
+        scheduler=scheduler,
+        trial_dirname_creator=lambda trial: _key_of(trial),
+        trial_name_creator=lambda trial: _key_of(trial),
+        **settings,
+    )
 
 
 def _run_config(
