@@ -154,3 +154,12 @@ def test_doctor_names_what_is_wrong_and_exits_1(tmp_path, monkeypatch):
     assert all("127.0.0.1:9" in said for said in seen.values())
     assert "Ray at 127.0.0.1:9 does not answer" in seen["ray"]
     assert "hidden-secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("code", "status"), [(15, 143), (143, 143), (2, 2), (0, 0)])
+def test_sigterm_is_told_whoever_handled_it(code, status):
+    """While Ray starts, its handler exits with 15, the number of the signal; ours with 128 + 15."""
+    program = f"import sys, soupray.cli as c; c.cli = lambda **k: sys.exit({code}); c.main([])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == status
+    assert done.stderr.startswith("terminated. What is stored is kept") == (status == 143)
