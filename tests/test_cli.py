@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from conftest import ROOT, inside, mini_text, soupray
+from conftest import HANG_S, ROOT, inside, mini_text, soupray
 
 from soupray.cli import cli
 from soupray.recipes import RECIPES
@@ -163,3 +163,21 @@ def test_sigterm_is_told_whoever_handled_it(code, status):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == status
     assert done.stderr.startswith("terminated. What is stored is kept") == (status == 143)
+
+
+def test_sigterm_in_a_callback_that_ignores_exceptions_ends_the_process_too():
+    program = (
+        "import signal, time, weakref, soupray.cli as c\n"
+        "def work(**k):\n"
+        "    thing = type('Thing', (), {})()\n"
+        "    seen = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))\n"
+        "    del thing\n"
+        "    time.sleep(60)\n"
+        "c.cli = work; c.main([])"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
+    assert done.returncode == 143
+    assert done.stderr.splitlines() == [
+        "terminated. What is stored is kept: the same command goes on."
+    ]

@@ -88,7 +88,7 @@ def test_running_again_trains_nothing_and_evaluates_nothing(run, fresh, tmp_path
     """The store has lost the ingredients' weights: who trains or evaluates one, fails."""
     _, _, store = fresh.world()
     for manifest in manifests(fresh):
-        layout.weights(store.delete(manifest.checkpoint.sha256))
+        store.delete(layout.weights(manifest.checkpoint.sha256))
     before = store.list("")
     again = inside("sweep", fresh.spec, *fresh.where)
     assert "4 trials planned, 4 in the store, 0 to train" in again.stderr

@@ -80,10 +80,25 @@ for _verb in (cli, *cli.commands.values(), *operate.cluster.commands.values()):
     _verb.help = (_verb.help or "").replace(r"\b", "\b")
 
 
+ENDED = (128 + signal.SIGTERM, signal.SIGTERM)
+"""Status after SIGTERM: ours, and that of Ray's own handler, which is in place while Ray starts."""
+
+
 def _end(number: int, frame: object) -> None:
     """End in order, as after Ctrl-C: Kubernetes and `ray job stop` send SIGTERM."""
-    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
-    sys.exit(128 + number)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second signal ends the process at once
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _end_later(ignored: sys.UnraisableHookArgs) -> None:
+    """Try again if `_end` interrupted a callback whose exceptions Python ignores.
+
+    Such are the callbacks of weak references, that run after any import, and `__del__`.
+    """
+    if getattr(ignored.exc_value, "code", None) in ENDED:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)  # sends SIGALRM when the callback is over
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,11 +108,12 @@ def main(arguments: list[str] | None = None) -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - itself
     faulthandler.enable(2)  # a crash in a library's native code shows where it was
     signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGALRM, _end)
+    sys.unraisablehook = _end_later
     try:
         cli(args=arguments, prog_name="soupray")
     except SystemExit as end:
-        # While Ray starts, its own handler is in place, which exits with the signal's number.
-        if end.code not in (128 + signal.SIGTERM, signal.SIGTERM):
+        if end.code not in ENDED:
             raise
         click.echo("terminated. What is stored is kept: the same command goes on.", err=True)
         sys.exit(128 + signal.SIGTERM)
