@@ -28,7 +28,6 @@ from soupray.core.records import Basis
 from soupray.distributed.nodes import room, wanted
 from soupray.services.place import Place
 from soupray.spec.sweep_spec import Resources, SweepSpec
-from soupray.training.worker import make_basis
 
 log = logging.getLogger(__name__)
 session_is_here = True
@@ -344,8 +343,14 @@ def largest(resources: Sequence[Resources]) -> Resources:
     )
 
 
+def _make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
+    from soupray.training.worker import make_basis
+
+    return make_basis(spec, place, key)
+
+
 def make_basis_there(spec: SweepSpec, place: Place, key: str) -> Basis:
-    """Run `make_basis` on a worker, because the driver never loads weights.
+    """Run `make_basis` on a worker, because the driver never loads weights, nor torch.
 
     Args:
         spec: the sweep.
@@ -356,7 +361,7 @@ def make_basis_there(spec: SweepSpec, place: Place, key: str) -> Basis:
         EvaluationError: the worker died.
         RayLost: the node of this machine died.
     """
-    task = ray.remote(make_basis).options(
+    task = ray.remote(_make_basis).options(
         num_cpus=spec.resources.cpu, num_gpus=spec.resources.gpu, max_retries=2
     )
     reference, vigil = task.remote(spec, place, key), Vigil(wanted(spec.resources, 1))

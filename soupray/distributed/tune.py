@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 # Read when ray.tune is imported. Our own table replaces Tune's reports and loggers, and workers
 # stay in their directory, so that relative paths mean the same everywhere.
@@ -31,16 +31,17 @@ from soupray.search.tpe import TpeSearch
 from soupray.services.place import Place
 from soupray.spec.space import Dimension
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.training.trial import Training, fine_tune
-from soupray.training.worker import worker_context
+
+if TYPE_CHECKING:
+    from soupray.training.trial import Training
 
 # `_Reporter` reports errors in one line, and Tune's own state is never read.
 logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)
-# Tune would copy the driver's keys into the environment of each trial, which Ray writes to its
-# logs. Nodes have their own keys.
-class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
-    {n for n in class_cache.ENV_VARS_TO_PROPAGATE if n.startswith("AWS_")}
-)
+# Tune would copy variables of the driver into the environment of each trial: keys too, which Ray
+# writes to its logs. Nodes have their own keys, and set the variables above as they import this.
+# With no environment of its own, a trial takes a worker that runs already.
+class_cache.ENV_VARS_TO_PROPAGATE.clear()
+class_cache.DEFAULT_ENV_VARS.clear()
 
 RETRIES = 3
 """How often a trial is repeated whose worker died; errors of the trial itself are not repeated."""
@@ -115,6 +116,10 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
             from soupray.distributed.train import train_together
 
             return train_together(self._spec, self._place, self._trial)
+        # Here, because the driver has this class too, and needs no torch.
+        from soupray.training.trial import fine_tune
+        from soupray.training.worker import worker_context
+
         here = worker_context(self._spec, self._place)
         return fine_tune(self._trial, here.task, here.data, here.checkpoints)
 
