@@ -46,6 +46,12 @@ MINI = {
     "  wise_ft: {}\n": "  wise_ft: {}\n  learned: {steps: 4}\n  learned_by_layer: {steps: 4}\n",
 }
 
+ONE_SLOT = {"{cpu: 1, gpu: 0}": "{cpu: 1, gpu: 0, at_most: 1}"}
+"""An edit of `mini_text`: one worker at a time. Each worker imports torch for seconds."""
+
+FEW = {"train_per_class: 20": "train_per_class: 20"}
+"""An edit of `mini_text`: 200 training images, for sweeps that make no soup."""
+
 
 def mini_text(**edits: str) -> str:
     """The demo's spec, made small; `edits` are further replacements, or other ones."""

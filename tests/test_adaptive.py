@@ -4,7 +4,7 @@ import math
 
 import msgspec
 import pytest
-from conftest import inside, mini_text
+from conftest import FEW, ONE_SLOT, inside, mini_text
 from shared import ingredient, scores, sha, split
 
 from soupray.core.records import Basis, CheckpointRef, Tombstone, Trial
@@ -117,13 +117,17 @@ def test_other_searches_have_points_of_their_own(basis):
 
 def test_a_sweep_with_tpe_and_asha_ends_repeats_nothing_and_is_souped(tmp_path):
     url = f"file://{tmp_path}/store"
-    edits = {
-        "storage: embedded": f"storage: {url}",
-        "tracking: embedded": "tracking: off",
-        "epochs: {integer: [5, 15]}": "epochs: 5",
-        "sampler: random": "sampler: tpe\n  scheduler: asha",
-        "lr: {log_uniform: [5e-5, 2e-3]}": "lr: {log_uniform: [1e-7, 1e-2]}",
-    }
+    edits = (
+        ONE_SLOT
+        | FEW
+        | {
+            "storage: embedded": f"storage: {url}",
+            "tracking: embedded": "tracking: off",
+            "epochs: {integer: [5, 15]}": "epochs: 5",
+            "sampler: random": "sampler: tpe\n  scheduler: asha",
+            "lr: {log_uniform: [5e-5, 2e-3]}": "lr: {log_uniform: [1e-7, 1e-2]}",
+        }
+    )
     path, where = tmp_path / "mini.yaml", ("--home", tmp_path / "home")
     path.write_text(text(5, **edits))
     spec, store = parse(path.read_text(), "x"), open_store(url)

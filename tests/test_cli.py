@@ -62,7 +62,17 @@ def test_the_command_line_is_what_it_was():
             ["--address", "--all", "--home", "--json", "--output", "--partial", "--yes", *recipes]
         ),
         "recipes": ["--json"],
-        "rank": ["--home", "--json"],
+        "rank": ["--home", "--json", "--list"],
+        "predict": [
+            "--batch-size",
+            "--column",
+            "--device",
+            "--home",
+            "--json",
+            "--output",
+            "--probabilities",
+            "--top",
+        ],
         "status": ["--home", "--json"],
         "cluster": [],
         "gc": ["--dry-run", "--home", "--json", "--older-than"],

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import HANG_S, inside, mini_text
+from conftest import HANG_S, ONE_SLOT, inside, mini_text
 
 from soupray.core.errors import ConfigError, RayLost
 from soupray.distributed import cluster
@@ -207,7 +207,7 @@ def test_a_sweep_whose_trials_fail_says_so_keeps_what_there_is_and_exits_1(fresh
 
     loaded, _, store = fresh.world()
     store.delete(layout.weights(find_basis(store, loaded).init.sha256))
-    fresh.spec.write_text(mini_text(**{"trials: 16": "trials: 5"}))
+    fresh.spec.write_text(mini_text(**ONE_SLOT | {"trials: 16": "trials: 5"}))
     done = inside("sweep", fresh.spec, *fresh.where, check=False)
     assert done.returncode == 1, done.stderr
     assert "5 trials planned, 4 in the store, 1 to train" in done.stderr

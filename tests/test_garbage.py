@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shared import CutShort, ingredient, key, scores, sha, split
 
 from soupray.core.candidates import mean_of
-from soupray.core.ports import Champion
+from soupray.core.ports import Registered
 from soupray.core.records import Basis, BlobRef, CheckpointRef, Evaluation, Tombstone, encode
 from soupray.operations.garbage import find_garbage, remove
 from soupray.reporting.recipe_file import RecipeFile
@@ -87,7 +87,7 @@ def a_recipe_file(store: Store, name: str, weights: CheckpointRef) -> None:
 
 
 def a_champion(store: Store, name: str, weights: CheckpointRef) -> None:
-    made = Champion(
+    made = Registered(
         model=name, entry="e", candidate=sha("c"), weights=f"s3://b/{layout.weights(weights.sha256)}",
         sha256=weights.sha256, size_bytes=1,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import HANG_S, ROOT, inside, leaderboard, mini_text
+from conftest import HANG_S, ONE_SLOT, ROOT, inside, leaderboard, mini_text
 
 from soupray.evaluation.cache import EvaluationCache
 from soupray.search.state import find_basis
@@ -61,7 +61,7 @@ def asked(monkeypatch):
 
 def test_kill_9_of_the_driver_loses_nothing_that_was_finished(request, asked, tmp_path):
     home, spec = tmp_path / "home", tmp_path / "mini.yaml"
-    spec.write_text(mini_text())
+    spec.write_text(mini_text(**ONE_SLOT))
     where = ("--home", home)
     try:
         embedded.up(home)
@@ -73,7 +73,7 @@ def test_kill_9_of_the_driver_loses_nothing_that_was_finished(request, asked, tm
 
         killed_when(lambda: stored("trials"), "sweep", spec, *where)
         survivors = {p: store.get(p) for p in stored("trials")}
-        assert 1 <= len(survivors) < 4  # two workers may have ended theirs
+        assert 1 <= len(survivors) < 4
 
         # What Kubernetes sends: an orderly end, which gives the lease back.
         def drives() -> bool:

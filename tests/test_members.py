@@ -13,7 +13,8 @@ from soupray.distributed.train import TorchGroup
 from soupray.training.loop import Loop
 from soupray.training.start import Alone, Group, Start
 
-MICRO = 4  # of a batch of 20: three passes for a share of 10, two for shares of 7 and 6
+MICRO = 4  # of a batch of 20: two passes for shares of 7 and 6
+SIZE = 3  # workers; `test_together` has two
 
 
 class After(TorchGroup):
@@ -73,10 +74,9 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.flatten() for _, tensor in sorted(weights.items())])
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_workers_train_the_model_that_one_would(tmp_path, size):
-    torch.multiprocessing.spawn(member, (size, str(tmp_path)), size)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
+def test_workers_train_the_model_that_one_would(tmp_path):
+    torch.multiprocessing.spawn(member, (SIZE, str(tmp_path)), SIZE)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(SIZE)]
     losses, weights = found[0]
     for way in ("together", "after", "checkpointed", "on", "taken up"):
         for others in found[1:]:
@@ -92,6 +92,3 @@ def test_workers_train_the_model_that_one_would(tmp_path, size):
         # Sums in another order, which Adam enlarges where a gradient is all but zero.
         assert (flat(weights[way]) - alone).norm() < 0.01 * (alone - init).norm()
     assert torch.equal(flat(weights["on"]), flat(weights["taken up"]))
-    # a + b is b + a: two workers train the same bytes in both ways. The sum of three has an order.
-    same = torch.equal(flat(weights["together"]), flat(weights["after"]))
-    assert same == (size == 2)

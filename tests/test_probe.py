@@ -17,7 +17,7 @@ from soupray.core.records import Ingredient, Trial, pool_of
 from soupray.data.cache import Data
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.selection import HeldOutSelection
-from soupray.inference.load import ModelSource, Predictor
+from soupray.inference.predictor import ModelSource, Predictor
 from soupray.operations.estimate import dry_run
 from soupray.recipes import run_recipes
 from soupray.reporting.ranking import forward_passes
@@ -338,15 +338,15 @@ def test_heads_on_one_frozen_body_take_one_pass_and_answer_as_two(probe, pair):
     for candidate in (vrf, mean):
         model, passes = counting(candidate, probe)
         expected = softmax(evaluator.predictions(candidate, held_out).logits, axis=1)
-        assert np.allclose(model(samples), expected, atol=1e-5)
+        assert np.allclose(softmax(model.logits(samples), axis=1), expected, atol=1e-5)
         assert len(passes) == forward_passes(candidate, bodies) == 1
         assert forward_passes(candidate, {}) == len(candidate.members)
 
 
 def counting(candidate, made: Made) -> tuple[Predictor, list[int]]:
     """The model of a recipe whose members have one body, and a list that grows with its passes."""
-    source, passes = ModelSource(made.here.task, made.here.checkpoints, "fp32"), []
-    model = Predictor(recipe_of(candidate, made), {"": source}, torch.from_numpy)
+    source, passes = ModelSource(made.here.task, made.here.checkpoints, made.here.spec.setting), []
+    model = Predictor(recipe_of(candidate, made), {"": source}, batch_size=500)  # all at once
     (body,) = {member.body for member in model.models.values()}
     body.visual.register_forward_hook(lambda *call: passes.append(1))
     return model, passes

@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from conftest import HANG_S, inside, mini_text
+from conftest import FEW, HANG_S, ONE_SLOT, inside, mini_text
 from test_killed import started
 from test_ray_job import descendants
 
@@ -19,7 +19,7 @@ def raylets(pid: int) -> list[int]:
 def test_a_sweep_starts_its_ray_again_when_the_raylet_is_killed(tmp_path: Path) -> None:
     # Twelve, so that some are still to train when the raylet dies, however slow this machine.
     edits = {"storage: embedded": f"storage: file://{tmp_path}/store", "trials: 16": "trials: 12"}
-    text = mini_text(**edits)
+    text = mini_text(**ONE_SLOT | FEW | edits)
     text = text.replace("tracking: embedded", "tracking: off")
     spec = tmp_path / "mini.yaml"
     spec.write_text(text)

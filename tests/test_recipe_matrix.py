@@ -13,7 +13,7 @@ from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mea
 from soupray.core.errors import EvaluationError
 from soupray.evaluation.schedule import Answer
 from soupray.evaluation.selection import HeldOutSelection
-from soupray.inference.load import ModelSource, Predictor
+from soupray.inference.predictor import ModelSource, Predictor
 from soupray.recipes import BY_NAME, run_recipes
 from soupray.reporting.recipe_file import RecipeFile
 
@@ -227,8 +227,8 @@ def test_in_bfloat16_what_is_loaded_is_what_was_evaluated(tmp_path):
     world = toy(tmp_path, batch_size=70, precision="bf16")
     outcomes = run_recipes(world.selection(), WANTED)
     assert any(isinstance(o.candidate, VRFEnsemble) for o in outcomes)
-    source = ModelSource(world.task, world.checkpoints, "bf16")
-    images = torch.from_numpy(np.array(world.data.samples(world.basis.split("test"))[0]))
+    source = ModelSource(world.task, world.checkpoints, world.setting)
+    images = np.array(world.data.samples(world.basis.split("test"))[0])
     for outcome in outcomes:
         recipe = RecipeFile(
             name=outcome.name,
@@ -240,8 +240,7 @@ def test_in_bfloat16_what_is_loaded_is_what_was_evaluated(tmp_path):
             sha256=None,
             spec={},
         )
-        with torch.inference_mode():
-            loaded = Predictor(recipe, {"": source}, torch.from_numpy).logits(images)
+        loaded = Predictor(recipe, {"": source}).logits(images)
         evaluated = full_logits(world, outcome.candidate, "test")
         assert np.array_equal(loaded, evaluated), outcome.name
 

@@ -37,13 +37,14 @@ from soupray.core.ports import TrackedRun
 from soupray.core.records import CheckpointRef, EpochRecord, Scores, Tombstone
 from soupray.reporting.plots import Robustness, draw_all, greedy_trace, id_label, robustness
 from soupray.reporting.ranking import (
+    Champion,
     Versus,
     as_csv,
-    best_soup,
+    champion,
     forward_passes,
     leaderboard,
     measured,
-    model_of,
+    one_model,
     shift_mean,
 )
 from soupray.reporting.runs import entry_run, sweep_run, trial_run
@@ -108,28 +109,58 @@ def test_recipes_that_chose_the_same_model_are_all_listed():
     assert (half.size_bytes, BY_NAME["greedy"].size_bytes) == (3000, 2000)
 
 
-def test_the_champion_is_the_highest_that_is_one_model_of_two_or_more_else_of_one():
-    assert best_soup(ENTRIES, OUTCOMES).name == "greedy"  # a and b; what has three comes later
-    one, both = mean_of([sha("a")]), ensemble_of([(AB, 1, 1.0)], 1, "logits")
-    rows = {"e": (both, 99), "s": (one, 95), "two": (AB, 90), "three": (mean_of("xyz"), 80)}
+def taken(rows: dict[str, tuple[int, int, int]], metric="accuracy") -> Champion:
+    """The champion of entries by name: (held-out samples right, from the first on; passes; bytes).
 
-    def champion(*names: str) -> str:
-        made = [
-            Outcome(
-                name=n,
-                recipe="best_single" if n == "s" else n,
-                options={},
-                candidate=rows[n][0],
-                held_out=scores(rows[n][1], N),
-            )
-            for n in names
-        ]
-        entries = [msgspec.structs.replace(ENTRIES[0], name=n) for n in names]
-        return best_soup(entries, made).name
+    Each is a model of its own.
+    """
+    outcomes = [
+        Outcome(name=n, recipe="x", options={}, candidate=mean_of([sha(n)]),
+                held_out=scores(right, N))
+        for n, (right, _, _) in rows.items()
+    ]  # fmt: skip
+    entries = [
+        msgspec.structs.replace(
+            ENTRIES[0], name=o.name, candidate=o.candidate.digest,
+            forward_passes_per_sample=rows[o.name][1], size_bytes=rows[o.name][2],
+        )
+        for o in outcomes
+    ]  # fmt: skip
+    return champion(entries, outcomes, {}, metric)
 
-    assert champion("e", "s", "two", "three") == "two"
-    assert champion("e", "three", "s", "two") == "three"
-    assert champion("e", "s") == "s"
+
+def test_the_champion_is_the_cheapest_of_those_that_cannot_be_told_from_the_first():
+    # One sample of a hundred tells nothing: p = 1.
+    made = taken({"ensemble": (95, 2, 20), "soup": (94, 1, 10)})
+    assert (made.name, made.first, made.equals) == ("soup", "ensemble", ("ensemble", "soup"))
+    # Fifteen that only the ensemble gets right: p = 2 / 2^15.
+    assert taken({"ensemble": (95, 2, 20), "soup": (80, 1, 10)}).name == "ensemble"
+    # Six: p = 2 / 2^6 = .031, told apart if it is the only comparison, but not as one of two.
+    assert taken({"ensemble": (95, 2, 20), "soup": (89, 1, 10)}).name == "ensemble"
+    made = taken({"ensemble": (95, 2, 20), "soup": (89, 1, 10), "bad": (20, 1, 10)})
+    assert (made.name, made.equals) == ("soup", ("ensemble", "soup"))
+    # Passes count before bytes, and the order of the leaderboard after both.
+    rows = {"a": (95, 2, 1), "b": (95, 1, 30), "c": (95, 1, 20), "d": (95, 1, 20)}
+    assert taken(rows).name == "c"
+    # Of the NLL there is no such test.
+    assert taken({"ensemble": (95, 2, 20), "soup": (94, 1, 10)}, "nll").name == "ensemble"
+
+
+def test_where_a_split_ranks_the_champion_is_chosen_on_it():
+    a, b = mean_of([sha("a")]), mean_of([sha("b")])
+    outcomes = [
+        Outcome(name=n, recipe="x", options={}, candidate=c, held_out=scores(50, N))
+        for n, c in (("a", a), ("b", b))
+    ]
+    entries = [
+        msgspec.structs.replace(
+            ENTRIES[0], name=n, candidate=c.digest, forward_passes_per_sample=passes
+        )
+        for n, c, passes in (("a", a, 2), ("b", b, 1))
+    ]
+    apart = {(a, "rank"): scores(95, N), (b, "rank"): scores(60, N)}
+    assert champion(entries, outcomes, apart).name == "a"
+    assert champion(entries, outcomes, {}).name == "b"
 
 
 def test_the_mean_over_shifts_is_of_accuracies_and_not_pooled():
@@ -193,9 +224,8 @@ def test_an_ensemble_by_sample_keeps_two_models_and_its_failure_set():
     assert (first.name, first.size_bytes, first.forward_passes_per_sample) == ("v", 5070, 2)
     assert (first.ingredients, first.coefficients) == (["a", "b", "zero_shot"], [])
     assert (second.name, second.size_bytes) == ("s", 2000)
-    with pytest.raises(AssertionError):
-        model_of(rows[0])
-    assert model_of(rows[1]) == SINGLE
+    assert one_model(vrf) is None
+    assert one_model(SINGLE) == SINGLE
 
 
 def test_what_is_measured_by_hand():
@@ -398,7 +428,7 @@ def test_what_all_trials_share_is_a_parameter_of_the_sweep_and_not_of_each():
 
 def test_after_the_choice_a_trial_shows_what_an_entry_shows_under_the_same_names():
     run = trial_run(SPEC, TRIED, REPORTED[SINGLE, "test"], SHIFTED)
-    entry = entry_run(SPEC, BY_NAME["greedy"], GREEDY, rank=1, when=300.0)
+    entry = entry_run(SPEC, sha("board"), BY_NAME["greedy"], GREEDY, rank=1, when=300.0)
     assert measured_names(run) == measured_names(entry)
     assert run.metrics["accuracy/shift_mean"] == pytest.approx(0.55)
     assert run.metrics["accuracy/shift_noise"] == 0.6
@@ -411,7 +441,7 @@ def test_after_the_choice_a_trial_shows_what_an_entry_shows_under_the_same_names
 
 def test_the_names_are_the_same_without_shifts():
     entries = leaderboard(OUTCOMES, POOL, NO_SHIFTS, REPORTED)
-    entry = entry_run(SPEC, entries[0], GREEDY, rank=1, when=300.0)
+    entry = entry_run(SPEC, sha("board"), entries[0], GREEDY, rank=1, when=300.0)
     run = trial_run(SPEC, TRIED, REPORTED[SINGLE, "test"], {})
     assert measured_names(entry) == measured_names(run)
     assert "accuracy/shift_mean" not in run.metrics
@@ -429,23 +459,23 @@ def test_a_diverged_trial_is_a_failed_run_with_its_reason():
 
 
 def test_an_entry_has_its_rank_its_recipe_and_its_trace():
-    run = entry_run(SPEC, BY_NAME["greedy"], GREEDY, rank=1, when=300.0)
+    run = entry_run(SPEC, sha("board"), BY_NAME["greedy"], GREEDY, rank=1, when=300.0)
     assert run.metrics["rank"] == 1
     assert run.metrics["size_mb"] == 0.002
     assert run.params == {"recipe": "greedy", "ingredients": "2", "recipe.accept": "ge"}
-    assert run.tags == {"soupray.candidate": AB.digest}
+    assert run.tags == {"soupray.candidate": AB.digest, "soupray.leaderboard": sha("board")[:8]}
     assert run.curves == {
         "trace/tried_held_out_accuracy": ((0, 0.9), (1, 0.91), (3, 0.85)),
         "trace/kept_held_out_accuracy": ((0, 0.9), (1, 0.91)),
     }
     line = next(o for o in OUTCOMES if o.name == "wise_ft(best_single, half)")
-    run = entry_run(SPEC, BY_NAME[line.name], line, rank=6, when=300.0)
+    run = entry_run(SPEC, sha("board"), BY_NAME[line.name], line, rank=6, when=300.0)
     curve = run.curves["alpha_percent/held_out_accuracy"]
     assert len(curve) == 21
     assert curve[5] == (25, 0.6)
     assert run.params["recipe.alpha"] == "0.5"
     uneven = msgspec.structs.replace(line, trace=tuple(line.trace[i] for i in (0, 1, 20)))
-    run = entry_run(SPEC, BY_NAME[line.name], uneven, rank=6, when=300.0)
+    run = entry_run(SPEC, sha("board"), BY_NAME[line.name], uneven, rank=6, when=300.0)
     curve = run.curves["alpha_percent/held_out_accuracy"]
     assert [percent for percent, _ in curve] == [0, 5, 100]
 
@@ -453,7 +483,7 @@ def test_an_entry_has_its_rank_its_recipe_and_its_trace():
 def test_the_sweep_is_the_parent_of_all():
     run = sweep_run(SPEC, started=1.0)
     assert (run.key, run.parent, run.finished) == ("digits", None, None)
-    entry = entry_run(SPEC, BY_NAME["greedy"], GREEDY, rank=1, when=3.0)
+    entry = entry_run(SPEC, sha("board"), BY_NAME["greedy"], GREEDY, rank=1, when=3.0)
     assert {trial_run(SPEC, TRIED).parent, entry.parent} == {run.key}
 
 

@@ -1,27 +1,48 @@
 """Results written twice: what an earlier soup left does not pass for part of the last one."""
 
+import json
 import shutil
 
+import numpy as np
 import pytest
 from conftest import inside, leaderboard, mini_text
 
 from soupray.core.errors import CheckpointError
 from soupray.reporting.results import pull, recipes_in, remove_stale, slug
+from soupray.soup.compare import paired_error
 from soupray.spec.sweep_spec import parse
 from soupray.store.objects import open_store
 
-FILES = {"leaderboard.json", "leaderboard.csv", "runs.json", "champion.json", "robustness.png"}
+FILES = {
+    "leaderboard.json",
+    "leaderboard.csv",
+    "run.json",
+    "runs.json",
+    "champion.json",
+    "robustness.png",
+}
 
 
-def entries(home) -> dict[str, float]:
-    """Rank of each entry that MLflow shows."""
-    runs = [r for r in home.tracked() if r.data.tags["soupray.kind"] == "entry"]
-    return {r.info.run_name: r.data.metrics["rank"] for r in runs}
+def entries(home) -> dict[str, dict[str, float]]:
+    """Rank of each entry that MLflow shows, by leaderboard."""
+    found: dict[str, dict[str, float]] = {}
+    for run in home.tracked():
+        tags = run.data.tags
+        if tags["soupray.kind"] == "entry":
+            board = found.setdefault(tags["soupray.leaderboard"], {})
+            board[run.info.run_name] = run.data.metrics["rank"]
+    return found
 
 
-def test_a_soup_with_other_recipes_replaces_the_results_of_the_first(run, fresh):
-    first = [e["name"] for e in leaderboard(fresh.output)]
-    assert entries(fresh) == {name: rank for rank, name in enumerate(first, 1)}
+def key(home) -> str:
+    """The key of the run of soup whose results are in the folder."""
+    return json.loads((home.output / "run.json").read_text())["key"]
+
+
+def test_a_soup_with_other_recipes_is_the_newest_and_the_first_one_stays(run, fresh):
+    first, old = [e["name"] for e in leaderboard(fresh.output)], key(fresh)
+    ranks = {old[:8]: {name: rank for rank, name in enumerate(first, 1)}}
+    assert entries(fresh) == ranks
     said = inside("soup", fresh.spec, *fresh.where, "--uniform", "--output", fresh.output)
     names = [e["name"] for e in leaderboard(fresh.output)]
     assert set(names) == {"zero_shot", "best_single", "uniform"}
@@ -30,7 +51,8 @@ def test_a_soup_with_other_recipes_replaces_the_results_of_the_first(run, fresh)
 
     recipes = {f"{slug(name)}.recipe.json" for name in names}
     here = {p.name for p in fresh.output.iterdir()}
-    assert here == FILES | recipes | {"uniform.safetensors"}
+    champion = json.loads((fresh.output / "run.json").read_text())["champion"]["name"]
+    assert here == FILES | recipes | {f"{slug(champion)}.safetensors"}
     _, _, store = fresh.world()
     stored = {p.rpartition("/")[2] for p in store.list("sweeps/mini/results")}
     assert stored == FILES | recipes
@@ -39,11 +61,35 @@ def test_a_soup_with_other_recipes_replaces_the_results_of_the_first(run, fresh)
     inside("pull", fresh.spec, *fresh.where, "--output", pulled)
     assert {p.name for p in pulled.iterdir()} == here
 
-    ranks = {name: rank for rank, name in enumerate(names, 1)}
+    new = key(fresh)
+    ranks[new[:8]] = {name: rank for rank, name in enumerate(names, 1)}
     assert entries(fresh) == ranks
     for _ in range(2):
         inside("publish", fresh.spec, *fresh.where)
         assert entries(fresh) == ranks
+
+    def ranked(*named: str):
+        return json.loads(inside("rank", fresh.spec, *named, *fresh.where, "--json").stdout)
+
+    assert ranked() == ranked(new[:8]) == leaderboard(fresh.output)
+    assert ranked(old) == leaderboard(run.output)
+    assert {r["key"] for r in ranked("--list")} == {old, new}
+    shown = inside("rank", "--list", *fresh.where).stdout
+    assert old[:8] in shown
+    assert new[:8] in shown
+    assert "0 runs of soup on mini begin with 'abcdef'" in (
+        inside("rank", "abcdef", *fresh.where, check=False).stderr
+    )
+    both = {e["name"]: e for e in ranked(old[:8], new[:8])["entries"]}
+    assert both["uniform"]["same"]
+    assert both["uniform"]["difference"] == both["uniform"]["standard_error"] == 0
+    assert both["greedy"]["second"] is None
+    assert "same model" in inside("rank", old[:8], new[:8], *fresh.where).stdout
+
+
+def test_the_error_of_a_paired_difference_is_that_of_its_samples():
+    differences = np.array([1] * 3 + [-1] * 7 + [0] * 90)
+    assert paired_error(7, 3, 100) == pytest.approx(differences.std() / 10)
 
 
 def test_results_with_a_recipe_that_cannot_be_read_are_refused_and_none_is_written(tmp_path):

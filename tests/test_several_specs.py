@@ -34,6 +34,7 @@ def network_spec(mini: SweepSpec, **edits: object) -> str:
     plain = mini.model_dump(mode="json")
     plain |= {"name": "network", "task": NETWORK, "init": TRAINED, "anchor": "init"}
     plain |= {"evaluation_batch": 40, "search": plain["search"] | {"trials": 2}}
+    plain |= {"resources": plain["resources"] | {"at_most": 1}}
     return json.dumps(plain | edits)  # JSON is YAML
 
 
@@ -83,7 +84,7 @@ def test_its_recipe_file_loads_each_model_from_its_own_spec(both):
     (foreign,) = recipe["foreign"]
     assert foreign["spec"]["name"] == "network"
     assert len(foreign["checkpoints"]) == 2
-    model = soupray.load(copy.output / "ensemble.recipe.json", copy.home)
+    model = soupray.load(copy.output / "ensemble.recipe.json", home=copy.home)
     data = open_data(specs[0], copy.home / "cache" / "data")
     images, labels = data.samples(data.split("test"))
     entries = {e["name"]: e for e in leaderboard(copy.output)}

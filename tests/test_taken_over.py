@@ -4,14 +4,14 @@ import threading
 import time
 
 import pytest
-from conftest import inside, mini_text
+from conftest import ONE_SLOT, inside, mini_text
 
 from soupray.core.records import encode
 from soupray.store import lease
 from soupray.store.lease import LeaseRecord
 
 PATH = "sweeps/mini/lease.json"
-PLANNED = 12
+PLANNED = 8
 
 
 def other_driver(expires: float) -> bytes:
@@ -44,7 +44,7 @@ def manifests(store) -> dict[str, bytes]:
 
 def test_the_first_driver_stops_and_the_sweep_can_be_finished_afterwards(fresh, thief):
     store, before = thief, manifests(thief)
-    fresh.spec.write_text(mini_text(**{"trials: 16": f"trials: {PLANNED}"}))
+    fresh.spec.write_text(mini_text(**ONE_SLOT | {"trials: 16": f"trials: {PLANNED}"}))
     stopped = inside("sweep", fresh.spec, *fresh.where, check=False)
     assert stopped.returncode == 1
     assert f"4 in the store, {PLANNED - 4} to train" in stopped.stderr

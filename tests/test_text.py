@@ -9,7 +9,7 @@ from tiny_text import CLASSES, texts, tiny_text, write_model, write_world
 
 import soupray
 from soupray.core.candidates import mean_of
-from soupray.core.errors import ConfigError
+from soupray.core.errors import ConfigError, InputError
 from soupray.core.records import Ingredient, Setting, encode
 from soupray.core.requests import Fisher
 from soupray.core.texts import pack
@@ -266,9 +266,14 @@ def test_a_recipe_reads_lists_of_texts(made, tmp_path):
     found = predict_texts(given)
     assert found.argmax(1).tolist() == [0, 0, 0, 1, 1]
     assert np.allclose(found.sum(1), 1, atol=1e-6)
-    for wrong in ("rain", [1, 2], [b"rain"]):
-        with pytest.raises(ConfigError, match="a batch is a list of texts, not"):
+    assert predict_texts.predict(given[0]) == ["food"]  # one text alone
+    for wrong in ([1, 2], [b"rain"], [given[0], ""]):
+        with pytest.raises(
+            InputError, match=r"inputs cannot be read: input .: (int|bytes|an empty)"
+        ):
             predict_texts(wrong)
+    with pytest.raises(InputError, match=r"input 0 \(food .*tokens in .* bytes; the limits"):
+        predict_texts(["food " * 200])
 
 
 def test_fisher_information_of_a_text_model_is_that_of_a_loop(made):

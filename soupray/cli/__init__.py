@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from soupray import __version__
-from soupray.cli import hand_over, look, operate, run
+from soupray.cli import hand_over, look, operate, run, use
 from soupray.core.errors import ConfigError, SouprayError
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
@@ -46,6 +46,7 @@ def cli(debug: bool) -> None:
     soupray sweep sweeps/digits.yaml     train the trials; run again to go on
     soupray check sweeps/digits.yaml     which trials would hurt a soup, and why
     soupray soup sweeps/digits.yaml      average them, rank on held-out data
+    soupray predict digits@champion IMG  use the best of them
     soupray ui                           compare everything in MLflow
 
     SPEC may be left out: SOUPRAY_SPEC, else the newest sweep of this home, else
@@ -72,7 +73,7 @@ def show_log() -> None:
         log.addHandler(_Messages())
 
 
-for _verb in (*run.VERBS, *look.VERBS, *hand_over.VERBS, *operate.VERBS):
+for _verb in (*run.VERBS, *look.VERBS, *use.VERBS, *hand_over.VERBS, *operate.VERBS):
     cli.add_command(_verb)
 
 # Click's mark for lines that stay as they are is this character, which a docstring spells out.

@@ -108,9 +108,9 @@ def rebuild(recipe: Path, home: Path, output: Path | None) -> None:
     same = (
         "the same bytes as recorded"
         if read.sha256
-        else "a leaderboard records the digest of its best soup only, and this is another entry: "
-        "its ingredients are verified, its bytes have nothing to be compared with. Keep this "
-        "digest to compare them later"
+        else "an older version of soupray, which recorded the digest of one entry only, wrote this "
+        "recipe: its ingredients are verified, its bytes have nothing to be compared with. Run "
+        "`soupray soup` again to record it"
     )
     tell(f"{target}  sha256 {sha256} ({same})")
 

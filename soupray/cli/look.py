@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -120,24 +121,60 @@ def recipes(as_json: bool) -> None:
 
 
 @click.command()
-@spec_argument
+@click.argument("named", nargs=-1, metavar="[SPEC] [RUN]...")
 @home_option
 @json_option
-def rank(spec: Path | None, home: Path, as_json: bool) -> None:
-    r"""Print the leaderboard of SPEC's last soup, from the store alone.
+@click.option("--list", "listed", is_flag=True, help="List all runs of soup that are stored.")
+def rank(named: tuple[str, ...], home: Path, as_json: bool, listed: bool) -> None:
+    r"""Print the leaderboard of SPEC's last soup, or of another RUN, from the store alone.
+
+    A RUN is named by the first characters of its key, which --list shows. Two RUNs are shown side
+    by side, with paired differences.
 
     \b
     soupray rank sweeps/digits.yaml --json
+    soupray rank --list
+    soupray rank 3f9c02ab
+    soupray rank 3f9c02ab 77d0e1c4
     """
-    from soupray.cli.tables import print_json, show_leaderboard
-    from soupray.reporting.results import stored_leaderboard
+    from soupray.cli.tables import print_json, show_compared, show_leaderboard, show_runs
+    from soupray.reporting.results import soup_runs, stored_leaderboard
+    from soupray.services.place import find_place
 
+    spec, runs = split_runs(named)
     _, loaded = load_named(spec, home)
-    entries, basis = stored_leaderboard(loaded, home)
-    if as_json:
-        print_json(entries)
+    if listed:
+        found = soup_runs(find_place(loaded, home).open_store(), loaded)
+        print_json(found) if as_json else show_runs(found)
+    elif len(runs) == 2:
+        from soupray.soup.compare import compare
+
+        both = compare(loaded, home, (runs[0], runs[1]))
+        print_json(both) if as_json else show_compared(both)
     else:
-        show_leaderboard(entries, basis, loaded)
+        entries, basis, run = stored_leaderboard(loaded, home, *runs)
+        if as_json:
+            print_json(entries)
+        else:
+            show_leaderboard(entries, basis, loaded, run.champion if run else None)
+
+
+def split_runs(named: tuple[str, ...]) -> tuple[Path | None, list[str]]:
+    """Return the spec and the keys of runs in the arguments of `rank`.
+
+    An argument of six or more hexadecimal digits is a run, unless it is a file.
+
+    Raises:
+        click.UsageError: two specs, or more than two runs.
+    """
+    runs = [n for n in named if re.fullmatch("[0-9a-f]{6,32}", n) and not Path(n).exists()]
+    specs = [n for n in named if n not in runs]
+    if len(specs) > 1 or len(runs) > 2:
+        raise click.UsageError(
+            f"rank takes one SPEC and at most two RUNs, not {' '.join(named)}. A RUN is six or "
+            "more hexadecimal digits (`soupray rank --list`)."
+        )
+    return (Path(specs[0]) if specs else None), runs
 
 
 @click.command()

@@ -135,7 +135,7 @@ def _finish(result: SoupResult, spec: SweepSpec, output: Path, as_json: bool) ->
     if as_json:
         print_json(result.entries)
     else:
-        show_leaderboard(result.entries, result.basis, spec)
+        show_leaderboard(result.entries, result.basis, spec, result.champion)
     say(f"files: {output}/ ({', '.join(f.name for f in files)})")
 
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.operations.estimate import DryRun, Inputs
     from soupray.operations.garbage import Garbage
     from soupray.operations.status import Status
-    from soupray.reporting.ranking import Entry
+    from soupray.reporting.ranking import Champion, Entry
+    from soupray.reporting.results import SoupRun
+    from soupray.soup.compare import Comparison
     from soupray.soup.findings import Report
     from soupray.spec.sweep_spec import SweepSpec
     from soupray.sweep.run import SweepReport
@@ -34,8 +36,10 @@ def print_json(record: Any) -> None:
     sys.stdout.write(plain_json(encode_pretty(record).decode()))
 
 
-def show_leaderboard(entries: list[Entry], basis: Basis, spec: SweepSpec) -> None:
-    """Best first, and what the columns mean."""
+def show_leaderboard(
+    entries: list[Entry], basis: Basis, spec: SweepSpec, champion: Champion | None = None
+) -> None:
+    """Best first, what the columns mean, and which entry to take."""
     from soupray.reporting.ranking import ranked_on
 
     right = ("K", "held-out", "test", "95 %", "p", "shifts", "NLL", "ECE", "fwd", "MB")
@@ -59,6 +63,65 @@ def show_leaderboard(entries: list[Entry], basis: Basis, spec: SweepSpec) -> Non
     out.print(shown)
     some = ", ".join(entries[0].test_on_classes)
     out.print(_meaning(basis, spec, some), style="dim")
+    if champion is not None:
+        for line in textwrap.wrap(verdict(entries, champion, spec.name), 98):
+            out.print(line)
+
+
+def verdict(entries: list[Entry], champion: Champion, sweep: str) -> str:
+    """Which entry to take and why, in two or three sentences."""
+    by_name = {e.name: e for e in entries}
+    taken, best = by_name[champion.name], next(e for e in entries if e.recipe == "best_single")
+    words = [f"Champion: {taken.name} ({sweep}@champion)."]
+    if taken.name != champion.first:
+        words.append(
+            f"{champion.first} ranks first, but {champion.samples} samples cannot tell the two "
+            "apart (McNemar's test, corrected for all entries), and this one is cheaper."
+        )
+    elif len(champion.equals) > 1:
+        words.append(
+            f"It ranks first; {champion.samples} samples cannot tell it from "
+            f"{len(champion.equals) - 1} other entries."
+        )
+    if taken.candidate == best.candidate or taken.recipe == "anchor":
+        words.append("No soup beats the best single model on these samples.")
+    return " ".join(words)
+
+
+def show_runs(runs: list[SoupRun]) -> None:
+    """The runs of soup, the newest first."""
+    right = ("models", "entries")
+    shown = table("run", "made", *right, "champion", "recipes", right=right)
+    for run in reversed(runs):
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.made))
+        recipes = ", ".join(n for n in run.recipes if n not in ("anchor", "best_single"))
+        counts = (str(run.ingredients), str(run.entries))
+        short = textwrap.shorten(recipes, 30, placeholder=" ...")
+        shown.add_row(run.key[:8], made, *counts, run.champion.name, short)
+    out.print(shown)
+
+
+def show_compared(both: Comparison) -> None:
+    """The entries of two runs side by side."""
+    one, two = (key[:8] for key in both.runs)
+    right = (one, two, "difference", "p")
+    shown = table("entry", *right, right=right)
+    for entry in both.entries:
+        scores = ("-" if m is None else _percent(m.accuracy) for m in (entry.first, entry.second))
+        if entry.same:
+            what = ("same model", "")
+        elif entry.difference is None or entry.standard_error is None:
+            what = ("", "")
+        else:
+            error = _percent(entry.standard_error)
+            what = (f"{100 * entry.difference:+.1f} ± {error}", _p_value(entry.p))
+        shown.add_row(entry.name, *scores, *what)
+    out.print(shown)
+    meaning = (
+        "Accuracy on ID test in %. Difference: second minus first, ± one standard error of pairs "
+        "of answers to the same sample. p: exact McNemar test."
+    )
+    out.print(textwrap.fill(meaning, 98), style="dim")
 
 
 def _meaning(basis: Basis, spec: SweepSpec, some: str) -> str:

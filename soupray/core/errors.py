@@ -13,6 +13,7 @@
     ├── TrialError               a trial that ended without an ingredient
     │   └── Diverged             NaN or collapse: recorded, never trained again
     ├── EvaluationError          a model or a pool that cannot be evaluated
+    ├── InputError               images or texts that a loaded model cannot read
     └── RayLost                  the node of Ray on this machine ended under a job
 
 A message says what happened, the offending value, what is allowed and what to do next. No message
@@ -104,6 +105,10 @@ class Diverged(TrialError):
 
 class EvaluationError(SouprayError):
     """A model or a pool that cannot be evaluated."""
+
+
+class InputError(SouprayError):
+    """Images or texts that a loaded model cannot read. The message names each."""
 
 
 class RayLost(SouprayError):

@@ -222,24 +222,26 @@ class TrackedRun(Record, frozen=True, kw_only=True):
     failed: bool = False
 
 
-class Champion(Record, frozen=True, kw_only=True):
-    """The best soup, for a registry of models: where its weights are, and what made them.
+class Registered(Record, frozen=True, kw_only=True):
+    """The champion of a leaderboard, for a registry of models.
 
     Attributes:
         model: name of the registered model.
         entry: key of the leaderboard entry.
         candidate: digest of the candidate.
-        weights: address of the weights.
-        sha256: of the weights, hex.
-        size_bytes: size of the weights in bytes.
+        weights: address of the weights; None for an ensemble, which has several models.
+        sha256: of the weights, hex; None for an ensemble.
+        size_bytes: of all models that inference needs.
+        recipe: address of the recipe file in the store; None in records of older versions.
     """
 
     model: Quotable
     entry: Quotable
     candidate: Sha256
-    weights: str
-    sha256: Sha256
+    weights: str | None
+    sha256: Sha256 | None
     size_bytes: int
+    recipe: str | None = None
 
 
 class Tracker(Protocol):
@@ -257,7 +259,7 @@ class Tracker(Protocol):
         """Remove the runs of this `TrackedRun.kind` whose key is not in `keys`."""
         ...
 
-    def register(self, champion: Champion) -> None:
+    def register(self, champion: Registered) -> None:
         """Make `champion` the champion of its registered model.
 
         A new version is created only if this candidate has no version yet.

@@ -112,6 +112,8 @@ class Basis(Record, frozen=True, kw_only=True):
         anchor: the weights that soups are compared with, for example those of the zero-shot model.
         anchor_name: the name of the anchor in reports.
         notes: what was left out of the data, and why.
+        shape: of one sample of test in the data cache: [C, H, W], or [L] for texts. Bases from
+            before this field have None.
     """
 
     key: RecordKey
@@ -120,6 +122,7 @@ class Basis(Record, frozen=True, kw_only=True):
     anchor: CheckpointRef
     anchor_name: str = "zero_shot"
     notes: tuple[str, ...] = ()
+    shape: tuple[int, ...] | None = None
 
     def split(self, name: str) -> Split:
         """The split with this name. Raises CheckpointError if there is none."""

@@ -232,3 +232,13 @@ class Health(Request[tuple[Defect, ...]], tag="health", frozen=True, kw_only=Tru
     checkpoint: str
     origin: str
     answer: ClassVar[object] = tuple[Defect, ...]
+
+
+class FileDigest(Request[str], tag="file_digest", frozen=True, kw_only=True):
+    """SHA-256 (hex) of the file of a model's weights, as `soupray rebuild` writes it.
+
+    The data do not matter. The model is the one that was evaluated, with its BatchNorm statistics.
+    """
+
+    model: WeightCandidate
+    answer: ClassVar[object] = str

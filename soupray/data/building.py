@@ -26,12 +26,13 @@ from soupray.core.arrays import Indices, Labels
 from soupray.core.errors import ConfigError
 from soupray.core.records import Role, Split, decode, digest, encode
 from soupray.data.decoding import Look
+from soupray.data.digits import SIDE
 from soupray.data.natural import LabelMap, Shifted
 from soupray.data.opening import MAX_PIXELS
 from soupray.data.reading import Content, check_images, keep_rows, new_array, sha256, write_images
 from soupray.data.shifts import shifted_parts
 from soupray.data.splits import Part, Samples, shown_name
-from soupray.spec.data import ImagesSpec
+from soupray.spec.data import DigitsSpec, ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import TransformersSpec
 
@@ -95,6 +96,25 @@ def look_of(spec: SweepSpec, side: int, train: bool) -> Look:
         return look
     crop = 1.0 if train else task.crop
     return look._replace(interpolation=task.interpolation, resize=task.resize, crop=crop)
+
+
+def look_of_evaluation(spec: SweepSpec, shape: tuple[int, ...] | None) -> Look | None:
+    """The form of the images of test, to which new images are brought.
+
+    Args:
+        spec: of the sweep.
+        shape: [C, H, W] of an image of test, if the basis says it.
+
+    Returns:
+        The form; None if neither the spec nor the basis says it, or the samples are texts.
+    """
+    if isinstance(spec.data, ImagesSpec):
+        return look_of(spec, spec.data.size, train=False)
+    if isinstance(spec.data, DigitsSpec):
+        shape = (1, SIDE, SIDE)
+    if shape is None or len(shape) != 3:
+        return None
+    return look_of(spec, shape[1], train=False)._replace(channels=shape[0])
 
 
 def left_out(parts: Iterable[Part]) -> list[str]:

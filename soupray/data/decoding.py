@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from soupray.core.arrays import Float64, Uint8
-from soupray.data.opening import MAX_PIXELS, Unreadable, all_pixels, opened
+from soupray.data.opening import MAX_PIXELS, Picture, Unreadable, all_pixels, opened
 from soupray.data.splits import Raw
 
 ELONGATED = 8
@@ -57,23 +57,25 @@ class Decoded(NamedTuple):
         pixels: [channels, size, size].
         done: what was done to the image beyond resizing, in words that are counted.
         changed: it differs from the image that Pillow's plain conversion gives.
+        source: (width, height) before it was resized.
     """
 
     pixels: Uint8
     done: tuple[str, ...]
     changed: bool
+    source: tuple[int, int]
 
 
-def decode(raw: Raw, look: Look, border: int = 0) -> Uint8:
+def decode(raw: Raw | Picture, look: Look, border: int = 0) -> Uint8:
     """Decode one image: the pixels alone, see `decoded`."""
     return decoded(raw, look, border).pixels
 
 
-def decoded(raw: Raw, look: Look, border: int = 0) -> Decoded:
+def decoded(raw: Raw | Picture, look: Look, border: int = 0) -> Decoded:
     """Decode one image.
 
     Args:
-        raw: the image in its source.
+        raw: the image in its source, or opened by Pillow.
         look: the form of the result.
         border: pixels that are first cut off at each side.
 
@@ -85,7 +87,8 @@ def decoded(raw: Raw, look: Look, border: int = 0) -> Decoded:
         if min(image.size) <= 2 * border:
             raise Unreadable(f"no pixel is left without its border of {border} pixels")
         image = image.crop((border, border, image.width - border, image.height - border))
-    return Decoded(all_pixels(_centre(_resized(image, look), look.size)), done, changed)
+    pixels = all_pixels(_centre(_resized(image, look), look.size))
+    return Decoded(pixels, done, changed, image.size)
 
 
 def _resized(image: Image.Image, look: Look) -> Image.Image:

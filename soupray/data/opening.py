@@ -60,6 +60,10 @@ EpsImagePlugin.gs_binary = False
 _one_large = threading.Lock()
 
 
+Picture = Image.Image
+"""An image of Pillow."""
+
+
 class Unreadable(ValueError):
     """An image that cannot be read. The message says why."""
 
@@ -78,11 +82,11 @@ class Opened(NamedTuple):
     changed: bool
 
 
-def opened(raw: Raw, channels: int, most: int = MAX_PIXELS) -> Opened:
+def opened(raw: Raw | Picture, channels: int, most: int = MAX_PIXELS) -> Opened:
     """Open a picture.
 
     Args:
-        raw: the picture in its source.
+        raw: the picture in its source, or opened by Pillow.
         channels: 3 for RGB, 1 for grey.
         most: the largest number of pixels.
 
@@ -92,6 +96,8 @@ def opened(raw: Raw, channels: int, most: int = MAX_PIXELS) -> Opened:
     """
     mode = "RGB" if channels == 3 else "L"
     try:
+        if isinstance(raw, Picture):
+            return _converted(raw, mode)
         if not isinstance(raw, bytes):
             return Opened(Image.fromarray(raw).convert(mode), (), False)
         if most > (Image.MAX_IMAGE_PIXELS or most):

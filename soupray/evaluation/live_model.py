@@ -174,6 +174,11 @@ class LiveModel:
         return any(True for _ in batch_norms(self._models[torch.float32]))
 
 
+def about(candidate: WeightCandidate) -> dict[str, str]:
+    """The metadata of a soup's file: the digest of its candidate."""
+    return {"candidate": candidate.digest}
+
+
 def statistics_path(candidate: WeightCandidate, train: Split, setting: Setting) -> str:
     """The path in the store of the record about a soup's BatchNorm statistics."""
     key = [candidate, train.digest, setting, STATISTICS_SAMPLES, EVALUATION_VERSION]
@@ -247,14 +252,38 @@ def _summing(sums: dict[str, list[torch.Tensor]], name: str) -> Any:
     return hook
 
 
+def batches(
+    task: Task, images: Images, size: int, device: str, dtype: torch.dtype
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """The model inputs for samples, one batch after another.
+
+    A short last batch is padded with zeros: the batch shape changes the low bits of every logit,
+    so that it must be the same for all models and workers.
+
+    Args:
+        task: makes the inputs.
+        images: images or texts.
+        size: samples in a batch.
+        device: where the inputs go.
+        dtype: of the model. Token ids stay integers.
+
+    Yields:
+        Inputs for `size` samples, and how many of them are no padding.
+    """
+    for start in range(0, len(images), size):
+        batch = torch.from_numpy(np.array(images[start : start + size]))
+        real = len(batch)
+        if real < size:
+            batch = torch.cat([batch, batch.new_zeros((size - real, *batch.shape[1:]))])
+        inputs = task.inputs(batch.to(device))
+        yield inputs.to(dtype) if inputs.is_floating_point() else inputs, real
+
+
 @torch.inference_mode()
 def predict(
     model: torch.nn.Module, task: Task, images: Images, setting: Setting
 ) -> tuple[Logits, Features]:
     """Run a model on images or texts, in the dtype of the model.
-
-    A short last batch is padded with zeros: the batch shape changes the low bits of every logit,
-    so that it must be the same for all models and workers.
 
     Args:
         model: the network, on the device of `setting`.
@@ -268,15 +297,7 @@ def predict(
     model.eval()
     dtype = next(model.parameters()).dtype
     logits, features = [], []
-    for start in range(0, len(images), setting.batch_size):
-        batch = torch.from_numpy(np.array(images[start : start + setting.batch_size]))
-        real = len(batch)
-        if real < setting.batch_size:
-            padding = batch.new_zeros((setting.batch_size - real, *batch.shape[1:]))
-            batch = torch.cat([batch, padding])
-        inputs = task.inputs(batch.to(setting.device))
-        if inputs.is_floating_point():  # token ids stay integers
-            inputs = inputs.to(dtype)
+    for inputs, real in batches(task, images, setting.batch_size, setting.device, dtype):
         hidden = model.features(inputs)  # type: ignore[operator]
         logits.append(model.head(hidden)[:real].to(torch.float32).cpu().numpy())  # type: ignore[operator]
         features.append(hidden[:real].to(torch.float32).cpu().numpy())

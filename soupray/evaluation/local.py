@@ -14,7 +14,7 @@ from soupray.core.records import CheckpointRef, Predictions, Setting, Split
 from soupray.core.requests import Request
 from soupray.data.cache import Data
 from soupray.evaluation.cache import EvaluationCache
-from soupray.evaluation.live_model import LiveModel
+from soupray.evaluation.live_model import LiveModel, about
 from soupray.evaluation.measures import Bench, answer
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
 from soupray.store.checkpoints import AHEAD, Checkpoints
@@ -121,8 +121,3 @@ def ahead(candidates: Sequence[WeightCandidate], at: int) -> list[str]:
     here = set(candidates[at].checkpoints)
     following = (c.checkpoints for c in candidates[at + 1 : at + 1 + AHEAD])
     return [sha for shas in following for sha in shas if sha not in here]
-
-
-def about(candidate: WeightCandidate) -> dict[str, str]:
-    """The metadata of a soup's file: the digest of its candidate."""
-    return {"candidate": candidate.digest}

@@ -23,6 +23,7 @@ from soupray.core.requests import (
     Deviation,
     Distances,
     Features,
+    FileDigest,
     Fisher,
     Gradient,
     Gram,
@@ -33,10 +34,10 @@ from soupray.core.requests import (
     Slope,
     TensorNames,
 )
-from soupray.evaluation.live_model import LiveModel
+from soupray.evaluation.live_model import LiveModel, about
 from soupray.maths.neighbours import kth_distances
 from soupray.store.checkpoints import Checkpoints
-from soupray.store.weights_file import tensor_digests
+from soupray.store.weights_file import digest_of, tensor_digests
 
 STATISTICS = (".running_mean", ".running_var")
 """Endings of the names of BatchNorm statistics."""
@@ -87,6 +88,12 @@ def right(request: Right, bench: Bench) -> str:
         for at in range(0, len(labels), chunk)
     ]
     return pack_right(np.concatenate(answers) == labels)
+
+
+@answer.register
+def file_digest(request: FileDigest, bench: Bench) -> str:
+    """Make the weights, and hash the file that they would be in. Nothing is written."""
+    return digest_of(bench.live.tensors(request.model), about(request.model))
 
 
 @answer.register

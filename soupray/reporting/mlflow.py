@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 
 from soupray.core.errors import TrackingError, mask
 from soupray.core.names import plain
-from soupray.core.ports import Champion, TrackedRun
+from soupray.core.ports import Registered, TrackedRun
 from soupray.core.records import digest
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # they log every migration
@@ -110,7 +110,7 @@ class MlflowTracker:
                 if run.data.tags.get(TYPE) == kind and key not in keys:
                     self._client.delete_run(run.info.run_id)
 
-    def register(self, champion: Champion) -> None:
+    def register(self, champion: Registered) -> None:
         """Make `champion` the champion of its registered model. Raises TrackingError.
 
         It is registered as an external model, because its weights stay in the store. A candidate
@@ -128,16 +128,22 @@ class MlflowTracker:
                 run_id = self._known({champion.entry})[champion.entry].info.run_id
                 tags = {
                     CANDIDATE: champion.candidate,
-                    "soupray.sha256": champion.sha256,
                     "soupray.size_bytes": str(champion.size_bytes),
                     "mlflow.model.is_external": "true",
                 }
+                for tag, value in {"sha256": champion.sha256, "recipe": champion.recipe}.items():
+                    if value is not None:
+                        tags[f"soupray.{tag}"] = value
                 model = client.create_logged_model(
                     self._experiment, name=name, source_run_id=run_id, tags=tags
                 )
                 client.finalize_logged_model(model.model_id, "READY")
                 version = client.create_model_version(
-                    name, champion.weights, run_id=run_id, model_id=model.model_id, tags=tags
+                    name,
+                    champion.weights or champion.recipe or champion.candidate,
+                    run_id=run_id,
+                    model_id=model.model_id,
+                    tags=tags,
                 )
             client.set_registered_model_alias(name, "champion", version.version)
 

@@ -216,27 +216,73 @@ def _size(candidate: Candidate, pool: Pool) -> int:
     return models + (candidate.failures.size_bytes if isinstance(candidate, VRFEnsemble) else 0)
 
 
-def best_soup(entries: list[Entry], outcomes: list[Outcome]) -> Outcome:
-    """Return the best outcome that is one model of several checkpoints, else of one checkpoint.
+LEVEL = 0.05
+"""Two entries are told apart if chance alone makes such a difference less often than this, among
+all comparisons with the first entry (Bonferroni's correction)."""
+
+
+class Champion(Record, frozen=True, kw_only=True):
+    """The entry to take, and why.
+
+    Attributes:
+        name: the champion: the cheapest of the entries that the data cannot tell from the first.
+        first: the entry that ranks first.
+        equals: these entries, in the order of the leaderboard; the first one is among them.
+        samples: number of samples on which entries are compared: those that rank them.
+    """
+
+    name: str
+    first: str
+    equals: tuple[str, ...]
+    samples: int
+
+
+def champion(
+    entries: list[Entry], outcomes: list[Outcome], reported: Reported, metric: Metric = "accuracy"
+) -> Champion:
+    """Choose the entry to take; see docs/decisions/0009.
+
+    An entry is told from the first one by McNemar's exact test on the samples that rank the
+    leaderboard, with Bonferroni's correction for the number of different models. The cheapest of
+    the others needs the fewest forward passes, then the fewest bytes; then it ranks highest. With
+    `metric: nll` there is no such test, and only entries with the first one's model are its equals.
 
     Args:
         entries: the leaderboard, best first.
         outcomes: what the recipes chose.
+        reported: scores by (model, name of the split).
+        metric: the metric that ranks the entries.
     """
     by_name = {o.name: o for o in outcomes}
-    models = [
-        o
-        for o in (by_name[e.name] for e in entries)
-        if not isinstance(o.candidate, OutputEnsemble | VRFEnsemble)
-    ]
-    soups = [o for o in models if len(o.candidate.checkpoints) > 1]
-    return (soups or models)[0]
+
+    def ranked(entry: Entry) -> Scores:
+        outcome = by_name[entry.name]
+        return reported.get((outcome.candidate, "rank"), outcome.held_out)
+
+    first, *others = entries
+    compared = len({e.candidate for e in entries}) - 1
+
+    def is_equal(entry: Entry) -> bool:
+        if entry.candidate == first.candidate:
+            return True
+        if metric == "nll":
+            return False
+        p = mcnemar(*discordant(ranked(first), ranked(entry)))
+        return p * compared >= LEVEL
+
+    equals = [first, *(entry for entry in others if is_equal(entry))]
+    cheapest = min(equals, key=lambda e: (e.forward_passes_per_sample, e.size_bytes))
+    return Champion(
+        name=cheapest.name,
+        first=first.name,
+        equals=tuple(e.name for e in equals),
+        samples=ranked_on(first).n,
+    )
 
 
-def model_of(outcome: Outcome) -> WeightCandidate:
-    """Return the model of an outcome that is not an ensemble."""
-    assert not isinstance(outcome.candidate, OutputEnsemble | VRFEnsemble)
-    return outcome.candidate
+def one_model(candidate: Candidate) -> WeightCandidate | None:
+    """Return the candidate if it is one model, or None if it is an ensemble."""
+    return None if isinstance(candidate, OutputEnsemble | VRFEnsemble) else candidate
 
 
 def as_csv(entries: list[Entry]) -> str:

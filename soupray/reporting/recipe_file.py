@@ -12,7 +12,7 @@ from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, Weig
 from soupray.core.errors import CheckpointError, ChecksumMismatch, ConfigError, one_line
 from soupray.core.names import Sha256
 from soupray.core.records import BlobRef, Record, decode
-from soupray.evaluation.local import about
+from soupray.evaluation.live_model import about
 from soupray.maths.weights import Mixer
 from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec, parse_data
@@ -33,7 +33,12 @@ class Foreign(Record, frozen=True, kw_only=True):
 
 
 class RecipeFile(Record, frozen=True, kw_only=True):
-    """How a soup is made. `sha256` is the digest of its safetensors file, or None if not made yet.
+    """How the model of a leaderboard entry is made.
+
+    `sha256` is the digest of the safetensors file that `rebuild` writes; None for an ensemble,
+    which has several models, and in some files of older versions. `digests` are those of an
+    ensemble's soups, by the digest of the soup. `shape` is that of one sample of test: [C, H, W],
+    or [L] for texts.
 
     `ingredients` names the checkpoints for readers: the trial's key, zero_shot or init. `spec`
     gives the store and the model; it contains no secret. `statistics` are the BatchNorm buffers
@@ -50,6 +55,8 @@ class RecipeFile(Record, frozen=True, kw_only=True):
     sha256: Sha256 | None
     spec: dict[str, Any]
     foreign: tuple[Foreign, ...] = ()
+    digests: dict[Sha256, Sha256] = msgspec.field(default_factory=dict)
+    shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse (ValueError) a digest of weights that an ensemble does not have."""
@@ -200,12 +207,13 @@ def weights_of(
                 f"{recipe.name}: tensor {name!r} is not finite. An ingredient has NaN or infinite "
                 "weights: make the soup again without it (`soupray check` names it)."
             )
-    if recipe.sha256 is None:
+    wanted = recipe.digests.get(member.digest, recipe.sha256)
+    if wanted is None:
         return weights
-    if (sha256 := digest_of(weights, about(member))) != recipe.sha256:
+    if (sha256 := digest_of(weights, about(member))) != wanted:
         raise ChecksumMismatch(
             f"{recipe.name}: its weights have SHA-256 {sha256}, but the recipe recorded "
-            f"{recipe.sha256}. The ingredients are verified, so that the recipe was edited, or the "
+            f"{wanted}. The ingredients are verified, so that the recipe was edited, or the "
             "code that averages them changed: use the version of soupray that wrote the recipe."
         )
     return weights

@@ -13,12 +13,22 @@ from msgspec import Meta
 from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.errors import CheckpointError, NotFound
 from soupray.core.names import inside
-from soupray.core.ports import Champion, TrackedRun, Tracker
-from soupray.core.records import Basis, BlobRef, CheckpointRef, Pool, Scores, encode, encode_pretty
+from soupray.core.ports import Registered, TrackedRun, Tracker
+from soupray.core.records import (
+    Basis,
+    BlobRef,
+    CheckpointRef,
+    Pool,
+    Record,
+    Scores,
+    encode,
+    encode_pretty,
+)
+from soupray.recipes import Wanted
 from soupray.reporting.plots import draw_all
-from soupray.reporting.ranking import Entry, as_csv, names_of
+from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_model
 from soupray.reporting.recipe_file import Foreign, RecipeFile
-from soupray.reporting.runs import entry_key, entry_run, sweep_run, trial_run
+from soupray.reporting.runs import SHORT, entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.tracker import open_tracker
 from soupray.search.state import find_basis, find_state
 from soupray.services.home import atomic_write
@@ -31,20 +41,48 @@ from soupray.store.objects import Store, find_record, list_ours, read_record, re
 LEADERBOARD = "leaderboard.json"
 RUNS = "runs.json"
 CHAMPION = "champion.json"
+RUN = "run.json"
 SHOWN = (LEADERBOARD, "leaderboard.csv", "robustness.png", "greedy_trace.png")
 """Files that the tracker shows with the run of the sweep."""
 
 
-class SoupResult(NamedTuple):
-    """All results of a soup run, best entry first."""
+class SoupRun(Record, frozen=True, kw_only=True):
+    """A run of `soup`: what it was asked for, and the entry to take.
 
+    Attributes:
+        key: digest of all inputs of its choices (32 hex); names its leaderboard in the store.
+        made: when the choices were made, in seconds since the epoch.
+        recipes: the recipes with their options.
+        ingredients: number of models in the pool.
+        entries: number of entries on the leaderboard.
+        champion: the entry to take.
+    """
+
+    key: str
+    made: float
+    recipes: Wanted
+    ingredients: int
+    entries: int
+    champion: Champion
+
+
+class SoupResult(NamedTuple):
+    """All results of a soup run, best entry first.
+
+    `key` names the leaderboard in the store. `weights` are those of the champion; None if it is an
+    ensemble. `digests` are those of the files of weights, by the digest of the soup.
+    """
+
+    key: str
+    recipes: Wanted
     entries: list[Entry]
     outcomes: list[Outcome]
     pool: Pool
     basis: Basis
     reported: dict[tuple[Candidate, str], Scores]
-    soup: Outcome
-    weights: CheckpointRef
+    champion: Champion
+    weights: CheckpointRef | None
+    digests: dict[str, str]
     statistics: dict[str, BlobRef]
     services: Services
     made: float
@@ -57,10 +95,10 @@ def slug(name: str) -> str:
 
 
 def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Path]:
-    """Write leaderboard, figures, recipe files and the best soup to `output` and the store.
+    """Write leaderboard, figures, recipe files and the champion to `output` and the store.
 
-    A later run may replace these files in the store. The choices and scores behind them are never
-    overwritten. The weights are in the store already and are only copied to `output`.
+    The store keeps the files of every run. The weights are in the store already and are only copied
+    to `output`.
 
     Args:
         result: the results of the run.
@@ -76,23 +114,29 @@ def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Pat
         LEADERBOARD: encode_pretty(result.entries),
         "leaderboard.csv": as_csv(result.entries).encode(),
         RUNS: encode(tracked_runs(result, spec)),
-        CHAMPION: encode(_champion(result, spec)),
+        CHAMPION: encode(_registered(result, spec)),
+        RUN: encode_pretty(_made(result)),
     }
     for outcome in result.outcomes:
-        files[f"{slug(outcome.name)}.recipe.json"] = encode_pretty(_recipe(outcome, result, spec))
+        files[recipe_name(outcome.name)] = encode_pretty(_recipe(outcome, result, spec))
     for name, data in files.items():
         atomic_write(output / name, data)
     world = (result.pool, result.basis)
     drawn = draw_all(output, result.entries, result.outcomes, world, result.reported)
     store = result.services.place.open_store()
     for name in (*files, *drawn):
-        store.put(_in_store(spec, name), (output / name).read_bytes())
+        data = (output / name).read_bytes()
+        store.put(layout.leaderboard_file(spec.name, result.key, name), data)
+        store.put(_in_store(spec, name), data)
     for old in list_ours(store, layout.results(spec.name)):
         if old.rpartition("/")[2] not in {*files, *drawn}:
             store.delete(old)
     remove_stale(output, earlier, {*files, *drawn})
-    weights = _copy_weights(result.services.place, result.weights.sha256, result.soup.name, output)
-    return [output / LEADERBOARD, output / "leaderboard.csv", *drawn.values(), weights]
+    shown = [output / LEADERBOARD, output / "leaderboard.csv", *drawn.values()]
+    if result.weights is not None:
+        place, name = result.services.place, result.champion.name
+        shown.append(_copy_weights(place, result.weights.sha256, name, output))
+    return shown
 
 
 def recipes_in(output: Path) -> dict[Path, bytes]:
@@ -137,28 +181,114 @@ def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
     if not paths:
         raise NotFound(f"no results of {spec.name} in {store.url}: run `soupray soup` first.")
     views = {inside(output, path.rpartition("/")[2]): read_view(store, path) for path in paths}
-    recipes = [read_record(store, p, RecipeFile) for p in paths if p.endswith(".recipe.json")]
+    for path in paths:
+        if path.endswith(".recipe.json"):
+            read_record(store, path, RecipeFile)
+    taken = find_record(store, _in_store(spec, CHAMPION), Registered)
     earlier = recipes_in(output)
     for target, data in views.items():
         atomic_write(target, data)
     remove_stale(output, earlier, {target.name for target in views})
-    made = [
-        _copy_weights(place, recipe.sha256, recipe.name, output)
-        for recipe in recipes
-        if recipe.sha256 is not None
-    ]
-    return [*views, *made]
+    if taken is None or taken.sha256 is None:
+        return list(views)
+    return [*views, _copy_weights(place, taken.sha256, name_of(taken.entry), output)]
 
 
-def stored_leaderboard(spec: SweepSpec, home: Path) -> tuple[list[Entry], Basis]:
-    """Return the leaderboard of the last soup, and the basis. Raises NotFound if there is none."""
+def stored_leaderboard(
+    spec: SweepSpec, home: Path, key: str | None = None
+) -> tuple[list[Entry], Basis, SoupRun | None]:
+    """Return a leaderboard, its basis, and the run of `soup` that made it.
+
+    Args:
+        spec: the sweep.
+        home: folder for the state of this machine.
+        key: of the run, or its first characters; None for the newest one.
+
+    Returns:
+        Entries, best first; the basis; the run, or None if an older version made it.
+
+    Raises:
+        NotFound: there is no such leaderboard.
+    """
     store = find_place(spec, home).open_store()
+    folder = layout.results(spec.name)
+    if key is not None:
+        folder = f"{layout.leaderboards(spec.name)}/{_whole(store, spec, key)}"
     basis = find_basis(store, spec)
-    path = _in_store(spec, LEADERBOARD)
+    path = f"{folder}/{LEADERBOARD}"
     entries = find_record(store, path, Annotated[list[Entry], Meta(min_length=1)])
     if basis is None or entries is None:
         raise NotFound(f"no leaderboard of {spec.name} in {store.url}: run `soupray soup` first.")
-    return entries, basis
+    return entries, basis, find_record(store, f"{folder}/{RUN}", SoupRun)
+
+
+def soup_runs(store: Store, spec: SweepSpec) -> list[SoupRun]:
+    """Return all runs of `soup` with leaderboards in the store, the newest last."""
+    paths = list_ours(store, layout.leaderboards(spec.name))
+    found = [read_record(store, path, SoupRun) for path in paths if path.endswith(f"/{RUN}")]
+    return sorted(found, key=lambda run: (run.made, run.key))
+
+
+def _whole(store: Store, spec: SweepSpec, key: str) -> str:
+    """Return the key of the run that begins with `key`. Raises NotFound."""
+    known = [run.key for run in soup_runs(store, spec)]
+    found = [one for one in known if one.startswith(key)]
+    if len(found) != 1:
+        shown = ", ".join(one[:SHORT] for one in known) or "none"
+        raise NotFound(
+            f"{len(found)} runs of soup on {spec.name} begin with {key!r}. There are: {shown} "
+            "(`soupray rank --list`)."
+        )
+    return found[0]
+
+
+def stored_candidates(store: Store, spec: SweepSpec, key: str) -> tuple[str, dict[str, Candidate]]:
+    """Return the key of a run, and its models by entry in the order of its leaderboard.
+
+    Args:
+        store: the store.
+        spec: the sweep.
+        key: of the run, or its first characters.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    whole = _whole(store, spec, key)
+
+    def file(name: str) -> str:
+        return layout.leaderboard_file(spec.name, whole, name)
+
+    entries = read_record(store, file(LEADERBOARD), list[Entry])
+    recipes = (read_record(store, file(recipe_name(e.name)), RecipeFile) for e in entries)
+    return whole, {recipe.name: recipe.candidate for recipe in recipes}
+
+
+def stored_recipe(spec: SweepSpec, home: Path, entry: str | None) -> RecipeFile:
+    """Return the recipe file of an entry on the newest leaderboard.
+
+    Args:
+        spec: the sweep.
+        home: folder for the state of this machine.
+        entry: name of the entry; None for the champion.
+
+    Raises:
+        NotFound: there is no leaderboard, or no such entry.
+    """
+    store = find_place(spec, home).open_store()
+    if entry is None:
+        taken: Registered | None = find_record(store, _in_store(spec, CHAMPION), Registered)
+        entry = None if taken is None else name_of(taken.entry)
+    paths = [p for p in list_ours(store, layout.results(spec.name)) if p.endswith(".recipe.json")]
+    if entry is None or not paths:
+        raise NotFound(f"{spec.name} has no champion yet in {store.url}: run `soupray soup` first.")
+    recipes = {recipe.name: recipe for recipe in (read_record(store, p, RecipeFile) for p in paths)}
+    if entry not in recipes:
+        raise NotFound(
+            f"the leaderboard of {spec.name} has no entry {entry!r}. It has: "
+            f"{', '.join(sorted(recipes))}."
+        )
+    found: RecipeFile = recipes[entry]
+    return found
 
 
 def publish(spec: SweepSpec, home: Path) -> int:
@@ -170,7 +300,7 @@ def publish(spec: SweepSpec, home: Path) -> int:
     store = services.place.open_store()
     runs = stored_runs(store, spec)
     tracker = open_tracker(spec, services)
-    _index(tracker, runs, find_record(store, _in_store(spec, CHAMPION), Champion))
+    _index(tracker, runs, find_record(store, _in_store(spec, CHAMPION), Registered))
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for path in store.list(layout.results(spec.name)):
@@ -189,14 +319,16 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
         raise NotFound(f"nothing was swept with this spec ({spec.name}) in {store.url}.")
     manifests = state.manifests
     runs = {r.key: r for r in (trial_run(spec, m) for m in manifests)}
-    souped: list[TrackedRun] | None = find_record(store, _in_store(spec, RUNS), list[TrackedRun])
-    for run in souped or []:
-        if run.parent != spec.name or not run.key.startswith(f"{spec.name}/"):
-            raise CheckpointError(
-                f"{_in_store(spec, RUNS)} in {store.url} has the run {run.key!r}, which is not one "
-                f"of {spec.name}: it was copied there, or edited. Run `soupray soup` again."
-            )
-        runs[run.key] = run
+    boards = [layout.leaderboard_file(spec.name, r.key, RUNS) for r in soup_runs(store, spec)]
+    for path in boards or [_in_store(spec, RUNS)]:  # older versions wrote no other
+        souped: list[TrackedRun] | None = find_record(store, path, list[TrackedRun])
+        for run in souped or []:
+            if run.parent != spec.name or not run.key.startswith(f"{spec.name}/"):
+                raise CheckpointError(
+                    f"{path} in {store.url} has the run {run.key!r}, which is not one of "
+                    f"{spec.name}: it was copied there, or edited. Run `soupray soup` again."
+                )
+            runs[run.key] = run
     started = min((m.started for m in manifests), default=0.0)
     finished = max((m.finished for m in manifests), default=None)
     return [sweep_run(spec, started, finished), *runs.values()]
@@ -212,24 +344,49 @@ def publish_soup(result: SoupResult, spec: SweepSpec, files: list[Path]) -> None
     """
     tracker = open_tracker(spec, result.services)
     runs = stored_runs(result.services.place.open_store(), spec)
-    _index(tracker, runs, _champion(result, spec))
+    _index(tracker, runs, _registered(result, spec))
     tracker.attach(spec.name, [p for p in files if p.name in SHOWN])
 
 
-def _champion(result: SoupResult, spec: SweepSpec) -> Champion:
-    """Return the best soup as an entry of the model registry, with the URL of its weights."""
-    return Champion(
-        model=f"soupray-{spec.name}",
-        entry=entry_key(spec, result.soup.name),
-        candidate=result.soup.candidate.digest,
-        weights=f"{result.services.place.storage}/{layout.weights(result.weights.sha256)}",
-        sha256=result.weights.sha256,
-        size_bytes=result.weights.size_bytes,
+def _made(result: SoupResult) -> SoupRun:
+    return SoupRun(
+        key=result.key,
+        made=result.made,
+        recipes=result.recipes,
+        ingredients=len(result.pool.ingredients),
+        entries=len(result.entries),
+        champion=result.champion,
     )
 
 
-def _index(tracker: Tracker, runs: list[TrackedRun], champion: Champion | None) -> None:
-    """Write `runs`, and remove entries of an earlier leaderboard, whose ranks are outdated."""
+def _registered(result: SoupResult, spec: SweepSpec) -> Registered:
+    """Return the champion as an entry of the model registry."""
+    entry = next(e for e in result.entries if e.name == result.champion.name)
+    storage, weights = result.services.place.storage, result.weights
+    file = layout.leaderboard_file(spec.name, result.key, recipe_name(entry.name))
+    return Registered(
+        model=f"soupray-{spec.name}",
+        entry=entry_key(spec, result.key, entry.name),
+        candidate=entry.candidate,
+        weights=None if weights is None else f"{storage}/{layout.weights(weights.sha256)}",
+        sha256=None if weights is None else weights.sha256,
+        size_bytes=entry.size_bytes,
+        recipe=f"{storage}/{file}",
+    )
+
+
+def name_of(key: str) -> str:
+    """Return the name of the entry with this key in the tracker."""
+    return key.rpartition("/")[2]
+
+
+def recipe_name(entry: str) -> str:
+    """Return the name of the recipe file of an entry."""
+    return f"{slug(entry)}.recipe.json"
+
+
+def _index(tracker: Tracker, runs: list[TrackedRun], champion: Registered | None) -> None:
+    """Write `runs`, and remove entries that no leaderboard in the store has."""
     tracker.write(runs)
     tracker.keep("entry", {run.key for run in runs})
     if champion is not None:
@@ -250,12 +407,13 @@ def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
         runs.append(trial_run(spec, ingredient, test, shifts))
     by_name = {o.name: o for o in result.outcomes}
     for rank, entry in enumerate(result.entries, 1):
-        runs.append(entry_run(spec, entry, by_name[entry.name], rank, result.made))
+        outcome = by_name[entry.name]
+        runs.append(entry_run(spec, result.key, entry, outcome, rank, result.made))
     return runs
 
 
 def _recipe(outcome: Outcome, result: SoupResult, spec: SweepSpec) -> RecipeFile:
-    names = names_of(result.pool)
+    names, of, members = names_of(result.pool), result.digests, outcome.candidate.members
     return RecipeFile(
         name=outcome.name,
         recipe=outcome.recipe,
@@ -263,13 +421,13 @@ def _recipe(outcome: Outcome, result: SoupResult, spec: SweepSpec) -> RecipeFile
         candidate=outcome.candidate,
         ingredients={sha: names[sha] for sha in outcome.candidate.checkpoints},
         statistics={
-            m.digest: result.statistics[m.digest]
-            for m in outcome.candidate.members
-            if m.digest in result.statistics
+            m.digest: result.statistics[m.digest] for m in members if m.digest in result.statistics
         },
-        sha256=result.weights.sha256 if outcome.name == result.soup.name else None,
+        sha256=None if one_model(outcome.candidate) is None else of[outcome.candidate.digest],
         spec=spec.model_dump(mode="json"),
         foreign=_foreign(outcome, result),
+        digests={m.digest: of[m.digest] for m in members if m.digest in of},
+        shape=result.basis.shape,
     )
 
 

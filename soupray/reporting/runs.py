@@ -19,7 +19,7 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 
 SHORT = 8
-"""Number of characters of a trial's key in the name of its run."""
+"""Number of characters that are shown of the keys of trials and leaderboards."""
 
 
 def sweep_run(spec: SweepSpec, started: float, finished: float | None = None) -> TrackedRun:
@@ -98,18 +98,25 @@ def trial_run(
     )
 
 
-def entry_key(spec: SweepSpec, name: str) -> str:
-    """Return the key of a leaderboard entry in the tracker."""
-    return f"{spec.name}/entry/{name}"
+def entry_key(spec: SweepSpec, board: str, name: str) -> str:
+    """Return the key of a leaderboard entry in the tracker.
+
+    Args:
+        spec: the sweep.
+        board: key of the leaderboard.
+        name: of the entry.
+    """
+    return f"{spec.name}/entry/{board[:SHORT]}/{name}"
 
 
 def entry_run(
-    spec: SweepSpec, entry: Entry, outcome: Outcome, rank: int, when: float
+    spec: SweepSpec, board: str, entry: Entry, outcome: Outcome, rank: int, when: float
 ) -> TrackedRun:
     """Return the run of a leaderboard entry, with the trace of the recipe as a curve.
 
     Args:
         spec: the sweep.
+        board: key of the leaderboard.
         entry: the entry.
         outcome: what the recipe chose.
         rank: place on the leaderboard, from 1.
@@ -123,7 +130,7 @@ def entry_run(
     metrics["size_mb"] = entry.size_bytes / 1e6
     options = {f"recipe.{k}": v for k, v in entry.options.items()}
     return TrackedRun(
-        key=entry_key(spec, entry.name),
+        key=entry_key(spec, board, entry.name),
         kind="entry",
         name=entry.name,
         parent=spec.name,
@@ -132,7 +139,7 @@ def entry_run(
             "recipe": entry.recipe,
             **_params(options),
         },
-        tags={"soupray.candidate": entry.candidate},
+        tags={"soupray.candidate": entry.candidate, "soupray.leaderboard": board[:SHORT]},
         metrics=metrics,
         curves=_trace(outcome),
         started=when,

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from soupray.core.candidates import Candidate, Outcome, mean_of
+from soupray.core.candidates import Candidate, Outcome, WeightCandidate, mean_of
 from soupray.core.errors import CheckpointError, ConfigError, EvaluationError
 from soupray.core.progress import Show
 from soupray.core.records import Basis, Pool, Record, Scores, digest
+from soupray.core.requests import FileDigest
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.evaluation.selection import HeldOutSelection
@@ -19,7 +20,7 @@ from soupray.maths.metrics import on_classes_of, score
 from soupray.recipes import BY_NAME, RECIPES, Wanted, run_recipes, total_cost
 from soupray.recipes.recipe import PoolSize
 from soupray.reporting.plots import line_candidates
-from soupray.reporting.ranking import best_soup, leaderboard, model_of
+from soupray.reporting.ranking import champion, leaderboard, one_model
 from soupray.reporting.results import SoupResult
 from soupray.search.plan import CODE_VERSION
 from soupray.soup.check import refuse_or_note
@@ -97,14 +98,16 @@ def run_soup(
         if not others:
             for finding in refuse_or_note(session):
                 log.warning(f"{finding.what}. {finding.advice}.")
-        choices = _chosen(session, specs, recipes, allowed.large)
+        choices, key = _chosen(session, specs, recipes, allowed.large)
         for note in dict.fromkeys(n for o in choices.outcomes for n in o.notes):
             log.warning(f"{note}.")
-        return _result(session, spec, choices)
+        return _result(session, spec, choices, key)
 
 
-def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Wanted, large: bool) -> Choices:
-    """Run the recipes on held-out and training data and return their choices."""
+def _chosen(
+    session: Session, specs: Sequence[SweepSpec], recipes: Wanted, large: bool
+) -> tuple[Choices, str]:
+    """Run the recipes on held-out and training data. Return their choices, and the key of these."""
     spec, basis = specs[0], session.basis
     work = _choosing_work(session.pool, recipes)
     with watched(session.evaluator, "choosing", work, session.show) as progress:
@@ -117,30 +120,49 @@ def _chosen(session: Session, specs: Sequence[SweepSpec], recipes: Wanted, large
         )
         choices = choose(session.store, specs, selection, recipes, large)
         progress.finish()
-    return choices
+    return choices, layout.stem(choices_path(specs, selection.pool, choices.recipes))
 
 
-def _result(session: Session, spec: SweepSpec, choices: Choices) -> SoupResult:
-    """Report the choices on test and shift data, rank them, and store the best soup's weights."""
+def _result(session: Session, spec: SweepSpec, choices: Choices, key: str) -> SoupResult:
+    """Report the choices on test and shift data, rank them, and store the champion's weights."""
     pool, outcomes, evaluator = session.pool, choices.outcomes, session.evaluator
     asked = to_report(outcomes, pool)
     reported = _reported(session, asked)
     bodies = session.bodies([o.candidate for o in outcomes])
     entries = leaderboard(outcomes, pool, session.basis, reported, spec.metric, bodies)
-    soup = best_soup(entries, outcomes)
+    taken = champion(entries, outcomes, reported, spec.metric)
+    model = one_model(next(o.candidate for o in outcomes if o.name == taken.name))
     return SoupResult(
+        key=key,
+        recipes=choices.recipes,
         entries=entries,
         outcomes=outcomes,
         pool=pool,
         basis=session.basis,
         reported=reported,
-        soup=soup,
-        weights=evaluator.save(model_of(soup)),
+        champion=taken,
+        weights=None if model is None else evaluator.save(model),
+        digests=_digests(session, outcomes),
         statistics=evaluator.statistics(asked),
         services=session.services,
         made=choices.made,
         foreign=session.foreign,
     )
+
+
+def _digests(session: Session, outcomes: list[Outcome]) -> dict[str, str]:
+    """Return the SHA-256 of the file of each entry's model, and of each soup in an ensemble.
+
+    A single model in an ensemble is verified by the digest that names it in the store.
+    """
+    wanted: dict[WeightCandidate, None] = {}
+    for outcome in outcomes:
+        model = one_model(outcome.candidate)
+        members = [m for m in outcome.candidate.members if len(m.checkpoints) > 1]
+        wanted |= dict.fromkeys(members if model is None else [model])
+    asked = [FileDigest(model=member) for member in wanted]
+    found = session.evaluator.measure(asked, session.basis.split("held_out"))
+    return {member.digest: sha for member, sha in zip(wanted, found, strict=True)}
 
 
 def _reported(session: Session, asked: list[Candidate]) -> dict[tuple[Candidate, str], Scores]:

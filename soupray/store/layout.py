@@ -24,14 +24,15 @@
     sweeps/<name>/choices/<key>.json            Choices: what the recipes chose; never changed
     sweeps/<name>/diagnoses/<key>.json          Diagnosis: how the models of the pool differ
     sweeps/<name>/results/<file>                newest leaderboard, figures and recipe files
+    sweeps/<name>/leaderboards/<key>/<file>     the same of each run of `soup`, by its choices
 
     doctor/<id>                                 written, read and deleted by `soupray doctor`
 
-`lease.json`, `progress.json`, and the files in `resume/` and `results/` are overwritten. Files in
-`weights/` and `blobs/` may be written again with the same bytes. Every other object is written once
-and never overwritten. A file of arrays is written before the record that names it. `<key>`,
-`<basis>` and `<search>` are digests of all inputs of the object. Only `soupray gc` deletes objects
-of other processes.
+`lease.json`, `progress.json`, and the files in `resume/`, `results/` and `leaderboards/` are
+overwritten. Files in `weights/` and `blobs/` may be written again with the same bytes. Every other
+object is written once and never overwritten. A file of arrays is written before the record that
+names it. `<key>`, `<basis>` and `<search>` are digests of all inputs of the object. Only
+`soupray gc` deletes objects of other processes.
 """
 
 from __future__ import annotations
@@ -173,6 +174,16 @@ def results_file(sweep: str, name: str) -> str:
     return joined(SWEEPS, sweep, "results", name)
 
 
+def leaderboards(sweep: str) -> str:
+    """Return the folder of the results of all runs of `soup`."""
+    return joined(SWEEPS, sweep, "leaderboards")
+
+
+def leaderboard_file(sweep: str, key: str, name: str) -> str:
+    """Return the path of one file of the results of one run, from the key of its choices."""
+    return joined(SWEEPS, sweep, "leaderboards", key, name)
+
+
 def probe(name: str) -> str:
     """Return the path of an object that `soupray doctor` writes, reads and deletes."""
     return joined("doctor", name)
@@ -188,7 +199,7 @@ _OURS = re.compile(
     rf"|(evaluations|decisions|answers|statistics|soups)/{_HEX}{{32}}\.json"
     rf"|{SWEEPS}/{_SWEEP}/(lease|progress|specs/{_HEX}{{64}}|(choices|diagnoses)/{_HEX}{{32}}"
     rf"|asked/{_HEX}{{16}}/[0-9]{{5,}}|stopped/{_HEX}{{16}}/{_HEX}{{16}})\.json"
-    rf"|{SWEEPS}/{_SWEEP}/results/[a-z0-9_]+(\.recipe)?\.(json|csv|png)"
+    rf"|{SWEEPS}/{_SWEEP}/(results|leaderboards/{_HEX}{{32}})/[a-z0-9_]+(\.recipe)?\.(json|csv|png)"
 )
 """The paths of all objects that are listed at the top of this module, but of `doctor/`."""
 

@@ -87,6 +87,11 @@ class TextTask:
                 f"task.max_tokens = {spec.max_tokens}: {spec.model} reads at most {limit}."
             )
 
+    @property
+    def max_tokens(self) -> int:
+        """The largest number of tokens that `inputs` keeps of a text."""
+        return self._spec.max_tokens
+
     def model(self) -> TextClassifier:
         """A new body with a head. The values of its weights are not defined."""
         return self._classifier(pretrained=False)
@@ -104,6 +109,10 @@ class TextTask:
         tokens = self._tokens(unpack(samples.cpu().numpy()))
         return tokens.to(samples.device)
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Number of tokens of each text, before anything is cut."""
+        return [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
+
     def refuse_long(self, split: str, samples: torch.Tensor) -> None:
         """Refuse texts that `inputs` would cut.
 
@@ -115,7 +124,7 @@ class TextTask:
             ConfigError: a text has more than `max_tokens` tokens.
         """
         texts, limit = unpack(samples.numpy()), self._spec.max_tokens
-        lengths = [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
+        lengths = self.lengths(texts)
         longest = max(range(len(texts)), key=lambda i: lengths[i])
         if lengths[longest] > limit:
             raise ConfigError(

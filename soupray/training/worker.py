@@ -105,6 +105,7 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
         anchor=anchor,
         anchor_name=spec.anchor,
         notes=here.data.notes,
+        shape=here.data.samples(here.data.split("test"))[0].shape[1:],
     )
     return create_record(here.checkpoints.store, layout.basis(basis.key), basis)
 

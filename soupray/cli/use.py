@@ -1,0 +1,91 @@
+"""The verbs that use a model of a leaderboard: predict."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from soupray.cli.options import home_option, json_option
+
+# Imports that take time are made inside the commands: `soupray --help` is instant.
+
+
+@click.command()
+@click.argument("what")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@home_option
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File .csv, .jsonl or .parquet. Default: CSV on standard output.",
+)
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes.")
+@click.option("--probabilities", is_flag=True, help="A column for each class.")
+@click.option("--column", help="Of a table: the texts or paths. Default: text, path, the only one.")
+@click.option("--device", help="cpu, cuda or cuda:N. Default: a GPU if there is one.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Default: that of the evaluation.")
+@json_option
+def predict(
+    what: str,
+    inputs: tuple[str, ...],
+    home: Path,
+    output: Path | None,
+    top: int,
+    probabilities: bool,
+    column: str | None,
+    device: str | None,
+    batch_size: int | None,
+    as_json: bool,
+) -> None:
+    r"""Predict the class of each INPUT with a model of a leaderboard.
+
+    WHAT is a *.recipe.json file, SWEEP:ENTRY or SWEEP@champion; SWEEP is the name of a sweep of
+    this home or the path of a spec. INPUT is a folder or files of images, a table (.csv, .tsv,
+    .jsonl) of paths or texts, a .txt file of texts, or - for lines on standard input.
+
+    Inputs that cannot be read are named, and the exit status is 1; the others are written.
+    --json prints a summary in place of the predictions.
+
+    \b
+    soupray predict digits@champion photos/ --output predictions.csv
+    soupray predict digits:greedy 5.png 7.png --top 3
+    cat reviews.txt | soupray predict reviews@champion - --probabilities
+    """
+    from soupray.cli.console import Bars, say
+    from soupray.cli.tables import print_json
+    from soupray.core.errors import ConfigError
+    from soupray.inference.load import load
+    from soupray.inference.predict import FORMATS, Wanted, columns_of, writer
+    from soupray.inference.predict import predict as run
+    from soupray.inference.sources import find_inputs
+
+    if output is not None and output.suffix.lower() not in FORMATS:
+        raise ConfigError(
+            f"--output {output}: the ending says the format; it is one of {', '.join(FORMATS)}."
+        )
+    model = load(what, home=home, device=device, batch_size=batch_size)
+    found = find_inputs(inputs, model.reader.kind, column, sys.stdin)
+    for note in found.notes:
+        say(f"note: {note}.")
+    wanted = Wanted(top, probabilities)
+    quiet = as_json and output is None
+    with writer(output, columns_of(model.classes, wanted), sys.stdout, quiet) as write:
+        done = run(model, found, wanted, write, Bars())
+    for how, count in sorted(done.done.items()):
+        say(f"note: {count} of {len(found.given)} inputs: {how}.")
+    for name, why in done.failed.items():
+        say(f"cannot be read: {name}: {why}")
+    if as_json:
+        print_json(done)
+    shares = sorted(done.classes.items(), key=lambda one: -one[1])
+    said = ", ".join(f"{name} {count}" for name, count in shares[:6])
+    say(
+        f"{done.predicted} of {len(found.given)} inputs predicted with {model.name}: "
+        f"{said}{' ...' if len(shares) > 6 else ''}.{f' {output}' if output else ''}"
+    )
+    sys.exit(1 if done.failed else 0)
+
+
+VERBS = (predict,)

@@ -1,0 +1,148 @@
+"""The model of a leaderboard entry, ready for use: a single model, a soup, an ensemble or VRF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from soupray.core.arrays import Images, Logits, Probabilities
+from soupray.inference.inputs import Read, Reader, all_read
+from soupray.inference.predictor import Predictor
+from soupray.reporting.recipe_file import RecipeFile, spec_of
+
+CHUNK = 1024
+"""About the number of inputs that are in memory at a time."""
+
+
+class Model:
+    """A model of a leaderboard; `soupray.load` makes it.
+
+    Images and texts are prepared as in the evaluation, and run in batches of the same size, so that
+    its answers are those of the leaderboard. Several threads may use one model.
+
+    Attributes:
+        name: the entry, for example `greedy`.
+        classes: names of the classes, in the order of the columns of all results.
+        device: where it runs, `cpu` or `cuda`.
+        batch_size: samples in a forward pass.
+        reader: prepares the inputs; `reader.counted.done` counts what was done to them.
+        recipe: the recipe file as a record: ingredients, digests, spec.
+    """
+
+    def __init__(
+        self, recipe: RecipeFile, predictor: Predictor, reader: Reader, device: str, batch_size: int
+    ) -> None:
+        """Join the parts of a model. Use `soupray.load`."""
+        self.recipe, self.reader, self.device, self.batch_size = recipe, reader, device, batch_size
+        self.name, self._spec = recipe.name, spec_of(recipe)
+        self.classes = tuple(self._spec.task.classes)
+        self._predictor = predictor
+
+    def preprocess(self, inputs: Any) -> Images:
+        """Return inputs in the form in which the model was evaluated, before normalisation.
+
+        Args:
+            inputs: as in `predict_proba`.
+
+        Returns:
+            uint8: images [N, C, H, W] with values from 0 to 255, or the bytes of texts [N, L].
+
+        Raises:
+            InputError: inputs that cannot be read; the message names each.
+        """
+        given = self.reader.split(inputs)
+        return all_read(self.reader.read(given), given, 0)
+
+    def logits(self, inputs: Any) -> Logits:
+        """Return the logits, float32 [N, C]; arguments and errors as in `predict_proba`."""
+        given = self.reader.split(inputs)
+        if len(given) == 0:
+            return np.zeros((0, len(self.classes)), np.float32)
+        found, first = [], 0
+        for part, read in self.parts(given):
+            found.append(self.run(all_read(read, part, first)))
+            first += len(part)
+        return np.concatenate(found)
+
+    def predict_proba(self, inputs: Any) -> Probabilities:
+        """Return the probabilities of each class.
+
+        Args:
+            inputs: N images or N texts. Images are a list of paths, URLs of objects in the store,
+                bytes of image files, Pillow images or uint8 arrays [H, W, C]; or one uint8 array
+                [N, 1 or 3, H, W]. Texts are a list of str. One path, image or text alone is a batch
+                of one.
+
+        Returns:
+            float32 [N, C], classes in the order of `classes`. Each row sums to one.
+
+        Raises:
+            InputError: inputs that cannot be read; the message names each.
+        """
+        # In float32, as the leaderboard's NLL has it.
+        found: Probabilities = softmax(self.logits(inputs), axis=1).astype(np.float32)
+        return found
+
+    __call__ = predict_proba
+
+    def predict(self, inputs: Any) -> list[str]:
+        """Return the name of the most probable class of each of the N inputs.
+
+        Args:
+            inputs: as in `predict_proba`.
+
+        Raises:
+            InputError: inputs that cannot be read; the message names each.
+        """
+        return [self.classes[row] for row in self.logits(inputs).argmax(axis=1)]
+
+    def parts(self, given: Any) -> Iterator[tuple[Any, Read]]:
+        """Read inputs part by part; a part is a whole number of batches, except the last one.
+
+        Args:
+            given: what `reader.split` returned.
+
+        Yields:
+            Some of the inputs, and what came of reading them.
+        """
+        step = self.batch_size * max(1, CHUNK // self.batch_size)
+        for start in range(0, len(given), step):
+            part = given[start : start + step]
+            yield part, self.reader.read(part)
+
+    def run(self, samples: Images) -> Logits:
+        """Return the logits [N, C] of samples that `preprocess` returned."""
+        if len(samples) == 0:
+            return np.zeros((0, len(self.classes)), np.float32)
+        return self._predictor.logits(samples)
+
+    def summary(self) -> str:
+        """Return what the model is and what it reads, in a few lines of text."""
+        recipe, look = self.recipe, getattr(self.reader, "look", None)
+        names = list(recipe.ingredients.values())
+        reads = self.reader.what
+        if look is not None:
+            colours = "grey" if look.channels == 1 else "RGB"
+            reads += f"; brought to {look.size} x {look.size} pixels, {colours}"
+        passes = len(recipe.candidate.members)
+        lines = [
+            f"{self.name} of sweep {self._spec.name}: {self._spec.task.kind} "
+            f"{getattr(self._spec.task, 'model', '')}, {_models(passes)}",
+            f"made of {len(names)}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
+            f"reads {reads}",
+            f"{len(self.classes)} classes: {', '.join(self.classes[:10])}"
+            f"{' ...' if len(self.classes) > 10 else ''}",
+            f"runs on {self.device} in batches of {self.batch_size}",
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """Return the first line of the summary."""
+        return f"<soupray model: {self.summary().splitlines()[0]}>"
+
+
+def _models(count: int) -> str:
+    return "one model" if count == 1 else f"{count} models whose outputs are joined"
