@@ -2,10 +2,13 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, inside
+from PIL import Image
+from sklearn.datasets import load_digits
 
 import soupray
 from soupray.core.hyperparameters import TABLE
@@ -78,3 +81,32 @@ def test_the_hyperparameters_of_the_documents_are_those_of_the_program():
         )
         for h in TABLE
     ]
+
+
+def test_what_the_readme_shows_after_the_demo_runs(run, tmp_path, monkeypatch, capsys):
+    """As it stands, but for the name of the sweep: the main job's is a smaller digits."""
+    page = (ROOT / "README.md").read_text().split("## Two commands")[1].split("## Where")[0]
+    page = page.replace("digits@", "mini@").replace("results/digits", "results/mini")
+    (tmp_path / ".home").symlink_to(run.home)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "mini").symlink_to(run.output)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOUPRAY_SPEC", str(run.spec))
+    digits = load_digits()
+    for number in (0, 1):
+        path = tmp_path / "photos" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray((digits.images[number] * 15).astype("uint8")).save(path)
+    commands = re.findall(r"^    soupray (?!ui)(.+?)(?: {2,}#.*| # .*)?$", page, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["predict", "rank", "rebuild"]
+    for command in commands:
+        inside(*shlex.split(command))
+    rows = (tmp_path / "predictions.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[:2] for row in rows] == [
+        ["photos/0.png", "zero"],
+        ["photos/1.png", "one"],
+    ]
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    capsys.readouterr()
+    exec(snippet, {})
+    assert "['zero', 'one', 'two', 'three', 'four']" in capsys.readouterr().out

@@ -108,6 +108,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path):
         (np.zeros((3, 4, 4), np.uint8), r"not \[3, 4, 4\]. Put one image into a list"),
         ([[1.0, 2.0]], r"not float64 \[1, 2\]"),
         (3, "int64"),
+        ([[1, 2], [3]], "no array of images: "),
     ],
 )
 def test_arrays_that_are_no_images_are_refused(given, said):

@@ -66,7 +66,16 @@ class _Messages(logging.Handler):
 
 
 def show_log() -> None:
-    """Show what the library logs, from INFO on. Calling it again changes nothing."""
+    """Show what the library logs, from INFO on. Calling it again changes nothing.
+
+    Other libraries' warnings are shown as Python shows them without any handler. Some of these
+    libraries log through the root logger, which would give it a handler that repeats our lines.
+    """
+    if not logging.root.handlers:
+        others = logging.StreamHandler()
+        others.setLevel(logging.WARNING)
+        others.addFilter(lambda record: not record.name.startswith("soupray"))
+        logging.root.addHandler(others)
     log = logging.getLogger("soupray")
     log.setLevel(logging.INFO)
     if not any(isinstance(handler, _Messages) for handler in log.handlers):

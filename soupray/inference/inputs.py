@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from soupray.core.arrays import Images, Uint8
-from soupray.core.errors import InputError, StoreError, one_line
+from soupray.core.errors import InputError, SouprayError, one_line
 from soupray.core.texts import cut, pack
 from soupray.data.decoding import Look, decoded
 from soupray.data.folders import MOST_BYTES
@@ -60,8 +60,8 @@ class ImageReader:
 
     An input is a path, the URL of an object (`fetch` reads it), the bytes of a file, an image of
     Pillow, or an array uint8 [H, W], [H, W, C] or [C, H, W] with C = 1 or 3. Many images of one
-    size may also be one array [N, C, H, W] or [N, H, W, C]. An array of the right size is taken as
-    it is.
+    size may also be one array [N, C, H, W] or [N, H, W, C]. Such an array of the right size is
+    taken as it is: it is what `Model.preprocess` returns.
     """
 
     kind = "images"
@@ -86,7 +86,7 @@ class ImageReader:
             return [inputs]
         if isinstance(inputs, list | tuple) and not _is_numbers(inputs):
             return inputs
-        array: Any = np.asarray(inputs)
+        array = _array(inputs)
         if array.dtype != np.uint8:
             raise InputError(
                 f"images are uint8 with values from 0 to 255, not {array.dtype} "
@@ -134,7 +134,7 @@ class ImageReader:
                 if channels != self.look.channels:
                     self.counted.add(f"converted to {self.look.channels} channels")
             image = decoded(raw, self.look)
-        except (Unreadable, StoreError) as error:
+        except (Unreadable, SouprayError) as error:
             return str(error)
         except OSError as error:
             return error.strerror or type(error).__name__
@@ -152,7 +152,7 @@ class ImageReader:
         if isinstance(given, str | Path):
             is_url = isinstance(given, str) and "://" in given
             return self._fetch(str(given)) if is_url else read_regular(Path(given), MOST_BYTES)
-        array = np.asarray(given)
+        array = _array(given)
         if array.dtype != np.uint8 or array.ndim not in (2, 3):
             raise Unreadable(
                 f"{type(given).__name__} of {array.dtype} {list(array.shape)}: an image is a path, "
@@ -165,6 +165,14 @@ class ImageReader:
         if 0 in array.shape:
             raise Unreadable(f"an array {list(array.shape)} has no pixels")
         return np.ascontiguousarray(array[:, :, 0] if array.shape[2:] == (1,) else array)
+
+
+def _array(given: Any) -> Any:
+    """Return anything like an array as one of numpy. Raises InputError if it is none."""
+    try:
+        return np.asarray(given.cpu() if hasattr(given, "cpu") else given)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"no array of images: {one_line(error)}.") from error
 
 
 def _is_numbers(inputs: Sequence[Any]) -> bool:
@@ -265,4 +273,4 @@ def all_read(read: Read, inputs: Sequence[Any], first: int) -> Images:
 def shown_input(given: Any) -> str:
     """Return an input in parentheses as a message shows it; empty if it has no name."""
     named = isinstance(given, str | Path) and str(given).strip()
-    return f" ({one_line(given)[:80]})" if named else ""
+    return f" ({one_line(given)})" if named else ""

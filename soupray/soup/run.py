@@ -151,18 +151,24 @@ def _result(session: Session, spec: SweepSpec, choices: Choices, key: str) -> So
 
 
 def _digests(session: Session, outcomes: list[Outcome]) -> dict[str, str]:
-    """Return the SHA-256 of the file of each entry's model, and of each soup in an ensemble.
+    """Return the SHA-256 of the file of each of `models_of`, by the digest of the model."""
+    models = models_of(outcomes)
+    asked = [FileDigest(model=model) for model in models]
+    found = session.evaluator.measure(asked, session.basis.split("held_out"))
+    return {model.digest: sha for model, sha in zip(models, found, strict=True)}
 
-    A single model in an ensemble is verified by the digest that names it in the store.
+
+def models_of(outcomes: list[Outcome]) -> list[WeightCandidate]:
+    """Return each entry's model, and each soup in an ensemble.
+
+    A single model in an ensemble is left out: the digest that names it in the store verifies it.
     """
-    wanted: dict[WeightCandidate, None] = {}
+    found: dict[WeightCandidate, None] = {}
     for outcome in outcomes:
         model = one_model(outcome.candidate)
         members = [m for m in outcome.candidate.members if len(m.checkpoints) > 1]
-        wanted |= dict.fromkeys(members if model is None else [model])
-    asked = [FileDigest(model=member) for member in wanted]
-    found = session.evaluator.measure(asked, session.basis.split("held_out"))
-    return {member.digest: sha for member, sha in zip(wanted, found, strict=True)}
+        found |= dict.fromkeys(members if model is None else [model])
+    return list(found)
 
 
 def _reported(session: Session, asked: list[Candidate]) -> dict[tuple[Candidate, str], Scores]:
