@@ -19,6 +19,7 @@ import logging
 import multiprocessing
 import resource
 import shutil
+import signal
 import tempfile
 import time
 import warnings
@@ -35,7 +36,7 @@ from soupray.spec.task import OpenClipSpec, TimmSpec, TransformersSpec
 from soupray.tasks import task_of
 from soupray.tasks.foreign import load_foreign
 
-MEMORY_GB, SECONDS = 8, 120
+MEMORY_GB, CPU_SECONDS, SECONDS = 8, 120, 600
 CLASSES = ("red", "green", "blue")
 SMALL = (
     "test", "atto", "femto", "pico", "nano", "zepto", "micro", "xxt", "xxs", "xtiny", "_t0", "_m0",
@@ -194,12 +195,12 @@ def _open_clip_job(name: str) -> Job:
 
 
 def transformers_jobs(every: bool) -> Iterator[tuple[str, Job]]:
-    """Two jobs for each architecture of transformers that classifies texts, made small."""
+    """Three jobs for each architecture of transformers that classifies texts, made small."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES,
     )
 
-    for pooling in ("own", "mean"):
+    for pooling in ("own", "mean", "cls"):
         for name in NAMES:
             yield f"{name} ({pooling})", _transformers_job(name, pooling)
 
@@ -216,6 +217,9 @@ SIZES = {
     "decoder_attention_heads": 2, "d_head": 16, "head_dim": 16, "d_kv": 16,
     "max_position_embeddings": 40, "vocab_size": 64, "num_experts": 2, "num_local_experts": 2,
     "word_embed_proj_dim": WIDE, "ffn_hidden_size": 64, "moe_intermediate_size": 32,
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 16, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+    "n_routed_experts": 4, "experts_per_token": 2, "rotary_dim": 8, "entity_vocab_size": 16,
 }  # fmt: skip
 
 
@@ -254,8 +258,10 @@ def _transformers_job(name: str, pooling: str) -> Job:
             if pooling == "own":
                 return out.logits  # type: ignore[no-any-return]
             head = load_file(folder / "one" / "head.safetensors")
-            mean = (out.last_hidden_state * mask[..., None]).sum(1) / mask.sum(1)[:, None]
-            return F.linear(F.normalize(mean, dim=-1), head["weight"], head.get("bias"))
+            states = out.last_hidden_state
+            mean = (states * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+            pooled = states[:, 0] if pooling == "cls" else mean
+            return F.linear(F.normalize(pooled, dim=-1), head["weight"], head.get("bias"))
 
         return round_trip(spec, folder, theirs)
 
@@ -266,10 +272,18 @@ def _small_config(name: str) -> Any:
     import transformers
 
     known = transformers.AutoConfig.for_model(name).to_dict()
-    small = {k: v for k, v in SIZES.items() if isinstance(known.get(k), int)}
+    small: dict[str, Any] = _sizes(known)
+    small |= {k: _sizes(v) for k, v in known.items() if k.endswith("_config") and _sizes(v)}
     return transformers.AutoConfig.for_model(
         name, **small, pad_token_id=0, eos_token_id=3, bos_token_id=2
     )
+
+
+def _sizes(known: Any) -> dict[str, int]:
+    """Small sizes in place of those that a configuration has, or leaves open."""
+    if not isinstance(known, dict):
+        return {}
+    return {k: v for k, v in SIZES.items() if k in known and isinstance(known[k], int | None)}
 
 
 def _tokenizer() -> Any:
@@ -296,6 +310,7 @@ def in_process(job: Job) -> Row:
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_GB << 30,) * 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS,) * 2)
         folder = Path(tempfile.mkdtemp(prefix="registries-"))
         try:
             send.send(job(folder))
@@ -312,11 +327,15 @@ def in_process(job: Job) -> Row:
 
     process = context.Process(target=work)
     process.start()
+    send.close()  # so that the end of the process is the end of the pipe
     if receive.poll(SECONDS):
         try:
             row: Row = receive.recv()
         except EOFError:
-            row = {"verdict": "error", "why": "the process died"}
+            process.join()
+            row = {"verdict": "error", "why": f"the process ended with {process.exitcode}"}
+            if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL):
+                row = {"verdict": "too slow", "why": f"more than {CPU_SECONDS} s of CPU"}
     else:
         row = {"verdict": "too slow", "why": f"more than {SECONDS} s"}
         process.kill()

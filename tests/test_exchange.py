@@ -40,7 +40,7 @@ from soupray.tasks.foreign import (
     named_classes,
     unwrapped,
 )
-from soupray.training.worker import make_basis
+from soupray.training.worker import make_basis, refuse_infinite
 from soupray.training.worker import worker_context as running
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -203,6 +203,32 @@ def test_heads_of_timm_that_are_not_one_linear_layer(tmp_path, model, args, laye
     last = f"{list(layers)[-1]}.weight" if len(layers) > 1 else "head.bn.running_mean"
     with pytest.raises(IncompatibleWeights, match=rf"x: tensor '{last}' makes the logits of its"):
         task.adopt(theirs | {last: theirs[last] + 1}, "x")
+
+
+@torch.inference_mode()
+def test_a_body_of_timm_may_be_called_body(tmp_path):
+    colours = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    task = timm_task(model="tresnet_m", args={"width_factor": 0.125}, **colours)
+    weights = moved(task)
+    whole = eval(task.export(weights, tmp_path), {"timm": timm}).eval()
+    theirs = whole.state_dict()
+    assert {name.split(".")[0] for name in theirs} == {"body", "head"}
+    images = IMAGES.expand(-1, 3, -1, -1)
+    assert torch.allclose(whole(task.inputs(images)), logits(task, weights, images), atol=1e-5)
+    for given in (theirs, weights):
+        assert equal(task.adopt(given, "x"), weights)
+    file = str(tmp_path / "model.safetensors")
+    args = {"width_factor": 0.125}
+    started = timm_task(model="tresnet_m", args=args, pretrained=file, **colours).init()
+    assert all(torch.equal(started[n], weights[n]) for n in weights if n.startswith("body."))
+
+
+def test_new_weights_that_are_infinite_are_refused_before_a_training():
+    colours = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    args = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    drawn = timm_task(model="gemma4_vit_167m", args=args, **colours).init()
+    with pytest.raises(ConfigError, match=r"infinite at 1 of the 1 elements of '.*input_min': no"):
+        refuse_infinite(drawn, "gemma4_vit_167m")
 
 
 def test_heads_that_no_linear_head_can_stand_for_are_refused_before_a_training():

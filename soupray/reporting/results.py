@@ -21,8 +21,8 @@ from soupray.reporting.recipe_file import Foreign, RecipeFile
 from soupray.reporting.runs import entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.tracker import open_tracker
 from soupray.search.state import find_basis, find_state
-from soupray.services.home import atomic_write
 from soupray.services.place import Place, Services, find_place, start_services
+from soupray.spec.files import atomic_write
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
