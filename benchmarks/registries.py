@@ -45,6 +45,10 @@ SMALL = (
 )  # fmt: skip
 LARGE = ("giant", "huge", "gigantic", "large", "_xl", "_l", "_h", "_g", "so400m", "base")
 
+LARGE_CLIP = ("-L", "-H", "-g", "-e-", "-E", "-bigG", "SO400M", "xl", "XL", "large", "x64", "x16")
+TOWERS = {"xlm": "xlm-roberta", "roberta": "roberta", "mt5": "mt5", "nllb": "m2m_100"}
+"""Kinds of the text towers of Hugging Face, by a part of their names."""
+
 Row = dict[str, Any]
 Job = Callable[[Path], Row]
 
@@ -144,10 +148,14 @@ def _timm_job(name: str) -> Job:
 
 
 def open_clip_jobs(every: bool) -> Iterator[tuple[str, Job]]:
-    """A job for each architecture of open_clip, with one narrow layer in each of its own towers."""
+    """A job for each architecture of open_clip, large ones last.
+
+    Its own towers have one narrow layer. Text towers of Hugging Face are small ones of the same
+    kind, with a small tokenizer, in folders.
+    """
     import open_clip
 
-    for name in open_clip.list_models():
+    for name in sorted(open_clip.list_models(), key=lambda n: any(w in n for w in LARGE_CLIP)):
         yield name, _open_clip_job(name)
 
 
@@ -170,6 +178,7 @@ def _open_clip_job(name: str) -> Job:
             config["text_cfg"]["vocab_size"] = 64
         source = folder / "source"
         source.mkdir()
+        _small_texts(config["text_cfg"], folder)
         about = {"mean": [0.5] * 3, "std": [0.5] * 3}
         whole = {"model_cfg": config, "preprocess_cfg": about}
         (source / "open_clip_config.json").write_text(json.dumps(whole))
@@ -192,6 +201,20 @@ def _open_clip_job(name: str) -> Job:
         return round_trip(spec, folder, theirs)
 
     return job
+
+
+def _small_texts(config: dict[str, Any], folder: Path) -> None:
+    """Put a small text tower and tokenizer in the place of those of Hugging Face."""
+    import transformers
+
+    if named := config.get("hf_model_name"):
+        kind = next(kind for part, kind in TOWERS.items() if part in named)
+        made: Any = transformers.AutoModel
+        made.from_config(_small_config(kind)).save_pretrained(folder / "text")
+        config["hf_model_name"] = str(folder / "text")
+    if "hf_tokenizer_name" in config:
+        _tokenizer().save_pretrained(folder / "text")
+        config["hf_tokenizer_name"] = str(folder / "text")
 
 
 def transformers_jobs(every: bool) -> Iterator[tuple[str, Job]]:
@@ -230,13 +253,12 @@ def _transformers_job(name: str, pooling: str) -> Job:
         from safetensors.torch import load_file
 
         source = folder / "source"
-        config = _small_config(name)
         transformers.utils.logging.disable_progress_bar()
         kind: Any = transformers.AutoModel
         if pooling == "own":
             kind = transformers.AutoModelForSequenceClassification
         try:
-            made = kind.from_config(config)
+            made = kind.from_config(_small_config(name))
             made(input_ids=torch.tensor([[4, 5, 6, 3]]), attention_mask=torch.ones(1, 4).long())
         except Exception as error:  # noqa: BLE001 - sizes that do not fit together, or no such model
             return {"verdict": "not built", "why": one_line(f"{type(error).__name__}: {error}")}

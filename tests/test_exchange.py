@@ -282,6 +282,8 @@ HALF = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_at
 BART = {"decoder_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
 ROBERTA = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 ROBERTA |= {"intermediate_size": 16, "max_position_embeddings": 16}
+MIXTRAL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+MIXTRAL |= {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
 
 
 def text_world(folder, kind, **config):
@@ -303,6 +305,7 @@ def text_world(folder, kind, **config):
         ("bart", HALF | BART, "classification_head.out_proj"),  # three names of one tensor
         ("gpt2", {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}, "score"),
         ("camembert", ROBERTA, "classifier.out_proj"),  # its classifier comes before its body
+        ("mixtral", MIXTRAL, "score"),  # experts are one tensor in a model, and several in a file
     ],
 )
 @torch.inference_mode()

@@ -130,7 +130,7 @@ def rank(spec: Path | None, home: Path, as_json: bool) -> None:
     soupray rank sweeps/digits.yaml --json
     """
     from soupray.cli.tables import print_json, show_leaderboard
-    from soupray.reporting.results import stored_leaderboard
+    from soupray.reporting.ranking import stored_leaderboard
 
     _, loaded = load_named(spec, home)
     entries, basis = stored_leaderboard(loaded, home)

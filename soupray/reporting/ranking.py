@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from soupray.core.candidates import (
     Candidate,
@@ -17,8 +20,16 @@ from soupray.core.candidates import (
     VRFEnsemble,
     WeightCandidate,
 )
+from soupray.core.errors import NotFound
 from soupray.core.records import Basis, Metric, Pool, Record, Scores
 from soupray.maths.metrics import clopper_pearson, discordant, mcnemar, value
+from soupray.search.state import find_basis
+from soupray.services.place import find_place
+from soupray.spec.sweep_spec import SweepSpec
+from soupray.store import layout
+from soupray.store.objects import find_record
+
+LEADERBOARD = "leaderboard.json"
 
 Reported = Mapping[tuple[Candidate, str], Scores]
 """Scores by (candidate, name of a split that is reported).
@@ -140,6 +151,22 @@ def leaderboard(
     return sorted(
         entries, key=lambda e: (-ranked_on(e).by(metric), e.forward_passes_per_sample, e.name)
     )
+
+
+def stored_leaderboard(spec: SweepSpec, home: Path) -> tuple[list[Entry], Basis]:
+    """Return the leaderboard of the last soup, and the basis. Raises NotFound if there is none.
+
+    Args:
+        spec: the spec of the sweep.
+        home: folder for the state of this machine.
+    """
+    store = find_place(spec, home).open_store()
+    basis = find_basis(store, spec)
+    path = layout.results_file(spec.name, LEADERBOARD)
+    entries = find_record(store, path, Annotated[list[Entry], Meta(min_length=1)])
+    if basis is None or entries is None:
+        raise NotFound(f"no leaderboard of {spec.name} in {store.url}: run `soupray soup` first.")
+    return entries, basis
 
 
 def ranked_on(entry: Entry) -> Measured:

@@ -6,9 +6,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated, NamedTuple
-
-from msgspec import Meta
+from typing import NamedTuple
 
 from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.errors import CheckpointError, NotFound
@@ -16,11 +14,11 @@ from soupray.core.names import inside
 from soupray.core.ports import Champion, TrackedRun, Tracker
 from soupray.core.records import Basis, BlobRef, CheckpointRef, Pool, Scores, encode, encode_pretty
 from soupray.reporting.plots import draw_all
-from soupray.reporting.ranking import Entry, as_csv, names_of
+from soupray.reporting.ranking import LEADERBOARD, Entry, as_csv, names_of
 from soupray.reporting.recipe_file import Foreign, RecipeFile
 from soupray.reporting.runs import entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.tracker import open_tracker
-from soupray.search.state import find_basis, find_state
+from soupray.search.state import find_state
 from soupray.services.place import Place, Services, find_place, start_services
 from soupray.spec.files import atomic_write
 from soupray.spec.sweep_spec import SweepSpec
@@ -28,7 +26,6 @@ from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, find_record, list_ours, read_record, read_view
 
-LEADERBOARD = "leaderboard.json"
 RUNS = "runs.json"
 CHAMPION = "champion.json"
 SHOWN = (LEADERBOARD, "leaderboard.csv", "robustness.png", "greedy_trace.png")
@@ -148,17 +145,6 @@ def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
         if recipe.sha256 is not None
     ]
     return [*views, *made]
-
-
-def stored_leaderboard(spec: SweepSpec, home: Path) -> tuple[list[Entry], Basis]:
-    """Return the leaderboard of the last soup, and the basis. Raises NotFound if there is none."""
-    store = find_place(spec, home).open_store()
-    basis = find_basis(store, spec)
-    path = _in_store(spec, LEADERBOARD)
-    entries = find_record(store, path, Annotated[list[Entry], Meta(min_length=1)])
-    if basis is None or entries is None:
-        raise NotFound(f"no leaderboard of {spec.name} in {store.url}: run `soupray soup` first.")
-    return entries, basis
 
 
 def publish(spec: SweepSpec, home: Path) -> int:

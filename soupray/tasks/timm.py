@@ -139,7 +139,7 @@ class TimmTask:
         return renamed(given, lambda name: name if name in kept else f"{BODY}{name}")
 
     def _is_ours(self, name: str) -> bool:
-        """Whether this is soupray's name of a tensor. The names of timm's TResNet have `body.` too."""
+        """Whether this is soupray's name of a tensor. Names of timm's TResNet have `body.` too."""
         return name.startswith(BODY) and name not in self._shapes
 
     def _timms(self, weights: Weights) -> Weights:
