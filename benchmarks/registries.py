@@ -19,6 +19,7 @@ import logging
 import multiprocessing
 import resource
 import shutil
+import signal
 import tempfile
 import time
 import warnings
@@ -35,7 +36,7 @@ from soupray.spec.task import OpenClipSpec, TimmSpec, TransformersSpec
 from soupray.tasks import task_of
 from soupray.tasks.foreign import load_foreign
 
-MEMORY_GB, SECONDS = 8, 120
+MEMORY_GB, CPU_SECONDS, SECONDS = 8, 120, 600
 CLASSES = ("red", "green", "blue")
 SMALL = (
     "test", "atto", "femto", "pico", "nano", "zepto", "micro", "xxt", "xxs", "xtiny", "_t0", "_m0",
@@ -43,6 +44,10 @@ SMALL = (
     "b0", "_0", "_12", "14", "26", "lite",
 )  # fmt: skip
 LARGE = ("giant", "huge", "gigantic", "large", "_xl", "_l", "_h", "_g", "so400m", "base")
+
+LARGE_CLIP = ("-L", "-H", "-g", "-e-", "-E", "-bigG", "SO400M", "xl", "XL", "large", "x64", "x16")
+TOWERS = {"xlm": "xlm-roberta", "roberta": "roberta", "mt5": "mt5", "nllb": "m2m_100"}
+"""Kinds of the text towers of Hugging Face, by a part of their names."""
 
 Row = dict[str, Any]
 Job = Callable[[Path], Row]
@@ -143,10 +148,14 @@ def _timm_job(name: str) -> Job:
 
 
 def open_clip_jobs(every: bool) -> Iterator[tuple[str, Job]]:
-    """A job for each architecture of open_clip, with one narrow layer in each of its own towers."""
+    """A job for each architecture of open_clip, large ones last.
+
+    Its own towers have one narrow layer. Text towers of Hugging Face are small ones of the same
+    kind, with a small tokenizer, in folders.
+    """
     import open_clip
 
-    for name in open_clip.list_models():
+    for name in sorted(open_clip.list_models(), key=lambda n: any(w in n for w in LARGE_CLIP)):
         yield name, _open_clip_job(name)
 
 
@@ -169,6 +178,7 @@ def _open_clip_job(name: str) -> Job:
             config["text_cfg"]["vocab_size"] = 64
         source = folder / "source"
         source.mkdir()
+        _small_texts(config["text_cfg"], folder)
         about = {"mean": [0.5] * 3, "std": [0.5] * 3}
         whole = {"model_cfg": config, "preprocess_cfg": about}
         (source / "open_clip_config.json").write_text(json.dumps(whole))
@@ -193,13 +203,27 @@ def _open_clip_job(name: str) -> Job:
     return job
 
 
+def _small_texts(config: dict[str, Any], folder: Path) -> None:
+    """Put a small text tower and tokenizer in the place of those of Hugging Face."""
+    import transformers
+
+    if named := config.get("hf_model_name"):
+        kind = next(kind for part, kind in TOWERS.items() if part in named)
+        made: Any = transformers.AutoModel
+        made.from_config(_small_config(kind)).save_pretrained(folder / "text")
+        config["hf_model_name"] = str(folder / "text")
+    if "hf_tokenizer_name" in config:
+        _tokenizer().save_pretrained(folder / "text")
+        config["hf_tokenizer_name"] = str(folder / "text")
+
+
 def transformers_jobs(every: bool) -> Iterator[tuple[str, Job]]:
-    """Two jobs for each architecture of transformers that classifies texts, made small."""
+    """Three jobs for each architecture of transformers that classifies texts, made small."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES,
     )
 
-    for pooling in ("own", "mean"):
+    for pooling in ("own", "mean", "cls"):
         for name in NAMES:
             yield f"{name} ({pooling})", _transformers_job(name, pooling)
 
@@ -216,6 +240,9 @@ SIZES = {
     "decoder_attention_heads": 2, "d_head": 16, "head_dim": 16, "d_kv": 16,
     "max_position_embeddings": 40, "vocab_size": 64, "num_experts": 2, "num_local_experts": 2,
     "word_embed_proj_dim": WIDE, "ffn_hidden_size": 64, "moe_intermediate_size": 32,
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 16, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+    "n_routed_experts": 4, "experts_per_token": 2, "rotary_dim": 8, "entity_vocab_size": 16,
 }  # fmt: skip
 
 
@@ -226,13 +253,12 @@ def _transformers_job(name: str, pooling: str) -> Job:
         from safetensors.torch import load_file
 
         source = folder / "source"
-        config = _small_config(name)
         transformers.utils.logging.disable_progress_bar()
         kind: Any = transformers.AutoModel
         if pooling == "own":
             kind = transformers.AutoModelForSequenceClassification
         try:
-            made = kind.from_config(config)
+            made = kind.from_config(_small_config(name))
             made(input_ids=torch.tensor([[4, 5, 6, 3]]), attention_mask=torch.ones(1, 4).long())
         except Exception as error:  # noqa: BLE001 - sizes that do not fit together, or no such model
             return {"verdict": "not built", "why": one_line(f"{type(error).__name__}: {error}")}
@@ -254,8 +280,10 @@ def _transformers_job(name: str, pooling: str) -> Job:
             if pooling == "own":
                 return out.logits  # type: ignore[no-any-return]
             head = load_file(folder / "one" / "head.safetensors")
-            mean = (out.last_hidden_state * mask[..., None]).sum(1) / mask.sum(1)[:, None]
-            return F.linear(F.normalize(mean, dim=-1), head["weight"], head.get("bias"))
+            states = out.last_hidden_state
+            mean = (states * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+            pooled = states[:, 0] if pooling == "cls" else mean
+            return F.linear(F.normalize(pooled, dim=-1), head["weight"], head.get("bias"))
 
         return round_trip(spec, folder, theirs)
 
@@ -266,10 +294,18 @@ def _small_config(name: str) -> Any:
     import transformers
 
     known = transformers.AutoConfig.for_model(name).to_dict()
-    small = {k: v for k, v in SIZES.items() if isinstance(known.get(k), int)}
+    small: dict[str, Any] = _sizes(known)
+    small |= {k: _sizes(v) for k, v in known.items() if k.endswith("_config") and _sizes(v)}
     return transformers.AutoConfig.for_model(
         name, **small, pad_token_id=0, eos_token_id=3, bos_token_id=2
     )
+
+
+def _sizes(known: Any) -> dict[str, int]:
+    """Small sizes in place of those that a configuration has, or leaves open."""
+    if not isinstance(known, dict):
+        return {}
+    return {k: v for k, v in SIZES.items() if k in known and isinstance(known[k], int | None)}
 
 
 def _tokenizer() -> Any:
@@ -296,6 +332,7 @@ def in_process(job: Job) -> Row:
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_GB << 30,) * 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS,) * 2)
         folder = Path(tempfile.mkdtemp(prefix="registries-"))
         try:
             send.send(job(folder))
@@ -312,11 +349,15 @@ def in_process(job: Job) -> Row:
 
     process = context.Process(target=work)
     process.start()
+    send.close()  # so that the end of the process is the end of the pipe
     if receive.poll(SECONDS):
         try:
             row: Row = receive.recv()
         except EOFError:
-            row = {"verdict": "error", "why": "the process died"}
+            process.join()
+            row = {"verdict": "error", "why": f"the process ended with {process.exitcode}"}
+            if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL):
+                row = {"verdict": "too slow", "why": f"more than {CPU_SECONDS} s of CPU"}
     else:
         row = {"verdict": "too slow", "why": f"more than {SECONDS} s"}
         process.kill()

@@ -40,7 +40,7 @@ from soupray.tasks.foreign import (
     named_classes,
     unwrapped,
 )
-from soupray.training.worker import make_basis
+from soupray.training.worker import make_basis, refuse_infinite
 from soupray.training.worker import worker_context as running
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -205,6 +205,32 @@ def test_heads_of_timm_that_are_not_one_linear_layer(tmp_path, model, args, laye
         task.adopt(theirs | {last: theirs[last] + 1}, "x")
 
 
+@torch.inference_mode()
+def test_a_body_of_timm_may_be_called_body(tmp_path):
+    colours = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    task = timm_task(model="tresnet_m", args={"width_factor": 0.125}, **colours)
+    weights = moved(task)
+    whole = eval(task.export(weights, tmp_path), {"timm": timm}).eval()
+    theirs = whole.state_dict()
+    assert {name.split(".")[0] for name in theirs} == {"body", "head"}
+    images = IMAGES.expand(-1, 3, -1, -1)
+    assert torch.allclose(whole(task.inputs(images)), logits(task, weights, images), atol=1e-5)
+    for given in (theirs, weights):
+        assert equal(task.adopt(given, "x"), weights)
+    file = str(tmp_path / "model.safetensors")
+    args = {"width_factor": 0.125}
+    started = timm_task(model="tresnet_m", args=args, pretrained=file, **colours).init()
+    assert all(torch.equal(started[n], weights[n]) for n in weights if n.startswith("body."))
+
+
+def test_new_weights_that_are_infinite_are_refused_before_a_training():
+    colours = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    args = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    drawn = timm_task(model="gemma4_vit_167m", args=args, **colours).init()
+    with pytest.raises(ConfigError, match=r"infinite at 1 of the 1 elements of '.*input_min': no"):
+        refuse_infinite(drawn, "gemma4_vit_167m")
+
+
 def test_heads_that_no_linear_head_can_stand_for_are_refused_before_a_training():
     colours = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     with pytest.raises(ConfigError, match=r"'caformer_s18': 'head.fc.fc1.bias' of its classifier"):
@@ -256,6 +282,8 @@ HALF = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_at
 BART = {"decoder_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
 ROBERTA = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 ROBERTA |= {"intermediate_size": 16, "max_position_embeddings": 16}
+MIXTRAL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+MIXTRAL |= {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
 
 
 def text_world(folder, kind, **config):
@@ -277,6 +305,7 @@ def text_world(folder, kind, **config):
         ("bart", HALF | BART, "classification_head.out_proj"),  # three names of one tensor
         ("gpt2", {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}, "score"),
         ("camembert", ROBERTA, "classifier.out_proj"),  # its classifier comes before its body
+        ("mixtral", MIXTRAL, "score"),  # experts are one tensor in a model, and several in a file
     ],
 )
 @torch.inference_mode()

@@ -7,6 +7,7 @@ import re
 import time
 
 import msgspec
+import pytest
 from conftest import inside, leaderboard, mini_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,6 +132,55 @@ def test_a_record_that_comes_cut_short_is_asked_for_again_or_nothing_goes(heard)
     assert set(store.list("")) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [(a_manifest, f"trials/{key('n')}/manifest.json"), (an_evaluation, None), (a_soup, None)],
+)
+@pytest.mark.parametrize("damage", ["a digit", "another program", "of another kind"])
+def test_a_damaged_record_may_have_named_any_file_so_that_none_goes(kind, path, damage, heard):
+    store, mine = open_store("memory://"), spec()
+    weights = stored(store, "weights")
+    basis_of(store, mine)
+    kind(store, "n", weights)
+    stored(store, "orphan")
+    path = path or next(p for p in store.list("") if p.startswith(("evaluations/", "soups/")))
+    text = store.get(path).decode()
+    first = "1" if weights.sha256[0] == "0" else "0"
+    named = re.sub(weights.sha256, first + weights.sha256[1:], text)
+    damaged = {"a digit": named, "another program": '{"a": 1}', "of another kind": "[]"}[damage]
+    assert damaged != text
+    store.put(path, damaged.encode())
+    before = set(store.list(""))
+    assert find_garbage(store, mine, 0) == []
+    assert path in heard()
+    assert set(store.list("")) == before
+
+
+def test_a_manifest_of_another_trial_is_no_manifest_to_gc(heard):
+    store, mine = open_store("memory://"), spec()
+    basis_of(store, mine)
+    for name in ("n", "m"):
+        a_manifest(store, name, stored(store, f"weights {name}"))
+    store.put(layout.manifest(key("n")), store.get(layout.manifest(key("m"))))
+    assert find_garbage(store, mine, 0) == []
+    assert f"is not the manifest of trial {key('n')}" in heard()
+
+
+def test_a_file_that_is_written_during_the_search_is_not_missing():
+    class Busy(Store):
+        """A trial ends while gc reads: its weights, then its record."""
+
+        def list(self, prefix: str) -> list[str]:
+            if prefix == "":
+                a_soup(self, "late", stored(self, "late weights"))
+            return super().list(prefix)
+
+    store, mine = Busy(open_store("memory://").backend, "memory://"), spec()
+    basis_of(store, mine)
+    lost = layout.weights(stored(store, "orphan").sha256)
+    assert [g.path for g in find_garbage(store, mine, 0)] == [lost]
+
+
 def test_what_is_young_stays(tmp_path):
     store = open_store("memory://")
     mine = spec()
@@ -176,6 +226,34 @@ def test_states_go_when_their_trial_is_over_or_no_spec_plans_it():
     # A spec of another version, whose plan is unknown here: then any trial may be planned.
     store.put(path, encode({"name": "another", "of": "tomorrow"}))
     assert {g.path.split("/")[1] for g in find_garbage(store, mine, 0)} == {first.key}
+
+
+@pytest.mark.parametrize(
+    "gone", ["basis of another", "spec of another", "basis of this", "half a manifest"]
+)
+def test_states_stay_where_nobody_knows_what_is_planned(gone):
+    store = open_store("memory://")
+    mine, other = spec(), spec("another", seed=7)
+    (first, *_) = trials_of(mine, basis_of(store, mine))
+    (theirs, *_) = trials_of(other, basis_of(store, other))
+    store.put(layout.spec("another", other.digest), encode(other.model_dump(mode="json")))
+    store.put(layout.lease("another"), b"{}")
+    states = {layout.resume_weights(trial.key, 1) for trial in (first, theirs)}
+    nobodys = layout.resume_weights(key("nobody"), 1)
+    for path in (*states, nobodys):
+        store.put(path, b"12345")
+    assert [g.path for g in find_garbage(store, mine, 0)] == [nobodys]
+    match gone:
+        case "basis of another":
+            store.delete(layout.basis(basis_key(other)))
+        case "spec of another":
+            store.delete(layout.spec("another", other.digest))
+        case "basis of this":
+            store.delete(layout.basis(basis_key(mine)))
+        case _:
+            store.delete(nobodys)
+            store.put(layout.manifest(theirs.key), b'{"type": "compl')
+    assert not [g for g in find_garbage(store, mine, 0) if g.path.startswith("resume/")]
 
 
 def references(store: Store) -> set[str]:

@@ -47,9 +47,10 @@ from soupray.core.records import (
 )
 from soupray.operations.garbage import find_garbage
 from soupray.operations.status import find_status
+from soupray.reporting.history import stored_leaderboard
 from soupray.reporting.ranking import Entry
 from soupray.reporting.recipe_file import RecipeFile, read_recipe
-from soupray.reporting.results import pull, stored_leaderboard, stored_runs
+from soupray.reporting.results import pull, stored_runs
 from soupray.search.history import Stopped, Suggested
 from soupray.search.state import find_state
 from soupray.soup.run import Choices

@@ -11,6 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+import torchvision
 from pictures import encoded, pixels, spec_of, write_folders, write_image, write_shard
 from PIL import Image
 from shared import small_disk
@@ -521,11 +522,34 @@ def test_a_data_set_of_torchvision_with_images_in_files(tmp_path):
         for path in [p for paths in names.values() for p in paths]:
             seed = sum(path.encode())
             write_image(tmp_path / "food-101" / "images" / f"{path}.jpg", seed)
+    photo = tmp_path / "food-101" / "images" / "apple" / "test0.jpg"
+    exif = Image.Exif()
+    exif[274] = 6  # taken with the camera on its side
+    drawn = np.random.default_rng(0).integers(0, 256, (24, 40, 3)).astype(np.uint8)
+    Image.fromarray(drawn).save(photo, quality=95, exif=exif)
     lines = f"kind: torchvision\nname: Food101\nroot: {tmp_path}\nheld_out: 2\nsize: 16"
     data = open_data(spec_of(lines, "classes: [apple, bread]"), tmp_path / "cache")
     assert [s.size for s in data.splits] == [6, 2, 2]
-    stored = (tmp_path / "food-101" / "images" / "apple" / "test0.jpg").read_bytes()
-    assert (data.samples(data.split("test"))[0][0] == decode(stored, Look(16, 3))).all()
+    mine = data.samples(data.split("test"))[0][0]
+    assert (mine == decode(photo.read_bytes(), Look(16, 3))).all()
+    upright = np.asarray(Image.open(photo)).transpose(1, 0, 2)[:, ::-1]  # a quarter to the right
+    assert (mine == decode(np.ascontiguousarray(upright), Look(16, 3))).all()
+    assert [note for note in data.notes if "EXIF" in note] == [
+        "1 of 2 images of the test split: turned as EXIF says (0)"
+    ]
+
+
+def test_pairs_of_images_are_no_samples_of_a_class(tmp_path, monkeypatch):
+    class Pairs(list):  # as LFWPairs, whose files torchvision identifies by their MD5
+        def __init__(self, root: str, split: str) -> None:
+            super().__init__([0, 1])
+            self.targets = [0, 1]
+            self.data = [(f"{root}/a.jpg", f"{root}/b.jpg"), (f"{root}/c.jpg", f"{root}/d.jpg")]
+
+    monkeypatch.setattr(torchvision.datasets, "LFWPairs", Pairs)
+    lines = f"kind: torchvision\nname: LFWPairs\nroot: {tmp_path}\nheld_out: 1\nsize: 16"
+    with pytest.raises(ConfigError, match="torchvision does not say which files its images are in"):
+        open_data(spec_of(lines, "classes: [other, same]"), tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

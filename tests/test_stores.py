@@ -6,6 +6,8 @@
 """
 
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
@@ -101,6 +103,18 @@ def test_what_was_measured_is_found_again(old, tmp_path, verb, options):
     said = old.run(verb, "one", *options, *where, "--json").stdout
     assert json.loads(said) == json.loads((STORES / f"{verb}.json").read_text())
     assert old.objects() == before
+
+
+def test_status_and_rank_import_no_torch(old):
+    code = (
+        "import sys; from soupray.cli import cli\n"
+        "for verb in ('status', 'rank'): cli([verb, *sys.argv[1:]], standalone_mode=False)\n"
+        "assert not {'torch', 'matplotlib', 'ray', 'mlflow'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, old.spec("one"), "--home", old.folder / "home"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "4 of 4 trials done." in said
+    assert "greedy" in said
 
 
 def test_a_sweep_that_stopped_trials_stands_as_it_stood(old):

@@ -138,7 +138,7 @@ def rank(named: tuple[str, ...], home: Path, as_json: bool, listed: bool) -> Non
     soupray rank 3f9c02ab 77d0e1c4
     """
     from soupray.cli.tables import print_json, show_compared, show_leaderboard, show_runs
-    from soupray.reporting.results import soup_runs, stored_leaderboard
+    from soupray.reporting.history import soup_runs, stored_leaderboard
     from soupray.services.place import find_place
 
     spec, runs = split_runs(named)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.operations.estimate import DryRun, Inputs
     from soupray.operations.garbage import Garbage
     from soupray.operations.status import Status
+    from soupray.reporting.history import SoupRun
     from soupray.reporting.ranking import Champion, Entry
-    from soupray.reporting.results import SoupRun
     from soupray.soup.compare import Comparison
     from soupray.soup.findings import Report
     from soupray.spec.sweep_spec import SweepSpec

@@ -21,7 +21,7 @@ from soupray.data.splits import Listing
 from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
 
-CACHE_VERSION = "3"
+CACHE_VERSION = "4"
 """Version of the code that reads, labels, decodes and shifts. It is part of the cache's name only.
 
 Increase it when the labels or images of some data sets change: all caches are then built again.

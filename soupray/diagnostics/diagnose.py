@@ -17,9 +17,9 @@ from soupray.diagnostics.diversity import Diagnosis, Pair, compare_pair, diagnos
 from soupray.diagnostics.figures import draw_diagnosis
 from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.maths.geometry import angles, distances, total_gram
-from soupray.services.home import atomic_write
 from soupray.soup.check import refuse_or_note
 from soupray.soup.session import Session, open_session, watched
+from soupray.spec.files import atomic_write
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import create_record, find_record

@@ -2,7 +2,8 @@
 
 The search is careful. If a digest occurs anywhere in any record of the store, the object of that
 digest is kept. Recent objects are kept too, because weights are written before the record that
-names them.
+names them. If a record cannot be read, or names a file that is not there, no file of arrays is
+deleted: perhaps the record is damaged, and named one of those that no other record names.
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from soupray.core.errors import CheckpointError, NotFound, SouprayError
-from soupray.core.records import Record, encode
+from soupray.core.records import (
+    Basis,
+    BlobRef,
+    CheckpointRef,
+    Evaluation,
+    Manifest,
+    Record,
+    encode,
+)
 from soupray.search.state import find_basis, pool_trials
 from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.store import layout
+from soupray.store.manifests import find_manifest
 from soupray.store.objects import Store, find_record, read_record
 
 log = logging.getLogger(__name__)
@@ -90,13 +100,26 @@ def remove(store: Store, garbage: list[Garbage], older_than_s: float) -> list[Ga
     return gone
 
 
+_NAMING: dict[str, Any] = {
+    "bases": Basis,
+    layout.TRIALS: Manifest,
+    "evaluations": Evaluation,
+    "soups": CheckpointRef,
+    "statistics": BlobRef,
+}
+"""The records that name files of arrays, by their folder. They are decoded as what they are: a
+record of another program would name nothing."""
+
+
 def _named(store: Store) -> set[str] | None:
     """Return every SHA-256 in every record of the store.
 
     Objects of other programs are named in the log. Digests in them count as well: they may be
-    copies of our records. None if a record of soupray cannot be read: nobody knows what it names.
+    copies of our records. None if a record of soupray cannot be read, or names a file that is not
+    there: nobody knows what it named.
     """
     damaged: list[str] = []
+    wanted: dict[str, str] = {}
 
     def digests(path: str) -> set[str]:
         if not layout.is_ours(path):
@@ -105,22 +128,50 @@ def _named(store: Store) -> set[str] | None:
         try:
             # Decode first, because an incomplete record would lack digests. None: a view that was
             # deleted since the listing.
-            return _found(lambda: encode(find_record(store, path, Any)))
+            record = _read(store, path)
         except CheckpointError as error:
             damaged.append(str(error))
             return set()
+        wanted.update(dict.fromkeys(_files_of(record), path))
+        return _found(lambda: encode(record))
 
     records = [p for p in store.list("") if p.endswith(".json") and not p.startswith("resume/")]
     with ThreadPoolExecutor(16) as threads:
         named = set[str]().union(*threads.map(digests, records))
+    # Listed last: a file is written before the record that names it.
+    there = {layout.stem(p) for f in (layout.WEIGHTS, layout.BLOBS) for p in store.list(f)}
+    damaged += [
+        f"{path} in {store.url} names the file {sha256}, which is not there. It is damaged, or "
+        "somebody deleted the file. Delete the record, or restore the file."
+        for sha256, path in wanted.items()
+        if sha256 not in there
+    ]
     for problem in sorted(damaged):
         log.warning(problem)
     if damaged:
         log.warning(
-            f"no weights and no arrays are deleted, because {len(damaged)} records cannot be read: "
-            "nobody knows what they name. Restore or delete them, then run gc again."
+            f"no weights and no arrays are deleted, because {len(damaged)} records cannot be read "
+            "or name no file: nobody knows what they named. Restore or delete them, then run gc "
+            "again."
         )
     return None if damaged else named
+
+
+def _read(store: Store, path: str) -> Any:
+    """Return the record at `path`, or None. Raises CheckpointError."""
+    folder = path.partition("/")[0]
+    if folder == layout.TRIALS:
+        return find_manifest(store, path.split("/")[1])
+    return find_record(store, path, _NAMING.get(folder, Any))
+
+
+def _files_of(record: Any) -> Iterator[str]:
+    """Yield the SHA-256 of the files of arrays that a typed record names."""
+    if isinstance(record, CheckpointRef | BlobRef):
+        yield record.sha256
+    elif isinstance(record, Record):
+        for name in record.__struct_fields__:
+            yield from _files_of(getattr(record, name))
 
 
 def _found(read: Callable[[], bytes]) -> set[str]:
@@ -137,33 +188,42 @@ def _old_states(
     """Yield the states of trials that are over or that no spec plans."""
     if not states:
         return
-    over = set(store.list(layout.TRIALS))
+    over = {key: _is_over(store, key) for key in {path.split("/")[1] for path, _, _ in states}}
     planned = _planned(store, spec)
     for path, size, _ in states:
         key = path.split("/")[1]
-        if layout.manifest(key) in over:
+        if over[key]:
             yield Garbage(path=path, size_bytes=size, why=f"trial {key} is over")
-        elif planned is not None and key not in planned:
+        elif over[key] is False and planned is not None and key not in planned:
             yield Garbage(path=path, size_bytes=size, why=f"no spec plans trial {key}")
+
+
+def _is_over(store: Store, key: str) -> bool | None:
+    """Whether a trial is over. None: its manifest cannot be read, and it may be trained again."""
+    try:
+        return find_manifest(store, key) is not None
+    except CheckpointError as error:
+        log.warning(f"the states of trial {key} are kept: {error}")
+        return None
 
 
 def _planned(store: Store, spec: SweepSpec) -> set[str] | None:
     """Return the keys of all trials that `spec` or another sweep's spec in the store plans.
 
-    None if a spec cannot be planned here, for example one of another version: then no trial can be
-    excluded.
+    None if a spec cannot be planned here, for example one of another version, or if the spec or the
+    basis of a sweep is missing: then no trial can be excluded.
     """
-    others = [p for p in store.list(layout.SWEEPS) if p.split("/")[2:3] == ["specs"]]
+    paths = list(filter(layout.is_ours, store.list(layout.SWEEPS)))
+    specs = [p for p in paths if p.split("/")[2] == "specs" and p.split("/")[1] != spec.name]
+    if {p.split("/")[1] for p in paths} - {p.split("/")[1] for p in specs} - {spec.name}:
+        return None
     keys = set()
     try:
-        for path in filter(layout.is_ours, others):
-            if path.split("/")[1] != spec.name:
-                keys |= _keys(store, parse_data(read_record(store, path, dict), path))
-        return keys | _keys(store, spec)
+        for one in (spec, *(parse_data(read_record(store, path, dict), path) for path in specs)):
+            basis = find_basis(store, one)
+            if basis is None:
+                return None
+            keys |= {t.key for t in pool_trials(store, one, basis)}
     except SouprayError:
         return None
-
-
-def _keys(store: Store, spec: SweepSpec) -> set[str]:
-    basis = find_basis(store, spec)
-    return set() if basis is None else {t.key for t in pool_trials(store, spec, basis)}
+    return keys

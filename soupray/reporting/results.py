@@ -6,9 +6,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated, NamedTuple
-
-from msgspec import Meta
+from typing import NamedTuple
 
 from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.errors import CheckpointError, NotFound
@@ -19,51 +17,29 @@ from soupray.core.records import (
     BlobRef,
     CheckpointRef,
     Pool,
-    Record,
     Scores,
     encode,
     encode_pretty,
 )
 from soupray.recipes import Wanted
+from soupray.reporting.history import LEADERBOARD, RUN, SoupRun, soup_runs, whole_key
 from soupray.reporting.plots import draw_all
 from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_model
 from soupray.reporting.recipe_file import Foreign, RecipeFile
-from soupray.reporting.runs import SHORT, entry_key, entry_run, sweep_run, trial_run
+from soupray.reporting.runs import entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.tracker import open_tracker
-from soupray.search.state import find_basis, find_state
-from soupray.services.home import atomic_write
+from soupray.search.state import find_state
 from soupray.services.place import Place, Services, find_place, start_services
+from soupray.spec.files import atomic_write
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, find_record, list_ours, read_record, read_view
 
-LEADERBOARD = "leaderboard.json"
 RUNS = "runs.json"
 CHAMPION = "champion.json"
-RUN = "run.json"
 SHOWN = (LEADERBOARD, "leaderboard.csv", "robustness.png", "greedy_trace.png")
 """Files that the tracker shows with the run of the sweep."""
-
-
-class SoupRun(Record, frozen=True, kw_only=True):
-    """A run of `soup`: what it was asked for, and the entry to take.
-
-    Attributes:
-        key: digest of all inputs of its choices (32 hex); names its leaderboard in the store.
-        made: when the choices were made, in seconds since the epoch.
-        recipes: the recipes with their options.
-        ingredients: number of models in the pool.
-        entries: number of entries on the leaderboard.
-        champion: the entry to take.
-    """
-
-    key: str
-    made: float
-    recipes: Wanted
-    ingredients: int
-    entries: int
-    champion: Champion
 
 
 class SoupResult(NamedTuple):
@@ -194,54 +170,6 @@ def pull(spec: SweepSpec, home: Path, output: Path) -> list[Path]:
     return [*views, _copy_weights(place, taken.sha256, name_of(taken.entry), output)]
 
 
-def stored_leaderboard(
-    spec: SweepSpec, home: Path, key: str | None = None
-) -> tuple[list[Entry], Basis, SoupRun | None]:
-    """Return a leaderboard, its basis, and the run of `soup` that made it.
-
-    Args:
-        spec: the sweep.
-        home: folder for the state of this machine.
-        key: of the run, or its first characters; None for the newest one.
-
-    Returns:
-        Entries, best first; the basis; the run, or None if an older version made it.
-
-    Raises:
-        NotFound: there is no such leaderboard.
-    """
-    store = find_place(spec, home).open_store()
-    folder = layout.results(spec.name)
-    if key is not None:
-        folder = f"{layout.leaderboards(spec.name)}/{_whole(store, spec, key)}"
-    basis = find_basis(store, spec)
-    path = f"{folder}/{LEADERBOARD}"
-    entries = find_record(store, path, Annotated[list[Entry], Meta(min_length=1)])
-    if basis is None or entries is None:
-        raise NotFound(f"no leaderboard of {spec.name} in {store.url}: run `soupray soup` first.")
-    return entries, basis, find_record(store, f"{folder}/{RUN}", SoupRun)
-
-
-def soup_runs(store: Store, spec: SweepSpec) -> list[SoupRun]:
-    """Return all runs of `soup` with leaderboards in the store, the newest last."""
-    paths = list_ours(store, layout.leaderboards(spec.name))
-    found = [read_record(store, path, SoupRun) for path in paths if path.endswith(f"/{RUN}")]
-    return sorted(found, key=lambda run: (run.made, run.key))
-
-
-def _whole(store: Store, spec: SweepSpec, key: str) -> str:
-    """Return the key of the run that begins with `key`. Raises NotFound."""
-    known = [run.key for run in soup_runs(store, spec)]
-    found = [one for one in known if one.startswith(key)]
-    if len(found) != 1:
-        shown = ", ".join(one[:SHORT] for one in known) or "none"
-        raise NotFound(
-            f"{len(found)} runs of soup on {spec.name} begin with {key!r}. There are: {shown} "
-            "(`soupray rank --list`)."
-        )
-    return found[0]
-
-
 def stored_candidates(store: Store, spec: SweepSpec, key: str) -> tuple[str, dict[str, Candidate]]:
     """Return the key of a run, and its models by entry in the order of its leaderboard.
 
@@ -253,7 +181,7 @@ def stored_candidates(store: Store, spec: SweepSpec, key: str) -> tuple[str, dic
     Raises:
         NotFound: there is no such run.
     """
-    whole = _whole(store, spec, key)
+    whole = whole_key(store, spec, key)
 
     def file(name: str) -> str:
         return layout.leaderboard_file(spec.name, whole, name)

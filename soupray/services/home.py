@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soupray.core.errors import ConfigError
+from soupray.spec.files import atomic_write
 
 if TYPE_CHECKING:
     from soupray.spec.sweep_spec import SweepSpec
@@ -77,16 +78,5 @@ def load_spec(given: Path | None, home: Path) -> tuple[Path, SweepSpec, str]:
     from soupray.spec.sweep_spec import load
 
     path, why = find_spec(given, home)
-    spec = load(path)
+    spec = load(path, memory=home / "libraries")
     return path, spec, f"spec: {path} ({why})"
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write a local file so that no reader sees a part of it, and a full disk leaves no file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)

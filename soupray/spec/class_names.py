@@ -12,6 +12,7 @@ from typing import Any
 
 from soupray.core.errors import ConfigError
 from soupray.spec.files import path_of
+from soupray.spec.libraries import imagenet
 from soupray.spec.yaml import read_yaml
 
 CLASS_SETS = ("imagenet",)
@@ -48,27 +49,19 @@ def resolved(data: dict[str, Any], source: str) -> dict[str, Any]:
 
 def _class_names(given: str) -> list[Any]:
     if given in CLASS_SETS:
-        from open_clip import IMAGENET_CLASSNAMES
-
-        return list(IMAGENET_CLASSNAMES)
+        return list(imagenet().IMAGENET_CLASSNAMES)
     return _listed("task.classes", given, CLASS_SETS)
 
 
 def is_imagenet(classes: Sequence[str]) -> bool:
     """Whether these are open_clip's names of ImageNet's classes, in their order."""
-    if len(classes) != 1000:
-        return False
-    from open_clip import IMAGENET_CLASSNAMES
-
-    return list(classes) == list(IMAGENET_CLASSNAMES)
+    return len(classes) == 1000 and list(classes) == list(imagenet().IMAGENET_CLASSNAMES)
 
 
 def _templates(given: str) -> list[Any]:
     if given in TEMPLATE_SETS:
-        from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-
-        simple = given == "imagenet_simple"
-        sentences = SIMPLE_IMAGENET_TEMPLATES if simple else OPENAI_IMAGENET_TEMPLATES
+        kind = "SIMPLE" if given == "imagenet_simple" else "OPENAI"
+        sentences = getattr(imagenet(), f"{kind}_IMAGENET_TEMPLATES")
         return [sentence("{}") for sentence in sentences]
     return _listed("task.templates", given, TEMPLATE_SETS)
 

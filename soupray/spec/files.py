@@ -81,3 +81,14 @@ def read_text(path: Path) -> str:
         said = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"{path}: cannot be read: {said}.") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a local file so that no reader sees a part of it, and a full disk leaves no file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)

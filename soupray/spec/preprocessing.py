@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from soupray.core.errors import ConfigError
+from soupray.spec.libraries import Memory
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """What open_clip uses for an architecture without weights: the values of OpenAI's CLIP."""
 
 
-def with_preprocessing(data: dict[str, Any], source: str) -> dict[str, Any]:
+def with_preprocessing(data: dict[str, Any], source: str, memory: Memory) -> dict[str, Any]:
     """Return the plain data of a spec with the preprocessing that its checkpoint names.
 
     A value in the spec that differs from that of the checkpoint is kept, and a warning is logged.
@@ -33,6 +34,7 @@ def with_preprocessing(data: dict[str, Any], source: str) -> dict[str, Any]:
     Args:
         data: the plain data of a spec.
         source: names the spec in messages.
+        memory: of what the libraries say.
 
     Raises:
         ConfigError: the checkpoint wants a preprocessing that soupray does not have.
@@ -43,7 +45,7 @@ def with_preprocessing(data: dict[str, Any], source: str) -> dict[str, Any]:
     if not isinstance(task, dict) or task.get("kind") not in list(known):
         return data
     try:
-        said = known[task["kind"]](task)
+        said = known[task["kind"]](task, memory)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
     size = task.get("size") or said.get("size")
@@ -66,17 +68,15 @@ def _plain(value: Any) -> Any:
     return [float(v) for v in value] if numbers else value
 
 
-def _of_open_clip(task: dict[str, Any]) -> dict[str, Any]:
+def _of_open_clip(task: dict[str, Any], memory: Memory) -> dict[str, Any]:
     model, tag = task.get("model"), task.get("pretrained")
     if not isinstance(model, str):
         return {}
     if folder := _clip_folder(model):
         return _clip_fields(folder.get("preprocess_cfg", {}), folder.get("model_cfg", {}), own=True)
-    import open_clip
-    from open_clip.pretrained import get_pretrained_cfg
-
-    config = open_clip.get_model_config(model) or {}
-    about = get_pretrained_cfg(model, tag) if isinstance(tag, str) else {}
+    config, about = memory.answer(
+        "open_clip_torch", json.dumps([model, tag]), lambda: _asked_of_open_clip(model, tag)
+    )
     if about and bool(about.get("quick_gelu")) != bool(config.get("quick_gelu")):
         kinds = {True: "QuickGELU", False: "GELU"}
         theirs, mine = (kinds[bool(c.get("quick_gelu"))] for c in (about, config))
@@ -86,6 +86,15 @@ def _of_open_clip(task: dict[str, Any]) -> dict[str, Any]:
             f"{f'{model}-quickgelu' if theirs == 'QuickGELU' else model.removesuffix('-quickgelu')}"
         )
     return _clip_fields(about, config, own=False)
+
+
+def _asked_of_open_clip(model: str, tag: Any) -> tuple[Any, Any]:
+    """The architecture, and what is known of the weights. Empty: open_clip does not know them."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    about = get_pretrained_cfg(model, tag) if isinstance(tag, str) else {}
+    return open_clip.get_model_config(model) or {}, about
 
 
 def _clip_folder(model: str) -> dict[str, Any] | None:
@@ -136,7 +145,7 @@ def _clip_fields(about: dict[str, Any], config: dict[str, Any], own: bool) -> di
     return found | {"resize": mode}
 
 
-def _of_timm(task: dict[str, Any]) -> dict[str, Any]:
+def _of_timm(task: dict[str, Any], memory: Memory) -> dict[str, Any]:
     model, tag, args = task.get("model"), task.get("pretrained"), task.get("args") or {}
     if not isinstance(model, str) or not isinstance(args, dict):
         return {}
@@ -144,15 +153,10 @@ def _of_timm(task: dict[str, Any]) -> dict[str, Any]:
     of_tag = isinstance(tag, str) and not {"/", ":"} & set(tag) and not Path(tag).is_file()
     if complete and not of_tag:
         return {}
-    import timm
-
-    try:
-        config = timm.get_pretrained_cfg(f"{model}.{tag}" if of_tag else model)
-    except (RuntimeError, ValueError):  # the task names the reason when it makes the model
-        config = None
-    if config is None:
+    name = f"{model}.{tag}" if of_tag else model
+    about = memory.answer("timm", name, lambda: _asked_of_timm(name))
+    if about is None:
         return {}
-    about = config.to_dict()
     height, width = about["input_size"][-2:]
     if height != width and "size" not in task:
         raise ConfigError(
@@ -174,3 +178,18 @@ def _of_timm(task: dict[str, Any]) -> dict[str, Any]:
         found["interpolation"] = "bicubic" if interpolation == "random" else interpolation
         found |= {"crop": about.get("crop_pct") or 0.875} | ({"resize": mode} if mode else {})
     return found
+
+
+def _asked_of_timm(name: str) -> dict[str, Any] | None:
+    """What timm knows of the inputs of a model, or of its weights with a tag. None: nothing."""
+    import timm
+
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except (RuntimeError, ValueError):  # the task names the reason when it makes the model
+        return None
+    if config is None:
+        return None
+    about = config.to_dict()
+    named = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {key: about.get(key) for key in named}

@@ -19,6 +19,7 @@ from soupray.recipes.recipe import Option
 from soupray.spec.class_names import resolved
 from soupray.spec.data import DataSpec
 from soupray.spec.files import read_text
+from soupray.spec.libraries import Memory
 from soupray.spec.preprocessing import with_preprocessing
 from soupray.spec.space import IMAGE_ONLY, Count, NonNegative, Search, SpecModel, refuse
 from soupray.spec.task import Init, TaskSpec, TrainedInit
@@ -263,26 +264,32 @@ class SweepSpec(SpecModel):
         return digest({k: v for k, v in self.model_dump(mode="json").items() if k in shaping})
 
 
-def load(path: Path) -> SweepSpec:
+def load(path: Path, memory: Path | None = None) -> SweepSpec:
     """Return the spec in a YAML file.
+
+    Args:
+        path: of the file.
+        memory: a folder for what libraries say about checkpoints, so that they need not be imported
+            again. None: they are.
 
     Raises:
         ConfigError: the spec is not valid; the message has file, field, value and what is allowed.
     """
-    return parse(read_text(path), str(path))
+    return parse(read_text(path), str(path), memory)
 
 
-def parse(text: str, source: str) -> SweepSpec:
+def parse(text: str, source: str, memory: Path | None = None) -> SweepSpec:
     """Return the spec in YAML text. Raises ConfigError.
 
     Args:
         text: the YAML text.
         source: names the text in messages.
+        memory: see `load`.
     """
     data = parse_yaml(text, source)
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: a spec is a mapping, not {type(data).__name__}.")
-    return parse_data(with_preprocessing(resolved(data, source), source), source)
+    return parse_data(with_preprocessing(resolved(data, source), source, Memory(memory)), source)
 
 
 def parse_data(data: dict[str, Any], source: str) -> SweepSpec:

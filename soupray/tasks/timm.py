@@ -82,7 +82,7 @@ class TimmTask:
         last = (*self._heads.layers, *self._heads.norms)
         theirs = self._timms(load_foreign(file))
         body = {n: t for n, t in theirs.items() if n.rpartition(".")[0] not in (*last, "head")}
-        body = {n if n.startswith(BODY) else f"{BODY}{n}": t for n, t in body.items()}
+        body = {n if self._is_ours(n) else f"{BODY}{n}": t for n, t in body.items()}
         head = {n: t for n, t in drawn.items() if n.startswith(HEAD)}
         return matched(ForeignWeights(self._channels_of(body, drawn) | head, str(file)), model)
 
@@ -129,7 +129,7 @@ class TimmTask:
     def _ours(self, weights: Weights, where: str) -> Weights:
         """The tensors under soupray's names, from soupray's names or timm's."""
         found = self._timms(weights)
-        if any(name.startswith(BODY) for name in found):
+        if any(self._is_ours(name) for name in found):
             return found
         # The heads go first: `head.` is soupray's name for the head, and of many layers in timm.
         given = self._heads.joined(found, where)
@@ -137,6 +137,10 @@ class TimmTask:
             return renamed(found, lambda name: f"{BODY}{name}")
         kept = (f"{HEAD}weight", f"{HEAD}bias")
         return renamed(given, lambda name: name if name in kept else f"{BODY}{name}")
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether this is soupray's name of a tensor. Names of timm's TResNet have `body.` too."""
+        return name.startswith(BODY) and name not in self._shapes
 
     def _timms(self, weights: Weights) -> Weights:
         """The tensors without wrappers, under the names of timm, or of soupray."""

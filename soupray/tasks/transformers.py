@@ -149,13 +149,40 @@ class TextTask:
         model = self.model()
         found = unwrapped(weights)
         if not any(name.startswith(BODY) for name in found):
-            found = renamed(found, self._our_name)
+            found = renamed(self._in_memory(found), self._our_name)
         found = in_order(found, named, self._spec.classes, where)
         if "head.weight" not in found and self._spec.templates:
             body = ForeignWeights({n.removeprefix(BODY): t for n, t in found.items()}, where)
             model.body.load_state_dict(matched(body, model.body))
             found["head.weight"] = self._zero_shot_head(model)
         return matched(ForeignWeights(found, where), model)
+
+    def _in_memory(self, found: Weights) -> Weights:
+        """The tensors under the names that they have in a model, from those in a file.
+
+        For some architectures transformers writes other ones: experts that are one tensor in a
+        model are a tensor each in a file. What transformers cannot convert keeps its name.
+        """
+        _, more = self._kind()
+        head = {name: t for name, t in found.items() if name.startswith(HEAD)}
+        theirs = {name: t for name, t in found.items() if name not in head}
+        outline = self._outline()
+        if outline is None or theirs.keys() <= outline.state_dict().keys():
+            return found
+        config = copy.deepcopy(self._config)
+        config.num_labels = more.pop("num_labels", config.num_labels)
+        try:
+            with _quiet():
+                made: Any = type(outline)
+                whole, report = made.from_pretrained(
+                    None, config=config, state_dict=theirs, output_loading_info=True, **more
+                )
+        except (RuntimeError, ValueError, KeyError):  # shapes that do not fit: `matched` names one
+            return found
+        if report["unexpected_keys"] or report["mismatched_keys"]:
+            return found
+        drawn = set(report["missing_keys"])
+        return {n: t for n, t in whole.state_dict().items() if n not in drawn} | head
 
     def export(self, weights: Weights, folder: Path) -> str:
         """Write a folder as transformers writes it.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from soupray.core.errors import Diverged
+from soupray.core.errors import ConfigError, Diverged
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
 from soupray.core.records import Basis
@@ -94,6 +94,7 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
     _refuse_long_texts(here)
     torch.manual_seed(spec.seed)  # weights that are not pre-trained are drawn
     start = here.task.init()
+    refuse_infinite(start, spec.task.model)
     init = here.checkpoints.save(_trained_from(start, here), {"init": spec.init_name})
     anchor = init
     if spec.init_name != spec.anchor == "zero_shot":
@@ -108,6 +109,26 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
         shape=here.data.samples(here.data.split("test"))[0].shape[1:],
     )
     return create_record(here.checkpoints.store, layout.basis(basis.key), basis)
+
+
+def refuse_infinite(weights: Weights, model: str) -> None:
+    """Refuse weights that no trial could start from: nobody can average them.
+
+    Args:
+        weights: by name.
+        model: its name, for the message.
+
+    Raises:
+        ConfigError: a value is NaN or infinite, as the limits of Gemma's layers are before the
+            pre-trained ones replace them.
+    """
+    for name, tensor in weights.items():
+        if bad := tensor.numel() - int(torch.isfinite(tensor).sum()):
+            raise ConfigError(
+                f"task.model = {model!r}: its new weights are NaN or infinite at {bad} of the "
+                f"{tensor.numel()} elements of {name!r}: nothing to average. Write pre-trained "
+                "weights under task, or name another model."
+            )
 
 
 def _refuse_long_texts(here: WorkerContext) -> None:
