@@ -35,7 +35,7 @@ from soupray.evaluation.selection import HeldOutSelection
 from soupray.inference.load import ModelSource, Predictor
 from soupray.maths.metrics import mcnemar
 from soupray.recipes import run_recipes
-from soupray.reporting.ranking import as_csv, explained, leaderboard
+from soupray.reporting.ranking import as_csv, explained, forward_passes, leaderboard
 from soupray.reporting.recipe_file import RecipeFile, read_recipe
 from soupray.soup.check import treated_alike
 from soupray.soup.run import baselines, choices_path, report, to_report
@@ -354,6 +354,15 @@ def test_what_statistics_explain_is_counted_and_said(trained, board, capsys):
         f"{len(found.above_after)} are above it; the gain of the others is one of statistics, not "
         "of averaging"
     ) in said
+
+
+def test_estimated_statistics_make_another_body():
+    """Heads on one body share a forward pass; with other statistics the body is another one."""
+    a, b = sha("a"), sha("b")
+    bodies = dict.fromkeys((a, b), "body")
+    both = [(mean_of([a]), 1, 1.0), (mean_of([b]), 1, 1.0)]
+    assert forward_passes(ensemble_of(both, 2, "logits"), bodies) == 1
+    assert forward_passes(ensemble_of([*both, (estimated(a), 1, 1.0)], 3, "logits"), bodies) == 2
 
 
 def test_pairs_are_measured_with_statistics_made_alike(trained):

@@ -133,7 +133,11 @@ def test_a_check_finds_the_weights_and_means_that_were_measured(old, computed):
             assert row[field] == rows_then[key][field], field
     middles, then = ({tuple(p["trials"]): p["middle"] for p in one["pairs"]} for one in (said, was))
     assert middles == then
-    assert "the statistics of its training the best ingredient has 83.0 %" in said["verdict"][2]
+    assert (
+        "training the best ingredient has 83.0 %, with estimated ones 82.0 %" in said["verdict"][2]
+    )
+    # Greedy starts with the better of the two.
+    assert "1 of 3 sampled means with the best ingredient (83.0 % ± 3.8 %)" in said["verdict"][3]
 
 
 def test_a_diagnosis_finds_the_models_between_two_trials(old, computed, tmp_path):
