@@ -48,7 +48,7 @@ def ways(
 ) -> dict[str, Callable[[], None]]:
     """Three ways to make all points of the line in one live model."""
     live = {n: torch.empty_like(t) for n, t in states[0].items()}
-    line = [interpolate(shas[0], mean_of([shas[1]]), k, GRID) for k in range(GRID + 1)]
+    line = [interpolate(mean_of([shas[0]]), mean_of([shas[1]]), k, GRID) for k in range(GRID + 1)]
 
     def ours() -> None:
         mixer = Mixer(checkpoints.open)

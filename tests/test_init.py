@@ -180,32 +180,36 @@ def recipes_of(folder, **recipes: dict) -> DryRun:
 def test_a_dry_run_counts_what_the_options_of_the_recipes_ask_for(folder):
     none = recipes_of(folder)
     held_out = none.held_out_samples // (none.epochs + none.trials)
+    # The anchor, and with estimated BatchNorm statistics the anchor and each trial: all 30 images.
+    singles = 1 + none.trials
+    assert none.soup_held_out_samples == (1 + singles) * held_out
+    assert none.soup_train_samples == singles * 30
     # Each trial's Fisher information: 7 training samples, and a file as large as the model.
     # BatchNorm statistics of the one soup: all 30 training images.
     fisher = recipes_of(folder, fisher={"samples": 7})
-    assert fisher.soup_train_samples == 7 * none.trials + 30
+    assert fisher.soup_train_samples - none.soup_train_samples == 7 * none.trials + 30
     model = (none.stored_bytes - none.trials * held_out * 40) // (none.trials + 1)
     assert fisher.soup_stored_bytes - none.soup_stored_bytes > none.trials * model
     # VRF: answers of the anchor and of two models on the 30 training images, then features of two.
-    assert recipes_of(folder, vrf={}).soup_train_samples == 5 * 30
+    assert recipes_of(folder, vrf={}).soup_train_samples == (5 + singles) * 30
     # Two lines of one inner point each, and the anchor.
     wise_ft = recipes_of(folder, wise_ft={"alphas": [0.0, 0.5, 1.0]})
-    assert wise_ft.soup_held_out_samples == (2 + 1) * held_out
+    assert wise_ft.soup_held_out_samples == (2 + 1 + singles) * held_out
     one_line = recipes_of(folder, wise_ft={"alphas": [0.0, 0.5, 1.0], "theta_1": "uniform"})
-    assert one_line.soup_held_out_samples == (1 + 1) * held_out
+    assert one_line.soup_held_out_samples == (1 + 1 + singles) * held_out
     learned = recipes_of(folder, learned={"epochs": 9})
-    assert learned.soup_held_out_samples == (9 + 1 + 1) * held_out
+    assert learned.soup_held_out_samples == (9 + 1 + 1 + singles) * held_out
 
 
 def test_a_dry_run_counts_the_batch_norm_statistics_of_every_soup(folder):
-    """Each takes all 30 training images."""
+    """Each takes all 30 training images. Those of 16 trials and the anchor come on top."""
 
     def soups(**recipes: dict) -> float:
-        return recipes_of(folder, **recipes).soup_train_samples / 30
+        return recipes_of(folder, **recipes).soup_train_samples / 30 - 17
 
     k = recipes_of(folder).trials
     assert k == 16
-    assert soups() == 0  # the anchor is one model
+    assert soups() == 0
     assert soups(uniform={}) == soups(model_stock={}) == 1
     assert soups(greedy={}) == k - 1
     assert soups(pruned={}) == k + 1

@@ -246,7 +246,7 @@ def test_wise_ft_goes_to_the_soup_or_trial_that_is_named(asked, name, end):
     assert {o.options["theta_1"] for o in outcomes} == {name}
     assert outcomes[0].trace[-1].candidate == mean_of(list(end))
     # The line that the figure shows, too.
-    (line,) = line_candidates([*earlier.outcomes, *outcomes], selection.pool).values()
+    (line,) = line_candidates([*earlier.outcomes, *outcomes]).values()
     assert line[-1] == mean_of(list(end))
 
 
@@ -740,18 +740,20 @@ LAYERED = LayerSoup(checkpoints=("a", "b"), layers=((("x",), (1, 3)),), rest=(2,
 
 def test_a_point_on_the_way_to_a_soup_by_layer_by_hand():
     # 1/4 of the way: 3/4 = 12/16 of the anchor, and numerators over 16.
-    assert interpolate("z", LAYERED, 1, 4) == LayerSoup(
+    assert interpolate(mean_of(["z"]), LAYERED, 1, 4) == LayerSoup(
         checkpoints=("z", "a", "b"),
         layers=((("x",), (12, 1, 3)),),
         rest=(12, 2, 2),
         denominator=16,
     )
-    assert interpolate("z", LAYERED, 3, 4).layers == ((("x",), (4, 3, 9)),)
-    assert interpolate("z", LAYERED, 0, 4) == mean_of(["z"])
-    assert interpolate("z", LAYERED, 4, 4) == LAYERED
+    assert interpolate(mean_of(["z"]), LAYERED, 3, 4).layers == ((("x",), (4, 3, 9)),)
+    assert interpolate(mean_of(["z"]), LAYERED, 0, 4) == mean_of(["z"])
+    assert interpolate(mean_of(["z"]), LAYERED, 4, 4) == LAYERED
     # 1/2 z + 1/2 (a/3 + 2b/3)
     third = weight_soup([("a", 1), ("b", 2)], 3)
-    assert interpolate("z", third, 2, 4) == weight_soup([("z", 3), ("a", 1), ("b", 2)], 6)
+    assert interpolate(mean_of(["z"]), third, 2, 4) == weight_soup(
+        [("z", 3), ("a", 1), ("b", 2)], 6
+    )
 
 
 def test_lines_to_a_soup_by_layer_by_hand():
@@ -996,6 +998,7 @@ def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
     by_hand = {
         "anchor": (0, 1, 1, 0, 0, 0, 0),
         "best_single": (0, 0, 0, 0, 0, 0, 0),
+        "update_bn": (0, 5, 2, 0, 0, 0, 5),  # the ingredients and the anchor
         "uniform": (0, 1, 1, 0, 0, 0, 1),
         "greedy": (3, 1, 1, 0, 0, 0, 3),
         "replacement": (12, 1, 1, 0, 0, 0, 12),  # three passes

@@ -122,10 +122,10 @@ def test_half_precision_is_summed_in_double_and_rounded_once():
 def test_wise_ft_end_points_are_their_models_bit_for_bit_and_so_are_their_records():
     models = {n: random_model(i) for i, n in enumerate(["anchor", "x", "y"])}
     theta_1 = mean_of(["x", "y"])
-    assert interpolate("anchor", theta_1, 0, 20) == mean_of(["anchor"])
-    assert interpolate("anchor", theta_1, 20, 20) == theta_1
-    assert same(mix(models, interpolate("anchor", theta_1, 0, 20)), models["anchor"])
-    half = interpolate("anchor", theta_1, 10, 20)
+    assert interpolate(mean_of(["anchor"]), theta_1, 0, 20) == mean_of(["anchor"])
+    assert interpolate(mean_of(["anchor"]), theta_1, 20, 20) == theta_1
+    assert same(mix(models, interpolate(mean_of(["anchor"]), theta_1, 0, 20)), models["anchor"])
+    half = interpolate(mean_of(["anchor"]), theta_1, 10, 20)
     assert half.parts == (("anchor", 2), ("x", 1), ("y", 1))
     assert half.denominator == 4
 

@@ -63,9 +63,46 @@ def show_leaderboard(
     out.print(shown)
     some = ", ".join(entries[0].test_on_classes)
     out.print(_meaning(basis, spec, some), style="dim")
+    if said := _of_statistics(entries, spec):
+        out.print(textwrap.fill(said, 98))
     if champion is not None:
         for line in textwrap.wrap(verdict(entries, champion, spec.name), 98):
             out.print(line)
+
+
+def _of_statistics(entries: list[Entry], spec: SweepSpec) -> str:
+    """What `(bn)` means, and which gains are those of statistics. Empty: nothing to say."""
+    from soupray.reporting.ranking import explained, ranked_on
+
+    found = explained(entries, spec.metric)
+    if found is None:
+        return ""
+    said = (
+        "(bn): one model as trained, but its BatchNorm statistics are estimated on training data, "
+        "as those of soups are."
+    )
+    pair = [ranked_on(e) for e in (found.before, found.after)]
+    if pair[1].by(spec.metric) <= pair[0].by(spec.metric):
+        return said
+    held_out, test = (
+        f"{_percent(a.accuracy)} to {_percent(b.accuracy)}"
+        for a, b in (pair, [e.test for e in (found.before, found.after)])
+    )
+    said += (
+        f" They alone bring the best single model from {held_out} held-out ({test} on test): "
+        "best_single(bn)."
+    )
+    above, still = len(found.above_before), len(found.above_after)
+    if above == 0:
+        return said
+    said += f" Of {above} entries of several models above best_single, {still} are above it"
+    if still < above:
+        said += "; the gain of the others is one of statistics, not of averaging"
+    first = (found.above_after or found.above_before)[0]
+    if first.test_versus_updated:
+        p = _p_value(first.test_versus_updated.p)
+        said += f". p of {first.name} against it on test: {p}"
+    return f"{said}."
 
 
 def verdict(entries: list[Entry], champion: Champion, sweep: str) -> str:
@@ -83,7 +120,7 @@ def verdict(entries: list[Entry], champion: Champion, sweep: str) -> str:
             f"It ranks first; {champion.samples} samples cannot tell it from "
             f"{len(champion.equals) - 1} other entries."
         )
-    if taken.candidate == best.candidate or taken.recipe == "anchor":
+    if taken.candidate == best.candidate or taken.recipe in ("anchor", "update_bn"):
         words.append("No soup beats the best single model on these samples.")
     return " ".join(words)
 
@@ -94,7 +131,9 @@ def show_runs(runs: list[SoupRun]) -> None:
     shown = table("run", "made", *right, "champion", "recipes", right=right)
     for run in reversed(runs):
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.made))
-        recipes = ", ".join(n for n in run.recipes if n not in ("anchor", "best_single"))
+        recipes = ", ".join(
+            n for n in run.recipes if n not in ("anchor", "best_single", "update_bn")
+        )
         counts = (str(run.ingredients), str(run.entries))
         short = textwrap.shorten(recipes, 30, placeholder=" ...")
         shown.add_row(run.key[:8], made, *counts, run.champion.name, short)
@@ -332,15 +371,17 @@ def show_diagnosis(made: Diagnosis) -> None:
             f"{d.predicted:+.4f}",
         )
     out.print(shown)
-    out.print(_meaning_of_pairs(made.n), style="dim")
+    out.print(_meaning_of_pairs(made.n, bool(made.statistics)), style="dim")
     out.print()
     for sentence in summary(made):
         out.print(sentence)
 
 
-def _meaning_of_pairs(n: int) -> str:
+def _meaning_of_pairs(n: int, estimated: bool) -> str:
+    alike = "All BatchNorm statistics are estimated, those of single models too. "
     return (
-        f"Held-out data only (n = {n}), in %. acc.: mean of the two. dist.: "
+        f"Held-out data only (n = {n}), in %. {alike if estimated else ''}"
+        "acc.: mean of the two. dist.: "
         "|theta_i - theta_j|. °: angle between their "
         "ways from theta_0. incons.: samples that exactly one gets right. 1-κ: complement of "
         "Cohen's kappa of being right. soup, ens.: accuracy of the mean of weights, of logits, "

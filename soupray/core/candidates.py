@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType, structs
 
 from soupray.core.names import Sha256
-from soupray.core.records import BlobRef, Record, Rejected, Scores, Tally, digest
+from soupray.core.records import BlobRef, Pool, Record, Rejected, Scores, Tally, digest
 
 OutputSpace = Literal["logits", "probabilities"]
 
@@ -27,14 +27,24 @@ class WeightSoup(Record, tag="weight_soup", frozen=True, kw_only=True):
     Attributes:
         parts: (SHA-256 of theta_i, numerator n_i) for each ingredient.
         denominator: d, the sum of the numerators.
+        statistics: "estimated": a single model whose BatchNorm statistics are not those of its
+            training: they are estimated as those of a soup. Unset in all other records, so that
+            these keep the digests that they had before there was this field.
     """
 
     parts: tuple[tuple[Sha256, int], ...]
     denominator: int
+    statistics: Literal["estimated"] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
-        """Refuse (ValueError) coefficients that do not sum to one."""
+        """Refuse (ValueError) wrong coefficients, and `statistics` of several parts.
+
+        A soup has estimated statistics in any case: with `statistics`, one model would be two
+        records.
+        """
         _check_sum([n for _, n in self.parts], self.denominator)
+        if self.statistics is not UNSET and len(self.parts) > 1:
+            raise ValueError(f"statistics is for one part, and the soup has {len(self.parts)}")
 
     @property
     def digest(self) -> str:
@@ -295,6 +305,34 @@ def weight_soup(parts: Sequence[tuple[str, int]], denominator: int) -> WeightSou
 def mean_of(checkpoints: Sequence[str]) -> WeightSoup:
     """The uniform soup of checkpoints (SHA-256 of their weights), in the given order."""
     return weight_soup([(sha, 1) for sha in checkpoints], len(checkpoints))
+
+
+def estimated(checkpoint: str) -> WeightSoup:
+    """A single model (SHA-256 of its weights) whose BatchNorm statistics are estimated."""
+    return structs.replace(mean_of([checkpoint]), statistics="estimated")
+
+
+def soups_of_one(checkpoints: Sequence[str], pool: Pool) -> list[WeightSoup]:
+    """Single models with BatchNorm statistics as the soups of their pool have them.
+
+    They are estimated for checkpoints whose training moved them.
+
+    Args:
+        checkpoints: SHA-256 of the weights of each model.
+        pool: the pool of the models.
+    """
+    moved = pool.moved
+    return [estimated(sha) if sha in moved else mean_of([sha]) for sha in checkpoints]
+
+
+def is_estimated(model: WeightCandidate) -> bool:
+    """Whether a model is one checkpoint with estimated BatchNorm statistics."""
+    return isinstance(model, WeightSoup) and model.statistics is not UNSET
+
+
+def as_trained(model: WeightCandidate) -> bool:
+    """Whether a model is one checkpoint with the BatchNorm statistics of its own training."""
+    return len(model.checkpoints) == 1 and not is_estimated(model)
 
 
 def ensemble_of(

@@ -423,6 +423,10 @@ class Tombstone(Record, tag="diverged", frozen=True, kw_only=True):
 Manifest = Ingredient | Tombstone
 
 
+STATISTICS = (".running_mean", ".running_var")
+"""Endings of the names of BatchNorm statistics."""
+
+
 class Pool(Record, frozen=True, kw_only=True):
     """The ingredients of a soup, by descending held-out correct count; ties by trial key.
 
@@ -442,6 +446,32 @@ class Pool(Record, frozen=True, kw_only=True):
     def checkpoints(self) -> list[str]:
         """SHA-256 (hex) of each ingredient's weights, in the order of the pool."""
         return [i.checkpoint.sha256 for i in self.ingredients]
+
+    @property
+    def moved(self) -> frozenset[str]:
+        """SHA-256 (hex) of the checkpoints that have BatchNorm statistics of their own training.
+
+        These are ingredients, and with them theta_0 and the anchor: a soup of them has estimated
+        statistics. Empty for models without BatchNorm, and where all ingredients of one theta_0
+        have equal statistics, as after linear probes.
+        """
+        groups: dict[str, list[Ingredient]] = {}
+        for ingredient in self.ingredients:
+            if any(name.endswith(STATISTICS) for name in ingredient.tensors):
+                groups.setdefault(ingredient.init, []).append(ingredient)
+        found: set[str] = set()
+        for init, group in groups.items():
+            kinds = {
+                digest({n: d for n, d in i.tensors.items() if n.endswith(STATISTICS)})
+                for i in group
+            }
+            # One ingredient has no other to differ from: only a linear probe keeps theta_0's.
+            if len(kinds) > 1 or (len(group) == 1 and group[0].trial.method != "lp"):
+                found |= {i.checkpoint.sha256 for i in group}
+                found |= (
+                    {self.init.sha256, self.anchor.sha256} if init == self.init.sha256 else set()
+                )
+        return frozenset(found)
 
 
 def pool_of(basis: Basis, ingredients: list[Ingredient]) -> Pool:

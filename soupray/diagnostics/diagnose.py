@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from soupray.core.arrays import Float64
-from soupray.core.candidates import WeightSoup, weight_soup
+from soupray.core.candidates import WeightSoup, soups_of_one, weight_soup
 from soupray.core.errors import EvaluationError
 from soupray.core.progress import Show
 from soupray.core.records import Pool, Split, digest, encode_pretty
@@ -17,7 +17,7 @@ from soupray.diagnostics.diversity import Diagnosis, Pair, compare_pair, diagnos
 from soupray.diagnostics.figures import draw_diagnosis
 from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.maths.geometry import angles, distances, total_gram
-from soupray.soup.check import refuse_or_note
+from soupray.soup.check import refuse_or_note, treated_alike
 from soupray.soup.session import Session, open_session, watched
 from soupray.spec.files import atomic_write
 from soupray.spec.sweep_spec import SweepSpec
@@ -40,9 +40,9 @@ def run_diagnose(
 ) -> Diagnosis:
     """Compute the diagnostics of Model soups and No One Representation for the pool of `spec`.
 
-    Three models between the two ingredients of each pair are evaluated; the outputs of the
-    ingredients are stored already. The numbers are stored under a digest of their inputs, so a
-    second run computes nothing.
+    Three models between the two ingredients of each pair are evaluated. The outputs of the
+    ingredients are stored already, unless their BatchNorm statistics must be estimated. The numbers
+    are stored under a digest of their inputs, so a second run computes nothing.
 
     Args:
         spec: the sweep whose trials are the pool.
@@ -67,7 +67,7 @@ def run_diagnose(
         known: Diagnosis | None = find_record(session.store, path, Diagnosis)
         if known is not None:
             return known
-        made = measure_pairs(session, sample)
+        made = measure_pairs(treated_alike(session) if session.pool.moved else session, sample)
         return create_record(session.store, path, made)
 
 
@@ -75,6 +75,8 @@ def _path(spec: SweepSpec, pool: Pool, held_out: Split, sample: tuple[int, int])
     models = [(i.trial.key, i.checkpoint.sha256) for i in pool.ingredients]
     pairs = drawn_pairs(len(models), *sample)
     parts = [models, pool.init.sha256, held_out.digest, pairs, spec.setting, EVALUATION_VERSION]
+    if pool.moved:  # earlier versions stored numbers whose ends had the statistics of training
+        parts.append("estimated")
     return layout.diagnosis(spec.name, digest(parts)[:32])
 
 
@@ -99,9 +101,14 @@ def measure_pairs(session: Session, sample: tuple[int, int]) -> Diagnosis:
 
 
 def segment(pool: Pool, i: int, j: int) -> list[WeightSoup]:
-    """Return theta_i + a (theta_j - theta_i) for a = 0, 1/4, 1/2, 3/4, 1."""
+    """Return theta_i + a (theta_j - theta_i) for a = 0, 1/4, 1/2, 3/4, 1.
+
+    All five have BatchNorm statistics that are made alike.
+    """
     a, b = pool.checkpoints[i], pool.checkpoints[j]
-    return [weight_soup([(a, 4 - k), (b, k)], 4) for k in range(5)]
+    between = [weight_soup([(a, 4 - k), (b, k)], 4) for k in (1, 2, 3)]
+    first, last = soups_of_one([a, b], pool)
+    return [first, *between, last]
 
 
 def _pair(session: Session, ends: tuple[int, int], between: Float64) -> Pair:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from soupray.core.arrays import Float64, Logits
 from soupray.core.records import Pool, Predictions, Record
@@ -62,13 +64,18 @@ class Pair(Record, frozen=True, kw_only=True):
 
 
 class Diagnosis(Record, frozen=True, kw_only=True):
-    """Matrices [K, K] of all pairs in the order of `trials`, and the sampled pairs in detail."""
+    """Matrices [K, K] of all pairs in the order of `trials`, and the sampled pairs in detail.
+
+    `statistics`: "estimated" if the BatchNorm statistics of all models, also of single ones, were
+    estimated. Unset if training moved none, and in records of older versions.
+    """
 
     n: int
     trials: tuple[str, ...]
     error_inconsistency: Matrix
     kappa_complement: Maybe
     pairs: tuple[Pair, ...]
+    statistics: Literal["estimated"] | UnsetType = UNSET
 
 
 def drawn_pairs(k: int, count: int, seed: int) -> list[tuple[int, int]]:
@@ -134,6 +141,7 @@ def diagnosis(pool: Pool, pairs: Sequence[Pair]) -> Diagnosis:
         error_inconsistency=tuple(tuple(error_inconsistency(a, b) for b in right) for a in right),
         kappa_complement=tuple(tuple(_complement(kappa(a, b)) for b in right) for a in right),
         pairs=tuple(pairs),
+        statistics="estimated" if pool.moved else UNSET,
     )
 
 

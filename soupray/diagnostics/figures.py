@@ -7,8 +7,9 @@ from typing import Any
 
 from soupray.diagnostics.diversity import Diagnosis
 from soupray.recipes.greedy import GREEDY
+from soupray.recipes.recipe import INK
 from soupray.recipes.wise_ft import WISE_FT
-from soupray.reporting.plots import INK, MUTED, pyplot
+from soupray.reporting.plots import MUTED, pyplot
 
 SOUP, ENSEMBLE = GREEDY.style.colour, WISE_FT.style.colour
 

@@ -5,8 +5,8 @@
     answers/<key>.json        answers to requests, each in an object
 
 A key is made of digests: of the candidate (which names its weights), of the split and of the
-setting. For a soup, the digest of the training data is added: BatchNorm statistics of the soup may
-be estimated on that data.
+setting. If BatchNorm statistics may be estimated for it (soups, `candidates.estimated`), the digest
+of the training data is added: they are estimated on that data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import torch
 
-from soupray.core.candidates import Candidate, WeightCandidate, mean_of
+from soupray.core.candidates import WeightCandidate, as_trained, mean_of
 from soupray.core.errors import CheckpointError
 from soupray.core.ports import Accept
 from soupray.core.records import (
@@ -100,14 +100,16 @@ class EvaluationCache:
             split=split, logits=stored["logits"].numpy(), labels=stored["labels"].numpy()
         )
 
-    def decision(self, candidate: Candidate, split: Split, against: Against) -> Decision | None:
+    def decision(
+        self, candidate: WeightCandidate, split: Split, against: Against
+    ) -> Decision | None:
         """The stored decision about a candidate on `split`, with the terms `against`, or None."""
         path = self.path("decisions", *self.key(candidate, split.digest), *against)
         found: Decision | None = find_record(self._store, path, Decision)
         return found
 
     def put_decision(
-        self, candidate: Candidate, split: Split, against: Against, made: Decision
+        self, candidate: WeightCandidate, split: Split, against: Against, made: Decision
     ) -> None:
         """Store the decision `made` about a candidate on `split`, with the terms `against`."""
         path = self.path("decisions", *self.key(candidate, split.digest), *against)
@@ -139,20 +141,20 @@ class EvaluationCache:
         return self.path("soups", candidate.digest, self._train.digest)
 
     def statistics(self, model: WeightCandidate) -> BlobRef | None:
-        """The stored BatchNorm statistics of a soup, or None. A single model has its own."""
-        if len(model.checkpoints) < 2:
+        """The BatchNorm statistics that were estimated for a model, or None: it has its own."""
+        if as_trained(model):
             return None
         path = statistics_path(model, self._train, self._setting)
         ref: BlobRef | None = find_record(self._store, path, BlobRef)
         return ref
 
-    def key(self, candidate: Candidate, split: str) -> tuple[str, ...]:
+    def key(self, candidate: WeightCandidate, split: str) -> tuple[str, ...]:
         """The digests on which a model's outputs depend, except the setting.
 
-        A soup's BatchNorm statistics depend on the training data. A single model has its own
-        statistics, so that its results are found for any training data.
+        Estimated BatchNorm statistics depend on the training data. A single model as trained has
+        its own statistics, so that its results are found for any training data.
         """
-        train = (self._train.digest,) if len(candidate.checkpoints) > 1 else ()
+        train = () if as_trained(candidate) else (self._train.digest,)
         return (candidate.digest, split, *train)
 
     def path(self, folder: layout.Results, *parts: object) -> str:

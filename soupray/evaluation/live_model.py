@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from soupray.core.arrays import Features, Images, Logits
-from soupray.core.candidates import WeightCandidate
+from soupray.core.candidates import WeightCandidate, is_estimated
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Task
 from soupray.core.records import BlobRef, Setting, Split, digest
@@ -24,8 +24,7 @@ EVALUATION_VERSION = "2"
 results in the store are then not found. Trials are not trained again for it."""
 
 STATISTICS_SAMPLES = 2000
-"""Number of training samples, evenly spaced, on which BatchNorm statistics of a soup are
-estimated."""
+"""Number of training samples, evenly spaced, on which BatchNorm statistics are estimated."""
 
 
 class LiveModel:
@@ -141,9 +140,8 @@ class LiveModel:
             )
 
     def _statistics(self, candidate: WeightCandidate, keep: bool = True) -> Weights:
-        """BatchNorm buffers of a soup, stored or estimated now. Empty: it needs no new ones."""
-        mixture = sum(share != 0 for share in candidate.coefficients) > 1
-        if not mixture or not self._has_batch_norm() or self._shared_statistics(candidate):
+        """BatchNorm buffers of a model, stored or estimated now. Empty: it needs no new ones."""
+        if not self._estimates(candidate):
             return {}
         path = statistics_path(candidate, self._train_split, self._setting)
         ref: BlobRef | None = find_record(self._checkpoints.store, path, BlobRef)
@@ -159,6 +157,16 @@ class LiveModel:
             ref = self._checkpoints.save_blob(estimated, {"statistics": candidate.digest})
             ref = create_record(self._checkpoints.store, path, ref)
         return self._checkpoints.load_blob(ref.sha256)
+
+    def _estimates(self, candidate: WeightCandidate) -> bool:
+        """Whether BatchNorm statistics are estimated for a candidate.
+
+        They are for a soup whose models differ in them, and for a single model that asks for it.
+        """
+        mixture = sum(share != 0 for share in candidate.coefficients) > 1
+        if not (mixture or is_estimated(candidate)) or not self._has_batch_norm():
+            return False
+        return is_estimated(candidate) or not self._shared_statistics(candidate)
 
     def _shared_statistics(self, candidate: WeightCandidate) -> bool:
         """Whether all checkpoints have equal BatchNorm statistics, as after a linear probe."""
@@ -180,7 +188,7 @@ def about(candidate: WeightCandidate) -> dict[str, str]:
 
 
 def statistics_path(candidate: WeightCandidate, train: Split, setting: Setting) -> str:
-    """The path in the store of the record about a soup's BatchNorm statistics."""
+    """The path in the store of the record about a model's estimated BatchNorm statistics."""
     key = [candidate, train.digest, setting, STATISTICS_SAMPLES, EVALUATION_VERSION]
     return layout.result("statistics", digest(key)[:32])
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from soupray.core.arrays import Float32, Images, Labels
 from soupray.core.candidates import mean_of
 from soupray.core.errors import EvaluationError
-from soupray.core.records import BlobRef, digest, pack_right, unpack_right
+from soupray.core.records import STATISTICS, BlobRef, digest, pack_right, unpack_right
 from soupray.core.requests import (
     Body,
     Defect,
@@ -38,9 +38,6 @@ from soupray.evaluation.live_model import LiveModel, about
 from soupray.maths.neighbours import kth_distances
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.weights_file import digest_of, tensor_digests
-
-STATISTICS = (".running_mean", ".running_var")
-"""Endings of the names of BatchNorm statistics."""
 
 GRAM_CHUNK = 2**18
 """Elements of a tensor whose differences from theta_0 are in memory at a time, for each model."""

@@ -11,6 +11,7 @@ from soupray.core.records import Record
 from soupray.data.cache import PlannedClass, planned
 from soupray.evaluation.live_model import STATISTICS_SAMPLES, batch_norms
 from soupray.recipes import total_cost
+from soupray.recipes.baselines import ANCHOR, UPDATE_BN
 from soupray.recipes.recipe import PoolSize
 from soupray.recipes.starts import LINES
 from soupray.search.plan import plan
@@ -64,8 +65,8 @@ class DryRun(Record, frozen=True, kw_only=True):
     """The cost of a sweep and its soups, in samples (forward passes) and bytes.
 
     `soup_train_samples` are forward passes of training samples: those that recipes need, and those
-    for the BatchNorm statistics of soups. The statistics of each soup are counted once; if several
-    actors evaluate a soup at the same time, each one estimates them. `classes` has the name that
+    for estimated BatchNorm statistics. The statistics of each model are counted once; if several
+    actors evaluate a model at the same time, each one estimates them. `classes` has the name that
     the data give to each class, `inputs` the preprocessing of images; `notes` say what of the data
     is left out.
     """
@@ -104,11 +105,12 @@ def dry_run(spec: SweepSpec) -> DryRun:
     init_epochs = int(isinstance(spec.init, ProbeInit))
     if isinstance(spec.init, TrainedInit):
         init_epochs = spec.init.trained.numbers()["epochs"]
-    chosen: dict[str, Any] = {"anchor": {}, **spec.recipes}
-    total = total_cost(PoolSize(k, held_out), chosen)
-    models = k + total.models
     # Trials of the head alone all have the BatchNorm statistics of theta_0.
     moves = spec.search.train != "head" and any(True for _ in batch_norms(model))
+    always = [ANCHOR.name, *([UPDATE_BN.name] if moves else [])]
+    chosen: dict[str, Any] = {**{name: {} for name in always}, **spec.recipes}
+    total = total_cost(PoolSize(k, held_out), chosen)
+    models = k + total.models
     statistics = total.mixtures * min(STATISTICS_SAMPLES, train) if moves else 0
     row = len(spec.task.classes) * 4
     logits = held_out * row

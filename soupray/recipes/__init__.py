@@ -12,7 +12,7 @@ from typing import Any
 from soupray.core.candidates import Outcome
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Selection
-from soupray.recipes.baselines import ANCHOR, BEST_SINGLE
+from soupray.recipes.baselines import ANCHOR, BEST_SINGLE, UPDATE_BN
 from soupray.recipes.ensembles import ENSEMBLE, GREEDY_ENSEMBLE
 from soupray.recipes.fisher import FISHER
 from soupray.recipes.greedy import GREEDY
@@ -33,6 +33,7 @@ Wanted = dict[str, dict[str, Option]]
 RECIPES: tuple[Recipe[Any], ...] = (
     ANCHOR,
     BEST_SINGLE,
+    UPDATE_BN,
     UNIFORM,
     GREEDY,
     REPLACEMENT,

@@ -1,10 +1,14 @@
-"""The baselines of all comparisons: the anchor and the best single ingredient."""
+"""The baselines of all comparisons: the anchor and the best single ingredient.
+
+A soup of models with BatchNorm has statistics that are estimated on training data. `update_bn`
+gives the same to single models, so that the leaderboard can compare weights with weights.
+"""
 
 from __future__ import annotations
 
-from soupray.core.candidates import Outcome, mean_of
+from soupray.core.candidates import Outcome, estimated, mean_of
 from soupray.core.ports import Selection
-from soupray.recipes.recipe import Cost, Earlier, Options, Recipe, Style
+from soupray.recipes.recipe import INK, Cost, Earlier, Options, Recipe, Style
 
 
 def _anchor(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
@@ -29,6 +33,43 @@ def _best_single(selection: Selection, earlier: Earlier, options: Options) -> li
     ]
 
 
+def updated(name: str) -> str:
+    """Return the name of the outcome of `update_bn` for the baseline `name`."""
+    return f"{name}(bn)"
+
+
+BEST_UPDATED = updated("best_single")
+
+
+def _update_bn(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
+    """Return the anchor and the best ingredient, all with estimated BatchNorm statistics.
+
+    The best ingredient is chosen anew, by scores with these statistics: it may be another one.
+    Empty if no training moved the statistics of the pool.
+    """
+    pool, moved = selection.pool, selection.pool.moved
+    singles = {
+        updated(pool.anchor_name): [pool.anchor.sha256],
+        BEST_UPDATED: pool.checkpoints,
+    }
+    outcomes = []
+    for name, checkpoints in singles.items():
+        candidates = [estimated(sha) for sha in dict.fromkeys(checkpoints) if sha in moved]
+        if candidates:
+            scored = zip(candidates, selection.scores(candidates), strict=True)
+            best, held_out = max(scored, key=lambda one: selection.value(one[1]))
+            outcomes.append(
+                Outcome(
+                    name=name,
+                    recipe="update_bn",
+                    options={},
+                    candidate=best,
+                    held_out=held_out,
+                )
+            )
+    return outcomes
+
+
 ANCHOR = Recipe(
     name="anchor",
     summary="the zero-shot (or other reference) model",
@@ -48,5 +89,17 @@ BEST_SINGLE = Recipe(
     costs="0: scored when trained",
     uses="held-out counts",
     choose=_best_single,
-    style=Style("best single", "o", "#1a1a2e", own=True),
+    style=Style("best single", "o", INK, own=True),
+)
+
+UPDATE_BN = Recipe(
+    name="update_bn",
+    summary="both, with BatchNorm statistics estimated on training data, as soups have them",
+    paper="Izmailov et al. 2018, arXiv:1803.05407",
+    kind="baseline",
+    costs="K + 1; nothing without BatchNorm",
+    uses="training inputs, held-out counts",
+    choose=_update_bn,
+    cost=lambda pool, options: Cost(scored=pool.k + 1, models=2, mixtures=pool.k + 1),
+    style=Style("single, BatchNorm updated", "o", INK),
 )

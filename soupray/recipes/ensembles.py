@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from soupray.core.candidates import Candidate, Outcome, OutputSpace, ensemble_of, mean_of
+from soupray.core.candidates import (
+    Candidate,
+    Outcome,
+    OutputSpace,
+    WeightCandidate,
+    ensemble_of,
+)
 from soupray.core.ports import Accept, Selection
 from soupray.core.requests import Temperature
 from soupray.recipes.greedy import Rule, add, begin, one_pass
 from soupray.recipes.recipe import ENSEMBLE as STYLE
 from soupray.recipes.recipe import Earlier, Options, Recipe, single
+from soupray.recipes.starts import Single, singles
 
 
 class EnsembleOptions(Options, frozen=True, kw_only=True):
@@ -31,8 +38,9 @@ class GreedyEnsembleOptions(EnsembleOptions, frozen=True, kw_only=True):
 
 def _ensemble(selection: Selection, earlier: Earlier, options: EnsembleOptions) -> list[Outcome]:
     """Mix all ingredients with equal coefficients."""
-    space, temperatures = options.space, _temperatures(selection, options.space)
-    candidate = _mean(selection.pool.checkpoints, temperatures, space)
+    space, known = options.space, singles(selection)
+    members = _calibrated(selection, known, space)
+    candidate = _mean(selection.pool.checkpoints, members, space)
     return single(selection, "ensemble", candidate, {"space": space})
 
 
@@ -40,13 +48,14 @@ def _greedy_ensemble(
     selection: Selection, earlier: Earlier, options: GreedyEnsembleOptions
 ) -> list[Outcome]:
     """Choose the members greedily (arXiv:2203.05482), from stored logits."""
-    space, temperatures = options.space, _temperatures(selection, options.space)
+    space, known = options.space, singles(selection)
+    members = _calibrated(selection, known, space)
 
     def make(checkpoints: Sequence[str]) -> Candidate:
-        return _mean(checkpoints, temperatures, space)
+        return _mean(checkpoints, members, space)
 
     rule = Rule(add, make, options.accept)
-    first, *rest = selection.pool.checkpoints
+    first, *rest = [one.checkpoint for one in known]
     (scores,) = selection.scores([make([first])])
     kept = one_pass(selection, rule, begin(selection, rule, [first], scores), rest)
     used: dict[str, str | int | float] = {"space": space, "accept": options.accept}
@@ -54,16 +63,21 @@ def _greedy_ensemble(
     return single(selection, "greedy_ensemble", made, used, kept.trace)
 
 
-def _temperatures(selection: Selection, space: OutputSpace) -> dict[str, float]:
-    pool = selection.pool.checkpoints
-    if space == "logits":
-        return dict.fromkeys(pool, 1.0)
-    found = selection.measure([Temperature(candidate=mean_of([sha])) for sha in pool])
-    return dict(zip(pool, found, strict=True))
+def _calibrated(
+    selection: Selection, known: Sequence[Single], space: OutputSpace
+) -> dict[str, tuple[WeightCandidate, float]]:
+    """Return (model, temperature) of each single model, by its checkpoint."""
+    found = [1.0] * len(known)
+    if space == "probabilities":
+        found = selection.measure([Temperature(candidate=one.model) for one in known])
+    return {one.checkpoint: (one.model, t) for one, t in zip(known, found, strict=True)}
 
 
-def _mean(kept: Sequence[str], temperatures: dict[str, float], space: OutputSpace) -> Candidate:
-    return ensemble_of([(mean_of([sha]), 1, temperatures[sha]) for sha in kept], len(kept), space)
+def _mean(
+    kept: Sequence[str], members: dict[str, tuple[WeightCandidate, float]], space: OutputSpace
+) -> Candidate:
+    parts = [(model, 1, t) for model, t in (members[sha] for sha in kept)]
+    return ensemble_of(parts, len(kept), space)
 
 
 ENSEMBLE = Recipe(

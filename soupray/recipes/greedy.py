@@ -3,7 +3,7 @@
 In the pool's order (best held-out first), keep an ingredient if the mean with it is at least as
 good on held-out data (`ge`, as in the paper) or strictly better (`gt`, as in the released code).
 There is one pass, without replacement. In the default order, the result is never worse than the
-best single model on held-out data.
+best single model on held-out data, with the BatchNorm statistics that do better (`starts.singles`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta
 
-from soupray.core.candidates import Candidate, Outcome, Step, mean_of
+from soupray.core.candidates import Candidate, Outcome, Step
 from soupray.core.ports import Accept, Selection
 from soupray.core.records import Pool, Scores
 from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, Style, single
+from soupray.recipes.starts import mean_among, singles
 
 
 class Rule(NamedTuple):
@@ -94,17 +95,17 @@ class GreedyOptions(Options, frozen=True, kw_only=True):
 
 
 def _greedy(selection: Selection, earlier: Earlier, options: GreedyOptions) -> list[Outcome]:
-    ingredients = list(selection.pool.ingredients)
+    known = singles(selection)
     if options.order == "random":
-        random.Random(options.seed).shuffle(ingredients)  # noqa: S311 - not a secret
-    first, *rest = [i.checkpoint.sha256 for i in ingredients]
-    rule = Rule(add, mean_of, options.accept)
-    kept = begin(selection, rule, [first], ingredients[0].held_out)
+        random.Random(options.seed).shuffle(known)  # noqa: S311 - not a secret
+    first, *rest = [one.checkpoint for one in known]
+    rule = Rule(add, mean_among(known), options.accept)
+    kept = begin(selection, rule, [first], known[0].scores)
     kept = one_pass(selection, rule, kept, rest)
     used: dict[str, str | int | float] = {"accept": options.accept}
     if options.order == "random":
         used |= {"order": options.order, "seed": options.seed}
-    soup, notes = mean_of(kept.checkpoints), duplicates(selection.pool)
+    soup, notes = rule.make(kept.checkpoints), duplicates(selection.pool)
     return single(selection, "greedy", soup, used, kept.trace, notes)
 
 

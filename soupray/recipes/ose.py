@@ -14,12 +14,11 @@ from soupray.core.candidates import (
     OutputSpace,
     WeightCandidate,
     ensemble_of,
-    mean_of,
 )
 from soupray.core.ports import Selection
 from soupray.core.requests import Temperature
 from soupray.recipes.recipe import ENSEMBLE, Earlier, Options, Recipe
-from soupray.recipes.starts import curve, starts
+from soupray.recipes.starts import anchor_of, curve, starts
 
 GRID = 20
 """Number of steps of the grid a = 0, .05, ..., 1."""
@@ -30,7 +29,7 @@ SHORT: dict[OutputSpace, str] = {"logits": "logits", "probabilities": "probs"}
 
 def _ose(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
     """Return the best a in both spaces for each fine-tuned model."""
-    anchor = mean_of([selection.pool.anchor.sha256])
+    anchor = anchor_of(selection)
     outcomes = []
     for name, fine_tuned in starts(selection, earlier):
         asked = [Temperature(candidate=fine_tuned), Temperature(candidate=anchor)]

@@ -6,19 +6,21 @@ never dropped.
 
 from __future__ import annotations
 
-from soupray.core.candidates import Outcome, mean_of
+from soupray.core.candidates import Outcome
 from soupray.core.ports import Selection
 from soupray.recipes.greedy import Rule, begin, one_pass
 from soupray.recipes.recipe import Cost, Earlier, Options, Recipe, single
+from soupray.recipes.starts import mean_among, singles
 
 
 def _pruned(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
     """Return the pruned soup; its trace starts with the uniform soup."""
-    pool, rule = selection.pool.checkpoints, Rule(_without, mean_of, "ge")
-    (scores,) = selection.scores([mean_of(pool)])
+    known, pool = singles(selection), selection.pool.checkpoints
+    rule = Rule(_without, mean_among(known), "ge")
+    (scores,) = selection.scores([rule.make(pool)])
     kept = begin(selection, rule, pool, scores)
-    kept = one_pass(selection, rule, kept, pool[::-1])
-    return single(selection, "pruned", mean_of(kept.checkpoints), trace=kept.trace)
+    kept = one_pass(selection, rule, kept, [one.checkpoint for one in known][::-1])
+    return single(selection, "pruned", rule.make(kept.checkpoints), trace=kept.trace)
 
 
 def _without(kept: list[str], sha: str) -> list[str]:

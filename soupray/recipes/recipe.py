@@ -52,7 +52,8 @@ class Cost(NamedTuple):
     `scored`: candidates that are scored on all held-out samples. `models`: models that are reported
     on test and shift data. Logits of `scored` and `models` are stored. `train_passes`: passes over
     all training data. `train_samples`: single training samples. `files`: further files as large as
-    a model. `mixtures`: soups of several models, each with its own BatchNorm statistics.
+    a model. `mixtures`: models whose BatchNorm statistics are estimated: soups of several models,
+    and single models of `update_bn`.
     """
 
     decided: int = 0
@@ -77,7 +78,7 @@ class Style(NamedTuple):
     own: bool = False
 
 
-TEAL = "#2a9d8f"
+INK, TEAL = "#1a1a2e", "#2a9d8f"
 SOUP = Style("other soups", "s", TEAL)
 ENSEMBLE = Style("ensembles", "^", TEAL)
 

@@ -11,10 +11,11 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from soupray.core.candidates import Outcome, mean_of
+from soupray.core.candidates import Outcome
 from soupray.core.ports import Selection
 from soupray.recipes.greedy import Rule, add, begin, one_pass
 from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, single
+from soupray.recipes.starts import mean_among, singles
 
 
 class ReplacementOptions(Options, frozen=True, kw_only=True):
@@ -26,15 +27,16 @@ class ReplacementOptions(Options, frozen=True, kw_only=True):
 def _replacement(
     selection: Selection, earlier: Earlier, options: ReplacementOptions
 ) -> list[Outcome]:
-    pool, rule = selection.pool.checkpoints, Rule(add, mean_of, "gt")
-    kept = begin(selection, rule, pool[:1], selection.pool.ingredients[0].held_out)
+    known = singles(selection)
+    pool, rule = [one.checkpoint for one in known], Rule(add, mean_among(known), "gt")
+    kept = begin(selection, rule, pool[:1], known[0].scores)
     for number in range(options.passes):
         before = len(kept.checkpoints)
         kept = one_pass(selection, rule, kept, pool if number else pool[1:])
         if len(kept.checkpoints) == before:
             break
     used = {"passes": options.passes}
-    return single(selection, "replacement", mean_of(kept.checkpoints), used, kept.trace)
+    return single(selection, "replacement", rule.make(kept.checkpoints), used, kept.trace)
 
 
 def _cost(pool: PoolSize, options: ReplacementOptions) -> Cost:

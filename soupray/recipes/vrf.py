@@ -10,12 +10,12 @@ probabilities on held-out data.
 
 from __future__ import annotations
 
-from soupray.core.candidates import Candidate, Outcome, Step, VRFEnsemble, WeightCandidate, mean_of
+from soupray.core.candidates import Candidate, Outcome, Step, VRFEnsemble, WeightCandidate
 from soupray.core.ports import Selection
 from soupray.core.requests import Distances, Failures, FailureSet, Temperature
 from soupray.recipes.ose import GRID, mixed
 from soupray.recipes.recipe import ENSEMBLE, Cost, Earlier, Options, Recipe
-from soupray.recipes.starts import LINES, starts
+from soupray.recipes.starts import LINES, anchor_of, starts
 
 NEIGHBOURS = (0.001, 0.01, 0.1)
 """Values of k, as fractions of the size of the failure set; the paper uses 0.001."""
@@ -35,7 +35,7 @@ def _vrf(selection: Selection, earlier: Earlier, options: Options) -> list[Outco
 
 
 def _outcome(selection: Selection, name: str, fine_tuned: WeightCandidate) -> Outcome:
-    anchor = mean_of([selection.pool.anchor.sha256])
+    anchor = anchor_of(selection)
     hot, cold = selection.measure(
         [Temperature(candidate=fine_tuned), Temperature(candidate=anchor)]
     )

@@ -17,7 +17,7 @@ from msgspec import Meta
 from soupray.core.candidates import Candidate, Outcome
 from soupray.core.ports import Selection
 from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, Style, allows
-from soupray.recipes.starts import LINES, curve, interpolate, named, starts
+from soupray.recipes.starts import LINES, anchor_of, curve, interpolate, named, starts
 
 ALPHAS = tuple(Fraction(k, 20) for k in range(21))
 """The grid 0, .05, ..., 1, as in the paper."""
@@ -64,7 +64,7 @@ class WiseFtOptions(Options, frozen=True, kw_only=True):
 def _wise_ft(selection: Selection, earlier: Earlier, options: WiseFtOptions) -> list[Outcome]:
     """Return three outcomes for each line; their traces have the whole line."""
     grid, notes = grid_of(options.alphas)
-    anchor = selection.pool.anchor.sha256
+    anchor = anchor_of(selection)
     outcomes = []
     theta_1 = options.theta_1
     ends = [named(selection, earlier, theta_1)] if theta_1 else starts(selection, earlier)

@@ -11,11 +11,12 @@ from soupray.core.records import Basis, Pool, Record, Rejected, Split
 from soupray.maths.metrics import logit
 from soupray.recipes import BY_NAME, RECIPES
 from soupray.recipes.greedy import GREEDY
+from soupray.recipes.recipe import INK
 from soupray.recipes.starts import interpolate
 from soupray.recipes.wise_ft import LINE_GRID, WISE_FT
 from soupray.reporting.ranking import Entry, Reported
 
-INK, MUTED = "#1a1a2e", "#9aa0b4"
+MUTED = "#9aa0b4"
 
 
 class Point(Record, frozen=True, kw_only=True):
@@ -41,18 +42,16 @@ class Robustness(Record, frozen=True, kw_only=True):
     lines: dict[str, list[Point]]
 
 
-def line_candidates(outcomes: list[Outcome], pool: Pool) -> dict[str, list[Any]]:
+def line_candidates(outcomes: list[Outcome]) -> dict[str, list[Any]]:
     """Return the models on each WiSE-FT line of the figure, by the name of theta_1."""
-    by_name: dict[str, Candidate] = {
-        i.trial.key: mean_of([i.checkpoint.sha256]) for i in pool.ingredients
-    }
-    by_name |= {o.name: o.candidate for o in outcomes}
-    ends = {str(o.options["theta_1"]) for o in outcomes if o.recipe == "wise_ft"}
-    return {
-        name: [interpolate(pool.anchor.sha256, theta_1, k, LINE_GRID) for k in range(LINE_GRID + 1)]
-        for name in sorted(ends)
-        if isinstance(theta_1 := by_name[name], WeightSoup | LayerSoup)
-    }
+    lines = {str(o.options["theta_1"]): o.trace for o in outcomes if o.recipe == "wise_ft"}
+    found = {}
+    for name, trace in sorted(lines.items()):
+        anchor, theta_1 = trace[0].candidate, trace[-1].candidate
+        assert isinstance(anchor, WeightSoup)
+        assert isinstance(theta_1, WeightSoup | LayerSoup)
+        found[name] = [interpolate(anchor, theta_1, k, LINE_GRID) for k in range(LINE_GRID + 1)]
+    return found
 
 
 def robustness(
@@ -92,7 +91,7 @@ def robustness(
         shift_n=shifts[0].size,
         same_classes=bool(beside),
         models=models,
-        lines=_lines(outcomes, pool, point),
+        lines=_lines(outcomes, point),
     )
 
 
@@ -108,7 +107,7 @@ def _beside(shifts: list[Split], reported: Reported) -> list[str]:
 
 
 def _lines(
-    outcomes: list[Outcome], pool: Pool, point: Callable[[str, str, Candidate, float], Point]
+    outcomes: list[Outcome], point: Callable[[str, str, Candidate, float], Point]
 ) -> dict[str, list[Point]]:
     """Return the points of the WiSE-FT lines, by the name of theta_1."""
     # The traces of the outcomes contain the held-out scores along a line.
@@ -125,7 +124,7 @@ def _lines(
             for k, candidate in enumerate(candidates)
             if candidate in held_out
         ]
-        for name, candidates in line_candidates(outcomes, pool).items()
+        for name, candidates in line_candidates(outcomes).items()
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -16,9 +16,11 @@ from soupray.core.candidates import (
     OutputEnsemble,
     VRFEnsemble,
     WeightCandidate,
+    is_estimated,
 )
 from soupray.core.records import Basis, Metric, Pool, Record, Scores
 from soupray.maths.metrics import clopper_pearson, discordant, mcnemar, value
+from soupray.recipes.baselines import BEST_UPDATED
 
 Reported = Mapping[tuple[Candidate, str], Scores]
 """Scores by (candidate, name of a split that is reported).
@@ -48,7 +50,7 @@ class Measured(Record, frozen=True, kw_only=True):
 
 
 class Versus(Record, frozen=True, kw_only=True):
-    """Comparison with the best single model: number of samples that only one of the two gets right.
+    """Comparison with a best single model: number of samples that only one of the two gets right.
 
     `p` is the p-value of McNemar's exact test. It is given for ID test only: both models were
     chosen on held-out data, so a p-value on held-out data would be meaningless.
@@ -63,7 +65,8 @@ class Entry(Record, frozen=True, kw_only=True):
     """A row of the leaderboard.
 
     `test_on_classes`: for each shift that has only some classes, the ID accuracy on these classes.
-    The accuracy on the shift has to be compared with this value.
+    The accuracy on the shift has to be compared with this value. `test_versus_updated`: comparison
+    with the best single model that has estimated BatchNorm statistics, if `update_bn` ran.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Entry(Record, frozen=True, kw_only=True):
     test_on_classes: dict[str, Measured] = msgspec.field(default_factory=dict)
     held_out_versus_best_single: Versus
     test_versus_best_single: Versus
+    test_versus_updated: Versus | msgspec.UnsetType = msgspec.UNSET
     forward_passes_per_sample: int
     size_bytes: int
     candidate: str
@@ -136,7 +140,8 @@ def leaderboard(
         bodies: for each checkpoint, the digest of its body; see `forward_passes`.
     """
     best = next(o for o in outcomes if o.recipe == "best_single")
-    entries = [_entry(o, best, pool, basis, reported, bodies) for o in outcomes]
+    singles = (best, next((o for o in outcomes if o.name == BEST_UPDATED), None))
+    entries = [_entry(o, singles, pool, basis, reported, bodies) for o in outcomes]
     return sorted(
         entries, key=lambda e: (-ranked_on(e).by(metric), e.forward_passes_per_sample, e.name)
     )
@@ -147,11 +152,47 @@ def ranked_on(entry: Entry) -> Measured:
     return entry.rank or entry.held_out
 
 
+class Explained(Record, frozen=True, kw_only=True):
+    """What estimated BatchNorm statistics alone do to the best single model.
+
+    `before`, `after`: the entries best_single and best_single(bn). `above_before`: entries of
+    several models that score higher than the first one. `above_after`: those of them that score
+    higher than both.
+    """
+
+    before: Entry
+    after: Entry
+    above_before: tuple[Entry, ...]
+    above_after: tuple[Entry, ...]
+
+
+def explained(entries: list[Entry], metric: Metric) -> Explained | None:
+    """Return what the statistics explain, best entries first. None: `update_bn` did not run.
+
+    Args:
+        entries: the leaderboard.
+        metric: the metric that ranks the entries.
+    """
+    by_name = {e.name: e for e in entries}
+    if BEST_UPDATED not in by_name:
+        return None
+    before, after = by_name["best_single"], by_name[BEST_UPDATED]
+
+    def above(entry: Entry, others: Sequence[Entry]) -> tuple[Entry, ...]:
+        least = ranked_on(entry).by(metric)
+        return tuple(e for e in others if ranked_on(e).by(metric) > least)
+
+    gained = above(before, [e for e in entries if len(e.ingredients) > 1])
+    still = above(after, gained)
+    return Explained(before=before, after=after, above_before=gained, above_after=still)
+
+
 def forward_passes(candidate: Candidate, bodies: Mapping[str, str]) -> int:
     """Return how many forward passes through a body one sample takes.
 
     Members with equal bodies differ only in their heads and share a forward pass. An exact mean of
-    equal tensors is the same tensor, but a quotient of Fisher sums may differ.
+    equal tensors is the same tensor, but a quotient of Fisher sums may differ. Estimated BatchNorm
+    statistics make another body.
 
     Args:
         candidate: the model.
@@ -160,27 +201,27 @@ def forward_passes(candidate: Candidate, bodies: Mapping[str, str]) -> int:
 
     def body(member: WeightCandidate) -> object:
         found = {bodies.get(sha, sha) for sha in member.checkpoints}
-        return member if len(found) > 1 or isinstance(member, FisherSoup) else found.pop()
+        other = len(found) > 1 or isinstance(member, FisherSoup) or is_estimated(member)
+        return member if other else found.pop()
 
     return len({body(member) for member in candidate.members})
 
 
 def _entry(
     outcome: Outcome,
-    best: Outcome,
+    singles: tuple[Outcome, Outcome | None],
     pool: Pool,
     basis: Basis,
     reported: Reported,
     bodies: Mapping[str, str],
 ) -> Entry:
-    candidate, names = outcome.candidate, names_of(pool)
+    candidate, names, (best, updated) = outcome.candidate, names_of(pool), singles
     shifts = {
         split.name: measured(reported[candidate, split.name])
         for split in basis.reported
         if split.role == "shift"
     }
     test = reported[candidate, "test"]
-    only_this, only_best = discordant(test, reported[best.candidate, "test"])
     held_this, held_best = discordant(outcome.held_out, best.held_out)
     return Entry(
         name=outcome.name,
@@ -199,13 +240,20 @@ def _entry(
             if (scores := reported.get((candidate, f"test on {name}")))
         },
         held_out_versus_best_single=Versus(only_this=held_this, only_best_single=held_best, p=None),
-        test_versus_best_single=Versus(
-            only_this=only_this, only_best_single=only_best, p=mcnemar(only_this, only_best)
-        ),
+        test_versus_best_single=_versus(test, reported[best.candidate, "test"]),
+        test_versus_updated=_versus(test, reported[updated.candidate, "test"])
+        if updated
+        else msgspec.UNSET,
         forward_passes_per_sample=forward_passes(candidate, bodies),
         size_bytes=_size(candidate, pool),
         candidate=candidate.digest,
     )
+
+
+def _versus(test: Scores, single: Scores) -> Versus:
+    """Compare a model with a best single model on ID test."""
+    only_this, only_best = discordant(test, single)
+    return Versus(only_this=only_this, only_best_single=only_best, p=mcnemar(only_this, only_best))
 
 
 def _size(candidate: Candidate, pool: Pool) -> int:
@@ -240,7 +288,7 @@ class Champion(Record, frozen=True, kw_only=True):
 def champion(
     entries: list[Entry], outcomes: list[Outcome], reported: Reported, metric: Metric = "accuracy"
 ) -> Champion:
-    """Choose the entry to take; see docs/decisions/0009.
+    """Choose the entry to take; see docs/decisions/0010.
 
     An entry is told from the first one by McNemar's exact test on the samples that rank the
     leaderboard, with Bonferroni's correction for the number of different models. The cheapest of
@@ -299,6 +347,7 @@ def as_csv(entries: list[Entry]) -> str:
         *shifts,
         *(f"test_on_classes_of_{name}" for name in entries[0].test_on_classes),
         "p_vs_best_single",
+        *(["p_vs_best_single(bn)"] if entries[0].test_versus_updated else []),
         "forward_passes",
         "size_bytes",
     ]
@@ -316,6 +365,8 @@ def as_csv(entries: list[Entry]) -> str:
         row += [f"{entry.shifts[name].accuracy:.6f}" for name in shifts]
         row += [f"{m.accuracy:.6f}" for m in entry.test_on_classes.values()]
         row += [f"{entry.test_versus_best_single.p:.6g}"]
+        if entry.test_versus_updated:
+            row += [f"{entry.test_versus_updated.p:.6g}"]
         row += [entry.forward_passes_per_sample, entry.size_bytes]
         writer.writerow(row)
     return out.getvalue()

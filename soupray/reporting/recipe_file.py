@@ -8,7 +8,13 @@ from typing import Any, Literal
 import msgspec
 import torch
 
-from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate
+from soupray.core.candidates import (
+    Candidate,
+    OutputEnsemble,
+    VRFEnsemble,
+    WeightCandidate,
+    is_estimated,
+)
 from soupray.core.errors import CheckpointError, ChecksumMismatch, ConfigError, one_line
 from soupray.core.names import Sha256
 from soupray.core.records import BlobRef, Record, decode
@@ -41,8 +47,8 @@ class RecipeFile(Record, frozen=True, kw_only=True):
     or [L] for texts.
 
     `ingredients` names the checkpoints for readers: the trial's key, zero_shot or init. `spec`
-    gives the store and the model; it contains no secret. `statistics` are the BatchNorm buffers
-    with which soups were evaluated, by the digest of the soup.
+    gives the store and the model; it contains no secret. `statistics` are the estimated BatchNorm
+    buffers with which models were evaluated, by the digest of the model.
     """
 
     format: Literal[1] = FORMAT
@@ -59,9 +65,15 @@ class RecipeFile(Record, frozen=True, kw_only=True):
     shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse (ValueError) a digest of weights that an ensemble does not have."""
+        """Refuse (ValueError) a digest that an ensemble does not have, and missing statistics."""
         if self.sha256 is not None and isinstance(self.candidate, OutputEnsemble | VRFEnsemble):
             raise ValueError("an ensemble has several models, and no sha256 of one file")
+        for model in self.candidate.members:
+            if is_estimated(model) and model.digest not in self.statistics:
+                raise ValueError(
+                    f"model {model.digest[:12]} has estimated BatchNorm statistics, and the file "
+                    "does not name them"
+                )
 
 
 def read_recipe(path: Path) -> RecipeFile:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from msgspec import structs
 
-from soupray.core.candidates import mean_of
+from soupray.core.candidates import mean_of, soups_of_one
 from soupray.core.errors import EvaluationError, IncompatibleWeights
 from soupray.core.progress import Progress, Show
+from soupray.core.records import pool_of
 from soupray.core.requests import Defect, Gram, Health
 from soupray.maths.geometry import total_gram
 from soupray.soup.findings import Facts, Finding, Midpoint, Report, judge, report_on, sampled_pairs
@@ -49,6 +50,12 @@ def run_check(
     with open_session(spec, home, address, partial, show=show) as session:
         facts = measure_weights(session)
         if not any(f.severity == "error" for f in judge(session.pool, facts)):
+            if session.pool.moved:
+                best = session.pool.ingredients[0].held_out
+                session = treated_alike(session)
+                ranked = pool_of(session.basis, list(session.pool.ingredients))
+                session = session._replace(pool=ranked)
+                facts = structs.replace(measure_weights(session), as_trained=best)
             facts = measure_midpoints(session, facts, (pairs, spec.seed))
         pool = session.pool
     return report_on(pool, structs.replace(facts, diverged=session.diverged))
@@ -79,6 +86,23 @@ def measure_weights(session: Session) -> Facts:
     return Facts(defects=tuple(defects), gram=rows)
 
 
+def treated_alike(session: Session) -> Session:
+    """Return a session whose ingredients have held-out scores that soups can be compared with.
+
+    Soups have estimated BatchNorm statistics. Where training moved those of the ingredients, each
+    one is scored with estimated ones. The order of the pool stays.
+    """
+    pool, held_out = session.pool, session.basis.split("held_out")
+    models = soups_of_one(pool.checkpoints, pool)
+    with watched(session.evaluator, "evaluating ingredients", len(models), session.show):
+        scores = session.evaluator.scores(models, held_out)
+    ingredients = [
+        structs.replace(ingredient, held_out=own)
+        for ingredient, own in zip(pool.ingredients, scores, strict=True)
+    ]
+    return session._replace(pool=structs.replace(pool, ingredients=tuple(ingredients)))
+
+
 def measure_midpoints(session: Session, facts: Facts, sample: tuple[int, int]) -> Facts:
     """Add the held-out scores of theta_0 and of the means of sampled pairs to `facts`.
 
@@ -97,7 +121,8 @@ def measure_midpoints(session: Session, facts: Facts, sample: tuple[int, int]) -
     midpoints = [mean_of([pool.checkpoints[i] for i in ends]) for ends in pairs]
     evaluator, what = session.evaluator, "evaluating means of pairs"
     with watched(evaluator, what, 1 + len(midpoints), session.show) as progress:
-        start, *scores = evaluator.scores([mean_of([pool.init.sha256]), *midpoints], held_out)
+        init = soups_of_one([pool.init.sha256], pool)
+        start, *scores = evaluator.scores([*init, *midpoints], held_out)
         progress.finish()
     measured = zip(pairs, scores, strict=True)
     return structs.replace(

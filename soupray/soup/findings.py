@@ -82,7 +82,9 @@ class Facts(Record, frozen=True, kw_only=True):
     """The measurements of a pool, with ingredients in the pool's order.
 
     `defects` has one tuple for each ingredient. `gram` is [K, K]: inner products of the differences
-    from theta_0, summed over tensors; empty if not measured.
+    from theta_0, summed over tensors; empty if not measured. `as_trained`: where the ingredients
+    are scored with estimated BatchNorm statistics, the scores of the one that is best with those of
+    its training.
     """
 
     defects: tuple[tuple[Defect, ...], ...]
@@ -90,6 +92,7 @@ class Facts(Record, frozen=True, kw_only=True):
     init: Scores | None = None
     midpoints: tuple[Midpoint, ...] = ()
     diverged: tuple[Tombstone, ...] = ()
+    as_trained: Scores | None = None
 
 
 def sampled_pairs(
@@ -454,16 +457,23 @@ def _verdict(pool: Pool, facts: Facts, found: Sequence[Finding]) -> list[str]:
         )
     else:
         said.append("No ingredient stands out as harmful.")
+    best = pool.ingredients[0].held_out
+    if facts.as_trained is not None:
+        said.append(
+            "Scores are with BatchNorm statistics estimated on training data, as a mean has them; "
+            f"with the statistics of its training the best ingredient has "
+            f"{_percent(facts.as_trained.accuracy)}, with estimated ones {_percent(best.accuracy)}."
+        )
+        best = max(best, facts.as_trained, key=lambda s: s.correct)
     with_best = [m for m in facts.midpoints if 0 in m.ends]
-    return said + ([_greedy(pool, with_best, hurt)] if with_best else [])
+    return said + ([_greedy(pool, best, with_best, hurt)] if with_best else [])
 
 
-def _greedy(pool: Pool, midpoints: Sequence[Midpoint], hurt: Sequence[str]) -> str:
+def _greedy(pool: Pool, best: Scores, midpoints: Sequence[Midpoint], hurt: Sequence[str]) -> str:
     """Predict the result of a greedy soup from the means with the best ingredient.
 
-    A greedy soup starts with the best ingredient.
+    A greedy soup starts with the best single model, whose scores are `best`.
     """
-    best = pool.ingredients[0].held_out
     reach = sum(m.scores.correct >= best.correct for m in midpoints)
     top = f"the best ingredient ({_percent(best.accuracy)} ± {_percent(best.standard_error)})"
     if reach:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from soupray.core.candidates import Candidate, Outcome, WeightCandidate, mean_of
+from soupray.core.candidates import Candidate, Outcome, WeightCandidate, as_trained, mean_of
 from soupray.core.errors import CheckpointError, ConfigError, EvaluationError
 from soupray.core.progress import Show
 from soupray.core.records import Basis, Pool, Record, Scores, digest
@@ -18,6 +18,7 @@ from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.maths.metrics import on_classes_of, score
 from soupray.recipes import BY_NAME, RECIPES, Wanted, run_recipes, total_cost
+from soupray.recipes.baselines import UPDATE_BN
 from soupray.recipes.recipe import PoolSize
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import champion, leaderboard, one_model
@@ -161,12 +162,12 @@ def _digests(session: Session, outcomes: list[Outcome]) -> dict[str, str]:
 def models_of(outcomes: list[Outcome]) -> list[WeightCandidate]:
     """Return each entry's model, and each soup in an ensemble.
 
-    A single model in an ensemble is left out: the digest that names it in the store verifies it.
+    A single model as trained is left out of ensembles: the digest that names it verifies it.
     """
     found: dict[WeightCandidate, None] = {}
     for outcome in outcomes:
         model = one_model(outcome.candidate)
-        members = [m for m in outcome.candidate.members if len(m.checkpoints) > 1]
+        members = [m for m in outcome.candidate.members if not as_trained(m)]
         found |= dict.fromkeys(members if model is None else [model])
     return list(found)
 
@@ -207,7 +208,7 @@ def choose(
         EvaluationError: a recipe would read too many bytes, and `large` is false.
     """
     pool = selection.pool
-    wanted = {**{r.name: {} for r in RECIPES if r.kind == "baseline"}, **recipes}
+    wanted = {**{name: {} for name in baselines(pool)}, **recipes}
     wanted = {name: BY_NAME[name].complete(options) for name, options in wanted.items()}
     path = choices_path(specs, pool, wanted)
     choices: Choices | None = find_record(store, path, Choices)
@@ -225,6 +226,16 @@ def choose(
         )
         choices = create_record(store, path, chosen)
     return choices
+
+
+def baselines(pool: Pool) -> list[str]:
+    """Return the names of the recipes that always run.
+
+    `update_bn` is one where training moved BatchNorm statistics. Elsewhere it has nothing to do,
+    and is not among the recipes that name the choices.
+    """
+    always = [r.name for r in RECIPES if r.kind == "baseline"]
+    return [name for name in always if name != UPDATE_BN.name or pool.moved]
 
 
 def _refuse_other(choices: Choices, pool: Pool, wanted: Wanted, where: str) -> None:
@@ -289,7 +300,7 @@ def to_report(outcomes: list[Outcome], pool: Pool) -> list[Candidate]:
     """Return the models to report, each once: entries, ingredients, points of the WiSE-FT lines."""
     candidates: list[Candidate] = [o.candidate for o in outcomes]
     candidates += [mean_of([sha]) for sha in pool.checkpoints]
-    for line in line_candidates(outcomes, pool).values():
+    for line in line_candidates(outcomes).values():
         candidates += line
     return list(dict.fromkeys(candidates))
 
@@ -358,5 +369,5 @@ def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: boo
 def _choosing_work(pool: Pool, recipes: Wanted) -> int:
     """Return the approximate number of evaluations of a selection, for the progress bar."""
     size = PoolSize(len(pool.ingredients), pool.ingredients[0].held_out.n)
-    cost = total_cost(size, recipes)
-    return 1 + cost.decided + cost.scored
+    cost = total_cost(size, {**recipes, **{name: {} for name in baselines(pool)}})
+    return cost.decided + cost.scored
