@@ -32,7 +32,7 @@ from soupray.diagnostics.diagnose import measure_pairs, segment
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOutSelection
-from soupray.inference.load import ModelSource, Predictor
+from soupray.inference.predictor import ModelSource, Predictor
 from soupray.maths.metrics import mcnemar
 from soupray.recipes import run_recipes
 from soupray.reporting.ranking import as_csv, explained, forward_passes, leaderboard
@@ -405,11 +405,11 @@ def recipe(trained: Trained, **edits: object) -> RecipeFile:
 @torch.inference_mode()
 def test_a_recipe_file_of_it_loads_the_model_that_was_evaluated(trained):
     test = trained.basis.split("test")
-    source = {"": ModelSource(NormedTask(), trained.checkpoints, "fp32")}
-    samples = torch.from_numpy(np.array(trained.data.samples(test)[0]))
-    found = Predictor(recipe(trained), source, lambda batch: batch).logits(samples)
+    source = {"": ModelSource(NormedTask(), trained.checkpoints, Setting(batch_size=8))}
+    samples = np.array(trained.data.samples(test)[0])
+    found = Predictor(recipe(trained), source).logits(samples)
     expected = trained.evaluator.predictions(estimated(trained.b), test).logits
-    assert np.allclose(found, expected, atol=1e-6)
+    assert np.array_equal(found, expected)
 
 
 def test_a_recipe_file_without_its_statistics_is_refused(trained, tmp_path: Path):
