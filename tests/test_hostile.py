@@ -21,7 +21,7 @@ import torch
 from conftest import inside
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared import ingredient, key, scores, sha, trial
+from shared import blind, ingredient, key, scores, sha, trial
 
 import soupray
 from soupray.core.candidates import OutputEnsemble, VRFEnsemble, mean_of
@@ -47,13 +47,15 @@ from soupray.core.records import (
 )
 from soupray.operations.garbage import find_garbage
 from soupray.operations.status import find_status
+from soupray.recipes import BY_NAME
 from soupray.reporting.history import stored_leaderboard
 from soupray.reporting.ranking import Entry
 from soupray.reporting.recipe_file import RecipeFile, read_recipe
 from soupray.reporting.results import pull, stored_runs
 from soupray.search.history import Stopped, Suggested
 from soupray.search.state import find_state
-from soupray.soup.run import Choices
+from soupray.soup.run import Choices, baselines, choices_path, chosen_recipes
+from soupray.soup.session import find_pool
 from soupray.spec.sweep_spec import SweepSpec, load
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
@@ -611,8 +613,12 @@ def test_no_argument_that_names_a_file_reaches_a_constructor_of_timm(args, said,
 def test_choices_that_are_not_those_of_the_pool_are_refused(world, monkeypatch, change):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     where = (world.folder / "one.yaml", "--home", world.home, "--output", world.folder / "out")
-    (path,) = world.store.list("sweeps/one/choices")
-    choices = json.loads(world.store.get(path))
+    (old,) = world.store.list("sweeps/one/choices")
+    choices, spec = json.loads(world.store.get(old)), world.spec()
+    pool = blind(find_pool(world.store, spec, partial=False)[0]).pool
+    asked = {n: {} for n in baselines(pool)} | chosen_recipes([spec], [], everything=True)
+    choices["recipes"] = {name: BY_NAME[name].complete(given) for name, given in asked.items()}
+    path = choices_path([spec], pool, choices["recipes"])
     if change == "empty":
         choices["outcomes"] = []
     elif change == "of another pool":

@@ -288,7 +288,7 @@ class Champion(Record, frozen=True, kw_only=True):
 def champion(
     entries: list[Entry], outcomes: list[Outcome], reported: Reported, metric: Metric = "accuracy"
 ) -> Champion:
-    """Choose the entry to take; see docs/decisions/0010.
+    """Choose the entry to take; see docs/decisions/0009.
 
     An entry is told from the first one by McNemar's exact test on the samples that rank the
     leaderboard, with Bonferroni's correction for the number of different models. The cheapest of
