@@ -305,6 +305,7 @@ def text_world(folder, kind, **config):
         ("bart", HALF | BART, "classification_head.out_proj"),  # three names of one tensor
         ("gpt2", {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}, "score"),
         ("camembert", ROBERTA, "classifier.out_proj"),  # its classifier comes before its body
+        ("mra", ROBERTA, "classifier.out_proj"),  # it stores the numbers of its positions
         ("mixtral", MIXTRAL, "score"),  # experts are one tensor in a model, and several in a file
     ],
 )

@@ -2,8 +2,8 @@
 
 The search is careful. If a digest occurs anywhere in any record of the store, the object of that
 digest is kept. Recent objects are kept too, because weights are written before the record that
-names them. If a record cannot be read, or names a file that is not there, no file of arrays is
-deleted: perhaps the record is damaged, and named one of those that no other record names.
+names them. If a record cannot be read, or names a file that is not there, nothing is deleted:
+perhaps the record is damaged, and named one of the files that no other record names.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def find_garbage(store: Store, spec: SweepSpec, older_than_s: float) -> list[Gar
         older_than_s: smallest age in seconds of an object to delete.
 
     Raises:
+        CheckpointError: a record is damaged, so that nobody knows what it names.
         StoreError: the store cannot be reached.
     """
     # List objects before records: an object whose record comes later is then not in the list.
@@ -61,8 +62,6 @@ def find_garbage(store: Store, spec: SweepSpec, older_than_s: float) -> list[Gar
     files = [e for e in old if e[0].startswith((f"{layout.WEIGHTS}/", f"{layout.BLOBS}/"))]
     states = [e for e in old if e[0].startswith(f"{layout.RESUME}/")]
     named = _named(store) if files else set()
-    if named is None:
-        files, named = [], set()
     found = [
         Garbage(
             path=path, size_bytes=size, why=f"no record names these {_WHAT[path.split('/')[0]]}"
@@ -111,12 +110,14 @@ _NAMING: dict[str, Any] = {
 record of another program would name nothing."""
 
 
-def _named(store: Store) -> set[str] | None:
+def _named(store: Store) -> set[str]:
     """Return every SHA-256 in every record of the store.
 
     Objects of other programs are named in the log. Digests in them count as well: they may be
-    copies of our records. None if a record of soupray cannot be read, or names a file that is not
-    there: nobody knows what it named.
+    copies of our records.
+
+    Raises:
+        CheckpointError: a record of soupray cannot be read, or names a file that is not there.
     """
     damaged: list[str] = []
     wanted: dict[str, str] = {}
@@ -149,12 +150,12 @@ def _named(store: Store) -> set[str] | None:
     for problem in sorted(damaged):
         log.warning(problem)
     if damaged:
-        log.warning(
-            f"no weights and no arrays are deleted, because {len(damaged)} records cannot be read "
+        raise CheckpointError(
+            f"nothing is deleted from {store.url}, because {len(damaged)} records cannot be read "
             "or name no file: nobody knows what they named. Restore or delete them, then run gc "
             "again."
         )
-    return None if damaged else named
+    return named
 
 
 def _read(store: Store, path: str) -> Any:
@@ -188,23 +189,16 @@ def _old_states(
     """Yield the states of trials that are over or that no spec plans."""
     if not states:
         return
-    over = {key: _is_over(store, key) for key in {path.split("/")[1] for path, _, _ in states}}
+    keys = {path.split("/")[1] for path, _, _ in states}
+    # Read, not only listed: the trial of a damaged manifest will be trained again.
+    over = {key for key in keys if find_manifest(store, key) is not None}
     planned = _planned(store, spec)
     for path, size, _ in states:
         key = path.split("/")[1]
-        if over[key]:
+        if key in over:
             yield Garbage(path=path, size_bytes=size, why=f"trial {key} is over")
-        elif over[key] is False and planned is not None and key not in planned:
+        elif planned is not None and key not in planned:
             yield Garbage(path=path, size_bytes=size, why=f"no spec plans trial {key}")
-
-
-def _is_over(store: Store, key: str) -> bool | None:
-    """Whether a trial is over. None: its manifest cannot be read, and it may be trained again."""
-    try:
-        return find_manifest(store, key) is not None
-    except CheckpointError as error:
-        log.warning(f"the states of trial {key} are kept: {error}")
-        return None
 
 
 def _planned(store: Store, spec: SweepSpec) -> set[str] | None:

@@ -21,7 +21,15 @@ from soupray.core.texts import unpack
 from soupray.spec.task import TransformersSpec
 from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.files import PACKAGE, local_path, not_reached
-from soupray.tasks.foreign import ForeignWeights, in_order, matched, renamed, separate, unwrapped
+from soupray.tasks.foreign import (
+    NOT_WEIGHTS,
+    ForeignWeights,
+    in_order,
+    matched,
+    renamed,
+    separate,
+    unwrapped,
+)
 
 BODY, HEAD = "body.", "head."
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -151,6 +159,8 @@ class TextTask:
         if not any(name.startswith(BODY) for name in found):
             found = renamed(self._in_memory(found), self._our_name)
         found = in_order(found, named, self._spec.classes, where)
+        # Positions are no weights, and `unwrapped` left them out: all models count from 0.
+        found |= {n: t for n, t in model.state_dict().items() if n.endswith(NOT_WEIGHTS)}
         if "head.weight" not in found and self._spec.templates:
             body = ForeignWeights({n.removeprefix(BODY): t for n, t in found.items()}, where)
             model.body.load_state_dict(matched(body, model.body))
