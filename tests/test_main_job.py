@@ -13,7 +13,7 @@ from test_evaluators import forgetful
 
 import soupray as package
 from soupray.core.candidates import mean_of
-from soupray.core.errors import ChecksumMismatch
+from soupray.core.errors import ChecksumMismatch, ConfigError, TrackingError
 from soupray.core.records import Ingredient, Manifest, Pool
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
@@ -282,7 +282,12 @@ def test_the_champion_is_the_cheapest_of_those_that_cannot_be_told_from_the_firs
     assert registered["candidate"] == taken.candidate
     (weights,) = run.output.glob("*.safetensors")
     assert sha256_of(weights) == registered["sha256"]
-    assert package.load("mini@champion", home=str(run.home)).name == taken.name
+    for what in ("mini@champion", "models:/soupray-mini@champion", "models:/soupray-mini/1"):
+        assert package.load(what, home=str(run.home)).name == taken.name
+    with pytest.raises(TrackingError, match="alias"):
+        package.load("models:/soupray-mini@best", home=run.home)
+    with pytest.raises(ConfigError, match="write models:/NAME@ALIAS"):
+        package.load("models:/soupray-mini", home=run.home)
 
 
 def test_every_entry_records_the_digest_of_its_weights(run, tmp_path):

@@ -41,9 +41,10 @@ def predict(
 ) -> None:
     r"""Predict the class of each INPUT with a model of a leaderboard.
 
-    WHAT is a *.recipe.json file, SWEEP:ENTRY or SWEEP@champion; SWEEP is the name of a sweep of
-    this home or the path of a spec. INPUT is a folder or files of images, a table (.csv, .tsv,
-    .jsonl) of paths or texts, a .txt file of texts, or - for lines on standard input.
+    WHAT is a *.recipe.json file, SWEEP:ENTRY, SWEEP@champion or models:/NAME@ALIAS; SWEEP is the
+    name of a sweep of this home or the path of a spec. INPUT is a folder or files of images, a
+    table (.csv, .tsv, .jsonl) of paths or texts, a .txt file of texts, or - for lines on standard
+    input.
 
     Inputs that cannot be read are named, and the exit status is 1; the others are written.
     --json prints a summary in place of the predictions.

@@ -33,8 +33,9 @@ def load(
     """Load the model of a leaderboard entry: a single model, a soup, an ensemble or VRF.
 
     Args:
-        what: the path of a `*.recipe.json` file, or `SWEEP:ENTRY`, or `SWEEP@champion`. SWEEP is
-            the name of a sweep of this home, or the path of a spec.
+        what: the path of a `*.recipe.json` file, `SWEEP:ENTRY`, `SWEEP@champion`, or a model in
+            MLflow's registry, `models:/NAME@ALIAS`. SWEEP is the name of a sweep of this home, or
+            the path of a spec.
         home: folder with the embedded store, if the sweep used it; None for the default home.
         device: `cpu`, `cuda` or `cuda:N`; None for a GPU if there is one.
         batch_size: samples in a forward pass; None for that of the evaluation. Another number

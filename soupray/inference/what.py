@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from soupray.core.errors import ConfigError
 from soupray.reporting.recipe_file import RecipeFile, read_recipe
 from soupray.reporting.results import stored_recipe
+from soupray.services import embedded
+from soupray.services.place import find_place
 from soupray.spec.sweep_spec import SweepSpec, load
+from soupray.store import layout
+from soupray.store.objects import open_store, read_record
 
 CHAMPION = "champion"
 
@@ -16,14 +22,17 @@ def find_recipe(what: str, home: Path) -> RecipeFile:
     """Return the recipe of a model.
 
     Args:
-        what: the path of a recipe file, `SWEEP:ENTRY`, or `SWEEP@champion`. SWEEP is the name of a
-            sweep of this home, or the path of a spec.
+        what: the path of a recipe file, `SWEEP:ENTRY`, `SWEEP@champion`, or MLflow's
+            `models:/NAME@ALIAS`. SWEEP is the name of a sweep of this home, or the path of a spec.
         home: folder for the state of this machine.
 
     Raises:
         ConfigError: `what` has none of these forms, or there is no such sweep or file.
         NotFound: the sweep has no leaderboard yet, or no such entry.
+        TrackingError: MLflow cannot be reached, or has no such model.
     """
+    if what.startswith("models:/"):
+        return _registered(what, home)
     if what.endswith(".recipe.json") or Path(what).is_file():
         return read_recipe(Path(what))
     sweep, mark, alias = what.rpartition("@")
@@ -38,6 +47,27 @@ def find_recipe(what: str, home: Path) -> RecipeFile:
             f"SWEEP@{CHAMPION}, as in digits:greedy and digits@{CHAMPION}."
         )
     return stored_recipe(find_sweep(sweep, home), home, entry)
+
+
+def _registered(what: str, home: Path) -> RecipeFile:
+    """Return the recipe of a model in MLflow's registry: MLFLOW_TRACKING_URI, else this home's."""
+    from soupray.reporting.mlflow import registered_recipe
+
+    found = re.fullmatch(r"models:/([^@/]+)(@[^@/]+|/\d+)", what)
+    if found is None:
+        raise ConfigError(f"{what!r}: write models:/NAME@ALIAS or models:/NAME/VERSION.")
+    url = os.environ.get("MLFLOW_TRACKING_URI") or embedded.tracker(home)[0]
+    address = registered_recipe(url, *found.groups())
+    storage, mark, rest = (address or "").partition(f"/{layout.SWEEPS}/")
+    if not mark:
+        raise ConfigError(
+            f"{what}: this version was registered by an older soupray, which did not record where "
+            "its recipe is. Run `soupray soup` again, or name SWEEP@champion."
+        )
+    spec = home / "sweeps" / f"{rest.partition('/')[0]}.yaml"
+    store = find_place(load(spec), home).open_store() if spec.exists() else open_store(storage)
+    recipe: RecipeFile = read_record(store, f"{layout.SWEEPS}/{rest}", RecipeFile)
+    return recipe
 
 
 def find_sweep(name: str, home: Path) -> SweepSpec:

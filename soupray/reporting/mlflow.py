@@ -28,7 +28,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)  # they log every migrati
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 KEY, TYPE, DIGEST = "soupray.key", "soupray.kind", "soupray.digest"
-CANDIDATE = "soupray.candidate"
+CANDIDATE, RECIPE = "soupray.candidate", "soupray.recipe"
 PARENT = "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens with training runs
 PAGE, BATCH = 1000, 800
@@ -120,9 +120,9 @@ class MlflowTracker:
             name, client = champion.model, self._client
             if not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name)
-            for known in client.search_model_versions(f"name = '{name}'"):
-                if known.tags.get(CANDIDATE) == champion.candidate:
-                    version = known
+            for one in client.search_model_versions(f"name = '{name}'"):
+                if one.tags.get(CANDIDATE) == champion.candidate:
+                    version = one
                     break
             else:
                 run_id = self._known({champion.entry})[champion.entry].info.run_id
@@ -131,9 +131,8 @@ class MlflowTracker:
                     "soupray.size_bytes": str(champion.size_bytes),
                     "mlflow.model.is_external": "true",
                 }
-                for tag, value in {"sha256": champion.sha256, "recipe": champion.recipe}.items():
-                    if value is not None:
-                        tags[f"soupray.{tag}"] = value
+                known = {"soupray.sha256": champion.sha256, RECIPE: champion.recipe}
+                tags |= {tag: value for tag, value in known.items() if value is not None}
                 model = client.create_logged_model(
                     self._experiment, name=name, source_run_id=run_id, tags=tags
                 )
@@ -237,6 +236,27 @@ def _contradicts(there: Run, run: TrackedRun) -> bool:
     return any(params.get(k, v) != v for k, v in run.params.items()) or any(
         tags.get(k, v) != v for k, v in run.tags.items()
     )
+
+
+def registered_recipe(url: str, name: str, which: str) -> str | None:
+    """Return the address of the recipe file of a registered model; None if it records none.
+
+    Args:
+        url: of MLflow.
+        name: of the registered model.
+        which: `@ALIAS`, or `/VERSION`.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or has no such model.
+    """
+    with _mapped(url):
+        client = MlflowClient(tracking_uri=url)
+        if which.startswith("@"):
+            version = client.get_model_version_by_alias(name, which[1:])
+        else:
+            version = client.get_model_version(name, which[1:])
+        found: str | None = version.tags.get(RECIPE)
+        return found
 
 
 def ping(url: str) -> str:
