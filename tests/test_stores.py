@@ -81,9 +81,6 @@ def computed(monkeypatch) -> list[WeightSoup]:
         def decide(self, *asked):
             return self._workers().decide(*asked)
 
-        def save(self, model):
-            return self._workers().save(model)
-
         def measure(self, requests, split):
             return self._workers().measure(requests, split)
 
