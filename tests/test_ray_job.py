@@ -182,7 +182,7 @@ def is_trial(pid: int) -> bool:
 
 
 def swept_while_killing(head, node, brought, spec) -> subprocess.CompletedProcess[str]:
-    """A sweep of two trials: all of `node` is killed, then the worker that trains on the head."""
+    """A sweep: all of `node` is killed, then the worker that trains on the head."""
     driver = subprocess.Popen(
         [sys.executable, "-m", "soupray", "sweep", spec, "--address", head.cluster],
         cwd=ROOT, env={**head.env, **brought}, text=True,
@@ -230,7 +230,12 @@ def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pu
 ):
     home, spec = tmp_path / "home", tmp_path / "mini.yaml"
     store = open_store("s3://soupray/team/digits", s3)
-    edits = {"trials: 16": "trials: 2", "storage: embedded": "storage: s3://soupray/team/digits"}
+    # So long that both nodes train: the first worker runs already, the other one has to start.
+    edits = {
+        "trials: 16": "trials: 4",
+        "epochs: {integer: [5, 15]}": "epochs: 3",
+        "storage: embedded": "storage: s3://soupray/team/digits",
+    }
     url, shown = mlflow
     spec.write_text(mini_text(**edits | {"tracking: embedded": f"tracking: {url}"}))
     # A region too: Ray refuses a driver that would set again what the job brings.
@@ -241,21 +246,21 @@ def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pu
     }
     disturbed = swept_while_killing(head, node, brought, spec)
     assert disturbed.returncode == 0, disturbed.stderr
-    assert "2 trained, 0 found in the store" in disturbed.stderr
+    assert "4 trained, 0 found in the store" in disturbed.stderr
     assert disturbed.stderr.count("is trained again: ") == 2
     assert "Traceback" not in disturbed.stderr
     assert f"note: MLflow at {url}: " in disturbed.stderr
     assert set(shown) == {f"Basic {SHOWN}"}
 
-    spec.write_text(mini_text(**edits | {"trials: 16": "trials: 3"}))
+    spec.write_text(mini_text(**edits | {"trials: 16": "trials: 5"}))
     swept = submit(head, brought, "soupray.sweep", spec)
     assert swept.returncode == 0, swept.stdout
-    assert "1 trained, 2 found in the store" in swept.stdout
+    assert "1 trained, 4 found in the store" in swept.stdout
     # SPEC is left out: the newest sweep of this home.
     souped = submit(head, brought, "soupray.soup", "--greedy")
     assert souped.returncode == 0, souped.stdout
     assert "best_single" in souped.stdout
-    assert len([p for p in store.list("trials") if p.endswith("manifest.json")]) == 3
+    assert len([p for p in store.list("trials") if p.endswith("manifest.json")]) == 5
     assert embedded.find(home) is None  # nothing embedded was started
     token = (Path.home() / ".ray" / "auth_token").read_text().strip()
     said = "".join(job.stdout + job.stderr for job in (disturbed, swept, souped)).encode()
