@@ -443,10 +443,10 @@ def test_a_damaged_record_raises_no_other_exception_than_ours(shared_world, kind
                 lambda spec=spec: stored_leaderboard(spec, world.home),
                 lambda spec=spec: stored_runs(world.store, spec),
                 lambda spec=spec: pull(spec, world.home, world.folder / "pulled"),
+                lambda spec=spec: find_garbage(world.store, spec, 0),
             ):
                 with suppress(SouprayError):
                     read()
-            find_garbage(world.store, spec, 0)  # goes on, whatever the record is
     finally:
         world.store.put(path, data)
 
@@ -531,10 +531,16 @@ def test_a_damaged_record_of_another_sweep_keeps_all_weights_and_is_named(world,
     store.put(layout.weights(sha("orphan")), b"orphan")
     state = f"resume/{key('nobody')}/state.json"
     store.put(state, b"{}")
-    assert [g.path for g in find_garbage(store, spec, 0)] == [state]
+    before = store.list("")
+    with pytest.raises(CheckpointError, match=r"nothing is deleted from .*, because 1 records"):
+        find_garbage(store, spec, 0)
     assert f"{path} in {store.url} cannot be read" in heard()
-    done = inside("gc", world.folder / "one.yaml", "--home", world.home, "--older-than", 0)
-    assert "1 objects" in done.stdout
+    where = (world.folder / "one.yaml", "--home", world.home)
+    assert inside("gc", *where, "--older-than", 0, check=False).returncode == 1
+    assert store.list("") == before
+    store.delete(path)
+    found = {g.path for g in find_garbage(store, spec, 0)}
+    assert found == {state, layout.weights(sha("orphan"))}
 
 
 def test_text_from_outside_commands_no_terminal():

@@ -55,6 +55,7 @@ def test_only_outputs_are_mixed_and_all_models_take_part(both):
     assert {e["recipe"] for e in entries.values()} == {
         "anchor",
         "best_single",
+        "update_bn",  # the network has BatchNorm
         "ensemble",
         "greedy_ensemble",
         "ose",

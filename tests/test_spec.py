@@ -50,7 +50,7 @@ def edited(old: str, new: str) -> SweepSpec:
         (
             "greedy:",
             "greedi:",
-            "unknown recipe 'greedi'. Known recipes: anchor, best_single, uniform",
+            "unknown recipe 'greedi'. Known recipes: anchor, best_single, update_bn, uniform",
         ),
         ('"a handwritten {}."', '"a {} {}."', "needs one {}"),
         ("threads:", "Threads:", "Threads: unknown key. Did you mean 'threads'?"),

@@ -84,6 +84,9 @@ def computed(monkeypatch) -> list[WeightSoup]:
         def measure(self, requests, split):
             return self._workers().measure(requests, split)
 
+        def save(self, candidate):
+            return self._workers().save(candidate)
+
     monkeypatch.setattr("soupray.distributed.actors.RayWorkers", Here)
     return models
 
