@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +13,7 @@ from conftest import inside, leaderboard
 from PIL import Image
 
 from soupray.core.errors import ConfigError, InputError
+from soupray.inference.predict import writer
 from soupray.inference.sources import find_inputs
 from soupray.search.state import find_basis
 from soupray.training.worker import worker_context
@@ -142,3 +145,18 @@ def test_what_a_folder_has_besides_images_is_said(tmp_path):
     (tmp_path / "none" / "x.md").touch()
     with pytest.raises(InputError, match=r"no images in .*\(1 of 1 files"):
         find_inputs([str(tmp_path / "none")], "images", None, io.StringIO())
+
+
+def test_names_that_are_not_utf_8_or_command_a_terminal_are_escaped_in_every_format(tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in (b"\xff.png", b"\x1b[2J.png"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).touch()
+    found = find_inputs([str(folder)], "images", None, io.StringIO())
+    assert all(Path(given).exists() for given in found.given)
+    assert all(name.isprintable() and name.encode() for name in found.names)
+    rows = [{"input": name, "class": "a", "probability": 0.5} for name in found.names]
+    for ending in ("csv", "jsonl", "parquet"):
+        with writer(tmp_path / f"x.{ending}", list(rows[0]), io.StringIO()) as write:
+            write(rows)
+        assert (tmp_path / f"x.{ending}").stat().st_size

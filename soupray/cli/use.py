@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from soupray.cli.options import home_option, json_option
+
+if TYPE_CHECKING:
+    from soupray.inference.predict import Predicted
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
 
@@ -74,19 +78,27 @@ def predict(
     quiet = as_json and output is None
     with writer(output, columns_of(model.classes, wanted), sys.stdout, quiet) as write:
         done = run(model, found, wanted, write, Bars())
-    for how, count in sorted(done.done.items()):
-        say(f"note: {count} of {len(found.given)} inputs: {how}.")
-    for name, why in done.failed.items():
-        say(f"cannot be read: {name}: {why}")
     if as_json:
         print_json(done)
+    _say(done, model.name, output)
+    sys.exit(1 if done.failed else 0)
+
+
+def _say(done: Predicted, model: str, output: Path | None) -> None:
+    """What was done to inputs, which could not be read, and the classes; all on stderr."""
+    from soupray.cli.console import say
+
+    total = done.predicted + len(done.failed)
+    for how, count in sorted(done.done.items()):
+        say(f"note: {count} of {total} inputs: {how}.")
+    for name, why in done.failed.items():
+        say(f"cannot be read: {name}: {why}")
     shares = sorted(done.classes.items(), key=lambda one: -one[1])
     said = ", ".join(f"{name} {count}" for name, count in shares[:6])
     say(
-        f"{done.predicted} of {len(found.given)} inputs predicted with {model.name}: "
+        f"{done.predicted} of {total} inputs predicted with {model}: "
         f"{said}{' ...' if len(shares) > 6 else ''}.{f' {output}' if output else ''}"
     )
-    sys.exit(1 if done.failed else 0)
 
 
 VERBS = (predict,)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from soupray.core.errors import ConfigError, InputError
+from soupray.core.names import plain
 from soupray.data.folders import EXTENSIONS, walked
 from soupray.data.splits import shown_name
 from soupray.spec.files import read_text
@@ -55,7 +56,7 @@ def find_inputs(
     found = Inputs([], [], [])
     for name in named:
         for shown, given in _of(name, kind, column, standard_input, found.notes):
-            found.names.append(shown)
+            found.names.append(plain(shown))  # not UTF-8, or commands of a terminal: as escapes
             found.given.append(given)
     if not found.names:
         said = "; ".join(found.notes)
