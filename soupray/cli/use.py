@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 )
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes.")
 @click.option("--probabilities", is_flag=True, help="A column for each class.")
+@click.option("--calibrated", is_flag=True, help="Divide logits by the entry's temperature.")
 @click.option("--column", help="Of a table: the texts or paths. Default: text, path, the only one.")
 @click.option("--device", help="cpu, cuda or cuda:N. Default: a GPU if there is one.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Default: that of the evaluation.")
@@ -38,6 +39,7 @@ def predict(
     output: Path | None,
     top: int,
     probabilities: bool,
+    calibrated: bool,
     column: str | None,
     device: str | None,
     batch_size: int | None,
@@ -70,7 +72,7 @@ def predict(
         raise ConfigError(
             f"--output {output}: the ending says the format; it is one of {', '.join(FORMATS)}."
         )
-    model = load(what, home=home, device=device, batch_size=batch_size)
+    model = load(what, home=home, device=device, batch_size=batch_size, calibrated=calibrated)
     found = find_inputs(inputs, model.reader.kind, column, sys.stdin)
     for note in found.notes:
         say(f"note: {note}.")

@@ -10,7 +10,7 @@ import torch
 from soupray.core.errors import ConfigError, InputError
 from soupray.data.building import look_of_evaluation
 from soupray.inference.inputs import ImageReader, Reader, TextReader
-from soupray.inference.model import Model
+from soupray.inference.model import Model, Runs
 from soupray.inference.predictor import ModelSource, Predictor
 from soupray.inference.what import find_recipe
 from soupray.reporting.recipe_file import RecipeFile, spec_of, specs_of
@@ -29,6 +29,7 @@ def load(
     home: str | Path | None = None,
     device: str | None = None,
     batch_size: int | None = None,
+    calibrated: bool = False,
 ) -> Model:
     """Load the model of a leaderboard entry: a single model, a soup, an ensemble or VRF.
 
@@ -40,13 +41,15 @@ def load(
         device: `cpu`, `cuda` or `cuda:N`; None for a GPU if there is one.
         batch_size: samples in a forward pass; None for that of the evaluation. Another number
             changes low bits of the results.
+        calibrated: divide logits by the temperature that `soup` fitted on held-out data before
+            they become probabilities. False: the probabilities are those of the leaderboard.
 
     Returns:
         The model: `predict`, `predict_proba`, `logits`, `classes`, `preprocess`, `summary`.
 
     Raises:
-        ConfigError: `what` names nothing, the file is not a recipe file, or there is no such
-            device.
+        ConfigError: `what` names nothing, the file is not a recipe file, there is no such device,
+            or `calibrated` and an older soupray made the entry, without a temperature.
         NotFound: there is no such entry yet, a checkpoint is no longer in the store, or the store
             is not on this machine.
         ChecksumMismatch: the stored bytes of a checkpoint have changed, or the weights of the soup
@@ -57,6 +60,12 @@ def load(
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size = {batch_size}: it is at least 1.")
     recipe, here = find_recipe(str(what), at), found_device(device)
+    temperature = recipe.temperature if calibrated else 1.0
+    if temperature is None:
+        raise ConfigError(
+            f"{what}: calibrated = True, but its recipe has no temperature, because an older "
+            "soupray wrote it. Run `soupray soup` again: it evaluates nothing again."
+        )
     spec = spec_of(recipe)
 
     @functools.cache
@@ -68,7 +77,8 @@ def load(
     sources = {digest: source(spec) for digest, spec in specs_of(recipe).items()}
     predictor = Predictor(recipe, sources, here, batch_size)
     reader = reader_of(recipe, sources[""], find_place(spec, at))
-    return Model(recipe, predictor, reader, here, batch_size or sources[""].setting.batch_size)
+    runs = Runs(here, batch_size or sources[""].setting.batch_size, temperature)
+    return Model(recipe, predictor, reader, runs)
 
 
 def found_device(device: str | None) -> str:

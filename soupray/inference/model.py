@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
@@ -17,6 +17,14 @@ CHUNK = 1024
 """About the number of inputs that are in memory at a time."""
 
 
+class Runs(NamedTuple):
+    """How a model runs: the `device`, `batch_size` samples in a forward pass, the `temperature`."""
+
+    device: str
+    batch_size: int
+    temperature: float = 1.0
+
+
 class Model:
     """A model of a leaderboard; `soupray.load` makes it.
 
@@ -28,15 +36,18 @@ class Model:
         classes: names of the classes, in the order of the columns of all results.
         device: where it runs, `cpu` or `cuda`.
         batch_size: samples in a forward pass.
+        temperature: divides the logits before they become probabilities; 1 unless the model was
+            loaded with `calibrated`.
         reader: prepares the inputs; `reader.counted.done` counts what was done to them.
         recipe: the recipe file as a record: ingredients, digests, spec.
     """
 
     def __init__(
-        self, recipe: RecipeFile, predictor: Predictor, reader: Reader, device: str, batch_size: int
+        self, recipe: RecipeFile, predictor: Predictor, reader: Reader, runs: Runs
     ) -> None:
         """Join the parts of a model. Use `soupray.load`."""
-        self.recipe, self.reader, self.device, self.batch_size = recipe, reader, device, batch_size
+        self.recipe, self.reader = recipe, reader
+        self.device, self.batch_size, self.temperature = runs
         self.name, self._spec = recipe.name, spec_of(recipe)
         self.classes = tuple(self._spec.task.classes)
         self._predictor = predictor
@@ -82,9 +93,17 @@ class Model:
         Raises:
             InputError: inputs that cannot be read; the message names each.
         """
+        return self.probabilities(self.logits(inputs))
+
+    def probabilities(self, logits: Logits) -> Probabilities:
+        """Return softmax(logits / temperature), float32 [N, C].
+
+        Args:
+            logits: of `logits` or `run`, [N, C].
+        """
         # In float32, as the leaderboard's NLL has it.
-        found: Probabilities = softmax(self.logits(inputs), axis=1).astype(np.float32)
-        return found
+        found: Probabilities = softmax(logits / np.float32(self.temperature), axis=1)
+        return found.astype(np.float32)
 
     __call__ = predict_proba
 
@@ -135,7 +154,8 @@ class Model:
             f"reads {reads}",
             f"{len(self.classes)} classes: {', '.join(self.classes[:10])}"
             f"{' ...' if len(self.classes) > 10 else ''}",
-            f"runs on {self.device} in batches of {self.batch_size}",
+            f"runs on {self.device} in batches of {self.batch_size}"
+            f"{'' if self.temperature == 1 else f'; temperature {self.temperature:.4g}'}",
         ]
         return "\n".join(lines)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
-from scipy.special import softmax
 
 from soupray.core.arrays import Probabilities
 from soupray.core.errors import ConfigError
@@ -66,7 +65,7 @@ def predict(
         for part, read in model.parts(inputs.given):
             names = inputs.names[first : first + len(part)]
             failed |= {names[row]: why for row, why in read.problems.items()}
-            found: Probabilities = softmax(model.run(read.samples), axis=1)
+            found = model.probabilities(model.run(read.samples))
             counts += np.bincount(found.argmax(axis=1), minlength=len(counts))
             write(rows_of([names[row] for row in read.rows], found, model.classes, wanted))
             first += len(part)
