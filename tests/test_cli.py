@@ -59,8 +59,10 @@ def test_the_command_line_is_what_it_was():
     assert options == {
         "sweep": ["--address", "--dry-run", "--home", "--json"],
         "soup": sorted(
-            ["--address", "--all", "--calibrated", "--home", "--json", "--output", "--partial"]
-            + ["--yes", *recipes]
+            [
+                *("--address", "--all", "--calibrated", "--home", "--json", "--output"),
+                *("--partial", "--yes", *recipes),
+            ]
         ),
         "recipes": ["--json"],
         "rank": ["--calibrated", "--home", "--json", "--list"],

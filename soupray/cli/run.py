@@ -119,11 +119,16 @@ def soup(
     folder = output or Path("results") / shown.name
     folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
     result = run_soup(loaded, home, address, recipes, Allowed(partial, yes), Bars())
-    _finish(result, shown, folder, as_json, calibrated)
+    _finish(result, shown, home, folder, as_json, calibrated)
 
 
 def _finish(
-    result: SoupResult, spec: SweepSpec, output: Path, as_json: bool, calibrated: bool
+    result: SoupResult,
+    spec: SweepSpec,
+    home: Path,
+    output: Path,
+    as_json: bool,
+    calibrated: bool,
 ) -> None:
     """Files first, then the tracker, which may fail; the table last, where it is looked for."""
     from soupray.cli.console import say
@@ -134,7 +139,7 @@ def _finish(
     files = write_results(result, spec, output)
     if result.services.tracking_url is not None:
         try:
-            publish_soup(result, spec, files)
+            publish_soup(result, spec, home, files)
         except TrackingError as error:
             say(f"note: {error}. Nothing is lost: `soupray publish` completes the index.")
     if as_json:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import softmax
 
 from soupray.core.arrays import Images, Logits, Probabilities
+from soupray.core.errors import ConfigError
 from soupray.inference.inputs import Read, Reader, all_read
 from soupray.inference.predictor import Predictor
 from soupray.reporting.recipe_file import RecipeFile, spec_of
@@ -117,6 +118,24 @@ class Model:
             InputError: inputs that cannot be read; the message names each.
         """
         return [self.classes[row] for row in self.logits(inputs).argmax(axis=1)]
+
+    def calibrated(self) -> Model:
+        """Return this model with calibrated probabilities.
+
+        `predict_proba` then divides the logits by the temperature that `soup` fitted on held-out
+        data. The two models share their weights.
+
+        Raises:
+            ConfigError: an older soupray wrote the recipe, without a temperature.
+        """
+        temperature = self.recipe.temperature
+        if temperature is None:
+            raise ConfigError(
+                f"{self.name}: its recipe has no temperature, because an older soupray wrote it. "
+                "Run `soupray soup` again: it evaluates nothing again."
+            )
+        runs = Runs(self.device, self.batch_size, temperature)
+        return Model(self.recipe, self._predictor, self.reader, runs)
 
     def parts(self, given: Any) -> Iterator[tuple[Any, Read]]:
         """Read inputs part by part; a part is a whole number of batches, except the last one.

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from soupray.core.errors import ConfigError
+from soupray.reporting.model_folder import RECIPE, is_model_folder
 from soupray.reporting.recipe_file import RecipeFile, read_recipe
 from soupray.reporting.results import stored_recipe
 from soupray.services import embedded
@@ -18,12 +19,33 @@ from soupray.store.objects import open_store, read_record
 CHAMPION = "champion"
 
 
+def find_folder(what: str, home: Path) -> Path | None:
+    """Return the model folder that `what` names; None if it names a recipe in a store.
+
+    Args:
+        what: a path, or MLflow's `models:/NAME@ALIAS` or `models:/NAME/VERSION`, whose folder is
+            fetched.
+        home: folder for the state of this machine.
+
+    Raises:
+        ConfigError: the name of a registered model has another form.
+        TrackingError: MLflow cannot be reached, or has no such model.
+    """
+    if what.startswith("models:/"):
+        from soupray.reporting.mlflow import registered_folder
+
+        return registered_folder(_tracking(home), *_name_of(what), home / "cache" / "registered")
+    path = Path(what)
+    return path if is_model_folder(path) else None
+
+
 def find_recipe(what: str, home: Path) -> RecipeFile:
     """Return the recipe of a model.
 
     Args:
-        what: the path of a recipe file, `SWEEP:ENTRY`, `SWEEP@champion`, or MLflow's
-            `models:/NAME@ALIAS`. SWEEP is the name of a sweep of this home, or the path of a spec.
+        what: the path of a recipe file or of a model folder, `SWEEP:ENTRY`, `SWEEP@champion`, or
+            MLflow's `models:/NAME@ALIAS`. SWEEP is the name of a sweep of this home, or the path of
+            a spec.
         home: folder for the state of this machine.
 
     Raises:
@@ -33,6 +55,8 @@ def find_recipe(what: str, home: Path) -> RecipeFile:
     """
     if what.startswith("models:/"):
         return _registered(what, home)
+    if is_model_folder(Path(what)):
+        return read_recipe(Path(what) / RECIPE)
     if what.endswith(".recipe.json") or Path(what).is_file():
         return read_recipe(Path(what))
     sweep, mark, alias = what.rpartition("@")
@@ -43,21 +67,30 @@ def find_recipe(what: str, home: Path) -> RecipeFile:
     sweep, mark, entry = what.rpartition(":")
     if not mark:
         raise ConfigError(
-            f"{what!r} names no model: it is neither a recipe file nor SWEEP:ENTRY nor "
-            f"SWEEP@{CHAMPION}, as in digits:greedy and digits@{CHAMPION}."
+            f"{what!r} names no model: it is neither a recipe file nor a model folder nor "
+            f"SWEEP:ENTRY nor SWEEP@{CHAMPION}, as in digits:greedy and digits@{CHAMPION}."
         )
     return stored_recipe(find_sweep(sweep, home), home, entry)
 
 
-def _registered(what: str, home: Path) -> RecipeFile:
-    """Return the recipe of a model in MLflow's registry: MLFLOW_TRACKING_URI, else this home's."""
-    from soupray.reporting.mlflow import registered_recipe
+def _tracking(home: Path) -> str:
+    """Return the URL of MLflow: MLFLOW_TRACKING_URI, else that of this home."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or embedded.tracker(home)[0]
 
+
+def _name_of(what: str) -> tuple[str, str]:
+    """Return the name of a registered model, and `@ALIAS` or `/VERSION`. Raises ConfigError."""
     found = re.fullmatch(r"models:/([^@/]+)(@[^@/]+|/\d+)", what)
     if found is None:
         raise ConfigError(f"{what!r}: write models:/NAME@ALIAS or models:/NAME/VERSION.")
-    url = os.environ.get("MLFLOW_TRACKING_URI") or embedded.tracker(home)[0]
-    address = registered_recipe(url, *found.groups())
+    return found[1], found[2]
+
+
+def _registered(what: str, home: Path) -> RecipeFile:
+    """Return the recipe of a model in MLflow's registry."""
+    from soupray.reporting.mlflow import registered_recipe
+
+    address = registered_recipe(_tracking(home), *_name_of(what))
     storage, mark, rest = (address or "").partition(f"/{layout.SWEEPS}/")
     if not mark:
         raise ConfigError(
