@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from soupray.core.errors import SouprayError, TrackingError, mask
-from soupray.core.names import inside, plain
+from soupray.core.names import plain
 from soupray.core.ports import Deployable, Registered, TrackedRun
 from soupray.core.records import digest
 
@@ -161,7 +160,7 @@ class MlflowTracker:
         self._client.finalize_logged_model(logged.model_id, "READY")
         return self._client.create_model_version(
             champion.model,
-            logged.artifact_location,
+            logged.artifact_location,  # MLflow looks models:/ID up at its global tracking URI
             run_id=run_id,
             model_id=logged.model_id,
             tags=tags,
@@ -323,16 +322,15 @@ def registered_folder(url: str, name: str, which: str, cache: Path) -> Path | No
     """
     with _mapped(url):
         version = _version(MlflowClient(tracking_uri=url), name, which)
-        if EXTERNAL in version.tags or not version.model_id:
+        if EXTERNAL in version.tags:
             return None
-        kept = inside(cache, version.model_id)
+        kept = cache / digest(version.source)[:32]
         if not kept.exists():
-            part = inside(cache, f"{version.model_id}.part{os.getpid()}")
-            part.mkdir(parents=True)
-            where = f"models:/{version.model_id}/artifacts/{MODEL}"
-            mlflow.artifacts.download_artifacts(where, dst_path=str(part), tracking_uri=url)
-            (part / "artifacts" / MODEL).rename(kept)
-            shutil.rmtree(part)
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as part:
+                where = f"{version.source}/artifacts/{MODEL}"
+                mlflow.artifacts.download_artifacts(where, dst_path=part, tracking_uri=url)
+                Path(part, MODEL).rename(kept)
         return kept
 
 
