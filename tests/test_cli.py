@@ -67,6 +67,7 @@ def test_the_command_line_is_what_it_was():
         "recipes": ["--json"],
         "rank": ["--calibrated", "--home", "--json", "--list"],
         "predict": [
+            "--address",
             "--batch-size",
             "--calibrated",
             "--column",

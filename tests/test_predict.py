@@ -163,6 +163,25 @@ def test_names_that_are_not_utf_8_or_command_a_terminal_are_escaped_in_every_for
         assert (tmp_path / f"x.{ending}").stat().st_size
 
 
+def test_on_a_cluster_the_answers_are_the_same(run, files, tmp_path, monkeypatch):
+    root, labels = files
+    (root / "bad.png").write_text("hello")
+    monkeypatch.chdir(root.parent)  # a relative path is one on the driver
+    monkeypatch.setattr("soupray.inference.model.CHUNK", 50)  # several parts
+    flags = ("--probabilities", "--calibrated", "--output")
+    for where in ((), ("--address", "local")):
+        out = tmp_path / f"{len(where)}.csv"
+        done = predicted(run, "mini:greedy", root.name, *where, *flags, out, check=False)
+        assert done.returncode == 1
+        assert f"cannot be read: {root.name}/bad.png: not an image" in done.stderr
+        assert f"{len(labels)} of {len(labels) + 1} inputs predicted" in done.stderr
+    (root / "bad.png").unlink()
+    assert (tmp_path / "2.csv").read_text() == (tmp_path / "0.csv").read_text()
+    wrong = ("--address", "local", "--device", "cpu")
+    done = predicted(run, "mini:greedy", root.name, *wrong, check=False)
+    assert (done.returncode, "leave it out with --address" in done.stderr) == (2, True)
+
+
 def mean_nll(probabilities, labels) -> float:
     return float(-np.log(probabilities[np.arange(len(labels)), labels].astype(np.float64)).mean())
 

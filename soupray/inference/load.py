@@ -13,8 +13,8 @@ from soupray.data.building import look_of_evaluation
 from soupray.inference.inputs import ImageReader, Reader, TextReader
 from soupray.inference.model import Model, Runs
 from soupray.inference.predictor import ModelSource, Predictor
-from soupray.inference.what import find_folder, find_recipe
-from soupray.reporting.model_folder import file_of, folder_weights, read_folder
+from soupray.inference.what import Found, find
+from soupray.reporting.model_folder import file_of, folder_weights, moved_specs
 from soupray.reporting.recipe_file import RecipeFile, specs_of, weights_of
 from soupray.services.home import default_home
 from soupray.services.place import find_place
@@ -59,25 +59,33 @@ def load(
         CheckpointError: the weights are not finite, or do not fit the model.
     """
     at = Path(home).expanduser() if home is not None else default_home()
+    model = load_found(find(str(what), at), at, device, batch_size)
+    return model.calibrated() if calibrated else model
+
+
+def load_found(found: Found, home: Path, device: str | None, batch_size: int | None) -> Model:
+    """Load a model whose recipe is known; errors as of `load`.
+
+    Args:
+        found: the recipe, and its model folder if there is one.
+        home: folder for the state of this machine.
+        device: as in `load`.
+        batch_size: as in `load`.
+    """
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size = {batch_size}: it is at least 1.")
-    here, folder = found_device(device), find_folder(str(what), at)
-    if folder is None:
-        recipe = find_recipe(str(what), at)
-        specs = specs_of(recipe)
-    else:
-        recipe, specs = read_folder(folder)
+    here, (recipe, folder) = found_device(device), found
+    specs = specs_of(recipe) if folder is None else moved_specs(recipe, folder)
 
     @functools.cache
     def source(spec: SweepSpec) -> ModelSource:
-        return _stored(spec, recipe, at) if folder is None else _in_folder(spec, recipe, folder)
+        return _stored(spec, recipe, home) if folder is None else _in_folder(spec, recipe, folder)
 
     sources = {checkpoint: source(spec) for checkpoint, spec in specs.items()}
     predictor = Predictor(recipe, sources, here, batch_size)
-    reader = _reader(specs[""], recipe, sources[""], at)
+    reader = _reader(specs[""], recipe, sources[""], home)
     runs = Runs(here, batch_size or sources[""].setting.batch_size)
-    model = Model(recipe, predictor, reader, runs)
-    return model.calibrated() if calibrated else model
+    return Model(recipe, predictor, reader, runs)
 
 
 def found_device(device: str | None) -> str:

@@ -137,6 +137,11 @@ class Model:
         runs = Runs(self.device, self.batch_size, temperature)
         return Model(self.recipe, self._predictor, self.reader, runs)
 
+    @property
+    def part(self) -> int:
+        """The number of inputs that are in memory at a time: a whole number of batches."""
+        return self.batch_size * max(1, CHUNK // self.batch_size)
+
     def parts(self, given: Any) -> Iterator[tuple[Any, Read]]:
         """Read inputs part by part; a part is a whole number of batches, except the last one.
 
@@ -146,9 +151,8 @@ class Model:
         Yields:
             Some of the inputs, and what came of reading them.
         """
-        step = self.batch_size * max(1, CHUNK // self.batch_size)
-        for start in range(0, len(given), step):
-            part = given[start : start + step]
+        for start in range(0, len(given), self.part):
+            part = given[start : start + self.part]
             yield part, self.reader.read(part)
 
     def run(self, samples: Images) -> Logits:

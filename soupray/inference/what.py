@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from soupray.core.errors import ConfigError
 from soupray.reporting.model_folder import RECIPE, is_model_folder
@@ -19,24 +20,32 @@ from soupray.store.objects import open_store, read_record
 CHAMPION = "champion"
 
 
-def find_folder(what: str, home: Path) -> Path | None:
-    """Return the model folder that `what` names; None if it names a recipe in a store.
+class Found(NamedTuple):
+    """The recipe of a model, and its model folder. None: the ingredients are in the store."""
+
+    recipe: RecipeFile
+    folder: Path | None = None
+
+
+def find(what: str, home: Path) -> Found:
+    """Return the recipe of a model, and the model folder that `what` names, if it names one.
 
     Args:
-        what: a path, or MLflow's `models:/NAME@ALIAS` or `models:/NAME/VERSION`, whose folder is
-            fetched.
+        what: as in `find_recipe`. The folder of a registered model is fetched from MLflow.
         home: folder for the state of this machine.
 
     Raises:
-        ConfigError: the name of a registered model has another form.
-        TrackingError: MLflow cannot be reached, or has no such model.
+        SouprayError: as `find_recipe`.
     """
+    folder = None
     if what.startswith("models:/"):
         from soupray.reporting.mlflow import registered_folder
 
-        return registered_folder(_tracking(home), *_name_of(what), home / "cache" / "registered")
-    path = Path(what)
-    return path if is_model_folder(path) else None
+        cache = home / "cache" / "registered"
+        folder = registered_folder(_tracking(home), *_name_of(what), cache)
+    elif is_model_folder(Path(what)):
+        folder = Path(what).resolve()
+    return Found(find_recipe(what if folder is None else str(folder), home), folder)
 
 
 def find_recipe(what: str, home: Path) -> RecipeFile:

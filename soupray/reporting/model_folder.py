@@ -25,7 +25,7 @@ from soupray.core.ports import Deployable
 from soupray.core.records import encode_pretty
 from soupray.data.decoding import png
 from soupray.evaluation.live_model import about
-from soupray.reporting.recipe_file import RecipeFile, read_recipe, spec_of, specs_of, weights_of
+from soupray.reporting.recipe_file import RecipeFile, spec_of, specs_of, weights_of
 from soupray.services.place import Place
 from soupray.spec.data import TextSpec
 from soupray.spec.sweep_spec import SweepSpec
@@ -117,21 +117,19 @@ def _requirements(recipe: RecipeFile, spec: SweepSpec) -> list[str]:
     return [f"{ours}=={soupray.__version__}", *(f"{n}=={v}" for n, v in versions.items())]
 
 
-def read_folder(folder: Path) -> tuple[RecipeFile, dict[str, SweepSpec]]:
-    """Return the recipe of a model folder, and its specs as `specs_of` returns them.
+def moved_specs(recipe: RecipeFile, folder: Path) -> dict[str, SweepSpec]:
+    """Return the specs of `specs_of`, which read their files in a model folder.
 
-    The specs name the files in the folder.
-
-    Raises:
-        ConfigError: recipe.json is not a recipe file.
+    Args:
+        recipe: the recipe of the folder.
+        folder: the model folder.
     """
-    recipe = read_recipe(folder / RECIPE)
     specs = specs_of(recipe)
     moved = {}
     for number, spec in enumerate(dict.fromkeys(specs.values())):
         task = reads_from(spec.task, folder / FILES / str(number))
         moved[spec] = spec.model_copy(update={"task": task})
-    return recipe, {checkpoint: moved[spec] for checkpoint, spec in specs.items()}
+    return {checkpoint: moved[spec] for checkpoint, spec in specs.items()}
 
 
 def folder_weights(folder: Path, sha256: str) -> Weights:
