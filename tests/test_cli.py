@@ -60,12 +60,12 @@ def test_the_command_line_is_what_it_was():
         "sweep": ["--address", "--dry-run", "--home", "--json"],
         "soup": sorted(
             [
-                *("--address", "--all", "--calibrated", "--home", "--json", "--output"),
-                *("--partial", "--yes", *recipes),
+                *("--address", "--all", "--all-columns", "--calibrated", "--home", "--json"),
+                *("--output", "--partial", "--sort", "--yes", *recipes),
             ]
         ),
         "recipes": ["--json"],
-        "rank": ["--calibrated", "--home", "--json", "--list"],
+        "rank": ["--all-columns", "--calibrated", "--home", "--json", "--list", "--sort"],
         "predict": [
             "--address",
             "--batch-size",

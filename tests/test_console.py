@@ -8,8 +8,9 @@ from board import BASIS, BY_NAME, ENTRIES, NO_SHIFTS, SPEC
 from shared import DIGITS, demo
 
 from soupray.cli import console
+from soupray.cli.board import RANKED, Look, show_leaderboard
 from soupray.cli.console import Bars, duration, line, size
-from soupray.cli.tables import show_leaderboard, show_plan
+from soupray.cli.tables import show_plan
 from soupray.core import progress as counting
 from soupray.core.progress import Progress
 from soupray.data.cache import PlannedClass
@@ -92,11 +93,11 @@ def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(clock, capsy
     assert lines[-1] == "training:  50 %, 50 s left"
 
 
-def shown(entries: list[Entry], basis=BASIS, spec=SPEC) -> list[str]:
+def shown(entries: list[Entry], basis=BASIS, spec=SPEC, look=RANKED) -> list[str]:
     with console.out.capture() as captured:
-        show_leaderboard(entries, basis, spec)
+        show_leaderboard(entries, basis, spec, look=look)
     lines = captured.get().splitlines()
-    assert max(map(len, lines)) <= 100
+    assert look.all_columns or max(map(len, lines)) <= 80
     assert not [line for line in lines if "…" in line]
     return lines
 
@@ -109,21 +110,47 @@ def test_another_metric_and_precision_are_named_under_the_table():
     assert "macro_f1" not in " ".join(shown(ENTRIES))
 
 
-def test_a_leaderboard_shows_every_entry_in_order():
-    lines = shown(ENTRIES)
-    rows = lines[1 : 1 + len(ENTRIES)]
-    for rank, (row, entry) in enumerate(zip(rows, ENTRIES, strict=True), 1):
-        assert row.split()[0] == str(rank)
-        assert f" {entry.name} " in row
-    # sqrt(.91 * .09 / 100) = .0286; 7 of 10 is .3475 to .9333
+ALL = Look(all_columns=True)
+
+
+def test_a_leaderboard_shows_every_model_once_in_order():
+    lines = shown(ENTRIES, look=ALL)
+    rows = [line for line in lines[1 : 1 + len(ENTRIES)] if line.split()[0].isdecimal()]
+    models = [
+        e for k, e in enumerate(ENTRIES) if e.candidate not in {o.candidate for o in ENTRIES[:k]}
+    ]
+    assert [row.split()[1] for row in rows] == [e.name.split()[0] for e in models]
+    # sqrt(.91 * .09 / 100) = .0286; 7 of 10 is .3475 to .9333; 3 only here, 1 only there of 10:
+    # (4/12 - 2/12) and its error sqrt((6/12 - (2/12)^2) / 12) = .198; greedy is theirs under shift
     assert " ".join(rows[0].split()) == (
-        "1 greedy 2 91.0 ± 2.9 70.0 34.8-93.3 .625 55.0 .500 .250 1 0.0"
+        "1 greedy 2 91.0 ± 2.9 70.0 +20.0 ± 19.8 34.8-93.3 .625 55.0 +0.0 ± 0.0 .500 .250 1 0.0"
     )
-    assert rows[1].split()[:7] == ["2", "best_single", "1", "90.0", "±", "3.0", "50.0"]
+    assert rows[1].split()[:8] == ["2", "best_single", "*", "1", "90.0", "±", "3.0", "50.0"]
     assert ".625" not in rows[1]
+    twin = next(e for e in ENTRIES if e.name == "wise_ft(best_single, best)")
+    assert twin.candidate == BY_NAME["best_single"].candidate
+    assert any(line.strip() == f"= {twin.name}" for line in lines)
     text = " ".join(lines)
-    assert "Ranked on the held-out data that also chose the models (n = 100;" in text
-    assert "Test (n = 10) and shifts (mean over inverted, noise) were" in text
+    assert "Ranked on the held-out data that also chose the models (n = 100):" in text
+    assert "Test (n = 10) and shifts were evaluated once" in text
+    assert "shifts: mean over inverted, noise." in text
+
+
+def test_only_the_columns_that_are_shown_are_explained():
+    narrow, wide = shown(ENTRIES), shown(ENTRIES, look=ALL)
+    head = narrow[0].split()
+    assert "NLL" not in head
+    assert not [word for word in ("NLL", "McNemar", "95 %") if word in " ".join(narrow)]
+    assert all(word in " ".join(wide) for word in ("NLL", "McNemar", "95 %"))
+    assert {"entry", "test", "shifts", "fwd"} <= set(head)
+
+
+def test_a_leaderboard_is_sorted_by_what_is_asked_and_keeps_the_places():
+    by_shifts = shown(ENTRIES, look=Look(all_columns=True, sort="shifts"))
+    places = [int(line.split()[0]) for line in by_shifts if line[:2].strip().isdecimal()]
+    means = [ENTRIES[place - 1].shift_mean for place in places]
+    assert means == sorted(means, reverse=True)
+    assert places != sorted(places)
 
 
 def test_shifts_of_some_classes_are_named_with_what_they_compare_with():
@@ -131,15 +158,22 @@ def test_shifts_of_some_classes_are_named_with_what_they_compare_with():
     some = msgspec.structs.replace(noise, label_map=((1,),), classes=1)
     basis = msgspec.structs.replace(BASIS, splits=(*rest, some))
     beside = [msgspec.structs.replace(e, test_on_classes={"noise": e.test}) for e in ENTRIES]
-    said = "Of some classes only, beside ID test on them in leaderboard.csv: noise. p: exact"
+    said = "Of some classes only, beside ID test on them in leaderboard.csv: noise. Scores"
     assert said in " ".join(shown(beside, basis))
     # ID test has no sample of its class: the file has no such number.
     assert "Of some classes" not in " ".join(shown(ENTRIES, basis))
 
 
-def test_without_shifts_the_column_is_empty():
-    bare = [msgspec.structs.replace(e, shifts={}, shift_mean=0.0) for e in ENTRIES]
-    assert " - " in shown(bare, NO_SHIFTS)[1]
+def test_what_has_nothing_to_say_is_no_column():
+    bare = [
+        msgspec.structs.replace(
+            e, shifts={}, shift_mean=0.0, shift_gain=msgspec.UNSET, test_gain=msgspec.UNSET
+        )
+        for e in ENTRIES
+    ]
+    head = shown(bare, NO_SHIFTS, look=ALL)[0]
+    assert "shifts" not in head
+    assert "Δ" not in head
 
 
 def widest(**fields) -> Entry:
@@ -160,9 +194,13 @@ def widest(**fields) -> Entry:
     return msgspec.structs.replace(greedy, **(wide | fields))
 
 
-def test_the_widest_leaderboard_fits_100_columns_with_nothing_cut_off():
-    lines = shown([widest()] * 12)
-    for text in ("wise_ft(learned_by_layer, within)", "72", "99.9 ± 12.3", "99.9-99.9", "<.001"):
+def test_the_widest_leaderboard_fits_80_columns_with_nothing_cut_off():
+    entries = [widest(candidate=f"{k:064x}") for k in range(12)]
+    lines = shown(entries)
+    for text in ("wise_ft(learned_by_layer, within)", "99.9"):
+        assert text in lines[12]
+    lines = shown(entries, look=ALL)
+    for text in ("72", "99.9 ± 12.3", "99.9-99.9", "<.001"):
         assert text in lines[12]
     assert lines[12].endswith(" 10364")
 

@@ -218,7 +218,10 @@ def test_an_ensemble_by_sample_keeps_two_models_and_its_failure_set():
                 held_out=scores(90, N)),
     ]  # fmt: skip
     reported = Reports(
-        {(vrf, n): scores(7, 10, f"digest of {n}") for n in ("test", "inverted", "noise")}
+        {
+            (vrf, name): scores(7, n, f"digest of {name}")
+            for name, n in (("test", 10), ("inverted", 100), ("noise", 200))
+        }
     )
     first, second = leaderboard(rows, POOL, BASIS, reported)
     assert (first.name, first.size_bytes, first.forward_passes_per_sample) == ("v", 5070, 2)

@@ -16,7 +16,7 @@ from shared import demo, ingredient, scores, sha, trial
 from test_live_model import NormedTask
 from toy import CLASSES, make_data, truth
 
-from soupray.cli.tables import show_leaderboard
+from soupray.cli.board import show_leaderboard
 from soupray.core.candidates import (
     WeightSoup,
     as_trained,
@@ -36,7 +36,7 @@ from soupray.inference.predictor import ModelSource, Predictor
 from soupray.maths.metrics import mcnemar
 from soupray.recipes import run_recipes
 from soupray.reporting.ranking import as_csv, explained, forward_passes, leaderboard
-from soupray.reporting.recipe_file import RecipeFile, read_recipe
+from soupray.reporting.recipe_file import RecipeFile, read_recipe, weights_of
 from soupray.soup.check import treated_alike
 from soupray.soup.run import baselines, choices_path, report, to_report
 from soupray.soup.session import Session
@@ -405,9 +405,15 @@ def recipe(trained: Trained, **edits: object) -> RecipeFile:
 @torch.inference_mode()
 def test_a_recipe_file_of_it_loads_the_model_that_was_evaluated(trained):
     test = trained.basis.split("test")
-    source = {"": ModelSource(NormedTask(), trained.checkpoints, Setting(batch_size=8))}
+    made, stored = recipe(trained), trained.checkpoints
+    source = ModelSource(
+        NormedTask(),
+        lambda member: weights_of(member, made, stored),
+        stored.load_blob,
+        Setting(batch_size=8),
+    )
     samples = np.array(trained.data.samples(test)[0])
-    found = Predictor(recipe(trained), source).logits(samples)
+    found = Predictor(made, {"": source}).logits(samples)
     expected = trained.evaluator.predictions(estimated(trained.b), test).logits
     assert np.array_equal(found, expected)
 

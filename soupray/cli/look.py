@@ -13,10 +13,12 @@ from soupray.cli.options import (
     Command,
     address_option,
     calibrated_option,
+    columns_option,
     home_option,
     json_option,
     load_named,
     partial_option,
+    sort_option,
     spec_argument,
 )
 
@@ -127,7 +129,17 @@ def recipes(as_json: bool) -> None:
 @json_option
 @click.option("--list", "listed", is_flag=True, help="List all runs of soup that are stored.")
 @calibrated_option
-def rank(named: tuple[str, ...], home: Path, as_json: bool, listed: bool, calibrated: bool) -> None:
+@columns_option
+@sort_option
+def rank(
+    named: tuple[str, ...],
+    home: Path,
+    as_json: bool,
+    listed: bool,
+    calibrated: bool,
+    all_columns: bool,
+    sort: str | None,
+) -> None:
     r"""Print the leaderboard of SPEC's last soup, or of another RUN, from the store alone.
 
     A RUN is named by the first characters of its key, which --list shows. Two RUNs are shown side
@@ -139,13 +151,8 @@ def rank(named: tuple[str, ...], home: Path, as_json: bool, listed: bool, calibr
     soupray rank 3f9c02ab
     soupray rank 3f9c02ab 77d0e1c4
     """
-    from soupray.cli.tables import (
-        print_json,
-        show_calibration,
-        show_compared,
-        show_leaderboard,
-        show_runs,
-    )
+    from soupray.cli.board import Look, show_calibration, show_leaderboard, with_verdict
+    from soupray.cli.tables import print_json, show_compared, show_runs
     from soupray.reporting.history import soup_runs, stored_leaderboard
     from soupray.services.place import find_place
 
@@ -161,10 +168,11 @@ def rank(named: tuple[str, ...], home: Path, as_json: bool, listed: bool, calibr
         print_json(both) if as_json else show_compared(both)
     else:
         entries, basis, run = stored_leaderboard(loaded, home, *runs)
+        champion = run.champion if run else None
         if as_json:
-            print_json(entries)
+            print_json(with_verdict(entries, champion, loaded))
         else:
-            show_leaderboard(entries, basis, loaded, run.champion if run else None)
+            show_leaderboard(entries, basis, loaded, champion, Look(all_columns, sort))
             if calibrated:
                 show_calibration(entries)
 

@@ -22,6 +22,11 @@ address_option = click.option(
 calibrated_option = click.option(
     "--calibrated", is_flag=True, help="Show NLL and ECE before and after temperature scaling."
 )
+columns_option = click.option(
+    "--all-columns", is_flag=True, help="Show all columns, however wide the terminal is."
+)
+SORTS = ("held-out", "test", "shifts", "nll", "ece", "passes", "size", "name")
+sort_option = click.option("--sort", type=click.Choice(SORTS), help="Default: by rank.")
 partial_option = click.option(
     "--partial", is_flag=True, help="Go on without the trials that are missing."
 )

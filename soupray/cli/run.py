@@ -11,10 +11,12 @@ from soupray.cli.options import (
     Command,
     address_option,
     calibrated_option,
+    columns_option,
     home_option,
     json_option,
     load_named,
     partial_option,
+    sort_option,
     spec_argument,
 )
 from soupray.core.hyperparameters import TABLE as HYPERPARAMETERS
@@ -82,6 +84,8 @@ def _recipe_flags(command: Command) -> Command:
 @partial_option
 @click.option("--yes", is_flag=True, help="However much a recipe has to read.")
 @calibrated_option
+@columns_option
+@sort_option
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -96,6 +100,8 @@ def soup(
     partial: bool,
     yes: bool,
     calibrated: bool,
+    all_columns: bool,
+    sort: str | None,
     output: Path | None,
     **flags: bool,
 ) -> None:
@@ -110,7 +116,9 @@ def soup(
     soupray soup --all
     soupray soup clip.yaml resnet.yaml --greedy-ensemble
     """
-    from soupray.cli.console import Bars
+    from soupray.cli.board import Look, show_calibration, show_leaderboard, with_verdict
+    from soupray.cli.console import Bars, say
+    from soupray.cli.tables import print_json
     from soupray.soup.run import Allowed, chosen_recipes, joint, run_soup
 
     loaded = [load_named(spec, home)[1] for spec in specs or (None,)]
@@ -119,20 +127,20 @@ def soup(
     folder = output or Path("results") / shown.name
     folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
     result = run_soup(loaded, home, address, recipes, Allowed(partial, yes), Bars())
-    _finish(result, shown, home, folder, as_json, calibrated)
+    files = _finish(result, shown, home, folder)
+    if as_json:
+        print_json(with_verdict(result.entries, result.champion, shown))
+    else:
+        look = Look(all_columns, sort)
+        show_leaderboard(result.entries, result.basis, shown, result.champion, look)
+        if calibrated:
+            show_calibration(result.entries)
+    say(f"files: {folder}/ ({', '.join(f.name for f in files)})")
 
 
-def _finish(
-    result: SoupResult,
-    spec: SweepSpec,
-    home: Path,
-    output: Path,
-    as_json: bool,
-    calibrated: bool,
-) -> None:
-    """Files first, then the tracker, which may fail; the table last, where it is looked for."""
+def _finish(result: SoupResult, spec: SweepSpec, home: Path, output: Path) -> list[Path]:
+    """Files first, then the tracker, which may fail."""
     from soupray.cli.console import say
-    from soupray.cli.tables import print_json, show_calibration, show_leaderboard
     from soupray.core.errors import TrackingError
     from soupray.reporting.results import publish_soup, write_results
 
@@ -142,13 +150,7 @@ def _finish(
             publish_soup(result, spec, home, files)
         except TrackingError as error:
             say(f"note: {error}. Nothing is lost: `soupray publish` completes the index.")
-    if as_json:
-        print_json(result.entries)
-    else:
-        show_leaderboard(result.entries, result.basis, spec, result.champion)
-        if calibrated:
-            show_calibration(result.entries)
-    say(f"files: {output}/ ({', '.join(f.name for f in files)})")
+    return files
 
 
 sweep.epilog = "\b\n" + "\n".join(

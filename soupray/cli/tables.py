@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import to_builtins
 
-from soupray.cli.console import duration, headline, out, size, table
+from soupray.cli.console import duration, headline, out, p_value, percent, size, table
 from soupray.core.names import plain, plain_json
 
 if TYPE_CHECKING:  # `soupray status` has no time to import torch
-    from soupray.core.records import Basis
     from soupray.diagnostics.diversity import Diagnosis
     from soupray.operations.estimate import DryRun, Inputs
     from soupray.operations.garbage import Garbage
     from soupray.operations.status import Status
     from soupray.reporting.history import SoupRun
-    from soupray.reporting.ranking import Champion, Entry
     from soupray.soup.compare import Comparison
     from soupray.soup.findings import Report
     from soupray.spec.sweep_spec import SweepSpec
@@ -34,119 +32,6 @@ def print_json(record: Any) -> None:
     from soupray.core.records import encode_pretty
 
     sys.stdout.write(plain_json(encode_pretty(record).decode()))
-
-
-def show_leaderboard(
-    entries: list[Entry], basis: Basis, spec: SweepSpec, champion: Champion | None = None
-) -> None:
-    """Best first, what the columns mean, and which entry to take."""
-    from soupray.reporting.ranking import ranked_on
-
-    right = ("K", "held-out", "test", "95 %", "p", "shifts", "NLL", "ECE", "fwd", "MB")
-    shown = table("#", "entry", *right, right=right)
-    for rank, e in enumerate(entries, 1):
-        score = ranked_on(e)
-        shown.add_row(
-            str(rank),
-            e.name,
-            str(len(e.ingredients)),
-            f"{_percent(score.accuracy)} ± {_percent(score.standard_error)}",
-            _percent(e.test.accuracy),
-            f"{_percent(e.test.low)}-{_percent(e.test.high)}",
-            "" if e.recipe == "best_single" else _p_value(e.test_versus_best_single.p),
-            _percent(e.shift_mean) if e.shifts else "-",
-            f"{score.nll:.3f}".lstrip("0"),
-            f"{score.ece:.3f}".lstrip("0"),
-            str(e.forward_passes_per_sample),
-            f"{e.size_bytes / 1e6:.{1 if e.size_bytes < 1e9 else 0}f}",
-        )
-    out.print(shown)
-    some = ", ".join(entries[0].test_on_classes)
-    out.print(_meaning(basis, spec, some), style="dim")
-    if said := _of_statistics(entries, spec):
-        out.print(textwrap.fill(said, 98))
-    if champion is not None:
-        for line in textwrap.wrap(verdict(entries, champion, spec.name), 98):
-            out.print(line)
-
-
-def show_calibration(entries: list[Entry]) -> None:
-    """NLL and ECE on ID test before and after temperature scaling. Raises NotFound."""
-    from soupray.core.errors import NotFound
-
-    right = ("T", "NLL", "with T", "ECE", "with T")
-    shown = table("entry", *right, right=right)
-    for e in entries:
-        if not e.calibrated:
-            raise NotFound(
-                "this leaderboard has no temperatures, because an older soupray made it. Run "
-                "`soupray soup` again: it evaluates nothing again."
-            )
-        pairs = ((e.test.nll, e.calibrated.test_nll), (e.test.ece, e.calibrated.test_ece))
-        numbers = (f"{v:.3f}".lstrip("0") for pair in pairs for v in pair)
-        shown.add_row(e.name, f"{e.calibrated.temperature:.3g}", *numbers)
-    out.print(shown)
-    meaning = (
-        "Probabilities are softmax(logits / T). T is fitted to NLL on held-out data; NLL and ECE "
-        "here are of ID test. T changes no predicted class. `predict --calibrated` and "
-        "`soupray.load(..., calibrated=True)` use it."
-    )
-    out.print(textwrap.fill(meaning, 98), style="dim")
-
-
-def _of_statistics(entries: list[Entry], spec: SweepSpec) -> str:
-    """What `(bn)` means, and which gains are those of statistics. Empty: nothing to say."""
-    from soupray.reporting.ranking import explained, ranked_on
-
-    found = explained(entries, spec.metric)
-    if found is None:
-        return ""
-    said = (
-        "(bn): one model as trained, but its BatchNorm statistics are estimated on training data, "
-        "as those of soups are."
-    )
-    pair = [ranked_on(e) for e in (found.before, found.after)]
-    if pair[1].by(spec.metric) <= pair[0].by(spec.metric):
-        return said
-    held_out, test = (
-        f"{_percent(a.accuracy)} to {_percent(b.accuracy)}"
-        for a, b in (pair, [e.test for e in (found.before, found.after)])
-    )
-    said += (
-        f" They alone bring the best single model from {held_out} held-out ({test} on test): "
-        "best_single(bn)."
-    )
-    above, still = len(found.above_before), len(found.above_after)
-    if above == 0:
-        return said
-    said += f" Of {above} entries of several models above best_single, {still} are above it"
-    if still < above:
-        said += "; the gain of the others is one of statistics, not of averaging"
-    first = (found.above_after or found.above_before)[0]
-    if first.test_versus_updated:
-        p = _p_value(first.test_versus_updated.p)
-        said += f". p of {first.name} against it on test: {p}"
-    return f"{said}."
-
-
-def verdict(entries: list[Entry], champion: Champion, sweep: str) -> str:
-    """Which entry to take and why, in two or three sentences."""
-    by_name = {e.name: e for e in entries}
-    taken, best = by_name[champion.name], next(e for e in entries if e.recipe == "best_single")
-    words = [f"Champion: {taken.name} ({sweep}@champion)."]
-    if taken.name != champion.first:
-        words.append(
-            f"{champion.first} ranks first, but {champion.samples} samples cannot tell the two "
-            "apart (McNemar's test, corrected for all entries), and this one is cheaper."
-        )
-    elif len(champion.equals) > 1:
-        words.append(
-            f"It ranks first; {champion.samples} samples cannot tell it from "
-            f"{len(champion.equals) - 1} other entries."
-        )
-    if taken.candidate == best.candidate or taken.recipe in ("anchor", "update_bn"):
-        words.append("No soup beats the best single model on these samples.")
-    return " ".join(words)
 
 
 def show_runs(runs: list[SoupRun]) -> None:
@@ -170,14 +55,14 @@ def show_compared(both: Comparison) -> None:
     right = (one, two, "difference", "p")
     shown = table("entry", *right, right=right)
     for entry in both.entries:
-        scores = ("-" if m is None else _percent(m.accuracy) for m in (entry.first, entry.second))
+        scores = ("-" if m is None else percent(m.accuracy) for m in (entry.first, entry.second))
         if entry.same:
             what = ("same model", "")
         elif entry.difference is None or entry.standard_error is None:
             what = ("", "")
         else:
-            error = _percent(entry.standard_error)
-            what = (f"{100 * entry.difference:+.1f} ± {error}", _p_value(entry.p))
+            error = percent(entry.standard_error)
+            what = (f"{100 * entry.difference:+.1f} ± {error}", p_value(entry.p))
         shown.add_row(entry.name, *scores, *what)
     out.print(shown)
     meaning = (
@@ -185,46 +70,6 @@ def show_compared(both: Comparison) -> None:
         "of answers to the same sample. p: exact McNemar test."
     )
     out.print(textwrap.fill(meaning, 98), style="dim")
-
-
-def _meaning(basis: Basis, spec: SweepSpec, some: str) -> str:
-    """`some`: shifts of some classes, of which ID test has samples."""
-    held_out, test = basis.split("held_out").size, basis.split("test").size
-    shifts = ", ".join(s.name for s in basis.reported if s.role == "shift") or "none"
-    rank = [s for s in basis.reported if s.role == "rank"]
-    if rank:
-        protocol = (
-            f"Chosen on {held_out} held-out samples, ranked on {rank[0].size} others (held-out, "
-            "NLL, ECE) that no recipe saw."
-        )
-    else:
-        protocol = (
-            f"Ranked on the held-out data that also chose the models (n = {held_out}; NLL and ECE "
-            "too): its scores are optimistic, more so where a recipe has more freedom."
-        )
-    if spec.metric != "accuracy":
-        protocol += f" Chosen and ordered by {spec.metric}."
-    if spec.precision == "bf16":
-        protocol += (
-            " All in bfloat16, without a second pass in float32, but for gradients (learned, "
-            "Fisher) and BatchNorm statistics, which are float32's."
-        )
-    beside = "Of some classes only, beside ID test on them in leaderboard.csv"
-    meaning = (
-        f"{protocol} ± one standard error. Test (n = {test}) and shifts (mean over {shifts}) "
-        f"were evaluated once, after the choice. {f'{beside}: {some}. ' if some else ''}p: exact "
-        "McNemar test against best_single on test. K: checkpoints. fwd: forward passes a sample. "
-        "MB: models to keep. Scores in %."
-    )
-    return textwrap.fill(meaning, 98)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _p_value(p: float | None) -> str:
-    return "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
 
 
 def show_recipes(as_json: bool) -> None:
@@ -334,11 +179,11 @@ def show_check(report: Report) -> None:
         shown.add_row(
             row.trial,
             *(f"{row.hparams[name]:.3g}" for name in rates),
-            f"{_percent(row.held_out)} ± {_percent(row.standard_error)}",
+            f"{percent(row.held_out)} ± {percent(row.standard_error)}",
             _or_dash(row.distance, "#.3g"),
             _or_dash(row.angle_best, ".0f"),
             _or_dash(row.angle_others, ".0f"),
-            "-" if row.with_best is None else _percent(row.with_best),
+            "-" if row.with_best is None else percent(row.with_best),
             *([", ".join(kind.replace("_", " ") for kind in row.finds)] if finds else ()),
         )
     out.print(shown)
@@ -382,10 +227,10 @@ def show_diagnosis(made: Diagnosis) -> None:
     for d in made.pairs:
         shown.add_row(
             " ".join(key[:8] for key in d.trials),
-            _percent(sum(d.accuracies) / 2),
+            percent(sum(d.accuracies) / 2),
             f"{d.distance:#.3g}",
             _or_dash(d.angle, ".0f"),
-            _percent(d.error_inconsistency),
+            percent(d.error_inconsistency),
             _or_dash(d.kappa_complement, ".2f"),
             f"{100 * d.soup.advantage:+.1f}",
             "-" if d.soup.conversion is None else f"{100 * d.soup.conversion:.0f}",
@@ -431,7 +276,7 @@ def show_status(found: Status) -> None:
     if found.best is not None:
         best = found.best
         score = "" if best.metric == "accuracy" else f"{best.metric} {best.score:.3f}, "
-        score += f"{_percent(best.accuracy)} on {best.n} held-out samples"
+        score += f"{percent(best.accuracy)} on {best.n} held-out samples"
         out.print(f"best so far: {best.key}, {score}.")
     if found.driver is None or found.lease_expires is None:
         out.print("nobody drives it.")

@@ -19,7 +19,14 @@ from soupray.core.candidates import (
     is_estimated,
 )
 from soupray.core.records import Basis, Metric, Pool, Record, Scores
-from soupray.maths.metrics import clopper_pearson, discordant, mcnemar, value
+from soupray.maths.metrics import (
+    clopper_pearson,
+    discordant,
+    mcnemar,
+    mean_paired_difference,
+    paired_difference,
+    value,
+)
 from soupray.recipes.baselines import BEST_UPDATED
 
 Reported = Mapping[tuple[Candidate, str], Scores]
@@ -61,6 +68,19 @@ class Versus(Record, frozen=True, kw_only=True):
     p: float | None
 
 
+class Gain(Record, frozen=True, kw_only=True):
+    """Accuracy minus that of `best_single` on the same samples, with the paired 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether the interval contains 0."""
+        return self.low <= 0 <= self.high
+
+
 class Calibrated(Record, frozen=True, kw_only=True):
     """What temperature scaling does to an entry (Guo et al., arXiv:1706.04599).
 
@@ -85,7 +105,8 @@ class Entry(Record, frozen=True, kw_only=True):
     `test_on_classes`: for each shift that has only some classes, the ID accuracy on these classes.
     The accuracy on the shift has to be compared with this value. `test_versus_updated`: comparison
     with the best single model that has estimated BatchNorm statistics, if `update_bn` ran.
-    `calibrated`: unset in leaderboards of older versions.
+    `test_gain`, `shift_gain` (of the mean over the shifts; unset without shifts) and `calibrated`
+    are unset in leaderboards of older versions.
     """
 
     name: str
@@ -106,6 +127,8 @@ class Entry(Record, frozen=True, kw_only=True):
     size_bytes: int
     candidate: str
     calibrated: Calibrated | msgspec.UnsetType = msgspec.UNSET
+    test_gain: Gain | msgspec.UnsetType = msgspec.UNSET
+    shift_gain: Gain | msgspec.UnsetType = msgspec.UNSET
 
 
 def measured(scores: Scores) -> Measured:
@@ -147,9 +170,9 @@ def leaderboard(
 ) -> list[Entry]:
     """Return all outcomes as entries, best first.
 
-    The order is: metric on rank data (or held-out data without a rank split), inference cost, name.
-    It never depends on test or shift scores. Outcomes with the same model are all listed, because
-    it is a result that two recipes agree.
+    The order is: metric on rank data (or held-out data without a rank split), forward passes, NLL
+    on the same data, name. It never depends on test or shift scores. Outcomes with the same model
+    are all listed, because it is a result that two recipes agree.
 
     Args:
         outcomes: what the recipes chose, with `best_single` among them.
@@ -162,9 +185,12 @@ def leaderboard(
     best = next(o for o in outcomes if o.recipe == "best_single")
     singles = (best, next((o for o in outcomes if o.name == BEST_UPDATED), None))
     entries = [_entry(o, singles, pool, basis, reported, bodies) for o in outcomes]
-    return sorted(
-        entries, key=lambda e: (-ranked_on(e).by(metric), e.forward_passes_per_sample, e.name)
-    )
+
+    def order(e: Entry) -> tuple[float, int, float, str]:
+        score = ranked_on(e)
+        return -score.by(metric), e.forward_passes_per_sample, score.nll, e.name
+
+    return sorted(entries, key=order)
 
 
 def ranked_on(entry: Entry) -> Measured:
@@ -242,6 +268,7 @@ def _entry(
         if split.role == "shift"
     }
     test = reported[candidate, "test"]
+    pairs = [(reported[candidate, name], reported[best.candidate, name]) for name in shifts]
     held_this, held_best = discordant(outcome.held_out, best.held_out)
     return Entry(
         name=outcome.name,
@@ -267,7 +294,14 @@ def _entry(
         forward_passes_per_sample=forward_passes(candidate, bodies),
         size_bytes=_size(candidate, pool),
         candidate=candidate.digest,
+        test_gain=_gain(paired_difference(test, reported[best.candidate, "test"])),
+        shift_gain=_gain(mean_paired_difference(pairs)) if pairs else msgspec.UNSET,
     )
+
+
+def _gain(found: tuple[float, float, float]) -> Gain:
+    difference, low, high = found
+    return Gain(difference=difference, low=low, high=high)
 
 
 def _versus(test: Scores, single: Scores) -> Versus:
@@ -312,7 +346,7 @@ def champion(
 
     An entry is told from the first one by McNemar's exact test on the samples that rank the
     leaderboard, with Bonferroni's correction for the number of different models. The cheapest of
-    the others needs the fewest forward passes, then the fewest bytes; then it ranks highest. With
+    the others has the lowest `cost`; of those with the same cost, it ranks highest. With
     `metric: nll` there is no such test, and only entries with the first one's model are its equals.
 
     Args:
@@ -339,13 +373,21 @@ def champion(
         return p * compared >= LEVEL
 
     equals = [first, *(entry for entry in others if is_equal(entry))]
-    cheapest = min(equals, key=lambda e: (e.forward_passes_per_sample, e.size_bytes))
+    cheapest = min(equals, key=cost)
     return Champion(
         name=cheapest.name,
         first=first.name,
         equals=tuple(e.name for e in equals),
         samples=ranked_on(first).n,
     )
+
+
+def cost(entry: Entry) -> tuple[int, float]:
+    """Return what an entry costs at inference: forward passes a sample, bytes to two digits.
+
+    The headers of files make some bytes of difference, which nobody pays for.
+    """
+    return entry.forward_passes_per_sample, float(f"{entry.size_bytes:.1e}")
 
 
 def one_model(candidate: Candidate) -> WeightCandidate | None:

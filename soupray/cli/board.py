@@ -1,0 +1,308 @@
+"""The leaderboard as a person reads it: what to take first, then the table that says why."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import UnsetType
+
+from soupray.cli.console import out, p_value, percent, table
+from soupray.core.errors import NotFound
+from soupray.core.records import Basis, Record
+from soupray.maths.metrics import Z
+from soupray.reporting.ranking import Champion, Entry, Gain, explained, ranked_on
+from soupray.reporting.verdict import Verdict, verdict
+
+if TYPE_CHECKING:
+    from soupray.spec.sweep_spec import SweepSpec
+
+NARROW = 80
+"""Columns of a table where stdout is no terminal."""
+
+SORTS: dict[str, Callable[[Entry], float | str]] = {
+    "held-out": lambda e: -ranked_on(e).accuracy,
+    "test": lambda e: -e.test.accuracy,
+    "shifts": lambda e: -e.shift_mean,
+    "nll": lambda e: ranked_on(e).nll,
+    "ece": lambda e: ranked_on(e).ece,
+    "passes": lambda e: e.forward_passes_per_sample,
+    "size": lambda e: e.size_bytes,
+    "name": lambda e: e.name,
+}
+"""What `--sort` takes: a key for each entry, the smallest first."""
+
+
+class Look(NamedTuple):
+    """How the table looks: all columns, however wide; the order (one of SORTS; None: by rank)."""
+
+    all_columns: bool = False
+    sort: str | None = None
+
+
+RANKED = Look()
+
+
+class _Row(NamedTuple):
+    """Entries of one model: the place of the first, their names, and the first entry."""
+
+    place: int
+    names: list[str]
+    entry: Entry
+
+
+class _Column(NamedTuple):
+    title: str
+    value: Callable[[_Row], str]
+    meaning: str = ""
+
+
+def show_leaderboard(
+    entries: list[Entry],
+    basis: Basis,
+    spec: SweepSpec,
+    champion: Champion | None = None,
+    look: Look = RANKED,
+) -> None:
+    """What to take and why, the entries, and what the columns mean.
+
+    Args:
+        entries: the leaderboard, best first.
+        basis: the splits.
+        spec: the sweep.
+        champion: the entry to take; None if an older soupray made the leaderboard.
+        look: which columns, in which order.
+    """
+    width = shutil.get_terminal_size((NARROW, 24)).columns if out.is_terminal else NARROW
+    wrapped = min(width, 98)
+    if champion is not None:
+        for line in verdict(entries, champion, spec.name, spec.metric).lines:
+            out.print(textwrap.fill(line, wrapped, subsequent_indent="  "))
+        out.print()
+    rows = _rows(entries, look.sort)
+    shown = _fitting(rows, _columns(entries), 10_000 if look.all_columns else width)
+    right = tuple(c.title for c in shown if c.title != "entry")
+    made = table(*(c.title for c in shown), right=right)
+    for row in rows:
+        made.add_row(*(c.value(row) for c in shown))
+    before, out.width = out.width, max(out.width, sum(_width(c, rows) + 1 for c in shown))
+    out.print(made)
+    out.width = before
+    some = ", ".join(entries[0].test_on_classes)
+    said = f"{_protocol(basis, spec, some)} {' '.join(c.meaning for c in shown if c.meaning)}"
+    out.print(textwrap.fill(said, wrapped), style="dim")
+    if said := _of_statistics(entries, spec):
+        out.print(textwrap.fill(said, wrapped))
+
+
+class Shown(Record, frozen=True, kw_only=True):
+    """A leaderboard as `--json` prints it.
+
+    Attributes:
+        verdict: what to take, and why; None if an older soupray made the leaderboard.
+        entries: the entries, best first.
+    """
+
+    verdict: Verdict | None
+    entries: list[Entry]
+
+
+def with_verdict(entries: list[Entry], champion: Champion | None, spec: SweepSpec) -> Shown:
+    """The leaderboard as `--json` prints it.
+
+    Args:
+        entries: the leaderboard, best first.
+        champion: the entry to take; None if an older soupray made the leaderboard.
+        spec: the sweep.
+    """
+    said = None if champion is None else verdict(entries, champion, spec.name, spec.metric)
+    return Shown(verdict=said, entries=entries)
+
+
+def _rows(entries: list[Entry], sort: str | None) -> list[_Row]:
+    """Entries of the same model are one row."""
+    found: dict[str, _Row] = {}
+    for place, entry in enumerate(entries, 1):
+        row = found.setdefault(entry.candidate, _Row(place, [], entry))
+        row.names.append(entry.name)
+    rows = list(found.values())
+    if sort is not None:
+        rows.sort(key=lambda row: (SORTS[sort](row.entry), row.place))
+    return rows
+
+
+def _columns(entries: list[Entry]) -> list[_Column]:
+    """All columns in their order."""
+    ranked = "rank" if entries[0].rank else "held-out"
+
+    def quality(name: str) -> Callable[[_Row], str]:
+        return lambda row: f"{getattr(ranked_on(row.entry), name):.3f}".lstrip("0")
+
+    def score(row: _Row) -> str:
+        found = ranked_on(row.entry)
+        return f"{percent(found.accuracy)} ± {percent(found.standard_error)}"
+
+    def interval(row: _Row) -> str:
+        return f"{percent(row.entry.test.low)}-{percent(row.entry.test.high)}"
+
+    def p(row: _Row) -> str:
+        return "" if _is_baseline(row) else p_value(row.entry.test_versus_best_single.p)
+
+    def shifts(row: _Row) -> str:
+        return percent(row.entry.shift_mean) if row.entry.shifts else ""
+
+    def megabytes(row: _Row) -> str:
+        return f"{row.entry.size_bytes / 1e6:.{1 if row.entry.size_bytes < 1e9 else 0}f}"
+
+    names = "* the baseline, best_single."
+    if len({e.candidate for e in entries}) < len(entries):
+        names += " =: the same model."
+    less = "minus that of best_single, ± one paired standard error."
+    return [
+        _Column("#", lambda row: str(row.place)),
+        _Column("entry", _names, names),
+        _Column("K", lambda row: str(len(row.entry.ingredients)), "K: checkpoints."),
+        _Column(ranked, score, f"{ranked}: ± one standard error."),
+        _Column("test", lambda row: percent(row.entry.test.accuracy)),
+        _Column("Δ test", lambda row: _difference(row, row.entry.test_gain), f"Δ: {less}"),
+        _Column("95 %", interval, "95 %: exact interval of test."),
+        _Column("p", p, "p: exact McNemar test against best_single on test."),
+        _Column("shifts", shifts, f"shifts: mean over {', '.join(entries[0].shifts)}."),
+        _Column("Δ shifts", lambda row: _difference(row, row.entry.shift_gain)),
+        _Column("NLL", quality("nll"), f"NLL, ECE: on {ranked}."),
+        _Column("ECE", quality("ece")),
+        _Column(
+            "fwd", lambda row: str(row.entry.forward_passes_per_sample), "fwd: forward passes."
+        ),
+        _Column("MB", megabytes, "MB: models to keep."),
+    ]
+
+
+FIRST = (
+    *("#", "entry", "test", "Δ test", "shifts", "Δ shifts", "fwd", "held-out", "rank"),
+    *("K", "MB", "p", "NLL", "ECE", "95 %"),
+)
+"""Titles of columns, the most important first: a narrow table leaves out the last ones."""
+
+
+def _fitting(rows: list[_Row], columns: list[_Column], width: int) -> list[_Column]:
+    """The most important columns that fit and say something, in the order of `columns`."""
+    kept, used = set(), 0
+    speaking = [c for c in columns if any(c.value(row) for row in rows)]
+    for column in sorted(speaking, key=lambda c: FIRST.index(c.title)):
+        used += _width(column, rows) + 1
+        if used > width:
+            break
+        kept.add(column.title)
+    return [c for c in columns if c.title in kept]
+
+
+def _width(column: _Column, rows: list[_Row]) -> int:
+    lines = [line for row in rows for line in column.value(row).split("\n")]
+    return max(len(column.title), *map(len, lines))
+
+
+def _names(row: _Row) -> str:
+    first, *others = row.names
+    return "\n".join([f"{first}{' *' if _is_baseline(row) else ''}", *(f"= {n}" for n in others)])
+
+
+def _is_baseline(row: _Row) -> bool:
+    return "best_single" in row.names
+
+
+def _difference(row: _Row, gain: Gain | UnsetType) -> str:
+    if not gain or _is_baseline(row):
+        return ""
+    error = (gain.high - gain.low) / (2 * Z)
+    return f"{100 * gain.difference:+.1f} ± {percent(error)}"
+
+
+def show_calibration(entries: list[Entry]) -> None:
+    """NLL and ECE on ID test before and after temperature scaling. Raises NotFound."""
+    right = ("T", "NLL", "with T", "ECE", "with T")
+    shown = table("entry", *right, right=right)
+    for e in entries:
+        if not e.calibrated:
+            raise NotFound(
+                "this leaderboard has no temperatures, because an older soupray made it. Run "
+                "`soupray soup` again: it evaluates nothing again."
+            )
+        pairs = ((e.test.nll, e.calibrated.test_nll), (e.test.ece, e.calibrated.test_ece))
+        numbers = (f"{v:.3f}".lstrip("0") for pair in pairs for v in pair)
+        shown.add_row(e.name, f"{e.calibrated.temperature:.3g}", *numbers)
+    out.print(shown)
+    meaning = (
+        "Probabilities are softmax(logits / T). T is fitted to NLL on held-out data; NLL and ECE "
+        "here are of ID test. T changes no predicted class. `predict --calibrated` and "
+        "`soupray.load(..., calibrated=True)` use it."
+    )
+    out.print(textwrap.fill(meaning, 98), style="dim")
+
+
+def _of_statistics(entries: list[Entry], spec: SweepSpec) -> str:
+    """What `(bn)` means, and which gains are those of statistics. Empty: nothing to say."""
+    found = explained(entries, spec.metric)
+    if found is None:
+        return ""
+    said = (
+        "(bn): one model as trained, but its BatchNorm statistics are estimated on training data, "
+        "as those of soups are."
+    )
+    pair = [ranked_on(e) for e in (found.before, found.after)]
+    if pair[1].by(spec.metric) <= pair[0].by(spec.metric):
+        return said
+    held_out, test = (
+        f"{percent(a.accuracy)} to {percent(b.accuracy)}"
+        for a, b in (pair, [e.test for e in (found.before, found.after)])
+    )
+    said += (
+        f" They alone bring the best single model from {held_out} held-out ({test} on test): "
+        "best_single(bn)."
+    )
+    above, still = len(found.above_before), len(found.above_after)
+    if above == 0:
+        return said
+    said += f" Of {above} entries of several models above best_single, {still} are above it"
+    if still < above:
+        said += "; the gain of the others is one of statistics, not of averaging"
+    first = (found.above_after or found.above_before)[0]
+    if first.test_versus_updated:
+        p = p_value(first.test_versus_updated.p)
+        said += f". p of {first.name} against it on test: {p}"
+    return f"{said}."
+
+
+def _protocol(basis: Basis, spec: SweepSpec, some: str) -> str:
+    """How the numbers came about.
+
+    Args:
+        basis: the splits.
+        spec: the sweep.
+        some: shifts of some classes, of which ID test has samples.
+    """
+    held_out, test = basis.split("held_out").size, basis.split("test").size
+    rank = [s for s in basis.reported if s.role == "rank"]
+    if rank:
+        said = (
+            f"Chosen on {held_out} held-out samples, ranked on {rank[0].size} others that no "
+            "recipe saw."
+        )
+    else:
+        said = (
+            f"Ranked on the held-out data that also chose the models (n = {held_out}): these "
+            "scores are optimistic, more so where a recipe has more freedom."
+        )
+    if spec.metric != "accuracy":
+        said += f" Chosen and ordered by {spec.metric}."
+    if spec.precision == "bf16":
+        said += (
+            " All in bfloat16, without a second pass in float32, but for gradients (learned, "
+            "Fisher) and BatchNorm statistics, which are float32's."
+        )
+    said += f" Test (n = {test}) and shifts were evaluated once, after the choice."
+    if some:
+        said += f" Of some classes only, beside ID test on them in leaderboard.csv: {some}."
+    return f"{said} Scores in %."
