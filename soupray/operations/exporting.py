@@ -1,0 +1,212 @@
+"""The model of a leaderboard entry in the formats of other programs.
+
+`library` is what open_clip, timm or transformers load, `hub` is that with a model card for Hugging
+Face. `onnx` and `torch` are one graph each, with its preprocessing in it; `graph_files` writes
+them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightCandidate
+from soupray.core.errors import ConfigError
+from soupray.core.ports import Task
+from soupray.core.progress import Progress, Show
+from soupray.core.records import Record
+from soupray.data.building import look_of_evaluation
+from soupray.data.decoding import Look
+from soupray.inference.load import load
+from soupray.inference.what import find_recipe
+from soupray.operations.graph_files import Parity, require_onnx, write_graph
+from soupray.operations.model_card import write_card
+from soupray.reporting.recipe_file import RecipeFile, spec_of, weights_of
+from soupray.reporting.results import slug
+from soupray.services.place import Place, find_place
+from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.task import OpenClipSpec, TransformersSpec
+from soupray.store.checkpoints import Checkpoints
+from soupray.tasks import task_of
+from soupray.tasks.foreign import ForeignWeights, matched
+
+Format = Literal["library", "onnx", "torch", "hub"]
+
+
+class Exported(Record, frozen=True, kw_only=True):
+    """An exported model.
+
+    Attributes:
+        sweep, entry: of the model.
+        format: of the files.
+        folder: of the files.
+        files: their names.
+        loads: a Python expression that loads the model.
+        notes: what the format does in another way than soupray, in sentences.
+        parity: how far the logits of a graph are from those of soupray; None for the others.
+    """
+
+    sweep: str
+    entry: str
+    format: Format
+    folder: str
+    files: tuple[str, ...]
+    loads: str
+    notes: tuple[str, ...]
+    parity: Parity | None = None
+
+
+def export(
+    what: str, home: Path, kind: Format, folder: Path | None = None, show: Show | None = None
+) -> Exported:
+    """Write the model of a leaderboard entry in another format.
+
+    Args:
+        what: names the model, as in `soupray.load`.
+        home: folder for the state of this machine.
+        kind: the format.
+        folder: where the files are written; None: `beside(what)`, with the format at the end.
+        show: shows the progress.
+
+    Raises:
+        ConfigError: `what` names nothing, or the format cannot have this model; the message says
+            which format can. Or a library is missing.
+        IncompatibleWeights: the weights are not those of the model in the recipe's spec.
+        ChecksumMismatch: the weights differ from those that the recipe recorded.
+        EvaluationError: the logits of a graph are too far from those of soupray.
+        NotFound: there is no such entry, or an ingredient is no longer in the store.
+    """
+    if kind == "onnx":
+        require_onnx()
+    with Progress("export", 3, show) as progress:
+        model = load(what, home=home, device="cpu") if kind in ("onnx", "torch") else None
+        recipe = model.recipe if model is not None else find_recipe(what, home)
+        spec = spec_of(recipe)
+        place = find_place(spec, home)
+        ending = "" if kind == "library" else f"-{kind}"
+        target = folder or beside(what, recipe, ending)
+        progress.advance()
+        if model is not None:
+            cache = place.folder / "data"
+            loads, parity = write_graph(model, kind == "onnx", target, cache, progress.advance)
+            notes: list[str] = []
+        else:
+            loads, notes = _write_library(recipe, spec, place, target, kind)
+            parity = None
+            progress.advance()
+            if kind == "hub":
+                write_card(recipe, home, target, notes)
+        progress.finish()
+    return Exported(
+        sweep=spec.name,
+        entry=recipe.name,
+        format=kind,
+        folder=str(target),
+        files=tuple(sorted(path.name for path in target.iterdir())),
+        loads=loads,
+        notes=tuple(notes),
+        parity=parity,
+    )
+
+
+def beside(what: str, recipe: RecipeFile, ending: str) -> Path:
+    """Return where the results of a model go: beside its recipe file, or into results/SWEEP.
+
+    Args:
+        what: names the model, as in `soupray.load`.
+        recipe: of the model.
+        ending: of the name of the file or folder.
+    """
+    path = Path(what)
+    if path.is_file():
+        return path.with_name(path.name.removesuffix(".recipe.json") + ending)
+    return Path("results", spec_of(recipe).name, slug(recipe.name) + ending)
+
+
+def _write_library(
+    recipe: RecipeFile, spec: SweepSpec, place: Place, folder: Path, kind: Format
+) -> tuple[str, list[str]]:
+    """Write what the library of the task loads; return the code that loads it, and the notes."""
+    candidate = _one_model(recipe, spec, kind)
+    if kind == "hub" and folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"{folder} is not empty, and upload_folder would upload all of it. Name a new folder "
+            "with --output, or remove this one."
+        )
+    checkpoints = Checkpoints(place.open_store(), place.folder / "weights")
+    weights = weights_of(candidate, recipe, checkpoints)
+    task = task_of(spec.task)
+    matched(ForeignWeights(weights, recipe.name), task.model())
+    folder.mkdir(parents=True, exist_ok=True)
+    loads = task.export(weights, folder)
+    return loads, differences(spec, task, look_of_evaluation(spec, recipe.shape))
+
+
+def _one_model(recipe: RecipeFile, spec: SweepSpec, kind: Format) -> WeightCandidate:
+    candidate = recipe.candidate
+    if not isinstance(candidate, OutputEnsemble | VRFEnsemble):
+        return candidate
+    graph = isinstance(candidate, OutputEnsemble)
+    instead = "--format onnx or torch writes them as one graph; or use" if graph else "Use"
+    raise ConfigError(
+        f"{recipe.name} is an ensemble of {len(candidate.members)} models, and a model of "
+        f"{spec.task.kind} is one: --format {kind} cannot have it. {instead} soupray.load or "
+        "`soupray predict`."
+    )
+
+
+def differences(spec: SweepSpec, task: Task, look: Look | None) -> list[str]:
+    """Return what an exported folder does in another way than soupray, in sentences.
+
+    Args:
+        spec: of the sweep.
+        task: of the spec.
+        look: the form of images in the evaluation; None for texts, and if it is not known.
+    """
+    found = []
+    if spec.setting.precision == "bf16":
+        found.append("soupray evaluated the model in bfloat16; the exported weights are float32")
+    if isinstance(spec.task, TransformersSpec):
+        found.append(
+            f"soupray removes white space at both ends of a text, and pads all texts to "
+            f"{spec.task.max_tokens} tokens; padding changes low bits of logits only"
+        )
+        if spec.task.pooling != "own":
+            found.append(
+                "the library has no place for the head: logits are the product of features "
+                f"({'normalised ' if spec.task.normalise else ''}{spec.task.pooling} of the last "
+                "hidden state) and head.safetensors"
+            )
+        return found
+    if isinstance(spec.task, OpenClipSpec):
+        found.append(
+            "the library has no place for the head: logits are the product of the normalised "
+            "features of the image tower and head.safetensors"
+        )
+        if spec.task.interpolation not in ("bilinear", "bicubic"):
+            found.append(
+                f"soupray resizes by {spec.task.interpolation} interpolation, which open_clip's "
+                "transform has not: its config says bicubic"
+            )
+        if spec.task.crop != 1:
+            found.append(
+                f"soupray resizes to the size divided by {spec.task.crop:g} and cuts the centre "
+                "out; open_clip's transform resizes to the size itself"
+            )
+    if look is None:
+        found.append("the size of the images of the evaluation is not known: an older version")
+        return found
+    inputs = task.inputs(torch.zeros(1, *look.shape))
+    if tuple(inputs.shape[2:]) != (look.size, look.size):
+        found.append(
+            f"soupray brings pictures to {look.size} x {look.size} pixels, and then to "
+            f"{inputs.shape[2]} x {inputs.shape[3]} inside the model; the library resizes once"
+        )
+    if look.channels < inputs.shape[1]:
+        found.append(
+            "soupray makes pictures grey first: give the library grey pictures "
+            "(Pillow's .convert('L').convert('RGB'))"
+        )
+    return found
