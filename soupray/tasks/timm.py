@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,13 @@ from soupray.tasks.pixels import Pixels
 
 BODY = "body."
 
-
 FEW = 16
 """More than the heads of any model of timm (8)."""
 
-ABOUT_WEIGHTS = (
-    "tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes",
-)  # fmt: skip
+ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 """Fields of timm's configuration that are about certain weights, not about the architecture."""
+OTHER_INPUTS = ("test_input_size", "test_crop_pct", "test_pool_size")
+"""Fields with the inputs on which timm evaluated its own weights."""
 
 
 class TimmClassifier(torch.nn.Module):
@@ -129,24 +129,36 @@ class TimmTask:
         named = whole.state_dict() | _timm_weights(weights, self._heads, self._shapes)
         whole.load_state_dict(named)
         # What timm says about the architecture's usual weights is not true of others.
-        about = {n: v for n, v in whole.pretrained_cfg.items() if n not in ABOUT_WEIGHTS}
+        about = {n: v for n, v in whole.pretrained_cfg.items() if n not in ORIGIN + OTHER_INPUTS}
         true = self._about_tag()
-        whole.pretrained_cfg = about | {n: true[n] for n in ABOUT_WEIGHTS if n in true}
-        inputs = {
-            "input_size": (len(spec.mean), spec.size, spec.size),
-            "mean": tuple(spec.mean),
-            "std": tuple(spec.std),
+        whole.pretrained_cfg = about | {n: true[n] for n in ORIGIN if n in true}
+        labels = {"label_names": list(spec.classes)}
+        timm.models.save_for_hf(whole, str(folder), labels, safe_serialization=True)
+        config = json.loads((folder / "config.json").read_text())
+        config["pretrained_cfg"] |= self._inputs(config["pretrained_cfg"])
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        # Again: these bytes depend only on the weights, and others than the owner may read them.
+        write_weights(folder / "model.safetensors", named, {})
+        return f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
+
+    def _inputs(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs of the evaluation as timm's transform has them.
+
+        Args:
+            about: what timm writes about the inputs of the architecture.
+        """
+        spec = self._spec
+        size = [len(spec.mean), spec.size, spec.size]
+        return {
+            "input_size": size,
+            # Else timm would make another model, for that size; this one reads it all the same.
+            "fixed_input_size": about["fixed_input_size"] and list(about["input_size"]) == size,
+            "mean": list(spec.mean),
+            "std": list(spec.std),
             "interpolation": spec.interpolation,
             "crop_pct": spec.crop,
             "crop_mode": {"shortest": "center", "squash": "squash"}[spec.resize],
         }
-        labels = {"label_names": list(spec.classes)}
-        timm.models.save_for_hf(
-            whole, str(folder), labels, safe_serialization=True, data_config=inputs
-        )
-        # Again: these bytes depend only on the weights, and others than the owner may read them.
-        write_weights(folder / "model.safetensors", named, {})
-        return f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
 
     def example(self) -> str:
         """Code for `timm.create_model`, with timm's own transform."""
