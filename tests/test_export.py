@@ -1,4 +1,4 @@
-"""`soupray export`: each format read again by the program that it is for, and its logits compared."""
+"""`soupray export`: each format is read by the program that it is for, and its logits compared."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_text import texts, tiny_text, write_world
 
 import soupray
-from soupray.core.candidates import Candidate, ensemble_of, mean_of
+from soupray.core.candidates import Candidate, VRFEnsemble, ensemble_of, mean_of
 from soupray.core.errors import EvaluationError
 from soupray.core.records import encode
 from soupray.data.decoding import Look
@@ -53,7 +53,7 @@ class Made(NamedTuple):
 
 
 def write_recipes(spec: SweepSpec, folder: Path, shape: tuple[int, ...] | None) -> None:
-    """soup, logits, probs: two models in weight space, and two ensembles of them."""
+    """Of two models: soup, in weight space, and the ensembles logits, probs and vrf."""
     (folder / "store").mkdir(exist_ok=True)
     place, task = find_place(spec, folder / "home"), task_of(spec.task)
     checkpoints = Checkpoints(place.open_store(), place.folder / "weights")
@@ -63,10 +63,16 @@ def write_recipes(spec: SweepSpec, folder: Path, shape: tuple[int, ...] | None) 
         state = {n: t + 0.02 * torch.rand(t.shape) for n, t in task.init().items()}
         shas.append(checkpoints.save(state, {}).sha256)
     parts = [(mean_of([shas[0]]), 1, 0.7), (mean_of([shas[1]]), 3, 1.9)]
+    failures = checkpoints.save_blob({"features": torch.eye(3, 8)}, {})
+    vrf = VRFEnsemble(
+        fine_tuned=parts[0][0], reference=parts[1][0], temperatures=(1.0, 1.0), failures=failures,
+        k=1, a=1.0, b=1.0,
+    )  # fmt: skip
     candidates: dict[str, Candidate] = {
         "soup": mean_of(shas),
         "logits": ensemble_of(parts, 4, "logits"),
         "probs": ensemble_of(parts, 4, "probabilities"),
+        "vrf": vrf,
     }
     for name, candidate in candidates.items():
         recipe = RecipeFile(
@@ -189,19 +195,20 @@ def test_a_card_without_a_leaderboard_says_so(made, tmp_path):
     assert "no metadata of these weights on the machine of the export named one" in card.text
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch"])
 @pytest.mark.parametrize(
-    ("name", "entry"),
+    ("name", "entry", "kind"),
     [
-        ("clip", "mini:greedy"),
-        ("clip", "mini:ensemble"),
-        ("shortest", "soup"),
-        ("shortest", "probs"),
-        ("own", "logits"),
-        ("mean", "probs"),
+        ("clip", "mini:greedy", "onnx"),
+        ("clip", "mini:greedy", "torch"),
+        ("shortest", "soup", "onnx"),
+        ("shortest", "probs", "onnx"),
+        ("shortest", "probs", "torch"),
+        ("own", "logits", "onnx"),
+        ("mean", "soup", "onnx"),
+        ("mean", "probs", "torch"),
     ],
 )
-def test_a_graph_gives_soupras_logits_for_any_number_of_inputs(made, name, entry, kind, tmp_path):
+def test_a_graph_gives_soupray_s_logits_for_any_number_of_inputs(made, name, entry, kind, tmp_path):
     one = made[name]
     said = exported(one, entry, kind, tmp_path)
     parity = said["parity"]
@@ -263,15 +270,13 @@ def refused(what: str, home: Path, kind: str, folder: Path) -> str:
 
 
 def test_what_a_format_cannot_have_is_refused_and_says_what_can(made, run, tmp_path, monkeypatch):
-    clip, folder = made["clip"], tmp_path / "x"
-    said = refused(made["shortest"].what("probs"), made["shortest"].home, "library", folder)
-    assert "probs is an ensemble of 2 models, and a model of timm is one" in said
-    assert "--format onnx or torch writes them as one graph" in said
-    said = refused("mini:vrf(greedy)", clip.home, "hub", folder)
-    assert "is an ensemble of 2 models, and a model of open_clip is one" in said
-    assert "Use soupray.load or `soupray predict`." in said
-    assert "onnx" not in said
-    said = refused("mini:vrf(greedy)", clip.home, "onnx", folder)
+    clip, small, folder = made["clip"], made["shortest"], tmp_path / "x"
+    said = refused(small.what("probs"), small.home, "library", folder)
+    assert "probs makes its answers from the outputs of 2 models, which timm cannot" in said
+    assert "--format onnx or torch writes it as one graph; or use soupray.load" in said
+    said = refused(small.what("vrf"), small.home, "hub", folder)
+    assert "is for one model alone. Use soupray.load or `soupray predict`." in said
+    said = refused(small.what("vrf"), small.home, "onnx", folder)
     assert "looks for neighbours in a failure set, which no graph of layers can do" in said
     assert not folder.exists()
     (tmp_path / "mine.txt").touch()

@@ -149,11 +149,12 @@ def _one_model(recipe: RecipeFile, spec: SweepSpec, kind: Format) -> WeightCandi
     if not isinstance(candidate, OutputEnsemble | VRFEnsemble):
         return candidate
     graph = isinstance(candidate, OutputEnsemble)
-    instead = "--format onnx or torch writes them as one graph; or use" if graph else "Use"
+    instead = "--format onnx or torch writes it as one graph; or use" if graph else "Use"
+    count = len(candidate.members)
     raise ConfigError(
-        f"{recipe.name} is an ensemble of {len(candidate.members)} models, and a model of "
-        f"{spec.task.kind} is one: --format {kind} cannot have it. {instead} soupray.load or "
-        "`soupray predict`."
+        f"{recipe.name} makes its answers from the outputs of {count} model{'s' * (count != 1)}, "
+        f"which {spec.task.kind} cannot: --format {kind} is for one model alone. {instead} "
+        "soupray.load or `soupray predict`."
     )
 
 
