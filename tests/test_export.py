@@ -15,6 +15,7 @@ from conftest import inside, leaderboard
 from huggingface_hub import CommitOperationAdd, ModelCard
 from pictures import SPEC, pixels
 from PIL import Image
+from test_exchange import MIXTRAL, text_world
 from tiny_text import texts, tiny_text, write_world
 
 import soupray
@@ -84,6 +85,10 @@ def write_recipes(spec: SweepSpec, folder: Path, shape: tuple[int, ...] | None) 
 
 
 MODEL = "args: {stem_width: 16, channels: [8, 8, 8, 8]}\n  interpolation: bilinear\n  crop: 0.8"
+OWN = (
+    ("seed: 0", "seed: 0\nanchor: init\ninit: {probe: {}}"),
+    ('templates: ["about {}"]', "pooling: own\n  normalise: false"),
+)
 LOOKS = {"shortest": MODEL, "squash": f"{MODEL}\n  resize: squash"}
 
 
@@ -103,14 +108,7 @@ def made(run, tmp_path_factory) -> dict[str, Made]:
         write_recipes(found[name].spec, folder, None)
     for pooling in ("mean", "own"):
         folder = write_world(tmp_path_factory.mktemp(pooling))
-        edits = (
-            [("seed: 0", "seed: 0\nanchor: init\ninit: {probe: {}}")] if pooling == "own" else []
-        )
-        edits += (
-            [('templates: ["about {}"]', "pooling: own\n  normalise: false")]
-            if pooling == "own"
-            else []
-        )
+        edits = OWN if pooling == "own" else ()
         spec = tiny_text(folder, *edits)
         found[pooling] = Made(folder, spec, [*texts("food", 3), *texts("weather", 2)])
         write_recipes(spec, folder, None)
@@ -291,6 +289,14 @@ def test_what_a_format_cannot_have_is_refused_and_says_what_can(made, run, tmp_p
     )
 
 
+def test_what_onnx_has_no_layer_for_is_named(tmp_path):
+    folder = text_world(tmp_path / "world", "mixtral", **MIXTRAL)  # mixtures of experts
+    write_recipes(tiny_text(folder, *OWN), folder, None)
+    said = refused(f"{folder}/soup.recipe.json", folder / "home", "onnx", tmp_path / "x")
+    assert "soup: torch cannot write it as ONNX: No ONNX function found for <OpOverload" in said
+    assert said.endswith("Use --format torch.")
+
+
 def test_rebuild_and_export_take_what_load_takes(made, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = inside("rebuild", "mini:greedy", *run.where).stdout
@@ -309,11 +315,11 @@ def test_differences_are_said_in_words(made):
 
     assert of("shortest", Look(20, 3)) == ""
     assert "to 24 x 24 pixels, and then to 20 x 20 inside the model" in of("shortest", Look(24, 3))
-    assert "soupray makes pictures grey first" in of("shortest", Look(20, 1))
+    assert "Pictures were made grey" in of("shortest", Look(20, 1))
     said = of("clip", Look(32, 1), interpolation="lanczos", crop=0.9)
-    assert "by lanczos interpolation, which open_clip's transform has not" in said
-    assert "divided by 0.9 and cuts the centre out" in said
-    assert "(normalised mean of the last hidden state) and head.safetensors" in of("mean")
+    assert "by lanczos interpolation, which the transform of open_clip does not have" in said
+    assert "divided by 0.9, and their centre was cut out" in said
+    assert "the normalised mean of the last hidden state and head.safetensors" in of("mean")
     assert "head" not in of("own")
 
 

@@ -85,7 +85,7 @@ def export(what: str, home: Path, kind: Format, output: Path | None, as_json: bo
 
     done = write(what, home, kind, output, Bars())
     for note in done.notes:
-        say(f"note: {note}.")
+        say(f"note: {note}")
     if as_json:
         print_json(done)
         return

@@ -44,7 +44,7 @@ class Exported(Record, frozen=True, kw_only=True):
         folder: of the files.
         files: their names.
         loads: a Python expression that loads the model.
-        notes: what the format does in another way than soupray, in sentences.
+        notes: what was done in the evaluation and the library does not do, in sentences.
         parity: how far the logits of a graph are from those of soupray; None for the others.
     """
 
@@ -90,7 +90,7 @@ def export(
         progress.advance()
         if model is not None:
             cache = place.folder / "data"
-            loads, parity = write_graph(model, kind == "onnx", target, cache, progress.advance)
+            loads, parity = write_graph(model, kind == "onnx", target, cache, progress)
             notes: list[str] = []
         else:
             loads, notes = _write_library(recipe, spec, place, target, kind)
@@ -98,7 +98,7 @@ def export(
             progress.advance()
             if kind == "hub":
                 write_card(recipe, home, target, notes)
-        progress.finish()
+            progress.advance()
     return Exported(
         sweep=spec.name,
         entry=recipe.name,
@@ -159,7 +159,7 @@ def _one_model(recipe: RecipeFile, spec: SweepSpec, kind: Format) -> WeightCandi
 
 
 def differences(spec: SweepSpec, task: Task, look: Look | None) -> list[str]:
-    """Return what an exported folder does in another way than soupray, in sentences.
+    """Return what was done in the evaluation and a library does not do, in sentences.
 
     Args:
         spec: of the sweep.
@@ -168,46 +168,43 @@ def differences(spec: SweepSpec, task: Task, look: Look | None) -> list[str]:
     """
     found = []
     if spec.setting.precision == "bf16":
-        found.append("soupray evaluated the model in bfloat16; the exported weights are float32")
+        found.append("The evaluation was in bfloat16; the exported weights are float32.")
     if isinstance(spec.task, TransformersSpec):
         found.append(
-            f"soupray removes white space at both ends of a text, and pads all texts to "
-            f"{spec.task.max_tokens} tokens; padding changes low bits of logits only"
+            "White space at both ends of texts was removed, and all texts were padded to "
+            f"{spec.task.max_tokens} tokens. Padding changes low bits of logits only."
         )
+        kind = f"{'normalised ' if spec.task.normalise else ''}{spec.task.pooling}"
         if spec.task.pooling != "own":
-            found.append(
-                "the library has no place for the head: logits are the product of features "
-                f"({'normalised ' if spec.task.normalise else ''}{spec.task.pooling} of the last "
-                "hidden state) and head.safetensors"
-            )
+            found.append(_HEAD.format(f"the {kind} of the last hidden state"))
         return found
     if isinstance(spec.task, OpenClipSpec):
-        found.append(
-            "the library has no place for the head: logits are the product of the normalised "
-            "features of the image tower and head.safetensors"
-        )
+        found.append(_HEAD.format("the normalised features of the image tower"))
         if spec.task.interpolation not in ("bilinear", "bicubic"):
             found.append(
-                f"soupray resizes by {spec.task.interpolation} interpolation, which open_clip's "
-                "transform has not: its config says bicubic"
+                f"Pictures were resized by {spec.task.interpolation} interpolation, which the "
+                "transform of open_clip does not have: its config says bicubic."
             )
         if spec.task.crop != 1:
             found.append(
-                f"soupray resizes to the size divided by {spec.task.crop:g} and cuts the centre "
-                "out; open_clip's transform resizes to the size itself"
+                f"Pictures were resized to the size divided by {spec.task.crop:g}, and their "
+                "centre was cut out; the transform of open_clip resizes to the size itself."
             )
     if look is None:
-        found.append("the size of the images of the evaluation is not known: an older version")
+        found.append("An older version of soupray did not note the size of its pictures.")
         return found
     inputs = task.inputs(torch.zeros(1, *look.shape))
     if tuple(inputs.shape[2:]) != (look.size, look.size):
         found.append(
-            f"soupray brings pictures to {look.size} x {look.size} pixels, and then to "
-            f"{inputs.shape[2]} x {inputs.shape[3]} inside the model; the library resizes once"
+            f"Pictures were brought to {look.size} x {look.size} pixels, and then to "
+            f"{inputs.shape[2]} x {inputs.shape[3]} inside the model; the library resizes once."
         )
     if look.channels < inputs.shape[1]:
         found.append(
-            "soupray makes pictures grey first: give the library grey pictures "
-            "(Pillow's .convert('L').convert('RGB'))"
+            "Pictures were made grey: give the library grey ones "
+            "(Pillow's .convert('L').convert('RGB'))."
         )
     return found
+
+
+_HEAD = "The library has no place for the head: logits are the product of {} and head.safetensors."

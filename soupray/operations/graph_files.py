@@ -21,6 +21,7 @@ from soupray import __version__
 from soupray.core.arrays import Images, Logits
 from soupray.core.errors import ConfigError, EvaluationError, one_line
 from soupray.core.ports import Task
+from soupray.core.progress import Progress
 from soupray.core.records import Record
 from soupray.core.texts import pack
 from soupray.data.cache import find_data
@@ -40,10 +41,10 @@ ALLOWED = {"fp32": 1e-4, "bf16": 5e-2}
 """Largest difference of logits, as a share of the largest logit, and of 1 if all are smaller.
 
 A difference of 1e-4 changes a probability by at most 2e-4 of it. Other kernels add in another
-order: right graphs of the demo's CLIP, a ResNet and a BERT differ by 3e-7 to 6e-6. Slightly wrong
-ones of the CLIP differ by more: without the clamp after the resizing by 6e-4, with GELU's tanh
-approximation by 2e-3, with another resizing by 1e-2 and 2e-2. bfloat16 has 8 bits: a graph in
-float32 differs from its evaluation by some roundings of 4e-3 each.
+order: ten architectures (CLIP, EfficientNet, Swin, BERT and others) differed by shares of 2e-7 to
+3e-6. Slightly wrong graphs of the demo's CLIP differ by more: without the clamp after the resizing
+by 2e-4, with GELU's tanh approximation by 9e-4, with another resizing by 6e-3 and 9e-3. bfloat16
+has 8 bits: a graph in float32 differs from its evaluation by some roundings of 4e-3 each.
 """
 
 LARGEST = 1_900_000_000
@@ -80,7 +81,7 @@ def require_onnx() -> None:
 
 
 def write_graph(
-    model: Model, onnx: bool, folder: Path, cache: Path, done: Callable[[], None]
+    model: Model, onnx: bool, folder: Path, cache: Path, progress: Progress
 ) -> tuple[str, Parity]:
     """Write a model as one graph and compare it with the model.
 
@@ -89,7 +90,7 @@ def write_graph(
         onnx: write ONNX, else a file of torch.export.
         folder: for the file, and for the tokenizer of a text model.
         cache: the folder of all data caches of this machine; held-out samples may be there.
-        done: is called when the graph is written.
+        progress: advances when the graph is written, and when it is compared.
 
     Returns:
         A Python expression that loads the graph, and how far its logits are from the model's.
@@ -106,9 +107,7 @@ def write_graph(
     program = _traced(model.name, network, given)
     write, file = (_write_onnx, "model.onnx") if onnx else (_write_torch, "model.pt2")
     loads, run = write(model.name, program, about, folder / file)
-    if network.reads_tokens:
-        _save_tokenizer(network.task, folder)
-    done()
+    progress.advance()
     parity = _compared(model, samples, inputs, given, run)
     if not parity.largest <= parity.allowed:  # NaN too
         for path in folder.glob(f"{file}*"):
@@ -118,6 +117,9 @@ def write_graph(
             f"{parity.largest:.2g} on {parity.samples} {inputs} samples; at most "
             f"{parity.allowed:.2g} is allowed. The file was deleted. Use another --format."
         )
+    if network.reads_tokens:
+        _save_tokenizer(network.task, folder)
+    progress.advance()
     return loads, parity
 
 
@@ -136,7 +138,7 @@ def _traced(name: str, network: Network, given: torch.Tensor) -> torch.export.Ex
     except Exception as error:  # of every layer of torch; each network is another
         raise ConfigError(
             f"{name}: torch.export cannot make it a graph for any number of {network.argument}: "
-            f"{one_line(error)} Use --format library, or soupray.load."
+            f"{_why(error)}. Use --format library, or soupray.load."
         ) from error
 
 
@@ -173,7 +175,7 @@ def _write_onnx(
         made.save(file, external_data=size > LARGEST)
     except Exception as error:  # of the converter, for layers that ONNX does not have
         raise ConfigError(
-            f"{name}: torch cannot write it as ONNX: {one_line(error)} Use --format torch."
+            f"{name}: torch cannot write it as ONNX: {_why(error)}. Use --format torch."
         ) from error
     finally:
         logging.disable(logging.NOTSET)
@@ -184,6 +186,14 @@ def _write_onnx(
         return logits
 
     return f"onnxruntime.InferenceSession({str(file)!r})", run
+
+
+def _why(error: BaseException) -> str:
+    """What the first of a chain of errors says: the later ones tell how to report a bug."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = str(error).strip() or type(error).__name__
+    return one_line(said.splitlines()[0]).rstrip(".")
 
 
 def _flat(about: dict[str, Any]) -> dict[str, str]:

@@ -50,7 +50,7 @@ class Facts(NamedTuple):
         trials: the ingredients that were trained or imported, by the digest of their weights.
         origin: the pre-trained weights.
         example: code that uses the folder.
-        notes: what the library does in another way than soupray.
+        notes: what was done in the evaluation and the library does not do.
         weights: SHA-256 of the files of weights, by name.
     """
 
@@ -83,7 +83,7 @@ def write_card(recipe: RecipeFile, home: Path, folder: Path, notes: list[str]) -
         recipe: of the model.
         home: folder for the state of this machine.
         folder: has the files of the library.
-        notes: what the library does in another way than soupray, in sentences.
+        notes: what was done in the evaluation and the library does not do, in sentences.
 
     Raises:
         StoreError: the store cannot be read.
@@ -184,8 +184,9 @@ def _what(facts: Facts) -> str:
     spec, count = facts.spec, len(facts.recipe.candidate.checkpoints)
     several = f"the average of the weights of {count} models" if count > 1 else "one model"
     return (
-        f"A {spec.task.kind} model ({_plain(spec.task.model)}) of {len(spec.task.classes)} "
-        f"classes: {several}, by the recipe `{facts.recipe.recipe}` of soupray {__version__}."
+        f"A classifier of {spec.task.kind} ({_plain(spec.task.model)}) with "
+        f"{len(spec.task.classes)} classes: {several}, by the recipe "
+        f"{_plain(facts.recipe.recipe)} of soupray {__version__}."
     )
 
 
@@ -203,7 +204,7 @@ def _base(facts: Facts) -> str:
             f" Other people's weights are in the model too ({_plain(', '.join(facts.imported))}); "
             "their licence is not known here."
         )
-    return said
+    return f"{said} The licence of the data is not known here."
 
 
 def _scores(facts: Facts) -> Iterator[str]:
@@ -228,7 +229,7 @@ def _scores(facts: Facts) -> Iterator[str]:
         for name, m in rows
     ]
     yield "\n".join(table)
-    of_run = f" of the run {run.key}" if run is not None else ""
+    of_run = f" of the run {_plain(run.key)}" if run is not None else ""
     yield (
         f"From the leaderboard{of_run}. Held-out data chose the model, so that its score there is "
         "optimistic; test and shifts were evaluated once, after the choice. Intervals are exact "
@@ -244,14 +245,14 @@ def _inputs(facts: Facts) -> Iterator[str]:
             "it resizes them. The library does not: do it first where your pictures need it."
         )
     if facts.notes:
-        yield "What the library does in another way than soupray did in the evaluation:"
-        yield "\n".join(f"- {note[0].upper()}{note[1:]}." for note in facts.notes)
+        yield "What was done in the evaluation, and the library does not do:"
+        yield "\n".join(f"- {note}" for note in facts.notes)
 
 
 def _made(facts: Facts) -> Iterator[str]:
     recipe, candidate = facts.recipe, facts.recipe.candidate
     options = ", ".join(f"{name}: {value}" for name, value in recipe.options.items())
-    yield f"Recipe `{recipe.recipe}`" + (f" with {_plain(options)}." if options else ".")
+    yield f"Recipe {_plain(recipe.recipe)}" + (f" with {_plain(options)}." if options else ".")
     parts = list(zip(candidate.checkpoints, candidate.coefficients, strict=True))
     table = [
         "| ingredient | coefficient | hyperparameters | SHA-256 of its weights |",
