@@ -21,7 +21,7 @@ from tiny_text import texts, tiny_text, write_world
 import soupray
 from soupray.core.candidates import Candidate, VRFEnsemble, ensemble_of, mean_of
 from soupray.core.errors import EvaluationError
-from soupray.core.records import encode
+from soupray.core.records import STATISTICS, encode
 from soupray.data.decoding import Look
 from soupray.inference.network import Network
 from soupray.operations import graph_files
@@ -64,13 +64,16 @@ def write_recipes(spec: SweepSpec, folder: Path, shape: tuple[int, ...] | None) 
         state = {n: t + 0.02 * torch.rand(t.shape) for n, t in task.init().items()}
         shas.append(checkpoints.save(state, {}).sha256)
     parts = [(mean_of([shas[0]]), 1, 0.7), (mean_of([shas[1]]), 3, 1.9)]
+    moved = {n: t + 0.1 for n, t in state.items() if n.endswith(STATISTICS)}
+    soup = mean_of(shas)
+    statistics = {soup.digest: checkpoints.save_blob(moved, {})} if moved else {}
     failures = checkpoints.save_blob({"features": torch.eye(3, 8)}, {})
     vrf = VRFEnsemble(
         fine_tuned=parts[0][0], reference=parts[1][0], temperatures=(1.0, 1.0), failures=failures,
         k=1, a=1.0, b=1.0,
     )  # fmt: skip
     candidates: dict[str, Candidate] = {
-        "soup": mean_of(shas),
+        "soup": soup,
         "logits": ensemble_of(parts, 4, "logits"),
         "probs": ensemble_of(parts, 4, "probabilities"),
         "vrf": vrf,
@@ -78,7 +81,8 @@ def write_recipes(spec: SweepSpec, folder: Path, shape: tuple[int, ...] | None) 
     for name, candidate in candidates.items():
         recipe = RecipeFile(
             name=name, recipe="uniform", options={}, candidate=candidate,
-            ingredients=dict(zip(shas, ("t0", "t1"), strict=True)), statistics={}, sha256=None,
+            ingredients=dict(zip(shas, ("t0", "t1"), strict=True)), statistics=statistics,
+            sha256=None,
             spec=spec.model_dump(mode="json"), shape=shape,
         )  # fmt: skip
         (folder / f"{name}.recipe.json").write_bytes(encode(recipe))
@@ -250,6 +254,13 @@ def test_a_model_that_was_evaluated_in_bfloat16_is_a_graph_in_float32(made, tmp_
     done = export(str(path), one.home, "torch")
     assert Path(done.folder) == tmp_path / "low-torch"
     assert 1e-4 < done.parity.largest < done.parity.allowed
+
+
+def test_weights_of_gigabytes_lie_beside_their_graph(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(graph_files, "LARGEST", 0)
+    one = made["shortest"]
+    done = export(one.what("soup"), one.home, "onnx", tmp_path)  # compared, so that it was read
+    assert done.files == ("model.onnx", "model.onnx.data")
 
 
 def test_a_graph_with_other_logits_is_refused_and_deleted(made, tmp_path, monkeypatch):

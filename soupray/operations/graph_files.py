@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -146,7 +147,10 @@ def _write_torch(
     name: str, program: torch.export.ExportedProgram, about: dict[str, Any], file: Path
 ) -> tuple[str, Run]:
     """Write a file of torch.export. Return the code that loads it, and the graph as read again."""
-    torch.export.save(program, file, extra_files={"soupray.json": json.dumps(about)})
+    with warnings.catch_warnings():
+        # torch doubts weights in the order channels_last; the file is read again and compared.
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        torch.export.save(program, file, extra_files={"soupray.json": json.dumps(about)})
     module = torch.export.load(file).module()
 
     def run(given: torch.Tensor) -> Logits:

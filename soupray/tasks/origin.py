@@ -39,7 +39,8 @@ def folder_origin(name: str, folder: Path) -> Origin:
         folder: has the card, if there is one.
     """
     licence = _licence(folder / CARD)
-    return Origin(name=name, licence=licence, read_from="" if licence == UNKNOWN else CARD)
+    read_from = "" if licence == UNKNOWN else f"{CARD} in its folder"
+    return Origin(name=name, licence=licence, read_from=read_from)
 
 
 def hub_origin(hub: str, name: str) -> Origin:
