@@ -111,8 +111,7 @@ def write_graph(
     progress.advance()
     parity = _compared(model, samples, inputs, given, run)
     if not parity.largest <= parity.allowed:  # NaN too
-        for path in folder.glob(f"{file}*"):
-            path.unlink()
+        _remove(folder / file)
         raise EvaluationError(
             f"{model.name}: the logits of {file} differ from those of soupray by up to "
             f"{parity.largest:.2g} on {parity.samples} {inputs} samples; at most "
@@ -173,23 +172,37 @@ def _write_onnx(
         made = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=[argument], output_names=["logits"]
         )
-        assert made is not None
-        made.model.metadata_props.update(_flat(about))
-        size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
-        made.save(file, external_data=size > LARGEST)
     except Exception as error:  # of the converter, for layers that ONNX does not have
         raise ConfigError(
             f"{name}: torch cannot write it as ONNX: {_why(error)}. Use --format torch."
         ) from error
     finally:
         logging.disable(logging.NOTSET)
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    assert made is not None
+    made.model.metadata_props.update(_flat(about))
+    size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    made.save(file, external_data=size > LARGEST)
 
     def run(given: torch.Tensor) -> Logits:
         logits: Logits = session.run(["logits"], {argument: given.numpy()})[0]
         return logits
 
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        run(program.example_inputs[0][0])
+    except Exception as error:  # of onnxruntime, for layers that it does not have
+        _remove(file)
+        raise ConfigError(
+            f"{name}: onnxruntime cannot run {file.name}, so that nothing can be compared with "
+            f"soupray: {_why(error)}. The file was deleted. Use --format torch."
+        ) from error
     return f"onnxruntime.InferenceSession({str(file)!r})", run
+
+
+def _remove(file: Path) -> None:
+    """Delete a graph, and the weights beside it."""
+    for path in file.parent.glob(f"{file.name}*"):
+        path.unlink()
 
 
 def _why(error: BaseException) -> str:
