@@ -202,11 +202,9 @@ def test_a_card_without_a_leaderboard_says_so(made, tmp_path):
     [
         ("clip", "mini:greedy", "onnx"),
         ("clip", "mini:greedy", "torch"),
-        ("shortest", "soup", "onnx"),
         ("shortest", "probs", "onnx"),
         ("shortest", "probs", "torch"),
         ("own", "logits", "onnx"),
-        ("mean", "soup", "onnx"),
         ("mean", "probs", "torch"),
     ],
 )
