@@ -59,12 +59,17 @@ def test_the_command_line_is_what_it_was():
     assert options == {
         "sweep": ["--address", "--dry-run", "--home", "--json"],
         "soup": sorted(
-            ["--address", "--all", "--home", "--json", "--output", "--partial", "--yes", *recipes]
+            [
+                *("--address", "--all", "--calibrated", "--home", "--json", "--output"),
+                *("--partial", "--yes", *recipes),
+            ]
         ),
         "recipes": ["--json"],
-        "rank": ["--home", "--json", "--list"],
+        "rank": ["--calibrated", "--home", "--json", "--list"],
         "predict": [
+            "--address",
             "--batch-size",
+            "--calibrated",
             "--column",
             "--device",
             "--home",

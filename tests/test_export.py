@@ -26,6 +26,7 @@ from soupray.data.decoding import Look
 from soupray.inference.network import Network
 from soupray.operations import graph_files
 from soupray.operations.exporting import differences, export
+from soupray.reporting.model_folder import write_folder
 from soupray.reporting.recipe_file import RecipeFile, spec_of
 from soupray.search.state import find_basis
 from soupray.services.place import find_place
@@ -314,6 +315,22 @@ def test_rebuild_and_export_take_what_load_takes(made, run, tmp_path, monkeypatc
     said = inside("export", "mini:greedy", *run.where).stdout
     assert said.startswith("results/mini/greedy/ (config.json, head.safetensors, open_clip_")
     assert Path("results/mini/greedy/open_clip_config.json").is_file()
+
+
+def test_a_model_folder_is_exported_without_its_store(made, tmp_path):
+    clip, home = made["clip"], tmp_path / "empty home"
+    model = soupray.load("mini:greedy", home=clip.home)
+    folder = tmp_path / "folder"
+    write_folder(model.recipe, lambda spec: find_place(spec, clip.home), folder)
+    done = export(str(folder), home, "torch", tmp_path / "graph")
+    assert done.parity.inputs == "random"  # the data are in another home
+    files = {"soupray.json": ""}
+    torch.export.load(tmp_path / "graph" / "model.pt2", extra_files=files)
+    assert json.loads(files["soupray.json"])["temperature"] == model.recipe.temperature
+    export(str(folder), home, "hub", tmp_path / "up")
+    said = ModelCard.load(tmp_path / "up" / "README.md").text
+    assert "No leaderboard in the store has this model" in said
+    assert f"divide the logits by {model.recipe.temperature:.6g}" in said
 
 
 def test_differences_are_said_in_words(made):

@@ -17,7 +17,7 @@ from soupray.data.cache import open_data
 from soupray.data.decoding import Look
 from soupray.inference.inputs import ImageReader, TextReader, all_read
 from soupray.inference.load import found_device
-from soupray.inference.model import Model
+from soupray.inference.model import Model, Runs
 from soupray.inference.what import find_recipe
 from soupray.reporting.recipe_file import RecipeFile
 
@@ -183,7 +183,7 @@ def model(batch_size: int = 3) -> tuple[Model, Adding]:
         spec=spec.model_dump(mode="json"),
     )  # fmt: skip
     predictor = Adding()
-    return Model(recipe, predictor, ImageReader(LOOK, nothing), "cpu", batch_size), predictor
+    return Model(recipe, predictor, ImageReader(LOOK, nothing), Runs("cpu", batch_size)), predictor
 
 
 def test_parts_are_whole_batches_and_the_order_stays(monkeypatch):
@@ -230,7 +230,7 @@ def test_a_device_that_is_not_there_is_refused(device, said):
 @pytest.mark.parametrize(
     ("what", "error", "said"),
     [
-        ("nonsense", ConfigError, "neither a recipe file nor SWEEP:ENTRY"),
+        ("nonsense", ConfigError, "neither a recipe file nor a model folder"),
         ("none@champion", ConfigError, "no sweep 'none' in the home .* It has: none"),
         ("none@best", ConfigError, "the only alias is champion"),
         ("missing.recipe.json", ConfigError, "missing.recipe.json: cannot be read"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import msgspec
 import numpy as np
@@ -193,8 +194,9 @@ def test_the_champion_is_registered_and_a_version_only_once(run, fresh):
     (version,) = client.search_model_versions("name = 'soupray-mini'")
     champion = client.get_model_version_by_alias("soupray-mini", "champion")
     assert champion.version == version.version
+    assert re.search(r"/models/m-[0-9a-f]+/artifacts$", champion.source)
     (soup,) = run.output.glob("*.safetensors")
-    assert champion.source.endswith(f"/weights/{sha256_of(soup)}.safetensors")
+    assert champion.tags["soupray.sha256"] == sha256_of(soup)
     entry = next(
         e for e in leaderboard(run.output)
         if e["candidate"] == champion.tags["soupray.candidate"]

@@ -12,6 +12,7 @@ import pytest
 from conftest import inside, leaderboard
 from PIL import Image
 
+import soupray
 from soupray.core.errors import ConfigError, InputError
 from soupray.inference.predict import writer
 from soupray.inference.sources import find_inputs
@@ -160,3 +161,76 @@ def test_names_that_are_not_utf_8_or_command_a_terminal_are_escaped_in_every_for
         with writer(tmp_path / f"x.{ending}", list(rows[0]), io.StringIO()) as write:
             write(rows)
         assert (tmp_path / f"x.{ending}").stat().st_size
+
+
+def test_on_a_cluster_the_answers_are_the_same(run, files, tmp_path, monkeypatch):
+    root, labels = files
+    (root / "bad.png").write_text("hello")
+    monkeypatch.chdir(root.parent)  # a relative path is one on the driver
+    monkeypatch.setattr("soupray.inference.model.CHUNK", 50)  # several parts
+    flags = ("--probabilities", "--calibrated", "--output")
+    for where in ((), ("--address", "local")):
+        out = tmp_path / f"{len(where)}.csv"
+        done = predicted(run, "mini:greedy", root.name, *where, *flags, out, check=False)
+        assert done.returncode == 1
+        assert f"cannot be read: {root.name}/bad.png: not an image" in done.stderr
+        assert f"{len(labels)} of {len(labels) + 1} inputs predicted" in done.stderr
+    (root / "bad.png").unlink()
+    assert (tmp_path / "2.csv").read_text() == (tmp_path / "0.csv").read_text()
+    wrong = ("--address", "local", "--device", "cpu")
+    done = predicted(run, "mini:greedy", root.name, *wrong, check=False)
+    assert (done.returncode, "leave it out with --address" in done.stderr) == (2, True)
+
+
+def mean_nll(probabilities, labels) -> float:
+    return float(-np.log(probabilities[np.arange(len(labels)), labels].astype(np.float64)).mean())
+
+
+def test_calibrated_probabilities_have_the_nll_of_the_leaderboard_and_the_best_on_held_out(run):
+    spec, place, store = run.world()
+    data, basis = worker_context(spec, place).data, find_basis(store, spec)
+    (held_out, held_labels), (test, labels) = (
+        data.samples(basis.split(name)) for name in ("held_out", "test")
+    )
+    entries = {e["name"]: e for e in leaderboard(run.output)}
+    for name in ("best_single", "greedy", "ensemble", "vrf(greedy)"):
+        plain, cooled = (
+            soupray.load(f"mini:{name}", home=run.home, calibrated=on) for on in (False, True)
+        )
+        found = entries[name]["calibrated"]
+        after, before = cooled.predict_proba(np.array(test)), plain.predict_proba(np.array(test))
+        assert mean_nll(before, labels) == pytest.approx(entries[name]["test"]["nll"], rel=1e-5)
+        assert mean_nll(after, labels) == pytest.approx(found["test_nll"], rel=1e-5)
+        assert (after.argmax(1) == before.argmax(1)).all()
+        logits = plain.logits(np.array(held_out)).astype(np.float64)
+
+        def at(temperature: float, logits=logits) -> float:
+            shares = np.exp(logits / temperature)
+            return mean_nll(shares / shares.sum(1, keepdims=True), held_labels)
+
+        best = at(found["temperature"])
+        assert best <= min(
+            at(1.0), at(found["temperature"] * 1.02), at(found["temperature"] / 1.02)
+        )
+        assert cooled.temperature == found["temperature"] != 1
+
+
+def test_a_recipe_without_a_temperature_is_not_calibrated_in_silence(run, tmp_path):
+    recipe = json.loads((run.output / "greedy.recipe.json").read_text())
+    old = tmp_path / "old.recipe.json"
+    old.write_text(json.dumps(recipe | {"temperature": None}))
+    with pytest.raises(ConfigError, match="has no temperature, because an older soupray wrote it"):
+        soupray.load(old, home=run.home, calibrated=True)
+    for value in (0, -1):
+        old.write_text(json.dumps(recipe | {"temperature": value}))
+        with pytest.raises(ConfigError, match="is not a finite number above 0"):
+            soupray.load(old, home=run.home)
+
+
+def test_rank_shows_nll_and_ece_before_and_after(run):
+    shown = inside("rank", run.spec, *run.where, "--calibrated").stdout.split("T is fitted")[0]
+    entry = next(e for e in leaderboard(run.output) if e["name"] == "ensemble")
+    before, after = entry["test"], entry["calibrated"]
+    numbers = (before["nll"], after["test_nll"], before["ece"], after["test_ece"])
+    row = [line for line in shown.splitlines() if line.split()[:1] == ["ensemble"]][-1]
+    assert row.split()[2:] == [f"{value:.3f}".lstrip("0") for value in numbers]

@@ -94,6 +94,13 @@ def computed(monkeypatch) -> list[WeightSoup]:
 ASKED = {"one": ["--all"], "two": ["--greedy", "--ose", "--vrf", "--uniform"]}
 
 
+def rounded(found):
+    """Numbers to twelve digits: another processor has other low bits."""
+    if isinstance(found, dict):
+        return {name: rounded(value) for name, value in found.items()}
+    return float(f"{found:.12g}") if isinstance(found, float) else found
+
+
 GONE = {
     "one": {"ensemble", "greedy_ensemble"},  # one trial is better with estimated statistics
     "two": {"greedy", "ose(best_single, logits)", "ose(best_single, probs)", "vrf(best_single)"},
@@ -119,8 +126,8 @@ def test_sweep_and_soup_go_on_and_only_single_models_are_evaluated_anew(old, com
     versus = found["best_single"]["test_versus_updated"]
     assert mirrored["only_this"] == versus["only_best_single"]
     for entry in found.values():
-        del entry["test_versus_updated"]
-    assert {n for n in printed if found.get(n) != printed[n]} == GONE[name]
+        del entry["test_versus_updated"], entry["calibrated"]
+    assert {n for n in printed if rounded(found.get(n)) != rounded(printed[n])} == GONE[name]
     computed.clear()
     old.run("soup", name, *ASKED[name], "--output", output)
     assert computed == []
@@ -152,8 +159,9 @@ def test_a_diagnosis_finds_the_models_between_two_trials(old, computed, tmp_path
     assert not any(map(as_trained, computed))
     assert said["trials"] == was["trials"]
     for pair, then in zip(said["pairs"], was["pairs"], strict=True):
-        for field in ("trials", "distance", "angle", "beta"):
-            assert pair[field] == then[field]
+        assert pair["trials"] == then["trials"]
+        for field in ("distance", "angle", "beta"):  # another processor has other low bits
+            assert pair[field] == pytest.approx(then[field], rel=1e-12)
         assert pair["soup"]["accuracy"] == then["soup"]["accuracy"]
     assert said["statistics"] == "estimated"
 

@@ -1,5 +1,7 @@
 """The text task against transformers itself: features, heads, states, and a training."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,14 +13,15 @@ import soupray
 from soupray.core.candidates import mean_of
 from soupray.core.errors import ConfigError, InputError
 from soupray.core.records import Ingredient, Setting, encode
-from soupray.core.requests import Fisher
+from soupray.core.requests import FileDigest, Fisher
 from soupray.core.texts import pack
 from soupray.evaluation.live_model import predict
+from soupray.reporting.model_folder import write_folder
 from soupray.reporting.recipe_file import RecipeFile
 from soupray.search.plan import trials_of
 from soupray.search.state import basis_key
-from soupray.services.place import Place
-from soupray.tasks import local_digests, task_of
+from soupray.services.place import Place, find_place
+from soupray.tasks import local_digests, reads_from, task_of
 from soupray.tasks.files import local_path
 from soupray.training.trial import fine_tune
 from soupray.training.worker import make_basis, worker_context
@@ -120,6 +123,14 @@ def test_own_is_the_librarys_classifier_cut_before_its_last_layer(folder, tmp_pa
         model = loaded(task)
         assert torch.allclose(model(task.inputs(samples(TEXTS))), expected, atol=1e-5)
     assert {n for n in model.state_dict() if n.startswith("head.")} <= {"head.weight", "head.bias"}
+    task.write_files(tmp_path / "files")  # what a model folder has, beside weights
+    again = task_of(reads_from(task._spec, tmp_path / "files"))
+    assert torch.equal(again.inputs(samples(TEXTS)), task.inputs(samples(TEXTS)))
+    twin = again.model().eval()
+    twin.load_state_dict(model.state_dict())
+    with torch.inference_mode():
+        inputs = task.inputs(samples(TEXTS))
+        assert torch.equal(twin(inputs), model(inputs))
 
 
 def test_a_zero_shot_head_is_the_prompts_embeddings_times_the_scale(folder, task):
@@ -274,6 +285,36 @@ def test_a_recipe_reads_lists_of_texts(made, tmp_path):
             predict_texts(wrong)
     with pytest.raises(InputError, match=r"input 0 \(food .*tokens in .* bytes; the limits"):
         predict_texts(["food " * 200])
+
+
+def test_a_model_folder_has_the_tokenizer_and_the_configuration(made, tmp_path):
+    """The folder of the model that the spec names is away."""
+    here, _, (first, second) = made
+    soup = mean_of([first.checkpoint.sha256, second.checkpoint.sha256])
+    (digest,) = here.workers().measure([FileDigest(model=soup)], made[1].split("held_out"))
+    recipe = RecipeFile(
+        name="uniform",
+        recipe="uniform",
+        options={},
+        candidate=soup,
+        ingredients={},
+        statistics={},
+        sha256=digest,
+        spec=here.spec.model_dump(mode="json"),
+    )
+    (tmp_path / "x.recipe.json").write_bytes(encode(recipe))
+    given = [*texts("food", 3), *texts("weather", 2)]
+    logits = soupray.load(tmp_path / "x.recipe.json", home=tmp_path).logits(given)
+    write_folder(recipe, lambda spec: find_place(spec, tmp_path), tmp_path / "model")
+    named = Path(here.spec.task.model)
+    named.rename(named.with_name("away"))
+    try:
+        found = soupray.load(tmp_path / "model", home=tmp_path / "none")
+        assert np.array_equal(found.logits(given), logits)
+        with pytest.raises(InputError, match="the limits"):
+            found.predict("food " * 200)
+    finally:
+        named.with_name("away").rename(named)
 
 
 def test_fisher_information_of_a_text_model_is_that_of_a_loop(made):

@@ -70,8 +70,8 @@ def import_(spec: Path, files: tuple[str, ...], home: Path, as_json: bool) -> No
 def export(what: str, home: Path, kind: Format, output: Path | None, as_json: bool) -> None:
     r"""Write the model WHAT for other programs.
 
-    WHAT is a recipe file, SWEEP:ENTRY, SWEEP@champion or models:/NAME@ALIAS. An ensemble can be a
-    graph only. A graph is compared with soupray on held-out samples, and is refused if its logits
+    WHAT is a recipe file, a model folder, SWEEP:ENTRY, SWEEP@champion or models:/NAME@ALIAS. An
+    ensemble can be a graph only. A graph is compared with soupray on held-out samples, and is refused if its logits
     differ.
 
     \b

@@ -12,6 +12,7 @@ import click
 from soupray.cli.options import (
     Command,
     address_option,
+    calibrated_option,
     home_option,
     json_option,
     load_named,
@@ -125,7 +126,8 @@ def recipes(as_json: bool) -> None:
 @home_option
 @json_option
 @click.option("--list", "listed", is_flag=True, help="List all runs of soup that are stored.")
-def rank(named: tuple[str, ...], home: Path, as_json: bool, listed: bool) -> None:
+@calibrated_option
+def rank(named: tuple[str, ...], home: Path, as_json: bool, listed: bool, calibrated: bool) -> None:
     r"""Print the leaderboard of SPEC's last soup, or of another RUN, from the store alone.
 
     A RUN is named by the first characters of its key, which --list shows. Two RUNs are shown side
@@ -137,7 +139,13 @@ def rank(named: tuple[str, ...], home: Path, as_json: bool, listed: bool) -> Non
     soupray rank 3f9c02ab
     soupray rank 3f9c02ab 77d0e1c4
     """
-    from soupray.cli.tables import print_json, show_compared, show_leaderboard, show_runs
+    from soupray.cli.tables import (
+        print_json,
+        show_calibration,
+        show_compared,
+        show_leaderboard,
+        show_runs,
+    )
     from soupray.reporting.history import soup_runs, stored_leaderboard
     from soupray.services.place import find_place
 
@@ -157,6 +165,8 @@ def rank(named: tuple[str, ...], home: Path, as_json: bool, listed: bool) -> Non
             print_json(entries)
         else:
             show_leaderboard(entries, basis, loaded, run.champion if run else None)
+            if calibrated:
+                show_calibration(entries)
 
 
 def split_runs(named: tuple[str, ...]) -> tuple[Path | None, list[str]]:

@@ -19,6 +19,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 address_option = click.option(
     "--address", help="Ray cluster; default: RAY_ADDRESS, else Ray is started on this machine."
 )
+calibrated_option = click.option(
+    "--calibrated", is_flag=True, help="Show NLL and ECE before and after temperature scaling."
+)
 partial_option = click.option(
     "--partial", is_flag=True, help="Go on without the trials that are missing."
 )

@@ -10,6 +10,7 @@ import click
 from soupray.cli.options import (
     Command,
     address_option,
+    calibrated_option,
     home_option,
     json_option,
     load_named,
@@ -80,6 +81,7 @@ def _recipe_flags(command: Command) -> Command:
 @click.option("--all", "everything", is_flag=True, help="All recipes.")
 @partial_option
 @click.option("--yes", is_flag=True, help="However much a recipe has to read.")
+@calibrated_option
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -93,6 +95,7 @@ def soup(
     everything: bool,
     partial: bool,
     yes: bool,
+    calibrated: bool,
     output: Path | None,
     **flags: bool,
 ) -> None:
@@ -116,26 +119,35 @@ def soup(
     folder = output or Path("results") / shown.name
     folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
     result = run_soup(loaded, home, address, recipes, Allowed(partial, yes), Bars())
-    _finish(result, shown, folder, as_json)
+    _finish(result, shown, home, folder, as_json, calibrated)
 
 
-def _finish(result: SoupResult, spec: SweepSpec, output: Path, as_json: bool) -> None:
+def _finish(
+    result: SoupResult,
+    spec: SweepSpec,
+    home: Path,
+    output: Path,
+    as_json: bool,
+    calibrated: bool,
+) -> None:
     """Files first, then the tracker, which may fail; the table last, where it is looked for."""
     from soupray.cli.console import say
-    from soupray.cli.tables import print_json, show_leaderboard
+    from soupray.cli.tables import print_json, show_calibration, show_leaderboard
     from soupray.core.errors import TrackingError
     from soupray.reporting.results import publish_soup, write_results
 
     files = write_results(result, spec, output)
     if result.services.tracking_url is not None:
         try:
-            publish_soup(result, spec, files)
+            publish_soup(result, spec, home, files)
         except TrackingError as error:
             say(f"note: {error}. Nothing is lost: `soupray publish` completes the index.")
     if as_json:
         print_json(result.entries)
     else:
         show_leaderboard(result.entries, result.basis, spec, result.champion)
+        if calibrated:
+            show_calibration(result.entries)
     say(f"files: {output}/ ({', '.join(f.name for f in files)})")
 
 

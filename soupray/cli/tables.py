@@ -70,6 +70,30 @@ def show_leaderboard(
             out.print(line)
 
 
+def show_calibration(entries: list[Entry]) -> None:
+    """NLL and ECE on ID test before and after temperature scaling. Raises NotFound."""
+    from soupray.core.errors import NotFound
+
+    right = ("T", "NLL", "with T", "ECE", "with T")
+    shown = table("entry", *right, right=right)
+    for e in entries:
+        if not e.calibrated:
+            raise NotFound(
+                "this leaderboard has no temperatures, because an older soupray made it. Run "
+                "`soupray soup` again: it evaluates nothing again."
+            )
+        pairs = ((e.test.nll, e.calibrated.test_nll), (e.test.ece, e.calibrated.test_ece))
+        numbers = (f"{v:.3f}".lstrip("0") for pair in pairs for v in pair)
+        shown.add_row(e.name, f"{e.calibrated.temperature:.3g}", *numbers)
+    out.print(shown)
+    meaning = (
+        "Probabilities are softmax(logits / T). T is fitted to NLL on held-out data; NLL and ECE "
+        "here are of ID test. T changes no predicted class. `predict --calibrated` and "
+        "`soupray.load(..., calibrated=True)` use it."
+    )
+    out.print(textwrap.fill(meaning, 98), style="dim")
+
+
 def _of_statistics(entries: list[Entry], spec: SweepSpec) -> str:
     """What `(bn)` means, and which gains are those of statistics. Empty: nothing to say."""
     from soupray.reporting.ranking import explained, ranked_on

@@ -27,17 +27,24 @@ if TYPE_CHECKING:
 )
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes.")
 @click.option("--probabilities", is_flag=True, help="A column for each class.")
+@click.option("--calibrated", is_flag=True, help="Divide logits by the entry's temperature.")
 @click.option("--column", help="Of a table: the texts or paths. Default: text, path, the only one.")
 @click.option("--device", help="cpu, cuda or cuda:N. Default: a GPU if there is one.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Default: that of the evaluation.")
+@click.option(
+    "--address",
+    help="Ray cluster for many inputs, which its nodes can read; local: this machine.",
+)
 @json_option
 def predict(
     what: str,
     inputs: tuple[str, ...],
     home: Path,
+    address: str | None,
     output: Path | None,
     top: int,
     probabilities: bool,
+    calibrated: bool,
     column: str | None,
     device: str | None,
     batch_size: int | None,
@@ -61,23 +68,42 @@ def predict(
     from soupray.cli.console import Bars, say
     from soupray.cli.tables import print_json
     from soupray.core.errors import ConfigError
-    from soupray.inference.load import load
-    from soupray.inference.predict import FORMATS, Wanted, columns_of, writer
+    from soupray.inference.load import load_found
+    from soupray.inference.predict import (
+        FORMATS,
+        Again,
+        Wanted,
+        answered,
+        columns_of,
+        predicted_on,
+        writer,
+    )
     from soupray.inference.predict import predict as run
     from soupray.inference.sources import find_inputs
+    from soupray.inference.what import find
 
+    if address and device:
+        raise ConfigError("--device is for this machine: leave it out with --address.")
     if output is not None and output.suffix.lower() not in FORMATS:
         raise ConfigError(
             f"--output {output}: the ending says the format; it is one of {', '.join(FORMATS)}."
         )
-    model = load(what, home=home, device=device, batch_size=batch_size)
+    source = find(what, home)
+    model = load_found(source, home, device, batch_size)
+    model = model.calibrated() if calibrated else model
     found = find_inputs(inputs, model.reader.kind, column, sys.stdin)
     for note in found.notes:
         say(f"note: {note}.")
     wanted = Wanted(top, probabilities)
     quiet = as_json and output is None
     with writer(output, columns_of(model.classes, wanted), sys.stdout, quiet) as write:
-        done = run(model, found, wanted, write, Bars())
+        again = Again(source, home, batch_size, calibrated)
+        parts = (
+            predicted_on(address, again, model, found.given)
+            if address
+            else answered(model, found.given)
+        )
+        done = run(parts, found, model.classes, wanted, write, Bars())
     if as_json:
         print_json(done)
     _say(done, model.name, output)

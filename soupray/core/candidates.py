@@ -170,7 +170,7 @@ class OutputEnsemble(Record, tag="output_ensemble", frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Refuse (ValueError) coefficients that do not sum to one, and impossible temperatures."""
         _check_sum([n for _, n, _ in self.parts], self.denominator)
-        _check_temperatures(t for _, _, t in self.parts)
+        check_temperatures(t for _, _, t in self.parts)
 
     @property
     def digest(self) -> str:
@@ -222,7 +222,7 @@ class VRFEnsemble(Record, tag="vrf_ensemble", frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse (ValueError) parameters for which the formula has no value."""
-        _check_temperatures(self.temperatures)
+        check_temperatures(self.temperatures)
         if not (math.isfinite(self.a) and math.isfinite(self.b) and self.b > 0):
             raise ValueError(f"a = {self.a}, b = {self.b}: write finite numbers, and b above 0")
 
@@ -264,7 +264,7 @@ def _check_sum(numerators: Sequence[int], denominator: int) -> None:
         raise ValueError(f"the coefficients {list(numerators)} / {denominator} are too large")
 
 
-def _check_temperatures(temperatures: Iterable[float]) -> None:
+def check_temperatures(temperatures: Iterable[float]) -> None:
     """Raise ValueError unless all temperatures are finite and above 0."""
     for temperature in temperatures:
         if not (math.isfinite(temperature) and temperature > 0):

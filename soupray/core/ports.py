@@ -201,6 +201,17 @@ class Task(Protocol):
         """
         ...
 
+    def write_files(self, folder: Path) -> None:
+        """Write the files without which `model()` and `inputs` do not work.
+
+        These are no weights. `tasks.reads_from` returns the spec that reads them. A task that needs
+        none writes nothing.
+
+        Args:
+            folder: where the files go; it need not exist.
+        """
+        ...
+
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> str:
         """Write a folder that the model's library loads: weights, config, class names, inputs.
 
@@ -274,6 +285,24 @@ class Registered(Record, frozen=True, kw_only=True):
     recipe: str | None = None
 
 
+class Deployable(NamedTuple):
+    """The champion as a registry keeps it: files from which it can be loaded, and what it reads.
+
+    Attributes:
+        write: writes the model folder at a path.
+        reads: name of the one column of its inputs.
+        example: a value of this column.
+        requirements: what pip has to install.
+        facts: what else to note about the model, as JSON can have it.
+    """
+
+    write: Callable[[Path], None]
+    reads: Literal["image", "text"]
+    example: bytes | str
+    requirements: list[str]
+    facts: dict[str, object]
+
+
 class Tracker(Protocol):
     """An index of the results in the store. It can be deleted and written again."""
 
@@ -289,7 +318,7 @@ class Tracker(Protocol):
         """Remove the runs of this `TrackedRun.kind` whose key is not in `keys`."""
         ...
 
-    def register(self, champion: Registered) -> None:
+    def register(self, champion: Registered, model: Deployable) -> None:
         """Make `champion` the champion of its registered model.
 
         A new version is created only if this candidate has no version yet.

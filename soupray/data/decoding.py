@@ -7,6 +7,7 @@ and torchvision, bit for bit. `opening` says how files become images.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -89,6 +90,17 @@ def decoded(raw: Raw | Picture, look: Look, border: int = 0) -> Decoded:
         image = image.crop((border, border, image.width - border, image.height - border))
     pixels = all_pixels(_centre(_resized(image, look), look.size))
     return Decoded(pixels, done, changed, image.size)
+
+
+def png(pixels: Uint8) -> bytes:
+    """Return the bytes of a PNG file of an image.
+
+    Args:
+        pixels: grey [H, W] or RGB [H, W, 3].
+    """
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def _resized(image: Image.Image, look: Look) -> Image.Image:

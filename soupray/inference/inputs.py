@@ -45,6 +45,7 @@ class Counted:
 
     def __init__(self) -> None:
         self._lock, self.done = threading.Lock(), Counter[str]()
+        self._taken = Counter[str]()
 
     def add(self, how: str, loses: bool = False) -> None:
         """Count `how` once more. The first time that it `loses` something, a warning says so."""
@@ -53,6 +54,13 @@ class Counted:
             first = self.done[how] == 1
         if loses and first:
             log.warning(f"an image was {how}, as in evaluation; this is said once.")
+
+    def taken(self) -> dict[str, int]:
+        """Return what was counted since the last call of `taken`."""
+        with self._lock:
+            new = self.done - self._taken
+            self._taken = self.done.copy()
+        return dict(new)
 
 
 class ImageReader:

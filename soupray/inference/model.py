@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
 
 from soupray.core.arrays import Images, Logits, Probabilities
+from soupray.core.errors import ConfigError
 from soupray.inference.inputs import Read, Reader, all_read
 from soupray.inference.network import Network, network_of
 from soupray.inference.predictor import Predictor
@@ -16,6 +17,14 @@ from soupray.reporting.recipe_file import RecipeFile, spec_of
 
 CHUNK = 1024
 """About the number of inputs that are in memory at a time."""
+
+
+class Runs(NamedTuple):
+    """How a model runs: the `device`, `batch_size` samples in a forward pass, the `temperature`."""
+
+    device: str
+    batch_size: int
+    temperature: float = 1.0
 
 
 class Model:
@@ -29,15 +38,18 @@ class Model:
         classes: names of the classes, in the order of the columns of all results.
         device: where it runs, `cpu` or `cuda`.
         batch_size: samples in a forward pass.
+        temperature: divides the logits before they become probabilities; 1 unless the model was
+            loaded with `calibrated`.
         reader: prepares the inputs; `reader.counted.done` counts what was done to them.
         recipe: the recipe file as a record: ingredients, digests, spec.
     """
 
     def __init__(
-        self, recipe: RecipeFile, predictor: Predictor, reader: Reader, device: str, batch_size: int
+        self, recipe: RecipeFile, predictor: Predictor, reader: Reader, runs: Runs
     ) -> None:
         """Join the parts of a model. Use `soupray.load`."""
-        self.recipe, self.reader, self.device, self.batch_size = recipe, reader, device, batch_size
+        self.recipe, self.reader = recipe, reader
+        self.device, self.batch_size, self.temperature = runs
         self.name, self._spec = recipe.name, spec_of(recipe)
         self.classes = tuple(self._spec.task.classes)
         self._predictor = predictor
@@ -83,9 +95,17 @@ class Model:
         Raises:
             InputError: inputs that cannot be read; the message names each.
         """
+        return self.probabilities(self.logits(inputs))
+
+    def probabilities(self, logits: Logits) -> Probabilities:
+        """Return softmax(logits / temperature), float32 [N, C].
+
+        Args:
+            logits: of `logits` or `run`, [N, C].
+        """
         # In float32, as the leaderboard's NLL has it.
-        found: Probabilities = softmax(self.logits(inputs), axis=1).astype(np.float32)
-        return found
+        found: Probabilities = softmax(logits / np.float32(self.temperature), axis=1)
+        return found.astype(np.float32)
 
     __call__ = predict_proba
 
@@ -100,6 +120,29 @@ class Model:
         """
         return [self.classes[row] for row in self.logits(inputs).argmax(axis=1)]
 
+    def calibrated(self) -> Model:
+        """Return this model with calibrated probabilities.
+
+        `predict_proba` then divides the logits by the temperature that `soup` fitted on held-out
+        data. The two models share their weights.
+
+        Raises:
+            ConfigError: an older soupray wrote the recipe, without a temperature.
+        """
+        temperature = self.recipe.temperature
+        if temperature is None:
+            raise ConfigError(
+                f"{self.name}: its recipe has no temperature, because an older soupray wrote it. "
+                "Run `soupray soup` again: it evaluates nothing again."
+            )
+        runs = Runs(self.device, self.batch_size, temperature)
+        return Model(self.recipe, self._predictor, self.reader, runs)
+
+    @property
+    def part(self) -> int:
+        """The number of inputs that are in memory at a time: a whole number of batches."""
+        return self.batch_size * max(1, CHUNK // self.batch_size)
+
     def parts(self, given: Any) -> Iterator[tuple[Any, Read]]:
         """Read inputs part by part; a part is a whole number of batches, except the last one.
 
@@ -109,9 +152,8 @@ class Model:
         Yields:
             Some of the inputs, and what came of reading them.
         """
-        step = self.batch_size * max(1, CHUNK // self.batch_size)
-        for start in range(0, len(given), step):
-            part = given[start : start + step]
+        for start in range(0, len(given), self.part):
+            part = given[start : start + self.part]
             yield part, self.reader.read(part)
 
     def run(self, samples: Images) -> Logits:
@@ -144,7 +186,8 @@ class Model:
             f"reads {reads}",
             f"{len(self.classes)} classes: {', '.join(self.classes[:10])}"
             f"{' ...' if len(self.classes) > 10 else ''}",
-            f"runs on {self.device} in batches of {self.batch_size}",
+            f"runs on {self.device} in batches of {self.batch_size}"
+            f"{'' if self.temperature == 1 else f'; temperature {self.temperature:.4g}'}",
         ]
         return "\n".join(lines)
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
-from scipy.special import softmax
 
 from soupray.core.arrays import Probabilities
 from soupray.core.errors import ConfigError
 from soupray.core.progress import Progress, Show
-from soupray.core.records import Record
+from soupray.core.records import Record, decode, encode
+from soupray.distributed.spread import spread
+from soupray.inference.load import load_found
 from soupray.inference.model import Model
 from soupray.inference.sources import Inputs
+from soupray.inference.what import Found
+from soupray.reporting.recipe_file import spec_of
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 Write = Callable[[list[dict[str, Any]]], None]
@@ -47,38 +51,112 @@ class Predicted(Record, frozen=True, kw_only=True):
     classes: dict[str, int]
 
 
-def predict(
-    model: Model, inputs: Inputs, wanted: Wanted, write: Write, show: Show | None = None
-) -> Predicted:
-    """Predict all inputs, part by part, and write each part at once.
+class Part(Record, frozen=True, kw_only=True):
+    """What came of some inputs that follow each other.
+
+    Attributes:
+        size: their number.
+        rows: positions among them of the M inputs that could be read.
+        probabilities: float32 [M, C], as bytes.
+        problems: (position, why) of each input that cannot be read.
+        done: what was done to inputs, in words, and how often.
+    """
+
+    size: int
+    rows: list[int]
+    probabilities: bytes
+    problems: list[tuple[int, str]]
+    done: dict[str, int]
+
+
+def answered(model: Model, given: Any) -> Iterator[Part]:
+    """Predict inputs, part by part.
 
     Args:
         model: the model.
+        given: what `model.reader.split` returned.
+    """
+    counted = model.reader.counted
+    for part, read in model.parts(given):
+        probabilities = model.probabilities(model.run(read.samples))
+        yield Part(
+            size=len(part),
+            rows=read.rows,
+            probabilities=probabilities.tobytes(),
+            problems=sorted(read.problems.items()),
+            done=counted.taken(),
+        )
+
+
+class Again(NamedTuple):
+    """How an actor loads the model that the driver has loaded; fields as in `soupray.load`."""
+
+    found: Found
+    home: Path
+    batch_size: int | None
+    calibrated: bool
+
+    def answer(self) -> Callable[[list[str]], bytes]:
+        """Load the model. Return the function that answers a part of the inputs."""
+        model = load_found(self.found, self.home, None, self.batch_size)
+        model = model.calibrated() if self.calibrated else model
+        return lambda given: encode(list(answered(model, given)))
+
+
+def predicted_on(address: str, again: Again, model: Model, given: list[str]) -> Iterator[Part]:
+    """Predict inputs on a Ray cluster, part by part, in their order.
+
+    Args:
+        address: of the cluster; `local` for Ray on this machine.
+        again: how an actor loads the model.
+        model: the model.
+        given: paths that all nodes can read, URLs, or texts.
+
+    Raises:
+        ConfigError: Ray does not answer, or the store is on one machine and the cluster is not.
+        EvaluationError: an actor ended.
+    """
+    spec = spec_of(again.found.recipe)
+    if model.reader.kind == "images":  # actors have another working directory
+        given = [one if "://" in one else str(Path(one).absolute()) for one in given]
+    for found in spread(spec, address, again.answer, given, model.part):
+        yield from decode(found, list[Part])
+
+
+def predict(
+    parts: Iterator[Part],
+    inputs: Inputs,
+    classes: tuple[str, ...],
+    wanted: Wanted,
+    write: Write,
+    show: Show | None = None,
+) -> Predicted:
+    """Write predictions, each part at once.
+
+    Args:
+        parts: what came of the inputs, in their order.
         inputs: the inputs.
+        classes: names of the C classes.
         wanted: what is written.
         write: receives the rows.
         show: shows the progress.
     """
     failed: dict[str, str] = {}
-    counts = np.zeros(len(model.classes), int)
-    first = 0
+    done, counts, first = Counter[str](), np.zeros(len(classes), int), 0
     with Progress("predicting", len(inputs.given), show) as progress:
-        for part, read in model.parts(inputs.given):
-            names = inputs.names[first : first + len(part)]
-            failed |= {names[row]: why for row, why in read.problems.items()}
-            found: Probabilities = softmax(model.run(read.samples), axis=1)
+        for part in parts:
+            names = inputs.names[first : first + part.size]
+            failed |= {names[row]: why for row, why in part.problems}
+            shape = (len(part.rows), len(classes))
+            found: Probabilities = np.frombuffer(part.probabilities, np.float32).reshape(shape)
             counts += np.bincount(found.argmax(axis=1), minlength=len(counts))
-            write(rows_of([names[row] for row in read.rows], found, model.classes, wanted))
-            first += len(part)
+            write(rows_of([names[row] for row in part.rows], found, classes, wanted))
+            done.update(part.done)
+            first += part.size
             progress.note = f" ({len(failed)} cannot be read)" if failed else ""
-            progress.advance(len(part))
-    classes = {name: int(n) for name, n in zip(model.classes, counts, strict=True) if n}
-    return Predicted(
-        predicted=int(counts.sum()),
-        failed=failed,
-        done=dict(model.reader.counted.done),
-        classes=classes,
-    )
+            progress.advance(part.size)
+    by_class = {name: int(n) for name, n in zip(classes, counts, strict=True) if n}
+    return Predicted(predicted=int(counts.sum()), failed=failed, done=dict(done), classes=by_class)
 
 
 def columns_of(classes: tuple[str, ...], wanted: Wanted) -> list[str]:

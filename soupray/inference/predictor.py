@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +17,23 @@ from soupray.core.records import Setting
 from soupray.evaluation.live_model import batches
 from soupray.maths.neighbours import kth_distances
 from soupray.maths.outputs import Blender, trust, vrf_logits
-from soupray.reporting.recipe_file import RecipeFile, weights_of
-from soupray.store.checkpoints import Checkpoints
+from soupray.reporting.recipe_file import RecipeFile
+from soupray.store.weights_file import Weights
 
 
 class ModelSource(NamedTuple):
-    """The task, the checkpoints and the setting of the models of one spec."""
+    """Where the models of one spec come from: the store, or a model folder.
+
+    Attributes:
+        task: makes the networks and their inputs.
+        weights: returns all tensors of a model, as they were evaluated.
+        blob: returns the arrays of a blob by its SHA-256.
+        setting: how models are evaluated.
+    """
 
     task: Task
-    checkpoints: Checkpoints
+    weights: Callable[[WeightCandidate], Weights]
+    blob: Callable[[str], Weights]
     setting: Setting
 
 
@@ -60,7 +69,7 @@ class Predictor:
             self.models[member] = _Member(source, body, model.head)
         if isinstance(recipe.candidate, VRFEnsemble):
             home = sources.get(recipe.candidate.fine_tuned.checkpoints[0], sources[""])
-            failures = home.checkpoints.load_blob(recipe.candidate.failures.sha256)
+            failures = home.blob(recipe.candidate.failures.sha256)
             if "features" not in failures or failures["features"].ndim != 2:
                 raise CheckpointError(
                     f"{recipe.name}: {recipe.candidate.failures.sha256} has no features of a "
@@ -113,7 +122,7 @@ def _loaded(member: WeightCandidate, recipe: RecipeFile, source: ModelSource) ->
     """Return the module of a member. Raises CheckpointError if the weights do not fit."""
     model = source.task.model()
     try:
-        model.load_state_dict(weights_of(member, recipe, source.checkpoints))
+        model.load_state_dict(source.weights(member))
     except RuntimeError as error:
         raise CheckpointError(
             f"{recipe.name}: the weights do not fit the model: {error}"

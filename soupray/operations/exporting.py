@@ -19,16 +19,15 @@ from soupray.core.progress import Progress, Show
 from soupray.core.records import Record
 from soupray.data.building import look_of_evaluation
 from soupray.data.decoding import Look
-from soupray.inference.load import load
-from soupray.inference.what import find_recipe
+from soupray.inference.load import load_found, sources_of
+from soupray.inference.what import find
 from soupray.operations.graph_files import Parity, require_onnx, write_graph
 from soupray.operations.model_card import write_card
-from soupray.reporting.recipe_file import RecipeFile, spec_of, weights_of
+from soupray.reporting.recipe_file import RecipeFile, spec_of
 from soupray.reporting.results import slug
-from soupray.services.place import Place, find_place
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import OpenClipSpec, TransformersSpec
-from soupray.store.checkpoints import Checkpoints
+from soupray.store.weights_file import Weights
 from soupray.tasks import task_of
 from soupray.tasks.foreign import ForeignWeights, matched
 
@@ -81,20 +80,25 @@ def export(
     if kind == "onnx":
         require_onnx()
     with Progress("export", 3, show) as progress:
-        model = load(what, home=home, device="cpu") if kind in ("onnx", "torch") else None
-        recipe = model.recipe if model is not None else find_recipe(what, home)
-        spec = spec_of(recipe)
-        place = find_place(spec, home)
-        ending = "" if kind == "library" else f"-{kind}"
-        target = folder or beside(what, recipe, ending)
-        progress.advance()
-        if model is not None:
-            cache = place.folder / "data"
+        found = find(what, home)
+        recipe, spec = found.recipe, spec_of(found.recipe)
+        target = folder or beside(what, recipe, "" if kind == "library" else f"-{kind}")
+        parity = None
+        if kind in ("onnx", "torch"):
+            model = load_found(found, home, "cpu", None)
+            progress.advance()
+            cache = home / "cache" / "data"
             loads, parity = write_graph(model, kind == "onnx", target, cache, progress)
             notes: list[str] = []
         else:
-            loads, notes = _write_library(recipe, spec, place, target, kind)
-            parity = None
+            candidate = _one_model(recipe, spec, kind)
+            _refuse_other_files(target, kind)
+            source = sources_of(found, home)[""]
+            weights = source.weights(candidate)
+            progress.advance()
+            # A model folder has no pre-trained weights, from which a library's other parts come.
+            task = source.task if found.folder is None else task_of(spec.task)
+            loads, notes = _write_library(weights, task, recipe, target)
             progress.advance()
             if kind == "hub":
                 write_card(recipe, home, target, notes)
@@ -126,22 +130,23 @@ def beside(what: str, recipe: RecipeFile, ending: str) -> Path:
 
 
 def _write_library(
-    recipe: RecipeFile, spec: SweepSpec, place: Place, folder: Path, kind: Format
+    weights: Weights, task: Task, recipe: RecipeFile, folder: Path
 ) -> tuple[str, list[str]]:
     """Write what the library of the task loads; return the code that loads it, and the notes."""
-    candidate = _one_model(recipe, spec, kind)
+    spec = spec_of(recipe)
+    matched(ForeignWeights(weights, recipe.name), task.model())
+    folder.mkdir(parents=True, exist_ok=True)
+    loads = task.export(weights, folder)
+    return loads, differences(spec, task, look_of_evaluation(spec, recipe.shape))
+
+
+def _refuse_other_files(folder: Path, kind: Format) -> None:
+    """Refuse (ConfigError) to add to what is in a folder that will be uploaded as a whole."""
     if kind == "hub" and folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
             f"{folder} is not empty, and upload_folder would upload all of it. Name a new folder "
             "with --output, or remove this one."
         )
-    checkpoints = Checkpoints(place.open_store(), place.folder / "weights")
-    weights = weights_of(candidate, recipe, checkpoints)
-    task = task_of(spec.task)
-    matched(ForeignWeights(weights, recipe.name), task.model())
-    folder.mkdir(parents=True, exist_ok=True)
-    loads = task.export(weights, folder)
-    return loads, differences(spec, task, look_of_evaluation(spec, recipe.shape))
 
 
 def _one_model(recipe: RecipeFile, spec: SweepSpec, kind: Format) -> WeightCandidate:

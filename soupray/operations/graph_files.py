@@ -276,6 +276,7 @@ def _about(model: Model, network: Network, given: torch.Tensor) -> dict[str, Any
         "sha256": [recipe.sha256] if recipe.sha256 else sorted(recipe.digests.values()),
         "ingredients": recipe.ingredients,
         "classes": list(model.classes),
+        "temperature": recipe.temperature,  # of `calibrated`; the graph's logits are not divided
         "input": {
             "name": network.argument,
             "dtype": str(given.dtype).removeprefix("torch."),

@@ -96,15 +96,19 @@ def write_card(recipe: RecipeFile, home: Path, folder: Path, notes: list[str]) -
 
 def _facts(recipe: RecipeFile, home: Path, folder: Path, notes: list[str]) -> Facts:
     spec = spec_of(recipe)
-    store = find_place(spec, home).open_store()
-    task, state = task_of(spec.task), find_state(store, spec)
+    task = task_of(spec.task)
+    try:
+        store = find_place(spec, home).open_store()
+    except NotFound:  # a model folder needs no store
+        store = None
+    state = None if store is None else find_state(store, spec)
     used = set(recipe.candidate.checkpoints)
     trials = [] if state is None else state.ingredients
     file = spec.init.file if isinstance(spec.init, FileInit) else None
     return Facts(
         recipe=recipe,
         spec=spec,
-        board=_entry(recipe, spec, store, home),
+        board=None if store is None else _entry(recipe, spec, store, home),
         basis=None if state is None else state.basis,
         trials={i.checkpoint.sha256: i for i in trials if i.checkpoint.sha256 in used},
         origin=Origin(name=file) if file else task.origin(),
@@ -238,6 +242,11 @@ def _scores(facts: Facts) -> Iterator[str]:
 
 
 def _inputs(facts: Facts) -> Iterator[str]:
+    if facts.recipe.temperature is not None:
+        yield (
+            f"For calibrated probabilities, divide the logits by {facts.recipe.temperature:.6g}, a "
+            "temperature that was fitted on held-out data. The NLL and ECE above are without it."
+        )
     yield f"Classes: {_plain(', '.join(facts.spec.task.classes))}."
     if facts.spec.task.kind != "transformers":
         yield (

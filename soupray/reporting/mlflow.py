@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,19 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # stdout is for results
 
+import mlflow.artifacts
+import mlflow.pyfunc
 import msgspec
+import pandas as pd
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from soupray.core.errors import TrackingError, mask
+from soupray.core.errors import SouprayError, TrackingError, mask
 from soupray.core.names import plain
-from soupray.core.ports import Registered, TrackedRun
+from soupray.core.ports import Deployable, Registered, TrackedRun
 from soupray.core.records import digest
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # they log every migration
@@ -29,6 +36,10 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 KEY, TYPE, DIGEST = "soupray.key", "soupray.kind", "soupray.digest"
 CANDIDATE, RECIPE = "soupray.candidate", "soupray.recipe"
+EXTERNAL = "mlflow.model.is_external"
+"""Tag of a version that an older soupray registered, whose files are not in MLflow."""
+MODEL = "model"
+CODE = Path(__file__).parents[1] / "assets" / "registered_model.py"
 PARENT = "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens with training runs
 PAGE, BATCH = 1000, 800
@@ -110,41 +121,50 @@ class MlflowTracker:
                 if run.data.tags.get(TYPE) == kind and key not in keys:
                     self._client.delete_run(run.info.run_id)
 
-    def register(self, champion: Registered) -> None:
+    def register(self, champion: Registered, model: Deployable) -> None:
         """Make `champion` the champion of its registered model. Raises TrackingError.
 
-        It is registered as an external model, because its weights stay in the store. A candidate
-        that has a version already gets no new version.
+        A candidate that has a version already gets no new version.
+
+        Args:
+            champion: the champion.
+            model: its files, which are written into MLflow's artifacts. See docs/decisions/0011.
         """
         with _mapped(self._url):
             name, client = champion.model, self._client
             if not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name)
             for one in client.search_model_versions(f"name = '{name}'"):
-                if one.tags.get(CANDIDATE) == champion.candidate:
+                if one.tags.get(CANDIDATE) == champion.candidate and EXTERNAL not in one.tags:
                     version = one
                     break
             else:
-                run_id = self._known({champion.entry})[champion.entry].info.run_id
-                tags = {
-                    CANDIDATE: champion.candidate,
-                    "soupray.size_bytes": str(champion.size_bytes),
-                    "mlflow.model.is_external": "true",
-                }
-                known = {"soupray.sha256": champion.sha256, RECIPE: champion.recipe}
-                tags |= {tag: value for tag, value in known.items() if value is not None}
-                model = client.create_logged_model(
-                    self._experiment, name=name, source_run_id=run_id, tags=tags
-                )
-                client.finalize_logged_model(model.model_id, "READY")
-                version = client.create_model_version(
-                    name,
-                    champion.weights or champion.recipe or champion.candidate,
-                    run_id=run_id,
-                    model_id=model.model_id,
-                    tags=tags,
-                )
+                version = self._new_version(champion, model)
             client.set_registered_model_alias(name, "champion", version.version)
+
+    def _new_version(self, champion: Registered, model: Deployable) -> ModelVersion:
+        run_id = self._known({champion.entry})[champion.entry].info.run_id
+        known = {"soupray.sha256": champion.sha256, RECIPE: champion.recipe}
+        tags = {
+            CANDIDATE: champion.candidate,
+            "soupray.size_bytes": str(champion.size_bytes),
+            **{tag: value for tag, value in known.items() if value is not None},
+        }
+        logged = self._client.create_logged_model(
+            self._experiment, name=champion.model, source_run_id=run_id, tags=tags
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            model.write(Path(folder, MODEL))
+            _save(Path(folder, "mlflow"), Path(folder, MODEL), model, logged.model_id)
+            self._client.log_model_artifacts(logged.model_id, str(Path(folder, "mlflow")))
+        self._client.finalize_logged_model(logged.model_id, "READY")
+        return self._client.create_model_version(
+            champion.model,
+            logged.artifact_location,  # MLflow looks models:/ID up at its global tracking URI
+            run_id=run_id,
+            model_id=logged.model_id,
+            tags=tags,
+        )
 
     def _known(self, keys: Collection[str]) -> dict[str, Run]:
         """Return the runs with these keys that soupray has written."""
@@ -213,6 +233,8 @@ def _mapped(url: str) -> Iterator[None]:
     """Turn the exceptions of MLflow and its libraries into TrackingError."""
     try:
         yield
+    except SouprayError:  # of the model's files
+        raise
     except Exception as error:  # MLflow raises its own errors, and those of requests and SQLAlchemy
         # Messages of the library requests contain the URL with its password.
         said = str(error).replace(url.rstrip("/"), mask(url).rstrip("/"))
@@ -238,6 +260,34 @@ def _contradicts(there: Run, run: TrackedRun) -> bool:
     )
 
 
+def _save(folder: Path, files: Path, model: Deployable, model_id: str) -> None:
+    """Write a model of MLflow's pyfunc flavour, whose code is `CODE`."""
+    inputs = [ColSpec(DataType.binary if model.reads == "image" else DataType.string, model.reads)]
+    outputs = [ColSpec(DataType.string, "class"), ColSpec(DataType.double, "probability")]
+    params = [
+        ParamSpec("top", DataType.long, 1),
+        ParamSpec("probabilities", DataType.boolean, False),
+        ParamSpec("calibrated", DataType.boolean, False),
+    ]
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(CODE),
+        artifacts={MODEL: str(files)},
+        signature=ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(params)),
+        input_example=pd.DataFrame({model.reads: [model.example]}),
+        pip_requirements=model.requirements,
+        metadata=model.facts,
+        mlflow_model=Model(model_id=model_id),
+    )
+
+
+def _version(client: MlflowClient, name: str, which: str) -> ModelVersion:
+    """Return a version of a registered model: `@ALIAS`, or `/VERSION`."""
+    if which.startswith("@"):
+        return client.get_model_version_by_alias(name, which[1:])
+    return client.get_model_version(name, which[1:])
+
+
 def registered_recipe(url: str, name: str, which: str) -> str | None:
     """Return the address of the recipe file of a registered model; None if it records none.
 
@@ -250,13 +300,38 @@ def registered_recipe(url: str, name: str, which: str) -> str | None:
         TrackingError: MLflow cannot be reached, or has no such model.
     """
     with _mapped(url):
-        client = MlflowClient(tracking_uri=url)
-        if which.startswith("@"):
-            version = client.get_model_version_by_alias(name, which[1:])
-        else:
-            version = client.get_model_version(name, which[1:])
+        version = _version(MlflowClient(tracking_uri=url), name, which)
         found: str | None = version.tags.get(RECIPE)
         return found
+
+
+def registered_folder(url: str, name: str, which: str, cache: Path) -> Path | None:
+    """Return the model folder of a registered model, fetched from MLflow's artifacts.
+
+    Args:
+        url: of MLflow.
+        name: of the registered model.
+        which: `@ALIAS`, or `/VERSION`.
+        cache: folder for what is fetched.
+
+    Returns:
+        The folder; None if an older soupray registered the model, without files.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or has no such model.
+    """
+    with _mapped(url):
+        version = _version(MlflowClient(tracking_uri=url), name, which)
+        if EXTERNAL in version.tags:
+            return None
+        kept = cache / digest(version.source)[:32]
+        if not kept.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as part:
+                where = f"{version.source}/artifacts/{MODEL}"
+                mlflow.artifacts.download_artifacts(where, dst_path=part, tracking_uri=url)
+                Path(part, MODEL).rename(kept)
+        return kept
 
 
 def ping(url: str) -> str:

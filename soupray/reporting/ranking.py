@@ -61,12 +61,31 @@ class Versus(Record, frozen=True, kw_only=True):
     p: float | None
 
 
+class Calibrated(Record, frozen=True, kw_only=True):
+    """What temperature scaling does to an entry (Guo et al., arXiv:1706.04599).
+
+    The probabilities are softmax(logits / T). The most probable class stays the same, and so does
+    the accuracy.
+
+    Attributes:
+        temperature: T, fitted to the entry's NLL on held-out data. 1 if the entry is right on all
+            of these: then every smaller T is better, and the data say nothing about its errors.
+        test_nll: NLL on ID test with T.
+        test_ece: expected calibration error on ID test with T.
+    """
+
+    temperature: float
+    test_nll: float
+    test_ece: float
+
+
 class Entry(Record, frozen=True, kw_only=True):
     """A row of the leaderboard.
 
     `test_on_classes`: for each shift that has only some classes, the ID accuracy on these classes.
     The accuracy on the shift has to be compared with this value. `test_versus_updated`: comparison
     with the best single model that has estimated BatchNorm statistics, if `update_bn` ran.
+    `calibrated`: unset in leaderboards of older versions.
     """
 
     name: str
@@ -86,6 +105,7 @@ class Entry(Record, frozen=True, kw_only=True):
     forward_passes_per_sample: int
     size_bytes: int
     candidate: str
+    calibrated: Calibrated | msgspec.UnsetType = msgspec.UNSET
 
 
 def measured(scores: Scores) -> Measured:
@@ -333,6 +353,10 @@ def one_model(candidate: Candidate) -> WeightCandidate | None:
     return None if isinstance(candidate, OutputEnsemble | VRFEnsemble) else candidate
 
 
+CALIBRATION = ("test_nll", "test_ece", "temperature", "calibrated_test_nll", "calibrated_test_ece")
+"""Columns of leaderboard.csv, in the order in which `as_csv` writes their values."""
+
+
 def as_csv(entries: list[Entry]) -> str:
     """Return the leaderboard as CSV: one row per entry; accuracies and intervals from 0 to 1."""
     shifts = list(entries[0].shifts)
@@ -350,6 +374,7 @@ def as_csv(entries: list[Entry]) -> str:
         *(["p_vs_best_single(bn)"] if entries[0].test_versus_updated else []),
         "forward_passes",
         "size_bytes",
+        *(CALIBRATION if entries[0].calibrated else ()),
     ]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -368,5 +393,8 @@ def as_csv(entries: list[Entry]) -> str:
         if entry.test_versus_updated:
             row += [f"{entry.test_versus_updated.p:.6g}"]
         row += [entry.forward_passes_per_sample, entry.size_bytes]
+        if after := entry.calibrated:
+            quality = (entry.test.nll, entry.test.ece, after.temperature)
+            row += [f"{v:.6f}" for v in (*quality, after.test_nll, after.test_ece)]
         writer.writerow(row)
     return out.getvalue()

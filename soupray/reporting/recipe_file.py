@@ -13,6 +13,7 @@ from soupray.core.candidates import (
     OutputEnsemble,
     VRFEnsemble,
     WeightCandidate,
+    check_temperatures,
     is_estimated,
 )
 from soupray.core.errors import CheckpointError, ChecksumMismatch, ConfigError, one_line
@@ -42,7 +43,8 @@ class RecipeFile(Record, frozen=True, kw_only=True):
     `sha256` is the digest of the safetensors file that `rebuild` writes; None for an ensemble,
     which has several models, and in some files of older versions. `digests` are those of an
     ensemble's soups, by the digest of the soup. `shape` is that of one sample of test: [C, H, W],
-    or [L] for texts.
+    or [L] for texts. `temperature` is that of `ranking.Calibrated`; None in files of older
+    versions.
 
     `ingredients` names the checkpoints for readers: the trial's key, zero_shot or init. `spec`
     gives the store and the model; it contains no secret. `statistics` are the estimated BatchNorm
@@ -61,9 +63,12 @@ class RecipeFile(Record, frozen=True, kw_only=True):
     foreign: tuple[Foreign, ...] = ()
     digests: dict[Sha256, Sha256] = msgspec.field(default_factory=dict)
     shape: tuple[int, ...] | None = None
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse (ValueError) a digest that an ensemble does not have, and missing statistics."""
+        if self.temperature is not None:
+            check_temperatures([self.temperature])
         if self.sha256 is not None and isinstance(self.candidate, OutputEnsemble | VRFEnsemble):
             raise ValueError("an ensemble has several models, and no sha256 of one file")
         for model in self.candidate.members:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from soupray.core.candidates import Candidate, Outcome, mean_of
-from soupray.core.errors import CheckpointError, NotFound
+from soupray.core.errors import CheckpointError, ConfigError, NotFound
 from soupray.core.names import inside
 from soupray.core.ports import Registered, TrackedRun, Tracker
 from soupray.core.records import (
@@ -23,6 +24,7 @@ from soupray.core.records import (
 )
 from soupray.recipes import Wanted
 from soupray.reporting.history import LEADERBOARD, RUN, SoupRun, soup_runs, whole_key
+from soupray.reporting.model_folder import deployable
 from soupray.reporting.plots import draw_all
 from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_model
 from soupray.reporting.recipe_file import Foreign, RecipeFile
@@ -35,6 +37,8 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, find_record, list_ours, read_record, read_view
+
+log = logging.getLogger(__name__)
 
 RUNS = "runs.json"
 CHAMPION = "champion.json"
@@ -228,7 +232,15 @@ def publish(spec: SweepSpec, home: Path) -> int:
     store = services.place.open_store()
     runs = stored_runs(store, spec)
     tracker = open_tracker(spec, services)
-    _index(tracker, runs, find_record(store, _in_store(spec, CHAMPION), Registered))
+    _index(tracker, runs)
+    champion: Registered | None = find_record(store, _in_store(spec, CHAMPION), Registered)
+    if champion is not None:
+        try:
+            model = deployable(stored_recipe(spec, home, None), lambda s: find_place(s, home))
+        except ConfigError as error:  # an older soupray made it
+            log.warning(f"the champion is not registered in MLflow: {error}")
+        else:
+            tracker.register(champion, model)
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for path in store.list(layout.results(spec.name)):
@@ -262,18 +274,25 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
     return [sweep_run(spec, started, finished), *runs.values()]
 
 
-def publish_soup(result: SoupResult, spec: SweepSpec, files: list[Path]) -> None:
-    """Write the runs and figures of a soup into the tracker. Raises TrackingError.
+def publish_soup(result: SoupResult, spec: SweepSpec, home: Path, files: list[Path]) -> None:
+    """Write the runs, the figures and the champion of a soup into the tracker.
 
     Args:
         result: the results of the run.
         spec: the spec of the sweep.
+        home: folder for the state of this machine.
         files: local files; those in SHOWN are attached.
+
+    Raises:
+        TrackingError: the tracker cannot be reached.
     """
     tracker = open_tracker(spec, result.services)
-    runs = stored_runs(result.services.place.open_store(), spec)
-    _index(tracker, runs, _registered(result, spec))
+    _index(tracker, stored_runs(result.services.place.open_store(), spec))
     tracker.attach(spec.name, [p for p in files if p.name in SHOWN])
+    taken = next(o for o in result.outcomes if o.name == result.champion.name)
+    recipe = _recipe(taken, result, spec)
+    model = deployable(recipe, lambda other: find_place(other, home))
+    tracker.register(_registered(result, spec), model)
 
 
 def _made(result: SoupResult) -> SoupRun:
@@ -313,12 +332,10 @@ def recipe_name(entry: str) -> str:
     return f"{slug(entry)}.recipe.json"
 
 
-def _index(tracker: Tracker, runs: list[TrackedRun], champion: Registered | None) -> None:
+def _index(tracker: Tracker, runs: list[TrackedRun]) -> None:
     """Write `runs`, and remove entries that no leaderboard in the store has."""
     tracker.write(runs)
     tracker.keep("entry", {run.key for run in runs})
-    if champion is not None:
-        tracker.register(champion)
 
 
 def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
@@ -342,6 +359,7 @@ def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
 
 def _recipe(outcome: Outcome, result: SoupResult, spec: SweepSpec) -> RecipeFile:
     names, of, members = names_of(result.pool), result.digests, outcome.candidate.members
+    calibrated = next(e.calibrated for e in result.entries if e.name == outcome.name)
     return RecipeFile(
         name=outcome.name,
         recipe=outcome.recipe,
@@ -356,6 +374,7 @@ def _recipe(outcome: Outcome, result: SoupResult, spec: SweepSpec) -> RecipeFile
         foreign=_foreign(outcome, result),
         digests={m.digest: of[m.digest] for m in members if m.digest in of},
         shape=result.basis.shape,
+        temperature=calibrated.temperature if calibrated else None,
     )
 
 

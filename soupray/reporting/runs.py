@@ -125,6 +125,10 @@ def entry_run(
     metrics = comparable(entry.held_out, entry.test, entry.shifts)
     if entry.rank is not None:
         metrics["accuracy/rank"] = entry.rank.accuracy
+    if entry.calibrated:
+        after = entry.calibrated
+        metrics |= {"nll/test_calibrated": after.test_nll, "ece/test_calibrated": after.test_ece}
+        metrics["temperature"] = after.temperature
     metrics["rank"] = float(rank)
     metrics["forward_passes_per_sample"] = float(entry.forward_passes_per_sample)
     metrics["size_mb"] = entry.size_bytes / 1e6

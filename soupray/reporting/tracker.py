@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from soupray.core.ports import Registered, TrackedRun, Tracker
+from soupray.core.ports import Deployable, Registered, TrackedRun, Tracker
 from soupray.services.place import Services
 from soupray.spec.sweep_spec import SweepSpec
 
@@ -30,7 +30,7 @@ class MemoryTracker:
         """Remove the runs of this kind whose key is not in `keys`."""
         self.runs = {k: run for k, run in self.runs.items() if run.kind != kind or k in keys}
 
-    def register(self, champion: Registered) -> None:
+    def register(self, champion: Registered, model: Deployable) -> None:
         """Add `champion` to the list of champions, unless it is there."""
         if champion not in self.champions:
             self.champions.append(champion)

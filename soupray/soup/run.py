@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+import numpy as np
+
 from soupray.core.candidates import Candidate, Outcome, WeightCandidate, as_trained, mean_of
 from soupray.core.errors import CheckpointError, ConfigError, EvaluationError
 from soupray.core.progress import Show
 from soupray.core.records import Basis, Pool, Record, Scores, digest
-from soupray.core.requests import FileDigest
+from soupray.core.requests import FileDigest, Temperature
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.evaluation.selection import HeldOutSelection
@@ -21,7 +24,7 @@ from soupray.recipes import BY_NAME, RECIPES, Wanted, run_recipes, total_cost
 from soupray.recipes.baselines import UPDATE_BN
 from soupray.recipes.recipe import PoolSize
 from soupray.reporting.plots import line_candidates
-from soupray.reporting.ranking import champion, leaderboard, one_model
+from soupray.reporting.ranking import Calibrated, Entry, champion, leaderboard, one_model
 from soupray.reporting.results import SoupResult
 from soupray.search.plan import CODE_VERSION
 from soupray.soup.check import refuse_or_note
@@ -131,6 +134,7 @@ def _result(session: Session, spec: SweepSpec, choices: Choices, key: str) -> So
     reported = _reported(session, asked)
     bodies = session.bodies([o.candidate for o in outcomes])
     entries = leaderboard(outcomes, pool, session.basis, reported, spec.metric, bodies)
+    entries = calibrated(evaluator, entries, outcomes, session.basis)
     taken = champion(entries, outcomes, reported, spec.metric)
     model = one_model(next(o.candidate for o in outcomes if o.name == taken.name))
     return SoupResult(
@@ -320,6 +324,37 @@ def report(
         for candidate, scores in zip(candidates, evaluator.scores(candidates, split), strict=True):
             reported[candidate, split.name] = scores
     return reported | _on_classes_of_shifts(evaluator, candidates, basis)
+
+
+def calibrated(
+    evaluator: StoredEvaluator, entries: list[Entry], outcomes: list[Outcome], basis: Basis
+) -> list[Entry]:
+    """Return the entries with a temperature each, and what it does on test. See `Calibrated`.
+
+    All comes from stored logits.
+
+    Args:
+        evaluator: has the logits of all outcomes.
+        entries: the leaderboard.
+        outcomes: what the recipes chose.
+        basis: the splits.
+    """
+    held_out, test = basis.split("held_out"), basis.split("test")
+    found: dict[str, Calibrated] = {}
+    for outcome in outcomes:
+        model = outcome.candidate
+        if model.digest in found:
+            continue
+        (temperature,) = evaluator.measure([Temperature(candidate=model)], held_out)
+        if outcome.held_out.correct == outcome.held_out.n:
+            temperature = 1.0
+        predictions = evaluator.predictions(model, test)
+        cooled = (predictions.logits / temperature).astype(np.float32)
+        scores = score(msgspec.structs.replace(predictions, logits=cooled))
+        found[model.digest] = Calibrated(
+            temperature=temperature, test_nll=scores.nll, test_ece=scores.ece
+        )
+    return [msgspec.structs.replace(e, calibrated=found[e.candidate]) for e in entries]
 
 
 def _on_classes_of_shifts(

@@ -305,6 +305,10 @@ class Checkpoints:
         """Return the weights in memory, as tensors by name. Raises the errors of `fetch`."""
         return _in_memory(self._open(sha256, WEIGHTS_FIRST))
 
+    def fetch_blob(self, sha256: str) -> Path:
+        """Return a local file with the arrays of a blob. Raises the errors of `fetch`."""
+        return self._when_here(sha256, BLOBS_FIRST)
+
     def load_blob(self, sha256: str) -> Weights:
         """Return the arrays of a blob in memory, by name. Raises the errors of `fetch`."""
         return _in_memory(self._open(sha256, BLOBS_FIRST))

@@ -10,7 +10,7 @@ from pathlib import Path
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Task
 from soupray.spec.task import OpenClipSpec, TaskSpec, TransformersSpec
-from soupray.tasks.files import clip_folder, local_path
+from soupray.tasks.files import LOCAL, clip_folder, local_path
 
 # huggingface_hub reads this when it is imported, by open_clip, timm or transformers.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -35,6 +35,19 @@ def task_of(spec: TaskSpec) -> Task:
     from soupray.tasks.timm import TimmTask
 
     return TimmTask(spec)
+
+
+def reads_from(spec: TaskSpec, folder: Path) -> TaskSpec:
+    """The spec whose task reads its configuration and tokenizer from a folder.
+
+    Args:
+        spec: the task.
+        folder: what `write_files` of the task wrote. If it wrote nothing, the spec stays as it is.
+    """
+    if not folder.is_dir():
+        return spec
+    prefix = LOCAL if isinstance(spec, OpenClipSpec) else ""
+    return spec.model_copy(update={"model": f"{prefix}{folder}"})
 
 
 def local_digests(spec: TaskSpec) -> list[str]:

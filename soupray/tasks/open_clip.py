@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from soupray.core.errors import ConfigError, IncompatibleWeights
 from soupray.core.ports import Origin
+from soupray.spec.preprocessing import CLIP_CONFIG
 from soupray.spec.task import OpenClipSpec
 from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.examples import OPEN_CLIP
@@ -125,6 +126,17 @@ class OpenClipTask:
         found = {name: tensor for name, tensor in found.items() if name not in text}
         return matched(ForeignWeights(found, where), self._classifier(clip))
 
+    def write_files(self, folder: Path) -> None:
+        """Write the configuration of a `local-dir:` model. Others are in the installed packages.
+
+        Args:
+            folder: where the file goes.
+        """
+        if self._spec.model.startswith(LOCAL):
+            assert self._folder is not None
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self._folder / CLIP_CONFIG, folder)
+
     def export(self, weights: Weights, folder: Path) -> str:
         """Write a whole CLIP with this image tower, and the head in a file of its own.
 
@@ -145,7 +157,7 @@ class OpenClipTask:
         head = {n.removeprefix("head."): t for n, t in weights.items() if n.startswith("head.")}
         write_weights(folder / "head.safetensors", head, {})
         config = {"model_cfg": self._config(), "preprocess_cfg": self._inputs()}
-        (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         labels = {"label_names": list(self._spec.classes), "head": "head.safetensors"}
         (folder / "config.json").write_text(json.dumps(labels, indent=2) + "\n")
         if self._vocabulary is not None:
@@ -216,7 +228,7 @@ class OpenClipTask:
         """The architecture in open_clip's configuration format."""
         if self._folder is None:
             return open_clip.get_model_config(self._spec.model)
-        return json.loads((self._folder / "open_clip_config.json").read_text())["model_cfg"]
+        return json.loads((self._folder / CLIP_CONFIG).read_text())["model_cfg"]
 
     @torch.inference_mode()
     def _zero_shot_head(self, clip: Any) -> Weights:

@@ -111,6 +111,9 @@ class TimmTask:
         found = in_order(self._ours(weights, where), named, self._spec.classes, where)
         return matched(ForeignWeights(found, where), self.model())
 
+    def write_files(self, folder: Path) -> None:
+        """Write nothing: timm has its architectures in code."""
+
     def export(self, weights: Weights, folder: Path) -> str:
         """Write a folder as timm writes it for the hub: model.safetensors and config.json.
 

@@ -197,6 +197,16 @@ class TextTask:
         drawn = set(report["missing_keys"])
         return {n: t for n, t in whole.state_dict().items() if n not in drawn} | head
 
+    def write_files(self, folder: Path) -> None:
+        """Write the configuration and the tokenizer, as transformers writes them.
+
+        Args:
+            folder: where the files go.
+        """
+        with _quiet():
+            self._config.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
     def export(self, weights: Weights, folder: Path) -> str:
         """Write a folder as transformers writes it, with the tokenizer.
 
