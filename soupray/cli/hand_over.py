@@ -71,8 +71,8 @@ def export(what: str, home: Path, kind: Format, output: Path | None, as_json: bo
     r"""Write the model WHAT for other programs.
 
     WHAT is a recipe file, a model folder, SWEEP:ENTRY, SWEEP@champion or models:/NAME@ALIAS. An
-    ensemble can be a graph only. A graph is compared with soupray on held-out samples, and is refused if its logits
-    differ.
+    ensemble can be a graph only. A graph is compared with soupray on held-out samples, and is
+    refused if its logits differ.
 
     \b
     soupray export results/digits/greedy.recipe.json --output greedy
@@ -126,7 +126,8 @@ def pull(spec: Path | None, home: Path, output: Path | None) -> None:
 def rebuild(what: str, home: Path, output: Path | None, as_json: bool) -> None:
     r"""Make the weights of WHAT again, byte for byte.
 
-    WHAT is a recipe file, SWEEP:ENTRY, SWEEP@champion or models:/NAME@ALIAS.
+    WHAT is a recipe file, a model folder, SWEEP:ENTRY, SWEEP@champion or models:/NAME@ALIAS. The
+    ingredients are read from the store.
 
     \b
     soupray rebuild results/digits/greedy.recipe.json
