@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -15,17 +16,20 @@ from conftest import inside, leaderboard
 from huggingface_hub import CommitOperationAdd, ModelCard
 from pictures import SPEC, pixels
 from PIL import Image
+from shared import ingredient, scores
 from test_exchange import MIXTRAL, text_world
 from tiny_text import texts, tiny_text, write_world
 
 import soupray
 from soupray.core.candidates import Candidate, VRFEnsemble, ensemble_of, mean_of
 from soupray.core.errors import EvaluationError
+from soupray.core.ports import Origin
 from soupray.core.records import STATISTICS, encode
 from soupray.data.decoding import Look
 from soupray.inference.network import Network
 from soupray.operations import graph_files
 from soupray.operations.exporting import differences, export
+from soupray.operations.model_card import Facts
 from soupray.reporting.model_folder import write_folder
 from soupray.reporting.recipe_file import RecipeFile, spec_of
 from soupray.search.state import find_basis
@@ -347,6 +351,18 @@ def test_differences_are_said_in_words(made):
     assert "divided by 0.9, and their centre was cut out" in said
     assert "the normalised mean of the last hidden state and head.safetensors" in of("mean")
     assert "head" not in of("own")
+
+
+def test_with_weights_of_others_in_it_the_licence_is_not_that_of_the_base():
+    origin = Origin(name="base", licence="mit", read_from="README.md in its folder")
+    mine = ingredient("mine", scores(9))
+    theirs = msgspec.structs.replace(
+        mine, trial=msgspec.structs.replace(mine.trial, method="imported", hparams={"file": "x.pt"})
+    )
+    facts = Facts(*[None] * 4, {}, origin, "", [], {})
+    for trials, licence in (({"a": mine}, "mit"), ({"a": mine, "b": theirs}, "unknown")):
+        assert facts._replace(trials=trials).licence == licence
+    assert facts._replace(trials={"b": theirs}).imported == ["x.pt"]
 
 
 def test_the_licence_is_read_and_never_guessed(made, tmp_path):
