@@ -569,7 +569,8 @@ def test_messages_tables_and_errors_are_printed_without_their_escapes(tmp_path, 
     assert captured.get() == f"{shown}\n  note: forged\n"
     console.tell(hostile)
     assert capsys.readouterr().out == f"{shown}\n"
-    for arguments in (["rank", tmp_path / hostile], ["rebuild", tmp_path / hostile]):
+    recipe = f"{tmp_path / hostile}.recipe.json"
+    for arguments in (["rank", tmp_path / hostile], ["rebuild", recipe], ["export", recipe]):
         done = inside(*arguments, "--home", tmp_path, check=False)
         assert done.returncode == 2
         assert "\x1b" not in done.stderr + done.stdout

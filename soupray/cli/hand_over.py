@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from soupray.cli.options import home_option, json_option, load_named, spec_argument
+
+if TYPE_CHECKING:
+    from soupray.operations.exporting import Format
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
 
@@ -46,28 +50,53 @@ def import_(spec: Path, files: tuple[str, ...], home: Path, as_json: bool) -> No
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("what")
 @home_option
 @click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), help="Default: beside RECIPE."
+    "--format",
+    "kind",
+    type=click.Choice(["library", "onnx", "torch", "hub"]),
+    default="library",
+    show_default=True,
+    help="library: what open_clip, timm or transformers load. onnx, torch: one graph with its "
+    "normalisation. hub: library, with a model card for Hugging Face.",
 )
-def export(recipe: Path, home: Path, output: Path | None) -> None:
-    r"""Write the soup of RECIPE as open_clip, timm or transformers load it.
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder. Default: beside a recipe file, else in results/SWEEP.",
+)
+@json_option
+def export(what: str, home: Path, kind: Format, output: Path | None, as_json: bool) -> None:
+    r"""Write the model WHAT for other programs.
+
+    WHAT is a recipe file, a model folder, SWEEP:ENTRY, SWEEP@champion or models:/NAME@ALIAS. An
+    ensemble can be a graph only. A graph is compared with soupray on held-out samples, and is
+    refused if its logits differ.
 
     \b
     soupray export results/digits/greedy.recipe.json --output greedy
+    soupray export digits@champion --format onnx
+    soupray export digits:greedy --format hub --output to_upload
     """
-    from soupray.cli.console import tell
-    from soupray.reporting.recipe_file import export as write
-    from soupray.reporting.recipe_file import read_recipe, spec_of
-    from soupray.services.place import find_place
+    from soupray.cli.console import Bars, say, tell
+    from soupray.cli.tables import print_json
+    from soupray.operations.exporting import export as write
 
-    read = read_recipe(recipe)
-    folder = output or recipe.with_name(recipe.name.removesuffix(".recipe.json"))
-    loads = write(read, find_place(spec_of(read), home), folder)
-    names = ", ".join(sorted(path.name for path in folder.iterdir()))
-    tell(f"{folder}/ ({names})")
-    tell(loads)
+    done = write(what, home, kind, output, Bars())
+    for note in done.notes:
+        say(f"note: {note}")
+    if as_json:
+        print_json(done)
+        return
+    tell(f"{done.folder}/ ({', '.join(done.files)})")
+    tell(done.loads)
+    if (parity := done.parity) is not None:
+        tell(
+            f"logits differ from soupray's by at most {parity.largest:.2g} on {parity.samples} "
+            f"{parity.inputs} samples (allowed: {parity.allowed:.2g}); the same class for "
+            f"{parity.same_class}"
+        )
 
 
 @click.command()
@@ -86,28 +115,41 @@ def pull(spec: Path | None, home: Path, output: Path | None) -> None:
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("what")
 @home_option
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: beside RECIPE."
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File. Default: beside a recipe file, else in results/SWEEP.",
 )
-def rebuild(recipe: Path, home: Path, output: Path | None) -> None:
-    r"""Make the weights of RECIPE again, byte for byte.
+@json_option
+def rebuild(what: str, home: Path, output: Path | None, as_json: bool) -> None:
+    r"""Make the weights of WHAT again, byte for byte.
+
+    WHAT is a recipe file, a model folder, SWEEP:ENTRY, SWEEP@champion or models:/NAME@ALIAS. The
+    ingredients are read from the store.
 
     \b
     soupray rebuild results/digits/greedy.recipe.json
+    soupray rebuild digits@champion --output champion.safetensors
     """
     from soupray.cli.console import tell
-    from soupray.reporting.recipe_file import read_recipe, spec_of
+    from soupray.cli.tables import print_json
+    from soupray.inference.what import find_recipe
+    from soupray.operations.exporting import beside
     from soupray.reporting.recipe_file import rebuild as make
+    from soupray.reporting.recipe_file import spec_of
     from soupray.services.place import find_place
 
-    read = read_recipe(recipe)
-    target = output or recipe.with_name(recipe.name.removesuffix(".recipe.json") + ".safetensors")
-    sha256 = make(read, find_place(spec_of(read), home), target)
+    recipe = find_recipe(what, home)
+    target = output or beside(what, recipe, ".safetensors")
+    sha256 = make(recipe, find_place(spec_of(recipe), home), target)
+    if as_json:
+        print_json({"file": str(target), "sha256": sha256, "recorded": recipe.sha256})
+        return
     same = (
         "the same bytes as recorded"
-        if read.sha256
+        if recipe.sha256
         else "an older version of soupray, which recorded the digest of one entry only, wrote this "
         "recipe: its ingredients are verified, its bytes have nothing to be compared with. Run "
         "`soupray soup` again to record it"

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+UNKNOWN = "unknown"
+"""The licence of weights whose metadata name none."""
 Accept = Literal["ge", "gt"]
 
 
@@ -135,6 +137,23 @@ class Selection(Protocol):
         ...
 
 
+class Origin(Record, frozen=True, kw_only=True):
+    """The pre-trained weights of a task, and their licence. It is read, never guessed.
+
+    Attributes:
+        name: as the spec writes it.
+        hub: the name of the model on the hub of Hugging Face; None: it is not from there, or it is
+            not known.
+        licence: as the metadata of the weights name it, or UNKNOWN.
+        read_from: the metadata; empty for UNKNOWN.
+    """
+
+    name: str
+    hub: str | None = None
+    licence: str = UNKNOWN
+    read_from: str = ""
+
+
 class Task(Protocol):
     """An architecture, its initial weights, and the way from samples to model inputs."""
 
@@ -194,7 +213,7 @@ class Task(Protocol):
         ...
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> str:
-        """Write weights in the format of the model's library.
+        """Write a folder that the model's library loads: weights, config, class names, inputs.
 
         Args:
             weights: a full state dict of `model()`.
@@ -203,6 +222,17 @@ class Task(Protocol):
         Returns:
             A Python expression that loads the model from `folder`.
         """
+        ...
+
+    def example(self) -> str:
+        """Python code that classifies one input with the library alone.
+
+        It reads an exported folder, which is the current one, and prints the name of a class.
+        """
+        ...
+
+    def origin(self) -> Origin | None:
+        """The pre-trained weights with which `init` starts. None: all its weights are drawn."""
         ...
 
 

@@ -89,10 +89,7 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
     Raises:
         ConfigError: the data cannot be read, or are fewer than the spec needs.
     """
-    source = [spec.data.model_dump(mode="json"), spec.task.classes, spec.seed]
-    source += [list(look_of(spec, side=0, train=False))]
-    key = digest([CACHE_VERSION, *source, *fingerprints(spec.data)])
-    folder = cache / key[:32]
+    folder = _folder_of(spec, cache)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not is_whole(folder):
@@ -107,6 +104,27 @@ def open_data(spec: SweepSpec, cache: Path) -> Data:
             finally:
                 shutil.rmtree(part, ignore_errors=True)
     return Data(folder, functools.partial(_streamed, spec, folder))
+
+
+def find_data(spec: SweepSpec, cache: Path) -> Data | None:
+    """The data of a sweep, if they are decoded on this machine already and did not change.
+
+    Args:
+        spec: of the sweep.
+        cache: the folder for all data caches of the node.
+    """
+    try:
+        folder = _folder_of(spec, cache)
+    except ConfigError:  # their source is not on this machine
+        return None
+    return Data(folder, functools.partial(_streamed, spec, folder)) if is_whole(folder) else None
+
+
+def _folder_of(spec: SweepSpec, cache: Path) -> Path:
+    """The folder of the decoded data: its name is a digest of all that shapes them."""
+    source = [spec.data.model_dump(mode="json"), spec.task.classes, spec.seed]
+    source += [list(look_of(spec, side=0, train=False))]
+    return cache / digest([CACHE_VERSION, *source, *fingerprints(spec.data)])[:32]
 
 
 def build_folder(spec: SweepSpec, folder: Path) -> None:

@@ -74,18 +74,36 @@ def load_found(found: Found, home: Path, device: str | None, batch_size: int | N
     """
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size = {batch_size}: it is at least 1.")
-    here, (recipe, folder) = found_device(device), found
-    specs = specs_of(recipe) if folder is None else moved_specs(recipe, folder)
+    here, recipe = found_device(device), found.recipe
+    sources = sources_of(found, home)
+    predictor = Predictor(recipe, sources, here, batch_size)
+    reader = _reader(_specs(found)[""], recipe, sources[""], home)
+    runs = Runs(here, batch_size or sources[""].setting.batch_size)
+    return Model(recipe, predictor, reader, runs)
+
+
+def sources_of(found: Found, home: Path) -> dict[str, ModelSource]:
+    """Return where the models of a recipe come from.
+
+    Args:
+        found: the recipe, and its model folder if there is one.
+        home: folder for the state of this machine.
+
+    Returns:
+        Sources by checkpoint for checkpoints of other specs; the key "" has that of all others.
+    """
+    recipe, folder = found
 
     @functools.cache
     def source(spec: SweepSpec) -> ModelSource:
         return _stored(spec, recipe, home) if folder is None else _in_folder(spec, recipe, folder)
 
-    sources = {checkpoint: source(spec) for checkpoint, spec in specs.items()}
-    predictor = Predictor(recipe, sources, here, batch_size)
-    reader = _reader(specs[""], recipe, sources[""], home)
-    runs = Runs(here, batch_size or sources[""].setting.batch_size)
-    return Model(recipe, predictor, reader, runs)
+    return {checkpoint: source(spec) for checkpoint, spec in _specs(found).items()}
+
+
+def _specs(found: Found) -> dict[str, SweepSpec]:
+    recipe, folder = found
+    return specs_of(recipe) if folder is None else moved_specs(recipe, folder)
 
 
 def found_device(device: str | None) -> str:

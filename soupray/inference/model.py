@@ -11,6 +11,7 @@ from scipy.special import softmax
 from soupray.core.arrays import Images, Logits, Probabilities
 from soupray.core.errors import ConfigError
 from soupray.inference.inputs import Read, Reader, all_read
+from soupray.inference.network import Network, network_of
 from soupray.inference.predictor import Predictor
 from soupray.reporting.recipe_file import RecipeFile, spec_of
 
@@ -160,6 +161,14 @@ class Model:
         if len(samples) == 0:
             return np.zeros((0, len(self.classes)), np.float32)
         return self._predictor.logits(samples)
+
+    def network(self) -> Network:
+        """Return the whole model as one module of torch: images or token ids to logits.
+
+        Raises:
+            ConfigError: it cannot be one, as VRF.
+        """
+        return network_of(self._predictor, self.name, self._spec.task)
 
     def summary(self) -> str:
         """Return what the model is and what it reads, in a few lines of text."""

@@ -25,8 +25,6 @@ from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.weights_file import digest_of, sha256_of, write_weights
-from soupray.tasks import task_of
-from soupray.tasks.foreign import ForeignWeights, matched
 
 FORMAT: Literal[1] = 1
 """Version of the form of recipe files."""
@@ -159,36 +157,13 @@ def rebuild(recipe: RecipeFile, place: Place, output: Path) -> str:
     return sha256
 
 
-def export(recipe: RecipeFile, place: Place, folder: Path) -> str:
-    """Write the soup in the format of the library of its task.
-
-    Args:
-        recipe: the recipe.
-        place: the store.
-        folder: where the files are written.
-
-    Returns:
-        The code with which the library loads the soup.
-
-    Raises:
-        ConfigError: the recipe is an ensemble, which has several models.
-        IncompatibleWeights: the weights are not those of the model in the recipe's spec.
-        ChecksumMismatch: the weights differ from those that the recipe recorded.
-        NotFound: an ingredient is no longer in the store.
-    """
-    weights = weights_of(_one_model(recipe), recipe, _checkpoints(place))
-    task = task_of(spec_of(recipe).task)
-    matched(ForeignWeights(weights, recipe.name), task.model())
-    folder.mkdir(parents=True, exist_ok=True)
-    return task.export(weights, folder)
-
-
 def _one_model(recipe: RecipeFile) -> WeightCandidate:
     candidate = recipe.candidate
     if isinstance(candidate, OutputEnsemble | VRFEnsemble):
         raise ConfigError(
             f"{recipe.name} is an ensemble of {len(candidate.members)} models: there are no "
-            "weights to write. Use it with soupray.load(RECIPE)."
+            "weights to write. Use it with soupray.load, or export it: `soupray export --format "
+            "onnx`."
         )
     return candidate
 

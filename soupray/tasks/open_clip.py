@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from soupray.core.errors import ConfigError, IncompatibleWeights
+from soupray.core.ports import Origin
 from soupray.spec.preprocessing import CLIP_CONFIG
 from soupray.spec.task import OpenClipSpec
 from soupray.store.weights_file import Weights, write_weights
-from soupray.tasks.files import LOCAL, clip_folder, not_reached
+from soupray.tasks.examples import OPEN_CLIP
+from soupray.tasks.files import LOCAL, PACKAGED, clip_folder, not_reached
 from soupray.tasks.foreign import (
     ForeignWeights,
     in_order,
@@ -28,9 +30,12 @@ from soupray.tasks.foreign import (
     renamed,
     unwrapped,
 )
+from soupray.tasks.origin import folder_origin, hub_origin, packaged_origin
 from soupray.tasks.pixels import Pixels
 from soupray.tasks.vocabulary import CutTokenizer
 
+HUB = "hf-hub:"
+"""Before the name of a model of the hub, as open_clip writes it."""
 _PUBLISHED = "classification_head."
 """Prefix of the head's tensors in the models of arXiv:2203.05482. Those of the CLIP have the prefix
 `model.`."""
@@ -135,6 +140,9 @@ class OpenClipTask:
     def export(self, weights: Weights, folder: Path) -> str:
         """Write a whole CLIP with this image tower, and the head in a file of its own.
 
+        open_clip_config.json has the architecture and the inputs, config.json the names of the
+        classes. The tokenizer is there if the text tower has one of its own.
+
         Args:
             weights: a full state dict of `model()`.
             folder: where the files go.
@@ -148,29 +156,50 @@ class OpenClipTask:
         write_weights(file, clip.state_dict() | towers, {})
         head = {n.removeprefix("head."): t for n, t in weights.items() if n.startswith("head.")}
         write_weights(folder / "head.safetensors", head, {})
+        config = {"model_cfg": self._config(), "preprocess_cfg": self._inputs()}
+        (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        labels = {"label_names": list(self._spec.classes), "head": "head.safetensors"}
+        (folder / "config.json").write_text(json.dumps(labels, indent=2) + "\n")
+        if self._vocabulary is not None:
+            shutil.copy(self._vocabulary, folder)
+        elif config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name"):
+            self._tokenizer().save_pretrained(str(folder))
+        return f"open_clip.create_model({f'{LOCAL}{folder}'!r})"
+
+    def example(self) -> str:
+        """Code for open_clip's image tower and transform, and for the head."""
+        return OPEN_CLIP
+
+    def origin(self) -> Origin:
+        """The folder, the tag or the file of the spec."""
+        spec = self._spec
+        if spec.model.startswith(PACKAGED):
+            return packaged_origin(spec.model)
         if self._folder:
-            for beside in (CLIP_CONFIG, "vocabulary.json"):
-                if (self._folder / beside).exists():
-                    shutil.copy(self._folder / beside, folder)
-            return f"open_clip.create_model({f'{LOCAL}{folder}'!r})"
-        more = ""
-        if (
-            self._spec.mean
-            or self._spec.std
-            or (self._spec.interpolation, self._spec.resize)
-            != (
-                "bicubic",
-                "shortest",
-            )
-        ):
-            about = {
-                "mean": tuple(self.pixels.mean),
-                "std": tuple(self.pixels.std),
-                "interpolation": self._spec.interpolation,
-                "resize_mode": self._spec.resize,
-            }
-            more = f", force_preprocess_cfg={about!r}"
-        return f"open_clip.create_model({self._spec.model!r}, pretrained={str(file)!r}{more})"
+            return folder_origin(spec.model, self._folder)
+        if spec.model.startswith(HUB):
+            return hub_origin(spec.model.removeprefix(HUB), spec.model)
+        name = f"{spec.model}, {spec.pretrained}"
+        about = open_clip.get_pretrained_cfg(spec.model, spec.pretrained or "")
+        hub = about.get("hf_hub", "").rpartition("/")[0]  # the last part is the name of a file
+        return hub_origin(hub, name) if hub else Origin(name=name)
+
+    def _inputs(self) -> dict[str, Any]:
+        """The inputs as open_clip's transform has them. It has two interpolations, and no crop."""
+        known = self._spec.interpolation in ("bilinear", "bicubic")
+        return {
+            "size": list(self.pixels.size),
+            "mean": list(self.pixels.mean),
+            "std": list(self.pixels.std),
+            "interpolation": self._spec.interpolation if known else "bicubic",
+            "resize_mode": self._spec.resize,
+        }
+
+    @property
+    def _vocabulary(self) -> Path | None:
+        """The file of a `CutTokenizer`. None: the tokenizer is open_clip's."""
+        file = self._folder / "vocabulary.json" if self._folder else None
+        return file if file is not None and file.exists() else None
 
     def _clip(self, pretrained: bool) -> Any:
         name = f"{LOCAL}{self._folder}" if self._folder else self._spec.model
@@ -230,8 +259,8 @@ class OpenClipTask:
         return {"head.weight": head.to("cpu", copy=True), **bias}
 
     def _tokenizer(self) -> Any:
-        if self._folder and (self._folder / "vocabulary.json").exists():
-            kept = json.loads((self._folder / "vocabulary.json").read_text())
+        if self._vocabulary is not None:
+            kept = json.loads(self._vocabulary.read_text())
             length = self._config()["text_cfg"]["context_length"]
             return CutTokenizer(kept["full_token_ids"], length)
         with _explained(self._spec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import timm
 import torch
 
 from soupray.core.errors import ConfigError
+from soupray.core.ports import Origin
 from soupray.spec.task import TimmSpec
 from soupray.store.weights_file import Weights, write_weights
+from soupray.tasks.examples import timm_example
 from soupray.tasks.files import local_path, not_reached
 from soupray.tasks.foreign import (
     NOT_WEIGHTS,
@@ -29,9 +32,13 @@ from soupray.tasks.pixels import Pixels
 
 BODY = "body."
 
-
 FEW = 16
 """More than the heads of any model of timm (8)."""
+
+ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
+"""Fields of timm's configuration that are about certain weights, not about the architecture."""
+OTHER_INPUTS = ("test_input_size", "test_crop_pct", "test_pool_size")
+"""Fields with the inputs on which timm evaluated its own weights."""
 
 
 class TimmClassifier(torch.nn.Module):
@@ -108,26 +115,82 @@ class TimmTask:
         """Write nothing: timm has its architectures in code."""
 
     def export(self, weights: Weights, folder: Path) -> str:
-        """Write the weights as one file, with the tensor names of timm.
+        """Write a folder as timm writes it for the hub: model.safetensors and config.json.
+
+        config.json has the names of the classes, the arguments of the model, and its inputs.
 
         Args:
             weights: a full state dict of `model()`.
-            folder: where the file goes.
+            folder: where the files go.
 
         Returns:
             A Python expression that loads the model with timm.
         """
-        spec, classes = self._spec, len(self._spec.classes)
-        whole = self._made(spec.model, num_classes=classes).state_dict()
+        spec = self._spec
+        whole = self._made(spec.model, num_classes=len(spec.classes))
         # Counters of batches stay 0.
-        named = whole | _timm_weights(weights, self._heads, self._shapes)
-        file = folder / "model.safetensors"
-        write_weights(file, named, {})
-        args = "".join(f", {name}={value!r}" for name, value in spec.args.items())
-        return (
-            f"timm.create_model({spec.model!r}, num_classes={classes}, "
-            f"checkpoint_path={str(file)!r}{args})"
-        )
+        named = whole.state_dict() | _timm_weights(weights, self._heads, self._shapes)
+        whole.load_state_dict(named)
+        # What timm says about the architecture's usual weights is not true of others.
+        about = {n: v for n, v in whole.pretrained_cfg.items() if n not in ORIGIN + OTHER_INPUTS}
+        true = self._about_tag()
+        whole.pretrained_cfg = about | {n: true[n] for n in ORIGIN if n in true}
+        labels = {"label_names": list(spec.classes)}
+        timm.models.save_for_hf(whole, str(folder), labels, safe_serialization=True)
+        config = json.loads((folder / "config.json").read_text())
+        config["pretrained_cfg"] |= self._inputs(config["pretrained_cfg"])
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        # Again: these bytes depend only on the weights, and others than the owner may read them.
+        write_weights(folder / "model.safetensors", named, {})
+        return f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
+
+    def _inputs(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs of the evaluation as timm's transform has them.
+
+        Args:
+            about: what timm writes about the inputs of the architecture.
+        """
+        spec = self._spec
+        size = [len(spec.mean), spec.size, spec.size]
+        return {
+            "input_size": size,
+            # Else timm would make another model, for that size; this one reads it all the same.
+            "fixed_input_size": about["fixed_input_size"] and list(about["input_size"]) == size,
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "interpolation": spec.interpolation,
+            "crop_pct": spec.crop,
+            "crop_mode": {"shortest": "center", "squash": "squash"}[spec.resize],
+        }
+
+    def example(self) -> str:
+        """Code for `timm.create_model`, with timm's own transform."""
+        return timm_example(len(self._spec.mean))
+
+    def origin(self) -> Origin | None:
+        """The tag or the file of the spec, with the licence that timm names for the tag."""
+        spec = self._spec
+        if not spec.pretrained:
+            return None
+        if self._pretrained_file() is not None:
+            return Origin(name=f"{spec.model}, {spec.pretrained}")
+        name, about = f"{spec.model}.{spec.pretrained}", self._about_tag()
+        hub, licence = about.get("hf_hub_id"), about.get("license")
+        if licence is None:
+            return Origin(name=name, hub=hub)
+        return Origin(name=name, hub=hub, licence=licence, read_from="timm's configuration")
+
+    def _about_tag(self) -> dict[str, Any]:
+        """What timm knows about the weights of the spec's tag; empty without a tag."""
+        spec = self._spec
+        if not spec.pretrained or self._pretrained_file() is not None:
+            return {}
+        try:
+            about = timm.get_pretrained_cfg(f"{spec.model}.{spec.pretrained}")
+        except (RuntimeError, ValueError):  # no tag of this version of timm
+            return {}
+        known: dict[str, Any] = {} if about is None else about.to_dict()
+        return known
 
     def _ours(self, weights: Weights, where: str) -> Weights:
         """The tensors under soupray's names, from soupray's names or timm's."""

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 import transformers
 
 from soupray.core.errors import ConfigError, one_line
+from soupray.core.ports import Origin
 from soupray.core.texts import unpack
 from soupray.spec.task import TransformersSpec
 from soupray.store.weights_file import Weights, write_weights
+from soupray.tasks.examples import transformers_example
 from soupray.tasks.files import PACKAGE, local_path, not_reached
 from soupray.tasks.foreign import (
     NOT_WEIGHTS,
@@ -30,6 +32,7 @@ from soupray.tasks.foreign import (
     separate,
     unwrapped,
 )
+from soupray.tasks.origin import folder_origin, hub_origin
 
 BODY, HEAD = "body.", "head."
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -205,10 +208,11 @@ class TextTask:
             self.tokenizer.save_pretrained(folder)
 
     def export(self, weights: Weights, folder: Path) -> str:
-        """Write a folder as transformers writes it.
+        """Write a folder as transformers writes it, with the tokenizer.
 
         With `pooling: own`, the model in the folder is a classifier with the head. Otherwise it is
-        the body, and the head is in a file of its own, head.safetensors.
+        the body, and the head is in a file of its own, head.safetensors. config.json has the names
+        of the classes.
 
         Args:
             weights: a full state dict of `model()`.
@@ -227,15 +231,38 @@ class TextTask:
         whole.load_state_dict(whole.state_dict() | theirs)
         if self._spec.pooling == "own":  # GPT-2 finds the last token by it
             whole.config.pad_token_id = self.tokenizer.pad_token_id
+            whole.config.problem_type = "single_label_classification"
         whole.config.id2label = dict(enumerate(self._spec.classes))
         whole.config.label2id = {name: i for i, name in enumerate(self._spec.classes)}
         with _quiet():
             whole.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+        self.save_tokenizer(folder)
         if self._spec.pooling != "own":
             head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
             write_weights(folder / "head.safetensors", head, {})
         return f"transformers.{kind.__name__}.from_pretrained({str(folder)!r})"
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the files of the tokenizer. It cuts texts to the spec's `max_tokens`, if it cuts.
+
+        Args:
+            folder: where the files go.
+        """
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.model_max_length = self._spec.max_tokens
+        with _quiet():
+            tokenizer.save_pretrained(folder)
+
+    def example(self) -> str:
+        """Code for the classifier of transformers, or for its body and the head."""
+        return transformers_example(self._kind()[0].__name__, self._spec)
+
+    def origin(self) -> Origin:
+        """The folder, or the model of the hub, that the spec names."""
+        folder = local_folder(self._spec.model)
+        if folder is not None:
+            return folder_origin(self._spec.model, folder)
+        return hub_origin(self._spec.model, self._spec.model)
 
     def _outline(self) -> torch.nn.Module | None:
         """The model without the values of its weights, made in no time.

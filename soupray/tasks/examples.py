@@ -1,0 +1,94 @@
+"""Code that classifies one input with an exported folder, with the model's library alone.
+
+The tests run it. It is Python as a user may paste it; the folder is the current one.
+"""
+
+from __future__ import annotations
+
+from soupray.spec.task import TransformersSpec
+
+OPEN_CLIP = """\
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+folder = "."  # this folder: huggingface_hub.snapshot_download fetches it
+clip, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+head = load_file(f"{folder}/head.safetensors")
+classes = json.loads(Path(folder, "config.json").read_text())["label_names"]
+image = transform(Image.open("photo.png"))
+with torch.inference_mode():
+    features = torch.nn.functional.normalize(clip.eval().encode_image(image[None]), dim=-1)
+    logits = torch.nn.functional.linear(features, head["weight"], head.get("bias"))
+print(classes[int(logits.argmax())])
+"""
+
+_TIMM = """\
+import timm
+import torch
+from PIL import Image
+
+folder = "."  # this folder: huggingface_hub.snapshot_download fetches it
+model = timm.create_model(f"local-dir:{{folder}}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+image = transform(Image.open("photo.png").convert("{mode}"))
+with torch.inference_mode():
+    logits = model(image[None])
+print(model.pretrained_cfg["label_names"][int(logits.argmax())])
+"""
+
+_TRANSFORMERS = """\
+import torch
+from transformers import AutoTokenizer, {kind}
+
+folder = "."  # this folder: huggingface_hub.snapshot_download fetches it
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {kind}.from_pretrained(folder).eval()
+text = "Write a text here."
+tokens = tokenizer([text], truncation=True, return_token_type_ids=False, return_tensors="pt")
+with torch.inference_mode():
+    {logits}
+print(model.config.id2label[int(logits.argmax())])
+"""
+_POOLED = {
+    "mean": """\
+mask = tokens["attention_mask"][..., None]
+    features = (states * mask).sum(1) / mask.sum(1)""",
+    "cls": "features = states[:, 0]",
+}
+_NORMALISED = """
+    features = torch.nn.functional.normalize(features, dim=-1)"""
+_WITH_HEAD = """\
+states = model(**tokens).last_hidden_state
+    {features}
+    head = load_file(f"{{folder}}/head.safetensors")
+    logits = torch.nn.functional.linear(features, head["weight"], head.get("bias"))"""
+
+
+def timm_example(channels: int) -> str:
+    """Return the code for a model of timm.
+
+    Args:
+        channels: of its inputs. One: pictures are made grey.
+    """
+    return _TIMM.format(mode="L" if channels == 1 else "RGB")
+
+
+def transformers_example(kind: str, spec: TransformersSpec) -> str:
+    """Return the code for a model of transformers.
+
+    Args:
+        kind: the class of transformers that loads it.
+        spec: says how features are made. With `pooling: own` the model has the head in it.
+    """
+    if spec.pooling == "own":
+        return _TRANSFORMERS.format(kind=kind, logits="logits = model(**tokens).logits")
+    features = _POOLED[spec.pooling] + (_NORMALISED if spec.normalise else "")
+    code = _TRANSFORMERS.format(kind=kind, logits=_WITH_HEAD.format(features=features))
+    return code.replace(
+        "from transformers", "from safetensors.torch import load_file\nfrom transformers"
+    )
