@@ -186,6 +186,22 @@ def test_mlflow_away_is_not_fatal(run, fresh):
     assert leaderboard(fresh.output) == leaderboard(run.output)
 
 
+def test_mlflow_says_what_to_take_and_links_soups_to_their_trials(run):
+    runs = {r.info.run_name: r for r in run.tracked()}
+    parent, greedy = runs["sweep mini"], runs["greedy"]
+    assert parent.data.tags["mlflow.note.content"].startswith("Take ")
+    entry = next(e for e in leaderboard(run.output) if e["name"] == "greedy")
+    by_id = {r.info.run_id: r for r in run.tracked()}
+    linked = re.findall(
+        r"\(#/experiments/\d+/runs/(\w+)\)", greedy.data.tags["mlflow.note.content"]
+    )
+    assert [by_id[one].data.tags["soupray.key"].rpartition("/")[2] for one in linked] == entry[
+        "ingredients"
+    ]
+    for one, share in zip(linked, entry["coefficients"], strict=True):
+        assert by_id[one].data.metrics["coefficient/greedy"] == share
+
+
 def test_the_champion_is_registered_and_a_version_only_once(run, fresh):
     from mlflow.tracking import MlflowClient
 

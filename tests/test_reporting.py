@@ -47,10 +47,11 @@ from soupray.reporting.ranking import (
     one_model,
     shift_mean,
 )
-from soupray.reporting.runs import entry_run, sweep_run, trial_run
+from soupray.reporting.runs import Board, entry_run, sweep_run, trial_run
+from soupray.reporting.verdict import verdict
 
 
-def test_the_order_is_held_out_then_cost_then_name_whatever_comes_first():
+def test_the_order_is_held_out_then_cost_then_nll_then_name_whatever_comes_first():
     one = mean_of([sha("a")])
     two = ensemble_of([(one, 1, 1.0), (mean_of([sha("b")]), 1, 1.0)], 2, "probabilities")
 
@@ -70,6 +71,9 @@ def test_the_order_is_held_out_then_cost_then_name_whatever_comes_first():
         entries = leaderboard(list(shuffled), POOL, BASIS, same)
         assert [e.name for e in entries] == ["d", "b", "c", "a", "e"]
     assert [e.size_bytes for e in entries] == [4000, 2000, 2000, 4000, 2000]
+    surer = msgspec.structs.replace(rows[2].held_out, nll=0.1)
+    rows[2] = msgspec.structs.replace(rows[2], held_out=surer)
+    assert [e.name for e in leaderboard(rows, POOL, BASIS, same)] == ["d", "c", "b", "a", "e"]
 
 
 def test_with_a_rank_split_the_order_is_by_it_and_nothing_else():
@@ -427,6 +431,41 @@ def test_what_all_trials_share_is_a_parameter_of_the_sweep_and_not_of_each():
     params = sweep_run(SPEC, started=1.0).params
     assert (params["batch_size"], params["epochs"], params["trials"]) == ("20", "2", "2")
     assert "lr" not in params
+
+
+def test_a_sweep_says_what_to_take_and_has_the_numbers_of_the_champion():
+    champion = Champion(name="greedy", first="greedy", equals=("greedy",), samples=N)
+    run = sweep_run(SPEC, 1.0, 2.0, Board(ENTRIES, champion))
+    said = verdict(ENTRIES, champion, SPEC.name, SPEC.metric).lines
+    assert run.note.startswith("\n\n".join(said))
+    assert "| 1 | **greedy** | 70.0 | 55.0 | 1 |" in run.note
+    assert run.metrics["accuracy/test"] == 0.7
+    assert run.metrics["best_single/accuracy/test"] == 0.5
+    assert run.metrics["gain/test"] == pytest.approx(0.2)
+    assert run.metrics["gain/shift_mean"] == 0
+    assert sweep_run(SPEC, 1.0).note == ""
+
+
+def test_a_trial_has_the_coefficient_that_each_soup_gives_it():
+    """Which hyperparameters make good ingredients: a parallel plot of these metrics says it."""
+    run = trial_run(SPEC, TRIED, REPORTED[SINGLE, "test"], SHIFTED, ENTRIES)
+    found = {
+        k.removeprefix("coefficient/"): v for k, v in run.metrics.items() if "coefficient" in k
+    }
+    assert found["greedy"] == found["uniform"] == 0.5
+    assert found["wise_ft_greedy_half"] == 0.25
+    assert found["wise_ft_best_single_half"] == 0.5
+    assert "best_single" not in found
+
+
+def test_an_entry_names_its_ingredients_with_coefficients_and_links():
+    run = entry_run(SPEC, sha("board"), BY_NAME["wise_ft(greedy, half)"], GREEDY, 3, 300.0)
+    assert run.links == (
+        ("0.5 of zero_shot", f"{SPEC.name}/trial/zero_shot"),
+        ("0.25 of a", f"{SPEC.name}/trial/a"),
+        ("0.25 of b", f"{SPEC.name}/trial/b"),
+    )
+    assert run.note == "Place 3 of the leaderboard. Made of 3:"
 
 
 def test_after_the_choice_a_trial_shows_what_an_entry_shows_under_the_same_names():

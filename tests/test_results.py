@@ -8,7 +8,8 @@ import pytest
 from conftest import inside, leaderboard, mini_text
 
 from soupray.core.errors import CheckpointError
-from soupray.reporting.results import pull, recipes_in, remove_stale, slug
+from soupray.core.names import slug
+from soupray.reporting.results import pull, recipes_in, remove_stale
 from soupray.soup.compare import paired_error
 from soupray.spec.sweep_spec import parse
 from soupray.store.objects import open_store

@@ -106,6 +106,7 @@ class InMlflow:
             started=run.info.start_time / 1000,
             finished=run.info.end_time / 1000 if run.info.end_time else None,
             failed=run.info.status == "FAILED",
+            note=tags.get("mlflow.note.content", ""),
         )
 
     def rows(self) -> int:
@@ -198,6 +199,12 @@ class TestContract:
         looked.tracker.write(entries)  # chosen again, it is there again
         assert looked.runs()["s/entry/greedy"] == entries[0]
 
+    def test_a_note_that_changes_keeps_its_run(self, looked):
+        looked.tracker.write([SWEEP])
+        for note in ("first", "**then** this\n\n| a | b |"):
+            looked.tracker.write([msgspec.structs.replace(SWEEP, note=note, metrics={"x": 1.0})])
+            assert looked.runs()["s"].note == note
+
     def test_a_file_is_attached_to_its_run(self, looked, tmp_path):
         (tmp_path / "board.csv").write_text("rank,name\n")
         looked.tracker.write([SWEEP])
@@ -226,6 +233,21 @@ def test_a_run_that_was_half_written_is_completed_without_a_row_twice(mlflow):
     mlflow.tracker.write([SWEEP, trial_run()])
     assert mlflow.runs() == {"s": SWEEP, "s/trial/a": trial_run()}
     assert mlflow.rows() == 4
+
+
+def test_a_note_ends_with_links_to_the_pages_of_other_runs(mlflow):
+    links = (("0.5 of a", "s/trial/a"), ("of what is gone", "s/trial/x"))
+    entry = trial_run("s/entry/e", kind="entry", note="Made of", links=links)
+    mlflow.tracker.write([SWEEP, trial_run(), entry])
+    (made,) = (r for r in mlflow.found() if r.data.tags["soupray.key"] == "s/entry/e")
+    (trial,) = (r for r in mlflow.found() if r.data.tags["soupray.key"] == "s/trial/a")
+    assert made.data.tags["mlflow.note.content"] == (
+        f"Made of\n\n[0.5 of a](#/experiments/{mlflow.id}/runs/{trial.info.run_id}), "
+        "of what is gone"
+    )
+    ids = {r.info.run_id for r in mlflow.found()}
+    mlflow.tracker.write([msgspec.structs.replace(SWEEP, note="new")])
+    assert {r.info.run_id for r in mlflow.found()} == ids
 
 
 def test_more_points_than_a_batch_holds_are_all_written(mlflow):

@@ -66,6 +66,11 @@ def _part(name: str) -> str:
     return name
 
 
+def slug(name: str) -> str:
+    """A name for files and metrics: wise_ft(greedy, best) becomes wise_ft_greedy_best."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
 def plain(text: str) -> str:
     r"""`text` on one line, with escapes like \x1b in place of all characters that are not shown."""
     return _UNPRINTED.sub(_escaped, text)

@@ -248,6 +248,8 @@ class TrackedRun(Record, frozen=True, kw_only=True):
         curves: (step, value) pairs by metric.
         started, finished: Unix time in seconds. `finished` is None while the run goes on.
         failed: the run ended without a result.
+        note: what the page of the run says above all else, in Markdown.
+        links: (text, key) of runs that the note names at its end.
     """
 
     key: Quotable
@@ -261,6 +263,8 @@ class TrackedRun(Record, frozen=True, kw_only=True):
     started: float
     finished: float | None
     failed: bool = False
+    note: str = ""
+    links: tuple[tuple[str, Quotable], ...] = ()
 
 
 class Registered(Record, frozen=True, kw_only=True):

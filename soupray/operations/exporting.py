@@ -14,6 +14,7 @@ import torch
 
 from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightCandidate
 from soupray.core.errors import ConfigError
+from soupray.core.names import slug
 from soupray.core.ports import Task
 from soupray.core.progress import Progress, Show
 from soupray.core.records import Record
@@ -24,7 +25,6 @@ from soupray.inference.what import find
 from soupray.operations.graph_files import Parity, require_onnx, write_graph
 from soupray.operations.model_card import write_card
 from soupray.reporting.recipe_file import RecipeFile, spec_of
-from soupray.reporting.results import slug
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import OpenClipSpec, TransformersSpec
 from soupray.store.weights_file import Weights

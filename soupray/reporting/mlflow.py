@@ -40,7 +40,7 @@ EXTERNAL = "mlflow.model.is_external"
 """Tag of a version that an older soupray registered, whose files are not in MLflow."""
 MODEL = "model"
 CODE = Path(__file__).parents[1] / "assets" / "registered_model.py"
-PARENT = "mlflow.parentRunId"
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens with training runs
 PAGE, BATCH = 1000, 800
 FEW = 20
@@ -84,8 +84,10 @@ class MlflowTracker:
         """
         runs = [_shown(run) for run in runs]
         with _mapped(self._url):
-            parents = {run.parent for run in runs if run.parent} - self._parents.keys()
-            known = self._parents | self._known({run.key for run in runs} | parents)
+            named = {run.parent for run in runs if run.parent}
+            named |= {key for run in runs for _, key in run.links}
+            wanted = {run.key for run in runs} | (named - self._parents.keys())
+            known = self._parents | self._known(wanted)
             for run in runs:
                 there = known.get(run.key)
                 if there is not None and _contradicts(there, run):
@@ -96,7 +98,7 @@ class MlflowTracker:
                     known[run.key] = there
                 self._link(there, run, known)
                 if there.data.tags.get(DIGEST) != digest(run):
-                    self._fill(there.info.run_id, run)
+                    self._fill(there.info.run_id, run, known)
             self._parents = {key: known[key] for key in {r.parent for r in runs if r.parent}}
 
     def attach(self, key: str, files: Sequence[Path]) -> None:
@@ -208,7 +210,7 @@ class MlflowTracker:
             if there.data.tags.get(PARENT) != parent:
                 self._client.set_tag(there.info.run_id, PARENT, parent)
 
-    def _fill(self, run_id: str, run: TrackedRun) -> None:
+    def _fill(self, run_id: str, run: TrackedRun, known: dict[str, Run]) -> None:
         """Write the content of a run in batches; the digest comes last and marks it as complete.
 
         MLflow writes the tags of a batch after its metrics and parameters.
@@ -218,7 +220,8 @@ class MlflowTracker:
         for name, points in run.curves.items():
             metrics += [Metric(name, value, when, step) for step, value in points]
         params = [Param(k, v) for k, v in run.params.items()]
-        tags = [RunTag(k, v) for k, v in (run.tags | {DIGEST: digest(run)}).items()]
+        notes = {NOTE: note} if (note := self._note(run, known)) else {}
+        tags = [RunTag(k, v) for k, v in (run.tags | notes | {DIGEST: digest(run)}).items()]
         if run.finished is not None:
             status = "FAILED" if run.failed else "FINISHED"
             self._client.set_terminated(run_id, status, end_time=when)
@@ -226,6 +229,17 @@ class MlflowTracker:
             self._client.log_batch(run_id, metrics=metrics[:BATCH])
             metrics = metrics[BATCH:]
         self._client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
+
+    def _note(self, run: TrackedRun, known: dict[str, Run]) -> str:
+        """Return the note of a run, with links to the pages of the runs that it names."""
+
+        def link(text: str, key: str) -> str:
+            if key not in known:
+                return text
+            return f"[{text}](#/experiments/{self._experiment}/runs/{known[key].info.run_id})"
+
+        links = ", ".join(link(text, key) for text, key in run.links)
+        return "\n\n".join(part for part in (run.note, links) if part)
 
 
 @contextmanager
@@ -249,6 +263,8 @@ def _shown(run: TrackedRun) -> TrackedRun:
         name=plain(run.name),
         params={k: plain(v) for k, v in run.params.items()},
         tags={k: plain(v) for k, v in run.tags.items()},
+        note="\n".join(map(plain, run.note.split("\n"))),
+        links=tuple((plain(text), key) for text, key in run.links),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.errors import CheckpointError, ConfigError, NotFound
-from soupray.core.names import inside
+from soupray.core.names import inside, slug
 from soupray.core.ports import Registered, TrackedRun, Tracker
 from soupray.core.records import (
     Basis,
@@ -28,7 +27,7 @@ from soupray.reporting.model_folder import deployable
 from soupray.reporting.plots import draw_all
 from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_model
 from soupray.reporting.recipe_file import Foreign, RecipeFile
-from soupray.reporting.runs import entry_key, entry_run, sweep_run, trial_run
+from soupray.reporting.runs import Board, entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.tracker import open_tracker
 from soupray.search.state import find_state
 from soupray.services.place import Place, Services, find_place, start_services
@@ -67,11 +66,6 @@ class SoupResult(NamedTuple):
     services: Services
     made: float
     foreign: dict[str, SweepSpec]
-
-
-def slug(name: str) -> str:
-    """Return a file name for an entry: wise_ft(greedy, best) becomes wise_ft_greedy_best."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Path]:
@@ -271,7 +265,16 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
             runs[run.key] = run
     started = min((m.started for m in manifests), default=0.0)
     finished = max((m.finished for m in manifests), default=None)
-    return [sweep_run(spec, started, finished), *runs.values()]
+    return [sweep_run(spec, started, finished, _newest(store, spec)), *runs.values()]
+
+
+def _newest(store: Store, spec: SweepSpec) -> Board | None:
+    """Return the newest leaderboard; None before the first soup, or if an older version made it."""
+    made = soup_runs(store, spec)
+    if not made:
+        return None
+    path = layout.leaderboard_file(spec.name, made[-1].key, LEADERBOARD)
+    return Board(read_record(store, path, list[Entry]), made[-1].champion)
 
 
 def publish_soup(result: SoupResult, spec: SweepSpec, home: Path, files: list[Path]) -> None:
@@ -349,7 +352,7 @@ def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
             if s.role == "shift"
         }
         test = result.reported[candidate, "test"]
-        runs.append(trial_run(spec, ingredient, test, shifts))
+        runs.append(trial_run(spec, ingredient, test, shifts, result.entries))
     by_name = {o.name: o for o in result.outcomes}
     for rank, entry in enumerate(result.entries, 1):
         outcome = by_name[entry.name]

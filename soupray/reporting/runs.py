@@ -7,13 +7,16 @@ and show the first names first; therefore names start with the measure, as in `a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from soupray.core.candidates import Outcome
+from soupray.core.names import slug
 from soupray.core.ports import TrackedRun
 from soupray.core.records import Ingredient, Manifest, Rejected, Scores
 from soupray.maths.metrics import as_read
-from soupray.reporting.ranking import Entry, Measured, measured, shift_mean
+from soupray.reporting.ranking import Champion, Entry, Measured, measured, shift_mean
+from soupray.reporting.verdict import verdict
 from soupray.search.plan import plan
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
@@ -22,14 +25,29 @@ SHORT = 8
 """Number of characters that are shown of the keys of trials and leaderboards."""
 
 
-def sweep_run(spec: SweepSpec, started: float, finished: float | None = None) -> TrackedRun:
+MOST_ROWS = 12
+"""Entries that the note of a sweep lists."""
+
+
+class Board(NamedTuple):
+    """The newest leaderboard of a sweep, best entry first, and the entry to take."""
+
+    entries: list[Entry]
+    champion: Champion
+
+
+def sweep_run(
+    spec: SweepSpec, started: float, finished: float | None = None, board: Board | None = None
+) -> TrackedRun:
     """Return the run of a sweep, which is the parent of its other runs.
 
     Args:
         spec: the sweep.
         started: seconds since the epoch.
         finished: seconds since the epoch; None while the sweep runs.
+        board: the newest leaderboard; None before the first soup.
     """
+    verdict_ = board and verdict(board.entries, board.champion, spec.name, spec.metric)
     return TrackedRun(
         key=spec.name,
         kind="sweep",
@@ -45,11 +63,43 @@ def sweep_run(spec: SweepSpec, started: float, finished: float | None = None) ->
             "init": spec.init_name,
         },
         tags={"soupray.spec_digest": spec.digest},
-        metrics={},
+        metrics=_of_board(board) if board else {},
         curves={},
         started=started,
         finished=finished,
+        note=_note(board, verdict_.lines) if board and verdict_ else "",
     )
+
+
+def _of_board(board: Board) -> dict[str, float]:
+    """Return the champion's and the best single model's numbers, under the names of all runs."""
+    champion = next(e for e in board.entries if e.name == board.champion.name)
+    best = next(e for e in board.entries if e.recipe == "best_single")
+    metrics = comparable(champion.held_out, champion.test, champion.shifts) | gains(champion)
+    metrics |= {f"best_single/{k}": v for k, v in comparable(best.held_out, best.test, {}).items()}
+    metrics["entries"] = float(len(board.entries))
+    return metrics
+
+
+def _note(board: Board, lines: tuple[str, ...]) -> str:
+    """Return the verdict and the first entries, as Markdown."""
+    rows = ["| # | entry | test % | shifts % | passes |", "|---:|---|---:|---:|---:|"]
+    for place, e in enumerate(board.entries[:MOST_ROWS], 1):
+        name = f"**{e.name}**" if e.name == board.champion.name else e.name
+        shifts = f"{100 * e.shift_mean:.1f}" if e.shifts else ""
+        rows.append(
+            f"| {place} | {name} | {100 * e.test.accuracy:.1f} | {shifts} | "
+            f"{e.forward_passes_per_sample} |"
+        )
+    left = len(board.entries) - MOST_ROWS
+    more = f"\n\nand {left} more: expand this run." if left > 0 else ""
+    return "\n\n".join(lines) + "\n\n" + "\n".join(rows) + more
+
+
+def gains(entry: Entry) -> dict[str, float]:
+    """Return the differences of an entry to the best single model, as metrics."""
+    found = {"gain/test": entry.test_gain, "gain/shift_mean": entry.shift_gain}
+    return {name: gain.difference for name, gain in found.items() if gain}
 
 
 def trial_run(
@@ -57,6 +107,7 @@ def trial_run(
     manifest: Manifest,
     test: Scores | None = None,
     shifts: Mapping[str, Scores] | None = None,
+    entries: Sequence[Entry] = (),
 ) -> TrackedRun:
     """Return the run of a trial.
 
@@ -65,6 +116,7 @@ def trial_run(
         manifest: the record of the trial.
         test: scores on ID test, after the soups are chosen.
         shifts: scores by shift, after the soups are chosen.
+        entries: the leaderboard; the run has the coefficient that each soup gives the trial.
     """
     trial = manifest.trial
     metrics: dict[str, float] = {}
@@ -74,6 +126,7 @@ def trial_run(
         after = measured(test) if test is not None else None
         metrics = comparable(measured(manifest.held_out), after, reported)
         metrics["best_epoch"] = float(manifest.best_epoch)
+        metrics |= _coefficients(trial.key, entries)
         tags = {
             "soupray.status": "complete",
             "soupray.checkpoint": layout.weights(manifest.checkpoint.sha256),
@@ -96,6 +149,16 @@ def trial_run(
         finished=manifest.finished,
         failed=not isinstance(manifest, Ingredient),
     )
+
+
+def _coefficients(trial: str, entries: Sequence[Entry]) -> dict[str, float]:
+    """Return the coefficient of a trial in each soup: 0 if the trial is not in it."""
+    found = {}
+    for e in entries:
+        if len(e.ingredients) > 1 and len(e.coefficients) == len(e.ingredients):
+            share = dict(zip(e.ingredients, e.coefficients, strict=True)).get(trial, 0.0)
+            found[f"coefficient/{slug(e.name)}"] = share
+    return found
 
 
 def entry_key(spec: SweepSpec, board: str, name: str) -> str:
@@ -129,6 +192,7 @@ def entry_run(
         after = entry.calibrated
         metrics |= {"nll/test_calibrated": after.test_nll, "ece/test_calibrated": after.test_ece}
         metrics["temperature"] = after.temperature
+    metrics |= gains(entry) | {"p/test": float(entry.test_versus_best_single.p or 1.0)}
     metrics["rank"] = float(rank)
     metrics["forward_passes_per_sample"] = float(entry.forward_passes_per_sample)
     metrics["size_mb"] = entry.size_bytes / 1e6
@@ -148,6 +212,18 @@ def entry_run(
         curves=_trace(outcome),
         started=when,
         finished=when,
+        note=f"Place {rank} of the leaderboard. Made of {len(entry.ingredients)}:",
+        links=_ingredients(spec, entry),
+    )
+
+
+def _ingredients(spec: SweepSpec, entry: Entry) -> tuple[tuple[str, str], ...]:
+    """Return each ingredient with its coefficient, and the key of its run."""
+    several = len(entry.coefficients) == len(entry.ingredients) > 1
+    shares = entry.coefficients if several else [None] * len(entry.ingredients)
+    return tuple(
+        (name if share is None else f"{share:.3g} of {name}", f"{spec.name}/trial/{name}")
+        for name, share in zip(entry.ingredients, shares, strict=True)
     )
 
 
