@@ -18,7 +18,7 @@ setup: .venv/.installed
 demo: setup
 	$(BIN)/soupray sweep sweeps/digits.yaml --home $(HOME_DIR)
 	$(BIN)/soupray soup sweeps/digits.yaml --home $(HOME_DIR) --all
-	@echo 'Compare in MLflow: $(BIN)/soupray ui --home $(HOME_DIR). Stop: make down.'
+	@echo 'Compare in MLflow: $(BIN)/soupray ui --home $(HOME_DIR) --open. Stop: make down.'
 
 # Where sweeps/fashion_mnist.yaml looks: the installed package, else what is fetched here.
 FASHION := $(firstword $(wildcard /usr/share/datasets/fashion-mnist) .home/fashion-mnist)

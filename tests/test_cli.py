@@ -90,7 +90,7 @@ def test_the_command_line_is_what_it_was():
         "export": ["--format", "--home", "--json", "--output"],
         "up": ["--home"],
         "down": ["--home"],
-        "ui": ["--home", "--port"],
+        "ui": ["--home", "--open", "--port"],
         "doctor": ["--home", "--json"],
     }
 

@@ -1,14 +1,17 @@
 """The tracker's contract, in memory and on a real MLflow database; and MLflow out of reach."""
 
+import json
 import socket
 import sqlite3
 import time
 
 import msgspec
 import pytest
+from board import BY_NAME, GREEDY, SPEC
 
 from soupray.core.errors import TrackingError
 from soupray.core.ports import TrackedRun
+from soupray.reporting.runs import entry_run
 from soupray.reporting.tracker import MemoryTracker
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own
@@ -248,6 +251,21 @@ def test_a_note_ends_with_links_to_the_pages_of_other_runs(mlflow):
     ids = {r.info.run_id for r in mlflow.found()}
     mlflow.tracker.write([msgspec.structs.replace(SWEEP, note="new")])
     assert {r.info.run_id for r in mlflow.found()} == ids
+
+
+def test_the_page_of_an_experiment_shows_the_runs_by_rank(mlflow):
+    """As MLflow's own button "Share view" keeps a view: a tag of the experiment, as JSON."""
+    from soupray.reporting.mlflow import view_of
+
+    page = view_of(mlflow.url, mlflow.experiment)
+    assert page == f"/#/experiments/{mlflow.id}/runs?viewStateShareKey=soupray"
+    tags = mlflow.client.get_experiment(mlflow.id).tags
+    state = json.loads(tags["mlflow.sharedViewState.soupray"])
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`rank`", True)
+    shown = {column.split("`")[1] for column in state["selectedColumns"]}
+    entry = entry_run(SPEC, "b" * 32, BY_NAME["greedy"], GREEDY, rank=1, when=300.0)
+    assert shown <= entry.metrics.keys() | entry.params.keys()
+    assert view_of(mlflow.url, "no such experiment") == ""
 
 
 def test_more_points_than_a_batch_holds_are_all_written(mlflow):

@@ -34,13 +34,29 @@ def down(home: Path) -> None:
 
 
 @click.command()
+@spec_argument
 @home_option
 @click.option("--port", type=int, help="Default: a free one.")
-def ui(home: Path, port: int | None) -> None:
-    """Start MLflow's UI for this home, or find the running one."""
+@click.option("--open", "opened", is_flag=True, help="Open the page in a browser.")
+def ui(spec: Path | None, home: Path, port: int | None, opened: bool) -> None:
+    r"""Print where MLflow shows SPEC's runs, best entry first; start MLflow's UI if need be.
+
+    \b
+    soupray ui sweeps/digits.yaml --open
+    """
+    from soupray.reporting.mlflow import view_of
     from soupray.services import embedded
 
-    click.echo(embedded.ui(home, port))
+    _, loaded = load_named(spec, home)
+    if loaded.tracking == "off":
+        raise ConfigError(f"{loaded.name} has `tracking: off`: MLflow knows nothing of it.")
+    if loaded.tracking == "embedded":
+        page = embedded.ui(home, port) + view_of(embedded.tracker(home)[0], loaded.name)
+    else:
+        page = loaded.tracking.rstrip("/") + view_of(loaded.tracking, loaded.name)
+    click.echo(page)
+    if opened:
+        click.launch(page)
 
 
 @click.command()
