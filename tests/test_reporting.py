@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import math
 
 import msgspec
 import pytest
@@ -298,24 +299,37 @@ def test_the_table_survives_csv():
 
 def test_the_greedy_trace_by_hand():
     trace = greedy_trace(GREEDY)
-    assert trace.tried == [0.90, 0.91, 0.91, 0.85]  # a rejection shows the bound it missed
+    assert trace.tried == [0.90, 0.91, None, 0.85]
+    assert trace.at_most == [None, None, 0.91, None]  # given up: it could not reach the bound
     assert trace.accepted == [True, True, False, False]
     assert trace.best == [0.90, 0.91, 0.91, 0.91]
 
 
 def test_the_robustness_figure_by_hand():
-    numbers = robustness(ENTRIES, OUTCOMES, POOL, BASIS, REPORTED)
-    assert (numbers.n, numbers.shift_n) == (100, 100)
+    numbers = robustness("greedy", OUTCOMES, POOL, BASIS, REPORTED)
+    assert (numbers.n, numbers.shift_n) == (10, 100)
     assert sorted(numbers.lines) == ["best_single", "greedy"]
     for points in numbers.lines.values():
         alphas = [float(p.name) for p in points]
         assert alphas == [k / 5 for k in range(6)]
-        assert [p.id_accuracy for p in points] == pytest.approx([0.5 + 0.4 * a for a in alphas])
+        right = (
+            [0.5] * 6
+            if "best_single" in numbers.lines and points is numbers.lines["best_single"]
+            else [0.5] * 5 + [0.7]
+        )
+        assert [p.id_accuracy for p in points] == right  # of ID test
         assert [p.shift_mean for p in points] == pytest.approx([0.7 - 0.15 * a for a in alphas])
     models = {(p.kind, p.name): (p.id_accuracy, p.shift_mean) for p in numbers.models}
     assert len(models) == 2 + len(ENTRIES)
-    assert models["ingredient", "b"] == pytest.approx((0.8, 0.55))
+    assert models["ingredient", "b"] == pytest.approx((0.5, 0.55))
     assert models["anchor", "zero_shot"] == pytest.approx((0.5, 0.7))
+    (greedy,) = (p for p in numbers.models if p.name == "greedy")
+    assert greedy.id_interval == pytest.approx((0.3475, 0.9333), abs=1e-4)  # 7 of 10
+    # .5 of 100 and .6 of 200 samples, independent
+    error = math.sqrt(0.25 / 100 + 0.24 / 200) / 2
+    assert greedy.shift_interval == pytest.approx(
+        (0.55 - 1.96 * error, 0.55 + 1.96 * error), abs=1e-5
+    )
 
 
 class SomeClasses(Reports):
@@ -336,7 +350,7 @@ def some_classes(keys: tuple[str, ...]) -> Robustness:
     reported = SomeClasses(REPORTED)
     for key in keys:
         reported[AB, key] = reported[AB, key]
-    return robustness(ENTRIES, OUTCOMES, POOL, basis, reported)
+    return robustness("greedy", OUTCOMES, POOL, basis, reported)
 
 
 def test_where_a_shift_has_some_classes_the_figure_compares_with_id_test_on_them():
@@ -353,25 +367,26 @@ def test_where_a_shift_has_some_classes_the_figure_compares_with_id_test_on_them
     assert id_label(numbers) == "ID test accuracy on the same classes, mean over shifts"
 
 
-def test_where_no_test_sample_is_of_those_classes_held_out_accuracy_is_shown():
-    plain = robustness(ENTRIES, OUTCOMES, POOL, BASIS, REPORTED)
+def test_where_no_test_sample_is_of_those_classes_that_of_all_is_shown():
+    plain = robustness("greedy", OUTCOMES, POOL, BASIS, REPORTED)
     assert some_classes(("test",)) == plain
-    assert id_label(plain) == "held-out accuracy (ID)"
+    assert id_label(plain) == "ID test accuracy"
 
 
 def test_figures_are_drawn(tmp_path):
-    drawn = draw_all(tmp_path, ENTRIES, OUTCOMES, (POOL, BASIS), REPORTED)
-    assert sorted(drawn) == ["greedy_trace.png", "robustness.png"]
-    for path in drawn.values():
+    drawn = draw_all(tmp_path, "greedy", OUTCOMES, (POOL, BASIS), REPORTED)
+    names = [f"{name}.{kind}" for name in ("greedy_trace", "robustness") for kind in ("png", "svg")]
+    assert sorted(drawn) == names
+    for name, path in drawn.items():
         data = path.read_bytes()
-        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+        assert data.startswith(b"\x89PNG\r\n\x1a\n" if name.endswith("png") else b"<?xml")
         assert len(data) > 10_000
 
 
 def test_without_shifts_there_is_a_leaderboard_and_no_robustness_figure(tmp_path):
     entries = leaderboard(OUTCOMES, POOL, NO_SHIFTS, REPORTED)
     assert [e.name for e in entries] == [e.name for e in ENTRIES]
-    assert list(draw_all(tmp_path, entries, [], (POOL, NO_SHIFTS), REPORTED)) == []
+    assert list(draw_all(tmp_path, "greedy", [], (POOL, NO_SHIFTS), REPORTED)) == []
     assert "shift_mean,p_vs" in as_csv(entries)
 
 

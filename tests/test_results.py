@@ -21,6 +21,7 @@ FILES = {
     "runs.json",
     "champion.json",
     "robustness.png",
+    "robustness.svg",
 }
 
 

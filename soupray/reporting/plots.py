@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from soupray.core.candidates import Candidate, LayerSoup, Outcome, WeightSoup, mean_of
 from soupray.core.records import Basis, Pool, Record, Rejected, Split
-from soupray.maths.metrics import logit
+from soupray.maths.metrics import clopper_pearson, logit, mean_accuracy
 from soupray.recipes import BY_NAME, RECIPES
 from soupray.recipes.greedy import GREEDY
 from soupray.recipes.recipe import INK
 from soupray.recipes.starts import interpolate
 from soupray.recipes.wise_ft import LINE_GRID, WISE_FT
-from soupray.reporting.ranking import Entry, Reported
+from soupray.reporting.ranking import Reported
 
 MUTED = "#9aa0b4"
 
 
+Interval = tuple[float, float]
+
+
 class Point(Record, frozen=True, kw_only=True):
-    """A model in the robustness figure: ID accuracy (see `Robustness`) and mean shift accuracy."""
+    """A model in the robustness figure: ID accuracy (see `Robustness`) and mean shift accuracy.
+
+    `id_interval` and `shift_interval`: of 95 %.
+    """
 
     name: str
     kind: str
     id_accuracy: float
     shift_mean: float
+    id_interval: Interval
+    shift_interval: Interval
 
 
 class Robustness(Record, frozen=True, kw_only=True):
     """The numbers of the robustness figure; `n` and `shift_n` limit the logits of 0 and 1.
 
-    ID accuracy is held-out accuracy. If a shift has only some classes (`same_classes`), it is a
+    ID accuracy is that on ID test. If a shift has only some classes (`same_classes`), it is a
     mean over the shifts: the ID test accuracy on the classes of each shift (arXiv:2109.01903).
+    `champion`: name of the entry to take.
     """
 
+    champion: str
     n: int
     shift_n: int
     same_classes: bool
@@ -55,12 +65,12 @@ def line_candidates(outcomes: list[Outcome]) -> dict[str, list[Any]]:
 
 
 def robustness(
-    entries: list[Entry], outcomes: list[Outcome], pool: Pool, basis: Basis, reported: Reported
+    champion: str, outcomes: list[Outcome], pool: Pool, basis: Basis, reported: Reported
 ) -> Robustness:
     """Compute the points of the robustness figure: ingredients, entries and WiSE-FT lines.
 
     Args:
-        entries: the leaderboard.
+        champion: name of the entry to take.
         outcomes: what the recipes chose.
         pool: the ingredients.
         basis: the splits; at least one is a shift.
@@ -69,29 +79,38 @@ def robustness(
     shifts = [s for s in basis.reported if s.role == "shift"]
     beside = _beside(shifts, reported)
 
-    def mean_over(splits: list[str], candidate: Candidate) -> float:
-        return sum(reported[candidate, name].accuracy for name in splits) / len(splits)
-
-    def point(name: str, kind: str, candidate: Candidate, held_out: float) -> Point:
+    def point(name: str, kind: str, candidate: Candidate) -> Point:
+        on_id = [reported[candidate, split] for split in beside or ["test"]]
+        accuracy, *id_interval = mean_accuracy(on_id)
+        if not beside:  # one split: exact
+            id_interval = list(clopper_pearson(on_id[0].correct, on_id[0].n))
+        shift, *shift_interval = mean_accuracy([reported[candidate, s.name] for s in shifts])
         return Point(
             name=name,
             kind=kind,
-            id_accuracy=mean_over(beside, candidate) if beside else held_out,
-            shift_mean=mean_over([s.name for s in shifts], candidate),
+            id_accuracy=accuracy,
+            shift_mean=shift,
+            id_interval=(id_interval[0], id_interval[1]),
+            shift_interval=(shift_interval[0], shift_interval[1]),
         )
 
-    chosen = {o.name: o.candidate for o in outcomes}
     models = [
-        point(i.trial.key, "ingredient", mean_of([i.checkpoint.sha256]), i.held_out.accuracy)
-        for i in pool.ingredients
+        point(i.trial.key, "ingredient", mean_of([i.checkpoint.sha256])) for i in pool.ingredients
     ]
-    models += [point(e.name, e.recipe, chosen[e.name], e.held_out.accuracy) for e in entries]
+    models += [point(o.name, o.recipe, o.candidate) for o in outcomes]
     return Robustness(
-        n=basis.split("test" if beside else "held_out").size,
+        champion=champion,
+        n=basis.split("test").size,
         shift_n=shifts[0].size,
         same_classes=bool(beside),
         models=models,
-        lines=_lines(outcomes, point),
+        lines={
+            name: [
+                point(f"{k / LINE_GRID:g}", "wise_ft", candidate)
+                for k, candidate in enumerate(candidates)
+            ]
+            for name, candidates in line_candidates(outcomes).items()
+        },
     )
 
 
@@ -106,40 +125,30 @@ def _beside(shifts: list[Split], reported: Reported) -> list[str]:
     return names if some and known.issuperset(names) else []
 
 
-def _lines(
-    outcomes: list[Outcome], point: Callable[[str, str, Candidate, float], Point]
-) -> dict[str, list[Point]]:
-    """Return the points of the WiSE-FT lines, by the name of theta_1."""
-    # The traces of the outcomes contain the held-out scores along a line.
-    held_out = {
-        step.candidate: step.result.accuracy
-        for o in outcomes
-        if o.recipe == "wise_ft"
-        for step in o.trace
-        if not isinstance(step.result, Rejected)
-    }
-    return {
-        name: [
-            point(f"{k / LINE_GRID:g}", "wise_ft", candidate, held_out[candidate])
-            for k, candidate in enumerate(candidates)
-            if candidate in held_out
-        ]
-        for name, candidates in line_candidates(outcomes).items()
-    }
-
-
 def draw_robustness(numbers: Robustness, path: Path) -> None:
-    """Draw ID accuracy against mean shift accuracy into a file; both axes have a logit scale."""
+    """Draw ID accuracy against mean shift accuracy, as PNG and SVG; both axes have a logit scale.
+
+    The best single model and the champion have their intervals.
+
+    Args:
+        numbers: the numbers.
+        path: of the PNG file; the SVG file is beside it.
+    """
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 5.4), layout="constrained")
     _draw_lines(axes, numbers)
+    _draw_intervals(axes, numbers)
     _draw_models(axes, numbers)
-    _logit_ticks(axes.xaxis, [p.id_accuracy for p in _all(numbers)], numbers.n)
-    _logit_ticks(axes.yaxis, [p.shift_mean for p in _all(numbers)], numbers.shift_n)
-    axes.set_xlabel(id_label(numbers))
-    axes.set_ylabel("mean accuracy over shifts")
+    named = [p for p in numbers.models if _has_interval(p, numbers)]
+    ids = [p.id_accuracy for p in _all(numbers)] + [v for p in named for v in p.id_interval]
+    shifts = [p.shift_mean for p in _all(numbers)] + [v for p in named for v in p.shift_interval]
+    _logit_ticks(axes.xaxis, ids, numbers.n)
+    _logit_ticks(axes.yaxis, shifts, numbers.shift_n)
+    axes.set_xlabel(f"{id_label(numbers)} (n = {numbers.n}; logit scale)")
+    axes.set_ylabel("mean accuracy over shifts (logit scale)")
     axes.legend(frameon=False, fontsize=8, loc="best")
     figure.savefig(path, dpi=150)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)
 
 
@@ -147,7 +156,7 @@ def id_label(numbers: Robustness) -> str:
     """Return the label of the horizontal axis."""
     if numbers.same_classes:
         return "ID test accuracy on the same classes, mean over shifts"
-    return "held-out accuracy (ID)"
+    return "ID test accuracy"
 
 
 def _place(point: Point, numbers: Robustness) -> tuple[float, float]:
@@ -161,6 +170,26 @@ def _draw_lines(axes: Any, numbers: Robustness) -> None:
         xs, ys = zip(*(_place(p, numbers) for p in points), strict=True)
         label = f"WiSE-FT, {anchor.replace('_', '-')} to {name}"
         axes.plot(xs, ys, style, label=label, **look)
+
+
+def _has_interval(point: Point, numbers: Robustness) -> bool:
+    return point.kind == "best_single" or point.name == numbers.champion
+
+
+def _draw_intervals(axes: Any, numbers: Robustness) -> None:
+    """Draw the 95 % intervals of the best single model and the champion, and a ring around it."""
+    for point in numbers.models:
+        if not _has_interval(point, numbers):
+            continue
+        x, y = _place(point, numbers)
+        xs = [logit(v, numbers.n) for v in point.id_interval]
+        ys = [logit(v, numbers.shift_n) for v in point.shift_interval]
+        axes.plot(xs, [y, y], color=INK, lw=0.8, alpha=0.5, zorder=1)
+        axes.plot([x, x], ys, color=INK, lw=0.8, alpha=0.5, zorder=1)
+        if point.name == numbers.champion:
+            label = f"champion: {point.name.replace('_', ' ')}"
+            ring = {"facecolor": "none", "edgecolor": INK, "lw": 1.4, "zorder": 5}
+            axes.scatter([x], [y], s=260, label=label, **ring)
 
 
 def _draw_models(axes: Any, numbers: Robustness) -> None:
@@ -202,8 +231,8 @@ def _logit_ticks(axis: Any, values: list[float], n: int) -> None:
     nice += [0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.999]
     low, high = min(values), max(values)
     shown = [t for t in nice if logit(low, n) - 0.15 <= logit(t, n) <= logit(high, n) + 0.15]
-    # Ticks near 1 would overlap, so two ticks are at least a fifteenth of the axis apart.
-    gap = (logit(high, n) - logit(low, n)) / 15
+    # Ticks near 1 would overlap, so two ticks are at least a twelfth of the axis apart.
+    gap = (logit(high, n) - logit(low, n)) / 12
     kept: list[float] = []
     for tick in shown:
         if not kept or logit(tick, n) - logit(kept[-1], n) >= gap:
@@ -212,52 +241,79 @@ def _logit_ticks(axis: Any, values: list[float], n: int) -> None:
 
 
 class Trace(Record, frozen=True, kw_only=True):
-    """The numbers of the greedy trace: for each step, the accuracy, accepted or not, and best."""
+    """The numbers of the greedy trace, for each step.
 
-    tried: list[float]
+    Attributes:
+        tried: held-out accuracy of the soup with the ingredient; None where it was given up early.
+        at_most: accuracy that a soup that was given up could not exceed; None for the others.
+        accepted: whether the ingredient was kept.
+        best: accuracy of the soup after the step.
+    """
+
+    tried: list[float | None]
+    at_most: list[float | None]
     accepted: list[bool]
     best: list[float]
 
 
 def greedy_trace(outcome: Outcome) -> Trace:
-    """Return the numbers of `draw_trace`; a rejected step without a score shows its upper bound."""
-    tried: list[float] = []
-    accepted: list[bool] = []
-    best: list[float] = []
+    """Return the numbers of `draw_trace`."""
+    trace = Trace(tried=[], at_most=[], accepted=[], best=[])
     for step in outcome.trace:
-        r = step.result
-        accuracy = r.bound / outcome.held_out.n if isinstance(r, Rejected) else r.accuracy
-        tried.append(accuracy)
-        accepted.append(step.accepted)
-        best.append(accuracy if step.accepted else best[-1])
-    return Trace(tried=tried, accepted=accepted, best=best)
+        result = step.result
+        accuracy = None if isinstance(result, Rejected) else result.accuracy
+        trace.tried.append(accuracy)
+        bound = result.bound / outcome.held_out.n if isinstance(result, Rejected) else None
+        trace.at_most.append(bound)
+        trace.accepted.append(step.accepted)
+        trace.best.append(accuracy if step.accepted and accuracy is not None else trace.best[-1])
+    return trace
 
 
 def draw_trace(trace: Trace, path: Path) -> None:
-    """Draw the held-out accuracy of a greedy soup with each ingredient in turn into a file."""
+    """Draw the held-out accuracy of a greedy soup with each ingredient in turn, as PNG and SVG.
+
+    Args:
+        trace: the numbers.
+        path: of the PNG file; the SVG file is beside it.
+    """
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     steps = list(range(1, len(trace.tried) + 1))
-    axes.step(steps, trace.best, where="post", color=GREEDY.style.colour, lw=1.6, label="the soup")
-    for kept, label, face in (
-        (True, "kept", GREEDY.style.colour),
-        (False, "tried, not kept", "white"),
+    colour = GREEDY.style.colour
+    axes.step(steps, trace.best, where="post", color=colour, lw=1.6, label="the soup")
+    kept = [(s, y) for s, y, a in zip(steps, trace.tried, trace.accepted, strict=True) if a]
+    tried = [
+        (s, y)
+        for s, y, a in zip(steps, trace.tried, trace.accepted, strict=True)
+        if not a and y is not None
+    ]
+    given_up = [(s, y) for s, y in zip(steps, trace.at_most, strict=True) if y is not None]
+    look = {"s": 44, "edgecolor": colour, "zorder": 3}
+    for points, label, more in (
+        (kept, "kept", {"color": colour}),
+        (tried, "tried, not kept", {"color": "white"}),
+        (given_up, "given up early: below the mark", {"color": "white", "marker": "v"}),
     ):
-        xs = [s for s, a in zip(steps, trace.accepted, strict=True) if a == kept]
-        ys = [y for y, a in zip(trace.tried, trace.accepted, strict=True) if a == kept]
-        axes.scatter(xs, ys, s=44, color=face, edgecolor=GREEDY.style.colour, label=label, zorder=3)
+        if points:
+            axes.scatter(*zip(*points, strict=True), label=label, **look, **more)
     axes.set_xticks(steps)
     axes.set_xlabel("ingredient, best held-out first")
     axes.set_ylabel("held-out accuracy with it")
-    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.1f} %")
-    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    shown = [y for y in (*trace.tried, *trace.at_most) if y is not None]
+    room = max(0.004, 0.08 * (max(shown) - min(shown)))
+    axes.set_ylim(min(shown) - room, min(1.001, max(shown) + room))
+    digits = 2 if max(shown) - min(shown) < 0.01 else 1  # ticks that differ have other labels
+    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.{digits}f} %")
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     figure.savefig(path, dpi=150)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)
 
 
 def draw_all(
     folder: Path,
-    entries: list[Entry],
+    champion: str,
     outcomes: list[Outcome],
     world: tuple[Pool, Basis],
     reported: Reported,
@@ -266,7 +322,7 @@ def draw_all(
 
     Args:
         folder: where the files are written.
-        entries: the leaderboard.
+        champion: name of the entry to take.
         outcomes: what the recipes chose.
         world: the pool and its basis.
         reported: scores by (model, name of the split).
@@ -275,16 +331,17 @@ def draw_all(
         Paths of the figures, by file name.
     """
     pool, basis = world
-    drawn = {}
+    drawn = []
     if any(s.role == "shift" for s in basis.reported):
-        drawn["robustness.png"] = folder / "robustness.png"
-        numbers = robustness(entries, outcomes, pool, basis, reported)
-        draw_robustness(numbers, drawn["robustness.png"])
+        numbers = robustness(champion, outcomes, pool, basis, reported)
+        draw_robustness(numbers, folder / "robustness.png")
+        drawn.append("robustness")
     for outcome in outcomes:
         if outcome.recipe == "greedy":
-            drawn["greedy_trace.png"] = folder / "greedy_trace.png"
-            draw_trace(greedy_trace(outcome), drawn["greedy_trace.png"])
-    return drawn
+            draw_trace(greedy_trace(outcome), folder / "greedy_trace.png")
+            drawn.append("greedy_trace")
+    names = [f"{name}.{ending}" for name in drawn for ending in ("png", "svg")]
+    return {name: folder / name for name in names}
 
 
 def pyplot() -> Any:
@@ -306,6 +363,7 @@ def pyplot() -> Any:
             "axes.grid": True,
             "grid.color": "#e6e8ee",
             "axes.axisbelow": True,
+            "svg.hashsalt": "soupray",  # equal numbers are equal files
         }
     )
     return plt

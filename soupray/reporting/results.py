@@ -96,7 +96,8 @@ def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Pat
     for name, data in files.items():
         atomic_write(output / name, data)
     world = (result.pool, result.basis)
-    drawn = draw_all(output, result.entries, result.outcomes, world, result.reported)
+    taken = result.champion.name
+    drawn = draw_all(output, taken, result.outcomes, world, result.reported)
     store = result.services.place.open_store()
     for name in (*files, *drawn):
         data = (output / name).read_bytes()
@@ -106,7 +107,8 @@ def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Pat
         if old.rpartition("/")[2] not in {*files, *drawn}:
             store.delete(old)
     remove_stale(output, earlier, {*files, *drawn})
-    shown = [output / LEADERBOARD, output / "leaderboard.csv", *drawn.values()]
+    pictures = [path for path in drawn.values() if path.suffix == ".png"]
+    shown = [output / LEADERBOARD, output / "leaderboard.csv", *pictures]
     if result.weights is not None:
         place, name = result.services.place, result.champion.name
         shown.append(_copy_weights(place, result.weights.sha256, name, output))
@@ -131,7 +133,7 @@ def remove_stale(output: Path, earlier: dict[Path, bytes], current: set[str]) ->
             recipe.unlink()
         if recipe.name not in current or recipe.read_bytes() != data:
             recipe.with_suffix("").with_suffix(".safetensors").unlink(missing_ok=True)
-    for name in set(SHOWN) - current:
+    for name in {*SHOWN, "robustness.svg", "greedy_trace.svg"} - current:
         (output / name).unlink(missing_ok=True)
 
 
