@@ -52,7 +52,8 @@ def sweep(spec: Path | None, home: Path, address: str | None, as_json: bool, dry
         show_plan(loaded, dry_run(loaded), as_json)
         return
     from soupray.cli.console import Bars, say
-    from soupray.cli.tables import describe_sweep, print_json
+    from soupray.cli.tables import best_trial, describe_sweep, print_json
+    from soupray.operations.status import find_status
     from soupray.sweep.run import check_report, run_sweep
 
     report = run_sweep(path, loaded, home, address, Bars())
@@ -60,6 +61,9 @@ def sweep(spec: Path | None, home: Path, address: str | None, as_json: bool, dry
         print_json(report)
     say(describe_sweep(report))
     check_report(report)
+    best = find_status(loaded, home).best
+    if best is not None:
+        say(f"{best_trial(best)}. Next: soupray check {path}; soupray soup {path} --all.")
 
 
 def _recipe_flags(command: Command) -> Command:

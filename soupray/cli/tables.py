@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.diagnostics.diversity import Diagnosis
     from soupray.operations.estimate import DryRun, Inputs
     from soupray.operations.garbage import Garbage
-    from soupray.operations.status import Status
+    from soupray.operations.status import Best, Status
     from soupray.reporting.history import SoupRun
     from soupray.soup.compare import Comparison
     from soupray.soup.findings import Report
@@ -158,6 +158,12 @@ def _inputs(inputs: Inputs) -> str:
     return "\n".join(said)
 
 
+def best_trial(best: Best) -> str:
+    """The best trial so far, in words."""
+    score = "" if best.metric == "accuracy" else f"{best.metric} {best.score:.3f}, "
+    return f"best so far: {best.key}, {score}{percent(best.accuracy)} on {best.n} held-out samples"
+
+
 def describe_sweep(report: SweepReport) -> str:
     """One line for the person at the terminal."""
     stopped = f"{report.stopped} stopped, " if report.stopped else ""
@@ -274,10 +280,7 @@ def show_status(found: Status) -> None:
     out.print(f"{found.sweep} in {found.storage}")
     out.print(f"{done}{', ' if said else ''}{said}.")
     if found.best is not None:
-        best = found.best
-        score = "" if best.metric == "accuracy" else f"{best.metric} {best.score:.3f}, "
-        score += f"{percent(best.accuracy)} on {best.n} held-out samples"
-        out.print(f"best so far: {best.key}, {score}.")
+        out.print(f"{best_trial(found.best)}.")
     if found.driver is None or found.lease_expires is None:
         out.print("nobody drives it.")
     else:
