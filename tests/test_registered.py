@@ -20,7 +20,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import HANG_S, ROOT, leaderboard
+from conftest import HANG_S, ROOT, inside, leaderboard
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -134,6 +134,14 @@ def test_a_model_folder_gives_the_logits_of_the_store_bit_for_bit(run, folders, 
         assert away.summary() == here.summary()
         assert soupray.load(str(moved), home=tmp_path / "none").name == name
     assert not (tmp_path / "none").exists()
+
+
+def test_export_writes_a_model_folder(run, images, tmp_path):
+    out = tmp_path / "model"
+    said = inside("export", "mini:ensemble", *run.where, "--format", "folder", "--output", out)
+    assert f"soupray.load('{out}')" in said.stdout
+    here = soupray.load("mini:ensemble", home=run.home).logits(images[0][:9])
+    assert np.array_equal(soupray.load(out, home=tmp_path / "none").logits(images[0][:9]), here)
 
 
 def test_a_folder_that_was_edited_or_copied_in_part_is_named(folders, tmp_path):

@@ -75,7 +75,7 @@ def test_the_best_is_by_the_metric_of_the_spec(swept, tmp_path):
     assert best is not None
     assert (best.key, best.metric, best.score, best.accuracy) == (sure.key, "nll", 0.25, 0.6)
     said = inside("status", path, "--home", tmp_path).stdout
-    assert f"best so far: {sure.key}, nll 0.250, 60.0 on 10 held-out samples." in said
+    assert f"best so far: {sure.key}, nll 0.250, 60.0 % on 10 held-out samples." in said
 
 
 def test_a_living_driver_says_what_runs_at_which_epoch_and_how_long_it_will_take(swept, tmp_path):
@@ -92,7 +92,7 @@ def test_a_living_driver_says_what_runs_at_which_epoch_and_how_long_it_will_take
         assert found.lease_expires == pytest.approx(time.time() + 60, abs=2)
         said = inside("status", path, "--home", tmp_path).stdout
         assert "1 of 4 trials done, 1 diverged, 1 running, 1 failed, 1 missing." in said
-        assert f"best so far: {trials[0].key}, 90.0 on 10 held-out samples." in said
+        assert f"best so far: {trials[0].key}, 90.0 % on 10 held-out samples." in said
         assert "1 min 30 s left" in said
         assert f"{trials[2].key} " in said
         assert f"failed: {trials[3].key}: OSError: x" in said

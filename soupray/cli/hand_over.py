@@ -55,11 +55,12 @@ def import_(spec: Path, files: tuple[str, ...], home: Path, as_json: bool) -> No
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["library", "onnx", "torch", "hub"]),
+    type=click.Choice(["library", "onnx", "torch", "hub", "folder"]),
     default="library",
     show_default=True,
     help="library: what open_clip, timm or transformers load. onnx, torch: one graph with its "
-    "normalisation. hub: library, with a model card for Hugging Face.",
+    "normalisation. hub: library, with a model card for Hugging Face. folder: what soupray loads "
+    "and serves without the store.",
 )
 @click.option(
     "--output",

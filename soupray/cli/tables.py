@@ -161,7 +161,9 @@ def _inputs(inputs: Inputs) -> str:
 def best_trial(best: Best) -> str:
     """The best trial so far, in words."""
     score = "" if best.metric == "accuracy" else f"{best.metric} {best.score:.3f}, "
-    return f"best so far: {best.key}, {score}{percent(best.accuracy)} on {best.n} held-out samples"
+    return (
+        f"best so far: {best.key}, {score}{percent(best.accuracy)} % on {best.n} held-out samples"
+    )
 
 
 def describe_sweep(report: SweepReport) -> str:

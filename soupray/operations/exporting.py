@@ -2,7 +2,7 @@
 
 `library` is what open_clip, timm or transformers load, `hub` is that with a model card for Hugging
 Face. `onnx` and `torch` are one graph each, with its preprocessing in it; `graph_files` writes
-them.
+them. `folder` is what soupray itself loads where the store is not: see `reporting/model_folder.py`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from soupray.inference.load import load_found, sources_of
 from soupray.inference.what import find
 from soupray.operations.graph_files import Parity, require_onnx, write_graph
 from soupray.operations.model_card import write_card
+from soupray.reporting.model_folder import write_folder
 from soupray.reporting.recipe_file import RecipeFile, spec_of
+from soupray.services.place import find_place
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import OpenClipSpec, TransformersSpec
 from soupray.store.weights_file import Weights
 from soupray.tasks import task_of
 from soupray.tasks.foreign import ForeignWeights, matched
 
-Format = Literal["library", "onnx", "torch", "hub"]
+Format = Literal["library", "onnx", "torch", "hub", "folder"]
 
 
 class Exported(Record, frozen=True, kw_only=True):
@@ -90,6 +92,9 @@ def export(
             cache = home / "cache" / "data"
             loads, parity = write_graph(model, kind == "onnx", target, cache, progress)
             notes: list[str] = []
+        elif kind == "folder":
+            write_folder(recipe, lambda other: find_place(other, home), target)
+            loads, notes = f"soupray.load({str(target)!r})", []
         else:
             candidate = _one_model(recipe, spec, kind)
             _refuse_other_files(target, kind)
