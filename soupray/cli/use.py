@@ -1,4 +1,4 @@
-"""The verbs that use a model of a leaderboard: predict."""
+"""The verbs that use a model of a leaderboard: predict, serve."""
 
 from __future__ import annotations
 
@@ -127,4 +127,48 @@ def _say(done: Predicted, model: str, output: Path | None) -> None:
     )
 
 
-VERBS = (predict,)
+@click.command()
+@click.argument("what")
+@home_option
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option(
+    "--replicas", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
+)
+@click.option(
+    "--gpus", type=click.FloatRange(0, 1), help="Of each replica. Default: 1 if there is a GPU."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Default: that of the evaluation.")
+def serve(
+    what: str, home: Path, port: int, replicas: int, gpus: float | None, batch_size: int | None
+) -> None:
+    r"""Answer over HTTP with a model of a leaderboard, on Ray Serve; Ctrl-C ends it.
+
+    WHAT is as in `soupray predict`, and so are the answers. POST /predict takes the bytes of an
+    image, or texts as JSON. GET /metadata says what the model is, /health whether it is ready,
+    /openapi.json how to call it. Requests of many clients share forward passes.
+
+    It listens on 127.0.0.1 only; cluster/README.md says how to serve on Kubernetes. A smaller
+    --batch-size answers a lone request sooner, and changes low bits of probabilities.
+
+    
+    soupray serve digits@champion
+    soupray serve digits:ensemble --port 8080 --replicas 2
+    curl -H 'Content-Type: image/png' --data-binary @7.png http://127.0.0.1:8000/predict
+    """
+    from soupray.cli.console import say, tell
+    from soupray.inference.serve import served
+
+    with served(
+        what, home, port=port, replicas=replicas, gpus=gpus, batch_size=batch_size
+    ) as server:
+        tell(f"{server.url}  {server.summary.splitlines()[0]}")
+        for line in server.summary.splitlines()[1:]:
+            say(line)
+        tell(server.example)
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            say("stopping.")
+
+
+VERBS = (predict, serve)

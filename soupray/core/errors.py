@@ -14,6 +14,7 @@
     │   └── Diverged             NaN or collapse: recorded, never trained again
     ├── EvaluationError          a model or a pool that cannot be evaluated
     ├── InputError               images or texts that a loaded model cannot read
+    │   └── Refused              a request that a server of a model does not take
     └── RayLost                  the node of Ray on this machine ended under a job
 
 A message says what happened, the offending value, what is allowed and what to do next. No message
@@ -109,6 +110,14 @@ class EvaluationError(SouprayError):
 
 class InputError(SouprayError):
     """Images or texts that a loaded model cannot read. The message names each."""
+
+
+class Refused(InputError):
+    """A request that a server of a model does not take. `status` is that of HTTP, 400 to 499."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RayLost(SouprayError):

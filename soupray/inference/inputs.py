@@ -33,11 +33,13 @@ class Read(NamedTuple):
         samples: uint8 [M, C, H, W] or texts [M, L], as in the data cache.
         rows: positions of the M samples among the inputs.
         problems: why an input cannot be read, by its position.
+        notes: what was done to an input, in words, by its position.
     """
 
     samples: Images
     rows: list[int]
     problems: dict[int, str]
+    notes: dict[int, list[str]]
 
 
 class Counted:
@@ -84,6 +86,13 @@ class ImageReader:
         """
         self.look, self._fetch, self.counted = look, fetch, Counted()
 
+    def facts(self) -> dict[str, str | int]:
+        """Return what is read and how, for the metadata of a server."""
+        if self.look is None:
+            return {}
+        names = ("size", "channels", "interpolation", "resize")
+        return {name: getattr(self.look, name) for name in names} | {"max_pixels": self.look.most}
+
     def split(self, inputs: Any) -> Sequence[Any]:
         """Return the inputs one by one, or as an array [N, C, H, W] if they are one.
 
@@ -116,43 +125,50 @@ class ImageReader:
         """Read some of the inputs that `split` returned. Broken ones are named in the result."""
         if isinstance(inputs, np.ndarray):
             if self.look is None or inputs.shape[1:] == self.look.shape:
-                return Read(inputs, list(range(len(inputs))), {})
+                return Read(inputs, list(range(len(inputs))), {}, {})
             inputs = list(inputs)
         if self.look is None:
             raise InputError(
                 "this sweep was made by a version of soupray that did not note the size of its "
                 "images: give the model uint8 arrays [N, C, H, W] of that size."
             )
-        with threads() as pool:
-            found = list(pool.map(self._one, inputs))
-        rows = [row for row, one in enumerate(found) if not isinstance(one, str)]
-        samples = np.empty((len(rows), *self.look.shape), np.uint8)
-        for place, row in enumerate(rows):
-            samples[place] = found[row]
+        if len(inputs) == 1:  # no threads to start: a server reads images one by one
+            found = [self._one(inputs[0])]
+        else:
+            with threads() as pool:
+                found = list(pool.map(self._one, inputs))
+        read = {row: one for row, one in enumerate(found) if not isinstance(one, str)}
+        samples = np.empty((len(read), *self.look.shape), np.uint8)
+        for place, (pixels, _) in enumerate(read.values()):
+            samples[place] = pixels
         problems = {row: one for row, one in enumerate(found) if isinstance(one, str)}
-        return Read(samples, rows, problems)
+        notes = {row: done for row, (_, done) in read.items() if done}
+        return Read(samples, list(read), problems, notes)
 
-    def _one(self, given: Any) -> Uint8 | str:
-        """Return the pixels of an image, or why it cannot be read."""
+    def _one(self, given: Any) -> tuple[Uint8, list[str]] | str:
+        """Return the pixels of an image and what was done to it, or why it cannot be read."""
         assert self.look is not None
+        done = list[str]()
         try:
             raw = self._raw(given)
             if isinstance(raw, np.ndarray):
                 channels = 1 if raw.ndim == 2 else raw.shape[2]
                 if channels != self.look.channels:
-                    self.counted.add(f"converted to {self.look.channels} channels")
+                    done.append(f"converted to {self.look.channels} channels")
             image = decoded(raw, self.look)
         except (Unreadable, SouprayError) as error:
             return str(error)
         except OSError as error:
             return error.strerror or type(error).__name__
-        for how in image.done:
+        done += image.done
+        for how in done:
             self.counted.add(how)
         if image.source[0] != image.source[1]:
             size = self.look.size
             how = "squashed" if self.look.resize == "squash" else "cut to its middle"
-            self.counted.add(f"{how} ({size} x {size} pixels)", loses=True)
-        return image.pixels
+            done.append(f"{how} ({size} x {size} pixels)")
+            self.counted.add(done[-1], loses=True)
+        return image.pixels, done
 
     def _raw(self, given: Any) -> bytes | Uint8 | Picture:
         if isinstance(given, bytes | Picture):
@@ -210,6 +226,12 @@ class TextReader:
         self._most, self._cuts, self._lengths = most, cuts, lengths
         self.counted = Counted()
 
+    def facts(self) -> dict[str, str | int]:
+        """Return what is read and how, for the metadata of a server."""
+        bytes_, tokens = self._most
+        longer = "cut" if self._cuts else "refused"
+        return {"max_bytes": bytes_, "max_tokens": tokens, "longer": longer}
+
     def split(self, inputs: Any) -> Sequence[Any]:
         """Return the texts one by one. Raises InputError if these are no texts."""
         if isinstance(inputs, str):
@@ -221,6 +243,7 @@ class TextReader:
     def read(self, inputs: Sequence[Any]) -> Read:
         """Read some of the inputs that `split` returned. Broken ones are named in the result."""
         problems = {row: why for row, given in enumerate(inputs) if (why := self._wrong(given))}
+        notes = dict[int, list[str]]()
         rows = [row for row in range(len(inputs)) if row not in problems]
         texts = [inputs[row].strip() for row in rows]
         bytes_, tokens = self._most
@@ -231,7 +254,8 @@ class TextReader:
             if size <= bytes_ and count <= tokens:
                 continue
             if self._cuts:
-                self.counted.add(f"cut to {tokens} tokens and {bytes_} bytes")
+                notes[row] = [f"cut to {tokens} tokens and {bytes_} bytes"]
+                self.counted.add(notes[row][0])
             else:
                 problems[row] = (
                     f"{count} tokens in {size} bytes; the limits of the spec are {tokens} and "
@@ -239,7 +263,7 @@ class TextReader:
                 )
         kept = [(row, text) for row, text in zip(rows, texts, strict=True) if row not in problems]
         samples = pack([cut(text, bytes_) for _, text in kept])
-        return Read(samples, [row for row, _ in kept], problems)
+        return Read(samples, [row for row, _ in kept], problems, notes)
 
     def _wrong(self, given: Any) -> str | None:
         if not isinstance(given, str):

@@ -1,0 +1,270 @@
+"""A model behind HTTP, on Ray Serve: requests of many clients share forward passes.
+
+Each replica has a model. It reads a request in a thread while a forward pass of earlier requests
+runs; the next pass takes all that has been read, up to the batch size of the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import ray
+from ray import serve
+from ray.serve._private import replica as ray_replica
+from ray.serve.schema import ApplicationStatus
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from soupray.core.errors import ConfigError, EvaluationError, RayLost, Refused, one_line
+from soupray.distributed.cluster import LOOK_S, Vigil, attach
+from soupray.distributed.nodes import room
+from soupray.spec.sweep_spec import Resources
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+"""Where programs of this machine, and no others, reach the server."""
+
+APP = "soupray"
+"""Name of the application in Ray Serve."""
+
+WAIT_S = 0.005
+"""Seconds that the first sample of a batch waits for others: less than a forward pass takes."""
+
+ONGOING = 512
+"""Requests at a replica: twice the default batch, so that one batch is read while another runs."""
+
+QUEUED = 1024
+"""Requests that wait for a replica; above it the answer is 503, and to try again in a second."""
+
+TIMEOUT_S = 300.0
+"""Seconds after which a request ends with 408: a client that stops sending keeps no place."""
+
+HEALTH_S = 2.0
+"""Seconds between two checks of a replica: after at most so many, a dead one is replaced."""
+
+
+class Served(Protocol):
+    """What a replica serves. `run` is called from one thread, all others from any.
+
+    Attributes:
+        batch_size: the most samples that `run` is given.
+        most_bytes: the most bytes of a request.
+        pages: JSON that is answered to GET, by its path.
+    """
+
+    batch_size: int
+    most_bytes: int
+    pages: Mapping[str, bytes]
+
+    def read(self, content_type: str, body: bytes) -> Sequence[Any]:
+        """Return the samples of a request. Raises Refused if they cannot be read."""
+
+    def run(self, samples: Sequence[Any]) -> Sequence[Any]:
+        """Return the results of samples of several requests, in their order."""
+
+    def answer(self, results: Sequence[Any]) -> bytes:
+        """Return the answer to a request as JSON."""
+
+
+class Wanted(NamedTuple):
+    """What is started: replicas, and the CPUs and GPUs that each of them reserves.
+
+    Without `cpus`, the replicas share those of this machine.
+    """
+
+    replicas: int = 1
+    gpus: float = 0
+    cpus: float | None = None
+
+
+class _Replica:
+    """A process with a model. Ray Serve calls `__serve_build_asgi_app__` after the constructor."""
+
+    def __init__(self, make: Callable[[], Served], on_loopback: bool) -> None:
+        if on_loopback:
+            _listen_on_loopback()
+        self._served = served = make()
+        # One thread: torch starts its own threads for each thread that calls it.
+        self._model = ThreadPoolExecutor(1)
+
+        async def run(samples: list[Any]) -> list[Any]:
+            loop = asyncio.get_running_loop()
+            return list(await loop.run_in_executor(self._model, served.run, samples))
+
+        batched = serve.batch(max_batch_size=served.batch_size, batch_wait_timeout_s=WAIT_S)
+        self._run: Callable[[Any], Any] = batched(run)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        pages = [Route(path, self._page, methods=["GET"]) for path in self._served.pages]
+        return Starlette(
+            routes=[Route("/predict", self._predict, methods=["POST"]), *pages],
+            exception_handlers={
+                Refused: self._refused,
+                HTTPException: self._not_there,
+                Exception: _failed,
+            },
+        )
+
+    async def _predict(self, request: Request) -> Response:
+        body = await self._body(request)
+        kind = request.headers.get("content-type", "")
+        samples = await asyncio.to_thread(self._served.read, kind, body)
+        del body
+        results = await asyncio.gather(*map(self._run, samples))
+        return _json(200, self._served.answer(results))
+
+    async def _body(self, request: Request) -> bytes:
+        most, size, parts = self._served.most_bytes, 0, list[bytes]()
+        async for part in request.stream():
+            size += len(part)
+            # What is too much is received too, and dropped: who still sends hears no answer.
+            if size <= most:
+                parts.append(part)
+        if size > most:
+            raise Refused(413, f"{size} bytes; a request has at most {most}.")
+        return b"".join(parts)
+
+    async def _page(self, request: Request) -> Response:
+        return _json(200, self._served.pages[request.url.path])
+
+    async def _refused(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        return _problem(error.status, str(error))
+
+    async def _not_there(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        there = ", ".join(["POST /predict", *(f"GET {path}" for path in self._served.pages)])
+        said = f"no {request.method} {one_line(request.url.path)} here. There are: {there}."
+        return _problem(error.status_code, said, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return _problem(500, f"{type(error).__name__}: {one_line(error)}")
+
+
+def _problem(status: int, said: str, headers: Mapping[str, str] | None = None) -> Response:
+    return _json(status, json.dumps({"error": said}).encode(), headers)
+
+
+def _json(status: int, content: bytes, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(content, status, headers, media_type="application/json")
+
+
+def _listen_on_loopback() -> None:
+    """Let the port for calls between replicas be on 127.0.0.1 only. Ray 2.60 has no such setting.
+
+    Ray opens the port after the constructor of the replica, for which nothing on one machine asks.
+    """
+    opened = ray_replica.add_port_to_grpc_server
+    ray_replica.add_port_to_grpc_server = lambda server, address: opened(
+        server, address.replace("[::]", LOOPBACK)
+    )
+
+
+def application(make: Callable[[], Served], wanted: Wanted, on_loopback: bool = False) -> Any:
+    """Return an application of Ray Serve.
+
+    Args:
+        make: makes what a replica serves; called in each replica, to which it is pickled.
+        wanted: number of replicas, and what each reserves.
+        on_loopback: let the replicas listen on 127.0.0.1 only.
+    """
+    actor = {"num_cpus": 1 if wanted.cpus is None else wanted.cpus, "num_gpus": wanted.gpus}
+    made = serve.deployment(
+        serve.ingress()(_Replica),
+        name="Model",
+        num_replicas=wanted.replicas,
+        ray_actor_options=actor,
+        max_ongoing_requests=ONGOING,
+        max_queued_requests=QUEUED,
+        backpressure_config={"retry_after_s": 1.0},
+        health_check_period_s=HEALTH_S,
+        graceful_shutdown_wait_loop_s=0.2,  # between two looks whether requests still run
+        max_constructor_retry_count=1,
+        logging_config={"enable_access_log": False},
+    )
+    return made.bind(make, on_loopback)
+
+
+@contextlib.contextmanager
+def serving(make: Callable[[], Served], wanted: Wanted, port: int) -> Iterator[Callable[[], None]]:
+    """Serve on a Ray that starts on this machine, until the end of the context.
+
+    Args:
+        make: makes what a replica serves.
+        wanted: number of replicas, and what each reserves.
+        port: TCP port of 127.0.0.1.
+
+    Yields:
+        A function that waits until Ray ends, and says when replicas are lost and back.
+
+    Raises:
+        ConfigError: the port is taken, Ray does not start, or the replicas do not fit.
+        EvaluationError: a replica does not start.
+    """
+    _refuse_taken(port)
+    with attach("local"):
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        fitting = wanted._replace(cpus=_share(wanted))
+        try:
+            http = {"host": LOOPBACK, "port": port, "request_timeout_s": TIMEOUT_S}
+            serve.start(http_options=http)
+            serve.run(application(make, fitting, on_loopback=True), name=APP)
+            yield _watch
+        except (RuntimeError, TimeoutError) as error:
+            said = [line for line in str(error).splitlines() if line.strip()]
+            raise EvaluationError(f"a replica does not start: {one_line(said[-1])}") from error
+        finally:
+            if not isinstance(sys.exc_info()[1], RayLost):  # else nothing is left that could end
+                serve.delete(APP)
+
+
+def _refuse_taken(port: int) -> None:
+    try:
+        socket.create_server((LOOPBACK, port)).close()
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} of {LOOPBACK} cannot be used: {error.strerror}. Choose another --port."
+        ) from error
+
+
+def _share(wanted: Wanted) -> float:
+    """Return the CPUs of a replica. Raises ConfigError if the replicas do not fit.
+
+    Ray tells torch to use so many threads.
+    """
+    there = ray.cluster_resources()
+    cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
+    share = wanted.cpus or max(1, cpus // wanted.replicas)
+    if room(Resources(cpu=share, gpu=wanted.gpus), cpus, gpus) < wanted.replicas:
+        raise ConfigError(
+            f"{wanted.replicas} replicas of {share:g} CPU and {wanted.gpus:g} GPU do not fit on "
+            f"this machine, which has {cpus:g} CPU and {gpus:g} GPU. Lower --replicas, or --gpus: "
+            "several replicas share a GPU with --gpus 0.5."
+        )
+    return share
+
+
+def _watch() -> None:
+    vigil, was = Vigil("replicas"), ApplicationStatus.RUNNING
+    while True:
+        vigil.look(running=1)
+        now = serve.status().applications[APP].status
+        if now != was:
+            lost = "a replica was lost, another one starts; requests to it ended with an error"
+            log.warning("all replicas run again." if now == "RUNNING" else f"{lost}.")
+            was = now
+        time.sleep(LOOK_S)
