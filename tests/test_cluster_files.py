@@ -16,6 +16,7 @@ from soupray.spec.sweep_spec import parse
 CLUSTER = ROOT / "cluster"
 FILES = [p for p in sorted(CLUSTER.iterdir()) if p.suffix in (".yaml", ".json", "")]
 AWS, RAY, SWEEP = "ray-aws.yaml", "kuberay-cluster.yaml", "kuberay-sweep.yaml"
+SERVE = "kuberay-serve.yaml"
 
 
 def spec(cpu: float = 8, gpu: float = 1, workers: int = 1):
@@ -31,10 +32,10 @@ def spec(cpu: float = 8, gpu: float = 1, workers: int = 1):
 def test_all_our_own_files_pass_and_hold_a_trial_of_a_gpu():
     assert {p.name for p in FILES} == {
         "ray-aws.yaml", "kuberay-cluster.yaml", "kuberay-sweep.yaml", "kuberay-soup.yaml",
-        "mlflow.yaml", "s3.yaml", "Dockerfile", "bucket-policy.json",
+        "kuberay-serve.yaml", "mlflow.yaml", "s3.yaml", "Dockerfile", "bucket-policy.json",
     }  # fmt: skip
     assert validate(FILES, spec()) == []
-    assert "8 files are well." in inside("cluster", "validate", *FILES).stdout
+    assert "9 files are well." in inside("cluster", "validate", *FILES).stdout
 
 
 def test_what_comes_out_with_the_variables_filled_in_as_envsubst_does_it_passes_too(tmp_path):
@@ -112,6 +113,26 @@ MISTAKES = [
      "- secretRef: {name: soupray}\n              env:\n"
      "                - {name: AWS_SECRET_ACCESS_KEY, value: abcdef}\n",
      "container ray-head: AWS_SECRET_ACCESS_KEY is written out"),
+    # Ray Serve's rules, and ours for what it serves
+    (SERVE, "  name: soupray-serve", f"  name: {'s' * 48}", "a RayService's is at most 47"),
+    (SERVE, "  serveConfigV2: |", "  upgradeStrategy: {type: Now}\n  serveConfigV2: |",
+     "upgradeStrategy.type: 'Now'; allowed: NewCluster,"),
+    (SERVE, "    headGroupSpec:\n",
+     "    headGroupSpec:\n      headService: {metadata: {name: x}}\n",
+     "headService.metadata.name: the operator sets it"),
+    (SERVE, "serveConfigV2: |", "serveConfig: |", "spec.serveConfigV2: missing, or not a text"),
+    (SERVE, "    applications:", "    application:", "serveConfigV2: it has no list of applicat"),
+    (SERVE, "{host: 0.0.0.0,", "{host: [},", "serveConfigV2: not YAML: line 1"),
+    (SERVE, "host: 0.0.0.0", "host: 127.0.0.1", "http_options.host: 127.0.0.1 is not reached"),
+    (SERVE, "port: 8000, r", "port: none, r", r"http_options.port .*valid integer.* \(Ray Serve\)"),
+    (SERVE, "route_prefix:", "route_prefx:",
+     "applications.soupray.route_prefx: unknown to Ray Serve; did you mean route_prefix?"),
+    (SERVE, "replicas: 2,", "replica: 2,",
+     r"applications.soupray.args: .*unknown field `replica`.*; there are: what, home, batch_size"),
+    (SERVE, "{what: /specs/greedy.recipe.json, ", "{", "args: .*missing required field `what`"),
+    (SERVE, "replicas: 2,", "replicas: 5,", "5 replicas of 7 CPU and 1 GPU never fit: .* hold 4"),
+    (SERVE, "cpus: 7,", "cpus: 9,", "2 replicas of 9 CPU and 1 GPU never fit: .* hold 0"),
+    (SERVE, 'num-cpus: "0"', 'num-cpus: "4"', "rayClusterConfig.headGroupSpec.*: the head runs no"),
     # services, policy, image
     ("mlflow.yaml", "mlflow,mlflow:*,localhost", "localhost", "403 to clients .*'mlflow:5000'"),
     ("mlflow.yaml", "mlflow,mlflow:*,localhost", "mlflow,localhost", "403 .*'mlflow:5000'"),
@@ -248,6 +269,4 @@ def test_the_operators_own_schema_is_asked_if_it_is_given(tmp_path):
     assert "spec.workerGroupSpecs.0.minReplicas: 'none' is not of type 'integer'" in problems[1]
     assert "--crd" not in done.stderr
     unasked = inside("cluster", "validate", CLUSTER / RAY)
-    assert "unknown keys of RayCluster and RayJob pass without KubeRay's CRDs (--crd)" in (
-        unasked.stderr
-    )
+    assert "unknown keys of KubeRay's files pass without KubeRay's CRDs (--crd)" in (unasked.stderr)

@@ -161,9 +161,7 @@ def serve(
     with served(
         what, home, port=port, replicas=replicas, gpus=gpus, batch_size=batch_size
     ) as server:
-        tell(f"{server.url}  {server.summary.splitlines()[0]}")
-        for line in server.summary.splitlines()[1:]:
-            say(line)
+        tell(f"{server.url}  {server.model}")
         tell(server.example)
         try:
             server.wait()

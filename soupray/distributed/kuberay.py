@@ -1,8 +1,9 @@
-"""Check RayCluster and RayJob manifests with the rules of KubeRay and of Ray's autoscaler."""
+"""Check RayCluster, RayJob and RayService with the rules of KubeRay, Ray's autoscaler and Serve."""
 
 from __future__ import annotations
 
 import copy
+import difflib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +13,11 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
 )
 
+from soupray.core.errors import ConfigError
 from soupray.distributed.nodes import Checked, NodeType
+from soupray.spec.yaml import parse_yaml
 
-LONGEST = {"RayCluster": 53, "RayJob": 47}
+LONGEST = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
 IDLE_S = 300
 """Lowest idle timeout in seconds: longer than pulling an image of 8 GB takes (assumed).
 
@@ -22,10 +25,14 @@ KubeRay's default of 60 s is too short.
 """
 
 MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+UPGRADES = ("NewCluster", "NewClusterWithIncrementalUpgrade", "None")
+
+CLUSTERS = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
+"""Where the cluster is in a manifest of another kind than RayCluster."""
 
 
 def check_kuberay(document: dict[str, Any], crd: dict[str, Any] | None = None) -> Checked:
-    """Check a RayCluster or a RayJob.
+    """Check a RayCluster, a RayJob or a RayService.
 
     Args:
         document: the manifest.
@@ -33,11 +40,13 @@ def check_kuberay(document: dict[str, Any], crd: dict[str, Any] | None = None) -
     """
     spec = document.get("spec") or {}
     problems = [*_name(document)]
-    inner = spec
+    key = CLUSTERS.get(document["kind"])
+    inner = spec if key is None else spec.get(key) or {}
     if document["kind"] == "RayJob":
         problems += [f"spec.{said}" for said in _job(spec)]
-        inner = spec.get("rayClusterSpec") or {}
-    where = "spec.rayClusterSpec" if inner is not spec else "spec"
+    elif document["kind"] == "RayService":
+        problems += [f"spec.{said}" for said in _service(spec)]
+    where = "spec" if key is None else f"spec.{key}"
     problems += [f"{where}.{said}" for said in _cluster(inner)]
     if crd is not None:
         problems += _by_crd(document, crd)
@@ -132,6 +141,61 @@ def _job(spec: dict[str, Any]) -> Iterator[str]:
         yield "submitterConfig.backoffLimit: write 0, else a lost log stream submits the job again"
     if not spec.get("entrypoint") and mode != "InteractiveMode":
         yield "entrypoint: missing"
+
+
+def _service(spec: dict[str, Any]) -> Iterator[str]:
+    kind = (spec.get("upgradeStrategy") or {}).get("type", "NewCluster")
+    if kind not in UPGRADES:
+        yield f"upgradeStrategy.type: {kind!r}; allowed: {', '.join(UPGRADES)}"
+    head = (spec.get("rayClusterConfig") or {}).get("headGroupSpec") or {}
+    if ((head.get("headService") or {}).get("metadata") or {}).get("name"):
+        yield "rayClusterConfig.headGroupSpec.headService.metadata.name: the operator sets it"
+    try:
+        config = serve_config(spec)
+    except ConfigError as error:
+        yield str(error).removesuffix(".")
+        return
+    yield from (f"serveConfigV2.{said}" for said in _by_serve(config))
+    host = (config.get("http_options") or {}).get("host", "0.0.0.0")  # noqa: S104 - in a pod
+    if host not in ("0.0.0.0", "::"):  # noqa: S104
+        yield f"serveConfigV2.http_options.host: {host} is not reached from outside; leave it out"
+
+
+def serve_config(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of Ray Serve in the spec of a RayService.
+
+    Raises:
+        ConfigError: it is missing, or no mapping in YAML.
+    """
+    text = spec.get("serveConfigV2")
+    if not isinstance(text, str):
+        raise ConfigError("serveConfigV2: missing, or not a text: write `serveConfigV2: |`.")
+    config = parse_yaml(text, "serveConfigV2")
+    if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
+        raise ConfigError("serveConfigV2: it has no list of applications.")
+    return config
+
+
+def _by_serve(config: dict[str, Any]) -> Iterator[str]:
+    """Yield what Ray Serve would reject, and keys that it would silently leave out."""
+    from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
+
+    try:
+        ServeDeploySchema.model_validate(config)
+    except ValueError as error:
+        yield f"{' '.join(str(error).split())[:300]} (Ray Serve)"
+        return
+    parts = [("", config, ServeDeploySchema)]
+    for app in config["applications"]:
+        where = f"applications.{app.get('name')}."
+        parts.append((where, app, ServeApplicationSchema))
+        inner = app.get("deployments") or []
+        parts += [(f"{where}deployments.", one, DeploymentSchema) for one in inner]
+    for where, part, schema in parts:
+        for key in sorted(set(part) - set(schema.model_fields)):
+            close = difflib.get_close_matches(key, schema.model_fields, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            yield f"{where}{key}: unknown to Ray Serve{hint}"
 
 
 def _as_autoscaler(

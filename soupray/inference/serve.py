@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 
 from soupray.core.errors import ConfigError, one_line
-from soupray.core.records import Record
+from soupray.core.records import Record, encode
 from soupray.distributed.serving import LOOPBACK, Wanted, serving
 from soupray.distributed.serving import application as on_ray_serve
-from soupray.inference.load import found_device, load
-from soupray.inference.service import Service
+
+if TYPE_CHECKING:
+    from soupray.inference.model import Model
+    from soupray.inference.service import Service
+
+# What imports torch is imported inside the functions: checking a cluster file needs none of it.
+
+APPLICATION = "soupray.inference.serve:application"
+"""The `import_path` of a serve config."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Arguments(Record, frozen=True, kw_only=True):
@@ -27,15 +38,15 @@ class Arguments(Record, frozen=True, kw_only=True):
         batch_size: samples in a forward pass; None for that of the evaluation.
         replicas: processes with a model each.
         cpus: CPUs of each replica, which are also its threads.
-        gpus: GPUs of each replica, at most 1.
+        gpus: GPUs of each replica; a part of one is shared with others.
     """
 
     what: str
     home: str | None = None
-    batch_size: int | None = None
-    replicas: int = 1
-    cpus: float = 1
-    gpus: float = 0
+    batch_size: Count | None = None
+    replicas: Count = 1
+    cpus: Count = 1
+    gpus: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0
 
 
 class Server(NamedTuple):
@@ -43,19 +54,22 @@ class Server(NamedTuple):
 
     Attributes:
         url: where it listens.
-        summary: its model, in a few lines.
+        model: its model in one line.
         example: a command that asks it.
         wait: returns when Ray ends; says when replicas are lost, and back.
     """
 
     url: str
-    summary: str
+    model: str
     example: str
     wait: Callable[[], None]
 
 
 def service(what: str, home: str | None, batch_size: int | None, device: str) -> Service:
     """Load a model and return what a server answers about it; arguments as in `soupray.load`."""
+    from soupray.inference.load import load
+    from soupray.inference.service import Service
+
     return Service(load(what, home=home, device=device, batch_size=batch_size))
 
 
@@ -117,6 +131,8 @@ def served(
         SouprayError: as `soupray.load`; also where a GPU or room for the replicas is missing, or
             the port is taken.
     """
+    from soupray.inference.load import found_device
+
     if gpus is None:
         gpus = 1 if found_device(None) == "cuda" else 0
     device = "cuda" if gpus else "cpu"
@@ -124,8 +140,22 @@ def served(
     # Loaded here once, and dropped: what is wrong is said before Ray starts.
     tried = service(what, str(home), batch_size, "cpu")
     url = f"http://{LOOPBACK}:{port}"
-    summary, example = tried.model.summary(), tried.example(url)
-    del tried
-    make = functools.partial(service, what, str(home), batch_size, device)
-    with serving(make, Wanted(replicas, gpus), port) as wait:
-        yield Server(url, summary, example, wait)
+    model, example = tried.model.summary().splitlines()[0], tried.example(url)
+    with tempfile.TemporaryDirectory(prefix="soupray-serve-") as folder:
+        pinned = _pinned(what, tried.model, Path(folder))
+        del tried
+        make = functools.partial(service, pinned, str(home), batch_size, device)
+        with serving(make, Wanted(replicas, gpus), port) as wait:
+            yield Server(url, model, example, wait)
+
+
+def _pinned(what: str, model: Model, folder: Path) -> str:
+    """Return a name of the model that is the same model later, when a lost replica is replaced.
+
+    SWEEP@champion is another model after the next soup, and an entry may be too.
+    """
+    if Path(what).exists():
+        return str(Path(what).resolve())
+    path = folder / "model.recipe.json"
+    path.write_bytes(encode(model.recipe))
+    return str(path)

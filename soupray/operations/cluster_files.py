@@ -1,7 +1,7 @@
 """Check cluster files before they cost money: rules of Ray and KubeRay, versions, the spec.
 
-A file is a YAML file of Ray's launcher, Kubernetes manifests (RayCluster, RayJob and the services
-beside them), a Dockerfile, or the policy of a bucket.
+A file is a YAML file of Ray's launcher, Kubernetes manifests (RayCluster, RayJob, RayService and
+the services beside them), a Dockerfile, or the policy of a bucket.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib.metadata import requires, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 
 from soupray.core.errors import ConfigError
 from soupray.spec.files import read_text
-from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.sweep_spec import Resources, SweepSpec
 from soupray.spec.yaml import read_documents
+
+if TYPE_CHECKING:
+    from soupray.distributed.nodes import Checked
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ def validate(
     crds = {d["spec"]["names"]["kind"]: d for d in (read_documents(crd) if crd else [])}
     problems: list[str] = []
     if crd is None:
-        log.warning("unknown keys of RayCluster and RayJob pass without KubeRay's CRDs (--crd)")
+        log.warning("unknown keys of KubeRay's files pass without KubeRay's CRDs (--crd)")
     for path in files:
         problems += [f"{path}: {said}." for said in _one(path, spec, crds)]
     if spec is not None:
@@ -68,7 +71,7 @@ def _one(path: Path, spec: SweepSpec | None, crds: dict[str, Any]) -> Iterator[s
     for document in documents:
         if "cluster_name" in document or "available_node_types" in document:
             yield from _launcher(document, spec)
-        elif document.get("kind") in ("RayCluster", "RayJob"):
+        elif document.get("kind") in ("RayCluster", "RayJob", "RayService"):
             yield from _kuberay(document, spec, crds.get(document["kind"]))
         elif "Statement" in document:
             yield from _policy(document)
@@ -97,8 +100,37 @@ def _kuberay(
     checked = check_kuberay(document, crd)
     yield from (f"{document['kind']}: {said}" for said in checked.problems)
     yield from _containers(document)
-    if spec is not None and checked.types and (never := why_never(spec, checked)):
+    if document["kind"] == "RayService":
+        yield from (f"RayService: {said}" for said in _replicas(document["spec"], checked))
+    elif spec is not None and checked.types and (never := why_never(spec, checked)):
         yield f"{document['kind']}: {never}"
+
+
+def _replicas(spec: dict[str, Any], may: Checked) -> Iterator[str]:
+    """Check what a RayService says to our application, and whether its replicas fit."""
+    from soupray.distributed.kuberay import serve_config
+    from soupray.distributed.nodes import room
+    from soupray.inference.serve import APPLICATION, arguments
+
+    try:
+        apps = serve_config(spec)["applications"]
+    except ConfigError:
+        return  # `check_kuberay` has said it
+    for app in apps:
+        if not isinstance(app, dict) or app.get("import_path") != APPLICATION:
+            continue
+        try:
+            said = arguments(app.get("args") or {})
+        except ConfigError as error:
+            yield f"serveConfigV2.applications.{app.get('name')}.{str(error).removesuffix('.')}"
+            continue
+        wanted = Resources(cpu=said.cpus, gpu=said.gpus)
+        held = sum(room(wanted, t.cpu, t.gpu) * t.most for t in may.types)
+        if may.types and held < said.replicas:
+            yield (
+                f"{said.replicas} replicas of {said.cpus:g} CPU and {said.gpus:g} GPU never fit: "
+                f"all nodes together hold {held}. Lower replicas, cpus or gpus, or add nodes"
+            )
 
 
 def _elsewhere(spec: SweepSpec) -> Iterator[str]:
