@@ -1,12 +1,17 @@
 """What the documents say, held against the code."""
 
 import json
+import os
 import re
 import shlex
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, inside
+from conftest import HANG_S, ROOT, inside
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -83,6 +88,33 @@ def test_the_hyperparameters_of_the_documents_are_those_of_the_program():
     ]
 
 
+def asked(serve: str, asking: str) -> dict:
+    """What the server of one command answers to the other one; then Ctrl-C. The port is free."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "soupray", *shlex.split(serve), "--port", port]
+    server = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert server.stdout is not None
+        first, second = server.stdout.readline(), server.stdout.readline()
+        assert first.startswith(f"http://127.0.0.1:{port}  ")
+        assert second.startswith("curl -H ")
+        done = subprocess.run(
+            shlex.split(asking.replace("8000", port)), capture_output=True, timeout=HANG_S
+        )
+        os.killpg(server.pid, signal.SIGINT)  # as a terminal does
+        assert server.wait(HANG_S) == 0
+    finally:
+        server.kill()
+    return json.loads(done.stdout)
+
+
 def test_what_the_readme_shows_after_the_demo_runs(run, tmp_path, monkeypatch, capsys):
     """As it stands, but for the name of the sweep: the main job's is a smaller digits."""
     page = (ROOT / "README.md").read_text().split("## Two commands")[1].split("## Where")[0]
@@ -98,7 +130,8 @@ def test_what_the_readme_shows_after_the_demo_runs(run, tmp_path, monkeypatch, c
         path.parent.mkdir(exist_ok=True)
         Image.fromarray((digits.images[number] * 15).astype("uint8")).save(path)
     commands = re.findall(r"^    soupray (?!ui)(.+?)(?: {2,}#.*| # .*)?$", page, re.MULTILINE)
-    assert [command.split()[0] for command in commands] == ["predict", "rank", "rebuild"]
+    assert [command.split()[0] for command in commands] == ["predict", "serve", "rank", "rebuild"]
+    serve = commands.pop(1)
     for command in commands:
         inside(*shlex.split(command))
     rows = (tmp_path / "predictions.csv").read_text().splitlines()[1:]
@@ -106,6 +139,8 @@ def test_what_the_readme_shows_after_the_demo_runs(run, tmp_path, monkeypatch, c
         ["photos/0.png", "zero"],
         ["photos/1.png", "one"],
     ]
+    (asking,) = re.findall(r"^    (curl .*)$", page, re.MULTILINE)
+    assert asked(serve, asking)["predictions"][0]["class"] == "zero"
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     capsys.readouterr()
     exec(snippet, {})

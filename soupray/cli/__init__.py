@@ -47,6 +47,7 @@ def cli(debug: bool) -> None:
     soupray check sweeps/digits.yaml     which trials would hurt a soup, and why
     soupray soup sweeps/digits.yaml      average them, rank on held-out data
     soupray predict digits@champion IMG  use the best of them
+    soupray serve digits@champion        use it over HTTP
     soupray ui                           compare everything in MLflow
 
     SPEC may be left out: SOUPRAY_SPEC, else the newest sweep of this home, else

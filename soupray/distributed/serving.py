@@ -29,8 +29,6 @@ from starlette.routing import Route
 
 from soupray.core.errors import ConfigError, EvaluationError, RayLost, Refused, one_line
 from soupray.distributed.cluster import LOOK_S, Vigil, attach
-from soupray.distributed.nodes import room
-from soupray.spec.sweep_spec import Resources
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +197,29 @@ def application(make: Callable[[], Served], wanted: Wanted, on_loopback: bool = 
     return made.bind(make, on_loopback)
 
 
+def deploy(app: Any, name: str = APP, route: str = "/") -> None:
+    """Start an application of Ray Serve, and wait until it answers.
+
+    Args:
+        app: the application.
+        name: of the application.
+        route: beginning of the paths that it answers.
+
+    Raises:
+        EvaluationError: a replica does not start.
+    """
+    try:
+        serve.run(app, name=name, route_prefix=route)
+    except (RuntimeError, TimeoutError) as error:
+        # A message with a traceback in it, whose last line is the error of the replica.
+        said = [one.message for one in serve.status().applications[name].deployments.values()]
+        why = "\n".join([str(error), *said]).strip().splitlines()[-1]
+        raise EvaluationError(
+            f"a replica does not start: {one_line(why)} Its log is in the folder of Ray's session, "
+            "in logs/serve."
+        ) from error
+
+
 @contextlib.contextmanager
 def serving(make: Callable[[], Served], wanted: Wanted, port: int) -> Iterator[Callable[[], None]]:
     """Serve on a Ray that starts on this machine, until the end of the context.
@@ -215,24 +236,23 @@ def serving(make: Callable[[], Served], wanted: Wanted, port: int) -> Iterator[C
         ConfigError: the port is taken, Ray does not start, or the replicas do not fit.
         EvaluationError: a replica does not start.
     """
-    _refuse_taken(port)
+    refuse_taken(port)
     with attach("local"):
+        there = ray.cluster_resources()
+        share = shared(wanted, int(there.get("CPU", 0)), int(there.get("GPU", 0)))
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        fitting = wanted._replace(cpus=_share(wanted))
         try:
             http = {"host": LOOPBACK, "port": port, "request_timeout_s": TIMEOUT_S}
             serve.start(http_options=http)
-            serve.run(application(make, fitting, on_loopback=True), name=APP)
+            deploy(application(make, wanted._replace(cpus=share), on_loopback=True))
             yield _watch
-        except (RuntimeError, TimeoutError) as error:
-            said = [line for line in str(error).splitlines() if line.strip()]
-            raise EvaluationError(f"a replica does not start: {one_line(said[-1])}") from error
         finally:
             if not isinstance(sys.exc_info()[1], RayLost):  # else nothing is left that could end
                 serve.delete(APP)
 
 
-def _refuse_taken(port: int) -> None:
+def refuse_taken(port: int) -> None:
+    """Raise ConfigError if nothing can listen on this port of 127.0.0.1."""
     try:
         socket.create_server((LOOPBACK, port)).close()
     except OSError as error:
@@ -241,19 +261,26 @@ def _refuse_taken(port: int) -> None:
         ) from error
 
 
-def _share(wanted: Wanted) -> float:
-    """Return the CPUs of a replica. Raises ConfigError if the replicas do not fit.
+def shared(wanted: Wanted, cpus: int, gpus: int) -> float:
+    """Return the CPUs of each replica, which are also its threads.
 
-    Ray tells torch to use so many threads.
+    Args:
+        wanted: what is to be started.
+        cpus: CPUs of this machine.
+        gpus: GPUs of this machine.
+
+    Raises:
+        ConfigError: the replicas do not fit on the machine.
     """
-    there = ray.cluster_resources()
-    cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
     share = wanted.cpus or max(1, cpus // wanted.replicas)
-    if room(Resources(cpu=share, gpu=wanted.gpus), cpus, gpus) < wanted.replicas:
+    fits = [int(cpus / share)]
+    if wanted.gpus:  # a replica is on one GPU
+        fits.append(gpus * int(1 / wanted.gpus + 1e-9))
+    if min(fits) < wanted.replicas:
         raise ConfigError(
             f"{wanted.replicas} replicas of {share:g} CPU and {wanted.gpus:g} GPU do not fit on "
-            f"this machine, which has {cpus:g} CPU and {gpus:g} GPU. Lower --replicas, or --gpus: "
-            "several replicas share a GPU with --gpus 0.5."
+            f"this machine, which has {cpus} CPU and {gpus} GPU. Lower --replicas, or --gpus: two "
+            "replicas share a GPU with --gpus 0.5."
         )
     return share
 
@@ -263,8 +290,9 @@ def _watch() -> None:
     while True:
         vigil.look(running=1)
         now = serve.status().applications[APP].status
-        if now != was:
-            lost = "a replica was lost, another one starts; requests to it ended with an error"
-            log.warning("all replicas run again." if now == "RUNNING" else f"{lost}.")
-            was = now
+        if now != was and now == ApplicationStatus.RUNNING:
+            log.warning("all replicas run again.")
+        elif was == ApplicationStatus.RUNNING and now != was:
+            log.warning("a replica was lost, and another one starts; its requests got an error.")
+        was = now
         time.sleep(LOOK_S)

@@ -13,7 +13,7 @@ import msgspec
 
 from soupray.core.errors import ConfigError, one_line
 from soupray.core.records import Record, encode
-from soupray.distributed.serving import LOOPBACK, Wanted, serving
+from soupray.distributed.serving import LOOPBACK, Wanted, refuse_taken, serving
 from soupray.distributed.serving import application as on_ray_serve
 
 if TYPE_CHECKING:
@@ -128,15 +128,22 @@ def served(
         The server.
 
     Raises:
-        SouprayError: as `soupray.load`; also where a GPU or room for the replicas is missing, or
-            the port is taken.
+        SouprayError: as `soupray.load`.
+        ConfigError: the port is taken, there is no GPU, or the replicas do not fit.
+        EvaluationError: a replica does not start.
     """
     from soupray.inference.load import found_device
 
+    refuse_taken(port)
+    there = found_device(None)
+    if gpus and there == "cpu":
+        raise ConfigError(
+            f"--gpus {gpus:g}: torch sees no GPU here. Leave --gpus out, or install a torch with "
+            "CUDA."
+        )
     if gpus is None:
-        gpus = 1 if found_device(None) == "cuda" else 0
+        gpus = 1 if there == "cuda" else 0
     device = "cuda" if gpus else "cpu"
-    found_device(device)
     # Loaded here once, and dropped: what is wrong is said before Ray starts.
     tried = service(what, str(home), batch_size, "cpu")
     url = f"http://{LOOPBACK}:{port}"
