@@ -30,7 +30,7 @@ from vit_pool import make_photos
 import soupray
 from soupray.core.candidates import Candidate, OutputEnsemble, mean_of
 from soupray.core.records import encode
-from soupray.inference.serve import served
+from soupray.inference.serve import Arguments, served
 from soupray.reporting.recipe_file import RecipeFile
 from soupray.spec.sweep_spec import parse
 from soupray.store.checkpoints import Checkpoints
@@ -147,7 +147,7 @@ def compare(name: str, path: Path, home: Path, images: Sequence[bytes], single: 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     before, alone = in_a_loop(path, home, images, single)
-    with served(str(path), home, port=port):
+    with served(Arguments(what=str(path), home=str(home)), port):
         under_load(port, images[:32], 32)
         rounds = [under_load(port, images, 64) for _ in range(ROUNDS)]
         one = under_load(port, images[:single], 1)

@@ -78,7 +78,7 @@ def test_the_command_line_is_what_it_was():
             "--probabilities",
             "--top",
         ],
-        "serve": ["--batch-size", "--gpus", "--home", "--port", "--replicas"],
+        "serve": ["--batch-size", "--calibrated", "--gpus", "--home", "--port", "--replicas"],
         "status": ["--home", "--json"],
         "cluster": [],
         "gc": ["--dry-run", "--home", "--json", "--older-than"],

@@ -137,9 +137,16 @@ def _say(done: Predicted, model: str, output: Path | None) -> None:
 @click.option(
     "--gpus", type=click.FloatRange(0, 1), help="Of each replica. Default: 1 if there is a GPU."
 )
+@click.option("--calibrated", is_flag=True, help="Divide logits by the entry's temperature.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Default: that of the evaluation.")
 def serve(
-    what: str, home: Path, port: int, replicas: int, gpus: float | None, batch_size: int | None
+    what: str,
+    home: Path,
+    port: int,
+    replicas: int,
+    gpus: float | None,
+    calibrated: bool,
+    batch_size: int | None,
 ) -> None:
     r"""Answer over HTTP with a model of a leaderboard, on Ray Serve; Ctrl-C ends it.
 
@@ -156,11 +163,17 @@ def serve(
     curl -H 'Content-Type: image/png' --data-binary @7.png http://127.0.0.1:8000/predict
     """
     from soupray.cli.console import say, tell
-    from soupray.inference.serve import served
+    from soupray.inference.serve import Arguments, served
 
-    with served(
-        what, home, port=port, replicas=replicas, gpus=gpus, batch_size=batch_size
-    ) as server:
+    given = Arguments(
+        what=what,
+        home=str(home),
+        batch_size=batch_size,
+        calibrated=calibrated,
+        replicas=replicas,
+        gpus=gpus,
+    )
+    with served(given, port) as server:
         tell(f"{server.url}  {server.model}")
         tell(server.example)
         try:

@@ -23,6 +23,8 @@ from ray.serve._private import replica as ray_replica
 from ray.serve.schema import ApplicationStatus
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -92,8 +94,12 @@ class _Replica:
     """A process with a model. Ray Serve calls `__serve_build_asgi_app__` after the constructor."""
 
     def __init__(self, make: Callable[[], Served], on_loopback: bool) -> None:
+        self._middleware = list[Middleware]()
         if on_loopback:
             _listen_on_loopback()
+            # A web page whose name was bound to 127.0.0.1 afterwards gets no answer.
+            hosts = [LOOPBACK, "localhost"]
+            self._middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]
         self._served = served = make()
         # One thread: torch starts its own threads for each thread that calls it.
         self._model = ThreadPoolExecutor(1)
@@ -109,6 +115,7 @@ class _Replica:
         pages = [Route(path, self._page, methods=["GET"]) for path in self._served.pages]
         return Starlette(
             routes=[Route("/predict", self._predict, methods=["POST"]), *pages],
+            middleware=self._middleware,
             exception_handlers={
                 Refused: self._refused,
                 HTTPException: self._not_there,

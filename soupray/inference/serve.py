@@ -17,7 +17,6 @@ from soupray.distributed.serving import LOOPBACK, Wanted, refuse_taken, serving
 from soupray.distributed.serving import application as on_ray_serve
 
 if TYPE_CHECKING:
-    from soupray.inference.model import Model
     from soupray.inference.service import Service
 
 # What imports torch is imported inside the functions: checking a cluster file needs none of it.
@@ -25,28 +24,32 @@ if TYPE_CHECKING:
 APPLICATION = "soupray.inference.serve:application"
 """The `import_path` of a serve config."""
 
-
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Arguments(Record, frozen=True, kw_only=True):
-    """What a serve config of Ray may say under `args`, as in cluster/kuberay-serve.yaml.
+    """What is served, and on what: also the `args` of a serve config of Ray.
 
     Attributes:
         what: as in `soupray.load`.
         home: folder with the embedded store, if the sweep used it.
         batch_size: samples in a forward pass; None for that of the evaluation.
+        calibrated: as in `soupray.load`.
         replicas: processes with a model each.
-        cpus: CPUs of each replica, which are also its threads.
-        gpus: GPUs of each replica; a part of one is shared with others.
+        cpus: CPUs of each replica, which are also its threads. None for a share of this machine; in
+            a serve config for 1.
+        gpus: GPUs of each replica; a part of one is shared with others. None for one if this
+            machine has one; in a serve config for none.
     """
 
     what: str
     home: str | None = None
     batch_size: Count | None = None
+    calibrated: bool = False
     replicas: Count = 1
-    cpus: Count = 1
-    gpus: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0
+    cpus: Count | None = None
+    gpus: Share | None = None
 
 
 class Server(NamedTuple):
@@ -65,12 +68,24 @@ class Server(NamedTuple):
     wait: Callable[[], None]
 
 
-def service(what: str, home: str | None, batch_size: int | None, device: str) -> Service:
-    """Load a model and return what a server answers about it; arguments as in `soupray.load`."""
+def service(given: Arguments, device: str) -> Service:
+    """Load a model and return what a server answers about it. Errors are those of `soupray.load`.
+
+    Args:
+        given: names the model.
+        device: `cpu` or `cuda`.
+    """
     from soupray.inference.load import load
     from soupray.inference.service import Service
 
-    return Service(load(what, home=home, device=device, batch_size=batch_size))
+    model = load(
+        given.what,
+        home=given.home,
+        device=device,
+        batch_size=given.batch_size,
+        calibrated=given.calibrated,
+    )
+    return Service(model)
 
 
 def arguments(given: dict[str, Any]) -> Arguments:
@@ -99,30 +114,17 @@ def application(args: dict[str, str]) -> Any:
         ConfigError: an argument is unknown, missing or wrong.
     """
     given = arguments(args)
-    device = "cuda" if given.gpus else "cpu"
-    make = functools.partial(service, given.what, given.home, given.batch_size, device)
-    return on_ray_serve(make, Wanted(given.replicas, given.gpus, given.cpus))
+    make = functools.partial(service, given, "cuda" if given.gpus else "cpu")
+    return on_ray_serve(make, Wanted(given.replicas, given.gpus or 0, given.cpus))
 
 
 @contextlib.contextmanager
-def served(
-    what: str,
-    home: Path,
-    *,
-    port: int,
-    replicas: int = 1,
-    gpus: float | None = None,
-    batch_size: int | None = None,
-) -> Iterator[Server]:
+def served(given: Arguments, port: int) -> Iterator[Server]:
     """Serve a model on this machine, for programs of this machine, until the end of the context.
 
     Args:
-        what: as in `soupray.load`.
-        home: folder with the embedded store, if the sweep used it.
+        given: what is served.
         port: TCP port.
-        replicas: processes with a model each.
-        gpus: GPUs of each replica; None for one if there is one.
-        batch_size: samples in a forward pass; None for that of the evaluation.
 
     Yields:
         The server.
@@ -135,7 +137,7 @@ def served(
     from soupray.inference.load import found_device
 
     refuse_taken(port)
-    there = found_device(None)
+    there, gpus = found_device(None), given.gpus
     if gpus and there == "cpu":
         raise ConfigError(
             f"--gpus {gpus:g}: torch sees no GPU here. Leave --gpus out, or install a torch with "
@@ -143,26 +145,29 @@ def served(
         )
     if gpus is None:
         gpus = 1 if there == "cuda" else 0
-    device = "cuda" if gpus else "cpu"
     # Loaded here once, and dropped: what is wrong is said before Ray starts.
-    tried = service(what, str(home), batch_size, "cpu")
+    tried = service(given, "cpu")
     url = f"http://{LOOPBACK}:{port}"
     model, example = tried.model.summary().splitlines()[0], tried.example(url)
     with tempfile.TemporaryDirectory(prefix="soupray-serve-") as folder:
-        pinned = _pinned(what, tried.model, Path(folder))
+        pinned = _pinned(given, tried, Path(folder))
         del tried
-        make = functools.partial(service, pinned, str(home), batch_size, device)
-        with serving(make, Wanted(replicas, gpus), port) as wait:
+        make = functools.partial(service, pinned, "cuda" if gpus else "cpu")
+        with serving(make, Wanted(given.replicas, gpus, given.cpus), port) as wait:
             yield Server(url, model, example, wait)
 
 
-def _pinned(what: str, model: Model, folder: Path) -> str:
-    """Return a name of the model that is the same model later, when a lost replica is replaced.
+def _pinned(given: Arguments, loaded: Service, folder: Path) -> Arguments:
+    """Return arguments that name the same model later, when a lost replica is replaced.
 
     SWEEP@champion is another model after the next soup, and an entry may be too.
     """
-    if Path(what).exists():
-        return str(Path(what).resolve())
-    path = folder / "model.recipe.json"
-    path.write_bytes(encode(model.recipe))
-    return str(path)
+    from soupray.inference.what import find_folder
+    from soupray.services.home import default_home
+
+    home = Path(given.home or default_home())
+    path = find_folder(given.what, home)
+    if path is None:
+        path = folder / "model.recipe.json"
+        path.write_bytes(encode(loaded.model.recipe))
+    return msgspec.structs.replace(given, what=str(path.resolve()), home=str(home))

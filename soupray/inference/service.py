@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from scipy.special import softmax
 
 from soupray import __version__
 from soupray.core.arrays import Uint8
@@ -77,6 +76,7 @@ class Metadata(Record, frozen=True, kw_only=True):
 
     `candidate` has the coefficients of the checkpoints, `ingredients` the trial of each checkpoint.
     `sha256` is the digest of the weights; None for an ensemble, whose models are in `digests`.
+    `temperature` divides the logits; 1 unless the model is served with `--calibrated`.
     `reads` is what the model reads, `images` or `texts`, and in which form.
     """
 
@@ -93,6 +93,7 @@ class Metadata(Record, frozen=True, kw_only=True):
     digests: dict[str, str]
     device: str
     batch_size: int
+    temperature: float
     soupray: str
 
 
@@ -159,7 +160,7 @@ class Service:
         joined = np.zeros((len(values), *values[0].shape[:-1], length), np.uint8)
         for row, one in zip(joined, values, strict=True):
             row[..., : one.shape[-1]] = one
-        found = softmax(self.model.run(joined), axis=1)
+        found = self.model.probabilities(self.model.run(joined))
         return [
             Prediction(
                 label=self.model.classes[int(row.argmax())],
@@ -191,6 +192,7 @@ class Service:
             digests=recipe.digests,
             device=model.device,
             batch_size=model.batch_size,
+            temperature=model.temperature,
             soupray=__version__,
         )
 

@@ -124,11 +124,11 @@ def _replicas(spec: dict[str, Any], may: Checked) -> Iterator[str]:
         except ConfigError as error:
             yield f"serveConfigV2.applications.{app.get('name')}.{str(error).removesuffix('.')}"
             continue
-        wanted = Resources(cpu=said.cpus, gpu=said.gpus)
+        wanted = Resources(cpu=said.cpus or 1, gpu=said.gpus or 0)
         held = sum(room(wanted, t.cpu, t.gpu) * t.most for t in may.types)
         if may.types and held < said.replicas:
             yield (
-                f"{said.replicas} replicas of {said.cpus:g} CPU and {said.gpus:g} GPU never fit: "
+                f"{said.replicas} replicas of {wanted.cpu:g} CPU and {wanted.gpu:g} GPU never fit: "
                 f"all nodes together hold {held}. Lower replicas, cpus or gpus, or add nodes"
             )
 
