@@ -104,7 +104,7 @@ def asked(serve: str, asking: str) -> dict:
         assert server.stdout is not None
         first, second = server.stdout.readline(), server.stdout.readline()
         assert first.startswith(f"http://127.0.0.1:{port}  ")
-        assert second.startswith("curl -H ")
+        assert second == f"curl -F image=@image.png http://127.0.0.1:{port}/predict\n"
         done = subprocess.run(
             shlex.split(asking.replace("8000", port)), capture_output=True, timeout=HANG_S
         )

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import jsonschema
@@ -20,10 +21,14 @@ import pytest
 import torch
 from conftest import HANG_S, inside
 from fastapi.openapi.models import OpenAPI
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from ray import cloudpickle
 from sklearn.datasets import load_digits
+from test_embedded import listening
 from test_inference import LOOK, Adding, lengths, model, nothing
+from test_ray_job import descendants
 from tiny_text import tiny_text, write_world
 
 import soupray
@@ -34,13 +39,13 @@ from soupray.distributed import serving
 from soupray.inference.inputs import ImageReader, TextReader
 from soupray.inference.model import Model, Runs
 from soupray.inference.serve import Arguments, Server, application, arguments, served
-from soupray.inference.service import MOST_TEXTS, Service
+from soupray.inference.service import MOST_INPUTS, Service, _files
 from soupray.reporting.recipe_file import RecipeFile
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 from soupray.tasks import task_of
 
-PNG, JSON = "image/png", "application/json"
+PNG, JSON, FORM = "image/png", "application/json", "multipart/form-data; boundary=b"
 
 # The workers of Ray cannot import a module of tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -68,11 +73,16 @@ def of_texts(cuts: bool = False) -> Service:
     return Service(Model(made.recipe, Adding(), reader, Runs("cpu", 3)))
 
 
+IMAGES, TEXTS = of_images(), of_texts()
+
+
 def test_the_answer_is_that_of_the_model_with_what_was_done_to_the_input():
     service = of_images()
     wide = Image.new("RGBA", (32, 16), (0, 0, 0, 0))
     whole = Image.fromarray(np.full((16, 16, 3), 1, np.uint8))
     both = [*service.read(PNG, file_of(wide)), *service.read("IMAGE/png; a=b", file_of(whole))]
+    formed = service.read(FORM, form_of([file_of(wide), file_of(whole)]))
+    assert service.run(formed) == service.run(both)
     first, second = json.loads(service.answer(service.run(both)))["predictions"]
     # The sum of all pixels against its negative: 16 * 16 * 3 * (255 or 1), times two, is certain.
     assert first == {
@@ -82,13 +92,39 @@ def test_the_answer_is_that_of_the_model_with_what_was_done_to_the_input():
         "notes": ["transparency laid over white", "cut to its middle (16 x 16 pixels)"],
     }
     assert "notes" not in second
-    assert service.model.reader.counted.done["transparency laid over white"] == 1
+    assert service.model.reader.counted.done["transparency laid over white"] == 2  # was read twice
+
+
+def form_of(files: Sequence[bytes], boundary: str = "b") -> bytes:
+    """Files as curl sends them with -F."""
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"\r\n\r\n'.encode()
+    return b"".join(head + file + b"\r\n" for file in files) + f"--{boundary}--\r\n".encode()
+
+
+@given(st.lists(st.lists(st.sampled_from(b"\r\n-b:\x00\xff"), max_size=30), min_size=1))
+def test_files_in_a_form_are_what_was_sent(parts):
+    files = [bytes(part) for part in parts]
+    long = "-" * 24 + "5f0c6e4d2a"  # as curl draws them: files do not have it
+    assert _files(f'multipart/form-data; boundary="{long}"', form_of(files, long)) == files
+
+
+@settings(max_examples=300)
+@given(st.text() | st.just(FORM) | st.just(JSON) | st.just(PNG), st.binary() | st.just(b"--b\r\n"))
+def test_whatever_is_sent_is_read_or_refused(kind, body):
+    for service in (IMAGES, TEXTS):
+        with suppress(Refused):
+            assert service.read(kind, body)
 
 
 @pytest.mark.parametrize(
     ("kind", "body", "status", "said"),
     [
         (PNG, b"", 400, "the body is empty: this model reads images. Send the bytes of one image"),
+        (FORM, b"--b\r\n\r\nhello\r\n--b--", 400, "the image cannot be read: not an image of a kn"),
+        (FORM, b"--b\r\n\r\nhello\r\n", 400, "the body is no complete multipart/form-data"),
+        (FORM, b"--b\r\nhello\r\n--b--", 400, "the body is no complete multipart/form-data"),
+        (FORM[:19], b"--b\r\n\r\nhello\r\n--b--", 400, "its boundary is not in the header"),
+        (FORM, b"--b\r\n\r\n\r\n" * 1001 + b"--b--", 413, "1001 images; a request has at most 10"),
         (PNG, b"hello", 400, r"the image cannot be read: not an image of a known format \(JPEG"),
         (PNG, digit(0)[:60], 400, "the image cannot be read: "),
         ("", digit(0), 415, "Content-Type '': this model reads images"),
@@ -119,7 +155,7 @@ def test_what_is_no_image_is_refused(kind, body, status, said):
         (JSON, b'{"texts": ["a b c d"]}', 400, "4 tokens in 7 bytes; the limits of the spec are 3"),
         (JSON, b'{"texts": ["a", "b c d e", " "]}', 400, "2 of 3 texts cannot be read, and none is "
          r"predicted: text 1: 4 tokens in 7 bytes; .*; text 2: an empty text. Positions count fr"),
-        (JSON, json.dumps({"texts": ["a"] * (MOST_TEXTS + 1)}).encode(), 413, "1001 texts; .* 100"),
+        (JSON, json.dumps({"texts": ["a"] * (MOST_INPUTS + 1)}).encode(), 413, "1001 texts; .* 10"),
     ],
 )  # fmt: skip
 def test_what_are_no_texts_is_refused(kind, body, status, said):
@@ -305,6 +341,9 @@ def test_requests_of_many_clients_share_forward_passes(server):
     sizes = sorted(size for _, said, _ in answers for size in json.loads(said))
     assert max(sizes) == 4  # never more than the batch size
     assert sizes.count(1) <= 3
+    files = form_of([digit(number) for number in range(3)])
+    status, said, _ = ask(server, files, FORM)
+    assert [one["class"] for one in json.loads(said)["predictions"]] == ["zero", "one", "two"]
     status, said, _ = ask(server, b"6", path="/count/predict")  # several samples of one request
     assert (status, sorted(json.loads(said))) == (200, [2, 2, 4, 4, 4, 4])
 
@@ -365,44 +404,21 @@ def test_a_taken_port_a_missing_gpu_and_a_broken_model_are_told(run, server):
         serving.deploy(serving.application(broken, NO_CPU, True), "broken", "/broken")
 
 
-def descendants() -> list[int]:
-    """The processes that this one started, and those that these started."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            pid, rest = status.read_text().rsplit(")", 1)
-        except OSError:  # it has ended
-            continue
-        parents[int(pid.split()[0])] = int(rest.split()[1])
-    found = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return sorted(found - {os.getpid()})
-
-
 def test_nothing_of_it_listens_on_another_address(server):
-    inodes = set()
-    for pid in descendants():
-        for link in Path(f"/proc/{pid}/fd").glob("*"):
-            try:
-                inodes.add(str(link.readlink()))
-            except OSError:
-                continue
-    addresses = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            parts = line.split()
-            if parts[3] == "0A" and f"socket:[{parts[9]}]" in inodes:  # it listens
-                addresses.add(parts[1].rpartition(":")[0])
-    assert addresses
-    # 127.0.0.1, and the same in IPv6: bytes are in the order of the machine.
-    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    heard_on = list[str]()
+    for pid in descendants(os.getpid())[1:]:
+        with suppress(OSError):  # it has ended meanwhile
+            heard_on += listening(pid)
+    assert len(heard_on) >= 5
+    # As the kernel writes 127.0.0.1, and the same in IPv6.
+    known = {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert {address.rpartition(":")[0] for address in heard_on} <= known
 
 
 def test_a_replica_that_is_killed_under_load_loses_no_request_that_is_sent_again(server):
     (victim,) = [
         pid
-        for pid in descendants()
+        for pid in descendants(os.getpid())
         if "ServeReplica:soupray" in Path(f"/proc/{pid}/cmdline").read_text()
     ]
     over, done, again, wrong = threading.Event(), [], [], []

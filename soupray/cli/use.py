@@ -151,8 +151,9 @@ def serve(
     r"""Answer over HTTP with a model of a leaderboard, on Ray Serve; Ctrl-C ends it.
 
     WHAT is as in `soupray predict`, and so are the answers. POST /predict takes the bytes of an
-    image, or texts as JSON. GET /metadata says what the model is, /health whether it is ready,
-    /openapi.json how to call it. Requests of many clients share forward passes.
+    image, a form with several, or texts as JSON. GET /metadata says what the model is, /health
+    whether it is ready, /openapi.json how to call it. Requests of many clients share forward
+    passes.
 
     It listens on 127.0.0.1 only; cluster/README.md says how to serve on Kubernetes. A smaller
     --batch-size answers a lone request sooner, and changes low bits of probabilities.
@@ -160,6 +161,7 @@ def serve(
     
     soupray serve digits@champion
     soupray serve digits:ensemble --port 8080 --replicas 2
+    curl -F image=@5.png -F image=@7.png http://127.0.0.1:8000/predict
     curl -H 'Content-Type: image/png' --data-binary @7.png http://127.0.0.1:8000/predict
     """
     from soupray.cli.console import say, tell

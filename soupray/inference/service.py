@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from email.message import Message
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,10 +22,11 @@ MOST_BYTES = 32 * 2**20
 """The most bytes of a request: a photo of 89 million pixels, the most that are opened, has about so
 many as a JPEG file (assumed)."""
 
-MOST_TEXTS = 1000
-"""The most texts of a request, so that no client keeps the others waiting for long (assumed)."""
+MOST_INPUTS = 1000
+"""The most inputs of a request, so that no client keeps the others waiting for long (assumed)."""
 
 JSON = "application/json"
+FORM = "multipart/form-data"
 
 
 class Sample(NamedTuple):
@@ -147,7 +149,16 @@ class Service:
             raise Refused(415, f"Content-Type {one_line(kind)!r}: {self._wanted()}")
         if not body:
             raise Refused(400, f"the body is empty: {self._wanted()}")
-        given = _texts(body) if self._is_text else [body]
+        if self._is_text:
+            given: Sequence[str | bytes] = _texts(body)
+        else:
+            given = _files(content_type, body) if kind == FORM else [body]
+        if len(given) > MOST_INPUTS:
+            raise Refused(
+                413,
+                f"{len(given)} {self.model.reader.kind}; a request has at most {MOST_INPUTS}. Send "
+                "several requests, or use `soupray predict`.",
+            )
         read = self.model.reader.read(given)
         if read.problems:
             raise Refused(400, _said(read.problems, len(given), self.model.reader.kind))
@@ -201,7 +212,7 @@ class Service:
         if self._is_text:
             sent = f"-H 'Content-Type: {JSON}' -d '{{\"texts\": [\"a text\"]}}'"
         else:
-            sent = "-H 'Content-Type: image/png' --data-binary @image.png"
+            sent = "-F image=@image.png"
         return f"curl {sent} {url}/predict"
 
     def _wanted(self) -> str:
@@ -209,7 +220,7 @@ class Service:
             return f'this model reads texts. Send {JSON}: {{"texts": ["...", "..."]}}.'
         return (
             "this model reads images. Send the bytes of one image file with its type, such as "
-            "image/png, or with application/octet-stream."
+            f"image/png, or with application/octet-stream; or files as {FORM}."
         )
 
     def _openapi(self) -> dict[str, Any]:
@@ -224,10 +235,12 @@ class Service:
             return {"description": said, "content": {JSON: {"schema": schemas[name]}}}
 
         binary = {"schema": {"type": "string", "format": "binary"}}
+        images = {"image": {"type": "array", "items": binary["schema"]}}
+        files = {"schema": {"type": "object", "properties": images, "required": ["image"]}}
         content = (
             {JSON: {"schema": schemas["Texts"]}}
             if self._is_text
-            else {"image/*": binary, "application/octet-stream": binary}
+            else {"image/*": binary, "application/octet-stream": binary, FORM: files}
         )
         predict = {
             "summary": f"The probabilities of the {len(self.model.classes)} classes",
@@ -235,7 +248,9 @@ class Service:
             "responses": {
                 "200": reply("Answer", "The predictions"),
                 "400": reply("Problem", "An input cannot be read"),
-                "413": reply("Problem", f"More than {self.most_bytes} bytes"),
+                "413": reply(
+                    "Problem", f"More than {self.most_bytes} bytes, or {MOST_INPUTS} inputs"
+                ),
                 "415": reply("Problem", "Another Content-Type"),
             },
         }
@@ -253,7 +268,23 @@ class Service:
 
 
 def _is_image(kind: str) -> bool:
-    return kind.startswith("image/") or kind == "application/octet-stream"
+    return kind.startswith("image/") or kind in ("application/octet-stream", FORM)
+
+
+def _files(content_type: str, body: bytes) -> list[bytes]:
+    """Return the contents of the files in a form (RFC 7578), whatever their fields are called."""
+    header = Message()
+    header["Content-Type"] = content_type
+    boundary = header.get_boundary()
+    line = f"\r\n--{boundary}".encode("latin-1", "replace")
+    # What is before the first line, then parts, then what is after the last line, which ends in --.
+    _, *parts = (b"\r\n" + body).split(line)
+    end = parts.pop() if parts else b""
+    files = [part.partition(b"\r\n\r\n") for part in parts]
+    whole = boundary and files and end.startswith(b"--") and all(blank for _, blank, _ in files)
+    if not whole:
+        raise Refused(400, f"the body is no complete {FORM}, or its boundary is not in the header.")
+    return [content for _, _, content in files]
 
 
 def _texts(body: bytes) -> list[str]:
@@ -266,12 +297,6 @@ def _texts(body: bytes) -> list[str]:
         raise Refused(400, f"the body is not JSON: {one_line(error)}.") from error
     if not texts:
         raise Refused(400, "there are no texts.")
-    if len(texts) > MOST_TEXTS:
-        raise Refused(
-            413,
-            f"{len(texts)} texts; a request has at most {MOST_TEXTS}. Send several requests, or "
-            "use `soupray predict`.",
-        )
     return texts
 
 
