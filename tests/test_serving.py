@@ -38,9 +38,19 @@ from soupray.core.records import encode
 from soupray.distributed import serving
 from soupray.inference.inputs import ImageReader, TextReader
 from soupray.inference.model import Model, Runs
-from soupray.inference.serve import Arguments, Server, application, arguments, served
-from soupray.inference.service import MOST_INPUTS, Service, _files
-from soupray.reporting.recipe_file import RecipeFile
+from soupray.inference.serve import (
+    Arguments,
+    Server,
+    application,
+    arguments,
+    pinned,
+    served,
+    service,
+)
+from soupray.inference.service import MOST_INPUTS, Service, files_in
+from soupray.reporting.model_folder import write_folder
+from soupray.reporting.recipe_file import RecipeFile, read_recipe
+from soupray.services.place import find_place
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 from soupray.tasks import task_of
@@ -105,15 +115,15 @@ def form_of(files: Sequence[bytes], boundary: str = "b") -> bytes:
 def test_files_in_a_form_are_what_was_sent(parts):
     files = [bytes(part) for part in parts]
     long = "-" * 24 + "5f0c6e4d2a"  # as curl draws them: files do not have it
-    assert _files(f'multipart/form-data; boundary="{long}"', form_of(files, long)) == files
+    assert files_in(f'multipart/form-data; boundary="{long}"', form_of(files, long)) == files
 
 
 @settings(max_examples=300)
 @given(st.text() | st.just(FORM) | st.just(JSON) | st.just(PNG), st.binary() | st.just(b"--b\r\n"))
 def test_whatever_is_sent_is_read_or_refused(kind, body):
-    for service in (IMAGES, TEXTS):
+    for served_model in (IMAGES, TEXTS):
         with suppress(Refused):
-            assert service.read(kind, body)
+            assert served_model.read(kind, body)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +289,20 @@ def broken() -> Counting:
 
 def of_ensemble(run, **more: float) -> Arguments:
     return Arguments(what="mini:ensemble", home=str(run.home), **more)
+
+
+def test_what_is_served_stays_the_same_model(run, tmp_path):
+    """An entry is another model after the next soup; its recipe and a model folder are not."""
+    given = Arguments(what="mini:greedy", home=str(run.home))
+    loaded = service(given, "cpu")
+    same = pinned(given, loaded, tmp_path)
+    assert read_recipe(Path(same.what)) == loaded.model.recipe
+    write_folder(loaded.model.recipe, lambda spec: find_place(spec, run.home), tmp_path / "model")
+    folder = Arguments(what=str(tmp_path / "model"), home=str(tmp_path))
+    assert pinned(folder, loaded, tmp_path) == folder
+    for one in (same, folder):
+        sample = loaded.read(PNG, digit(3))
+        assert service(one, "cpu").run(sample) == loaded.run(sample)
 
 
 @pytest.fixture(scope="module")

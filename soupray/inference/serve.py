@@ -150,17 +150,22 @@ def served(given: Arguments, port: int) -> Iterator[Server]:
     url = f"http://{LOOPBACK}:{port}"
     model, example = tried.model.summary().splitlines()[0], tried.example(url)
     with tempfile.TemporaryDirectory(prefix="soupray-serve-") as folder:
-        pinned = _pinned(given, tried, Path(folder))
+        same = pinned(given, tried, Path(folder))
         del tried
-        make = functools.partial(service, pinned, "cuda" if gpus else "cpu")
+        make = functools.partial(service, same, "cuda" if gpus else "cpu")
         with serving(make, Wanted(given.replicas, gpus, given.cpus), port) as wait:
             yield Server(url, model, example, wait)
 
 
-def _pinned(given: Arguments, loaded: Service, folder: Path) -> Arguments:
+def pinned(given: Arguments, loaded: Service, folder: Path) -> Arguments:
     """Return arguments that name the same model later, when a lost replica is replaced.
 
     SWEEP@champion is another model after the next soup, and an entry may be too.
+
+    Args:
+        given: names the model.
+        loaded: the model.
+        folder: where its recipe is written if it is in a store.
     """
     from soupray.inference.what import find_folder
     from soupray.services.home import default_home

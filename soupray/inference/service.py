@@ -152,7 +152,7 @@ class Service:
         if self._is_text:
             given: Sequence[str | bytes] = _texts(body)
         else:
-            given = _files(content_type, body) if kind == FORM else [body]
+            given = files_in(content_type, body) if kind == FORM else [body]
         if len(given) > MOST_INPUTS:
             raise Refused(
                 413,
@@ -271,8 +271,16 @@ def _is_image(kind: str) -> bool:
     return kind.startswith("image/") or kind in ("application/octet-stream", FORM)
 
 
-def _files(content_type: str, body: bytes) -> list[bytes]:
-    """Return the contents of the files in a form (RFC 7578), whatever their fields are called."""
+def files_in(content_type: str, body: bytes) -> list[bytes]:
+    """Return the contents of the files in a form (RFC 7578), whatever their fields are called.
+
+    Args:
+        content_type: the header of the request, with the boundary.
+        body: the form.
+
+    Raises:
+        Refused: the form is not complete.
+    """
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_boundary()
