@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -43,13 +44,13 @@ from soupray.inference.serve import (
     Server,
     application,
     arguments,
-    pinned,
     served,
     service,
 )
 from soupray.inference.service import MOST_INPUTS, Service, files_in
+from soupray.inference.what import Found, find_recipe
 from soupray.reporting.model_folder import write_folder
-from soupray.reporting.recipe_file import RecipeFile, read_recipe
+from soupray.reporting.recipe_file import RecipeFile
 from soupray.services.place import find_place
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
@@ -291,18 +292,16 @@ def of_ensemble(run, **more: float) -> Arguments:
     return Arguments(what="mini:ensemble", home=str(run.home), **more)
 
 
-def test_what_is_served_stays_the_same_model(run, tmp_path):
-    """An entry is another model after the next soup; its recipe and a model folder are not."""
-    given = Arguments(what="mini:greedy", home=str(run.home))
-    loaded = service(given, "cpu")
-    same = pinned(given, loaded, tmp_path)
-    assert read_recipe(Path(same.what)) == loaded.model.recipe
-    write_folder(loaded.model.recipe, lambda spec: find_place(spec, run.home), tmp_path / "model")
-    folder = Arguments(what=str(tmp_path / "model"), home=str(tmp_path))
-    assert pinned(folder, loaded, tmp_path) == folder
-    for one in (same, folder):
-        sample = loaded.read(PNG, digit(3))
-        assert service(one, "cpu").run(sample) == loaded.run(sample)
+def test_a_replica_loads_what_was_found_and_a_model_folder_needs_no_store(run, tmp_path):
+    """An entry is another model after the next soup: what was found is not looked for again."""
+    recipe = find_recipe("mini:greedy", run.home)
+    gone = Arguments(what="mini:gone", home=str(run.home))
+    loaded = service(gone, "cpu", pickle.loads(pickle.dumps(Found(recipe))))
+    write_folder(recipe, lambda spec: find_place(spec, run.home), tmp_path / "model")
+    folder = service(Arguments(what=str(tmp_path / "model"), home=str(tmp_path)), "cpu")
+    sample = loaded.read(PNG, digit(3))
+    assert folder.run(sample) == loaded.run(sample)
+    assert folder.run(sample)[0].label == "three"
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -12,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 
 from soupray.core.errors import ConfigError, one_line
-from soupray.core.records import Record, encode
+from soupray.core.records import Record
 from soupray.distributed.serving import LOOPBACK, Wanted, refuse_taken, serving
 from soupray.distributed.serving import application as on_ray_serve
+from soupray.services.home import default_home
 
 if TYPE_CHECKING:
     from soupray.inference.service import Service
+    from soupray.inference.what import Found
 
 # What imports torch is imported inside the functions: checking a cluster file needs none of it.
 
@@ -68,24 +69,26 @@ class Server(NamedTuple):
     wait: Callable[[], None]
 
 
-def service(given: Arguments, device: str) -> Service:
+def service(given: Arguments, device: str, found: Found | None = None) -> Service:
     """Load a model and return what a server answers about it. Errors are those of `soupray.load`.
 
     Args:
         given: names the model.
         device: `cpu` or `cuda`.
+        found: what `given.what` named before; None to find it now.
     """
-    from soupray.inference.load import load
+    from soupray.inference.load import load_found
     from soupray.inference.service import Service
+    from soupray.inference.what import find
 
-    model = load(
-        given.what,
-        home=given.home,
-        device=device,
-        batch_size=given.batch_size,
-        calibrated=given.calibrated,
-    )
-    return Service(model)
+    home = home_of(given)
+    model = load_found(found or find(given.what, home), home, device, given.batch_size)
+    return Service(model.calibrated() if given.calibrated else model)
+
+
+def home_of(given: Arguments) -> Path:
+    """Return the home that is named, or the default home."""
+    return default_home() if given.home is None else Path(given.home).expanduser()
 
 
 def arguments(given: dict[str, Any]) -> Arguments:
@@ -135,6 +138,7 @@ def served(given: Arguments, port: int) -> Iterator[Server]:
         EvaluationError: a replica does not start.
     """
     from soupray.inference.load import found_device
+    from soupray.inference.what import find
 
     refuse_taken(port)
     there, gpus = found_device(None), given.gpus
@@ -145,34 +149,13 @@ def served(given: Arguments, port: int) -> Iterator[Server]:
         )
     if gpus is None:
         gpus = 1 if there == "cuda" else 0
-    # Loaded here once, and dropped: what is wrong is said before Ray starts.
-    tried = service(given, "cpu")
+    # SWEEP@champion is another model after the next soup: a replica that replaces a lost one loads
+    # what was found here. It is loaded here too, and dropped: errors come before Ray starts.
+    found = find(given.what, home_of(given))
+    tried = service(given, "cpu", found)
     url = f"http://{LOOPBACK}:{port}"
     model, example = tried.model.summary().splitlines()[0], tried.example(url)
-    with tempfile.TemporaryDirectory(prefix="soupray-serve-") as folder:
-        same = pinned(given, tried, Path(folder))
-        del tried
-        make = functools.partial(service, same, "cuda" if gpus else "cpu")
-        with serving(make, Wanted(given.replicas, gpus, given.cpus), port) as wait:
-            yield Server(url, model, example, wait)
-
-
-def pinned(given: Arguments, loaded: Service, folder: Path) -> Arguments:
-    """Return arguments that name the same model later, when a lost replica is replaced.
-
-    SWEEP@champion is another model after the next soup, and an entry may be too.
-
-    Args:
-        given: names the model.
-        loaded: the model.
-        folder: where its recipe is written if it is in a store.
-    """
-    from soupray.inference.what import find_folder
-    from soupray.services.home import default_home
-
-    home = Path(given.home or default_home())
-    path = find_folder(given.what, home)
-    if path is None:
-        path = folder / "model.recipe.json"
-        path.write_bytes(encode(loaded.model.recipe))
-    return msgspec.structs.replace(given, what=str(path.resolve()), home=str(home))
+    del tried
+    make = functools.partial(service, given, "cuda" if gpus else "cpu", found)
+    with serving(make, Wanted(given.replicas, gpus, given.cpus), port) as wait:
+        yield Server(url, model, example, wait)
