@@ -1,5 +1,6 @@
 """`soupray serve`: what is answered and refused, by itself; then behind Ray Serve, which runs."""
 
+import asyncio
 import csv
 import http.client
 import io
@@ -302,6 +303,38 @@ def test_a_replica_loads_what_was_found_and_a_model_folder_needs_no_store(run, t
     sample = loaded.read(PNG, digit(3))
     assert folder.run(sample) == loaded.run(sample)
     assert folder.run(sample)[0].label == "three"
+
+
+def test_the_next_forward_pass_takes_all_that_wait_while_one_runs():
+    sizes, first, go = list[int](), threading.Event(), threading.Event()
+
+    def run(samples: Sequence[int]) -> list[int]:
+        sizes.append(len(samples))
+        first.set()
+        assert go.wait(HANG_S)
+        if 13 in samples:
+            raise RuntimeError("unlucky")
+        return [sample + 1 for sample in samples]
+
+    async def ask_all() -> list[object]:
+        batches = serving.Batches(run, 4)
+        asked = [asyncio.create_task(batches.result(0))]
+        await asyncio.to_thread(first.wait, HANG_S)
+        asked += [asyncio.create_task(batches.result(sample)) for sample in range(1, 8)]
+        asked.append(asyncio.create_task(batches.result(13)))
+        await asyncio.sleep(0)
+        asked[2].cancel()
+        await asyncio.sleep(0)
+        go.set()
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        return [*found, await batches.result(20)]
+
+    first_one, second, cancelled, *others, unlucky, later = asyncio.run(ask_all())
+    # Of 1 2 3 4, 2 was given up; of 5 6 7 13, none has a result.
+    assert sizes == [1, 3, 4, 1]
+    assert (first_one, second, others[:2], later) == (1, 2, [4, 5], 21)
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert all(isinstance(one, RuntimeError) for one in (*others[2:], unlucky))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """A model behind HTTP, on Ray Serve: requests of many clients share forward passes.
 
 Each replica has a model. It reads a request in a thread while a forward pass of earlier requests
-runs; the next pass takes all that has been read, up to the batch size of the model.
+runs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
@@ -40,8 +41,8 @@ LOOPBACK = "127.0.0.1"
 APP = "soupray"
 """Name of the application in Ray Serve."""
 
-WAIT_S = 0.005
-"""Seconds that the first sample of a batch waits for others: less than a forward pass takes."""
+PAUSE = 0.1
+"""The part of a forward pass that a sample waits for others, if there are too few for a batch."""
 
 ONGOING = 512
 """Requests at a replica: twice the default batch, so that one batch is read while another runs."""
@@ -90,6 +91,63 @@ class Wanted(NamedTuple):
     cpus: float | None = None
 
 
+class Batches:
+    """Samples of all requests in batches: the next forward pass takes all that wait for it.
+
+    Ray's own `serve.batch` closes a batch before the model is free: under load, passes of two.
+    """
+
+    def __init__(self, run: Callable[[Sequence[Any]], Sequence[Any]], size: int) -> None:
+        """Prepare; the event loop of the requests is the only one that may call `result`.
+
+        Args:
+            run: returns the results of samples, in their order.
+            size: the most samples that `run` is given.
+        """
+        self._run, self._size = run, size
+        self._waiting = deque[tuple[Any, asyncio.Future[Any]]]()
+        self._passes: asyncio.Task[None] | None = None
+        self._took = 0.0
+        # One thread: torch starts its own threads for each thread that calls it.
+        self._model = ThreadPoolExecutor(1)
+
+    async def result(self, sample: Any) -> Any:
+        """Return the result of a sample, or raise what `run` raised for its batch."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((sample, future))
+        if self._passes is None:
+            self._passes = asyncio.create_task(self._until_none_waits())
+        return await future
+
+    async def _until_none_waits(self) -> None:
+        while self._waiting:
+            if len(self._waiting) < self._size:
+                await asyncio.sleep(PAUSE * self._took)
+            some = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
+            await self._pass([one for one in some if not one[1].done()])  # some were cancelled
+        self._passes = None
+
+    async def _pass(self, some: list[tuple[Any, asyncio.Future[Any]]]) -> None:
+        """Run one batch, and give each future its result or the exception."""
+        if not some:
+            return
+        started, loop = time.perf_counter(), asyncio.get_running_loop()
+        samples = [sample for sample, _ in some]
+        try:
+            results = await loop.run_in_executor(self._model, self._run, samples)
+            found = [(future, result) for (_, future), result in zip(some, results, strict=True)]
+        except Exception as error:  # noqa: BLE001 - whatever it is, each request hears of it
+            found = [(future, error) for _, future in some]
+        for future, result in found:
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        self._took = time.perf_counter() - started
+
+
 class _Replica:
     """A process with a model. Ray Serve calls `__serve_build_asgi_app__` after the constructor."""
 
@@ -100,16 +158,8 @@ class _Replica:
             # A web page whose name was bound to 127.0.0.1 afterwards gets no answer.
             hosts = [LOOPBACK, "localhost"]
             self._middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]
-        self._served = served = make()
-        # One thread: torch starts its own threads for each thread that calls it.
-        self._model = ThreadPoolExecutor(1)
-
-        async def run(samples: list[Any]) -> list[Any]:
-            loop = asyncio.get_running_loop()
-            return list(await loop.run_in_executor(self._model, served.run, samples))
-
-        batched = serve.batch(max_batch_size=served.batch_size, batch_wait_timeout_s=WAIT_S)
-        self._run: Callable[[Any], Any] = batched(run)
+        self._served = make()
+        self._batches = Batches(self._served.run, self._served.batch_size)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         pages = [Route(path, self._page, methods=["GET"]) for path in self._served.pages]
@@ -128,7 +178,7 @@ class _Replica:
         kind = request.headers.get("content-type", "")
         samples = await asyncio.to_thread(self._served.read, kind, body)
         del body
-        results = await asyncio.gather(*map(self._run, samples))
+        results = await asyncio.gather(*map(self._batches.result, samples))
         return _json(200, self._served.answer(results))
 
     async def _body(self, request: Request) -> bytes:
