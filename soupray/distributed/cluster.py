@@ -109,7 +109,7 @@ def _connect(address: str | None) -> None:
             ray.init(
                 address=address or "local",
                 runtime_env={"env_vars": carried} if carried else None,
-                include_dashboard=None if address else False,
+                include_dashboard=False if starts_here else None,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
