@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from conftest import inside
+from conftest import ONE_SLOT, inside, mini_text
 from shared import ingredient, scores
 from test_findings import noisy
 from toy import toy, truth
@@ -237,6 +237,7 @@ def reported(home) -> list[str]:
 
 def test_check_and_diagnose_at_the_command_line(fresh, tmp_path, monkeypatch):
     """The main job's four trials: everything is said, on held-out data only."""
+    fresh.spec.write_text(mini_text(**ONE_SLOT))
     before = reported(fresh)
     assert before
     told = json.loads(inside("check", fresh.spec, *fresh.where, "--json").stdout)
@@ -263,6 +264,7 @@ def test_check_and_diagnose_at_the_command_line(fresh, tmp_path, monkeypatch):
 
 
 def test_a_broken_ingredient_ends_check_and_soup_with_status_1(fresh, tmp_path):
+    fresh.spec.write_text(mini_text(**ONE_SLOT))
     _, _, store = fresh.world()
     path = store.list("trials")[0]
     manifest = read_record(store, path, Manifest)

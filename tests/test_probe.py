@@ -21,7 +21,7 @@ from soupray.inference.predictor import ModelSource, Predictor
 from soupray.operations.estimate import dry_run
 from soupray.recipes import run_recipes
 from soupray.reporting.ranking import forward_passes
-from soupray.reporting.recipe_file import RecipeFile
+from soupray.reporting.recipe_file import RecipeFile, weights_of
 from soupray.search.plan import trials_of
 from soupray.search.state import basis_key
 from soupray.services.place import Place
@@ -345,8 +345,14 @@ def test_heads_on_one_frozen_body_take_one_pass_and_answer_as_two(probe, pair):
 
 def counting(candidate, made: Made) -> tuple[Predictor, list[int]]:
     """The model of a recipe whose members have one body, and a list that grows with its passes."""
-    source, passes = ModelSource(made.here.task, made.here.checkpoints, made.here.spec.setting), []
-    model = Predictor(recipe_of(candidate, made), {"": source}, batch_size=500)  # all at once
+    recipe, stored, passes = recipe_of(candidate, made), made.here.checkpoints, []
+    source = ModelSource(
+        made.here.task,
+        lambda member: weights_of(member, recipe, stored),
+        stored.load_blob,
+        made.here.spec.setting,
+    )
+    model = Predictor(recipe, {"": source}, batch_size=500)  # all at once
     (body,) = {member.body for member in model.models.values()}
     body.visual.register_forward_hook(lambda *call: passes.append(1))
     return model, passes

@@ -15,7 +15,7 @@ from soupray.evaluation.schedule import Answer
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.inference.predictor import ModelSource, Predictor
 from soupray.recipes import BY_NAME, run_recipes
-from soupray.reporting.recipe_file import RecipeFile
+from soupray.reporting.recipe_file import RecipeFile, weights_of
 
 RECIPES = list(BY_NAME)
 SHORT = {name: {"steps": 12} for name in ("learned", "learned_by_layer")}
@@ -227,7 +227,6 @@ def test_in_bfloat16_what_is_loaded_is_what_was_evaluated(tmp_path):
     world = toy(tmp_path, batch_size=70, precision="bf16")
     outcomes = run_recipes(world.selection(), WANTED)
     assert any(isinstance(o.candidate, VRFEnsemble) for o in outcomes)
-    source = ModelSource(world.task, world.checkpoints, world.setting)
     images = np.array(world.data.samples(world.basis.split("test"))[0])
     for outcome in outcomes:
         recipe = RecipeFile(
@@ -239,6 +238,12 @@ def test_in_bfloat16_what_is_loaded_is_what_was_evaluated(tmp_path):
             statistics={},
             sha256=None,
             spec={},
+        )
+        source = ModelSource(
+            world.task,
+            lambda member, recipe=recipe: weights_of(member, recipe, world.checkpoints),
+            world.checkpoints.load_blob,
+            world.setting,
         )
         loaded = Predictor(recipe, {"": source}).logits(images)
         evaluated = full_logits(world, outcome.candidate, "test")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.transforms.v2 import functional as TF
 
 from soupray.core.arrays import Images
 
@@ -24,6 +23,9 @@ def inverted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def rotated(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Rotate by 25 degrees, counter-clockwise."""
+    # Here, because it takes a second to import, and the driver of a soup shifts nothing.
+    from torchvision.transforms.v2 import functional as TF
+
     turned: torch.Tensor = TF.rotate(images, 25.0, interpolation=TF.InterpolationMode.BILINEAR)
     return turned
 
@@ -45,6 +47,8 @@ def thickened(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def blurred(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Blur with a Gaussian of standard deviation 1.5 pixels, cut off at 4 pixels."""
+    from torchvision.transforms.v2 import functional as TF
+
     soft: torch.Tensor = TF.gaussian_blur(images, kernel_size=[9, 9], sigma=[1.5, 1.5])
     return soft
 

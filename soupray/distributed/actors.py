@@ -12,16 +12,19 @@ import ray
 
 from soupray.core.candidates import WeightCandidate
 from soupray.core.errors import EvaluationError
+from soupray.core.imports import importing
 from soupray.core.ports import Reached
 from soupray.core.records import CheckpointRef, Split
 from soupray.core.requests import Request
 from soupray.distributed.cluster import LOOK_S, Vigil, get, largest, slots
 from soupray.distributed.nodes import wanted
-from soupray.evaluation.local import LocalWorkers, ahead
 from soupray.evaluation.schedule import Answer, FirstReaching
 from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.training.worker import worker_context
+
+with importing():  # of torch, in each actor
+    from soupray.evaluation.local import LocalWorkers, ahead
+    from soupray.training.worker import worker_context
 
 TRIES = 3
 """Largest number of attempts for work whose actor dies, and for starting actors.

@@ -24,6 +24,7 @@ import ray
 from ray._private import ray_constants
 
 from soupray.core.errors import ConfigError, EvaluationError, RayLost
+from soupray.core.imports import importing
 from soupray.core.records import Basis
 from soupray.distributed.nodes import room, wanted
 from soupray.services.place import Place
@@ -344,7 +345,8 @@ def largest(resources: Sequence[Resources]) -> Resources:
 
 
 def _make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
-    from soupray.training.worker import make_basis
+    with importing():
+        from soupray.training.worker import make_basis
 
     return make_basis(spec, place, key)
 

@@ -24,6 +24,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from soupray.core.errors import ConfigError, RayLost, TrialError
+from soupray.core.imports import importing
 from soupray.core.records import EpochRecord, Ingredient, Trial, decode, encode
 from soupray.distributed.cluster import Vigil, at_a_time
 from soupray.distributed.nodes import wanted
@@ -117,8 +118,9 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
 
             return train_together(self._spec, self._place, self._trial)
         # Here, because the driver has this class too, and needs no torch.
-        from soupray.training.trial import fine_tune
-        from soupray.training.worker import worker_context
+        with importing():
+            from soupray.training.trial import fine_tune
+            from soupray.training.worker import worker_context
 
         here = worker_context(self._spec, self._place)
         return fine_tune(self._trial, here.task, here.data, here.checkpoints)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from soupray.core.errors import ConfigError
+from soupray.core.imports import importing
 from soupray.core.ports import Task
 from soupray.spec.task import OpenClipSpec, TaskSpec, TransformersSpec
 from soupray.tasks.files import LOCAL, clip_folder, local_path
@@ -24,15 +25,18 @@ def task_of(spec: TaskSpec) -> Task:
     """
     # The imports are here because each library takes seconds to import.
     if isinstance(spec, OpenClipSpec):
-        from soupray.tasks.open_clip import OpenClipTask
+        with importing():
+            from soupray.tasks.open_clip import OpenClipTask
 
         return OpenClipTask(spec)
     if isinstance(spec, TransformersSpec):
         _require_transformers()
-        from soupray.tasks.transformers import TextTask
+        with importing():
+            from soupray.tasks.transformers import TextTask
 
         return TextTask(spec)
-    from soupray.tasks.timm import TimmTask
+    with importing():
+        from soupray.tasks.timm import TimmTask
 
     return TimmTask(spec)
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 from soupray.core.hyperparameters import Hyperparameters
-from soupray.training.randaugment import randaugmented
 
 RATIO = 4 / 3
 """The largest ratio of width to height of a crop, and of height to width, as in the
@@ -79,6 +78,9 @@ def augmented(images: torch.Tensor, draws: Draws, wanted: Hyperparameters) -> to
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         images = F.grid_sample(images.to(torch.float32), grid, align_corners=False)
     if draws.ops is not None:
+        # Here, because torchvision takes a second to import, and most programs need none of it.
+        from soupray.training.randaugment import randaugmented
+
         images = randaugmented(images.round().to(torch.uint8), draws.ops, wanted.randaugment)
     return images.to(torch.float32)
 
