@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -197,3 +198,25 @@ def test_sigterm_in_a_callback_that_ignores_exceptions_ends_the_process_too():
     assert done.stderr.splitlines() == [
         "terminated. What is stored is kept: the same command goes on."
     ]
+
+
+STUCK = """
+import signal, sys, threading, time
+from soupray import cli
+cli.AN_END_S = 0.5
+signal.signal(signal.SIGTERM, cli._end)
+print("ready", flush=True)
+try:
+    time.sleep(600)
+finally:  # a library that waits for ever while the process ends
+    never = threading.Lock()
+    never.acquire()
+    never.acquire()
+"""
+
+
+def test_an_end_that_gets_stuck_is_an_end_all_the_same():
+    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(HANG_S) == -signal.SIGTERM

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 import click
@@ -95,9 +96,16 @@ ENDED = (128 + signal.SIGTERM, signal.SIGTERM)
 """Status after SIGTERM: ours, and that of Ray's own handler, which is in place while Ray starts."""
 
 
+AN_END_S = 60.0
+"""Seconds that an orderly end may take. It takes about five, unless a library waits for ever."""
+
+
 def _end(number: int, frame: object) -> None:
     """End in order, as after Ctrl-C: Kubernetes and `ray job stop` send SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second signal ends the process at once
+    at_last = threading.Timer(AN_END_S, os.kill, (os.getpid(), signal.SIGTERM))
+    at_last.daemon = True
+    at_last.start()
     sys.exit(128 + signal.SIGTERM)
 
 
