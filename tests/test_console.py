@@ -7,7 +7,7 @@ import pytest
 from board import BASIS, BY_NAME, ENTRIES, NO_SHIFTS, SPEC
 from shared import DIGITS, demo
 
-from soupray.cli import console
+from soupray.cli import board, console, options
 from soupray.cli.board import RANKED, Look, show_leaderboard
 from soupray.cli.console import Bars, duration, line, size
 from soupray.cli.tables import show_plan
@@ -143,6 +143,10 @@ def test_only_the_columns_that_are_shown_are_explained():
     assert not [word for word in ("NLL", "McNemar", "95 %") if word in " ".join(narrow)]
     assert all(word in " ".join(wide) for word in ("NLL", "McNemar", "95 %"))
     assert {"entry", "test", "shifts", "fwd"} <= set(head)
+
+
+def test_what_can_be_sorted_by_is_what_the_option_names():
+    assert set(options.SORTS) == set(board.SORTS)
 
 
 def test_a_leaderboard_is_sorted_by_what_is_asked_and_keeps_the_places():
