@@ -18,8 +18,10 @@ def refused(text: str) -> str:
         parse(text, "x.yaml")
     said = str(error.value)
     assert said.startswith("x.yaml: ")
-    assert "\n" not in said
-    assert len(said) < 1000
+    lines = said.split("\n")
+    assert len(lines) == 1 or lines[0].endswith(" mistakes:")
+    assert len(lines) <= 22
+    assert all(line.isprintable() and len(line) < 1000 for line in lines)
     said.encode()
     return said
 

@@ -268,3 +268,55 @@ def test_a_password_in_a_spec_is_refused_and_not_repeated(field, url):
 @pytest.mark.parametrize("url", ["http://me@mlflow:5000", "http://mlflow:5000/a@b"])
 def test_a_user_without_a_password_and_a_path_with_an_at_may_be_in_a_spec(url):
     assert edited("tracking: embedded", f"tracking: {url}").tracking == url
+
+
+WRONG = """
+name: Mine!
+sed: 1
+task:
+  kind: timm
+  model: resnet18
+  args: {num_classes: 3}
+  classes: [a, b]
+  size: 32
+data:
+  kind: folder
+  trian: /tmp/x
+  held_out: 10
+search:
+  trials: many
+  space:
+    lr: [1e-5, 1e-3]
+    epochs: 2
+storage: embeded
+"""
+
+
+def test_all_mistakes_are_named_at_once_each_with_its_line():
+    with pytest.raises(ConfigError) as error:
+        parse(WRONG, "x.yaml")
+    first, *lines = str(error.value).split("\n")
+    assert first == f"x.yaml: {len(lines)} mistakes:"
+    said = dict(line.partition(": ")[::2] for line in lines if line.startswith("line"))
+    assert said["line 2"].startswith("name: 'Mine!' is not allowed")
+    assert said["line 3"].startswith("sed: unknown key. Did you mean 'seed'?")
+    assert said["line 7"].startswith("task.args: ")
+    assert said["line 15"].startswith("search.trials: 'many' is not allowed")
+    assert said["line 17"] == (
+        "search.space.lr: [1e-05, 0.001] is not allowed: Input should be a valid number. Write "
+        "lr: {log_uniform: [1e-05, 0.001]}, or uniform, integer, choice."
+    )
+    assert said["line 19"].startswith("storage: 'embeded' is not allowed: write embedded, s3://")
+    assert "line 12: data.trian: unknown key. Did you mean 'train'?" in str(error.value)
+    assert "line 10: data.train: required, but not given." in lines  # where `data` is
+
+
+def test_what_most_people_write_need_not_be_written():
+    wanted = load(DIGITS)
+    lines = TEXT.split("\n")
+    bare = [line for line in lines if not line.startswith(("storage:", "tracking:"))]
+    text = "\n".join(bare).split("recipes:")[0]
+    found = parse(text, "x.yaml")
+    assert (found.storage, found.tracking) == ("embedded", "embedded")
+    assert list(found.recipes) == ["uniform", "greedy", "wise_ft", "greedy_ensemble"]
+    assert found.digest == wanted.digest

@@ -23,15 +23,20 @@ from soupray.spec.libraries import Memory
 from soupray.spec.preprocessing import with_preprocessing
 from soupray.spec.space import IMAGE_ONLY, Count, NonNegative, Search, SpecModel, refuse
 from soupray.spec.task import Init, TaskSpec, TrainedInit
-from soupray.spec.yaml import parse_yaml
+from soupray.spec.yaml import line_in, parse_yaml
 
 NAME_LENGTH = 63
 
 LEAST_SHARE = 0.0001
 """The smallest share of a CPU or GPU that Ray counts: its kResourceUnitScaling is 10 000."""
 
-MOST_SHOWN = 200
-"""Characters of a value that a message shows."""
+MOST_SHOWN, MOST_MISTAKES = 200, 20
+"""Characters of a value that a message shows, and mistakes."""
+
+USUAL: dict[str, dict[str, Option]] = {
+    name: {} for name in ("uniform", "greedy", "wise_ft", "greedy_ensemble")
+}
+"""The recipes of a spec that lists none: quick ones, with what most people ask for."""
 
 _BUCKET = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
 """S3's own names are of 3 to 63 lower-case characters; those of other stores may have more."""
@@ -108,15 +113,15 @@ class SweepSpec(SpecModel):
     storage: Annotated[
         str,
         _matching(r"embedded|s3://.+|file:///.+", "embedded, s3://bucket/prefix or file:///folder"),
-    ]
+    ] = "embedded"
     tracking: Annotated[
         str,
         _matching(
             r"embedded|off|https?://.+|sqlite:///.+",
             "embedded, off, sqlite:///FILE or the URL of an MLflow server",
         ),
-    ]
-    recipes: dict[str, dict[str, Option]]
+    ] = "embedded"
+    recipes: dict[str, dict[str, Option]] = Field(default_factory=lambda: dict(USUAL))
 
     @pydantic.field_validator("storage", "tracking")
     @classmethod
@@ -289,10 +294,11 @@ def parse(text: str, source: str, memory: Path | None = None) -> SweepSpec:
     data = parse_yaml(text, source)
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: a spec is a mapping, not {type(data).__name__}.")
-    return parse_data(with_preprocessing(resolved(data, source), source, Memory(memory)), source)
+    ready = with_preprocessing(resolved(data, source), source, Memory(memory))
+    return parse_data(ready, source, text)
 
 
-def parse_data(data: dict[str, Any], source: str) -> SweepSpec:
+def parse_data(data: dict[str, Any], source: str, text: str | None = None) -> SweepSpec:
     """Return the spec in plain data that `parse` made: it refers to no file or checkpoint.
 
     Somebody else may have written the record that it is from. For this reason no file is read that
@@ -301,6 +307,7 @@ def parse_data(data: dict[str, Any], source: str) -> SweepSpec:
     Args:
         data: the plain data.
         source: names the data in messages.
+        text: the YAML text of the data, whose lines messages name; None if there is none.
 
     Raises:
         ConfigError: the data are not a valid spec.
@@ -309,41 +316,88 @@ def parse_data(data: dict[str, Any], source: str) -> SweepSpec:
         # Through JSON, because pydantic's strict mode takes a list for a tuple only there.
         spec = SweepSpec.model_validate_json(json.dumps(data, default=str))
     except pydantic.ValidationError as error:
-        raise ConfigError(explain(error, source, SweepSpec)) from error
+        raise ConfigError(explain(error, source, SweepSpec, text)) from error
     check_recipes(spec.recipes, f"{source}: recipes")
     return spec
 
 
-def explain(error: pydantic.ValidationError, source: str, root: type[SpecModel]) -> str:
-    """Return one message for the most specific error; pydantic reports every branch of a union.
+def explain(
+    error: pydantic.ValidationError, source: str, root: type[SpecModel], text: str | None = None
+) -> str:
+    """Return one message for all mistakes, each with its line.
 
     Args:
         error: the errors.
         source: names the spec in messages.
         root: the model that was validated.
+        text: the YAML text; None if there is none.
     """
-    vague, keys = ("missing", "model_type"), _all_keys(root)
-    first = max(error.errors(), key=lambda e: (e["type"] not in vague, len(e["loc"])))
-    *inner, last = first["loc"] or ("(top level)",)
-    names = [p for p in inner if isinstance(p, int) or p in keys]
-    # The last part is a key, unless it is pydantic's name of a branch of a union.
-    if isinstance(last, int) or first["type"] == "extra_forbidden" or last in keys:
-        names.append(last)
-    where = one_line(".".join(map(str, names))) or "(top level)"
-    if first["type"] == "extra_forbidden":
-        allowed = _fields_at(inner, root)
-        close = difflib.get_close_matches(str(names[-1]), allowed, n=1)
+    found = _mistakes(error, root)
+    said = []
+    for place, mistake in found.items():
+        line = None if text is None else line_in(text, place)
+        words = _explained(place, mistake, root)
+        said.append(((line or 0), words if line is None else f"line {line}: {words}"))
+    if len(said) == 1:
+        return f"{source}: {said[0][1]}"
+    lines = [words for _, words in sorted(said, key=lambda one: one[0])]
+    left = len(lines) - MOST_MISTAKES
+    more = [f"and {left} more"] if left > 0 else []
+    return "\n".join([f"{source}: {len(lines)} mistakes:", *lines[:MOST_MISTAKES], *more])
+
+
+Place = tuple[int | str, ...]
+
+
+def _mistakes(error: pydantic.ValidationError, root: type[SpecModel]) -> dict[Place, Any]:
+    """Return one error for each place: pydantic reports every branch of a union.
+
+    The most specific error of a place stays. What is around a mistake, and what a branch of a union
+    misses, is left out, unless there is nothing else.
+    """
+    vague, keys, kinds = ("missing", "model_type"), _all_keys(root), _all_kinds(root)
+    found: dict[Place, Any] = {}
+    errors = sorted(error.errors(), key=lambda e: (e["type"] in vague, -len(e["loc"])))
+    for one in errors:
+        *inner, last = one["loc"] or ("(top level)",)
+        names = [p for p in inner if isinstance(p, int) or p in keys]
+        # A tag says which branch is meant. Other branches of a union are only tried.
+        in_branch = any(p not in kinds for p in inner if p not in names)
+        # The last part is a key, unless it is pydantic's name of a branch of a union.
+        if isinstance(last, int) or one["type"] == "extra_forbidden" or last in keys:
+            names.append(last)
+        place = tuple(names)
+        around = any(other[: len(place)] == place for other in found)
+        if around or (found and one["type"] in vague and (in_branch or _is_inside(place, found))):
+            continue
+        found[place] = one
+    return found
+
+
+def _is_inside(place: Place, found: dict[Place, Any]) -> bool:
+    return any(place[: len(other)] == other for other in found)
+
+
+def _explained(place: Place, mistake: Any, root: type[SpecModel]) -> str:
+    """Return what is wrong at a place, and what is allowed."""
+    where = one_line(".".join(map(str, place))) or "(top level)"
+    if mistake["type"] == "extra_forbidden":
+        allowed = _fields_at(list(mistake["loc"][:-1]), root)
+        close = difflib.get_close_matches(str(place[-1]), allowed, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        return f"{source}: {where}: unknown key.{hint} Allowed: {', '.join(allowed)}."
-    if first["type"] == "missing":
-        return f"{source}: {where}: required, but not given."
-    value = first["input"] if not isinstance(first["input"], dict) else "this mapping"
-    message = first["msg"].removeprefix("Value error, ")
+        return f"{where}: unknown key.{hint} Allowed: {', '.join(allowed)}."
+    if mistake["type"] == "missing":
+        return f"{where}: required, but not given."
+    value = mistake["input"] if not isinstance(mistake["input"], dict) else "this mapping"
+    message = mistake["msg"].removeprefix("Value error, ")
     if not message.isprintable():  # it repeats a value
         message = one_line(message)
     shown = mask(repr(value))
     shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]} ..."
-    return f"{source}: {where}: {shown} is not allowed: {message}."
+    example = ""
+    if place[:2] == ("search", "space") and isinstance(value, list):
+        example = f" Write {place[-1]}: {{log_uniform: {shown}}}, or uniform, integer, choice."
+    return f"{where}: {shown} is not allowed: {message}.{example}"
 
 
 def _fields_at(loc: list[int | str], root: type[SpecModel]) -> list[str]:
@@ -367,6 +421,12 @@ def _models(annotation: Any) -> list[Any]:
 def _kinds(model: Any) -> tuple[Any, ...]:
     kind = model.model_fields.get("kind")
     return get_args(kind.annotation) if kind else ()
+
+
+def _all_kinds(model: Any) -> set[str]:
+    """Return the tags of all unions in a model."""
+    inner = [one for field in model.model_fields.values() for one in _models(field.annotation)]
+    return {*_kinds(model), *(kind for one in inner for kind in _all_kinds(one))}
 
 
 def _all_keys(model: Any) -> set[str]:

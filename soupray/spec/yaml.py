@@ -8,7 +8,7 @@ number. Equal keys, and numbers that are different numbers in the two versions, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,31 @@ def parse_yaml(text: str, source: str) -> Any:
     if len(documents) > 1:
         raise ConfigError(f"{source}: {len(documents)} documents, divided by ---; write one.")
     return documents[0] if documents else None
+
+
+def line_in(text: str, place: Sequence[int | str]) -> int | None:
+    """Return the line of a key, or of the innermost key of its place that is there.
+
+    Args:
+        text: one YAML document that `parse_yaml` can read.
+        place: keys and positions in lists that lead to the value.
+
+    Returns:
+        The line, from 1; None if not even the first key is there.
+    """
+    node = yaml.compose(text, _Loader)
+    found = None
+    for part in place:
+        inner: Any = None
+        if isinstance(node, yaml.MappingNode):
+            inner = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            values = node.value
+            inner = (values[part], values[part]) if part < len(values) else None
+        if inner is None:
+            break
+        found, node = inner
+    return None if found is None else int(found.start_mark.line) + 1
 
 
 def read_yaml(path: Path) -> Any:
