@@ -90,6 +90,7 @@ def test_the_command_line_is_what_it_was():
         "rebuild": ["--home", "--json", "--output"],
         "import": ["--home", "--json"],
         "export": ["--format", "--home", "--json", "--output"],
+        "init": ["--image-folder", "--json", "--model", "--output", "--text-csv"],
         "up": ["--home"],
         "down": ["--home"],
         "ui": ["--home", "--open", "--port"],

@@ -60,6 +60,58 @@ def ui(spec: Path | None, home: Path, port: int | None, opened: bool) -> None:
 
 
 @click.command()
+@click.argument("name")
+@click.option("--image-folder", type=click.Path(path_type=Path), help="A folder for each class.")
+@click.option("--text-csv", type=click.Path(path_type=Path), help="Also .tsv or .jsonl.")
+@click.option("--model", help="Default: a CLIP of open_clip, or MiniLM for texts.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: NAME.yaml."
+)
+@json_option
+def init(
+    name: str,
+    image_folder: Path | None,
+    text_csv: Path | None,
+    model: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    r"""Look at your data and write NAME.yaml, a spec with comments that runs as it is.
+
+    --model is ARCHITECTURE/TAG of open_clip, MODEL.TAG of timm, or a model of transformers.
+
+    \b
+    soupray init pets --image-folder pets/
+    soupray init pets --image-folder pets/ --model resnet50.a1_in1k
+    soupray init reviews --text-csv reviews.csv
+    """
+    from soupray.cli.console import say, tell
+    from soupray.cli.tables import print_json
+    from soupray.operations.first_spec import IMAGE_MODEL, TEXT_MODEL, images_spec, texts_spec
+    from soupray.spec.files import atomic_write
+
+    if (image_folder is None) == (text_csv is None):
+        raise click.UsageError("name your data: either --image-folder or --text-csv.")
+    target = output or Path(f"{name}.yaml")
+    if target.exists():
+        raise ConfigError(f"{target} is there already. Remove it, or name another --output.")
+    if image_folder is not None:
+        drafted = images_spec(name, image_folder, model or IMAGE_MODEL)
+    else:
+        assert text_csv is not None
+        drafted = texts_spec(name, text_csv, model or TEXT_MODEL)
+    atomic_write(target, drafted.text.encode())
+    for note in drafted.notes:
+        say(f"note: {note}.")
+    if as_json:
+        print_json(drafted)
+        return
+    total = sum(drafted.samples.values())
+    tell(f"{target}: {len(drafted.samples)} classes, {total} samples.")
+    tell(f"Next: soupray sweep {target} --dry-run")
+
+
+@click.command()
 @spec_argument
 @home_option
 @json_option
@@ -170,4 +222,4 @@ def validate(files: tuple[Path, ...], as_json: bool, spec: Path | None, crd: Pat
     sys.exit(1 if problems else 0)
 
 
-VERBS = (up, down, ui, doctor, publish, gc, cluster)
+VERBS = (init, up, down, ui, doctor, publish, gc, cluster)

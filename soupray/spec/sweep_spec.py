@@ -26,6 +26,8 @@ from soupray.spec.task import Init, TaskSpec, TrainedInit
 from soupray.spec.yaml import line_in, parse_yaml
 
 NAME_LENGTH = 63
+NAME_PATTERN = rf"[a-z0-9][a-z0-9_-]{{0,{NAME_LENGTH - 1}}}"
+NAME_ALLOWED = f"1 to {NAME_LENGTH} lower-case letters, digits, - and _"
 
 LEAST_SHARE = 0.0001
 """The smallest share of a CPU or GPU that Ray counts: its kResourceUnitScaling is 10 000."""
@@ -94,8 +96,8 @@ class SweepSpec(SpecModel):
     name: Annotated[
         str,
         _matching(
-            rf"[a-z0-9][a-z0-9_-]{{0,{NAME_LENGTH - 1}}}",
-            f"1 to {NAME_LENGTH} lower-case letters, digits, - and _",
+            NAME_PATTERN,
+            NAME_ALLOWED,
         ),
     ]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

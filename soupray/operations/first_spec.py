@@ -1,0 +1,294 @@
+"""The first spec for data of one's own: looks at the data, and writes a spec that runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from soupray.core.errors import ConfigError
+from soupray.core.records import Record
+from soupray.data.folders import EXTENSIONS, walked
+from soupray.data.text import DELIMITERS, JSON_LINES
+from soupray.spec.sweep_spec import NAME_ALLOWED, NAME_PATTERN
+
+IMAGE_MODEL = "ViT-B-32/laion2b_s34b_b79k"
+TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+"""Models that most people know: CLIP of LAION-2B, and MiniLM of sentence-transformers."""
+
+TRAIN, TEST = ("train", "training"), ("test", "val", "valid", "validation")
+"""Usual names of the folders of training and of test data."""
+
+TEXTS, LABELS = ("text", "sentence", "content", "review"), ("label", "class", "category", "topic")
+"""Usual names of the columns of a table of texts."""
+
+HELD_OUT, REPORTED = 0.15, 0.2
+"""Shares of the training data that choose soups, and that are ID test where there is none."""
+
+MOST_HELD_OUT, MOST_TEST = 5000, 10_000
+"""Samples: with these, one standard error of an accuracy of 90 % is .4 and .3 points."""
+
+UNEVEN = 5
+"""A class with so many times the samples of another one makes accuracy a bad measure (assumed)."""
+
+MOST_LISTED = 200
+"""Classes that a spec lists: of more, the folders are the list."""
+
+
+class Drafted(Record, frozen=True, kw_only=True):
+    """A spec, and what was seen in the data.
+
+    Attributes:
+        text: the spec, as YAML with comments.
+        samples: number of training samples of each class, before held-out data are taken from them.
+        notes: what a person should know about the data, in sentences.
+    """
+
+    text: str
+    samples: dict[str, int]
+    notes: tuple[str, ...]
+
+
+class _Data(NamedTuple):
+    """What was seen: samples by class, and the lines of `data` in the spec."""
+
+    samples: Counter[str]
+    lines: list[str]
+    notes: list[str]
+
+
+def images_spec(name: str, folder: Path, model: str = IMAGE_MODEL) -> Drafted:
+    """Draft a spec for a folder of images for each class.
+
+    Args:
+        name: of the sweep.
+        folder: with a folder for each class, or with folders `train` and `test` (or `val`) that
+            have these.
+        model: `ARCHITECTURE/TAG` of open_clip, or a model of timm.
+
+    Raises:
+        ConfigError: there is no such folder, or fewer than two classes with images in it.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--image-folder {folder}: there is no such folder.")
+    train = next((folder / n for n in TRAIN if (folder / n).is_dir()), folder)
+    test = next((folder / n for n in TEST if (folder / n).is_dir()), None)
+    samples, others = _images(train)
+    if len(samples) < 2:
+        raise ConfigError(
+            f"--image-folder {folder}: {len(samples)} folders with images in {train}. Put the "
+            f"images of each class into a folder of their own. Endings: {', '.join(EXTENSIONS)}."
+        )
+    notes = [f"{others} files in {train} are no images by their ending, and are left out"]
+    notes = notes if others else []
+    if test is not None and train is not folder:
+        there, _ = _images(test)
+        if missing := sorted(samples.keys() - there.keys()):
+            notes.append(f"{test} has no images of {', '.join(missing[:5])}")
+        where = str(test.absolute())
+    else:
+        where = str(_share(samples, REPORTED, MOST_TEST))
+    lines = [
+        "kind: folder",
+        f"train: {_quoted(str(train.absolute()))}",
+        f"test: {_quoted(where) if test and train is not folder else where}"
+        "    # a path, or a number of images that are drawn by class from train",
+        f"held_out: {_share(samples, HELD_OUT, MOST_HELD_OUT)}    # chooses the soups",
+        "overlap: drop             # equal images in two splits; fail: an error, with the pairs",
+        "shifts: [blurred, faded, moved, pixelated]    # made from the test images",
+    ]
+    found = _Data(samples, lines, notes)
+    return _drafted(name, _image_task(model, list(samples)), found, model)
+
+
+def texts_spec(name: str, file: Path, model: str = TEXT_MODEL) -> Drafted:
+    """Draft a spec for a table of texts with labels.
+
+    Args:
+        name: of the sweep.
+        file: .csv, .tsv or .jsonl with a column of texts and one of labels.
+        model: a model of transformers: a name on the hub, or a folder.
+
+    Raises:
+        ConfigError: the file cannot be read, or its columns are not understood.
+    """
+    rows = list(_rows(file))
+    if not rows:
+        raise ConfigError(f"--text-csv {file}: no rows.")
+    label = _column(rows, LABELS, lambda values: len(set(values)), file, "labels")
+    rest = [{k: v for k, v in row.items() if k != label} for row in rows]
+    text = _column(rest, TEXTS, lambda values: -sum(map(len, values)), file, "texts")
+    samples = Counter(row[label] for row in rows)
+    if len(samples) < 2 or len(samples) > len(rows) / 2:
+        raise ConfigError(
+            f"--text-csv {file}: the column {label!r} has {len(samples)} different values in "
+            f"{len(rows)} rows, so that it is no column of classes. Call that column `label`."
+        )
+    longest = max(len(row[text].encode()) for row in rows)
+    lines = [
+        "kind: text",
+        f"train: {_quoted(str(file.absolute()))}",
+        f"test: {_share(samples, REPORTED, MOST_TEST)}    # drawn by class; or the path of a file",
+        f"held_out: {_share(samples, HELD_OUT, MOST_HELD_OUT)}    # chooses the soups",
+        f"text_column: {_quoted(text)}",
+        f"label_column: {_quoted(label)}",
+        f"max_bytes: {max(200, longest)}    # the longest text here has {longest}",
+        "on_long: cut              # or fail: texts above max_bytes or task.max_tokens",
+        "overlap: drop",
+    ]
+    task = [
+        "kind: transformers",
+        f"model: {_quoted(model)}    # a name on the hub, or a folder",
+        f"classes: {_listed(list(samples))}",
+        'templates: ["{}", "about {}"]    # prompts of the zero-shot head',
+        "max_tokens: 128",
+    ]
+    return _drafted(name, task, _Data(samples, lines, []), model)
+
+
+def _images(folder: Path) -> tuple[Counter[str], int]:
+    """Return the number of images in each folder of a folder, and of other files."""
+    found, others = Counter[str](), 0
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for _, files, _ in walked(inner):
+            images = sum(name.lower().endswith(EXTENSIONS) for name in files)
+            found[inner.name] += images
+            others += len(files) - images
+    return +found, others
+
+
+def _rows(file: Path) -> Iterator[dict[str, str]]:
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            if file.suffix.lower() in JSON_LINES:
+                for line in lines:
+                    if line.strip():
+                        yield {str(k): str(v) for k, v in json.loads(line).items()}
+            elif file.suffix.lower() in DELIMITERS:
+                table = csv.DictReader(lines, delimiter=DELIMITERS[file.suffix.lower()])
+                for row in table:
+                    yield {str(k): str(v) for k, v in row.items() if k is not None}
+            else:
+                known = ", ".join((*DELIMITERS, *JSON_LINES))
+                raise ConfigError(f"--text-csv {file}: the ending is one of {known}.")
+    except (OSError, ValueError, AttributeError, csv.Error) as error:
+        raise ConfigError(f"--text-csv {file}: cannot be read: {error}.") from error
+
+
+def _column(
+    rows: list[dict[str, str]],
+    usual: tuple[str, ...],
+    cost: Callable[[list[str]], int],
+    file: Path,
+    what: str,
+) -> str:
+    """Return the column with a usual name, else the one with the lowest cost of its values."""
+    columns = [c for c in rows[0] if all(c in row for row in rows)]
+    for name in usual:
+        for column in columns:
+            if column.strip().lower() == name:
+                return column
+    if not columns:
+        raise ConfigError(
+            f"--text-csv {file}: no column of {what}. Write a first line with the names `text` and "
+            "`label`."
+        )
+    return min(columns, key=lambda c: cost([row[c] for row in rows]))
+
+
+def _image_task(model: str, classes: list[str]) -> list[str]:
+    named = [name.replace("_", " ") for name in classes]
+    architecture, slash, tag = model.partition("/")
+    if not slash:
+        architecture, dot, tag = model.partition(".")
+        if not dot:
+            raise ConfigError(
+                f"--model {model}: name the pre-trained weights too: {model}.TAG of timm, such as "
+                "resnet50.a1_in1k, or ARCHITECTURE/TAG of open_clip."
+            )
+        return [
+            "kind: timm",
+            f"model: {_quoted(architecture)}",
+            f"pretrained: {_quoted(tag)}    # a tag of timm, or a file",
+            *([f"classes: {_listed(named)}"] if len(named) <= MOST_LISTED else []),
+        ]
+    return [
+        "kind: open_clip",
+        f"model: {_quoted(architecture)}",
+        f"pretrained: {_quoted(tag)}    # a tag of open_clip, or a file",
+        f"classes: {_listed(named)}    # the words of the prompts",
+        'templates: ["a photo of a {}.", "a picture of a {}."]',
+    ]
+
+
+def _drafted(name: str, task: list[str], data: _Data, model: str) -> Drafted:
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(f"{name!r}: the name of a sweep has {NAME_ALLOWED}.")
+    few, many = min(data.samples.values()), max(data.samples.values())
+    total = sum(data.samples.values())
+    uneven = many > UNEVEN * few
+    notes = list(data.notes)
+    if uneven:
+        least = min(data.samples, key=lambda c: data.samples[c])
+        notes.append(
+            f"the classes are uneven: {few} samples of {least!r}, {many} of another; the spec "
+            "ranks by balanced_accuracy"
+        )
+    is_timm = task[0] == "kind: timm"
+    batch = max(4, min(64, total // 8))
+    gpu = 1 if shutil.which("nvidia-smi") else 0
+    start = [
+        "init: {probe: {l2: 1.0e-2}}    # theta_0: the body, and a head fitted to its features",
+        "anchor: init",
+        "",
+    ]
+    text = "\n".join(
+        [
+            f"# {len(data.samples)} classes, {total} samples ({few} to {many} a class), {model}.",
+            f"name: {name}",
+            *(["metric: balanced_accuracy    # the classes are uneven"] if uneven else []),
+            "",
+            "task:",
+            *(f"  {line}" for line in task),
+            "",
+            "data:",
+            *(f"  {line}" for line in data.lines),
+            "",
+            *(start if is_timm else []),
+            "search:",
+            "  trials: 16",
+            "  space:",
+            f"    lr: {{log_uniform: {'[1.0e-5, 1.0e-3]' if is_timm else '[3.0e-6, 1.0e-4]'}}}",
+            "    epochs: {integer: [3, 8]}",
+            f"    batch_size: {batch}",
+            "    weight_decay: {log_uniform: [1.0e-4, 0.3]}",
+            "    label_smoothing: {uniform: [0.02, 0.2], off: 0.5}",
+            "",
+            f"resources: {{cpu: 1, gpu: {gpu}}}    # of each trial",
+            "storage: embedded         # or s3://bucket/prefix, on a cluster",
+            "tracking: embedded        # or http://mlflow:5000",
+            "",
+        ]
+    )
+    return Drafted(text=text, samples=dict(data.samples), notes=tuple(notes))
+
+
+def _share(samples: Mapping[str, int], share: float, most: int) -> int:
+    """Return a share of all samples: at least one of each class, at most `most`."""
+    return max(len(samples), min(most, int(share * sum(samples.values()))))
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _listed(names: list[str]) -> str:
+    """Return names as a list of YAML, over several lines."""
+    whole = f"[{', '.join(map(_quoted, names))}]"
+    return "\n".join(textwrap.wrap(whole, 90, subsequent_indent="    ", break_long_words=False))
