@@ -35,7 +35,7 @@ def test_every_command_has_help_and_takes_home_if_it_needs_one():
         shown = CliRunner().invoke(cli, [name, "--help"])
         assert shown.exit_code == 0
         assert command.help
-        assert ("--home" in shown.output) == (name not in ("recipes", "cluster"))
+        assert ("--home" in shown.output) == (name not in ("recipes", "cluster", "init"))
 
 
 def test_examples_in_help_are_lines_of_their_own():
@@ -103,7 +103,7 @@ def test_a_bad_spec_ends_with_status_2_and_one_message(tmp_path):
     spec.write_text(mini_text(**{"threads: 1": "thread: 1"}))
     done = soupray("sweep", spec, "--home", tmp_path / "h", check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {spec}: thread: unknown key.")
+    assert done.stderr.startswith(f"error: {spec}: line 6: thread: unknown key.")
     assert "Traceback" not in done.stderr
     shown = soupray("--debug", "sweep", spec, "--home", tmp_path / "h", check=False)
     assert "Traceback" in shown.stderr
@@ -206,8 +206,8 @@ import signal, sys, threading, time
 from soupray import cli
 cli.AN_END_S = 0.5
 signal.signal(signal.SIGTERM, cli._end)
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(600)
 finally:  # a library that waits for ever while the process ends
     never = threading.Lock()

@@ -1,12 +1,13 @@
 """A trial of two workers through Ray Train, asked for by TPE, against the same trial of one."""
 
 import os
+import time
 from contextlib import suppress
 
 import msgspec
 import pytest
 import torch
-from conftest import mini_text
+from conftest import HANG_S, mini_text
 from shared import sha
 from test_embedded import listening
 from test_ray_job import descendants
@@ -34,6 +35,21 @@ class Told:
         return lambda *about: self.said.append((what, *about))
 
 
+def all_that_listen() -> list[str]:
+    """The addresses on which this process and those that it started listen."""
+    found = []
+    for pid in descendants(os.getpid()):
+        with suppress(OSError):  # a worker that has ended meanwhile
+            found += listening(pid)
+    return found
+
+
+def on_loopback(addresses: list[str]) -> bool:
+    """As the kernel writes it, IPv4 and IPv4 inside IPv6."""
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
+    return {a.rpartition(":")[0] for a in addresses} <= loopback
+
+
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory):
     """(checkpoints, what two workers made, what one made) of the same trial."""
@@ -49,16 +65,12 @@ def trials(tmp_path_factory):
     search = TpeSearch(store, spec, basis)
     with cluster.attach("local", spec):
         run_trials(spec, place, Planned([], search), told := Told())
-        heard_on = []
-        for pid in descendants(os.getpid()):
-            with suppress(OSError):  # a worker that has ended meanwhile
-                heard_on += listening(pid)
-    # Ray's processes talk on loopback only: as the kernel writes it, IPv4 and IPv4 inside IPv6.
+        end = time.monotonic() + HANG_S
+        while (heard_on := all_that_listen()) and not on_loopback(heard_on):
+            # The workers of a trial, which end now, have a port of torch on all addresses.
+            assert time.monotonic() < end, heard_on
+            time.sleep(0.1)
     assert len(heard_on) >= 5
-    assert {a.rpartition(":")[0] for a in heard_on} <= {
-        "0100007F",
-        "0000000000000000FFFF00000100007F",
-    }
     (together,) = find_manifests(store, [trial])
     assert told.said == [
         ("suggested", trial),
