@@ -67,6 +67,8 @@ def test_the_command_line_is_what_it_was():
         ),
         "recipes": ["--json"],
         "rank": ["--all-columns", "--calibrated", "--home", "--json", "--list", "--sort"],
+        "sweeps": ["--home", "--json"],
+        "trials": ["--home", "--json", "--sort"],
         "predict": [
             "--address",
             "--batch-size",

@@ -165,7 +165,8 @@ def test_names_that_are_not_utf_8_or_command_a_terminal_are_escaped_in_every_for
 
 def test_on_a_cluster_the_answers_are_the_same(run, files, tmp_path, monkeypatch):
     root, labels = files
-    (root / "bad.png").write_text("hello")
+    bad = root / os.fsdecode(b"bad\xff.png")  # a name that is not UTF-8
+    bad.write_text("hello")
     monkeypatch.chdir(root.parent)  # a relative path is one on the driver
     monkeypatch.setattr("soupray.inference.model.CHUNK", 50)  # several parts
     flags = ("--probabilities", "--calibrated", "--output")
@@ -173,9 +174,9 @@ def test_on_a_cluster_the_answers_are_the_same(run, files, tmp_path, monkeypatch
         out = tmp_path / f"{len(where)}.csv"
         done = predicted(run, "mini:greedy", root.name, *where, *flags, out, check=False)
         assert done.returncode == 1
-        assert f"cannot be read: {root.name}/bad.png: not an image" in done.stderr
+        assert f"cannot be read: {root.name}/bad\\udcff.png: not an image" in done.stderr
         assert f"{len(labels)} of {len(labels) + 1} inputs predicted" in done.stderr
-    (root / "bad.png").unlink()
+    bad.unlink()
     assert (tmp_path / "2.csv").read_text() == (tmp_path / "0.csv").read_text()
     wrong = ("--address", "local", "--device", "cpu")
     done = predicted(run, "mini:greedy", root.name, *wrong, check=False)

@@ -126,3 +126,33 @@ def test_weights_of_a_recipe_that_is_now_another_one_go_and_others_stay(tmp_path
         "changed.recipe.json",
         "mine.safetensors",
     }
+
+
+def test_trials_are_listed_with_what_varies_and_their_coefficients_in_the_champion(run):
+    rows = json.loads(inside("trials", run.spec, *run.where, "--json").stdout)
+    scores = [row["accuracy"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert {row["state"] for row in rows} == {"complete"}
+    name = json.loads((run.output / "run.json").read_text())["champion"]["name"]
+    entry = next(e for e in leaderboard(run.output) if e["name"] == name)
+    shares = dict(zip(entry["ingredients"], entry["coefficients"], strict=True))
+    assert {r["key"]: r["share"] for r in rows} == {r["key"]: shares.get(r["key"], 0) for r in rows}
+    by_rate = json.loads(inside("trials", run.spec, *run.where, "--json", "--sort", "lr").stdout)
+    rates = [row["hparams"]["lr"] for row in by_rate]
+    assert rates == sorted(rates)
+    shown = inside("trials", run.spec, *run.where).stdout
+    assert all(row["key"] in shown for row in rows)
+    assert max(map(len, shown.splitlines())) <= 80
+    wrong = inside("trials", run.spec, *run.where, "--sort", "momentum", check=False)
+    assert (wrong.returncode, "There are: " in wrong.stderr) == (2, True)
+
+
+def test_the_sweeps_of_a_home_are_listed_with_what_to_take(run, tmp_path):
+    (row,) = json.loads(inside("sweeps", *run.where, "--json").stdout)
+    name = json.loads((run.output / "run.json").read_text())["champion"]["name"]
+    assert (row["name"], row["complete"], row["trials"]) == ("mini", 4, 4)
+    assert (row["soups"], row["champion"]) == (1, name)
+    assert f"mini@champion: {name}" in inside("sweeps", *run.where).stdout
+    empty = inside("sweeps", "--home", tmp_path / "none")
+    assert "no sweep ran with the home" in empty.stdout
+    assert not (tmp_path / "none").exists()

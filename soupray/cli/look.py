@@ -196,6 +196,38 @@ def split_runs(named: tuple[str, ...]) -> tuple[Path | None, list[str]]:
 
 
 @click.command()
+@home_option
+@json_option
+def sweeps(home: Path, as_json: bool) -> None:
+    """List the sweeps of this home: trials, leaderboards, the entry to take."""
+    from soupray.cli.tables import print_json, show_sweeps
+    from soupray.operations.listing import list_sweeps
+
+    found = list_sweeps(home)
+    print_json(found) if as_json else show_sweeps(found, home)
+
+
+@click.command()
+@spec_argument
+@home_option
+@json_option
+@click.option("--sort", help="A hyperparameter. Default: the best on held-out data first.")
+def trials(spec: Path | None, home: Path, as_json: bool, sort: str | None) -> None:
+    r"""List SPEC's trials: scores, what varies, and their coefficients in the champion.
+
+    \b
+    soupray trials sweeps/digits.yaml
+    soupray trials sweeps/digits.yaml --sort lr
+    """
+    from soupray.cli.tables import print_json, show_trials
+    from soupray.operations.listing import list_trials
+
+    _, loaded = load_named(spec, home)
+    found = list_trials(loaded, home, sort)
+    print_json(found) if as_json else show_trials(found)
+
+
+@click.command()
 @spec_argument
 @home_option
 @json_option
@@ -220,4 +252,4 @@ def status(spec: Path | None, home: Path, as_json: bool) -> None:
         show_status(found)
 
 
-VERBS = (recipes, rank, status, check, diagnose)
+VERBS = (recipes, rank, sweeps, trials, status, check, diagnose)

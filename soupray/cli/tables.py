@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec import to_builtins
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.diagnostics.diversity import Diagnosis
     from soupray.operations.estimate import DryRun, Inputs
     from soupray.operations.garbage import Garbage
+    from soupray.operations.listing import SweepRow, TrialRow
     from soupray.operations.status import Best, Status
     from soupray.reporting.history import SoupRun
     from soupray.soup.compare import Comparison
@@ -156,6 +158,62 @@ def _inputs(inputs: Inputs) -> str:
         if (inputs.decoded, inputs.decoded) != (height, width):
             said.append(f"images: resized once more, to {height} x {width} (data.size differs)")
     return "\n".join(said)
+
+
+def show_sweeps(rows: list[SweepRow], home: Path) -> None:
+    """The sweeps of a home."""
+    if not rows:
+        out.print(f"no sweep ran with the home {home}.")
+        return
+    right = ("trials", "soups")
+    shown = table("sweep", *right, "take", right=right)
+    for row in rows:
+        if row.problem is not None:
+            shown.add_row(row.name, "", "", textwrap.shorten(row.problem, 50, placeholder=" ..."))
+            continue
+        take = "" if row.champion is None else f"{row.name}@champion: {row.champion}"
+        shown.add_row(row.name, f"{row.complete} of {row.trials}", str(row.soups), take)
+    out.print(shown)
+
+
+def show_trials(rows: list[TrialRow]) -> None:
+    """The trials of a sweep: as many hyperparameters that vary as fit 80 columns."""
+    values: dict[str, set[Any]] = {}
+    for row in rows:
+        for name, value in row.hparams.items():
+            values.setdefault(name, set()).add(value)
+    varied = [name for name, found in values.items() if len(found) > 1]
+    shares = ("share",) if any(row.share is not None for row in rows) else ()
+    most = max(1, 80 - 17 - 12 - 6 - 6 * len(shares))
+    kept, used = list[str](), 0
+    for name in varied:
+        used += max(len(name), 9) + 1
+        if used > most:
+            break
+        kept.append(name)
+    right = ("held-out", "epoch", *shares, *kept)
+    shown = table("trial", *right, right=right)
+    for row in rows:
+        score: str = row.state
+        if row.accuracy is not None and row.standard_error is not None:
+            score = f"{percent(row.accuracy)} ± {percent(row.standard_error)}"
+        shown.add_row(
+            row.key,
+            score,
+            "" if row.best_epoch is None else str(row.best_epoch),
+            *(("" if row.share is None else f"{row.share:.2f}",) if shares else ()),
+            *(_hparam(row.hparams.get(name)) for name in kept),
+        )
+    out.print(shown)
+    meaning = "held-out: accuracy in %, ± one standard error. epoch: the one that was kept."
+    meaning += " share: coefficient in the champion." if shares else ""
+    left = [name for name in varied if name not in kept]
+    meaning += f" --json has {', '.join(left)} too." if left else ""
+    out.print(textwrap.fill(meaning, 80), style="dim")
+
+
+def _hparam(value: float | int | str | None) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def best_trial(best: Best) -> str:

@@ -13,6 +13,9 @@ from soupray.core.errors import EvaluationError, one_line
 from soupray.distributed.cluster import attach, slots
 from soupray.spec.sweep_spec import SweepSpec
 
+BYTES = ("utf-8", "surrogatepass")
+"""How texts travel: names of files need not be UTF-8, which Arrow's texts are."""
+
 Work = Callable[[list[str]], bytes]
 """Answers a part of the inputs."""
 
@@ -24,7 +27,7 @@ class _Worker:
         self._work = make()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"answer": self._work([str(one) for one in row["part"]])}
+        return {"answer": self._work([bytes(one).decode(*BYTES) for one in row["part"]])}
 
 
 def spread(
@@ -52,7 +55,8 @@ def spread(
         context.enable_progress_bars = False  # the command line has its own
         context.execution_options.preserve_order = True
         context.enable_operator_progress_bars = False
-        parts = [{"part": list(given[k : k + size])} for k in range(0, len(given), size)]
+        coded = [one.encode(*BYTES) for one in given]
+        parts = [{"part": coded[k : k + size]} for k in range(0, len(given), size)]
         many = min(len(parts), slots(spec.resources))
         answers = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
             _Worker,
