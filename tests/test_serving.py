@@ -477,13 +477,12 @@ def test_a_replica_that_is_killed_under_load_loses_no_request_that_is_sent_again
         for pid in descendants(os.getpid())
         if "ServeReplica:soupray" in Path(f"/proc/{pid}/cmdline").read_text()
     ]
-    over, done, again, wrong = threading.Event(), [], [], []
+    over, done, wrong = threading.Event(), [], []
 
     def client(number: int) -> None:
         while not over.is_set():
             answer = ask(server, digit(number))
-            if answer[0] >= 500:
-                again.append(answer[0])
+            if answer[0] >= 500:  # it was in the replica, and Ray has not sent it to another one
                 answer = ask(server, digit(number))
             (done if answer[0] == 200 else wrong).append(answer)
 
@@ -494,7 +493,7 @@ def test_a_replica_that_is_killed_under_load_loses_no_request_that_is_sent_again
     while len(done) < 30 and time.monotonic() < until:
         time.sleep(0.05)
     os.kill(victim, signal.SIGKILL)
-    while not again and time.monotonic() < until:
+    while Path(f"/proc/{victim}").exists() and time.monotonic() < until:
         time.sleep(0.05)
     back = len(done)
     while len(done) < back + 30 and time.monotonic() < until:
@@ -503,6 +502,5 @@ def test_a_replica_that_is_killed_under_load_loses_no_request_that_is_sent_again
     for one in clients:
         one.join(HANG_S)
     assert not wrong
-    assert again  # some requests were in the replica when it ended
     assert len(done) >= back + 30
     assert not Path(f"/proc/{victim}").exists()
