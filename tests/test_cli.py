@@ -223,3 +223,29 @@ def test_an_end_that_gets_stuck_is_an_end_all_the_same():
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(HANG_S) == -signal.SIGTERM
+
+
+IMPORTING = """
+import signal, sys, time
+from soupray import cli
+signal.signal(signal.SIGALRM, cli._end)
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "nothing_here":  # the frame below is of the import system
+            cli._end(signal.SIGTERM, sys._getframe(1))
+        return None
+sys.meta_path.insert(0, Finder())
+try:
+    import nothing_here
+except ModuleNotFoundError:
+    print("the import went on", flush=True)
+time.sleep(600)
+"""
+
+
+def test_an_end_does_not_interrupt_the_import_system_but_follows():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=HANG_S
+    )
+    assert done.stdout == "the import went on\n", done.stderr
+    assert done.returncode == 128 + signal.SIGTERM

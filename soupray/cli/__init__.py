@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from types import FrameType
 from typing import Any
 
 import click
@@ -100,8 +101,16 @@ AN_END_S = 60.0
 """Seconds that an orderly end may take. It takes about five, unless a library waits for ever."""
 
 
-def _end(number: int, frame: object) -> None:
-    """End in order, as after Ctrl-C: Kubernetes and `ray job stop` send SIGTERM."""
+def _end(number: int, frame: FrameType | None) -> None:
+    """End in order, as after Ctrl-C: Kubernetes and `ray job stop` send SIGTERM.
+
+    Python's import system takes its lock in a line of its own before `try`. An exception there
+    would leave it locked, and every other thread that imports would wait for ever: a moment later
+    will do.
+    """
+    if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+        signal.setitimer(signal.ITIMER_REAL, 0.02)  # sends SIGALRM
+        return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second signal ends the process at once
     at_last = threading.Timer(AN_END_S, os.kill, (os.getpid(), signal.SIGTERM))
     at_last.daemon = True

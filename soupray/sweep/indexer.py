@@ -16,8 +16,9 @@ from soupray.spec.sweep_spec import SweepSpec
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 60.0
-"""Seconds that the end of a sweep waits for MLflow to accept the remaining trials."""
+PATIENCE_S, HURRY_S = 60.0, 5.0
+"""Seconds that the end of a sweep waits for MLflow to accept the remaining trials: its own end, and
+one by an error or SIGTERM, after which Kubernetes gives a process 30 seconds."""
 
 
 class Indexer:
@@ -44,9 +45,10 @@ class Indexer:
         if self._services.tracking_url is None:
             return
         self._keys.put(None)
-        self._thread.join(PATIENCE_S)
+        patience = PATIENCE_S if error == (None, None, None) else HURRY_S
+        self._thread.join(patience)
         if self._thread.is_alive():
-            self.problem = f"MLflow is slower than {PATIENCE_S:.0f} s"
+            self.problem = f"MLflow is slower than {patience:.0f} s"
         if self.problem:
             log.warning(f"{self.problem}. Nothing is lost: `soupray publish` completes the index.")
 
