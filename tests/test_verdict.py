@@ -85,6 +85,15 @@ def test_a_soup_that_helps_is_said_with_what_it_gains_and_costs():
     assert len(made.lines) <= 5
 
 
+def test_a_choice_that_does_not_hold_on_test_is_said():
+    worse = Gain(difference=-0.1, low=-0.2, high=-0.01)
+    assert "The samples that chose it promised more" in said(
+        board(greedy={"test_gain": worse}), taken("greedy")
+    )
+    maybe = Gain(difference=-0.1, low=-0.2, high=0.01)
+    assert "promised more" not in said(board(greedy={"test_gain": maybe}), taken("greedy"))
+
+
 def test_what_costs_more_is_said():
     entries = board(greedy={"forward_passes_per_sample": 4, "size_bytes": 13_400_000})
     text = said(entries, taken("greedy"))

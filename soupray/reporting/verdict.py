@@ -165,9 +165,22 @@ def _result(board: _Board) -> str:
         f"{_gained(taken.test_gain or None, taken.test_versus_best_single.p)}"
     )
     if not taken.shifts:
-        return f"{test}."
+        return f"{test}.{_misled(taken)}"
     shifts = f"under shift {_percent(taken.shift_mean)} %{_gained(taken.shift_gain or None)}"
-    return f"{test}; {shifts}."
+    return f"{test}; {shifts}.{_misled(taken)}"
+
+
+def _misled(taken: Entry) -> str:
+    """What to say where the data that chose an entry do not hold on test.
+
+    It is taken all the same: an entry chosen after a look at test has no honest score there.
+    """
+    if not taken.test_gain or taken.test_gain.high >= 0:
+        return ""
+    return (
+        " The samples that chose it promised more: keep a `rank` split or more held-out samples, "
+        "and mind best_single."
+    )
 
 
 def _gained(gain: Gain | None, p: float | None = None) -> str:
