@@ -33,6 +33,7 @@ def test_folders_of_classes_become_a_clip_with_prompts(tmp_path):
     spec = tmp_path / "pets.yaml"
     done = inside("init", "pets", "--image-folder", tmp_path / "pets", "--output", spec)
     assert "1 files in" in done.stderr  # the text file
+    assert "no images of a class" in done.stderr
     assert "3 classes, 30 samples." in done.stdout
     found = load(spec)
     assert found.task.classes == ("Golden Retriever", "o'possum", "tabby cat")
@@ -49,12 +50,14 @@ def test_folders_of_classes_become_a_clip_with_prompts(tmp_path):
 def test_train_and_val_folders_that_are_uneven_are_ranked_by_balanced_accuracy(tmp_path):
     images(tmp_path / "parts" / "train", {"a": 40, "b": 6})
     images(tmp_path / "parts" / "val", {"a": 9, "b": 5})
+    images(tmp_path / "parts" / "extra", {"a": 1})
     spec = tmp_path / "parts.yaml"
     done = inside(
         *("init", "parts", "--image-folder", tmp_path / "parts", "--model", "resnet18.a1_in1k"),
         *("--output", spec),
     )
     assert "the classes are uneven: 6 samples of 'b', 40 of another" in done.stderr
+    assert f"extra in {tmp_path / 'parts'}: not used" in done.stderr
     found = load(spec)
     assert (found.metric, found.task.kind) == ("balanced_accuracy", "timm")
     assert found.data.test == str(tmp_path / "parts" / "val")
@@ -105,6 +108,12 @@ def test_data_that_make_no_spec_are_refused_by_name(tmp_path):
     ):
         with pytest.raises(ConfigError, match=said):
             made()
+    images(tmp_path / "mixed", {"a": 3, "b": 3, "test": 3})
+    with pytest.raises(ConfigError, match="it has a folder 'test', which is no class, and no"):
+        images_spec("n", tmp_path / "mixed")
+    (tmp_path / "short.csv").write_text("text,label\n" + "a b,x\nc d,y\n" * 4 + "no label\n")
+    with pytest.raises(ConfigError, match=r"1 rows have no 'label', the first is row 9"):
+        texts_spec("n", tmp_path / "short.csv")
     images(tmp_path / "two", {"a": 3, "b": 3})
     with pytest.raises(ConfigError, match="'My Pets': the name of a sweep has 1 to 63 lower-case"):
         images_spec("My Pets", tmp_path / "two")

@@ -473,6 +473,13 @@ def test_a_trial_has_the_coefficient_that_each_soup_gives_it():
     assert "best_single" not in found
 
 
+def test_a_p_value_of_zero_stays_zero():
+    """It underflows where a large test set leaves no doubt."""
+    versus = msgspec.structs.replace(BY_NAME["greedy"].test_versus_best_single, p=0.0)
+    sure = msgspec.structs.replace(BY_NAME["greedy"], test_versus_best_single=versus)
+    assert entry_run(SPEC, sha("board"), sure, GREEDY, 1, 300.0).metrics["p/test"] == 0.0
+
+
 def test_an_entry_names_its_ingredients_with_coefficients_and_links():
     run = entry_run(SPEC, sha("board"), BY_NAME["wise_ft(greedy, half)"], GREEDY, 3, 300.0)
     assert run.links == (

@@ -258,19 +258,23 @@ def test_a_trial_learns_and_its_soup_is_scored(made):
     assert workers.predictions(soup, split).logits.shape == (12, 2)
 
 
-def test_a_recipe_reads_lists_of_texts(made, tmp_path):
-    here, _, (first, second) = made
-    soup = mean_of([first.checkpoint.sha256, second.checkpoint.sha256])
-    recipe = RecipeFile(
+def recipe_of(soup, spec, sha256: str | None) -> RecipeFile:
+    return RecipeFile(
         name="uniform",
         recipe="uniform",
         options={},
         candidate=soup,
         ingredients={},
         statistics={},
-        sha256=None,
-        spec=here.spec.model_dump(mode="json"),
+        sha256=sha256,
+        spec=spec.model_dump(mode="json"),
     )
+
+
+def test_a_recipe_reads_lists_of_texts(made, tmp_path):
+    here, _, (first, second) = made
+    soup = mean_of([first.checkpoint.sha256, second.checkpoint.sha256])
+    recipe = recipe_of(soup, here.spec, None)
     (tmp_path / "x.recipe.json").write_bytes(encode(recipe))
     predict_texts = soupray.load(tmp_path / "x.recipe.json", home=tmp_path)
     given = [*texts("food", 3), *texts("weather", 2)]
@@ -292,16 +296,7 @@ def test_a_model_folder_has_the_tokenizer_and_the_configuration(made, tmp_path):
     here, _, (first, second) = made
     soup = mean_of([first.checkpoint.sha256, second.checkpoint.sha256])
     (digest,) = here.workers().measure([FileDigest(model=soup)], made[1].split("held_out"))
-    recipe = RecipeFile(
-        name="uniform",
-        recipe="uniform",
-        options={},
-        candidate=soup,
-        ingredients={},
-        statistics={},
-        sha256=digest,
-        spec=here.spec.model_dump(mode="json"),
-    )
+    recipe = recipe_of(soup, here.spec, digest)
     (tmp_path / "x.recipe.json").write_bytes(encode(recipe))
     given = [*texts("food", 3), *texts("weather", 2)]
     logits = soupray.load(tmp_path / "x.recipe.json", home=tmp_path).logits(given)

@@ -67,27 +67,13 @@ def predict(
     """
     from soupray.cli.console import Bars, say
     from soupray.cli.tables import print_json
-    from soupray.core.errors import ConfigError
     from soupray.inference.load import load_found
-    from soupray.inference.predict import (
-        FORMATS,
-        Again,
-        Wanted,
-        answered,
-        columns_of,
-        predicted_on,
-        writer,
-    )
+    from soupray.inference.predict import Again, Wanted, columns_of, parts_of, writer
     from soupray.inference.predict import predict as run
     from soupray.inference.sources import find_inputs
     from soupray.inference.what import find
 
-    if address and device:
-        raise ConfigError("--device is for this machine: leave it out with --address.")
-    if output is not None and output.suffix.lower() not in FORMATS:
-        raise ConfigError(
-            f"--output {output}: the ending says the format; it is one of {', '.join(FORMATS)}."
-        )
+    _refuse(output, address, device)
     source = find(what, home)
     model = load_found(source, home, device, batch_size)
     model = model.calibrated() if calibrated else model
@@ -96,18 +82,26 @@ def predict(
         say(f"note: {note}.")
     wanted = Wanted(top, probabilities)
     quiet = as_json and output is None
+    parts = parts_of(model, found.given, address, Again(source, home, batch_size, calibrated))
     with writer(output, columns_of(model.classes, wanted), sys.stdout, quiet) as write:
-        again = Again(source, home, batch_size, calibrated)
-        parts = (
-            predicted_on(address, again, model, found.given)
-            if address
-            else answered(model, found.given)
-        )
         done = run(parts, found, model.classes, wanted, write, Bars())
     if as_json:
         print_json(done)
     _say(done, model.name, output)
     sys.exit(1 if done.failed else 0)
+
+
+def _refuse(output: Path | None, address: str | None, device: str | None) -> None:
+    """Raise ConfigError for options that cannot be, before the model is loaded."""
+    from soupray.core.errors import ConfigError
+    from soupray.inference.predict import FORMATS
+
+    if address and device:
+        raise ConfigError("--device is for this machine: leave it out with --address.")
+    if output is not None and output.suffix.lower() not in FORMATS:
+        raise ConfigError(
+            f"--output {output}: the ending says the format; it is one of {', '.join(FORMATS)}."
+        )
 
 
 def _say(done: Predicted, model: str, output: Path | None) -> None:

@@ -103,22 +103,25 @@ class Again(NamedTuple):
         return lambda given: encode(list(answered(model, given)))
 
 
-def predicted_on(address: str, again: Again, model: Model, given: list[str]) -> Iterator[Part]:
-    """Predict inputs on a Ray cluster, part by part, in their order.
+def parts_of(model: Model, given: list[str], address: str | None, again: Again) -> Iterator[Part]:
+    """Predict inputs, part by part, in their order: here, or on a Ray cluster.
 
     Args:
-        address: of the cluster; `local` for Ray on this machine.
-        again: how an actor loads the model.
         model: the model.
-        given: paths that all nodes can read, URLs, or texts.
+        given: paths, URLs or texts. On a cluster, all nodes can read the paths.
+        address: of the cluster; `local` for Ray on this machine; None for this process.
+        again: how an actor of the cluster loads the model.
 
     Raises:
         ConfigError: Ray does not answer, or the store is on one machine and the cluster is not.
         EvaluationError: an actor ended.
     """
-    spec = spec_of(again.found.recipe)
+    if address is None:
+        yield from answered(model, given)
+        return
     if model.reader.kind == "images":  # actors have another working directory
         given = [one if "://" in one else str(Path(one).absolute()) for one in given]
+    spec = spec_of(again.found.recipe)
     for found in spread(spec, address, again.answer, given, model.part):
         yield from decode(found, list[Part])
 

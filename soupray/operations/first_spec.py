@@ -79,15 +79,26 @@ def images_spec(name: str, folder: Path, model: str = IMAGE_MODEL) -> Drafted:
         raise ConfigError(f"--image-folder {folder}: there is no such folder.")
     train = next((folder / n for n in TRAIN if (folder / n).is_dir()), folder)
     test = next((folder / n for n in TEST if (folder / n).is_dir()), None)
+    if train is folder and test is not None:
+        raise ConfigError(
+            f"--image-folder {folder}: it has a folder {test.name!r}, which is no class, and no "
+            f"folder {TRAIN[0]!r} beside it. Put the classes into {folder / TRAIN[0]}, or rename "
+            "it."
+        )
     samples, others = _images(train)
     if len(samples) < 2:
         raise ConfigError(
             f"--image-folder {folder}: {len(samples)} folders with images in {train}. Put the "
             f"images of each class into a folder of their own. Endings: {', '.join(EXTENSIONS)}."
         )
-    notes = [f"{others} files in {train} are no images by their ending, and are left out"]
-    notes = notes if others else []
-    if test is not None and train is not folder:
+    notes = []
+    if others:
+        notes.append(f"{others} files in {train} are no images of a class, and are left out")
+    used = {train, test}
+    beside = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and p not in used]
+    if train is not folder and beside:
+        notes.append(f"{', '.join(beside[:5])} in {folder}: not used")
+    if test is not None:
         there, _ = _images(test)
         if missing := sorted(samples.keys() - there.keys()):
             notes.append(f"{test} has no images of {', '.join(missing[:5])}")
@@ -97,7 +108,7 @@ def images_spec(name: str, folder: Path, model: str = IMAGE_MODEL) -> Drafted:
     lines = [
         "kind: folder",
         f"train: {_quoted(str(train.absolute()))}",
-        f"test: {_quoted(where) if test and train is not folder else where}"
+        f"test: {_quoted(where) if test else where}"
         "    # a path, or a number of images that are drawn by class from train",
         f"held_out: {_share(samples, HELD_OUT, MOST_HELD_OUT)}    # chooses the soups",
         "overlap: drop             # equal images in two splits; fail: an error, with the pairs",
@@ -130,6 +141,11 @@ def texts_spec(name: str, file: Path, model: str = TEXT_MODEL) -> Drafted:
             f"--text-csv {file}: the column {label!r} has {len(samples)} different values in "
             f"{len(rows)} rows, so that it is no column of classes. Call that column `label`."
         )
+    if empty := [number for number, row in enumerate(rows, 1) if not row[label].strip()]:
+        raise ConfigError(
+            f"--text-csv {file}: {len(empty)} rows have no {label!r}, the first is row {empty[0]}. "
+            "Give each row its class, or remove it."
+        )
     longest = max(len(row[text].encode()) for row in rows)
     lines = [
         "kind: text",
@@ -153,8 +169,9 @@ def texts_spec(name: str, file: Path, model: str = TEXT_MODEL) -> Drafted:
 
 
 def _images(folder: Path) -> tuple[Counter[str], int]:
-    """Return the number of images in each folder of a folder, and of other files."""
-    found, others = Counter[str](), 0
+    """Return the number of images in each folder of a folder, and of all other files in it."""
+    found = Counter[str]()
+    others = sum(path.is_file() for path in folder.iterdir())
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
         for _, files, _ in walked(inner):
             images = sum(name.lower().endswith(EXTENSIONS) for name in files)
@@ -169,16 +186,20 @@ def _rows(file: Path) -> Iterator[dict[str, str]]:
             if file.suffix.lower() in JSON_LINES:
                 for line in lines:
                     if line.strip():
-                        yield {str(k): str(v) for k, v in json.loads(line).items()}
+                        yield _texts_of(json.loads(line))
             elif file.suffix.lower() in DELIMITERS:
                 table = csv.DictReader(lines, delimiter=DELIMITERS[file.suffix.lower()])
                 for row in table:
-                    yield {str(k): str(v) for k, v in row.items() if k is not None}
+                    yield _texts_of({k: v for k, v in row.items() if k is not None})
             else:
                 known = ", ".join((*DELIMITERS, *JSON_LINES))
                 raise ConfigError(f"--text-csv {file}: the ending is one of {known}.")
     except (OSError, ValueError, AttributeError, csv.Error) as error:
         raise ConfigError(f"--text-csv {file}: cannot be read: {error}.") from error
+
+
+def _texts_of(row: Mapping[str, object]) -> dict[str, str]:
+    return {str(name): "" if value is None else str(value) for name, value in row.items()}
 
 
 def _column(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from soupray.core.errors import ConfigError, NotFound, SouprayError
-from soupray.core.records import Record
+from soupray.core.records import Ingredient, Record
 from soupray.operations.status import find_status
 from soupray.reporting.history import soup_runs, stored_leaderboard
 from soupray.search.state import find_state
@@ -105,19 +105,10 @@ def list_trials(spec: SweepSpec, home: Path, sort: str | None = None) -> list[Tr
     if state is None:
         raise NotFound(f"nothing was swept with this spec ({spec.name}) in {store.url}.")
     shares = _shares(spec, home)
-    imported = {i.trial.key for i in state.imported}
+    imported = {one.trial.key for one in state.imported}
     rows = [
-        TrialRow(
-            key=i.trial.key,
-            state="imported" if i.trial.key in imported else "complete",
-            hparams=i.trial.hparams,
-            accuracy=i.held_out.accuracy,
-            standard_error=i.held_out.standard_error,
-            best_epoch=i.best_epoch,
-            seconds=i.finished - i.started,
-            share=None if shares is None else shares.get(i.trial.key, 0.0),
-        )
-        for i in sorted(state.ingredients, key=lambda i: (-i.held_out.correct, i.trial.key))
+        _complete(one, one.trial.key in imported, shares)
+        for one in sorted(state.ingredients, key=lambda i: (-i.held_out.correct, i.trial.key))
     ]
     rows += [
         TrialRow(
@@ -131,15 +122,36 @@ def list_trials(spec: SweepSpec, home: Path, sort: str | None = None) -> list[Tr
     ]
     rows += [TrialRow(key=t.key, state="missing", hparams=t.hparams) for t in state.missing]
     rows += [TrialRow(key=key, state="stopped", hparams={}) for key in sorted(state.stopped)]
-    if sort is None:
-        return rows
-    known = {name for row in rows for name in row.hparams}
-    if sort not in known:
-        there = ", ".join(sorted(known))
-        raise ConfigError(f"--sort {sort}: no trial has this hyperparameter. There are: {there}.")
-    return sorted(
-        rows, key=lambda row: (str(type(row.hparams.get(sort))), row.hparams.get(sort, 0))
+    return rows if sort is None else _sorted(rows, sort)
+
+
+def _complete(one: Ingredient, imported: bool, shares: dict[str, float] | None) -> TrialRow:
+    return TrialRow(
+        key=one.trial.key,
+        state="imported" if imported else "complete",
+        hparams=one.trial.hparams,
+        accuracy=one.held_out.accuracy,
+        standard_error=one.held_out.standard_error,
+        best_epoch=one.best_epoch,
+        seconds=one.finished - one.started,
+        share=None if shares is None else shares.get(one.trial.key, 0.0),
     )
+
+
+def _sorted(rows: list[TrialRow], name: str) -> list[TrialRow]:
+    """Sort by a hyperparameter, numbers before texts; trials without it come last."""
+    known = {known for row in rows for known in row.hparams}
+    if name not in known:
+        there = ", ".join(sorted(known))
+        raise ConfigError(f"--sort {name}: no trial has this hyperparameter. There are: {there}.")
+
+    def place(row: TrialRow) -> tuple[int, float, str]:
+        value = row.hparams.get(name)
+        if value is None:
+            return 2, 0.0, ""
+        return (1, 0.0, value) if isinstance(value, str) else (0, float(value), "")
+
+    return sorted(rows, key=place)
 
 
 def _shares(spec: SweepSpec, home: Path) -> dict[str, float] | None:

@@ -192,7 +192,9 @@ def entry_run(
         after = entry.calibrated
         metrics |= {"nll/test_calibrated": after.test_nll, "ece/test_calibrated": after.test_ece}
         metrics["temperature"] = after.temperature
-    metrics |= gains(entry) | {"p/test": float(entry.test_versus_best_single.p or 1.0)}
+    metrics |= gains(entry)
+    if entry.test_versus_best_single.p is not None:
+        metrics["p/test"] = entry.test_versus_best_single.p
     metrics["rank"] = float(rank)
     metrics["forward_passes_per_sample"] = float(entry.forward_passes_per_sample)
     metrics["size_mb"] = entry.size_bytes / 1e6

@@ -179,7 +179,7 @@ def _misled(taken: Entry) -> str:
         return ""
     return (
         " The samples that chose it promised more: keep a `rank` split or more held-out samples, "
-        "and mind best_single."
+        "and consider best_single."
     )
 
 
