@@ -66,6 +66,7 @@ def test_the_command_line_is_what_it_was():
             ]
         ),
         "recipes": ["--json"],
+        "report": ["--home", "--open", "--output"],
         "rank": ["--all-columns", "--calibrated", "--home", "--json", "--list", "--sort"],
         "sweeps": ["--home", "--json"],
         "trials": ["--home", "--json", "--sort"],

@@ -129,8 +129,9 @@ def test_what_the_readme_shows_after_the_demo_runs(run, tmp_path, monkeypatch, c
         path = tmp_path / "photos" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray((digits.images[number] * 15).astype("uint8")).save(path)
+    verbs = ["predict", "serve", "report", "rank", "rebuild"]
     commands = re.findall(r"^    soupray (?!ui)(.+?)(?: {2,}#.*| # .*)?$", page, re.MULTILINE)
-    assert [command.split()[0] for command in commands] == ["predict", "serve", "rank", "rebuild"]
+    assert [command.split()[0] for command in commands] == verbs
     serve = commands.pop(1)
     for command in commands:
         inside(*shlex.split(command))

@@ -72,16 +72,6 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def percent(share: float) -> str:
-    """97.2 for .972."""
-    return f"{100 * share:.1f}"
-
-
-def p_value(p: float | None) -> str:
-    """.238, <.001 or 1; empty for None."""
-    return "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
-
-
 def line(progress: Progress) -> str:
     """For example: training:  31 % (5 of 16 trials, 3 running), 41 s left."""
     remaining = progress.seconds_left()

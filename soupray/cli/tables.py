@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import to_builtins
 
-from soupray.cli.console import duration, headline, out, p_value, percent, size, table
+from soupray.cli.console import duration, headline, out, size, table
 from soupray.core.names import plain, plain_json
+from soupray.reporting.notes import p_value, percent
 
 if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.diagnostics.diversity import Diagnosis

@@ -274,7 +274,7 @@ def _curves(manifest: Manifest) -> dict[str, tuple[tuple[int, float], ...]]:
     return curves
 
 
-def _alphas(outcome: Outcome) -> list[float]:
+def alphas_of(outcome: Outcome) -> list[float]:
     """Return the alpha of each point of a line, from the coefficient of the anchor.
 
     The coefficient falls from 1 at the anchor to the coefficient that theta_1 itself has.
@@ -298,7 +298,7 @@ def _trace(outcome: Outcome) -> dict[str, tuple[tuple[int, float], ...]]:
         return {
             "alpha_percent/held_out_accuracy": tuple(
                 (round(100 * alpha), accuracy)
-                for alpha, (_, accuracy, _) in zip(_alphas(outcome), steps, strict=True)
+                for alpha, (_, accuracy, _) in zip(alphas_of(outcome), steps, strict=True)
             )
         }
     kept = [(number, accuracy) for number, accuracy, accepted in steps if accepted]
