@@ -58,6 +58,7 @@ def test_the_command_line_is_what_it_was():
         "--ose", "--vrf",
     ]  # fmt: skip
     assert options == {
+        "demo": ["--home"],
         "sweep": ["--address", "--dry-run", "--home", "--json"],
         "soup": sorted(
             [
