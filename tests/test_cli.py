@@ -69,6 +69,7 @@ def test_the_command_line_is_what_it_was():
         "rank": ["--all-columns", "--calibrated", "--home", "--json", "--list", "--sort"],
         "sweeps": ["--home", "--json"],
         "trials": ["--home", "--json", "--sort"],
+        "show": ["--home", "--json"],
         "predict": [
             "--address",
             "--batch-size",

@@ -77,6 +77,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def number(value: float | int | str | None) -> str:
+    """A hyperparameter: 0.000312 for a float, everything else as it is; empty for None."""
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def p_value(p: float | None) -> str:
     """.238, <.001 or 1; empty for None."""
     return "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
@@ -130,6 +135,22 @@ def as_table(rows: Rows) -> Table:
     for row in rows.rows:
         made.add_row(*row)
     return made
+
+
+def fitting(names: list[str], width: int) -> list[str]:
+    """The first of these columns of hyperparameters that fit, each at least 9 characters wide.
+
+    Args:
+        names: the columns, the most important first.
+        width: characters that are left for them.
+    """
+    kept, used = list[str](), 0
+    for name in names:
+        used += max(len(name), 9) + 1
+        if used > width:
+            break
+        kept.append(name)
+    return kept
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:

@@ -1,4 +1,4 @@
-"""The verbs that look and change nothing: recipes, rank, status, check, diagnose."""
+"""The verbs that look and change nothing: from recipes and rank to check and diagnose."""
 
 from __future__ import annotations
 
@@ -228,6 +228,36 @@ def trials(spec: Path | None, home: Path, as_json: bool, sort: str | None) -> No
 
 
 @click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("what", metavar="TRIAL|ENTRY")
+@home_option
+@json_option
+def show(spec: Path, what: str, home: Path, as_json: bool) -> None:
+    r"""Show all that is stored of one trial of SPEC, or of one entry of its newest leaderboard.
+
+    A trial is named by its key, its first four or more characters, or its number, as `soupray
+    trials` prints them. An entry is named as `soupray rank` prints it.
+
+    \b
+    soupray show sweeps/digits.yaml 3
+    soupray show sweeps/digits.yaml 1f3a
+    soupray show sweeps/digits.yaml 'wise_ft(greedy, best)' --json
+    """
+    from soupray.cli.details import show_entry, show_trial
+    from soupray.cli.tables import print_json
+    from soupray.operations.details import TrialDetail, find_detail
+
+    _, loaded = load_named(spec, home)
+    found = find_detail(loaded, home, what)
+    if as_json:
+        print_json(found)
+    elif isinstance(found, TrialDetail):
+        show_trial(found)
+    else:
+        show_entry(found)
+
+
+@click.command()
 @spec_argument
 @home_option
 @json_option
@@ -252,4 +282,4 @@ def status(spec: Path | None, home: Path, as_json: bool) -> None:
         show_status(found)
 
 
-VERBS = (recipes, rank, sweeps, trials, status, check, diagnose)
+VERBS = (recipes, rank, sweeps, trials, show, status, check, diagnose)

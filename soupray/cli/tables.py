@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import to_builtins
 
-from soupray.cli.console import duration, headline, out, p_value, percent, size, table
+from soupray.cli.console import (
+    duration,
+    fitting,
+    headline,
+    number,
+    out,
+    p_value,
+    percent,
+    size,
+    table,
+)
 from soupray.core.names import plain, plain_json
 
 if TYPE_CHECKING:  # `soupray status` has no time to import torch
@@ -184,25 +194,20 @@ def show_trials(rows: list[TrialRow]) -> None:
             values.setdefault(name, set()).add(value)
     varied = [name for name, found in values.items() if len(found) > 1]
     shares = ("share",) if any(row.share is not None for row in rows) else ()
-    most = max(1, 80 - 17 - 12 - 6 - 6 * len(shares))
-    kept, used = list[str](), 0
-    for name in varied:
-        used += max(len(name), 9) + 1
-        if used > most:
-            break
-        kept.append(name)
-    right = ("held-out", "epoch", *shares, *kept)
-    shown = table("trial", *right, right=right)
+    kept = fitting(varied, 80 - 6 - 17 - 12 - 6 - 6 * len(shares))
+    right = ("#", "held-out", "epoch", *shares, *kept)
+    shown = table("#", "trial", *right[1:], right=right)
     for row in rows:
         score: str = row.state
         if row.accuracy is not None and row.standard_error is not None:
             score = f"{percent(row.accuracy)} ± {percent(row.standard_error)}"
         shown.add_row(
+            "" if row.index is None else str(row.index),
             row.key,
             score,
             "" if row.best_epoch is None else str(row.best_epoch),
             *(("" if row.share is None else f"{row.share:.2f}",) if shares else ()),
-            *(_hparam(row.hparams.get(name)) for name in kept),
+            *(number(row.hparams.get(name)) for name in kept),
         )
     out.print(shown)
     meaning = "held-out: accuracy in %, ± one standard error. epoch: the one that was kept."
@@ -210,10 +215,6 @@ def show_trials(rows: list[TrialRow]) -> None:
     left = [name for name in varied if name not in kept]
     meaning += f" --json has {', '.join(left)} too." if left else ""
     out.print(textwrap.fill(meaning, 80), style="dim")
-
-
-def _hparam(value: float | int | str | None) -> str:
-    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def best_trial(best: Best) -> str:
