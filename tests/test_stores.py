@@ -6,7 +6,6 @@
 evaluated with estimated BatchNorm statistics too: this is all that is computed.
 """
 
-import functools
 import json
 import subprocess
 import sys
@@ -17,11 +16,8 @@ from conftest import inside, leaderboard
 from shared import STORES, Old, unpacked
 
 import soupray
-from soupray.core.candidates import WeightSoup, as_trained
-from soupray.services.place import Place
-from soupray.spec.sweep_spec import SweepSpec
+from soupray.core.candidates import as_trained
 from soupray.store import layout
-from soupray.training.worker import worker_context
 
 BOARD = "leaderboard.json"
 
@@ -35,32 +31,6 @@ def old(tmp_path_factory) -> Old:
 def _no_ray(monkeypatch):
     """Whatever would train or evaluate fails: there is no Ray at this address."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-
-
-@pytest.fixture
-def computed(monkeypatch) -> list[WeightSoup]:
-    """The models that are evaluated, by the workers of an actor in this process."""
-    models: list[WeightSoup] = []
-
-    class Here:
-        def __init__(self, spec: SweepSpec, place: Place, actors: object) -> None:
-            self._workers = functools.cache(lambda: worker_context(spec, place).workers())
-
-        def evaluate(self, candidates, splits, done):
-            models.extend(candidates)
-            self._workers().evaluate(candidates, splits, done)
-
-        def decide(self, *asked):
-            return self._workers().decide(*asked)
-
-        def measure(self, requests, split):
-            return self._workers().measure(requests, split)
-
-        def save(self, candidate):
-            return self._workers().save(candidate)
-
-    monkeypatch.setattr("soupray.distributed.actors.RayWorkers", Here)
-    return models
 
 
 ASKED = {"one": ["--all"], "two": ["--greedy", "--ose", "--vrf", "--uniform"]}

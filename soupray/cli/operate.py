@@ -181,6 +181,44 @@ def gc(spec: Path | None, home: Path, as_json: bool, dry: bool, hours: float) ->
         show_garbage(gone, store.url, dry)
 
 
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@home_option
+@json_option
+@click.option("--dry-run", "dry", is_flag=True, help="Say what would go; delete nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(spec: Path, home: Path, as_json: bool, dry: bool, yes: bool) -> None:
+    r"""Delete the sweep of SPEC from its store: trials, weights, soups, leaderboards.
+
+    What other sweeps of the store use stays: their trials, data and results, and every ingredient
+    of their entries. The runs in MLflow and the files in results/ stay too. If it is killed, the
+    same command goes on.
+
+    \b
+    soupray delete mine.yaml --dry-run
+    soupray delete mine.yaml --yes
+    """
+    from soupray.cli.console import say
+    from soupray.cli.tables import print_json, show_removal
+    from soupray.operations import deleting
+    from soupray.services.place import find_place
+
+    if as_json and not (dry or yes):
+        raise click.UsageError("--json asks nothing: add --yes, or --dry-run.")
+    _, loaded = load_named(spec, home)
+    store = find_place(loaded, home).open_store()
+    deleting.refuse_driver(store, loaded.name)
+    found = deleting.find_removal(store, loaded)
+    if not dry:
+        if not yes:
+            show_removal(found, planned=True)
+            click.confirm("Delete them? Nothing brings them back.", abort=True, err=True)
+        found = deleting.delete(store, loaded, home)
+    print_json(found) if as_json else show_removal(found, planned=dry)
+    if loaded.tracking != "off" and not dry:
+        say(f"note: the runs of {loaded.name} stay in MLflow: delete its experiment there.")
+
+
 _file = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -222,4 +260,4 @@ def validate(files: tuple[Path, ...], as_json: bool, spec: Path | None, crd: Pat
     sys.exit(1 if problems else 0)
 
 
-VERBS = (init, up, down, ui, doctor, publish, gc, cluster)
+VERBS = (init, up, down, ui, doctor, publish, gc, delete, cluster)

@@ -20,11 +20,13 @@ from soupray.cli.console import (
     percent,
     size,
     table,
+    tell,
 )
 from soupray.core.names import plain, plain_json
 
 if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.diagnostics.diversity import Diagnosis
+    from soupray.operations.deleting import Removal
     from soupray.operations.estimate import DryRun, Inputs
     from soupray.operations.garbage import Garbage
     from soupray.operations.listing import SweepRow, TrialRow
@@ -367,6 +369,26 @@ def show_garbage(found: list[Garbage], url: str, dry: bool) -> None:
     total = size(sum(one.size_bytes for one in found))
     done = "would be deleted from" if dry else "deleted from"
     out.print(f"{len(found)} objects, {total}, {done} {url}.")
+
+
+def show_removal(found: Removal, planned: bool) -> None:
+    """What would go with a sweep, by kind, or what went; and what stays."""
+    kinds: dict[str, list[int]] = {}
+    for path, size_bytes in found.objects.items():
+        kinds.setdefault(path.partition("/")[0], []).append(size_bytes)
+    right = ("objects", "size")
+    shown = table("what", *right, right=right)
+    for kind, sizes in kinds.items():
+        shown.add_row(kind, str(len(sizes)), size(sum(sizes)))
+    if planned:
+        out.print(shown)
+    done = "would be deleted from" if planned else "deleted from"
+    total = size(sum(found.objects.values()))
+    tell(f"{found.sweep}: {len(found.objects)} objects, {total}, {done} {found.storage}.")
+    if found.kept_trials:
+        tell(f"{len(found.kept_trials)} of its trials stay, because other sweeps use them.")
+    if not found.alone:
+        tell("Small results that do not say whose they are stay, for the other sweeps there.")
 
 
 def _short(path: str) -> str:

@@ -33,7 +33,7 @@
 `leaderboards/` are overwritten. Files in `weights/` and `blobs/` may be written again with the same
 bytes. Every other object is written once and never overwritten. A file of arrays is written before
 the record that names it. `<key>`, `<basis>` and `<search>` are digests of all inputs of the object.
-Only `soupray gc` deletes objects of other processes.
+Only `soupray gc` and `soupray delete` delete objects of other processes.
 """
 
 from __future__ import annotations
