@@ -86,6 +86,7 @@ def test_the_command_line_is_what_it_was():
         "status": ["--home", "--json"],
         "cluster": [],
         "gc": ["--dry-run", "--home", "--json", "--older-than"],
+        "stop": ["--home", "--json", "--wait"],
         "delete": ["--dry-run", "--home", "--json", "--yes"],
         "check": ["--address", "--home", "--json", "--pairs", "--partial"],
         "diagnose": ["--address", "--home", "--json", "--output", "--pairs", "--partial"],

@@ -182,6 +182,54 @@ def gc(spec: Path | None, home: Path, as_json: bool, dry: bool, hours: float) ->
 
 
 @click.command()
+@spec_argument
+@home_option
+@json_option
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=180.0,
+    show_default=True,
+    help="Seconds to wait for its end; 0: ask only.",
+)
+def stop(spec: Path | None, home: Path, as_json: bool, wait: float) -> None:
+    r"""Ask the driver of SPEC's sweep, on whatever machine, to stop.
+
+    The request is an object in the store. The driver sees it at its next heartbeat, ends its
+    trials and gives its lease back; `soupray sweep` goes on later, from the saved epochs. Exit
+    status 1 if it still runs after --wait, 0 if it ended or nothing ran. A soup holds no lease:
+    end it with Ctrl-C or `ray job stop`; run again, it goes on too.
+
+    \b
+    soupray stop sweeps/digits.yaml
+    soupray stop sweeps/digits.yaml --wait 0
+    """
+    from soupray.cli.console import duration, tell
+    from soupray.cli.tables import print_json
+    from soupray.operations.stopping import stop as ask
+    from soupray.services.place import find_place
+
+    path, loaded = load_named(spec, home)
+    done = ask(find_place(loaded, home).open_store(), loaded.name, wait)
+    if as_json:
+        print_json(done)
+    elif done.driver is None:
+        tell(f"nobody drives {loaded.name}: nothing to stop.")
+    elif done.stopped:
+        tell(f"{done.driver} stopped {loaded.name} after {duration(done.seconds)}.")
+        tell(f"Go on with: soupray sweep {path}")
+    elif wait == 0:
+        tell(f"{done.driver} was asked to stop {loaded.name}.")
+    else:
+        tell(
+            f"{done.driver} still drives {loaded.name} after {duration(done.seconds)}. It will "
+            "stop when it looks; while it prepares the data, and in an older soupray, it does not: "
+            "end that process."
+        )
+    sys.exit(0 if done.stopped or done.driver is None or wait == 0 else 1)
+
+
+@click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @home_option
 @json_option
@@ -260,4 +308,4 @@ def validate(files: tuple[Path, ...], as_json: bool, spec: Path | None, crd: Pat
     sys.exit(1 if problems else 0)
 
 
-VERBS = (init, up, down, ui, doctor, publish, gc, delete, cluster)
+VERBS = (init, up, down, ui, doctor, stop, publish, gc, delete, cluster)

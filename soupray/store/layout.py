@@ -19,6 +19,7 @@
     sweeps/<name>/specs/<digest>.json           the spec, as plain data
     sweeps/<name>/lease.json                    LeaseRecord: the driver of the sweep
     sweeps/<name>/progress.json                 Heartbeat: what the driver runs now
+    sweeps/<name>/stop.json                     StopRequest: somebody asked the driver to stop
     sweeps/<name>/check.json                    Report: what `soupray check` found last
     sweeps/<name>/asked/<search>/<index>.json   Suggested: a trial that the sampler suggested
     sweeps/<name>/stopped/<search>/<trial>.json Stopped: a trial that the scheduler stopped
@@ -29,7 +30,7 @@
 
     doctor/<id>                                 written, read and deleted by `soupray doctor`
 
-`lease.json`, `progress.json`, `check.json`, and the files in `resume/`, `results/` and
+`lease.json`, `progress.json`, `stop.json`, `check.json`, and the files in `resume/`, `results/` and
 `leaderboards/` are overwritten. Files in `weights/` and `blobs/` may be written again with the same
 bytes. Every other object is written once and never overwritten. A file of arrays is written before
 the record that names it. `<key>`, `<basis>` and `<search>` are digests of all inputs of the object.
@@ -125,6 +126,11 @@ def heartbeat(sweep: str) -> str:
     return joined(SWEEPS, sweep, "progress.json")
 
 
+def stop_request(sweep: str) -> str:
+    """Return the path of the request to the driver of `sweep` to stop."""
+    return joined(SWEEPS, sweep, "stop.json")
+
+
 def check(sweep: str) -> str:
     """Return the path of what the last check of the trials of `sweep` found."""
     return joined(SWEEPS, sweep, "check.json")
@@ -203,7 +209,7 @@ _OURS = re.compile(
     rf"|imports/{_HEX}{{32}}/{_HEX}{{16}}\.json"
     rf"|{RESUME}/{_HEX}{{16}}/([0-9]+\.safetensors|state\.json)"
     rf"|(evaluations|decisions|answers|statistics|soups)/{_HEX}{{32}}\.json"
-    rf"|{SWEEPS}/{_SWEEP}/(lease|progress|check|specs/{_HEX}{{64}}|(choices|diagnoses)/{_HEX}{{32}}"
+    rf"|{SWEEPS}/{_SWEEP}/(lease|progress|stop|check|specs/{_HEX}{{64}}|(choices|diagnoses)/{_HEX}{{32}}"
     rf"|asked/{_HEX}{{16}}/[0-9]{{5,}}|stopped/{_HEX}{{16}}/{_HEX}{{16}})\.json"
     rf"|{SWEEPS}/{_SWEEP}/(results|leaderboards/{_HEX}{{32}})/[a-z0-9_]+(\.recipe)?\.(json|csv|png|svg)"
 )
