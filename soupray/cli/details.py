@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from soupray.core.names import plain
 if TYPE_CHECKING:
     from soupray.core.records import EpochRecord, Metric
     from soupray.operations.details import EntryDetail, Part, TrialDetail
+    from soupray.operations.logs import Logs
     from soupray.reporting.ranking import Entry, Gain, Measured
 
 LABEL, WIDTH = 12, 80
@@ -180,3 +182,27 @@ def _parts(parts: tuple[Part, ...]) -> None:
         )
     out.print()
     out.print(shown)
+
+
+def show_logs(found: Logs) -> None:
+    """Who drove, what trials said, and the log files of this machine."""
+    if found.driver is None:
+        fact("driver", "none yet")
+    else:
+        beat = "" if found.heard is None else f"; last heartbeat {_when(found.heard)}"
+        fact("driver", f"{found.driver}, {'runs now' if found.runs else 'ended'}{beat}")
+    for key, reason in found.diverged.items():
+        fact("diverged", f"{key}: {reason}")
+    for key, reason in found.failed.items():
+        fact("failed", f"{key}: {reason}")
+    if found.trial is not None and not (found.diverged or found.failed or found.files):
+        fact("trial", f"{found.trial} did not fail: soupray show {found.sweep} {found.trial}")
+    fact("logs", found.elsewhere)
+    for file in found.files:
+        tell(f"{file.path}  {size(file.size_bytes)}, {_when(file.written)}")
+        for line in file.lines:
+            tell(f"  {line}")
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

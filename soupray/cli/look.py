@@ -282,4 +282,35 @@ def status(spec: Path | None, home: Path, as_json: bool) -> None:
         show_status(found)
 
 
-VERBS = (recipes, rank, sweeps, trials, show, status, check, diagnose)
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("trial", required=False)
+@home_option
+@json_option
+@click.option(
+    "--tail",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Lines of each file; 0: only the names of the files.",
+)
+def logs(spec: Path, trial: str | None, home: Path, as_json: bool, tail: int) -> None:
+    r"""Show what SPEC's driver and trials said, or one TRIAL, named as in `soupray show`.
+
+    Why trials diverged or failed, from the store; what their workers printed, if they ran on this
+    machine. What a driver prints goes to its standard error; that of a Ray job: `ray job logs`.
+
+    \b
+    soupray logs sweeps/digits.yaml
+    soupray logs sweeps/digits.yaml 3 --tail 100
+    """
+    from soupray.cli.details import show_logs
+    from soupray.cli.tables import print_json
+    from soupray.operations.logs import find_logs
+
+    _, loaded = load_named(spec, home)
+    found = find_logs(loaded, home, trial, tail)
+    print_json(found) if as_json else show_logs(found)
+
+
+VERBS = (recipes, rank, sweeps, trials, show, status, logs, check, diagnose)
