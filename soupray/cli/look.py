@@ -17,9 +17,11 @@ from soupray.cli.options import (
     home_option,
     json_option,
     load_named,
+    named_argument,
     partial_option,
     sort_option,
     spec_argument,
+    spec_of,
 )
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
@@ -124,7 +126,7 @@ def recipes(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("named", nargs=-1, metavar="[SPEC] [RUN]...")
+@named_argument
 @home_option
 @json_option
 @click.option("--list", "listed", is_flag=True, help="List all runs of soup that are stored.")
@@ -228,7 +230,7 @@ def trials(spec: Path | None, home: Path, as_json: bool, sort: str | None) -> No
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@spec_of(required=True)
 @click.argument("what", metavar="TRIAL|ENTRY")
 @home_option
 @json_option
@@ -283,7 +285,7 @@ def status(spec: Path | None, home: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@spec_of(required=True)
 @click.argument("trial", required=False)
 @home_option
 @json_option

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import click
 
-from soupray.cli.options import home_option, json_option, load_named, spec_argument
+from soupray.cli.options import (
+    home_option,
+    json_option,
+    load_named,
+    spec_argument,
+    spec_of,
+)
 from soupray.core.errors import ConfigError
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
@@ -230,7 +236,7 @@ def stop(spec: Path | None, home: Path, as_json: bool, wait: float) -> None:
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@spec_of(required=True)
 @home_option
 @json_option
 @click.option("--dry-run", "dry", is_flag=True, help="Say what would go; delete nothing.")

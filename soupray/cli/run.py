@@ -18,6 +18,7 @@ from soupray.cli.options import (
     partial_option,
     sort_option,
     spec_argument,
+    specs_argument,
 )
 from soupray.core.hyperparameters import TABLE as HYPERPARAMETERS
 
@@ -79,7 +80,7 @@ def _recipe_flags(command: Command) -> Command:
 
 
 @click.command()
-@click.argument("specs", nargs=-1, metavar="[SPEC]...", type=click.Path(path_type=Path))
+@specs_argument
 @home_option
 @address_option
 @json_option

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from soupray.cli.options import home_option, json_option
+from soupray.cli.options import (
+    home_option,
+    json_option,
+    what_argument,
+)
 
 if TYPE_CHECKING:
     from soupray.inference.predict import Predicted
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("what")
+@what_argument
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @home_option
 @click.option(
@@ -122,7 +126,7 @@ def _say(done: Predicted, model: str, output: Path | None) -> None:
 
 
 @click.command()
-@click.argument("what")
+@what_argument
 @home_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option(
