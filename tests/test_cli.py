@@ -156,7 +156,8 @@ def test_doctor_says_a_line_for_each_check(run):
     done = inside("doctor", run.spec, *run.where)
     checks = ["versions", "home", "services", "credentials", "bucket", "mlflow", "ray", "gpu"]
     assert all(f"ok    {check}" in done.stdout for check in checks)
-    assert "a second create is refused" in done.stdout
+    assert "a second create is refused" in " ".join(done.stdout.split())
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
 
 
 def test_doctor_names_what_is_wrong_and_exits_1(tmp_path, monkeypatch):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from soupray.cli.console import (
     duration,
-    fitting,
+    fitted,
     headline,
     number,
     out,
@@ -18,6 +17,7 @@ from soupray.cli.console import (
     size,
     table,
     tell,
+    wrapped,
 )
 from soupray.core.names import plain
 
@@ -27,23 +27,13 @@ if TYPE_CHECKING:
     from soupray.operations.logs import Logs
     from soupray.reporting.ranking import Entry, Gain, Measured
 
-LABEL, WIDTH = 12, 80
+LABEL = 12
+"""Columns before a fact."""
 
 
 def fact(label: str, text: str) -> None:
     """A line that begins with what it is about, and is continued below its text."""
-    words = plain(text)
-    indent = " " * LABEL
-    first = f"{label:<{LABEL}}"
-    lines = textwrap.wrap(
-        words,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    for line in lines or [first.rstrip()]:
+    for line in wrapped(f"{label:<{LABEL}}{plain(text)}", " " * LABEL).split("\n"):
         tell(line)
 
 
@@ -170,16 +160,17 @@ def _parts(parts: tuple[Part, ...]) -> None:
     """The ingredients, with the hyperparameters that differ and fit."""
     names = dict.fromkeys(name for part in parts for name in part.hparams)
     varied = [n for n in names if len({p.hparams[n] for p in parts if n in p.hparams}) > 1]
-    kept = fitting(varied, WIDTH - 16 - 5 - 6 - 3)
-    right = ("#", "share", *kept)
-    shown = table("ingredient", *right, right=right)
-    for part in parts:
-        shown.add_row(
+    columns = ("ingredient", "#", "share", *varied)
+    rows = [
+        (
             part.name,
             "" if part.index is None else str(part.index),
             "-" if part.coefficient is None else f"{part.coefficient:.3f}",
-            *(number(part.hparams.get(name)) for name in kept),
+            *(number(part.hparams.get(name)) for name in varied),
         )
+        for part in parts
+    ]
+    shown, _ = fitted(columns, rows, columns[1:], varied[::-1])
     out.print()
     out.print(shown)
 

@@ -123,8 +123,9 @@ def init(
 @json_option
 def doctor(spec: Path | None, home: Path, as_json: bool) -> None:
     """Check store, credentials, MLflow, Ray and GPUs; exit status 1 when something is wrong."""
-    from soupray.cli.console import tell
+    from soupray.cli.console import tell, wrapped
     from soupray.cli.tables import print_json
+    from soupray.core.names import plain
     from soupray.operations.doctor import examine
 
     _, loaded = load_named(spec, home)
@@ -132,7 +133,9 @@ def doctor(spec: Path | None, home: Path, as_json: bool) -> None:
     for check in examine(loaded, home):
         checks.append(check)
         if not as_json:
-            tell(f"{'ok  ' if check.ok else 'FAIL'}  {check.what:<12} {check.seen}")
+            line = f"{'ok  ' if check.ok else 'FAIL'}  {check.what:<12} {plain(check.seen)}"
+            for part in wrapped(line, " " * 19).split("\n"):
+                tell(part)
     if as_json:
         print_json(checks)
     sys.exit(0 if all(c.ok for c in checks) else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from soupray.cli.options import (
     specs_argument,
 )
 from soupray.core.hyperparameters import TABLE as HYPERPARAMETERS
+from soupray.core.hyperparameters import Hyperparameter
 
 if TYPE_CHECKING:
     from soupray.reporting.results import SoupResult
@@ -158,10 +160,13 @@ def _finish(result: SoupResult, spec: SweepSpec, home: Path, output: Path) -> li
     return files
 
 
-sweep.epilog = "\b\n" + "\n".join(
-    f"{h.name:<16} {'needed' if h.default is None else f'{h.default:g}':<7}"
-    f"{f'{h.low:g} to {h.high:.7g}':<16} {h.meaning}"
-    for h in HYPERPARAMETERS
-)
+def _in_columns(h: Hyperparameter) -> str:
+    """A hyperparameter with default, range and meaning: 78 columns, as click indents it by two."""
+    default = "needed" if h.default is None else f"{h.default:g}"
+    before = f"{h.name:<16} {default:<7}{f'{h.low:g} to {h.high:.7g}':<16} "
+    return textwrap.fill(f"{before}{h.meaning}", 78, subsequent_indent=" " * len(before))
+
+
+sweep.epilog = "\b\n" + "\n".join(map(_in_columns, HYPERPARAMETERS))
 
 VERBS = (sweep, soup)

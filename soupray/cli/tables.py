@@ -1,7 +1,8 @@
-"""Results as a person reads them: tables of at most 100 columns."""
+"""Results as a person reads them."""
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 import time
@@ -12,7 +13,7 @@ from msgspec import to_builtins
 
 from soupray.cli.console import (
     duration,
-    fitting,
+    fitted,
     headline,
     number,
     out,
@@ -21,6 +22,7 @@ from soupray.cli.console import (
     size,
     table,
     tell,
+    wrapped,
 )
 from soupray.core.names import plain, plain_json
 
@@ -51,7 +53,8 @@ def print_json(record: Any) -> None:
 def show_runs(runs: list[SoupRun]) -> None:
     """The runs of soup, the newest first."""
     right = ("models", "entries")
-    shown = table("run", "made", *right, "champion", "recipes", right=right)
+    columns = ("run", "made", *right, "champion", "recipes")
+    rows = []
     for run in reversed(runs):
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.made))
         recipes = ", ".join(
@@ -59,8 +62,8 @@ def show_runs(runs: list[SoupRun]) -> None:
         )
         counts = (str(run.ingredients), str(run.entries))
         short = textwrap.shorten(recipes, 30, placeholder=" ...")
-        shown.add_row(run.key[:8], made, *counts, run.champion.name, short)
-    out.print(shown)
+        rows.append((run.key[:8], made, *counts, run.champion.name, short))
+    out.print(fitted(columns, rows, right, ())[0])
 
 
 def show_compared(both: Comparison) -> None:
@@ -83,7 +86,7 @@ def show_compared(both: Comparison) -> None:
         "Accuracy on ID test in %. Difference: second minus first, ± one standard error of pairs "
         "of answers to the same sample. p: exact McNemar test."
     )
-    out.print(textwrap.fill(meaning, 98), style="dim")
+    out.print(wrapped(meaning), style="dim")
 
 
 def show_recipes(as_json: bool) -> None:
@@ -108,15 +111,15 @@ def show_recipes(as_json: bool) -> None:
     for r in RECIPES:
         flag = "" if r.kind == "baseline" else f"--{r.name.replace('_', '-')}"
         headline(r.name, r.summary)
-        out.print(f"    {flag or 'always run':<20} {r.paper}", style="dim", highlight=False)
-        out.print(
-            f"    chooses on {r.uses}; costs {r.costs}; inference {r.passes} forward pass(es)",
-            style="dim",
-            highlight=False,
-        )
+        costs = f"chooses on {r.uses}; costs {r.costs}; inference {r.passes} forward pass(es)"
+        for text in (f"{flag or 'always run':<20} {r.paper}", costs):
+            out.print(wrapped(f"    {text}", " " * 6), style="dim")
+    out.print()
     out.print(
-        "\nCosts are evaluations of one model on the held-out data; K is the number of "
-        "ingredients.\nOptions are set in the spec: recipes: {greedy: {accept: gt}}."
+        wrapped(
+            "Costs are evaluations of one model on the held-out data; K is the number of "
+            "ingredients. Options are set in the spec: recipes: {greedy: {accept: gt}}."
+        )
     )
 
 
@@ -132,13 +135,12 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
         return
     names = trials[0].hparams if trials else ()  # a pool of imported models plans none
     varied = [n for n in names if len({t.hparams[n] for t in trials}) > 1]
-    shown = table("trial", *varied, right=tuple(varied))
-    for trial in trials[:MOST_ROWS]:
-        values = [trial.hparams[n] for n in varied]
-        shown.add_row(
-            str(trial.index), *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
-        )
+    columns = ("trial", *varied)
+    rows = [(str(t.index), *(number(t.hparams[n]) for n in varied)) for t in trials[:MOST_ROWS]]
+    shown, left = fitted(columns, rows, varied, varied[::-1])
     out.print(shown)
+    if left:
+        out.print(f"--json has {', '.join(left)} too.", style="dim")
     if len(trials) > MOST_ROWS:
         out.print(f"... {len(trials) - MOST_ROWS:,} more trials: --json has them all")
     counts = ("train", "held-out", "test")
@@ -169,7 +171,7 @@ def _inputs(inputs: Inputs) -> str:
         said.append(f"images: {side} to {inputs.decoded}{cut}, {inputs.interpolation}")
         if (inputs.decoded, inputs.decoded) != (height, width):
             said.append(f"images: resized once more, to {height} x {width} (data.size differs)")
-    return "\n".join(said)
+    return "\n".join(wrapped(line, "  ") for line in said)
 
 
 def show_sweeps(rows: list[SweepRow], home: Path) -> None:
@@ -181,7 +183,7 @@ def show_sweeps(rows: list[SweepRow], home: Path) -> None:
     shown = table("sweep", *right, "take", right=right)
     for row in rows:
         if row.problem is not None:
-            shown.add_row(row.name, "", "", textwrap.shorten(row.problem, 50, placeholder=" ..."))
+            shown.add_row(row.name, "", "", textwrap.shorten(row.problem, 160, placeholder=" ..."))
             continue
         take = "" if row.champion is None else f"{row.name}@champion: {row.champion}"
         shown.add_row(row.name, f"{row.complete} of {row.trials}", str(row.soups), take)
@@ -196,27 +198,30 @@ def show_trials(rows: list[TrialRow]) -> None:
             values.setdefault(name, set()).add(value)
     varied = [name for name, found in values.items() if len(found) > 1]
     shares = ("share",) if any(row.share is not None for row in rows) else ()
-    kept = fitting(varied, 80 - 6 - 17 - 12 - 6 - 6 * len(shares))
-    right = ("#", "held-out", "epoch", *shares, *kept)
-    shown = table("#", "trial", *right[1:], right=right)
-    for row in rows:
-        score: str = row.state
-        if row.accuracy is not None and row.standard_error is not None:
-            score = f"{percent(row.accuracy)} ± {percent(row.standard_error)}"
-        shown.add_row(
+    columns = ("#", "trial", "held-out", "epoch", *shares, *varied)
+    words = {name for name in varied if any(isinstance(value, str) for value in values[name])}
+    right = [c for c in columns if c not in words and c != "trial"]
+    cells = [
+        (
             "" if row.index is None else str(row.index),
             row.key,
-            score,
+            row.state if row.accuracy is None else _with_error(row.accuracy, row.standard_error),
             "" if row.best_epoch is None else str(row.best_epoch),
             *(("" if row.share is None else f"{row.share:.2f}",) if shares else ()),
-            *(number(row.hparams.get(name)) for name in kept),
+            *(number(row.hparams.get(name)) for name in varied),
         )
+        for row in rows
+    ]
+    shown, left = fitted(columns, cells, right, varied[::-1])
     out.print(shown)
     meaning = "held-out: accuracy in %, ± one standard error. epoch: the one that was kept."
     meaning += " share: coefficient in the champion." if shares else ""
-    left = [name for name in varied if name not in kept]
     meaning += f" --json has {', '.join(left)} too." if left else ""
-    out.print(textwrap.fill(meaning, 80), style="dim")
+    out.print(wrapped(meaning), style="dim")
+
+
+def _with_error(share: float, error: float | None) -> str:
+    return f"{percent(share)} ± {percent(error or 0.0)}"
 
 
 def best_trial(best: Best) -> str:
@@ -243,18 +248,20 @@ def show_check(report: Report) -> None:
     rates = ("lr",) if all("lr" in row.hparams for row in rows) else ()
     right = (*rates, "held-out", "distance", "° best", "° others", "with best")
     finds = ("found",) if any(row.finds for row in rows) else ()
-    shown = table("trial", *right, *finds, right=right)
-    for row in rows:
-        shown.add_row(
-            row.trial,
-            *(f"{row.hparams[name]:.3g}" for name in rates),
-            f"{percent(row.held_out)} ± {percent(row.standard_error)}",
+    cells = [
+        (
+            row.trial[:8],
+            *(number(row.hparams[name]) for name in rates),
+            _with_error(row.held_out, row.standard_error),
             _or_dash(row.distance, "#.3g"),
             _or_dash(row.angle_best, ".0f"),
             _or_dash(row.angle_others, ".0f"),
             "-" if row.with_best is None else percent(row.with_best),
             *([", ".join(kind.replace("_", " ") for kind in row.finds)] if finds else ()),
         )
+        for row in rows
+    ]
+    shown, _ = fitted(("trial", *right, *finds), cells, right, rates)
     out.print(shown)
     out.print(
         f"Held-out accuracy in % (n = {report.n}) ± one standard error. distance: from theta_0, "
@@ -283,19 +290,18 @@ def show_diagnosis(made: Diagnosis) -> None:
         "acc.",
         "dist.",
         "°",
-        "incons.",
+        "inc.",
         "1-κ",
         "soup",
         "conv.",
         "ens.",
         "conv",
         "ΔL",
-        "predicted",
+        "pred.",
     )
-    shown = table("pair", *right, right=right)
-    for d in made.pairs:
-        shown.add_row(
-            " ".join(key[:8] for key in d.trials),
+    rows = [
+        (
+            " ".join(key[:6] for key in d.trials),
             percent(sum(d.accuracies) / 2),
             f"{d.distance:#.3g}",
             _or_dash(d.angle, ".0f"),
@@ -308,8 +314,13 @@ def show_diagnosis(made: Diagnosis) -> None:
             f"{d.measured:+.4f}",
             f"{d.predicted:+.4f}",
         )
+        for d in made.pairs
+    ]
+    shown, left = fitted(("pair", *right), rows, right, ("conv", "1-κ", "conv."))
     out.print(shown)
-    out.print(_meaning_of_pairs(made.n, bool(made.statistics)), style="dim")
+    meaning = _meaning_of_pairs(made.n, bool(made.statistics))
+    meaning += f" --json has {', '.join(left)} too." if left else ""
+    out.print(wrapped(meaning), style="dim")
     out.print()
     for sentence in summary(made):
         out.print(sentence)
@@ -321,11 +332,11 @@ def _meaning_of_pairs(n: int, estimated: bool) -> str:
         f"Held-out data only (n = {n}), in %. {alike if estimated else ''}"
         "acc.: mean of the two. dist.: "
         "|theta_i - theta_j|. °: angle between their "
-        "ways from theta_0. incons.: samples that exactly one gets right. 1-κ: complement of "
+        "ways from theta_0. inc.: samples that exactly one gets right. 1-κ: complement of "
         "Cohen's kappa of being right. soup, ens.: accuracy of the mean of weights, of logits, "
         "minus acc. conv.: of the inconsistent samples, those that it gets right. ΔL: measured "
         "L(soup) - L(ensemble) in nats, with logits times beta = 1 / the soup's best "
-        "temperature; predicted: by Model soups (arXiv:2203.05482), section 4."
+        "temperature; pred.: by Model soups (arXiv:2203.05482), section 4."
     )
 
 
@@ -340,7 +351,7 @@ def show_status(found: Status) -> None:
     }
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     done = f"{found.complete} of {found.trials} trials done"
-    out.print(f"{found.sweep} in {found.storage}")
+    tell(f"{found.sweep} in {found.storage}")
     out.print(f"{done}{', ' if said else ''}{said}.")
     if found.best is not None:
         out.print(f"{best_trial(found.best)}.")
@@ -363,7 +374,8 @@ def show_garbage(found: list[Garbage], url: str, dry: bool) -> None:
     """What went, or would go: each object, then counts and bytes."""
     shown = table("object", "size", "why", right=("size",))
     for one in found:
-        shown.add_row(_short(one.path), size(one.size_bytes), one.why)
+        why = re.sub("trial [0-9a-f]{16}", "the trial", one.why)  # its path has the key
+        shown.add_row(_short(one.path), size(one.size_bytes), why)
     if found:
         out.print(shown)
     total = size(sum(one.size_bytes for one in found))

@@ -160,7 +160,8 @@ def serve(
     soupray serve digits@champion
     soupray serve digits:ensemble --port 8080 --replicas 2
     curl -F image=@5.png -F image=@7.png http://127.0.0.1:8000/predict
-    curl -H 'Content-Type: image/png' --data-binary @7.png http://127.0.0.1:8000/predict
+    curl --data-binary @7.png -H 'Content-Type: image/png' \\
+        http://127.0.0.1:8000/predict
     """
     from soupray.cli.console import say, tell
     from soupray.inference.serve import Arguments, served
