@@ -58,7 +58,7 @@ def test_the_command_line_is_what_it_was():
         "--ose", "--vrf",
     ]  # fmt: skip
     assert options == {
-        "sweep": ["--address", "--dry-run", "--home", "--json"],
+        "sweep": ["--address", "--dry-run", "--home", "--json", "--measure"],
         "soup": sorted(
             [
                 *("--address", "--all", "--all-columns", "--calibrated", "--home", "--json"),

@@ -257,7 +257,10 @@ def test_a_plan_in_which_nothing_varies_is_shown(capsys):
     with console.out.capture() as captured:
         show_plan(
             spec,
-            DryRun(**dict.fromkeys(DryRun.__struct_fields__, 1) | {"classes": [], "inputs": None}),
+            DryRun(
+                **dict.fromkeys(DryRun.__struct_fields__, 1)
+                | {"classes": [], "inputs": None, "weights": ()}
+            ),
             as_json=False,
         )
     assert "1 trials, 1 epochs" in captured.get()

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from shared import Old, unpacked
+from shared import Old, embedded_store, unpacked
 
 from soupray.core.errors import ConfigError, StoreUnavailable
 from soupray.core.records import encode
@@ -12,7 +12,7 @@ from soupray.search.state import find_state
 from soupray.spec.sweep_spec import load
 from soupray.store import layout
 from soupray.store.lease import Lease
-from soupray.store.objects import Store
+from soupray.store.objects import Store, open_store
 
 ASKED = ("--greedy", "--ose", "--vrf", "--uniform")
 
@@ -146,6 +146,19 @@ def test_where_nobody_knows_what_another_sweep_uses_nothing_goes(old):
         pytest.raises(ConfigError, match="the sweep three is just beginning"),
     ):
         find_removal(old.store, load(old.spec("one")))
+
+
+def test_a_store_on_s3_is_emptied_too_and_the_lease_is_not_written_again(old, tmp_path):
+    (tmp_path / "s3").mkdir()
+    with embedded_store(tmp_path / "s3") as credentials:
+        store = open_store("s3://soupray/some/prefix", credentials)
+        for path, data in objects(old.store).items():
+            store.put(path, data)
+        whole = find_removal(old.store, load(old.spec("one"))).objects
+        gone = delete(store, load(old.spec("one")), old.folder / "home")
+        assert set(gone.objects) == {*whole, layout.lease("one")}
+        delete(store, load(old.spec("two")), old.folder / "home")
+        assert store.list("") == []
 
 
 def test_the_home_forgets_a_deleted_sweep(old):

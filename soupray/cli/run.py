@@ -37,22 +37,29 @@ if TYPE_CHECKING:
 @address_option
 @json_option
 @click.option("--dry-run", "dry", is_flag=True, help="Print the plan and its cost; do nothing.")
-def sweep(spec: Path | None, home: Path, address: str | None, as_json: bool, dry: bool) -> None:
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="With --dry-run: train one step on this machine, and say how long all would take here.",
+)
+def sweep(
+    spec: Path | None, home: Path, address: str | None, as_json: bool, dry: bool, measure: bool
+) -> None:
     r"""Train the unfinished part of SPEC's plan with Ray Tune.
 
     \b
     soupray sweep sweeps/digits.yaml --dry-run
+    soupray sweep sweeps/digits.yaml --dry-run --measure
     soupray sweep sweeps/digits.yaml
     ray job submit --working-dir . -- python -m soupray.sweep sweeps/digits.yaml
 
     The hyperparameters of search.space, with default and range, are listed below.
     """
+    if measure and not dry:
+        raise click.UsageError("--measure goes with --dry-run: a sweep shows its time left itself.")
     path, loaded = load_named(spec, home)
     if dry:
-        from soupray.cli.tables import show_plan
-        from soupray.operations.estimate import dry_run
-
-        show_plan(loaded, dry_run(loaded), as_json)
+        _dry_run(loaded, as_json, measure)
         return
     from soupray.cli.console import Bars, say
     from soupray.cli.tables import best_trial, describe_sweep, print_json
@@ -67,6 +74,21 @@ def sweep(spec: Path | None, home: Path, address: str | None, as_json: bool, dry
     best = find_status(loaded, home).best
     if best is not None:
         say(f"{best_trial(best)}. Next: soupray check {path}; soupray soup {path} --all.")
+
+
+def _dry_run(spec: SweepSpec, as_json: bool, measure: bool) -> None:
+    """Print the plan, its cost and, if it is to be measured, its time."""
+    from soupray.cli.tables import show_plan
+    from soupray.operations.estimate import dry_run
+
+    cost, measured = dry_run(spec), None
+    if measure:
+        from soupray.cli.console import say
+        from soupray.operations.measuring import measure as take
+
+        say("training one step ...")
+        measured = take(spec, cost)
+    show_plan(spec, cost, as_json, measured)
 
 
 def _recipe_flags(command: Command) -> Command:

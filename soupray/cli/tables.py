@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.operations.estimate import DryRun, Inputs
     from soupray.operations.garbage import Garbage
     from soupray.operations.listing import SweepRow, TrialRow
+    from soupray.operations.measuring import Measured
     from soupray.operations.status import Best, Status
     from soupray.reporting.history import SoupRun
     from soupray.soup.compare import Comparison
@@ -123,15 +124,17 @@ def show_recipes(as_json: bool) -> None:
     )
 
 
-def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
-    """The trials, and what they cost."""
+def show_plan(
+    spec: SweepSpec, cost: DryRun, as_json: bool, measured: Measured | None = None
+) -> None:
+    """The trials, and what they cost; how long they take, if it was measured."""
     from soupray.search.plan import plan
 
     trials = plan(spec)
     if as_json:
         plain = to_builtins(cost)
-        apart = {name: plain.pop(name) for name in ("classes", "inputs", "notes")}
-        print_json({"trials": trials, "cost": plain, **apart})
+        apart = {name: plain.pop(name) for name in ("classes", "inputs", "notes", "weights")}
+        print_json({"trials": trials, "cost": plain, **apart, "measured": measured})
         return
     names = trials[0].hparams if trials else ()  # a pool of imported models plans none
     varied = [n for n in names if len({t.hparams[n] for t in trials}) > 1]
@@ -150,6 +153,16 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     out.print(shown)
     if cost.inputs is not None:
         out.print(_inputs(cost.inputs))
+    for file in cost.weights:
+        tell(f"weights: {file.path} ({file.field}, {size(file.size_bytes)})")
+        tell(f"  sha256 {file.sha256}")
+    _show_cost(cost)
+    if measured is not None:
+        out.print(_measured(measured))
+
+
+def _show_cost(cost: DryRun) -> None:
+    """What the sweep and its soups cost, in bytes and samples."""
     out.print(f"{cost.trials} trials, {cost.epochs} epochs; {size(cost.stored_bytes)} to be stored")
     out.print(f"soup: {size(cost.soup_stored_bytes)} more at most, mostly logits")
     out.print(f"training         {cost.training_samples:>12,} samples, forward and backward")
@@ -158,6 +171,22 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     if cost.soup_train_samples:
         out.print(f"soup, training   {cost.soup_train_samples:>12,} samples, forward, at most")
     out.print(f"soup, reporting  {cost.reported_samples:>12,} samples, forward")
+
+
+def _measured(found: Measured) -> str:
+    """What was measured, and the estimates that follow from it."""
+    step = ""
+    if found.step_seconds is not None:
+        step = f"{found.step_seconds:.3g} s a step of {found.batch_size} samples, "
+    threads = f", {found.threads} thread{'s' * (found.threads > 1)}"
+    said = (
+        f"measured: {step}{found.pass_seconds:.3g} s a pass of {found.pass_samples} samples "
+        f"({found.device}{threads})",
+        f"on this machine, {found.at_a_time} at a time: about {duration(found.sweep_seconds)} for "
+        f"the trials, {duration(found.soup_seconds)} for the soups of the spec; more where they "
+        "share cores, and for the start of Ray and decoding",
+    )
+    return "\n".join(wrapped(line, "  ") for line in said)
 
 
 def _inputs(inputs: Inputs) -> str:
