@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import UnsetType
 
-from soupray.cli.console import out, table
+from soupray.cli.console import WIDTH, out, table, wrapped
 from soupray.core.errors import NotFound
 from soupray.core.records import Basis, Record
 from soupray.maths.metrics import Z
@@ -19,9 +19,6 @@ from soupray.reporting.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
     from soupray.spec.sweep_spec import SweepSpec
-
-NARROW = 80
-"""Columns of a table where stdout is no terminal."""
 
 SORTS: dict[str, Callable[[Entry], float | str]] = {
     "held-out": lambda e: -ranked_on(e).accuracy,
@@ -68,11 +65,11 @@ def show_leaderboard(
         champion: the entry to take; None if an older soupray made the leaderboard.
         look: which columns, in which order.
     """
-    width = shutil.get_terminal_size((NARROW, 24)).columns if out.is_terminal else NARROW
-    wrapped = min(width, 98)
+    width = shutil.get_terminal_size((WIDTH, 24)).columns if out.is_terminal else WIDTH
+    most = min(width, 98)
     if champion is not None:
         for line in verdict(entries, champion, spec.name, spec.metric).lines:
-            out.print(textwrap.fill(line, wrapped, subsequent_indent="  "))
+            out.print(textwrap.fill(line, most, subsequent_indent="  "))
         out.print()
     rows = _rows(entries, look.sort)
     shown = _fitting(rows, _columns(entries), 10_000 if look.all_columns else width)
@@ -80,13 +77,13 @@ def show_leaderboard(
     made = table(*(c.title for c in shown), right=right)
     for row in rows:
         made.add_row(*(c.value(row) for c in shown))
-    before, out.width = out.width, max(out.width, sum(_width(c, rows) + 1 for c in shown))
+    before, out.width = out.width, max(width, sum(_width(c, rows) + 1 for c in shown))
     out.print(made)
     out.width = before
     said = f"{protocol(basis, spec, entries[0])} {' '.join(c.meaning for c in shown if c.meaning)}"
-    out.print(textwrap.fill(said, wrapped), style="dim")
+    out.print(textwrap.fill(said, most), style="dim")
     if said := of_statistics(entries, spec.metric):
-        out.print(textwrap.fill(said, wrapped))
+        out.print(textwrap.fill(said, most))
 
 
 class Shown(Record, frozen=True, kw_only=True):
@@ -227,4 +224,4 @@ def show_calibration(entries: list[Entry]) -> None:
         "here are of ID test. T changes no predicted class. `predict --calibrated` and "
         "`soupray.load(..., calibrated=True)` use it."
     )
-    out.print(textwrap.fill(meaning, 98), style="dim")
+    out.print(wrapped(meaning), style="dim")

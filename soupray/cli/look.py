@@ -1,4 +1,4 @@
-"""The verbs that look and change nothing: recipes, rank, status, check, diagnose."""
+"""The verbs that look and change nothing: from recipes and rank to check and diagnose."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from soupray.cli.options import (
     home_option,
     json_option,
     load_named,
+    named_argument,
     partial_option,
     sort_option,
     spec_argument,
+    spec_of,
 )
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
@@ -124,7 +126,7 @@ def recipes(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("named", nargs=-1, metavar="[SPEC] [RUN]...")
+@named_argument
 @home_option
 @json_option
 @click.option("--list", "listed", is_flag=True, help="List all runs of soup that are stored.")
@@ -267,6 +269,36 @@ def trials(spec: Path | None, home: Path, as_json: bool, sort: str | None) -> No
 
 
 @click.command()
+@spec_of(required=True)
+@click.argument("what", metavar="TRIAL|ENTRY")
+@home_option
+@json_option
+def show(spec: Path, what: str, home: Path, as_json: bool) -> None:
+    r"""Show all that is stored of one trial of SPEC, or of one entry of its newest leaderboard.
+
+    A trial is named by its key, its first four or more characters, or its number, as `soupray
+    trials` prints them. An entry is named as `soupray rank` prints it.
+
+    \b
+    soupray show sweeps/digits.yaml 3
+    soupray show sweeps/digits.yaml 1f3a
+    soupray show sweeps/digits.yaml 'wise_ft(greedy, best)' --json
+    """
+    from soupray.cli.details import show_entry, show_trial
+    from soupray.cli.tables import print_json
+    from soupray.operations.details import TrialDetail, find_detail
+
+    _, loaded = load_named(spec, home)
+    found = find_detail(loaded, home, what)
+    if as_json:
+        print_json(found)
+    elif isinstance(found, TrialDetail):
+        show_trial(found)
+    else:
+        show_entry(found)
+
+
+@click.command()
 @spec_argument
 @home_option
 @json_option
@@ -291,4 +323,35 @@ def status(spec: Path | None, home: Path, as_json: bool) -> None:
         show_status(found)
 
 
-VERBS = (recipes, rank, report, sweeps, trials, status, check, diagnose)
+@click.command()
+@spec_of(required=True)
+@click.argument("trial", required=False)
+@home_option
+@json_option
+@click.option(
+    "--tail",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Lines of each file; 0: only the names of the files.",
+)
+def logs(spec: Path, trial: str | None, home: Path, as_json: bool, tail: int) -> None:
+    r"""Show what SPEC's driver and trials said, or one TRIAL, named as in `soupray show`.
+
+    Why trials diverged or failed, from the store; what their workers printed, if they ran on this
+    machine. What a driver prints goes to its standard error; that of a Ray job: `ray job logs`.
+
+    \b
+    soupray logs sweeps/digits.yaml
+    soupray logs sweeps/digits.yaml 3 --tail 100
+    """
+    from soupray.cli.details import show_logs
+    from soupray.cli.tables import print_json
+    from soupray.operations.logs import find_logs
+
+    _, loaded = load_named(spec, home)
+    found = find_logs(loaded, home, trial, tail)
+    print_json(found) if as_json else show_logs(found)
+
+
+VERBS = (recipes, rank, report, sweeps, trials, show, status, logs, check, diagnose)

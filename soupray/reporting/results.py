@@ -23,7 +23,15 @@ from soupray.core.records import (
 )
 from soupray.recipes import Wanted
 from soupray.reporting.details import DETAILS, Details
-from soupray.reporting.history import LEADERBOARD, RUN, SoupRun, soup_runs, whole_key
+from soupray.reporting.history import (
+    LEADERBOARD,
+    RUN,
+    RUNS,
+    SoupRun,
+    recipe_name,
+    soup_runs,
+    whole_key,
+)
 from soupray.reporting.model_folder import deployable
 from soupray.reporting.plots import draw_all
 from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_model
@@ -41,7 +49,6 @@ from soupray.store.objects import Store, find_record, list_ours, read_record, re
 
 log = logging.getLogger(__name__)
 
-RUNS = "runs.json"
 CHAMPION = "champion.json"
 REPORT = "report.html"
 SHOWN = (REPORT, LEADERBOARD, "leaderboard.csv", "robustness.png", "greedy_trace.png")
@@ -338,11 +345,6 @@ def _registered(result: SoupResult, spec: SweepSpec) -> Registered:
 def name_of(key: str) -> str:
     """Return the name of the entry with this key in the tracker."""
     return key.rpartition("/")[2]
-
-
-def recipe_name(entry: str) -> str:
-    """Return the name of the recipe file of an entry."""
-    return f"{slug(entry)}.recipe.json"
 
 
 def _index(tracker: Tracker, runs: list[TrackedRun]) -> None:

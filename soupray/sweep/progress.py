@@ -54,7 +54,10 @@ class Live(NamedTuple):
 
 
 class SweepProgress:
-    """Receives the events of a sweep (`distributed.tune.TrialEvents`) and shows its progress."""
+    """Receives the events of a sweep (`distributed.tune.TrialEvents`) and shows its progress.
+
+    `stopped_by` is who asked the sweep to stop (`soupray stop`); None if nobody did.
+    """
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class SweepProgress:
         self._done: dict[str, Manifest | None] = {}
         self.complete = self.diverged = self.given_up = 0
         self.errors: dict[str, str] = {}
+        self.stopped_by: str | None = None
         self._over: set[str] = set()
         self._left = {t.key: int(t.hparams["epochs"]) for t in todo}
         self.progress = Progress("training", sum(self._left.values()), show)
