@@ -14,6 +14,7 @@ from conftest import inside, leaderboard
 from soupray.core.records import Predictions, Split
 from soupray.maths.metrics import expected_calibration_error, score
 from soupray.maths.mistakes import Answered, Bin, confusion, reliability
+from soupray.maths.outputs import leave_one_out
 from soupray.reporting.charts import MOST_CLASSES, charts
 from soupray.reporting.details import Details, TrialFacts
 from soupray.reporting.report import cost_of, render, stored_board
@@ -64,7 +65,7 @@ def test_reliability_by_hand_and_its_gap_is_the_ece():
 def facts(seconds: float, workers: int = 1, imported: bool = False) -> TrialFacts:
     return TrialFacts(
         key="0" * 16, hparams={}, imported=imported, held_out=(0.5, 0.1), test=0.5,
-        shift_mean=None, seconds=seconds, workers=workers,
+        shift_mean=None, leave_one_out=0.0, seconds=seconds, workers=workers,
     )  # fmt: skip
 
 
@@ -90,6 +91,20 @@ def test_what_alone_moves_the_score_has_all_the_importance():
     assert importances(points[: LEAST - 1], [0.1 * k for k in range(LEAST - 1)]) == {}
     assert importances(points, [0.5] * 40) == {}
     assert importances([], []) == {}
+
+
+def test_what_a_model_is_worth_by_hand():
+    """Two samples of two classes; the ensemble of all three has logits (1, 0) on both."""
+    labels = np.array([0, 1])
+    logits = [np.array([[3, 0], [3, 0]]), np.array([[0, 0], [0, 0]]), np.zeros((2, 2))]
+    found = leave_one_out(3, lambda k: logits[k].astype(np.float32), labels)
+
+    def nll(first: float) -> float:  # logits (first, 0): one sample is right, the other is not
+        return math.log(1 + math.exp(first)) - first / 2
+
+    assert found == pytest.approx([nll(0) - nll(1), nll(1.5) - nll(1), nll(1.5) - nll(1)])
+    assert found[0] < 0 < found[1]  # the first one is too sure
+    assert leave_one_out(1, lambda k: logits[k], labels) == [0.0]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +137,10 @@ def test_the_numbers_are_those_of_the_leaderboard(run, board):
     assert best.test == entries["best_single"].test.accuracy
     assert best.shift_mean == pytest.approx(entries["best_single"].shift_mean)
     assert best.hparams["batch_size"] == 50
+    tracked = {r.data.tags["soupray.key"]: r.data.metrics for r in run.tracked()}
+    for trial in details.trials:
+        shown = tracked[f"mini/trial/{trial.key}"]["leave_one_out/held_out_nll"]
+        assert shown == trial.leave_one_out
 
 
 class Page(HTMLParser):
@@ -187,7 +206,7 @@ def test_every_chart_can_be_drawn_and_has_its_values(board):
     pictures = drawn(board.details, board, classes)
     assert set(pictures) == {
         *("robustness", "splits", "lines", "greedy", "reliability", "classes", "confusion"),
-        *("parallel", "coefficients"),
+        *("parallel", "coefficients", "worth"),
     }
     assert board.run.champion.name in pictures["robustness"]
     for name in classes:

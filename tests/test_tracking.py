@@ -292,8 +292,9 @@ def test_the_page_of_an_experiment_shows_the_runs_by_rank(mlflow):
     """As MLflow's own button "Share view" keeps a view: a tag of the experiment, as JSON."""
     from soupray.reporting.mlflow import view_of
 
+    about = "workflowType=machine_learning&viewStateShareKey=soupray"
     page = view_of(mlflow.url, mlflow.experiment)
-    assert page == f"/#/experiments/{mlflow.id}/runs?viewStateShareKey=soupray"
+    assert page == f"/#/experiments/{mlflow.id}/runs?{about}"
     tags = mlflow.client.get_experiment(mlflow.id).tags
     state = json.loads(tags["mlflow.sharedViewState.soupray"])
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`rank`", True)

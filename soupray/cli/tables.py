@@ -26,6 +26,7 @@ from soupray.core.names import plain, plain_json
 from soupray.reporting.notes import p_value, percent
 
 if TYPE_CHECKING:  # `soupray status` has no time to import torch
+    from soupray.core.findings import Report
     from soupray.diagnostics.diversity import Diagnosis
     from soupray.operations.deleting import Removal
     from soupray.operations.estimate import DryRun, Inputs
@@ -35,7 +36,6 @@ if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.operations.status import Best, Status
     from soupray.reporting.history import SoupRun
     from soupray.soup.compare import Comparison
-    from soupray.soup.findings import Report
     from soupray.spec.sweep_spec import SweepSpec
     from soupray.sweep.run import SweepReport
 

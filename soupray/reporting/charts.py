@@ -55,6 +55,7 @@ def charts(details: Details, entries: Sequence[Entry], classes: Sequence[str]) -
         "confusion": _confusion(details.answers[0], classes),
         "parallel": _parallel(details.trials),
         "coefficients": _coefficients(details.trials, entries),
+        "worth": _worth(details.trials),
     }
     return {name: Chart(f"chart-{name}", _plain(c)) for name, c in found.items() if c is not None}
 
@@ -483,6 +484,26 @@ def _coefficients(trials: Sequence[TrialFacts], entries: Sequence[Entry]) -> Any
             alt.Y("trial:N", sort=order, title="trial, best held-out first"),
             alt.Color("coefficient:Q", scale=alt.Scale(range=["#ffffff", "#0b4f8a"], domainMin=0)),
             tooltip=["entry:N", "trial:N", alt.Tooltip("coefficient:Q", format=".3f"),
+                     _share("held_out", "held-out")],
+        )
+    )  # fmt: skip
+
+
+def _worth(trials: Sequence[TrialFacts]) -> Any:
+    """A bar for each trial: what it is worth to the ensemble of all."""
+    if len(trials) < 2:
+        return None
+    rows = [
+        {"trial": t.key[:8], "worth": t.leave_one_out, "held_out": t.held_out[0]} for t in trials
+    ]
+    return (
+        _chart(rows, width=WIDTH, height=alt.Step(18))
+        .mark_bar()
+        .encode(
+            alt.X("worth:Q", title="held-out NLL without it, minus NLL with it (nats)"),
+            alt.Y("trial:N", sort=None, title="trial, best held-out first"),
+            color=alt.condition("datum.worth >= 0", alt.value(SINGLE), alt.value(CHAMPION)),
+            tooltip=["trial:N", alt.Tooltip("worth:Q", format="+.4f"),
                      _share("held_out", "held-out")],
         )
     )  # fmt: skip

@@ -40,6 +40,8 @@ class TrialFacts(Record, frozen=True, kw_only=True):
         held_out: accuracy on held-out data, and its standard error.
         test: accuracy on ID test.
         shift_mean: mean accuracy over the shifts; None without shifts.
+        leave_one_out: held-out NLL of the ensemble of all trials without it, minus that with it:
+            positive if it helps.
         seconds: from its start to its end.
         workers: number of processes that trained it.
     """
@@ -50,6 +52,7 @@ class TrialFacts(Record, frozen=True, kw_only=True):
     held_out: tuple[float, float]
     test: float
     shift_mean: float | None
+    leave_one_out: float
     seconds: float
     workers: int
 

@@ -43,6 +43,8 @@ MODEL = "model"
 CODE = Path(__file__).parents[1] / "assets" / "registered_model.py"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens with training runs
+TRAINING = "machine_learning"
+"""What MLflow's sidebar is about, in its address (3.17); otherwise it shows pages for chats."""
 VIEW = "soupray"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 COLUMNS = (
@@ -414,7 +416,8 @@ def view_of(url: str, experiment: str) -> str:
         found = MlflowClient(tracking_uri=url).get_experiment_by_name(experiment)
         if found is None:
             return ""
-        return f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW}"
+        about = f"workflowType={TRAINING}&viewStateShareKey={VIEW}"
+        return f"/#/experiments/{found.experiment_id}/runs?{about}"
 
 
 def ping(url: str) -> str:

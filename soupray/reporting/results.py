@@ -8,8 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.errors import CheckpointError, ConfigError, NotFound
+from soupray.core.findings import Report
 from soupray.core.names import inside, slug
 from soupray.core.ports import Registered, TrackedRun, Tracker
 from soupray.core.records import (
@@ -37,7 +40,7 @@ from soupray.reporting.plots import draw_all
 from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_model
 from soupray.reporting.recipe_file import Foreign, RecipeFile
 from soupray.reporting.report import ReportedBoard, render
-from soupray.reporting.runs import Board, entry_key, entry_run, sweep_run, trial_run
+from soupray.reporting.runs import Board, entry_key, entry_run, sweep_run, trial_run, with_flags
 from soupray.reporting.tracker import open_tracker
 from soupray.search.state import find_state
 from soupray.services.place import Place, Services, find_place, start_services
@@ -278,7 +281,9 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
             runs[run.key] = run
     started = min((m.started for m in manifests), default=0.0)
     finished = max((m.finished for m in manifests), default=None)
-    return [sweep_run(spec, started, finished, _newest(store, spec)), *runs.values()]
+    checked: Report | None = find_record(store, layout.check(spec.name), Report)
+    found = [with_flags(run, checked.findings if checked else ()) for run in runs.values()]
+    return [sweep_run(spec, started, finished, _newest(store, spec)), *found]
 
 
 def _newest(store: Store, spec: SweepSpec) -> Board | None:
@@ -356,7 +361,7 @@ def _index(tracker: Tracker, runs: list[TrackedRun]) -> None:
 def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
     """Return the runs of the entries, and of the ingredients with their test and shift scores."""
     runs = []
-    for ingredient in result.pool.ingredients:
+    for ingredient, facts in zip(result.pool.ingredients, result.details.trials, strict=True):
         candidate = mean_of([ingredient.checkpoint.sha256])
         shifts = {
             s.name: result.reported[candidate, s.name]
@@ -364,7 +369,9 @@ def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
             if s.role == "shift"
         }
         test = result.reported[candidate, "test"]
-        runs.append(trial_run(spec, ingredient, test, shifts, result.entries))
+        run = trial_run(spec, ingredient, test, shifts, result.entries)
+        worth = {"leave_one_out/held_out_nll": facts.leave_one_out}
+        runs.append(msgspec.structs.replace(run, metrics=run.metrics | worth))
     by_name = {o.name: o for o in result.outcomes}
     for rank, entry in enumerate(result.entries, 1):
         outcome = by_name[entry.name]

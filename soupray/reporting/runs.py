@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from soupray.core.candidates import Outcome
+from soupray.core.findings import Finding
 from soupray.core.names import slug
 from soupray.core.ports import TrackedRun
 from soupray.core.records import (
@@ -180,6 +181,18 @@ def live_run(
         finished=ended,
         failed=ended is not None,
     )
+
+
+def with_flags(run: TrackedRun, findings: Sequence[Finding]) -> TrackedRun:
+    """Return the run of a trial with what `soupray check` found of it, as its note.
+
+    Args:
+        run: the run; it stays as it is if it is not one of a trial.
+        findings: of the last check.
+    """
+    own = [f for f in findings if run.kind == "trial" and run.key.rpartition("/")[2] in f.trials]
+    note = "\n\n".join(f"{f.severity}: {f.what}. {f.advice}." for f in own)
+    return msgspec.structs.replace(run, note=note) if own else run
 
 
 def _coefficients(trial: str, entries: Sequence[Entry]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.records import Basis, Ingredient, Pool
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.maths.mistakes import confusion, reliability
+from soupray.maths.outputs import leave_one_out
 from soupray.reporting.details import Answers, Details, TrialFacts, details_of
 from soupray.reporting.plots import robustness
 from soupray.reporting.ranking import Champion, Entry, Reported, measured, shift_mean
@@ -39,7 +40,22 @@ def gather(
         pool,
         robustness(champion.name, outcomes, pool, basis, reported) if shifts else None,
         tuple(_answers(evaluator, e, by_name[e.name], basis) for e in compared),
-        tuple(_facts(i, reported, shifts) for i in pool.ingredients),
+        tuple(
+            _facts(ingredient, worth, reported, shifts)
+            for ingredient, worth in zip(
+                pool.ingredients, _worth(evaluator, pool, basis), strict=True
+            )
+        ),
+    )
+
+
+def _worth(evaluator: StoredEvaluator, pool: Pool, basis: Basis) -> list[float]:
+    """What each ingredient is worth to the ensemble of all, on held-out data."""
+    held_out = basis.split("held_out")
+    models = [mean_of([sha]) for sha in pool.checkpoints]
+    labels = evaluator.predictions(models[0], held_out).labels
+    return leave_one_out(
+        len(models), lambda k: evaluator.predictions(models[k], held_out).logits, labels
     )
 
 
@@ -55,7 +71,9 @@ def _answers(evaluator: StoredEvaluator, entry: Entry, model: Candidate, basis: 
     )
 
 
-def _facts(ingredient: Ingredient, reported: Reported, shifts: list[str]) -> TrialFacts:
+def _facts(
+    ingredient: Ingredient, worth: float, reported: Reported, shifts: list[str]
+) -> TrialFacts:
     model, trial = mean_of([ingredient.checkpoint.sha256]), ingredient.trial
     there = {name: measured(reported[model, name]) for name in shifts}
     return TrialFacts(
@@ -65,6 +83,7 @@ def _facts(ingredient: Ingredient, reported: Reported, shifts: list[str]) -> Tri
         held_out=(ingredient.held_out.accuracy, ingredient.held_out.standard_error),
         test=reported[model, "test"].accuracy,
         shift_mean=shift_mean(there) if there else None,
+        leave_one_out=worth,
         seconds=ingredient.finished - ingredient.started,
         workers=trial.training.workers,
     )
