@@ -35,7 +35,7 @@ def test_every_command_has_help_and_takes_home_if_it_needs_one():
         shown = CliRunner().invoke(cli, [name, "--help"])
         assert shown.exit_code == 0
         assert command.help
-        assert ("--home" in shown.output) == (name not in ("recipes", "cluster", "init"))
+        assert ("--home" in shown.output) == (name not in ("recipes", "cluster", "init", "schema"))
 
 
 def test_examples_in_help_are_lines_of_their_own():
@@ -92,6 +92,7 @@ def test_the_command_line_is_what_it_was():
         "rebuild": ["--home", "--json", "--output"],
         "import": ["--home", "--json"],
         "export": ["--format", "--home", "--json", "--output"],
+        "schema": ["--output"],
         "init": ["--image-folder", "--json", "--model", "--output", "--text-csv"],
         "up": ["--home"],
         "down": ["--home"],

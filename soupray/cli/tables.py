@@ -75,7 +75,7 @@ def show_compared(both: Comparison) -> None:
 
 
 def show_recipes(as_json: bool) -> None:
-    """The table of recipes, two lines each."""
+    """The list of recipes: what each does, when to use it, its paper and its cost."""
     from soupray.recipes import RECIPES
 
     if as_json:
@@ -83,6 +83,7 @@ def show_recipes(as_json: bool) -> None:
             {
                 "name": r.name,
                 "summary": r.summary,
+                "when": r.when,
                 "paper": r.paper,
                 "cost": r.costs,
                 "uses": r.uses,
@@ -96,6 +97,7 @@ def show_recipes(as_json: bool) -> None:
     for r in RECIPES:
         flag = "" if r.kind == "baseline" else f"--{r.name.replace('_', '-')}"
         headline(r.name, r.summary)
+        out.print(textwrap.indent(textwrap.fill(r.when, 74), " " * 4), highlight=False)
         out.print(f"    {flag or 'always run':<20} {r.paper}", style="dim", highlight=False)
         out.print(
             f"    chooses on {r.uses}; costs {r.costs}; inference {r.passes} forward pass(es)",
