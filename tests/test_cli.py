@@ -106,7 +106,7 @@ def test_a_bad_spec_ends_with_status_2_and_one_message(tmp_path):
     spec.write_text(mini_text(**{"threads: 1": "thread: 1"}))
     done = soupray("sweep", spec, "--home", tmp_path / "h", check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {spec}: line 6: thread: unknown key.")
+    assert done.stderr.startswith(f"error: {spec}: line 7: thread: unknown key.")
     assert "Traceback" not in done.stderr
     shown = soupray("--debug", "sweep", spec, "--home", tmp_path / "h", check=False)
     assert "Traceback" in shown.stderr

@@ -96,7 +96,8 @@ BEST_SINGLE = Recipe(
 
 UPDATE_BN = Recipe(
     name="update_bn",
-    summary="both, with BatchNorm statistics estimated on training data, as soups have them",
+    summary="anchor and best single with BatchNorm statistics estimated on training data, as soups"
+    " have them",
     when="Always in the leaderboard of a model with BatchNorm: it shows which gains the statistics"
     " alone explain.",
     paper="Izmailov et al. 2018, arXiv:1803.05407",

@@ -163,7 +163,7 @@ LEARNED = Recipe(
 
 LEARNED_BY_LAYER = Recipe(
     name="learned_by_layer",
-    summary="the same, with coefficients of its own for each tensor",
+    summary="as learned, with coefficients of its own for each tensor",
     when="As `learned`, where the layers of the trials differ in quality. It has the most freedom,"
     " so look at the test column.",
     paper="Wortsman et al. 2022, arXiv:2203.05482, appendix",
