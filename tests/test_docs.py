@@ -153,6 +153,19 @@ def test_the_commands_of_the_documents_exist(page):
                 assert block.needs, command
 
 
+def test_the_commands_of_the_cluster_guide_exist():
+    """They need a cluster, and are indented: only what they are called is checked."""
+    text = (ROOT / "cluster" / "README.md").read_text()
+    found = re.findall(r"^ {4,}soupray (.+?)(?:  #.*)?$", text, re.MULTILINE)
+    assert len(found) >= 3
+    for command in found:
+        verb, *rest = shlex.split(command)
+        cli.commands[verb].make_context(verb, rest)
+    for page in GUIDES:
+        outside = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.M | re.S)
+        assert not re.findall(r"^ {4,}(?:soupray|make|pip|ray) .*$", outside, re.M), page
+
+
 @pytest.mark.parametrize("page", GUIDES)
 def test_the_pieces_of_specs_in_the_documents_are_valid(page):
     whole = json_schema()

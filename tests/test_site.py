@@ -26,11 +26,13 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.fetched: list[str] = []
+        self.classes: set[str] = set()
         self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         known = dict(attrs)
+        self.classes.update((known.get("class") or "").split())
         if tag in FETCHED and known.get("rel") not in ("canonical", "next", "prev"):
             self.fetched.append(known.get(FETCHED[tag]) or "")
 
@@ -39,8 +41,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The built site: {path: page}. Strict: a link that leads nowhere is an error."""
+def built(tmp_path_factory):
+    """The folder of the built site. Strict: a link that leads nowhere is an error."""
     folder = tmp_path_factory.mktemp("site")
     code = (
         "import sys\nfrom mkdocs.__main__ import cli\n"
@@ -54,15 +56,23 @@ def site(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "[]", "the build imports what is slow"
-    pages = folder.rglob("*.html")
-    return {str(p.relative_to(folder)): Page(p.read_text()) for p in pages}
+    return folder
 
 
-def test_no_page_fetches_anything_from_elsewhere(site):
+@pytest.fixture(scope="module")
+def site(built):
+    """{path: page}."""
+    return {str(p.relative_to(built)): Page(p.read_text()) for p in built.rglob("*.html")}
+
+
+def test_no_page_fetches_anything_from_elsewhere(site, built):
     assert len(site) > 30
     for name, page in site.items():
         outside = [url for url in page.fetched if re.match(r"(\w+:)?//", url)]
         assert (name, outside) == (name, [])
+        assert "mermaid" not in page.classes, name  # its script would come from unpkg.com
+    for style in built.rglob("*.css"):
+        assert not re.search(r"url\([\"']?(\w+:)?//", style.read_text()), style
 
 
 def test_the_references_are_complete(site):
