@@ -6,6 +6,7 @@ the one main job. (`loadgroup` groups nothing with pytest 9.2 and xdist 3.8: its
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import logging
@@ -231,3 +232,31 @@ def fresh(run: Run, tmp_path: Path):
     """A copy of the main job's home and store for one test."""
     with copied(run, tmp_path / "fresh") as copy:
         yield copy
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list:
+    """The models that are evaluated, by the workers of an actor in this process."""
+    from soupray.training.worker import worker_context
+
+    models = []
+
+    class Here:
+        def __init__(self, spec, place, actors) -> None:
+            self._workers = functools.cache(lambda: worker_context(spec, place).workers())
+
+        def evaluate(self, candidates, splits, done):
+            models.extend(candidates)
+            self._workers().evaluate(candidates, splits, done)
+
+        def decide(self, *asked):
+            return self._workers().decide(*asked)
+
+        def measure(self, requests, split):
+            return self._workers().measure(requests, split)
+
+        def save(self, candidate):
+            return self._workers().save(candidate)
+
+    monkeypatch.setattr("soupray.distributed.actors.RayWorkers", Here)
+    return models

@@ -2,6 +2,7 @@
 
 import hashlib
 import subprocess
+import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from conftest import inside
 
 from soupray.core.records import (
     Basis,
@@ -35,6 +37,7 @@ from soupray.store.objects import Credentials, Store, open_store
 from soupray.tasks.open_clip import OpenClipTask
 
 DIGITS = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
+STORES = Path(__file__).parent / "stores"
 
 
 def demo(*edits: tuple[str, str]) -> SweepSpec:
@@ -45,6 +48,34 @@ def demo(*edits: tuple[str, str]) -> SweepSpec:
         assert old in text
         text = text.replace(old, new)
     return parse(text, "demo.yaml")
+
+
+class Old(NamedTuple):
+    """The store of `tests/stores`, in a folder of its own."""
+
+    folder: Path
+    store: Store
+
+    def spec(self, name: str) -> Path:
+        return self.folder / f"{name}.yaml"
+
+    def run(self, verb: str, name: str, *options: object, check: bool = True):
+        return inside(verb, self.spec(name), "--home", self.folder / "home", *options, check=check)
+
+    def objects(self) -> dict[str, bytes]:
+        """What may never change, by path: all but results, which are views."""
+        paths = [p for p in self.store.list("") if "/results/" not in p]
+        return {p: self.store.get(p) for p in paths if not p.endswith("/lease.json")}
+
+
+def unpacked(folder: Path) -> Old:
+    """The store of `tests/stores` in `folder`: two finished sweeps and their soups, without Ray."""
+    with tarfile.open(STORES / "store.tar.xz") as tar:
+        tar.extractall(folder, filter="data")
+    for name in ("one", "two"):
+        text = (STORES / f"{name}.yaml").read_text()
+        (folder / f"{name}.yaml").write_text(text.replace("/STORE", f"{folder}/store"))
+    return Old(folder, open_store(f"file://{folder}/store"))
 
 
 class Small(NamedTuple):

@@ -58,7 +58,8 @@ def test_the_command_line_is_what_it_was():
         "--ose", "--vrf",
     ]  # fmt: skip
     assert options == {
-        "sweep": ["--address", "--dry-run", "--home", "--json"],
+        "demo": ["--home"],
+        "sweep": ["--address", "--dry-run", "--home", "--json", "--measure"],
         "soup": sorted(
             [
                 *("--address", "--all", "--all-columns", "--calibrated", "--home", "--json"),
@@ -66,9 +67,11 @@ def test_the_command_line_is_what_it_was():
             ]
         ),
         "recipes": ["--json"],
+        "report": ["--home", "--open", "--output"],
         "rank": ["--all-columns", "--calibrated", "--home", "--json", "--list", "--sort"],
         "sweeps": ["--home", "--json"],
         "trials": ["--home", "--json", "--sort"],
+        "show": ["--home", "--json"],
         "predict": [
             "--address",
             "--batch-size",
@@ -83,8 +86,11 @@ def test_the_command_line_is_what_it_was():
         ],
         "serve": ["--batch-size", "--calibrated", "--gpus", "--home", "--port", "--replicas"],
         "status": ["--home", "--json"],
+        "logs": ["--home", "--json", "--tail"],
         "cluster": [],
         "gc": ["--dry-run", "--home", "--json", "--older-than"],
+        "stop": ["--home", "--json", "--wait"],
+        "delete": ["--dry-run", "--home", "--json", "--yes"],
         "check": ["--address", "--home", "--json", "--pairs", "--partial"],
         "diagnose": ["--address", "--home", "--json", "--output", "--pairs", "--partial"],
         "pull": ["--home", "--output"],
@@ -106,7 +112,7 @@ def test_a_bad_spec_ends_with_status_2_and_one_message(tmp_path):
     spec.write_text(mini_text(**{"threads: 1": "thread: 1"}))
     done = soupray("sweep", spec, "--home", tmp_path / "h", check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {spec}: line 7: thread: unknown key.")
+    assert done.stderr.startswith(f"error: {spec}: line 7, column 1: thread: unknown key.")
     assert "Traceback" not in done.stderr
     shown = soupray("--debug", "sweep", spec, "--home", tmp_path / "h", check=False)
     assert "Traceback" in shown.stderr
@@ -153,7 +159,8 @@ def test_doctor_says_a_line_for_each_check(run):
     done = inside("doctor", run.spec, *run.where)
     checks = ["versions", "home", "services", "credentials", "bucket", "mlflow", "ray", "gpu"]
     assert all(f"ok    {check}" in done.stdout for check in checks)
-    assert "a second create is refused" in done.stdout
+    assert "a second create is refused" in " ".join(done.stdout.split())
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
 
 
 def test_doctor_names_what_is_wrong_and_exits_1(tmp_path, monkeypatch):

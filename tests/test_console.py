@@ -1,4 +1,4 @@
-"""What a person sees: formats, progress in numbers, and tables that fit 100 columns."""
+"""What a person sees: formats, progress in numbers, and tables that fit 80 columns."""
 
 from types import SimpleNamespace
 
@@ -236,7 +236,7 @@ def test_a_plan_shows_what_varies_and_what_it_costs():
     with console.out.capture() as captured:
         show_plan(spec, cost, as_json=False)
     lines = captured.get().splitlines()
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     assert lines[0].split()[:3] == ["trial", "lr", "epochs"]
     assert "batch_size" not in lines[0]
     assert [line.split()[0] for line in lines[1:17]] == [str(i) for i in range(16)]
@@ -257,7 +257,10 @@ def test_a_plan_in_which_nothing_varies_is_shown(capsys):
     with console.out.capture() as captured:
         show_plan(
             spec,
-            DryRun(**dict.fromkeys(DryRun.__struct_fields__, 1) | {"classes": [], "inputs": None}),
+            DryRun(
+                **dict.fromkeys(DryRun.__struct_fields__, 1)
+                | {"classes": [], "inputs": None, "weights": ()}
+            ),
             as_json=False,
         )
     assert "1 trials, 1 epochs" in captured.get()

@@ -193,10 +193,10 @@ def test_the_summary_in_words():
     assert "correlation of the two +0.94" in ensemble
 
 
-def test_the_table_fits_100_columns_and_says_what_it_shows(made, capsys):
+def test_the_table_fits_80_columns_and_says_what_it_shows(made, capsys):
     show_diagnosis(made)
     shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) <= 100
+    assert max(map(len, shown.splitlines())) <= 80
     assert shown.count("t4") == 4
     said = " ".join(shown.split())
     assert "Held-out data only" in said
@@ -246,7 +246,7 @@ def test_check_and_diagnose_at_the_command_line(fresh, tmp_path, monkeypatch):
     assert len(told["pairs"]) == 6  # all of four
     asked = ("--pairs", 2, "--output", tmp_path)
     shown = inside("diagnose", fresh.spec, *fresh.where, *asked)
-    assert max(map(len, shown.stdout.splitlines())) <= 100
+    assert max(map(len, shown.stdout.splitlines())) <= 80
     assert "Soup against ensemble: the soup has the lower loss" in shown.stdout
     written = json.loads((tmp_path / "diagnostics.json").read_text())
     assert len(written["pairs"]) == 2

@@ -271,11 +271,11 @@ def test_a_report_is_json_whatever_is_not_a_number(tmp_path):
     assert msgspec.json.decode(msgspec.json.encode(made), type=Report) == made
 
 
-def test_the_table_fits_100_columns_and_ends_with_the_verdict(tmp_path, capsys):
+def test_the_table_fits_80_columns_and_ends_with_the_verdict(tmp_path, capsys):
     made = examined(toy(tmp_path, [*noisy(5, 0.1), -truth()]))
     show_check(made)
     shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines())) <= 100
+    assert max(map(len, shown.splitlines())) <= 80
     said = " ".join(shown.split())
     assert all(f"{f.severity}: {f.what}. {f.advice}." in said for f in made.findings)
     assert said.endswith(" ".join(made.verdict))

@@ -64,17 +64,20 @@ def test_a_plain_value_is_what_yaml_1_2_says(text, value):
 
 @pytest.mark.parametrize("text", ["0010", "-07", "010e5", "1_000", "1_0.5", "0b101", "0o17", "08"])
 def test_a_number_that_is_two_numbers_is_refused_with_its_line(text):
-    said = f"x: not YAML: line 2: {text} is one number in YAML 1.1 and another one"
-    for place in (f"b: 1\na: {text}", f"b: 1\n{text}: a", f"- b\n- {text}"):
+    said = f": {text} is one number in YAML 1.1 and another one"
+    for place, column in ((f"b: 1\na: {text}", 4), (f"b: 1\n{text}: a", 1), (f"- b\n- {text}", 3)):
         with pytest.raises(ConfigError) as error:
             parse_yaml(place, "x")
-        assert str(error.value).startswith(said)
+        assert str(error.value).startswith(f"x: not YAML: line 2, column {column}{said}")
 
 
 def test_a_key_that_is_there_twice_is_refused_with_both_lines():
     said = refused(TEXT.replace("\nseed: 0", "\nseed: 1\nseed: 0"))
     first = TEXT.splitlines().index(next(x for x in TEXT.splitlines() if x.startswith("seed")))
-    assert f"line {first + 2}: the key 'seed' is already in line {first + 1}; remove one" in said
+    assert (
+        f"line {first + 2}, column 1: the key 'seed' is already in line {first + 1}; remove one"
+        in said
+    )
 
 
 @pytest.mark.parametrize("text", ["a: {b: 1, c: 2, b: 3}", "1: a\n'1': b", "true: a\nTrue: b"])
@@ -145,7 +148,7 @@ def test_files_of_kubernetes_keep_their_octal_numbers(tmp_path):
     path.write_text("mode: 0644\n---\n---\na: 1\n")
     assert read_documents(path) == [{"mode": 420}, {"a": 1}]
     path.write_text("a: 1\nb: 2\na: 3\n")
-    with pytest.raises(ConfigError, match="line 3: the key 'a' is already in line 1"):
+    with pytest.raises(ConfigError, match="line 3, column 1: the key 'a' is already in line 1"):
         read_documents(path)
 
 

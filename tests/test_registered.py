@@ -27,9 +27,9 @@ from mlflow.tracking import MlflowClient
 import soupray
 from soupray.core.errors import CheckpointError, ChecksumMismatch, ConfigError
 from soupray.data.decoding import png
+from soupray.reporting.history import recipe_name
 from soupray.reporting.model_folder import moved_specs, write_folder
 from soupray.reporting.recipe_file import read_recipe
-from soupray.reporting.results import recipe_name
 from soupray.search.state import find_basis
 from soupray.training.worker import worker_context
 

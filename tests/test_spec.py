@@ -1,6 +1,7 @@
 """Specs and plans: every mistake gets one message, and the plan depends on the spec alone."""
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from conftest import inside
 from soupray.core.errors import ConfigError
 from soupray.core.records import Basis, CheckpointRef, Split, Trial, decode, encode
 from soupray.search.plan import plan, trials_of
+from soupray.spec.examples import EXAMPLES
 from soupray.spec.space import Dimension
 from soupray.spec.sweep_spec import SweepSpec, load, parse
+from soupray.spec.yaml import parse_yaml
 
 DIGITS = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
 TEXT = DIGITS.read_text()
@@ -292,23 +295,55 @@ storage: embeded
 """
 
 
-def test_all_mistakes_are_named_at_once_each_with_its_line():
+def test_all_mistakes_are_named_at_once_each_with_its_line_and_column():
     with pytest.raises(ConfigError) as error:
         parse(WRONG, "x.yaml")
     first, *lines = str(error.value).split("\n")
     assert first == f"x.yaml: {len(lines)} mistakes:"
     said = dict(line.partition(": ")[::2] for line in lines if line.startswith("line"))
-    assert said["line 2"].startswith("name: 'Mine!' is not allowed")
-    assert said["line 3"].startswith("sed: unknown key. Did you mean 'seed'?")
-    assert said["line 7"].startswith("task.args: ")
-    assert said["line 15"].startswith("search.trials: 'many' is not allowed")
-    assert said["line 17"] == (
+    assert said["line 2, column 1"].startswith("name: 'Mine!' is not allowed")
+    assert said["line 3, column 1"].startswith("sed: unknown key. Did you mean 'seed'?")
+    assert said["line 7, column 3"].startswith("task.args: ")
+    assert said["line 15, column 3"].startswith("search.trials: 'many' is not allowed")
+    assert said["line 17, column 5"] == (
         "search.space.lr: [1e-05, 0.001] is not allowed: Input should be a valid number. Write "
         "lr: {log_uniform: [1e-05, 0.001]}, or uniform, integer, choice."
     )
-    assert said["line 19"].startswith("storage: 'embeded' is not allowed: write embedded, s3://")
-    assert "line 12: data.trian: unknown key. Did you mean 'train'?" in str(error.value)
-    assert "line 10: data.train: required, but not given." in lines  # where `data` is
+    assert said["line 19, column 1"].startswith(
+        "storage: 'embeded' is not allowed: write embedded, s3://"
+    )
+    assert "line 12, column 3: data.trian: unknown key. Did you mean 'train'?" in str(error.value)
+    needed = "line 10, column 1: data.train: required, but not given."  # where `data` is
+    assert f"{needed} For example: train: pets/." in lines
+    assert "Allowed: name, seed" in said["line 3, column 1"]
+    assert said["line 3, column 1"].endswith(" For example: seed: 0.")
+
+
+def test_a_key_in_the_wrong_place_and_a_recipe_have_their_place_too():
+    with pytest.raises(ConfigError) as error:
+        parse(TEXT.replace("seed: 0\n", "seed: 0\nlr: 1e-3\n"), "x.yaml")
+    assert "lr: unknown key. It belongs into search.space. Allowed: name" in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        parse(TEXT.replace("  greedy:", "  greedi:"), "x.yaml")
+    line = next(k for k, one in enumerate(TEXT.splitlines(), 1) if "  greedy:" in one)
+    assert str(error.value).startswith(f"x.yaml: line {line}, column 3: recipes: unknown recipe")
+    assert str(error.value).endswith("Did you mean 'greedy'?")
+
+
+@pytest.mark.parametrize("place", EXAMPLES)
+def test_an_example_is_no_mistake_where_it_belongs(place):
+    data = parse_yaml(TEXT, "x")
+    *above, last = place.split(".")
+    inner = data
+    for key in above:
+        inner = inner[key]
+    inner[last] = parse_yaml(EXAMPLES[place], "x")
+    try:
+        parse(json.dumps(data), "x")  # JSON is YAML
+    except ConfigError as error:  # the task and the data of this spec may be of another kind
+        said = str(error)
+        assert place.partition(".")[0] in ("task", "data")
+        assert f"{place}: unknown key" in said or f"{place}: " not in said, said
 
 
 def test_what_most_people_write_need_not_be_written():

@@ -6,89 +6,31 @@
 evaluated with estimated BatchNorm statistics too: this is all that is computed.
 """
 
-import functools
 import json
 import subprocess
 import sys
-import tarfile
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from conftest import inside, leaderboard
+from shared import STORES, Old, unpacked
 
 import soupray
-from soupray.core.candidates import WeightSoup, as_trained
-from soupray.services.place import Place
-from soupray.spec.sweep_spec import SweepSpec
+from soupray.core.candidates import as_trained
 from soupray.store import layout
-from soupray.store.objects import Store, open_store
-from soupray.training.worker import worker_context
 
-STORES = Path(__file__).parent / "stores"
 BOARD = "leaderboard.json"
-
-
-class Old(NamedTuple):
-    """The old store in a folder of its own."""
-
-    folder: Path
-    store: Store
-
-    def spec(self, name: str) -> Path:
-        return self.folder / f"{name}.yaml"
-
-    def run(self, verb: str, name: str, *options: object):
-        return inside(verb, self.spec(name), "--home", self.folder / "home", *options)
-
-    def objects(self) -> dict[str, bytes]:
-        """What may never change, by path: all but results, which are views."""
-        paths = [p for p in self.store.list("") if "/results/" not in p]
-        return {p: self.store.get(p) for p in paths if not p.endswith("/lease.json")}
 
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory) -> Old:
-    folder = tmp_path_factory.mktemp("old")
-    with tarfile.open(STORES / "store.tar.xz") as tar:
-        tar.extractall(folder, filter="data")
-    for name in ("one", "two"):
-        text = (STORES / f"{name}.yaml").read_text()
-        (folder / f"{name}.yaml").write_text(text.replace("/STORE", f"{folder}/store"))
-    return Old(folder, open_store(f"file://{folder}/store"))
+    return unpacked(tmp_path_factory.mktemp("old"))
 
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch):
     """Whatever would train or evaluate fails: there is no Ray at this address."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-
-
-@pytest.fixture
-def computed(monkeypatch) -> list[WeightSoup]:
-    """The models that are evaluated, by the workers of an actor in this process."""
-    models: list[WeightSoup] = []
-
-    class Here:
-        def __init__(self, spec: SweepSpec, place: Place, actors: object) -> None:
-            self._workers = functools.cache(lambda: worker_context(spec, place).workers())
-
-        def evaluate(self, candidates, splits, done):
-            models.extend(candidates)
-            self._workers().evaluate(candidates, splits, done)
-
-        def decide(self, *asked):
-            return self._workers().decide(*asked)
-
-        def measure(self, requests, split):
-            return self._workers().measure(requests, split)
-
-        def save(self, candidate):
-            return self._workers().save(candidate)
-
-    monkeypatch.setattr("soupray.distributed.actors.RayWorkers", Here)
-    return models
 
 
 ASKED = {"one": ["--all"], "two": ["--greedy", "--ose", "--vrf", "--uniform"]}

@@ -53,7 +53,8 @@ def cli(debug: bool) -> None:
     soupray ui                           compare everything in MLflow
 
     SPEC may be left out: SOUPRAY_SPEC, else the newest sweep of this home, else
-    sweeps/digits.yaml.
+    sweeps/digits.yaml. The Tab key completes verbs, options and SPEC after
+    eval "$(_SOUPRAY_COMPLETE=bash_source soupray)"; also zsh_source, fish_source.
     """
     show_log()
 

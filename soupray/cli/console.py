@@ -1,4 +1,4 @@
-"""What a person sees: tables that fit 100 columns, and progress with time left.
+"""What a person sees: tables that fit 80 columns, and progress with time left.
 
 Results go to stdout, everything else to stderr. Where stderr is no terminal, progress is plain
 lines, one every few seconds.
@@ -6,10 +6,13 @@ lines, one every few seconds.
 
 from __future__ import annotations
 
+import textwrap
 import time
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -18,7 +21,12 @@ from rich.text import Text
 from soupray.core.names import indented, plain
 from soupray.core.progress import Progress, Rows
 
-WIDTH = 100
+WIDTH = 80
+"""Columns of what is printed. A terminal may have more, but not fewer."""
+
+FOLDED = 24
+"""Columns that a text needs at least. A longer one is continued on the next line."""
+
 PLAIN_EVERY_S = 10.0
 
 
@@ -50,7 +58,9 @@ def tell(result: str) -> None:
 
 def headline(name: str, rest: str) -> None:
     """A line on stdout that begins with a name in bold."""
-    out.print(Text.assemble((plain(name), "bold"), "  ", plain(rest)))
+    text = Text(wrapped(f"{plain(name)}  {plain(rest)}", "  "))
+    text.stylize("bold", 0, len(plain(name)))
+    out.print(text)
 
 
 def duration(seconds: float) -> str:
@@ -72,14 +82,9 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def percent(share: float) -> str:
-    """97.2 for .972."""
-    return f"{100 * share:.1f}"
-
-
-def p_value(p: float | None) -> str:
-    """.238, <.001 or 1; empty for None."""
-    return "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+def number(value: float | int | str | None) -> str:
+    """A hyperparameter: 0.000312 for a float, everything else as it is; empty for None."""
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def line(progress: Progress) -> str:
@@ -133,8 +138,57 @@ def as_table(rows: Rows) -> Table:
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """An empty table in the house style; the columns in `right` are numbers."""
+    """An empty table in the house style: numbers are never cut, and long texts are continued.
+
+    Args:
+        *columns: their titles.
+        right: the columns that are numbers.
+    """
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+        if column in right:
+            made.add_column(column, justify="right", no_wrap=True)
+        else:
+            made.add_column(column, overflow="fold")
     return made
+
+
+def fitted(
+    columns: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    right: Collection[str],
+    least: Sequence[str],
+) -> tuple[Table, list[str]]:
+    """A table in the house style without the columns that do not fit.
+
+    Args:
+        columns: their titles, which differ.
+        rows: the cells of each row.
+        right: the columns that are numbers.
+        least: the columns that may be left out, the least important first.
+
+    Returns:
+        The table, and the columns that were left out, in the order of the table.
+    """
+
+    def needed(column: str) -> int:
+        k = columns.index(column)
+        width = max(cell_len(text) for text in (column, *(row[k] for row in rows)))
+        return width if column in right else max(cell_len(column), min(width, FOLDED))
+
+    kept = list(columns)
+    for column in least:
+        if sum(needed(one) + 1 for one in kept) - 1 <= WIDTH:
+            break
+        kept.remove(column)
+    made = table(*kept, right=tuple(c for c in kept if c in right))
+    for row in rows:
+        made.add_row(*(cell for column, cell in zip(columns, row, strict=True) if column in kept))
+    return made, [column for column in columns if column not in kept]
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """A text in lines of WIDTH; those after the first begin with `indent`."""
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from soupray.cli.options import home_option, json_option, load_named, spec_argument
+from soupray.cli.options import (
+    home_option,
+    json_option,
+    load_named,
+    spec_argument,
+    spec_of,
+    what_argument,
+)
 
 if TYPE_CHECKING:
     from soupray.operations.exporting import Format
@@ -16,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command("import")
-@click.argument("spec", type=click.Path(path_type=Path))
+@spec_of(required=True)
 @click.argument("files", nargs=-1, required=True)
 @home_option
 @json_option
@@ -50,7 +57,7 @@ def import_(spec: Path, files: tuple[str, ...], home: Path, as_json: bool) -> No
 
 
 @click.command()
-@click.argument("what")
+@what_argument
 @home_option
 @click.option(
     "--format",
@@ -116,7 +123,7 @@ def pull(spec: Path | None, home: Path, output: Path | None) -> None:
 
 
 @click.command()
-@click.argument("what")
+@what_argument
 @home_option
 @click.option(
     "--output",

@@ -1,4 +1,4 @@
-"""The verbs that look and change nothing: recipes, rank, status, check, diagnose."""
+"""The verbs that look and change nothing: from recipes and rank to check and diagnose."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from soupray.cli.options import (
     home_option,
     json_option,
     load_named,
+    named_argument,
     partial_option,
     sort_option,
     spec_argument,
+    spec_of,
 )
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
@@ -124,7 +126,7 @@ def recipes(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("named", nargs=-1, metavar="[SPEC] [RUN]...")
+@named_argument
 @home_option
 @json_option
 @click.option("--list", "listed", is_flag=True, help="List all runs of soup that are stored.")
@@ -177,20 +179,59 @@ def rank(
                 show_calibration(entries)
 
 
-def split_runs(named: tuple[str, ...]) -> tuple[Path | None, list[str]]:
-    """Return the spec and the keys of runs in the arguments of `rank`.
+@click.command()
+@click.argument("named", nargs=-1, metavar="[SPEC] [RUN]")
+@home_option
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write. Default: results/NAME/report.html.",
+)
+@click.option("--open", "opened", is_flag=True, help="Open it in the browser.")
+def report(named: tuple[str, ...], home: Path, output: Path | None, opened: bool) -> None:
+    r"""Write the report of SPEC's last soup, or of another RUN, from the store alone.
+
+    One HTML file that needs no network: what to take and why, the leaderboard, ID test against
+    shifts, what the recipes did, calibration, classes, hyperparameters, where all of it comes
+    from. `soupray soup` writes it too.
+
+    \b
+    soupray report sweeps/digits.yaml --open
+    soupray report 3f9c02ab --output old.html
+    """
+    from soupray.cli.console import say
+    from soupray.reporting.report import render, stored_board
+    from soupray.spec.files import atomic_write
+
+    spec, runs = split_runs(named, most=1)
+    _, loaded = load_named(spec, home)
+    page = render(stored_board(loaded, home, *runs))
+    target = output or Path("results") / loaded.name / "report.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(target, page.encode())
+    say(f"{target} ({len(page) / 1e6:.1f} MB)")
+    if opened:
+        click.launch(str(target))
+
+
+def split_runs(named: tuple[str, ...], most: int = 2) -> tuple[Path | None, list[str]]:
+    """Return the spec and the keys of runs in the arguments of `rank` and `report`.
 
     An argument of six or more hexadecimal digits is a run, unless it is a file.
 
+    Args:
+        named: the arguments.
+        most: number of runs that are allowed.
+
     Raises:
-        click.UsageError: two specs, or more than two runs.
+        click.UsageError: two specs, or too many runs.
     """
     runs = [n for n in named if re.fullmatch("[0-9a-f]{6,32}", n) and not Path(n).exists()]
     specs = [n for n in named if n not in runs]
-    if len(specs) > 1 or len(runs) > 2:
+    if len(specs) > 1 or len(runs) > most:
         raise click.UsageError(
-            f"rank takes one SPEC and at most two RUNs, not {' '.join(named)}. A RUN is six or "
-            "more hexadecimal digits (`soupray rank --list`)."
+            f"give one SPEC and at most {'one RUN' if most == 1 else 'two RUNs'}, not "
+            f"{' '.join(named)}. A RUN is six or more hexadecimal digits (`soupray rank --list`)."
         )
     return (Path(specs[0]) if specs else None), runs
 
@@ -228,6 +269,36 @@ def trials(spec: Path | None, home: Path, as_json: bool, sort: str | None) -> No
 
 
 @click.command()
+@spec_of(required=True)
+@click.argument("what", metavar="TRIAL|ENTRY")
+@home_option
+@json_option
+def show(spec: Path, what: str, home: Path, as_json: bool) -> None:
+    r"""Show all that is stored of one trial of SPEC, or of one entry of its newest leaderboard.
+
+    A trial is named by its key, its first four or more characters, or its number, as `soupray
+    trials` prints them. An entry is named as `soupray rank` prints it.
+
+    \b
+    soupray show sweeps/digits.yaml 3
+    soupray show sweeps/digits.yaml 1f3a
+    soupray show sweeps/digits.yaml 'wise_ft(greedy, best)' --json
+    """
+    from soupray.cli.details import show_entry, show_trial
+    from soupray.cli.tables import print_json
+    from soupray.operations.details import TrialDetail, find_detail
+
+    _, loaded = load_named(spec, home)
+    found = find_detail(loaded, home, what)
+    if as_json:
+        print_json(found)
+    elif isinstance(found, TrialDetail):
+        show_trial(found)
+    else:
+        show_entry(found)
+
+
+@click.command()
 @spec_argument
 @home_option
 @json_option
@@ -252,4 +323,35 @@ def status(spec: Path | None, home: Path, as_json: bool) -> None:
         show_status(found)
 
 
-VERBS = (recipes, rank, sweeps, trials, status, check, diagnose)
+@click.command()
+@spec_of(required=True)
+@click.argument("trial", required=False)
+@home_option
+@json_option
+@click.option(
+    "--tail",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Lines of each file; 0: only the names of the files.",
+)
+def logs(spec: Path, trial: str | None, home: Path, as_json: bool, tail: int) -> None:
+    r"""Show what SPEC's driver and trials said, or one TRIAL, named as in `soupray show`.
+
+    Why trials diverged or failed, from the store; what their workers printed, if they ran on this
+    machine. What a driver prints goes to its standard error; that of a Ray job: `ray job logs`.
+
+    \b
+    soupray logs sweeps/digits.yaml
+    soupray logs sweeps/digits.yaml 3 --tail 100
+    """
+    from soupray.cli.details import show_logs
+    from soupray.cli.tables import print_json
+    from soupray.operations.logs import find_logs
+
+    _, loaded = load_named(spec, home)
+    found = find_logs(loaded, home, trial, tail)
+    print_json(found) if as_json else show_logs(found)
+
+
+VERBS = (recipes, rank, report, sweeps, trials, show, status, logs, check, diagnose)

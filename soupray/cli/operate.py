@@ -7,7 +7,13 @@ from pathlib import Path
 
 import click
 
-from soupray.cli.options import home_option, json_option, load_named, spec_argument
+from soupray.cli.options import (
+    home_option,
+    json_option,
+    load_named,
+    spec_argument,
+    spec_of,
+)
 from soupray.core.errors import ConfigError
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
@@ -140,8 +146,9 @@ def schema(output: Path | None) -> None:
 @json_option
 def doctor(spec: Path | None, home: Path, as_json: bool) -> None:
     """Check store, credentials, MLflow, Ray and GPUs; exit status 1 when something is wrong."""
-    from soupray.cli.console import tell
+    from soupray.cli.console import tell, wrapped
     from soupray.cli.tables import print_json
+    from soupray.core.names import plain
     from soupray.operations.doctor import examine
 
     _, loaded = load_named(spec, home)
@@ -149,7 +156,9 @@ def doctor(spec: Path | None, home: Path, as_json: bool) -> None:
     for check in examine(loaded, home):
         checks.append(check)
         if not as_json:
-            tell(f"{'ok  ' if check.ok else 'FAIL'}  {check.what:<12} {check.seen}")
+            line = f"{'ok  ' if check.ok else 'FAIL'}  {check.what:<12} {plain(check.seen)}"
+            for part in wrapped(line, " " * 19).split("\n"):
+                tell(part)
     if as_json:
         print_json(checks)
     sys.exit(0 if all(c.ok for c in checks) else 1)
@@ -204,6 +213,92 @@ def gc(spec: Path | None, home: Path, as_json: bool, dry: bool, hours: float) ->
         show_garbage(gone, store.url, dry)
 
 
+@click.command()
+@spec_argument
+@home_option
+@json_option
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=180.0,
+    show_default=True,
+    help="Seconds to wait for its end; 0: ask only.",
+)
+def stop(spec: Path | None, home: Path, as_json: bool, wait: float) -> None:
+    r"""Ask the driver of SPEC's sweep, on whatever machine, to stop.
+
+    The request is an object in the store. The driver sees it at its next heartbeat, ends its
+    trials and gives its lease back; `soupray sweep` goes on later, from the saved epochs. Exit
+    status 1 if it still runs after --wait, 0 if it ended or nothing ran. A soup holds no lease:
+    end it with Ctrl-C or `ray job stop`; run again, it goes on too.
+
+    \b
+    soupray stop sweeps/digits.yaml
+    soupray stop sweeps/digits.yaml --wait 0
+    """
+    from soupray.cli.console import duration, tell
+    from soupray.cli.tables import print_json
+    from soupray.operations.stopping import stop as ask
+    from soupray.services.place import find_place
+
+    path, loaded = load_named(spec, home)
+    done = ask(find_place(loaded, home).open_store(), loaded.name, wait)
+    if as_json:
+        print_json(done)
+    elif done.driver is None:
+        tell(f"nobody drives {loaded.name}: nothing to stop.")
+    elif done.stopped:
+        tell(f"{done.driver} stopped {loaded.name} after {duration(done.seconds)}.")
+        tell(f"Go on with: soupray sweep {path}")
+    elif wait == 0:
+        tell(f"{done.driver} was asked to stop {loaded.name}.")
+    else:
+        tell(
+            f"{done.driver} still drives {loaded.name} after {duration(done.seconds)}. It will "
+            "stop when it looks; while it prepares the data, and in an older soupray, it does not: "
+            "end that process."
+        )
+    sys.exit(0 if done.stopped or done.driver is None or wait == 0 else 1)
+
+
+@click.command()
+@spec_of(required=True)
+@home_option
+@json_option
+@click.option("--dry-run", "dry", is_flag=True, help="Say what would go; delete nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(spec: Path, home: Path, as_json: bool, dry: bool, yes: bool) -> None:
+    r"""Delete the sweep of SPEC from its store: trials, weights, soups, leaderboards.
+
+    What other sweeps of the store use stays: their trials, data and results, and every ingredient
+    of their entries. The runs in MLflow and the files in results/ stay too. If it is killed, the
+    same command goes on.
+
+    \b
+    soupray delete mine.yaml --dry-run
+    soupray delete mine.yaml --yes
+    """
+    from soupray.cli.console import say
+    from soupray.cli.tables import print_json, show_removal
+    from soupray.operations import deleting
+    from soupray.services.place import find_place
+
+    if as_json and not (dry or yes):
+        raise click.UsageError("--json asks nothing: add --yes, or --dry-run.")
+    _, loaded = load_named(spec, home)
+    store = find_place(loaded, home).open_store()
+    deleting.refuse_driver(store, loaded.name)
+    found = deleting.find_removal(store, loaded)
+    if not dry:
+        if not yes:
+            show_removal(found, planned=True)
+            click.confirm("Delete them? Nothing brings them back.", abort=True, err=True)
+        found = deleting.delete(store, loaded, home)
+    print_json(found) if as_json else show_removal(found, planned=dry)
+    if loaded.tracking != "off" and not dry:
+        say(f"note: the runs of {loaded.name} stay in MLflow: delete its experiment there.")
+
+
 _file = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -245,4 +340,4 @@ def validate(files: tuple[Path, ...], as_json: bool, spec: Path | None, crd: Pat
     sys.exit(1 if problems else 0)
 
 
-VERBS = (init, schema, up, down, ui, doctor, publish, gc, cluster)
+VERBS = (init, schema, up, down, ui, doctor, stop, publish, gc, delete, cluster)

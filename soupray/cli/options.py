@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
 from soupray.spec.files import path_of
 
@@ -14,7 +16,45 @@ if TYPE_CHECKING:
     from soupray.spec.sweep_spec import SweepSpec
 
 Command = Callable[..., None]
-spec_argument = click.argument("spec", required=False, type=click.Path(path_type=Path))
+
+
+def _specs(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """YAML files and folders: what a shell offers for SPEC."""
+    folder, _, name = begun.rpartition("/")
+    with suppress(OSError):
+        found = sorted(Path(folder or ("/" if begun.startswith("/") else ".")).iterdir())
+        before = f"{folder}/" if "/" in begun else ""
+        return [
+            CompletionItem(f"{before}{path.name}{'/' if path.is_dir() else ''}")
+            for path in found
+            if path.name.startswith(name)
+            and (path.suffix in (".yaml", ".yml") or path.is_dir())
+            and (name or not path.name.startswith("."))
+        ]
+    return []
+
+
+def _models(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """The champions of this home's sweeps, and files: what a shell offers for WHAT."""
+    home = Path(ctx.params.get("home") or _default_home())
+    known = (f"{path.stem}@champion" for path in sorted((home / "sweeps").glob("*.yaml")))
+    files = CompletionItem(begun, type="file")
+    return [*(CompletionItem(one) for one in known if one.startswith(begun)), files]
+
+
+def spec_of(required: bool) -> Callable[[Command], Command]:
+    """SPEC, which a shell completes."""
+    return click.argument(
+        "spec", required=required, type=click.Path(path_type=Path), shell_complete=_specs
+    )
+
+
+spec_argument = spec_of(required=False)
+specs_argument = click.argument(
+    "specs", nargs=-1, metavar="[SPEC]...", type=click.Path(path_type=Path), shell_complete=_specs
+)
+named_argument = click.argument("named", nargs=-1, metavar="[SPEC] [RUN]...", shell_complete=_specs)
+what_argument = click.argument("what", shell_complete=_models)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 address_option = click.option(
     "--address", help="Ray cluster; default: RAY_ADDRESS, else Ray is started on this machine."

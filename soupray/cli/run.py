@@ -1,7 +1,8 @@
-"""The verbs that run the two jobs: sweep, soup."""
+"""The verbs that run the two jobs: sweep, soup; and demo, which runs both."""
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,10 @@ from soupray.cli.options import (
     partial_option,
     sort_option,
     spec_argument,
+    specs_argument,
 )
 from soupray.core.hyperparameters import TABLE as HYPERPARAMETERS
+from soupray.core.hyperparameters import Hyperparameter
 
 if TYPE_CHECKING:
     from soupray.reporting.results import SoupResult
@@ -34,22 +37,29 @@ if TYPE_CHECKING:
 @address_option
 @json_option
 @click.option("--dry-run", "dry", is_flag=True, help="Print the plan and its cost; do nothing.")
-def sweep(spec: Path | None, home: Path, address: str | None, as_json: bool, dry: bool) -> None:
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="With --dry-run: train one step on this machine, and say how long all would take here.",
+)
+def sweep(
+    spec: Path | None, home: Path, address: str | None, as_json: bool, dry: bool, measure: bool
+) -> None:
     r"""Train the unfinished part of SPEC's plan with Ray Tune.
 
     \b
     soupray sweep sweeps/digits.yaml --dry-run
+    soupray sweep sweeps/digits.yaml --dry-run --measure
     soupray sweep sweeps/digits.yaml
     ray job submit --working-dir . -- python -m soupray.sweep sweeps/digits.yaml
 
     The hyperparameters of search.space, with default and range, are listed below.
     """
+    if measure and not dry:
+        raise click.UsageError("--measure goes with --dry-run: a sweep shows its time left itself.")
     path, loaded = load_named(spec, home)
     if dry:
-        from soupray.cli.tables import show_plan
-        from soupray.operations.estimate import dry_run
-
-        show_plan(loaded, dry_run(loaded), as_json)
+        _dry_run(loaded, as_json, measure)
         return
     from soupray.cli.console import Bars, say
     from soupray.cli.tables import best_trial, describe_sweep, print_json
@@ -66,6 +76,21 @@ def sweep(spec: Path | None, home: Path, address: str | None, as_json: bool, dry
         say(f"{best_trial(best)}. Next: soupray check {path}; soupray soup {path} --all.")
 
 
+def _dry_run(spec: SweepSpec, as_json: bool, measure: bool) -> None:
+    """Print the plan, its cost and, if it is to be measured, its time."""
+    from soupray.cli.tables import show_plan
+    from soupray.operations.estimate import dry_run
+
+    cost, measured = dry_run(spec), None
+    if measure:
+        from soupray.cli.console import say
+        from soupray.operations.measuring import measure as take
+
+        say("training one step ...")
+        measured = take(spec, cost)
+    show_plan(spec, cost, as_json, measured)
+
+
 def _recipe_flags(command: Command) -> Command:
     """A flag for each recipe in the table."""
     from soupray.recipes import RECIPES
@@ -79,7 +104,7 @@ def _recipe_flags(command: Command) -> Command:
 
 
 @click.command()
-@click.argument("specs", nargs=-1, metavar="[SPEC]...", type=click.Path(path_type=Path))
+@specs_argument
 @home_option
 @address_option
 @json_option
@@ -142,6 +167,22 @@ def soup(
     say(f"files: {folder}/ ({', '.join(f.name for f in files)})")
 
 
+@click.command()
+@home_option
+@click.pass_context
+def demo(context: click.Context, home: Path) -> None:
+    """Sweep and soup the demo: a small CLIP, 200 images of handwriting, 16 trials.
+
+    It takes some minutes on two cores, and needs no GPU, no account and no download. The results
+    are in results/digits: open report.html.
+    """
+    from soupray.operations.demo import prepare_demo
+
+    path, recipes = prepare_demo(home)
+    context.invoke(sweep, spec=path, home=home)
+    context.invoke(soup, specs=(path,), home=home, **dict.fromkeys(recipes, True))
+
+
 def _finish(result: SoupResult, spec: SweepSpec, home: Path, output: Path) -> list[Path]:
     """Files first, then the tracker, which may fail."""
     from soupray.cli.console import say
@@ -157,10 +198,13 @@ def _finish(result: SoupResult, spec: SweepSpec, home: Path, output: Path) -> li
     return files
 
 
-sweep.epilog = "\b\n" + "\n".join(
-    f"{h.name:<16} {'needed' if h.default is None else f'{h.default:g}':<7}"
-    f"{f'{h.low:g} to {h.high:.7g}':<16} {h.meaning}"
-    for h in HYPERPARAMETERS
-)
+def _in_columns(h: Hyperparameter) -> str:
+    """A hyperparameter with default, range and meaning: 78 columns, as click indents it by two."""
+    default = "needed" if h.default is None else f"{h.default:g}"
+    before = f"{h.name:<16} {default:<7}{f'{h.low:g} to {h.high:.7g}':<16} "
+    return textwrap.fill(f"{before}{h.meaning}", 78, subsequent_indent=" " * len(before))
 
-VERBS = (sweep, soup)
+
+sweep.epilog = "\b\n" + "\n".join(map(_in_columns, HYPERPARAMETERS))
+
+VERBS = (demo, sweep, soup)

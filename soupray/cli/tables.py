@@ -1,7 +1,8 @@
-"""Results as a person reads them: tables of at most 100 columns."""
+"""Results as a person reads them."""
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 import time
@@ -10,14 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import to_builtins
 
-from soupray.cli.console import duration, headline, out, p_value, percent, size, table
+from soupray.cli.console import (
+    duration,
+    fitted,
+    headline,
+    number,
+    out,
+    size,
+    table,
+    tell,
+    wrapped,
+)
 from soupray.core.names import plain, plain_json
+from soupray.reporting.notes import p_value, percent
 
 if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.diagnostics.diversity import Diagnosis
+    from soupray.operations.deleting import Removal
     from soupray.operations.estimate import DryRun, Inputs
     from soupray.operations.garbage import Garbage
     from soupray.operations.listing import SweepRow, TrialRow
+    from soupray.operations.measuring import Measured
     from soupray.operations.status import Best, Status
     from soupray.reporting.history import SoupRun
     from soupray.soup.compare import Comparison
@@ -39,7 +53,8 @@ def print_json(record: Any) -> None:
 def show_runs(runs: list[SoupRun]) -> None:
     """The runs of soup, the newest first."""
     right = ("models", "entries")
-    shown = table("run", "made", *right, "champion", "recipes", right=right)
+    columns = ("run", "made", *right, "champion", "recipes")
+    rows = []
     for run in reversed(runs):
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.made))
         recipes = ", ".join(
@@ -47,8 +62,8 @@ def show_runs(runs: list[SoupRun]) -> None:
         )
         counts = (str(run.ingredients), str(run.entries))
         short = textwrap.shorten(recipes, 30, placeholder=" ...")
-        shown.add_row(run.key[:8], made, *counts, run.champion.name, short)
-    out.print(shown)
+        rows.append((run.key[:8], made, *counts, run.champion.name, short))
+    out.print(fitted(columns, rows, right, ())[0])
 
 
 def show_compared(both: Comparison) -> None:
@@ -71,7 +86,7 @@ def show_compared(both: Comparison) -> None:
         "Accuracy on ID test in %. Difference: second minus first, ± one standard error of pairs "
         "of answers to the same sample. p: exact McNemar test."
     )
-    out.print(textwrap.fill(meaning, 98), style="dim")
+    out.print(wrapped(meaning), style="dim")
 
 
 def show_recipes(as_json: bool) -> None:
@@ -97,38 +112,39 @@ def show_recipes(as_json: bool) -> None:
     for r in RECIPES:
         flag = "" if r.kind == "baseline" else f"--{r.name.replace('_', '-')}"
         headline(r.name, r.summary)
-        out.print(textwrap.indent(textwrap.fill(r.when, 74), " " * 4), highlight=False)
-        out.print(f"    {flag or 'always run':<20} {r.paper}", style="dim", highlight=False)
-        out.print(
-            f"    chooses on {r.uses}; costs {r.costs}; inference {r.passes} forward pass(es)",
-            style="dim",
-            highlight=False,
-        )
+        out.print(wrapped(f"    {r.when}", " " * 4))
+        costs = f"chooses on {r.uses}; costs {r.costs}; inference {r.passes} forward pass(es)"
+        for text in (f"{flag or 'always run':<20} {r.paper}", costs):
+            out.print(wrapped(f"    {text}", " " * 6), style="dim")
+    out.print()
     out.print(
-        "\nCosts are evaluations of one model on the held-out data; K is the number of "
-        "ingredients.\nOptions are set in the spec: recipes: {greedy: {accept: gt}}."
+        wrapped(
+            "Costs are evaluations of one model on the held-out data; K is the number of "
+            "ingredients. Options are set in the spec: recipes: {greedy: {accept: gt}}."
+        )
     )
 
 
-def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
-    """The trials, and what they cost."""
+def show_plan(
+    spec: SweepSpec, cost: DryRun, as_json: bool, measured: Measured | None = None
+) -> None:
+    """The trials, and what they cost; how long they take, if it was measured."""
     from soupray.search.plan import plan
 
     trials = plan(spec)
     if as_json:
         plain = to_builtins(cost)
-        apart = {name: plain.pop(name) for name in ("classes", "inputs", "notes")}
-        print_json({"trials": trials, "cost": plain, **apart})
+        apart = {name: plain.pop(name) for name in ("classes", "inputs", "notes", "weights")}
+        print_json({"trials": trials, "cost": plain, **apart, "measured": measured})
         return
     names = trials[0].hparams if trials else ()  # a pool of imported models plans none
     varied = [n for n in names if len({t.hparams[n] for t in trials}) > 1]
-    shown = table("trial", *varied, right=tuple(varied))
-    for trial in trials[:MOST_ROWS]:
-        values = [trial.hparams[n] for n in varied]
-        shown.add_row(
-            str(trial.index), *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
-        )
+    columns = ("trial", *varied)
+    rows = [(str(t.index), *(number(t.hparams[n]) for n in varied)) for t in trials[:MOST_ROWS]]
+    shown, left = fitted(columns, rows, varied, varied[::-1])
     out.print(shown)
+    if left:
+        out.print(f"--json has {', '.join(left)} too.", style="dim")
     if len(trials) > MOST_ROWS:
         out.print(f"... {len(trials) - MOST_ROWS:,} more trials: --json has them all")
     counts = ("train", "held-out", "test")
@@ -138,6 +154,16 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     out.print(shown)
     if cost.inputs is not None:
         out.print(_inputs(cost.inputs))
+    for file in cost.weights:
+        tell(f"weights: {file.path} ({file.field}, {size(file.size_bytes)})")
+        tell(f"  sha256 {file.sha256}")
+    _show_cost(cost)
+    if measured is not None:
+        out.print(_measured(measured))
+
+
+def _show_cost(cost: DryRun) -> None:
+    """What the sweep and its soups cost, in bytes and samples."""
     out.print(f"{cost.trials} trials, {cost.epochs} epochs; {size(cost.stored_bytes)} to be stored")
     out.print(f"soup: {size(cost.soup_stored_bytes)} more at most, mostly logits")
     out.print(f"training         {cost.training_samples:>12,} samples, forward and backward")
@@ -146,6 +172,22 @@ def show_plan(spec: SweepSpec, cost: DryRun, as_json: bool) -> None:
     if cost.soup_train_samples:
         out.print(f"soup, training   {cost.soup_train_samples:>12,} samples, forward, at most")
     out.print(f"soup, reporting  {cost.reported_samples:>12,} samples, forward")
+
+
+def _measured(found: Measured) -> str:
+    """What was measured, and the estimates that follow from it."""
+    step = ""
+    if found.step_seconds is not None:
+        step = f"{found.step_seconds:.3g} s a step of {found.batch_size} samples, "
+    threads = f", {found.threads} thread{'s' * (found.threads > 1)}"
+    said = (
+        f"measured: {step}{found.pass_seconds:.3g} s a pass of {found.pass_samples} samples "
+        f"({found.device}{threads})",
+        f"on this machine, {found.at_a_time} at a time: about {duration(found.sweep_seconds)} for "
+        f"the trials, {duration(found.soup_seconds)} for the soups of the spec; more where they "
+        "share cores, and for the start of Ray and decoding",
+    )
+    return "\n".join(wrapped(line, "  ") for line in said)
 
 
 def _inputs(inputs: Inputs) -> str:
@@ -159,7 +201,7 @@ def _inputs(inputs: Inputs) -> str:
         said.append(f"images: {side} to {inputs.decoded}{cut}, {inputs.interpolation}")
         if (inputs.decoded, inputs.decoded) != (height, width):
             said.append(f"images: resized once more, to {height} x {width} (data.size differs)")
-    return "\n".join(said)
+    return "\n".join(wrapped(line, "  ") for line in said)
 
 
 def show_sweeps(rows: list[SweepRow], home: Path) -> None:
@@ -171,7 +213,7 @@ def show_sweeps(rows: list[SweepRow], home: Path) -> None:
     shown = table("sweep", *right, "take", right=right)
     for row in rows:
         if row.problem is not None:
-            shown.add_row(row.name, "", "", textwrap.shorten(row.problem, 50, placeholder=" ..."))
+            shown.add_row(row.name, "", "", textwrap.shorten(row.problem, 160, placeholder=" ..."))
             continue
         take = "" if row.champion is None else f"{row.name}@champion: {row.champion}"
         shown.add_row(row.name, f"{row.complete} of {row.trials}", str(row.soups), take)
@@ -186,36 +228,30 @@ def show_trials(rows: list[TrialRow]) -> None:
             values.setdefault(name, set()).add(value)
     varied = [name for name, found in values.items() if len(found) > 1]
     shares = ("share",) if any(row.share is not None for row in rows) else ()
-    most = max(1, 80 - 17 - 12 - 6 - 6 * len(shares))
-    kept, used = list[str](), 0
-    for name in varied:
-        used += max(len(name), 9) + 1
-        if used > most:
-            break
-        kept.append(name)
-    right = ("held-out", "epoch", *shares, *kept)
-    shown = table("trial", *right, right=right)
-    for row in rows:
-        score: str = row.state
-        if row.accuracy is not None and row.standard_error is not None:
-            score = f"{percent(row.accuracy)} ± {percent(row.standard_error)}"
-        shown.add_row(
+    columns = ("#", "trial", "held-out", "epoch", *shares, *varied)
+    words = {name for name in varied if any(isinstance(value, str) for value in values[name])}
+    right = [c for c in columns if c not in words and c != "trial"]
+    cells = [
+        (
+            "" if row.index is None else str(row.index),
             row.key,
-            score,
+            row.state if row.accuracy is None else _with_error(row.accuracy, row.standard_error),
             "" if row.best_epoch is None else str(row.best_epoch),
             *(("" if row.share is None else f"{row.share:.2f}",) if shares else ()),
-            *(_hparam(row.hparams.get(name)) for name in kept),
+            *(number(row.hparams.get(name)) for name in varied),
         )
+        for row in rows
+    ]
+    shown, left = fitted(columns, cells, right, varied[::-1])
     out.print(shown)
     meaning = "held-out: accuracy in %, ± one standard error. epoch: the one that was kept."
     meaning += " share: coefficient in the champion." if shares else ""
-    left = [name for name in varied if name not in kept]
     meaning += f" --json has {', '.join(left)} too." if left else ""
-    out.print(textwrap.fill(meaning, 80), style="dim")
+    out.print(wrapped(meaning), style="dim")
 
 
-def _hparam(value: float | int | str | None) -> str:
-    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+def _with_error(share: float, error: float | None) -> str:
+    return f"{percent(share)} ± {percent(error or 0.0)}"
 
 
 def best_trial(best: Best) -> str:
@@ -242,18 +278,20 @@ def show_check(report: Report) -> None:
     rates = ("lr",) if all("lr" in row.hparams for row in rows) else ()
     right = (*rates, "held-out", "distance", "° best", "° others", "with best")
     finds = ("found",) if any(row.finds for row in rows) else ()
-    shown = table("trial", *right, *finds, right=right)
-    for row in rows:
-        shown.add_row(
-            row.trial,
-            *(f"{row.hparams[name]:.3g}" for name in rates),
-            f"{percent(row.held_out)} ± {percent(row.standard_error)}",
+    cells = [
+        (
+            row.trial[:8],
+            *(number(row.hparams[name]) for name in rates),
+            _with_error(row.held_out, row.standard_error),
             _or_dash(row.distance, "#.3g"),
             _or_dash(row.angle_best, ".0f"),
             _or_dash(row.angle_others, ".0f"),
             "-" if row.with_best is None else percent(row.with_best),
             *([", ".join(kind.replace("_", " ") for kind in row.finds)] if finds else ()),
         )
+        for row in rows
+    ]
+    shown, _ = fitted(("trial", *right, *finds), cells, right, rates)
     out.print(shown)
     out.print(
         f"Held-out accuracy in % (n = {report.n}) ± one standard error. distance: from theta_0, "
@@ -282,19 +320,18 @@ def show_diagnosis(made: Diagnosis) -> None:
         "acc.",
         "dist.",
         "°",
-        "incons.",
+        "inc.",
         "1-κ",
         "soup",
         "conv.",
         "ens.",
         "conv",
         "ΔL",
-        "predicted",
+        "pred.",
     )
-    shown = table("pair", *right, right=right)
-    for d in made.pairs:
-        shown.add_row(
-            " ".join(key[:8] for key in d.trials),
+    rows = [
+        (
+            " ".join(key[:6] for key in d.trials),
             percent(sum(d.accuracies) / 2),
             f"{d.distance:#.3g}",
             _or_dash(d.angle, ".0f"),
@@ -307,8 +344,13 @@ def show_diagnosis(made: Diagnosis) -> None:
             f"{d.measured:+.4f}",
             f"{d.predicted:+.4f}",
         )
+        for d in made.pairs
+    ]
+    shown, left = fitted(("pair", *right), rows, right, ("conv", "1-κ", "conv."))
     out.print(shown)
-    out.print(_meaning_of_pairs(made.n, bool(made.statistics)), style="dim")
+    meaning = _meaning_of_pairs(made.n, bool(made.statistics))
+    meaning += f" --json has {', '.join(left)} too." if left else ""
+    out.print(wrapped(meaning), style="dim")
     out.print()
     for sentence in summary(made):
         out.print(sentence)
@@ -320,11 +362,11 @@ def _meaning_of_pairs(n: int, estimated: bool) -> str:
         f"Held-out data only (n = {n}), in %. {alike if estimated else ''}"
         "acc.: mean of the two. dist.: "
         "|theta_i - theta_j|. °: angle between their "
-        "ways from theta_0. incons.: samples that exactly one gets right. 1-κ: complement of "
+        "ways from theta_0. inc.: samples that exactly one gets right. 1-κ: complement of "
         "Cohen's kappa of being right. soup, ens.: accuracy of the mean of weights, of logits, "
         "minus acc. conv.: of the inconsistent samples, those that it gets right. ΔL: measured "
         "L(soup) - L(ensemble) in nats, with logits times beta = 1 / the soup's best "
-        "temperature; predicted: by Model soups (arXiv:2203.05482), section 4."
+        "temperature; pred.: by Model soups (arXiv:2203.05482), section 4."
     )
 
 
@@ -339,7 +381,7 @@ def show_status(found: Status) -> None:
     }
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     done = f"{found.complete} of {found.trials} trials done"
-    out.print(f"{found.sweep} in {found.storage}")
+    tell(f"{found.sweep} in {found.storage}")
     out.print(f"{done}{', ' if said else ''}{said}.")
     if found.best is not None:
         out.print(f"{best_trial(found.best)}.")
@@ -362,12 +404,33 @@ def show_garbage(found: list[Garbage], url: str, dry: bool) -> None:
     """What went, or would go: each object, then counts and bytes."""
     shown = table("object", "size", "why", right=("size",))
     for one in found:
-        shown.add_row(_short(one.path), size(one.size_bytes), one.why)
+        why = re.sub("trial [0-9a-f]{16}", "the trial", one.why)  # its path has the key
+        shown.add_row(_short(one.path), size(one.size_bytes), why)
     if found:
         out.print(shown)
     total = size(sum(one.size_bytes for one in found))
     done = "would be deleted from" if dry else "deleted from"
     out.print(f"{len(found)} objects, {total}, {done} {url}.")
+
+
+def show_removal(found: Removal, planned: bool) -> None:
+    """What would go with a sweep, by kind, or what went; and what stays."""
+    kinds: dict[str, list[int]] = {}
+    for path, size_bytes in found.objects.items():
+        kinds.setdefault(path.partition("/")[0], []).append(size_bytes)
+    right = ("objects", "size")
+    shown = table("what", *right, right=right)
+    for kind, sizes in kinds.items():
+        shown.add_row(kind, str(len(sizes)), size(sum(sizes)))
+    if planned:
+        out.print(shown)
+    done = "would be deleted from" if planned else "deleted from"
+    total = size(sum(found.objects.values()))
+    tell(f"{found.sweep}: {len(found.objects)} objects, {total}, {done} {found.storage}.")
+    if found.kept_trials:
+        tell(f"{len(found.kept_trials)} of its trials stay, because other sweeps use them.")
+    if not found.alone:
+        tell("Small results that do not say whose they are stay, for the other sweeps there.")
 
 
 def _short(path: str) -> str:

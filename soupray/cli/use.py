@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from soupray.cli.options import home_option, json_option
+from soupray.cli.options import (
+    home_option,
+    json_option,
+    what_argument,
+)
 
 if TYPE_CHECKING:
     from soupray.inference.predict import Predicted
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("what")
+@what_argument
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @home_option
 @click.option(
@@ -122,7 +126,7 @@ def _say(done: Predicted, model: str, output: Path | None) -> None:
 
 
 @click.command()
-@click.argument("what")
+@what_argument
 @home_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option(
@@ -156,7 +160,8 @@ def serve(
     soupray serve digits@champion
     soupray serve digits:ensemble --port 8080 --replicas 2
     curl -F image=@5.png -F image=@7.png http://127.0.0.1:8000/predict
-    curl -H 'Content-Type: image/png' --data-binary @7.png http://127.0.0.1:8000/predict
+    curl --data-binary @7.png -H 'Content-Type: image/png' \\
+        http://127.0.0.1:8000/predict
     """
     from soupray.cli.console import say, tell
     from soupray.inference.serve import Arguments, served

@@ -56,6 +56,10 @@ def one_line(said: object) -> str:
     return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} ..."
 
 
+TRIAL_FAILED = "soupray: trial {} failed"
+"""The line that a worker prints before the traceback of a trial; `soupray logs` looks for it."""
+
+
 class SouprayError(Exception):
     """Base class of all errors that soupray raises on purpose."""
 

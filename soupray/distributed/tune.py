@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -23,7 +25,7 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from soupray.core.errors import ConfigError, RayLost, TrialError
+from soupray.core.errors import TRIAL_FAILED, ConfigError, RayLost, TrialError, mask
 from soupray.core.imports import importing
 from soupray.core.records import EpochRecord, Ingredient, Trial, decode, encode
 from soupray.distributed.cluster import Vigil, at_a_time
@@ -109,6 +111,9 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
         except StopIteration as end:
             return {"complete": isinstance(end.value, Ingredient), "done": True}
         except Exception as error:  # noqa: BLE001 - whatever it is would come again in a retry
+            # Into the log of this worker, where `soupray logs` looks.
+            first = TRIAL_FAILED.format(self._trial.key)
+            sys.stderr.write(f"{first}\n{mask(traceback.format_exc())}")
             told = (str(error) or "no message").splitlines()[0][:500]
             return {"failed": f"{type(error).__name__}: {told}", "done": True}
 

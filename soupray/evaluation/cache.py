@@ -154,12 +154,33 @@ class EvaluationCache:
         Estimated BatchNorm statistics depend on the training data. A single model as trained has
         its own statistics, so that its results are found for any training data.
         """
-        train = () if as_trained(candidate) else (self._train.digest,)
-        return (candidate.digest, split, *train)
+        return result_key(candidate, split, self._train.digest)
 
     def path(self, folder: layout.Results, *parts: object) -> str:
         """The object of a result that depends on `parts`, the setting and the version."""
-        return layout.result(folder, digest([*parts, self._setting, EVALUATION_VERSION])[:32])
+        return result_path(folder, self._setting, *parts)
+
+
+def result_key(candidate: WeightCandidate, split: str, train: str) -> tuple[str, ...]:
+    """See `EvaluationCache.key`.
+
+    Args:
+        candidate: the model.
+        split: digest of the split.
+        train: digest of the training data.
+    """
+    return (candidate.digest, split, *(() if as_trained(candidate) else (train,)))
+
+
+def result_path(folder: layout.Results, setting: Setting, *parts: object) -> str:
+    """See `EvaluationCache.path`.
+
+    Args:
+        folder: the kind of the record.
+        setting: how the model is evaluated.
+        *parts: what else the result depends on.
+    """
+    return layout.result(folder, digest([*parts, setting, EVALUATION_VERSION])[:32])
 
 
 @functools.cache

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
+from soupray.core.errors import ConfigError
 from soupray.core.ports import Task
 from soupray.core.records import Record
 from soupray.data.cache import PlannedClass, planned
@@ -17,8 +20,17 @@ from soupray.recipes.starts import LINES
 from soupray.search.plan import plan
 from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.spec.task import ProbeInit, TrainedInit, TransformersSpec
-from soupray.tasks import task_of
+from soupray.spec.task import (
+    FileInit,
+    OpenClipSpec,
+    ProbeInit,
+    TimmSpec,
+    TrainedInit,
+    TransformersSpec,
+)
+from soupray.tasks import file_digests, task_of
+from soupray.tasks.files import clip_folder, local_path
+from soupray.tasks.foreign import load_foreign
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +73,90 @@ def inputs_of(spec: SweepSpec, task: Task) -> Inputs | None:
     )
 
 
+class WeightFile(Record, frozen=True, kw_only=True):
+    """A file of weights that a spec names: where, path, bytes and SHA-256 (hex)."""
+
+    field: str
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".pkl")
+"""Endings of files of weights."""
+
+
+def weight_files(spec: SweepSpec) -> tuple[WeightFile, ...]:
+    """Return the local files of weights that a spec names, after they were read.
+
+    Args:
+        spec: the sweep.
+
+    Raises:
+        ConfigError: a file is missing or cannot be read.
+        CheckpointError: a file that soupray itself reads holds no weights.
+    """
+    named: list[tuple[str, Path]] = []
+    task = spec.task
+    if not isinstance(task, TransformersSpec) and task.pretrained:
+        path = local_path(task.pretrained)
+        named += [("task.pretrained", path)] if path.is_file() else []
+        if not path.is_file() and path.suffix in ENDINGS:
+            raise ConfigError(
+                f"task.pretrained = {task.pretrained!r}: there is no file {path}. Correct the "
+                "path, or name a tag of the library."
+            )
+    folder = clip_folder(task.model) if isinstance(task, OpenClipSpec) else local_path(task.model)
+    if folder is not None and not isinstance(task, TimmSpec):
+        named += [("task.model", path) for path in _weights_in(folder)]
+    if isinstance(spec.init, FileInit):
+        path = local_path(spec.init.file)
+        file_digests(spec.init.file)  # raises ConfigError if it is missing
+        named += [("init.file", one) for one in (_weights_in(path) if path.is_dir() else [path])]
+        load_foreign(path)
+    for field, path in named:
+        if field == "task.pretrained" and isinstance(task, TimmSpec):
+            load_foreign(path)
+    return tuple(_weight_file(field, path) for field, path in named)
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in there if path.suffix in ENDINGS and path.is_file())
+
+
+def _weight_file(field: str, path: Path) -> WeightFile:
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
+    except OSError as error:
+        raise ConfigError(f"{field}: {path} cannot be read: {error.strerror}.") from error
+    return WeightFile(field=field, path=str(path), size_bytes=size, sha256=sha256)
+
+
+def _size_notes(inputs: Inputs | None) -> tuple[str, ...]:
+    """Return what is to be said where `data.size` is not the size that the model reads."""
+    if inputs is None or inputs.decoded is None:
+        return ()
+    height, width = inputs.size
+    if (inputs.decoded, inputs.decoded) == (height, width):
+        return ()
+    how = "enlarged" if inputs.decoded < height else "made smaller"
+    return (
+        f"data.size = {inputs.decoded}, but the model reads {height} x {width} pixels: every image "
+        f"is decoded to one size and then {how}. Write data.size: {height}, or leave it out",
+    )
+
+
 class DryRun(Record, frozen=True, kw_only=True):
     """The cost of a sweep and its soups, in samples (forward passes) and bytes.
 
     `soup_train_samples` are forward passes of training samples: those that recipes need, and those
     for estimated BatchNorm statistics. The statistics of each model are counted once; if several
     actors evaluate a model at the same time, each one estimates them. `classes` has the name that
-    the data give to each class, `inputs` the preprocessing of images; `notes` say what of the data
-    is left out.
+    the data give to each class, `inputs` the preprocessing of images, `weights` the local files of
+    weights; `notes` say what of the data is left out, and what is resized twice.
     """
 
     trials: int
@@ -83,18 +171,23 @@ class DryRun(Record, frozen=True, kw_only=True):
     classes: list[PlannedClass]
     inputs: Inputs | None
     notes: tuple[str, ...]
+    weights: tuple[WeightFile, ...] = ()
 
 
 def dry_run(spec: SweepSpec) -> DryRun:
     """Estimate the cost of a sweep and its soups.
 
-    The data are listed and the model is built on this machine; nothing is decoded or stored.
+    The data are listed, the files of weights are read and the model is built on this machine;
+    nothing is decoded or stored. Raises ConfigError, CheckpointError.
     """
+    files = weight_files(spec)
     sizes, classes, notes = planned(spec)
-    for note in notes:
-        log.warning(f"{note}.")
     size = {name: count for name, _, count in sizes}
     task = task_of(spec.task)
+    inputs = inputs_of(spec, task)
+    notes += _size_notes(inputs)
+    for note in notes:
+        log.warning(f"{note}.")
     model = task.model()
     state = model.state_dict()
     weights = sum(t.numel() * t.element_size() for t in state.values())
@@ -129,6 +222,7 @@ def dry_run(spec: SweepSpec) -> DryRun:
         + models * reported * row
         + features,
         classes=classes,
-        inputs=inputs_of(spec, task),
+        inputs=inputs,
         notes=notes,
+        weights=files,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -61,7 +61,7 @@ def find_garbage(store: Store, spec: SweepSpec, older_than_s: float) -> list[Gar
     old = [e for e in store.entries("") if e[2] <= before and layout.is_ours(e[0])]
     files = [e for e in old if e[0].startswith((f"{layout.WEIGHTS}/", f"{layout.BLOBS}/"))]
     states = [e for e in old if e[0].startswith(f"{layout.RESUME}/")]
-    named = _named(store) if files else set()
+    named = named_files(store) if files else set()
     found = [
         Garbage(
             path=path, size_bytes=size, why=f"no record names these {_WHAT[path.split('/')[0]]}"
@@ -110,11 +110,15 @@ _NAMING: dict[str, Any] = {
 record of another program would name nothing."""
 
 
-def _named(store: Store) -> set[str]:
+def named_files(store: Store, but: Collection[str] = ()) -> set[str]:
     """Return every SHA-256 in every record of the store.
 
     Objects of other programs are named in the log. Digests in them count as well: they may be
     copies of our records.
+
+    Args:
+        store: the store.
+        but: paths of records that do not count, because they will be deleted.
 
     Raises:
         CheckpointError: a record of soupray cannot be read, or names a file that is not there.
@@ -136,7 +140,8 @@ def _named(store: Store) -> set[str]:
         wanted.update(dict.fromkeys(_files_of(record), path))
         return _found(lambda: encode(record))
 
-    records = [p for p in store.list("") if p.endswith(".json") and not p.startswith("resume/")]
+    listed = [p for p in store.list("") if p.endswith(".json") and not p.startswith("resume/")]
+    records = [p for p in listed if p not in but]
     with ThreadPoolExecutor(16) as threads:
         named = set[str]().union(*threads.map(digests, records))
     # Listed last: a file is written before the record that names it.
@@ -152,8 +157,8 @@ def _named(store: Store) -> set[str]:
     if damaged:
         raise CheckpointError(
             f"nothing is deleted from {store.url}, because {len(damaged)} records cannot be read "
-            "or name no file: nobody knows what they named. Restore or delete them, then run gc "
-            "again."
+            "or name no file: nobody knows what they named. Restore or delete them, then run the "
+            "same command again."
         )
     return named
 

@@ -41,6 +41,7 @@ class TrialRow(Record, frozen=True, kw_only=True):
 
     Attributes:
         key: of the trial.
+        index: its number in the sweep, from 0; None if the scheduler stopped it.
         state: `complete`, `imported`, `diverged`, `stopped` or `missing`.
         hparams: its hyperparameters.
         accuracy: on held-out data; None if the trial is not complete.
@@ -52,6 +53,7 @@ class TrialRow(Record, frozen=True, kw_only=True):
     """
 
     key: str
+    index: int | None = None
     state: Literal["complete", "imported", "diverged", "stopped", "missing"]
     hparams: dict[str, float | int | str]
     accuracy: float | None = None
@@ -113,6 +115,7 @@ def list_trials(spec: SweepSpec, home: Path, sort: str | None = None) -> list[Tr
     rows += [
         TrialRow(
             key=t.trial.key,
+            index=t.trial.index,
             state="diverged",
             hparams=t.trial.hparams,
             seconds=t.finished - t.started,
@@ -120,7 +123,10 @@ def list_trials(spec: SweepSpec, home: Path, sort: str | None = None) -> list[Tr
         )
         for t in state.diverged
     ]
-    rows += [TrialRow(key=t.key, state="missing", hparams=t.hparams) for t in state.missing]
+    rows += [
+        TrialRow(key=t.key, index=t.index, state="missing", hparams=t.hparams)
+        for t in state.missing
+    ]
     rows += [TrialRow(key=key, state="stopped", hparams={}) for key in sorted(state.stopped)]
     return rows if sort is None else _sorted(rows, sort)
 
@@ -128,6 +134,7 @@ def list_trials(spec: SweepSpec, home: Path, sort: str | None = None) -> list[Tr
 def _complete(one: Ingredient, imported: bool, shares: dict[str, float] | None) -> TrialRow:
     return TrialRow(
         key=one.trial.key,
+        index=one.trial.index,
         state="imported" if imported else "complete",
         hparams=one.trial.hparams,
         accuracy=one.held_out.accuracy,

@@ -14,10 +14,9 @@ from soupray.core.errors import NotFound
 from soupray.core.names import plain, slug
 from soupray.core.ports import UNKNOWN, Origin
 from soupray.core.records import Basis, Ingredient, encode_pretty
-from soupray.reporting.history import SoupRun, soup_runs, stored_leaderboard
+from soupray.reporting.history import SoupRun, recipe_name, soup_runs, stored_leaderboard
 from soupray.reporting.ranking import Entry, Measured
 from soupray.reporting.recipe_file import RecipeFile, spec_of
-from soupray.reporting.results import recipe_name
 from soupray.search.state import find_state
 from soupray.services.place import find_place
 from soupray.spec.sweep_spec import SweepSpec

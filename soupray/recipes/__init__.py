@@ -6,6 +6,7 @@ recipes. It has no access to weights, test data or the store.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,7 +65,9 @@ def check_recipes(recipes: Wanted, source: str) -> None:
     for name, options in recipes.items():
         if name not in BY_NAME:
             known = ", ".join(BY_NAME)
-            raise ConfigError(f"{source}: unknown recipe {name!r}. Known recipes: {known}.")
+            close = difflib.get_close_matches(name, BY_NAME, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{source}: unknown recipe {name!r}. Known recipes: {known}.{hint}")
         BY_NAME[name].read(options, source)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from soupray.core.errors import NotFound
+from soupray.core.names import slug
 from soupray.core.records import Basis, Record
 from soupray.recipes import Wanted
 from soupray.reporting.ranking import Champion, Entry
@@ -17,7 +18,7 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import Store, find_record, list_ours, read_record
 
-LEADERBOARD, RUN = "leaderboard.json", "run.json"
+LEADERBOARD, RUN, RUNS = "leaderboard.json", "run.json", "runs.json"
 
 SHORT = 8
 """Number of characters of a run's key that a message lists."""
@@ -69,6 +70,11 @@ def stored_leaderboard(
     if basis is None or entries is None:
         raise NotFound(f"no leaderboard of {spec.name} in {store.url}: run `soupray soup` first.")
     return entries, basis, find_record(store, f"{folder}/{RUN}", SoupRun)
+
+
+def recipe_name(entry: str) -> str:
+    """Return the name of the recipe file of an entry."""
+    return f"{slug(entry)}.recipe.json"
 
 
 def soup_runs(store: Store, spec: SweepSpec) -> list[SoupRun]:

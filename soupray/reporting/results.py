@@ -22,11 +22,21 @@ from soupray.core.records import (
     encode_pretty,
 )
 from soupray.recipes import Wanted
-from soupray.reporting.history import LEADERBOARD, RUN, SoupRun, soup_runs, whole_key
+from soupray.reporting.details import DETAILS, Details
+from soupray.reporting.history import (
+    LEADERBOARD,
+    RUN,
+    RUNS,
+    SoupRun,
+    recipe_name,
+    soup_runs,
+    whole_key,
+)
 from soupray.reporting.model_folder import deployable
 from soupray.reporting.plots import draw_all
 from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_model
 from soupray.reporting.recipe_file import Foreign, RecipeFile
+from soupray.reporting.report import ReportedBoard, render
 from soupray.reporting.runs import Board, entry_key, entry_run, sweep_run, trial_run
 from soupray.reporting.tracker import open_tracker
 from soupray.search.state import find_state
@@ -39,9 +49,9 @@ from soupray.store.objects import Store, find_record, list_ours, read_record, re
 
 log = logging.getLogger(__name__)
 
-RUNS = "runs.json"
 CHAMPION = "champion.json"
-SHOWN = (LEADERBOARD, "leaderboard.csv", "robustness.png", "greedy_trace.png")
+REPORT = "report.html"
+SHOWN = (REPORT, LEADERBOARD, "leaderboard.csv", "robustness.png", "greedy_trace.png")
 """Files that the tracker shows with the run of the sweep."""
 
 
@@ -60,6 +70,7 @@ class SoupResult(NamedTuple):
     basis: Basis
     reported: dict[tuple[Candidate, str], Scores]
     champion: Champion
+    details: Details
     weights: CheckpointRef | None
     digests: dict[str, str]
     statistics: dict[str, BlobRef]
@@ -90,14 +101,14 @@ def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Pat
         RUNS: encode(tracked_runs(result, spec)),
         CHAMPION: encode(_registered(result, spec)),
         RUN: encode_pretty(_made(result)),
+        DETAILS: encode(result.details),
+        REPORT: render(_board(result, spec)).encode(),
     }
     for outcome in result.outcomes:
         files[recipe_name(outcome.name)] = encode_pretty(_recipe(outcome, result, spec))
     for name, data in files.items():
         atomic_write(output / name, data)
-    world = (result.pool, result.basis)
-    taken = result.champion.name
-    drawn = draw_all(output, taken, result.outcomes, world, result.reported)
+    drawn = draw_all(output, result.details.robustness, result.details.greedy)
     store = result.services.place.open_store()
     for name in (*files, *drawn):
         data = (output / name).read_bytes()
@@ -108,7 +119,7 @@ def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Pat
             store.delete(old)
     remove_stale(output, earlier, {*files, *drawn})
     pictures = [path for path in drawn.values() if path.suffix == ".png"]
-    shown = [output / LEADERBOARD, output / "leaderboard.csv", *pictures]
+    shown = [*(output / name for name in (REPORT, LEADERBOARD, "leaderboard.csv")), *pictures]
     if result.weights is not None:
         place, name = result.services.place, result.champion.name
         shown.append(_copy_weights(place, result.weights.sha256, name, output))
@@ -300,6 +311,10 @@ def publish_soup(result: SoupResult, spec: SweepSpec, home: Path, files: list[Pa
     tracker.register(_registered(result, spec), model)
 
 
+def _board(result: SoupResult, spec: SweepSpec) -> ReportedBoard:
+    return ReportedBoard(spec, result.entries, result.basis, _made(result), result.details)
+
+
 def _made(result: SoupResult) -> SoupRun:
     return SoupRun(
         key=result.key,
@@ -330,11 +345,6 @@ def _registered(result: SoupResult, spec: SweepSpec) -> Registered:
 def name_of(key: str) -> str:
     """Return the name of the entry with this key in the tracker."""
     return key.rpartition("/")[2]
-
-
-def recipe_name(entry: str) -> str:
-    """Return the name of the recipe file of an entry."""
-    return f"{slug(entry)}.recipe.json"
 
 
 def _index(tracker: Tracker, runs: list[TrackedRun]) -> None:

@@ -9,12 +9,13 @@ from msgspec import structs
 from soupray.core.candidates import mean_of, soups_of_one
 from soupray.core.errors import EvaluationError, IncompatibleWeights
 from soupray.core.progress import Progress, Show
-from soupray.core.records import pool_of
+from soupray.core.records import encode, pool_of
 from soupray.core.requests import Defect, Gram, Health
 from soupray.maths.geometry import total_gram
 from soupray.soup.findings import Facts, Finding, Midpoint, Report, judge, report_on, sampled_pairs
 from soupray.soup.session import Session, open_session, watched
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.store import layout
 
 AT_A_TIME = 8
 """Number of checkpoints that are read between two updates of the progress line."""
@@ -32,7 +33,7 @@ def run_check(
     """Check the weights of the pool of `spec`, and the mean of some pairs of ingredients.
 
     Only held-out data are used. Nothing is dropped or changed. Evaluations are stored, so `soupray
-    soup` does not repeat them.
+    soup` does not repeat them, and the report is stored for `soupray show`.
 
     Args:
         spec: the sweep whose trials are the pool.
@@ -58,7 +59,9 @@ def run_check(
                 facts = structs.replace(measure_weights(session), as_trained=best)
             facts = measure_midpoints(session, facts, (pairs, spec.seed))
         pool = session.pool
-    return report_on(pool, structs.replace(facts, diverged=session.diverged))
+        report = report_on(pool, structs.replace(facts, diverged=session.diverged))
+        session.store.put(layout.check(spec.name), encode(report))  # `soupray show` reads it
+    return report
 
 
 def measure_weights(session: Session) -> Facts:

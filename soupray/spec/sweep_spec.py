@@ -21,12 +21,13 @@ from soupray.recipes import check_recipes
 from soupray.recipes.recipe import Option
 from soupray.spec.class_names import resolved
 from soupray.spec.data import DataSpec
+from soupray.spec.examples import example_of
 from soupray.spec.files import read_text
 from soupray.spec.libraries import Memory
 from soupray.spec.preprocessing import with_preprocessing
 from soupray.spec.space import IMAGE_ONLY, Count, NonNegative, Search, SpecModel, refuse
 from soupray.spec.task import Init, TaskSpec, TrainedInit
-from soupray.spec.yaml import line_in, parse_yaml
+from soupray.spec.yaml import find_key, parse_yaml
 
 NAME_LENGTH = 63
 NAME_PATTERN = rf"[a-z0-9][a-z0-9_-]{{0,{NAME_LENGTH - 1}}}"
@@ -371,14 +372,16 @@ def parse_data(data: dict[str, Any], source: str, text: str | None = None) -> Sw
         spec = SweepSpec.model_validate_json(json.dumps(data, default=str))
     except pydantic.ValidationError as error:
         raise ConfigError(explain(error, source, SweepSpec, text)) from error
-    check_recipes(spec.recipes, f"{source}: recipes")
+    for name, options in spec.recipes.items():
+        at = None if text is None else find_key(text, ("recipes", name))
+        check_recipes({name: options}, f"{source}: {'' if at is None else f'{at}: '}recipes")
     return spec
 
 
 def explain(
     error: pydantic.ValidationError, source: str, root: type[SpecModel], text: str | None = None
 ) -> str:
-    """Return one message for all mistakes, each with its line.
+    """Return one message for all mistakes, each with its line and column.
 
     Args:
         error: the errors.
@@ -389,9 +392,9 @@ def explain(
     found = _mistakes(error, root)
     said = []
     for place, mistake in found.items():
-        line = None if text is None else line_in(text, place)
+        at = None if text is None else find_key(text, place)
         words = _explained(place, mistake, root)
-        said.append(((line or 0), words if line is None else f"line {line}: {words}"))
+        said.append((at or (0, 0), words if at is None else f"{at}: {words}"))
     if len(said) == 1:
         return f"{source}: {said[0][1]}"
     lines = [words for _, words in sorted(said, key=lambda one: one[0])]
@@ -437,21 +440,36 @@ def _explained(place: Place, mistake: Any, root: type[SpecModel]) -> str:
     where = one_line(".".join(map(str, place))) or "(top level)"
     if mistake["type"] == "extra_forbidden":
         allowed = _fields_at(list(mistake["loc"][:-1]), root)
-        close = difflib.get_close_matches(str(place[-1]), allowed, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        return f"{where}: unknown key.{hint} Allowed: {', '.join(allowed)}."
+        hint, example = _hint(place, allowed, root)
+        return f"{where}: unknown key.{hint} Allowed: {', '.join(allowed)}.{example}"
+    write = example_of(place)
     if mistake["type"] == "missing":
-        return f"{where}: required, but not given."
+        return f"{where}: required, but not given.{f' For example: {write}.' if write else ''}"
     value = mistake["input"] if not isinstance(mistake["input"], dict) else "this mapping"
     message = mistake["msg"].removeprefix("Value error, ")
     if not message.isprintable():  # it repeats a value
         message = one_line(message)
     shown = mask(repr(value))
     shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]} ..."
-    example = ""
+    example = f" For example: {write}." if write else ""
     if place[:2] == ("search", "space") and isinstance(value, list):
         example = f" Write {place[-1]}: {{log_uniform: {shown}}}, or uniform, integer, choice."
     return f"{where}: {shown} is not allowed: {message}.{example}"
+
+
+def _hint(place: Place, allowed: list[str], root: type[SpecModel]) -> tuple[str, str]:
+    """Return what an unknown key may mean, and an example of that.
+
+    It may be a key that is near, or one that belongs elsewhere.
+    """
+    key = str(place[-1])
+    if close := difflib.get_close_matches(key, allowed, n=1):
+        example = example_of((*place[:-1], close[0]))
+        return f" Did you mean {close[0]!r}?", f" For example: {example}." if example else ""
+    for home in ("search.space", "search", "training", "resources", "data", "task"):
+        if key in _fields_at(list(home.split(".")), root):
+            return f" It belongs into {home}.", ""
+    return "", ""
 
 
 def _fields_at(loc: list[int | str], root: type[SpecModel]) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -131,15 +131,30 @@ def parse_yaml(text: str, source: str) -> Any:
     return documents[0] if documents else None
 
 
-def line_in(text: str, place: Sequence[int | str]) -> int | None:
-    """Return the line of a key, or of the innermost key of its place that is there.
+class At(NamedTuple):
+    """A place in a text; both are counted from 1."""
+
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        """Return the place in words."""
+        return f"line {self.line}, column {self.column}"
+
+
+def _at(mark: yaml.Mark) -> At:
+    return At(mark.line + 1, mark.column + 1)
+
+
+def find_key(text: str, place: Sequence[int | str]) -> At | None:
+    """Return where a key is, or the innermost key of its place that is there.
 
     Args:
         text: one YAML document that `parse_yaml` can read.
         place: keys and positions in lists that lead to the value.
 
     Returns:
-        The line, from 1; None if not even the first key is there.
+        Line and column; None if not even the first key is there.
     """
     node = yaml.compose(text, _Loader)
     found = None
@@ -153,7 +168,7 @@ def line_in(text: str, place: Sequence[int | str]) -> int | None:
         if inner is None:
             break
         found, node = inner
-    return None if found is None else int(found.start_mark.line) + 1
+    return None if found is None else _at(found.start_mark)
 
 
 def read_yaml(path: Path) -> Any:
@@ -222,5 +237,5 @@ def _in_one_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         said = one_line(", ".join(part for part in (error.context, error.problem) if part))
-        return f"line {mark.line + 1}: {said}" if mark else said
+        return f"{_at(mark)}: {said}" if mark else said
     return one_line(error)

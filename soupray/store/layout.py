@@ -19,6 +19,8 @@
     sweeps/<name>/specs/<digest>.json           the spec, as plain data
     sweeps/<name>/lease.json                    LeaseRecord: the driver of the sweep
     sweeps/<name>/progress.json                 Heartbeat: what the driver runs now
+    sweeps/<name>/stop.json                     StopRequest: somebody asked the driver to stop
+    sweeps/<name>/check.json                    Report: what `soupray check` found last
     sweeps/<name>/asked/<search>/<index>.json   Suggested: a trial that the sampler suggested
     sweeps/<name>/stopped/<search>/<trial>.json Stopped: a trial that the scheduler stopped
     sweeps/<name>/choices/<key>.json            Choices: what the recipes chose; never changed
@@ -28,11 +30,11 @@
 
     doctor/<id>                                 written, read and deleted by `soupray doctor`
 
-`lease.json`, `progress.json`, and the files in `resume/`, `results/` and `leaderboards/` are
-overwritten. Files in `weights/` and `blobs/` may be written again with the same bytes. Every other
-object is written once and never overwritten. A file of arrays is written before the record that
-names it. `<key>`, `<basis>` and `<search>` are digests of all inputs of the object. Only
-`soupray gc` deletes objects of other processes.
+`lease.json`, `progress.json`, `stop.json`, `check.json`, and the files in `resume/`, `results/` and
+`leaderboards/` are overwritten. Files in `weights/` and `blobs/` may be written again with the same
+bytes. Every other object is written once and never overwritten. A file of arrays is written before
+the record that names it. `<key>`, `<basis>` and `<search>` are digests of all inputs of the object.
+Only `soupray gc` and `soupray delete` delete objects of other processes.
 """
 
 from __future__ import annotations
@@ -124,6 +126,16 @@ def heartbeat(sweep: str) -> str:
     return joined(SWEEPS, sweep, "progress.json")
 
 
+def stop_request(sweep: str) -> str:
+    """Return the path of the request to the driver of `sweep` to stop."""
+    return joined(SWEEPS, sweep, "stop.json")
+
+
+def check(sweep: str) -> str:
+    """Return the path of what the last check of the trials of `sweep` found."""
+    return joined(SWEEPS, sweep, "check.json")
+
+
 def suggestions(sweep: str, search: str) -> str:
     """Return the folder of the trials that a sampler suggested.
 
@@ -197,9 +209,9 @@ _OURS = re.compile(
     rf"|imports/{_HEX}{{32}}/{_HEX}{{16}}\.json"
     rf"|{RESUME}/{_HEX}{{16}}/([0-9]+\.safetensors|state\.json)"
     rf"|(evaluations|decisions|answers|statistics|soups)/{_HEX}{{32}}\.json"
-    rf"|{SWEEPS}/{_SWEEP}/(lease|progress|specs/{_HEX}{{64}}|(choices|diagnoses)/{_HEX}{{32}}"
+    rf"|{SWEEPS}/{_SWEEP}/(lease|progress|stop|check|specs/{_HEX}{{64}}|(choices|diagnoses)/{_HEX}{{32}}"
     rf"|asked/{_HEX}{{16}}/[0-9]{{5,}}|stopped/{_HEX}{{16}}/{_HEX}{{16}})\.json"
-    rf"|{SWEEPS}/{_SWEEP}/(results|leaderboards/{_HEX}{{32}})/[a-z0-9_]+(\.recipe)?\.(json|csv|png|svg)"
+    rf"|{SWEEPS}/{_SWEEP}/(results|leaderboards/{_HEX}{{32}})/[a-z0-9_]+(\.recipe)?\.(json|csv|png|svg|html)"
 )
 """The paths of all objects that are listed at the top of this module, but of `doctor/`."""
 

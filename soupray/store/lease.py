@@ -1,7 +1,9 @@
 """Allow one driver per sweep: the driver renews a lease object in the store while it runs.
 
 With every renewal the driver also overwrites its heartbeat, an object beside the lease that says
-what runs now. A heartbeat is valid only while the lease of its writer is valid.
+what runs now. A heartbeat is valid only while the lease of its writer is valid. Whoever wants the
+driver to stop writes a request beside it, which the driver reads with every heartbeat: the two need
+no network between them, only the store.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from soupray.core.errors import AlreadyExists, NotFound, StoreError
+from soupray.core.errors import AlreadyExists, CheckpointError, NotFound, StoreError
 from soupray.core.records import Record, decode, encode
 from soupray.store import layout
 from soupray.store.objects import Store, find_record, retry_once
@@ -47,6 +49,11 @@ def this_process() -> str:
     """Return a string that identifies this process: boot, PID namespace, PID, start time."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{os.getpid()}/{_started(os.getpid())}"
+
+
+def _this_driver() -> str:
+    """Return how messages name this process."""
+    return f"{socket.gethostname()}, pid {os.getpid()}"
 
 
 def is_dead(process: str) -> bool:
@@ -98,7 +105,7 @@ class Lease:
         self._store, self._path, self._term = store, path, term_s
         self.holder = uuid.uuid4().hex
         self._beat: Callable[[], None] = lambda: None
-        self._who = f"{socket.gethostname()}, pid {os.getpid()}"
+        self._who = _this_driver()
         self._stop = threading.Event()
         self._over = threading.Event()
         self.taken_by: str | None = None
@@ -299,6 +306,42 @@ def write_heartbeat(store: Store, sweep: str, holder: str, beat: Beat) -> None:
     """
     made = Heartbeat(holder=holder, written=time.time(), beat=beat)
     store.put(layout.heartbeat(sweep), encode(made))
+
+
+class StopRequest(Record, frozen=True, kw_only=True):
+    """Asks the holder of the lease to stop. `who` asked, `asked` is in seconds since the epoch."""
+
+    holder: str
+    who: str
+    asked: float
+
+
+def ask_to_stop(store: Store, sweep: str, holder: str) -> None:
+    """Ask the driver of `sweep` to stop at its next heartbeat.
+
+    Args:
+        store: the store of the sweep.
+        sweep: name of the sweep.
+        holder: identity of the lease's holder; a later driver is not asked.
+
+    Raises:
+        StoreError: the store cannot be reached.
+    """
+    made = StopRequest(holder=holder, who=_this_driver(), asked=time.time())
+    store.put(layout.stop_request(sweep), encode(made))
+
+
+def find_stop_request(store: Store, sweep: str, holder: str) -> StopRequest | None:
+    """Return the request to this holder of the lease of `sweep`, or None. Raises StoreError.
+
+    A request that cannot be read counts as none: `soupray stop` writes it again.
+    """
+    try:
+        found: StopRequest | None = find_record(store, layout.stop_request(sweep), StopRequest)
+    except CheckpointError as error:
+        log.warning(f"is this a request to stop? {error}")
+        return None
+    return found if found is not None and found.holder == holder else None
 
 
 def find_driver(store: Store, sweep: str) -> Driver | None:

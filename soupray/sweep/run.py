@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from soupray.core.errors import NotFound, RayLost, TrialError
+from soupray.core.errors import NotFound, RayLost, StoreError, TrialError
 from soupray.core.progress import Show
 from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
 from soupray.search.history import Stopped, create_stopped
@@ -16,7 +17,7 @@ from soupray.services.home import remember_spec
 from soupray.services.place import Place, Services, start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
-from soupray.store.lease import Lease, write_heartbeat
+from soupray.store.lease import Lease, find_stop_request, write_heartbeat
 from soupray.store.manifests import find_manifest
 from soupray.store.objects import Store, check_bucket, create_record
 from soupray.sweep.indexer import Indexer
@@ -32,7 +33,8 @@ class SweepReport(Record, frozen=True, kw_only=True):
     """How a sweep ended: numbers of trials, errors, and the duration in seconds.
 
     `failed` maps the key of a trial to the reason; another run repeats these trials, with success
-    if the reason was outside the trial (`soupray.sweep.progress.may_pass`).
+    if the reason was outside the trial (`soupray.sweep.progress.may_pass`). `stopped_by`: who asked
+    the sweep to stop.
     """
 
     sweep: str
@@ -45,6 +47,7 @@ class SweepReport(Record, frozen=True, kw_only=True):
     unfinished: int
     seconds: float
     storage: str
+    stopped_by: str | None = None
 
 
 def run_sweep(
@@ -111,6 +114,7 @@ def _report(
         unfinished=before.to_train - done,
         seconds=seconds,
         storage=services.place.storage,
+        stopped_by=progress.stopped_by,
     )
 
 
@@ -129,17 +133,38 @@ def _train(
             raise NotFound(f"{layout.manifest(key)} is not in {store.url}.")
         return manifest
 
-    indexer = Indexer(spec, services, read)
+    lease, show = held
+    progress = SweepProgress(state.missing, read, lambda key: indexer.add(key), show)
+    indexer = Indexer(spec, services, read, progress.live)
     for key in state.over:
         indexer.add(key)
-    lease, show = held
-    progress = SweepProgress(state.missing, read, indexer.add, show)
     with indexer:
         if state.to_train:
-            lease.attend(lambda: write_heartbeat(store, spec.name, lease.holder, progress.beat()))
-            with progress:
+            lease.attend(lambda: _beat(store, spec.name, lease, progress))
+            with progress, _last_beat(store, spec.name, lease, progress):
                 _run(spec, services.place, store, state, progress, lease)
     return progress
+
+
+def _beat(store: Store, sweep: str, lease: Lease, progress: SweepProgress) -> None:
+    """Say what runs now, and look whether somebody asked this driver to stop."""
+    write_heartbeat(store, sweep, lease.holder, progress.beat())
+    if progress.stopped_by is None:
+        asked = find_stop_request(store, sweep, lease.holder)
+        if asked is not None:
+            log.info(f"{asked.who} asked this sweep to stop: it ends now.")
+            progress.stopped_by = asked.who
+
+
+@contextmanager
+def _last_beat(store: Store, sweep: str, lease: Lease, progress: SweepProgress) -> Iterator[None]:
+    """Write a heartbeat at the end, with the failures of the last seconds (`soupray logs`)."""
+    try:
+        yield
+    finally:
+        with suppress(StoreError):
+            if not lease.lost:
+                write_heartbeat(store, sweep, lease.holder, progress.beat())
 
 
 def _run(
@@ -159,12 +184,15 @@ def _run(
     def give_up(trial: Trial, last: EpochRecord) -> None:
         create_stopped(store, spec, state.basis, Stopped(trial=trial, last=last))
 
+    def over() -> bool:
+        return lease.lost or progress.stopped_by is not None
+
     for restarts in range(RESTARTS + 1):
         # Trials that are stored, but whose end the driver did not hear, end at once in a new run.
         left = [trial for trial in state.missing if not progress.is_over(trial.key)]
         planned = Planned(left, TpeSearch(store, spec, state.basis) if adaptive else None)
         try:
-            run_trials(spec, place, planned, progress, lambda: lease.lost, give_up)
+            run_trials(spec, place, planned, progress, over, give_up)
         except RayLost:
             if not cluster.session_is_here or restarts == RESTARTS:
                 raise
@@ -208,6 +236,12 @@ def _as_data(spec: SweepSpec) -> dict[str, object]:
 
 def check_report(report: SweepReport) -> None:
     """Raise TrialError if trials failed or did not finish, and say whether to run again."""
+    if report.stopped_by and report.unfinished:
+        raise TrialError(
+            f"{report.stopped_by} asked this sweep to stop (`soupray stop`): {report.unfinished} "
+            f"of {report.trials} trials are not finished. Run the same command again: finished "
+            "trials are kept, and the others go on from their saved epochs."
+        )
     if report.failed:
         lasting = {key: why for key, why in report.failed.items() if not may_pass(why)}
         key, reason = next(iter((lasting or report.failed).items()))
