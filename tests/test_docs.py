@@ -133,7 +133,7 @@ def blocks(page: str) -> list[Block]:
 
 def commands(text: str) -> list[str]:
     """The lines of a block of commands, without what explains them."""
-    return [line.partition("  #")[0].strip() for line in text.splitlines() if line.strip()]
+    return [line.partition(" # ")[0].strip() for line in text.splitlines() if line.strip()]
 
 
 @pytest.mark.parametrize("page", GUIDES)
