@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 from conftest import HANG_S, ROOT, inside
 from PIL import Image
+from shared import piece_of
 from sklearn.datasets import load_digits
 
 import soupray
@@ -178,23 +179,11 @@ def test_the_pieces_of_specs_in_the_documents_are_valid(page):
     for block in blocks(page):
         if block.language == "yaml" and not block.text.startswith("garment"):  # a label map
             written = parse_yaml(block.text, page)
-            pieces = piece_of(whole, whole["$defs"])
+            pieces = piece_of(whole)
             if not set(written) & set(whole["properties"]):
                 written = {"data": written}
             errors = jsonschema.Draft7Validator(pieces).iter_errors(written)
             assert [error.message for error in errors] == []
-
-
-def piece_of(node, defs):
-    """A schema for pieces: nothing is needed, and one of several forms is enough."""
-    if isinstance(node, list):
-        return [piece_of(part, defs) for part in node]
-    if not isinstance(node, dict):
-        return node
-    kept = {key: piece_of(part, defs) for key, part in node.items() if key != "required"}
-    if "oneOf" in kept:
-        kept["anyOf"] = kept.pop("oneOf")
-    return kept
 
 
 MADE = ("sweep", "soup", "ui", "down")

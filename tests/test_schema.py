@@ -9,11 +9,13 @@ from urllib.parse import unquote, urlsplit
 import jsonschema
 import pytest
 from conftest import ROOT, inside, mini_text
+from shared import piece_of
 
 from soupray.core.errors import ConfigError
 from soupray.core.hyperparameters import TABLE
 from soupray.operations.first_spec import texts_spec
 from soupray.recipes import BY_NAME
+from soupray.spec.examples import EXAMPLES
 from soupray.spec.schema import FILLED, json_schema, shipped
 from soupray.spec.sweep_spec import load, parse
 from soupray.spec.yaml import parse_yaml
@@ -130,6 +132,16 @@ def test_what_the_program_takes_it_takes(old, new):
     assert old in text
     parse(text.replace(old, new), "it")
     assert wrong(text.replace(old, new)) == []
+
+
+@pytest.mark.parametrize("place", EXAMPLES)
+def test_the_examples_of_the_messages_fit_it(place):
+    whole = json_schema()
+    written = parse_yaml(EXAMPLES[place], place)
+    for key in reversed(place.split(".")):
+        written = {key: written}
+    errors = jsonschema.Draft7Validator(piece_of(whole)).iter_errors(written)
+    assert [error.message for error in errors] == []
 
 
 def test_a_first_spec_names_the_file(tmp_path):
