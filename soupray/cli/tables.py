@@ -90,7 +90,7 @@ def show_compared(both: Comparison) -> None:
 
 
 def show_recipes(as_json: bool) -> None:
-    """The table of recipes, two lines each."""
+    """The list of recipes: what each does, when to use it, its paper and its cost."""
     from soupray.recipes import RECIPES
 
     if as_json:
@@ -98,6 +98,7 @@ def show_recipes(as_json: bool) -> None:
             {
                 "name": r.name,
                 "summary": r.summary,
+                "when": r.when,
                 "paper": r.paper,
                 "cost": r.costs,
                 "uses": r.uses,
@@ -111,6 +112,7 @@ def show_recipes(as_json: bool) -> None:
     for r in RECIPES:
         flag = "" if r.kind == "baseline" else f"--{r.name.replace('_', '-')}"
         headline(r.name, r.summary)
+        out.print(wrapped(f"    {r.when}", " " * 4))
         costs = f"chooses on {r.uses}; costs {r.costs}; inference {r.passes} forward pass(es)"
         for text in (f"{flag or 'always run':<20} {r.paper}", costs):
             out.print(wrapped(f"    {text}", " " * 6), style="dim")
