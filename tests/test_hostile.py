@@ -559,11 +559,11 @@ def test_messages_tables_and_errors_are_printed_without_their_escapes(tmp_path, 
     shown = r"x\x1b]0;owned\x07\x9b2J[red]y[/blue] :smile:"
     logging.getLogger("soupray").handlers.clear()
     grid = console.table("a", hostile)
-    grid.add_row(hostile, hostile)
+    grid.add_row("b", hostile)
     with console.out.capture() as captured:
         console.out.print(grid)
         console.out.print(hostile, style="dim")
-    assert captured.get().count(shown) == 4
+    assert captured.get().count(shown) == 3
     with console.err.capture() as captured:
         console.say(f"{hostile}\nnote: forged")
     assert captured.get() == f"{shown}\n  note: forged\n"

@@ -93,7 +93,7 @@ def test_a_living_driver_says_what_runs_at_which_epoch_and_how_long_it_will_take
         said = inside("status", path, "--home", tmp_path).stdout
         assert "1 of 4 trials done, 1 diverged, 1 running, 1 failed, 1 missing." in said
         assert f"best so far: {trials[0].key}, 90.0 % on 10 held-out samples." in said
-        assert "1 min 30 s left" in said
+        assert "1 min 30 s left" in " ".join(said.split())
         assert f"{trials[2].key} " in said
         assert f"failed: {trials[3].key}: OSError: x" in said
         shown = json.loads(inside("status", path, "--home", tmp_path, "--json").stdout)

@@ -271,8 +271,8 @@ def delete(spec: Path, home: Path, as_json: bool, dry: bool, yes: bool) -> None:
     r"""Delete the sweep of SPEC from its store: trials, weights, soups, leaderboards.
 
     What other sweeps of the store use stays: their trials, data and results, and every ingredient
-    of their entries. The runs in MLflow and the files in results/ stay too. If it is killed, the
-    same command goes on.
+    of their entries. The runs in MLflow and the files in results/ stay too. It is refused while a
+    driver runs the sweep; end a soup of it yourself. If it is killed, the same command goes on.
 
     \b
     soupray delete mine.yaml --dry-run
@@ -288,10 +288,11 @@ def delete(spec: Path, home: Path, as_json: bool, dry: bool, yes: bool) -> None:
     _, loaded = load_named(spec, home)
     store = find_place(loaded, home).open_store()
     deleting.refuse_driver(store, loaded.name)
-    found = deleting.find_removal(store, loaded)
-    if not dry:
+    if dry:
+        found = deleting.find_removal(store, loaded)
+    else:
         if not yes:
-            show_removal(found, planned=True)
+            show_removal(deleting.find_removal(store, loaded), planned=True)
             click.confirm("Delete them? Nothing brings them back.", abort=True, err=True)
         found = deleting.delete(store, loaded, home)
     print_json(found) if as_json else show_removal(found, planned=dry)

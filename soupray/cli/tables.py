@@ -390,14 +390,14 @@ def show_status(found: Status) -> None:
     else:
         lease = f"its lease lasts {duration(found.lease_expires - time.time())} if not renewed"
         left = "" if found.seconds_left is None else f"; {duration(found.seconds_left)} left"
-        out.print(f"driver: {found.driver}, {lease}{left}.")
+        out.print(wrapped(f"driver: {found.driver}, {lease}{left}."))
     if found.running:
         shown = table("running", "epoch", "since", right=("epoch", "since"))
         for one in found.running:
             shown.add_row(one.key, f"{one.epoch}/{one.epochs}", duration(time.time() - one.since))
         out.print(shown)
     for key, reason in found.failed.items():
-        out.print(f"failed: {key}: {plain(reason)}")
+        out.print(wrapped(f"failed: {key}: {plain(reason)}"))
 
 
 def show_garbage(found: list[Garbage], url: str, dry: bool) -> None:
@@ -410,7 +410,7 @@ def show_garbage(found: list[Garbage], url: str, dry: bool) -> None:
         out.print(shown)
     total = size(sum(one.size_bytes for one in found))
     done = "would be deleted from" if dry else "deleted from"
-    out.print(f"{len(found)} objects, {total}, {done} {url}.")
+    tell(f"{len(found)} objects, {total}, {done} {url}.")
 
 
 def show_removal(found: Removal, planned: bool) -> None:

@@ -8,10 +8,10 @@ finds the rest.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,16 +69,17 @@ class _Over(msgspec.Struct):
 class _World(NamedTuple):
     """What is in the store: sizes by path, the bases by key, and the trials that are over.
 
-    `trials` has None for a manifest that is damaged.
+    `folders` has the paths below each folder. `trials` has None for a manifest that is damaged.
     """
 
     store: Store
     sizes: dict[str, int]
+    folders: dict[str, list[str]]
     bases: dict[str, Basis]
     trials: dict[str, _Over | None]
 
     def below(self, folder: str) -> list[str]:
-        return [path for path in self.sizes if path.startswith(f"{folder}/")]
+        return self.folders.get(folder, [])
 
     def states(self, key: str) -> list[str]:
         return self.below(layout.resume_folder(key))
@@ -132,7 +133,8 @@ def find_removal(store: Store, spec: SweepSpec) -> Removal:
     world = _look(store)
     mine = world.below(f"{layout.SWEEPS}/{spec.name}")
     others = {p.split("/")[1] for p in world.below(layout.SWEEPS)} - {spec.name}
-    specs = [spec, *_specs(world, spec.name, strict=False)]
+    stored = _specs(world, spec.name, strict=False)
+    specs = [*{one.digest: one for one in (*stored, spec)}.values()]
     own, theirs = _own(world, specs), _theirs(world, others)
     owned = {k for k in world.trials if k in own.trials or world.sweep(k) == spec.name}
     if not mine and not owned:
@@ -175,8 +177,12 @@ def _late(path: str) -> tuple[bool, bool, str]:
 
 def _look(store: Store) -> _World:
     sizes = {path: size for path, size, _ in store.entries("") if layout.is_ours(path)}
-    bases = {layout.stem(p): p for p in sizes if p.startswith("bases/")}
-    manifests = [p for p in sizes if p.startswith(f"{layout.TRIALS}/")]
+    folders: dict[str, list[str]] = {}
+    for path in sizes:
+        for folder in accumulate(path.split("/")[:-1], "{}/{}".format):
+            folders.setdefault(folder, []).append(path)
+    bases = {layout.stem(path): path for path in folders.get("bases", [])}
+    manifests = folders.get(layout.TRIALS, [])
 
     def read(path: str) -> _Over | None:
         try:
@@ -191,6 +197,7 @@ def _look(store: Store) -> _World:
         return _World(
             store,
             sizes,
+            folders,
             {key: read_record(store, path, Basis) for key, path in bases.items()},
             dict(zip(keys, threads.map(read, manifests), strict=True)),
         )
@@ -218,8 +225,15 @@ def _specs(world: _World, sweep: str, strict: bool) -> list[SweepSpec]:
 
 
 def _own(world: _World, specs: list[SweepSpec]) -> _Claim:
+    """Return what this sweep uses, as far as its records say it still."""
     bases = {key for spec in specs for key in _bases(world, spec) or ()}
-    return _Claim(bases, _planned(world, specs, bases))
+    trials: set[str] = set()
+    for spec in specs:
+        try:
+            trials |= _planned(world, spec, bases)
+        except CheckpointError as error:  # as after a deletion that was killed
+            log.warning(str(error))
+    return _Claim(bases, trials)
 
 
 def _theirs(world: _World, others: Collection[str]) -> _Claim:
@@ -237,7 +251,7 @@ def _theirs(world: _World, others: Collection[str]) -> _Claim:
             found = _bases(world, spec)
             bases = set(world.bases) if found is None else found
             claim.bases.update(bases)
-            claim.trials.update(_planned(world, [spec], bases))
+            claim.trials.update(_planned(world, spec, bases))
     return claim
 
 
@@ -249,13 +263,8 @@ def _bases(world: _World, spec: SweepSpec) -> set[str] | None:
         return None
 
 
-def _planned(world: _World, specs: list[SweepSpec], bases: Collection[str]) -> set[str]:
-    return {
-        trial.key
-        for spec in specs
-        for key in bases
-        for trial in known_trials(world.store, spec, world.bases[key])
-    }
+def _planned(world: _World, spec: SweepSpec, bases: Collection[str]) -> set[str]:
+    return {t.key for key in bases for t in known_trials(world.store, spec, world.bases[key])}
 
 
 def _imported_by_others(world: _World, sweep: str) -> set[str]:
@@ -382,7 +391,7 @@ def delete(store: Store, spec: SweepSpec, home: Path) -> Removal:
 
 def _parts(paths: list[str]) -> Iterator[list[str]]:
     """Yield the paths folder by folder: a part is deleted before the next one begins."""
-    for _, part in itertools.groupby(paths, key=lambda p: (p.split("/")[0], _late(p)[:2])):
+    for _, part in groupby(paths, key=lambda p: (p.split("/")[0], _late(p)[:2])):
         whole = list(part)
         for start in range(0, len(whole), AT_A_TIME):
             yield whole[start : start + AT_A_TIME]
