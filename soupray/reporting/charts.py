@@ -111,8 +111,15 @@ _KINDS = {
     "soup": "#2a9d8f",
     "line": SINGLE,
     "ensemble": "#e9a03b",
+    "plug-in": "#8e5ea2",
 }
 """Colours by the kind of a recipe, and of trials."""
+
+
+def _kind(point: Point) -> str:
+    if point.kind == "ingredient":
+        return "trial"
+    return BY_NAME[point.kind].kind if point.kind in BY_NAME else "plug-in"
 
 
 def _spot(point: Point, numbers: Robustness) -> dict[str, Any]:
@@ -120,7 +127,7 @@ def _spot(point: Point, numbers: Robustness) -> dict[str, Any]:
     below, above = point.shift_interval
     return {
         "name": "trial " + point.name[:8] if point.kind == "ingredient" else point.name,
-        "kind": "trial" if point.kind == "ingredient" else BY_NAME[point.kind].kind,
+        "kind": _kind(point),
         "id": point.id_accuracy,
         "shifts": point.shift_mean,
         "x": logit(point.id_accuracy, numbers.n),
