@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo fashion clipart wordnet lint test soak fuzz gpu down clean
+.PHONY: setup demo fashion clipart wordnet lint test docs soak fuzz gpu down clean
 
 setup: .venv/.installed
 
@@ -86,6 +86,11 @@ lint: setup
 test: lint
 	$(BIN)/pytest -m 'not gpu' -n 4 --dist loadfile
 
+# The documentation, into site/. `.venv/bin/mkdocs serve` shows it while you write.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'Open site/index.html; for the search: $(BIN)/python -m http.server -d site.'
+
 # Over an hour: faults at random times against the real servers. Prints its report.
 soak: setup
 	$(BIN)/python -m benchmarks.soak
@@ -103,4 +108,4 @@ down: setup
 	$(BIN)/soupray down --home $(HOME_DIR)
 
 clean: down
-	rm -rf .venv $(HOME_DIR) results
+	rm -rf .venv $(HOME_DIR) results site

@@ -219,3 +219,15 @@ def blind(pool: Pool) -> HeldOutSelection:
     """A selection that can show its pool, but not score anything."""
     splits = [split("held_out", 10, "held_out"), split("train", 9, "train")]
     return HeldOutSelection(Refusing(), pool, splits)
+
+
+def piece_of(node):
+    """A schema for pieces: nothing is needed, and one of several forms is enough."""
+    if isinstance(node, list):
+        return [piece_of(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    kept = {key: piece_of(part) for key, part in node.items() if key != "required"}
+    if "oneOf" in kept:
+        kept["anyOf"] = kept.pop("oneOf")
+    return kept

@@ -35,7 +35,7 @@ def test_every_command_has_help_and_takes_home_if_it_needs_one():
         shown = CliRunner().invoke(cli, [name, "--help"])
         assert shown.exit_code == 0
         assert command.help
-        assert ("--home" in shown.output) == (name not in ("recipes", "cluster", "init"))
+        assert ("--home" in shown.output) == (name not in ("recipes", "cluster", "init", "schema"))
 
 
 def test_examples_in_help_are_lines_of_their_own():
@@ -58,6 +58,7 @@ def test_the_command_line_is_what_it_was():
         "--ose", "--vrf",
     ]  # fmt: skip
     assert options == {
+        "demo": ["--home"],
         "sweep": ["--address", "--dry-run", "--home", "--json", "--measure"],
         "soup": sorted(
             [
@@ -66,6 +67,7 @@ def test_the_command_line_is_what_it_was():
             ]
         ),
         "recipes": ["--json"],
+        "report": ["--home", "--open", "--output"],
         "rank": ["--all-columns", "--calibrated", "--home", "--json", "--list", "--sort"],
         "sweeps": ["--home", "--json"],
         "trials": ["--home", "--json", "--sort"],
@@ -96,6 +98,7 @@ def test_the_command_line_is_what_it_was():
         "rebuild": ["--home", "--json", "--output"],
         "import": ["--home", "--json"],
         "export": ["--format", "--home", "--json", "--output"],
+        "schema": ["--output"],
         "init": ["--image-folder", "--json", "--model", "--output", "--text-csv"],
         "up": ["--home"],
         "down": ["--home"],
@@ -109,7 +112,7 @@ def test_a_bad_spec_ends_with_status_2_and_one_message(tmp_path):
     spec.write_text(mini_text(**{"threads: 1": "thread: 1"}))
     done = soupray("sweep", spec, "--home", tmp_path / "h", check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {spec}: line 6, column 1: thread: unknown key.")
+    assert done.stderr.startswith(f"error: {spec}: line 7, column 1: thread: unknown key.")
     assert "Traceback" not in done.stderr
     shown = soupray("--debug", "sweep", spec, "--home", tmp_path / "h", check=False)
     assert "Traceback" in shown.stderr

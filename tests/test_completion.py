@@ -1,6 +1,7 @@
 """What the Tab key offers."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -53,10 +54,10 @@ def test_a_model_is_the_champion_of_a_sweep_of_this_home(here, verb):
     assert offered(verb, "--home", str(here), "") == ["deep@champion"]  # the home that is named
 
 
-def test_the_line_of_the_readme_works_in_bash(here):
+def test_the_line_of_the_documents_works_in_bash(here):
     """The function that bash calls at the Tab key fills COMPREPLY."""
-    page = (ROOT / "README.md").read_text()
-    (line,) = [part for part in page.split("`") if part.startswith("eval ")]
+    page = (ROOT / "docs" / "guide" / "use.md").read_text()
+    (line,) = re.findall(r"^eval .+$", page, re.MULTILINE)
     (here / "bin").mkdir()
     program = here / "bin" / "soupray"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m soupray "$@"\n')

@@ -9,16 +9,30 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import jsonschema
 import pytest
 from conftest import HANG_S, ROOT, inside
 from PIL import Image
+from shared import piece_of
 from sklearn.datasets import load_digits
 
 import soupray
-from soupray.core.hyperparameters import TABLE
+from soupray.cli import cli
+from soupray.spec.schema import json_schema
+from soupray.spec.yaml import parse_yaml
 
-PAGES = ["README.md", "CONTRIBUTING.md", "sweeps/README.md", "cluster/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "cluster/README.md"]
+"""Pages whose links lead to files; those of docs/ are checked by `tests/test_site.py`."""
+
+GUIDES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+GUIDES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("[gt]u*/*.md"))
+"""Pages whose commands and snippets are run, unless a title says what they need."""
+
+ON_THE_MAIN_JOB = ["README.md", "docs/guide/use.md", "docs/guide/specs.md"]
+TUTORIALS = ["docs/tutorials/images.md", "docs/tutorials/texts.md"]
+"""The pages that have commands without such a title."""
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -29,8 +43,8 @@ def test_links_lead_somewhere(page):
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
-def test_the_readme_has_a_line_for_every_room_and_file():
-    tree = (ROOT / "README.md").read_text().split("## The code")[1].split("```")[1]
+def test_the_tree_has_a_line_for_every_room_and_file():
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("## The code")[1].split("```")[1]
     folder, there = "", set()
     for line in tree.splitlines():
         found = re.match(r"( +)(\w+/|\w+\.py)( |$)", line)
@@ -54,7 +68,7 @@ def test_every_spec_in_sweeps_loads_and_is_listed():
     from soupray.search.plan import plan
     from soupray.spec.sweep_spec import load
 
-    page = (ROOT / "sweeps" / "README.md").read_text()
+    page = (ROOT / "docs" / "guide" / "specs.md").read_text()
     for path in (ROOT / "sweeps").glob("*.yaml"):
         assert len(plan(load(path))) == load(path).search.trials
         assert path.name in page
@@ -71,21 +85,6 @@ def test_the_public_names_are_there_and_no_others():
     assert all(getattr(soupray, name) for name in soupray.__all__)
     with pytest.raises(AttributeError, match="no attribute 'sweeps'"):
         _ = soupray.sweeps
-
-
-def test_the_hyperparameters_of_the_documents_are_those_of_the_program():
-    page = (ROOT / "sweeps" / "README.md").read_text()
-    found = re.findall(r"^\| `(\w+)` \| (\S+) \| (\S+) to (\S+) \| (.+) \|$", page, re.MULTILINE)
-    assert found == [
-        (
-            h.name,
-            "needed" if h.default is None else f"{h.default:g}",
-            f"{h.low:g}",
-            f"{h.high:.7g}",
-            h.meaning,
-        )
-        for h in TABLE
-    ]
 
 
 def asked(serve: str, asking: str) -> dict:
@@ -115,33 +114,158 @@ def asked(serve: str, asking: str) -> dict:
     return json.loads(done.stdout)
 
 
-def test_what_the_readme_shows_after_the_demo_runs(run, tmp_path, monkeypatch, capsys):
-    """As it stands, but for the name of the sweep: the main job's is a smaller digits."""
-    page = (ROOT / "README.md").read_text().split("## Two commands")[1].split("## Where")[0]
-    page = page.replace("digits@", "mini@").replace("results/digits", "results/mini")
-    (tmp_path / ".home").symlink_to(run.home)
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "mini").symlink_to(run.output)
-    monkeypatch.chdir(tmp_path)
+class Block(NamedTuple):
+    """A fenced block: its language, what it needs that a test has not ("" if nothing), its text."""
+
+    language: str
+    needs: str
+    text: str
+
+
+def blocks(page: str) -> list[Block]:
+    """The fenced blocks of a page."""
+    text = (ROOT / page).read_text()
+    found = re.findall(
+        r'^```(\w*)(?: title="([^"\n]+)")?\n(.*?)^```$', text, re.MULTILINE | re.DOTALL
+    )
+    assert len(found) * 2 == len(re.findall(r"^ *```", text, re.MULTILINE)), "a fence is not closed"
+    return [Block(*one) for one in found]
+
+
+def commands(text: str) -> list[str]:
+    """The lines of a block of commands, without what explains them."""
+    return [line.partition(" # ")[0].strip() for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_the_commands_of_the_documents_exist(page):
+    """Those that are not run, too: each verb takes its options. So do the targets of make."""
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    extras = (ROOT / "pyproject.toml").read_text()
+    for block in blocks(page):
+        assert block.language in ("sh", "python", "yaml", "text", ""), block.language
+        if page not in (*ON_THE_MAIN_JOB, *TUTORIALS):
+            assert block.needs or block.language not in ("sh", "python"), "no test runs it"
+        for command in commands(block.text) if block.language == "sh" else ():
+            program, *arguments = shlex.split(command)
+            if program == "soupray":
+                verb, *rest = arguments
+                cli.commands[verb].make_context(verb, rest)
+            elif program == "make":
+                assert arguments[0] in targets
+            elif program == "pip":
+                for extra in arguments[1].removeprefix("soupray[")[:-1].split(","):
+                    assert f"\n{extra} = [" in extras
+            else:
+                assert block.needs, command
+
+
+def test_the_commands_of_the_cluster_guide_exist():
+    """They need a cluster, and are indented: only what they are called is checked."""
+    text = (ROOT / "cluster" / "README.md").read_text()
+    found = re.findall(r"^ {4,}soupray (.+?)(?:  #.*)?$", text, re.MULTILINE)
+    assert len(found) >= 3
+    for command in found:
+        verb, *rest = shlex.split(command)
+        cli.commands[verb].make_context(verb, rest)
+    for page in GUIDES:
+        outside = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.M | re.S)
+        assert not re.findall(r"^ {4,}(?:soupray|make|pip|ray) .*$", outside, re.M), page
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_the_pieces_of_specs_in_the_documents_are_valid(page):
+    whole = json_schema()
+    for block in blocks(page):
+        if block.language == "yaml" and not block.text.startswith("garment"):  # a label map
+            written = parse_yaml(block.text, page)
+            pieces = piece_of(whole)
+            if not set(written) & set(whole["properties"]):
+                written = {"data": written}
+            errors = jsonschema.Draft7Validator(pieces).iter_errors(written)
+            assert [error.message for error in errors] == []
+
+
+MADE = ("sweep", "soup", "ui", "down")
+"""What the main job has done already, and what would stop its store."""
+
+
+@pytest.mark.parametrize("page", ON_THE_MAIN_JOB)
+def test_the_commands_of_the_documents_run(page, run, tmp_path, monkeypatch, capsys):
+    """As they stand, but for the name of the sweep: the main job's is a smaller digits."""
+    stand(run, tmp_path, monkeypatch)
+    ran = []
+    for block in blocks(page):
+        if block.needs or block.language not in ("sh", "python"):
+            continue
+        text = named(block.text, run)
+        if block.language == "python":
+            exec(text, {})
+            continue
+        for command in commands(text):
+            program, verb, *_ = shlex.split(command)
+            if program == "soupray" and (verb not in MADE or "--dry-run" in command):
+                inside(*shlex.split(command)[1:])
+                ran.append(verb)
+    assert ran
+    if page == "README.md":
+        rows = (tmp_path / "predictions.csv").read_text().splitlines()[1:]
+        assert [row.split(",")[:2] for row in rows] == [
+            ["photos/0.png", "zero"],
+            ["photos/1.png", "one"],
+        ]
+        assert "['zero', 'one', 'two', 'three', 'four']" in capsys.readouterr().out
+
+
+def stand(run, folder, monkeypatch) -> None:
+    """Stand in a folder in which the commands of the documents work."""
+    (folder / ".home").symlink_to(run.home)
+    (folder / "results").mkdir()
+    (folder / "results" / "mini").symlink_to(run.output)
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("SOUPRAY_SPEC", str(run.spec))
     digits = load_digits()
     for number in (0, 1):
-        path = tmp_path / "photos" / f"{number}.png"
+        path = folder / "photos" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray((digits.images[number] * 15).astype("uint8")).save(path)
-    commands = re.findall(r"^    soupray (?!ui)(.+?)(?: {2,}#.*| # .*)?$", page, re.MULTILINE)
-    assert [command.split()[0] for command in commands] == ["predict", "serve", "rank", "rebuild"]
-    serve = commands.pop(1)
-    for command in commands:
-        inside(*shlex.split(command))
-    rows = (tmp_path / "predictions.csv").read_text().splitlines()[1:]
-    assert [row.split(",")[:2] for row in rows] == [
-        ["photos/0.png", "zero"],
-        ["photos/1.png", "one"],
-    ]
-    (asking,) = re.findall(r"^    (curl .*)$", page, re.MULTILINE)
-    assert asked(serve, asking)["predictions"][0]["class"] == "zero"
-    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    capsys.readouterr()
-    exec(snippet, {})
-    assert "['zero', 'one', 'two', 'three', 'four']" in capsys.readouterr().out
+
+
+def named(text: str, run) -> str:
+    """The text with the main job's sweep in place of the demo."""
+    for old, new in {
+        "digits@": "mini@",
+        "digits:": "mini:",
+        "results/digits": "results/mini",
+        "sweeps/digits.yaml": shlex.quote(str(run.spec)),
+    }.items():
+        text = text.replace(old, new)
+    return text
+
+
+def test_the_server_of_the_readme_answers(run, tmp_path, monkeypatch):
+    stand(run, tmp_path, monkeypatch)
+    (block,) = [b for b in blocks("README.md") if b.needs.startswith("Needs a terminal")]
+    serve, asking = commands(named(block.text, run))
+    assert asked(serve.removeprefix("soupray "), asking)["predictions"][0]["class"] == "zero"
+
+
+@pytest.mark.parametrize("page", TUTORIALS)
+def test_a_tutorial_runs_up_to_its_sweep(page, tmp_path, monkeypatch):
+    """The snippet makes the images; `init` and the dry run are those of the page."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOUPRAY_HOME", str(tmp_path / "home"))
+    rows = [f"{of} number {k},{of}" for k in range(40) for of in ("food", "weather")]
+    (tmp_path / "topics.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    verbs = []
+    for block in blocks(page):
+        if block.language == "python" and not block.needs:
+            exec(block.text, {})
+        for command in commands(block.text) if block.language == "sh" and not block.needs else ():
+            program, verb, *_ = shlex.split(command)
+            if program == "soupray":
+                done = inside(*shlex.split(command)[1:])
+                verbs.append(verb)
+                if verb == "init" and page.endswith("images.md"):
+                    assert done.stdout in [b.text for b in blocks(page)]
+    assert verbs == ["init", "sweep"]

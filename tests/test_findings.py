@@ -11,6 +11,7 @@ from toy import Toy, toy, truth
 
 from soupray.cli.tables import show_check
 from soupray.core.errors import EvaluationError, IncompatibleWeights
+from soupray.core.findings import Report
 from soupray.core.records import Pool, Tombstone
 from soupray.core.requests import Defect, Gram, Health
 from soupray.maths.geometry import total_gram
@@ -18,7 +19,6 @@ from soupray.soup.check import measure_midpoints, measure_weights, refuse_or_not
 from soupray.soup.findings import (
     Facts,
     Midpoint,
-    Report,
     alike,
     below_init,
     blocked,

@@ -81,6 +81,19 @@ def test_a_repeated_trial_does_its_epochs_again_but_they_count_once(progress, he
     assert line(progress.progress).startswith("training:  50 %")  # 2 and 1 of 6
 
 
+def test_the_trials_that_run_are_told_with_all_their_epochs(progress):
+    progress.started("a")
+    progress.started("b")
+    assert progress.live() == []  # no epoch yet
+    for number in (1, 2):
+        progress.epoch("a", epoch(number))
+    progress.epoch("a", epoch(1))  # its worker died: the same numbers again
+    (one,) = progress.live()
+    assert (one.trial, one.history) == (TRIALS[0], (epoch(1), epoch(2)))
+    progress.finished("a", complete=True)
+    assert progress.live() == []
+
+
 def test_a_failed_trial_is_told_with_its_reason_and_no_longer_runs(progress, told, heard):
     progress.started("c")
     assert "(0 of 3 trials, 1 running)" in line(progress.progress)

@@ -34,6 +34,7 @@ from soupray.core.candidates import (
     ensemble_of,
     mean_of,
 )
+from soupray.core.findings import Finding
 from soupray.core.ports import TrackedRun
 from soupray.core.records import CheckpointRef, EpochRecord, Scores, Tombstone
 from soupray.reporting.plots import Robustness, draw_all, greedy_trace, id_label, robustness
@@ -48,7 +49,7 @@ from soupray.reporting.ranking import (
     one_model,
     shift_mean,
 )
-from soupray.reporting.runs import Board, entry_run, sweep_run, trial_run
+from soupray.reporting.runs import Board, entry_run, sweep_run, trial_run, with_flags
 from soupray.reporting.verdict import verdict
 
 
@@ -374,7 +375,9 @@ def test_where_no_test_sample_is_of_those_classes_that_of_all_is_shown():
 
 
 def test_figures_are_drawn(tmp_path):
-    drawn = draw_all(tmp_path, "greedy", OUTCOMES, (POOL, BASIS), REPORTED)
+    figure = robustness("greedy", OUTCOMES, POOL, BASIS, REPORTED)
+    greedy = next(o for o in OUTCOMES if o.recipe == "greedy")
+    drawn = draw_all(tmp_path, figure, greedy_trace(greedy))
     names = [f"{name}.{kind}" for name in ("greedy_trace", "robustness") for kind in ("png", "svg")]
     assert sorted(drawn) == names
     for name, path in drawn.items():
@@ -386,7 +389,7 @@ def test_figures_are_drawn(tmp_path):
 def test_without_shifts_there_is_a_leaderboard_and_no_robustness_figure(tmp_path):
     entries = leaderboard(OUTCOMES, POOL, NO_SHIFTS, REPORTED)
     assert [e.name for e in entries] == [e.name for e in ENTRIES]
-    assert list(draw_all(tmp_path, "greedy", [], (POOL, NO_SHIFTS), REPORTED)) == []
+    assert list(draw_all(tmp_path, None, None)) == []
     assert "shift_mean,p_vs" in as_csv(entries)
 
 
@@ -569,3 +572,19 @@ def test_an_init_that_is_not_the_anchor_has_a_name_of_its_own():
     }
     entries = leaderboard([best, outcome], pool, BASIS, reported)
     assert entries[1].ingredients == ["init", "a"]
+
+
+def test_a_trial_has_what_check_found_of_it_as_its_note():
+    found = [
+        Finding(severity="warning", kind="far", trials=("a", "b"), what="far away", advice="Look"),
+        Finding(severity="note", kind="alone", trials=("c",), what="alone", advice="Train more"),
+    ]
+    run = TrackedRun(
+        key="s/trial/a", kind="trial", name="a", parent="s", params={}, tags={}, metrics={},
+        curves={}, started=0.0, finished=1.0,
+    )  # fmt: skip
+    assert with_flags(run, found).note == "warning: far away. Look."
+    other = msgspec.structs.replace(run, key="s/trial/d")
+    assert with_flags(other, found) == other
+    entry = msgspec.structs.replace(run, kind="entry")
+    assert with_flags(entry, found) == entry

@@ -17,6 +17,8 @@ from soupray.store.objects import open_store
 FILES = {
     "leaderboard.json",
     "leaderboard.csv",
+    "details.json",
+    "report.html",
     "run.json",
     "runs.json",
     "champion.json",

@@ -11,10 +11,10 @@ from shared import Old, demo, trial, unpacked
 
 from soupray.cli.details import show_trial
 from soupray.core.errors import NotFound
+from soupray.core.findings import Finding, IngredientRow, Report
 from soupray.core.records import EpochRecord, encode
 from soupray.operations.details import TrialDetail, _named
 from soupray.search.state import find_state
-from soupray.soup.findings import Finding, IngredientRow, Report
 from soupray.spec.sweep_spec import load
 from soupray.store import layout
 from soupray.store.lease import Beat, Lease, RunningTrial, write_heartbeat

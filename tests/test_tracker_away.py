@@ -3,19 +3,23 @@
 The runs are those of the main job; only the tracker is a fake.
 """
 
+import time
 from collections.abc import Iterator
 
 import pytest
+from conftest import HANG_S
 
 from soupray.core.errors import TrackingError
 from soupray.core.records import Manifest
 from soupray.reporting import results
+from soupray.reporting.runs import trial_run
 from soupray.reporting.tracker import MemoryTracker
 from soupray.services.place import start_services
 from soupray.store import layout
 from soupray.store.objects import read_record
 from soupray.sweep import indexer
 from soupray.sweep.indexer import Indexer
+from soupray.sweep.progress import Live
 
 
 class Failing:
@@ -84,17 +88,52 @@ CALLS = 3
 
 @pytest.mark.parametrize("arrives", [False, True], ids=["lost", "answer lost"])
 @pytest.mark.parametrize("calls", range(CALLS))
-def test_a_sweep_goes_on_and_its_next_run_completes_the_index(swept, calls, arrives, capsys):
+def test_a_sweep_goes_on_and_its_next_run_completes_the_index(swept, calls, arrives, heard):
     undisturbed = MemoryTracker()
     assert swept(undisturbed) is None
     failing = Failing(calls, arrives)
     assert swept(failing) == "MLflow at http://mlflow: 503"
-    said = capsys.readouterr().err
+    said = heard()
     assert "note: MLflow at http://mlflow: 503. Nothing is lost: `soupray publish`" in said
     failing.back()
     assert swept(failing) is None
     assert state(failing.memory) == state(undisturbed)
     assert len(undisturbed.runs) == 5
+
+
+def test_a_trial_that_runs_is_tracked_with_its_epochs_up_to_now(run, use, monkeypatch):
+    """One of two trials finishes; the other runs when the sweep ends."""
+    spec, _, store = run.world()
+    first, second = (read_record(store, path, Manifest) for path in list(store.list("trials"))[:2])
+    seen: list[dict] = []
+
+    class Watched(MemoryTracker):
+        def write(self, runs) -> None:
+            super().write(runs)
+            seen.append(dict(self.runs))
+
+    now = [Live(first.trial, 5.0, first.history[:1]), Live(second.trial, 6.0, second.history[:1])]
+    use(Watched())
+    monkeypatch.setattr(indexer, "LIVE_S", 0.01)
+    services = start_services(spec, run.home)
+    with Indexer(spec, services, lambda key: first, lambda: now) as index:
+        deadline = time.monotonic() + HANG_S
+        while len(seen) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        now = now[1:]
+        index.add(first.trial.key)
+    assert index.problem is None
+    keys = [f"mini/trial/{one.trial.key}" for one in (first, second)]
+    live = [seen[1][key] for key in keys]
+    assert [one.finished for one in live] == [None, None]
+    for one, manifest in zip(live, (first, second), strict=True):
+        epoch = manifest.history[0]
+        assert one.curves["epoch/train_loss"] == ((1, epoch.train_loss),)
+        assert one.params == trial_run(spec, manifest).params
+        assert not one.failed
+    assert seen[-1][keys[0]] == trial_run(spec, first)
+    assert seen[-1][keys[1]].failed
+    assert len(seen) == 4  # the sweep, both live, the end of the first, the end of the sweep
 
 
 def failures(publish, tracker: Failing) -> Iterator[int]:

@@ -62,6 +62,9 @@ class InMemory:
     def files(self, key: str) -> set[str]:
         return {path.name for path in self.tracker.files[key]}
 
+    def restart(self) -> None:
+        """Nothing: a tracker in memory is its own database."""
+
 
 class InMlflow:
     """How the contract looks into MLflow: through its own client and its database."""
@@ -73,9 +76,14 @@ class InMlflow:
 
         self._file, self.experiment = folder / "mlflow.db", experiment
         self.url = f"sqlite:///{self._file}"
-        self.tracker = MlflowTracker(self.url, experiment, (folder / experiment).as_uri())
+        self._open = lambda: MlflowTracker(self.url, experiment, (folder / experiment).as_uri())
+        self.tracker = self._open()
         self.client = MlflowClient(self.url)
         self.id = self.client.get_experiment_by_name(experiment).experiment_id
+
+    def restart(self) -> None:
+        """Another process goes on."""
+        self.tracker = self._open()
 
     def found(self) -> list:
         return list(self.client.search_runs([self.id]))
@@ -169,6 +177,33 @@ class TestContract:
         looked.tracker.write([finished])
         assert looked.runs() == {"s": finished}
 
+    def test_a_trial_that_runs_grows_and_its_points_are_there_once(self, looked):
+        """Its driver is killed, another one ends in order before the trial is over, a third ends
+        it; each has a tracker of its own.
+        """
+        points = ((1, 2.0), (2, 1.0), (3, 0.5))
+
+        def live(count: int, **fields) -> TrackedRun:
+            made = {"tags": {}, "metrics": {}, "finished": None}
+            return trial_run(curves={"epoch/train_loss": points[:count]}, **(made | fields))
+
+        looked.tracker.write([SWEEP, live(1)])
+        looked.tracker.write([live(2)])
+        assert looked.runs() == {"s": SWEEP, "s/trial/a": live(2)}
+        assert looked.rows() == 2
+        looked.restart()
+        ended = live(2, finished=150.0, failed=True)
+        looked.tracker.write([SWEEP, live(2)])
+        looked.tracker.write([ended])
+        assert looked.runs()["s/trial/a"] == ended
+        looked.restart()
+        looked.tracker.write([SWEEP, live(3)])
+        assert not looked.runs()["s/trial/a"].failed
+        over = trial_run(curves={"epoch/train_loss": points})
+        looked.tracker.write([over])
+        assert looked.runs()["s/trial/a"] == over
+        assert looked.rows() == 3 + 2
+
     def test_a_sweep_that_grew_and_an_entry_that_chose_anew_are_what_they_are_now(self, looked):
         entry = {"key": "s/entry/greedy", "kind": "entry", "name": "greedy"}
         before = trial_run(**entry, params={"ingredients": "3"}, tags={"soupray.candidate": "x"})
@@ -230,7 +265,7 @@ def test_a_run_that_was_half_written_is_completed_without_a_row_twice(mlflow):
     run = mlflow.client.create_run(mlflow.id, start_time=100_000, tags=tags, run_name="trial 00")
     half = [
         Metric("held_out/accuracy", 0.9, 200_000, 0),
-        Metric("epoch/train_loss", 2.0, 200_000, 1),
+        Metric("epoch/train_loss", 2.0, 100_001, 1),
     ]
     mlflow.client.log_batch(run.info.run_id, metrics=half)
     mlflow.tracker.write([SWEEP, trial_run()])
@@ -257,8 +292,9 @@ def test_the_page_of_an_experiment_shows_the_runs_by_rank(mlflow):
     """As MLflow's own button "Share view" keeps a view: a tag of the experiment, as JSON."""
     from soupray.reporting.mlflow import view_of
 
+    about = "workflowType=machine_learning&viewStateShareKey=soupray"
     page = view_of(mlflow.url, mlflow.experiment)
-    assert page == f"/#/experiments/{mlflow.id}/runs?viewStateShareKey=soupray"
+    assert page == f"/#/experiments/{mlflow.id}/runs?{about}"
     tags = mlflow.client.get_experiment(mlflow.id).tags
     state = json.loads(tags["mlflow.sharedViewState.soupray"])
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`rank`", True)

@@ -49,6 +49,7 @@ def test_a_built_wheel_has_the_demo_and_the_packaged_model(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert names >= {
         "soupray/sweeps/digits.yaml",
+        "soupray/sweeps/schema.json",
         "soupray/cli/__init__.py",
         "soupray/assets/digits/open_clip_model.safetensors",
     }

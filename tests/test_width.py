@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from shared import STORES, Old, sha, unpacked
 
 from soupray.cli import cli, console, details, tables
+from soupray.core.findings import Report
 from soupray.core.records import EpochRecord
 from soupray.diagnostics.diversity import Diagnosis
 from soupray.operations.details import Flag, TrialDetail
@@ -18,7 +19,6 @@ from soupray.operations.status import Status
 from soupray.recipes import RECIPES
 from soupray.reporting.history import SoupRun
 from soupray.reporting.ranking import Champion
-from soupray.soup.findings import Report
 from soupray.store.lease import RunningTrial
 
 NAMES = ("lr", "epochs", "batch_size", "weight_decay", "label_smoothing", "randaugment_ops")

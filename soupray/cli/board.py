@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import UnsetType
 
-from soupray.cli.console import WIDTH, out, p_value, percent, table, wrapped
+from soupray.cli.console import WIDTH, out, table, wrapped
 from soupray.core.errors import NotFound
 from soupray.core.records import Basis, Record
 from soupray.maths.metrics import Z
-from soupray.reporting.ranking import Champion, Entry, Gain, explained, ranked_on
+from soupray.reporting.notes import of_statistics, p_value, percent, protocol
+from soupray.reporting.ranking import Champion, Entry, Gain, SameModel, ranked_on, same_models
 from soupray.reporting.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
@@ -42,17 +43,9 @@ class Look(NamedTuple):
 RANKED = Look()
 
 
-class _Row(NamedTuple):
-    """Entries of one model: the place of the first, their names, and the first entry."""
-
-    place: int
-    names: list[str]
-    entry: Entry
-
-
 class _Column(NamedTuple):
     title: str
-    value: Callable[[_Row], str]
+    value: Callable[[SameModel], str]
     meaning: str = ""
 
 
@@ -87,10 +80,9 @@ def show_leaderboard(
     before, out.width = out.width, max(width, sum(_width(c, rows) + 1 for c in shown))
     out.print(made)
     out.width = before
-    some = ", ".join(entries[0].test_on_classes)
-    said = f"{_protocol(basis, spec, some)} {' '.join(c.meaning for c in shown if c.meaning)}"
+    said = f"{protocol(basis, spec, entries[0])} {' '.join(c.meaning for c in shown if c.meaning)}"
     out.print(textwrap.fill(said, most), style="dim")
-    if said := _of_statistics(entries, spec):
+    if said := of_statistics(entries, spec.metric):
         out.print(textwrap.fill(said, most))
 
 
@@ -118,13 +110,9 @@ def with_verdict(entries: list[Entry], champion: Champion | None, spec: SweepSpe
     return Shown(verdict=said, entries=entries)
 
 
-def _rows(entries: list[Entry], sort: str | None) -> list[_Row]:
+def _rows(entries: list[Entry], sort: str | None) -> list[SameModel]:
     """Entries of the same model are one row."""
-    found: dict[str, _Row] = {}
-    for place, entry in enumerate(entries, 1):
-        row = found.setdefault(entry.candidate, _Row(place, [], entry))
-        row.names.append(entry.name)
-    rows = list(found.values())
+    rows = same_models(entries)
     if sort is not None:
         rows.sort(key=lambda row: (SORTS[sort](row.entry), row.place))
     return rows
@@ -134,23 +122,23 @@ def _columns(entries: list[Entry]) -> list[_Column]:
     """All columns in their order."""
     ranked = "rank" if entries[0].rank else "held-out"
 
-    def quality(name: str) -> Callable[[_Row], str]:
+    def quality(name: str) -> Callable[[SameModel], str]:
         return lambda row: f"{getattr(ranked_on(row.entry), name):.3f}".lstrip("0")
 
-    def score(row: _Row) -> str:
+    def score(row: SameModel) -> str:
         found = ranked_on(row.entry)
         return f"{percent(found.accuracy)} ± {percent(found.standard_error)}"
 
-    def interval(row: _Row) -> str:
+    def interval(row: SameModel) -> str:
         return f"{percent(row.entry.test.low)}-{percent(row.entry.test.high)}"
 
-    def p(row: _Row) -> str:
+    def p(row: SameModel) -> str:
         return "" if _is_baseline(row) else p_value(row.entry.test_versus_best_single.p)
 
-    def shifts(row: _Row) -> str:
+    def shifts(row: SameModel) -> str:
         return percent(row.entry.shift_mean) if row.entry.shifts else ""
 
-    def megabytes(row: _Row) -> str:
+    def megabytes(row: SameModel) -> str:
         return f"{row.entry.size_bytes / 1e6:.{1 if row.entry.size_bytes < 1e9 else 0}f}"
 
     names = "* the baseline, best_single."
@@ -184,7 +172,7 @@ FIRST = (
 """Titles of columns, the most important first: a narrow table leaves out the last ones."""
 
 
-def _fitting(rows: list[_Row], columns: list[_Column], width: int) -> list[_Column]:
+def _fitting(rows: list[SameModel], columns: list[_Column], width: int) -> list[_Column]:
     """The most important columns that fit and say something, in the order of `columns`."""
     kept, used = set(), 0
     speaking = [c for c in columns if any(c.value(row) for row in rows)]
@@ -196,21 +184,21 @@ def _fitting(rows: list[_Row], columns: list[_Column], width: int) -> list[_Colu
     return [c for c in columns if c.title in kept]
 
 
-def _width(column: _Column, rows: list[_Row]) -> int:
+def _width(column: _Column, rows: list[SameModel]) -> int:
     lines = [line for row in rows for line in column.value(row).split("\n")]
     return max(len(column.title), *map(len, lines))
 
 
-def _names(row: _Row) -> str:
+def _names(row: SameModel) -> str:
     first, *others = row.names
     return "\n".join([f"{first}{' *' if _is_baseline(row) else ''}", *(f"= {n}" for n in others)])
 
 
-def _is_baseline(row: _Row) -> bool:
+def _is_baseline(row: SameModel) -> bool:
     return "best_single" in row.names
 
 
-def _difference(row: _Row, gain: Gain | UnsetType) -> str:
+def _difference(row: SameModel, gain: Gain | UnsetType) -> str:
     if not gain or _is_baseline(row):
         return ""
     error = (gain.high - gain.low) / (2 * Z)
@@ -237,69 +225,3 @@ def show_calibration(entries: list[Entry]) -> None:
         "`soupray.load(..., calibrated=True)` use it."
     )
     out.print(wrapped(meaning), style="dim")
-
-
-def _of_statistics(entries: list[Entry], spec: SweepSpec) -> str:
-    """What `(bn)` means, and which gains are those of statistics. Empty: nothing to say."""
-    found = explained(entries, spec.metric)
-    if found is None:
-        return ""
-    said = (
-        "(bn): one model as trained, but its BatchNorm statistics are estimated on training data, "
-        "as those of soups are."
-    )
-    pair = [ranked_on(e) for e in (found.before, found.after)]
-    if pair[1].by(spec.metric) <= pair[0].by(spec.metric):
-        return said
-    held_out, test = (
-        f"{percent(a.accuracy)} to {percent(b.accuracy)}"
-        for a, b in (pair, [e.test for e in (found.before, found.after)])
-    )
-    said += (
-        f" They alone bring the best single model from {held_out} held-out ({test} on test): "
-        "best_single(bn)."
-    )
-    above, still = len(found.above_before), len(found.above_after)
-    if above == 0:
-        return said
-    said += f" Of {above} entries of several models above best_single, {still} are above it"
-    if still < above:
-        said += "; the gain of the others is one of statistics, not of averaging"
-    first = (found.above_after or found.above_before)[0]
-    if first.test_versus_updated:
-        p = p_value(first.test_versus_updated.p)
-        said += f". p of {first.name} against it on test: {p}"
-    return f"{said}."
-
-
-def _protocol(basis: Basis, spec: SweepSpec, some: str) -> str:
-    """How the numbers came about.
-
-    Args:
-        basis: the splits.
-        spec: the sweep.
-        some: shifts of some classes, of which ID test has samples.
-    """
-    held_out, test = basis.split("held_out").size, basis.split("test").size
-    rank = [s for s in basis.reported if s.role == "rank"]
-    if rank:
-        said = (
-            f"Chosen on {held_out} held-out samples, ranked on {rank[0].size} others that no "
-            "recipe saw."
-        )
-    else:
-        said = (
-            f"Ranked on the held-out data that also chose the models (n = {held_out}): these "
-            "scores are optimistic, more so where a recipe has more freedom."
-        )
-    if spec.metric != "accuracy":
-        said += f" Chosen and ordered by {spec.metric}."
-    if spec.precision == "bf16":
-        said += (
-            " All in bfloat16, without a second pass in float32, but for gradients (learned, "
-            "Fisher) and BatchNorm statistics, which are float32's."
-        )
-    said += f" Test (n = {test}) and shifts were evaluated once, after the choice."
-    if some:
-        said += f" Of some classes only, beside ID test on them in leaderboard.csv: {some}."
-    return f"{said} Scores in %."

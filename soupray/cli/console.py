@@ -82,19 +82,9 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def percent(share: float) -> str:
-    """97.2 for .972."""
-    return f"{100 * share:.1f}"
-
-
 def number(value: float | int | str | None) -> str:
     """A hyperparameter: 0.000312 for a float, everything else as it is; empty for None."""
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def p_value(p: float | None) -> str:
-    """.238, <.001 or 1; empty for None."""
-    return "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
 
 
 def line(progress: Progress) -> str:

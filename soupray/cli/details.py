@@ -12,14 +12,13 @@ from soupray.cli.console import (
     headline,
     number,
     out,
-    p_value,
-    percent,
     size,
     table,
     tell,
     wrapped,
 )
 from soupray.core.names import plain
+from soupray.reporting.notes import p_value, percent
 
 if TYPE_CHECKING:
     from soupray.core.records import EpochRecord, Metric

@@ -179,20 +179,59 @@ def rank(
                 show_calibration(entries)
 
 
-def split_runs(named: tuple[str, ...]) -> tuple[Path | None, list[str]]:
-    """Return the spec and the keys of runs in the arguments of `rank`.
+@click.command()
+@click.argument("named", nargs=-1, metavar="[SPEC] [RUN]")
+@home_option
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write. Default: results/NAME/report.html.",
+)
+@click.option("--open", "opened", is_flag=True, help="Open it in the browser.")
+def report(named: tuple[str, ...], home: Path, output: Path | None, opened: bool) -> None:
+    r"""Write the report of SPEC's last soup, or of another RUN, from the store alone.
+
+    One HTML file that needs no network: what to take and why, the leaderboard, ID test against
+    shifts, what the recipes did, calibration, classes, hyperparameters, where all of it comes
+    from. `soupray soup` writes it too.
+
+    \b
+    soupray report sweeps/digits.yaml --open
+    soupray report 3f9c02ab --output old.html
+    """
+    from soupray.cli.console import say
+    from soupray.reporting.report import render, stored_board
+    from soupray.spec.files import atomic_write
+
+    spec, runs = split_runs(named, most=1)
+    _, loaded = load_named(spec, home)
+    page = render(stored_board(loaded, home, *runs))
+    target = output or Path("results") / loaded.name / "report.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(target, page.encode())
+    say(f"{target} ({len(page) / 1e6:.1f} MB)")
+    if opened:
+        click.launch(str(target))
+
+
+def split_runs(named: tuple[str, ...], most: int = 2) -> tuple[Path | None, list[str]]:
+    """Return the spec and the keys of runs in the arguments of `rank` and `report`.
 
     An argument of six or more hexadecimal digits is a run, unless it is a file.
 
+    Args:
+        named: the arguments.
+        most: number of runs that are allowed.
+
     Raises:
-        click.UsageError: two specs, or more than two runs.
+        click.UsageError: two specs, or too many runs.
     """
     runs = [n for n in named if re.fullmatch("[0-9a-f]{6,32}", n) and not Path(n).exists()]
     specs = [n for n in named if n not in runs]
-    if len(specs) > 1 or len(runs) > 2:
+    if len(specs) > 1 or len(runs) > most:
         raise click.UsageError(
-            f"rank takes one SPEC and at most two RUNs, not {' '.join(named)}. A RUN is six or "
-            "more hexadecimal digits (`soupray rank --list`)."
+            f"give one SPEC and at most {'one RUN' if most == 1 else 'two RUNs'}, not "
+            f"{' '.join(named)}. A RUN is six or more hexadecimal digits (`soupray rank --list`)."
         )
     return (Path(specs[0]) if specs else None), runs
 
@@ -315,4 +354,4 @@ def logs(spec: Path, trial: str | None, home: Path, as_json: bool, tail: int) ->
     print_json(found) if as_json else show_logs(found)
 
 
-VERBS = (recipes, rank, sweeps, trials, show, status, logs, check, diagnose)
+VERBS = (recipes, rank, report, sweeps, trials, show, status, logs, check, diagnose)

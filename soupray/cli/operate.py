@@ -118,6 +118,29 @@ def init(
 
 
 @click.command()
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: standard output."
+)
+def schema(output: Path | None) -> None:
+    r"""Print the JSON schema of a spec: every key, with its meaning and its default.
+
+    Editors read it: they then complete and explain keys, and mark mistakes. The first line of a
+    spec names the file.
+
+    \b
+    soupray schema --output schema.json
+    # yaml-language-server: $schema=schema.json
+    """
+    from soupray.spec.files import atomic_write
+    from soupray.spec.schema import as_text
+
+    if output is None:
+        click.echo(as_text(), nl=False)
+    else:
+        atomic_write(output, as_text().encode())
+
+
+@click.command()
 @spec_argument
 @home_option
 @json_option
@@ -318,4 +341,4 @@ def validate(files: tuple[Path, ...], as_json: bool, spec: Path | None, crd: Pat
     sys.exit(1 if problems else 0)
 
 
-VERBS = (init, up, down, ui, doctor, stop, publish, gc, delete, cluster)
+VERBS = (init, schema, up, down, ui, doctor, stop, publish, gc, delete, cluster)

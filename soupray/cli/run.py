@@ -1,4 +1,4 @@
-"""The verbs that run the two jobs: sweep, soup."""
+"""The verbs that run the two jobs: sweep, soup; and demo, which runs both."""
 
 from __future__ import annotations
 
@@ -167,6 +167,22 @@ def soup(
     say(f"files: {folder}/ ({', '.join(f.name for f in files)})")
 
 
+@click.command()
+@home_option
+@click.pass_context
+def demo(context: click.Context, home: Path) -> None:
+    """Sweep and soup the demo: a small CLIP, 200 images of handwriting, 16 trials.
+
+    It takes some minutes on two cores, and needs no GPU, no account and no download. The results
+    are in results/digits: open report.html.
+    """
+    from soupray.operations.demo import prepare_demo
+
+    path, recipes = prepare_demo(home)
+    context.invoke(sweep, spec=path, home=home)
+    context.invoke(soup, specs=(path,), home=home, **dict.fromkeys(recipes, True))
+
+
 def _finish(result: SoupResult, spec: SweepSpec, home: Path, output: Path) -> list[Path]:
     """Files first, then the tracker, which may fail."""
     from soupray.cli.console import say
@@ -191,4 +207,4 @@ def _in_columns(h: Hyperparameter) -> str:
 
 sweep.epilog = "\b\n" + "\n".join(map(_in_columns, HYPERPARAMETERS))
 
-VERBS = (sweep, soup)
+VERBS = (demo, sweep, soup)

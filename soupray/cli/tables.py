@@ -17,16 +17,16 @@ from soupray.cli.console import (
     headline,
     number,
     out,
-    p_value,
-    percent,
     size,
     table,
     tell,
     wrapped,
 )
 from soupray.core.names import plain, plain_json
+from soupray.reporting.notes import p_value, percent
 
 if TYPE_CHECKING:  # `soupray status` has no time to import torch
+    from soupray.core.findings import Report
     from soupray.diagnostics.diversity import Diagnosis
     from soupray.operations.deleting import Removal
     from soupray.operations.estimate import DryRun, Inputs
@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.operations.status import Best, Status
     from soupray.reporting.history import SoupRun
     from soupray.soup.compare import Comparison
-    from soupray.soup.findings import Report
     from soupray.spec.sweep_spec import SweepSpec
     from soupray.sweep.run import SweepReport
 
@@ -91,7 +90,7 @@ def show_compared(both: Comparison) -> None:
 
 
 def show_recipes(as_json: bool) -> None:
-    """The table of recipes, two lines each."""
+    """The list of recipes: what each does, when to use it, its paper and its cost."""
     from soupray.recipes import RECIPES
 
     if as_json:
@@ -99,6 +98,7 @@ def show_recipes(as_json: bool) -> None:
             {
                 "name": r.name,
                 "summary": r.summary,
+                "when": r.when,
                 "paper": r.paper,
                 "cost": r.costs,
                 "uses": r.uses,
@@ -112,6 +112,7 @@ def show_recipes(as_json: bool) -> None:
     for r in RECIPES:
         flag = "" if r.kind == "baseline" else f"--{r.name.replace('_', '-')}"
         headline(r.name, r.summary)
+        out.print(wrapped(f"    {r.when}", " " * 4))
         costs = f"chooses on {r.uses}; costs {r.costs}; inference {r.passes} forward pass(es)"
         for text in (f"{flag or 'always run':<20} {r.paper}", costs):
             out.print(wrapped(f"    {text}", " " * 6), style="dim")

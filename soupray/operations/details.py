@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from soupray.core.errors import NotFound
+from soupray.core.findings import Report
 from soupray.core.ports import TrackedRun
 from soupray.core.records import (
     EpochRecord,
@@ -149,30 +150,10 @@ class _Recipe(msgspec.Struct):
     sha256: str | None
 
 
-class _Found(msgspec.Struct):
-    """What is shown of a finding of `soupray check`."""
-
-    severity: str
-    trials: tuple[str, ...]
-    what: str
-    advice: str
-
-
 class _Saved(msgspec.Struct):
     """What is shown of the record about the saved state of a trial."""
 
     history: tuple[EpochRecord, ...]
-
-
-class _Row(msgspec.Struct):
-    trial: str
-
-
-class _Checked(msgspec.Struct):
-    """What is shown of the report of `soupray check`. Its own type needs numpy."""
-
-    findings: tuple[_Found, ...]
-    ingredients: tuple[_Row, ...]
 
 
 def find_detail(spec: SweepSpec, home: Path, named: str) -> TrialDetail | EntryDetail:
@@ -336,7 +317,7 @@ def _has_one_each(entry: Entry) -> bool:
 
 
 def _flags(store: Store, spec: SweepSpec, key: str) -> tuple[Flag, ...] | None:
-    checked: _Checked | None = find_record(store, layout.check(spec.name), _Checked)
+    checked: Report | None = find_record(store, layout.check(spec.name), Report)
     if checked is None or key not in {
         *(row.trial for row in checked.ingredients),
         *(t for found in checked.findings for t in found.trials),

@@ -16,6 +16,7 @@ from soupray.core.errors import ConfigError
 from soupray.core.records import Record
 from soupray.data.folders import EXTENSIONS, walked
 from soupray.data.text import DELIMITERS, JSON_LINES
+from soupray.spec.schema import shipped
 from soupray.spec.sweep_spec import NAME_ALLOWED, NAME_PATTERN
 
 IMAGE_MODEL = "ViT-B-32/laion2b_s34b_b79k"
@@ -271,6 +272,7 @@ def _drafted(name: str, task: list[str], data: _Data, model: str) -> Drafted:
     ]
     text = "\n".join(
         [
+            f"# yaml-language-server: $schema={shipped().as_uri()}",
             f"# {len(data.samples)} classes, {total} samples ({few} to {many} a class), {model}.",
             f"name: {name}",
             *(["metric: balanced_accuracy    # the classes are uneven"] if uneven else []),

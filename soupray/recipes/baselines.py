@@ -73,6 +73,7 @@ def _update_bn(selection: Selection, earlier: Earlier, options: Options) -> list
 ANCHOR = Recipe(
     name="anchor",
     summary="the zero-shot (or other reference) model",
+    when="Always in the leaderboard: what fine-tuning started from.",
     paper="-",
     kind="baseline",
     costs="1",
@@ -84,6 +85,7 @@ ANCHOR = Recipe(
 BEST_SINGLE = Recipe(
     name="best_single",
     summary="the ingredient that is best on held-out data",
+    when="Always in the leaderboard: the baseline to beat.",
     paper="-",
     kind="baseline",
     costs="0: scored when trained",
@@ -94,7 +96,10 @@ BEST_SINGLE = Recipe(
 
 UPDATE_BN = Recipe(
     name="update_bn",
-    summary="both, with BatchNorm statistics estimated on training data, as soups have them",
+    summary="anchor and best single with BatchNorm statistics estimated on training data, as soups"
+    " have them",
+    when="Always in the leaderboard of a model with BatchNorm: it shows which gains the statistics"
+    " alone explain.",
     paper="Izmailov et al. 2018, arXiv:1803.05407",
     kind="baseline",
     costs="K + 1; nothing without BatchNorm",

@@ -8,6 +8,9 @@ chosen greedily. For probabilities, each model is first calibrated by its temper
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
+
+from msgspec import Meta
 
 from soupray.core.candidates import (
     Candidate,
@@ -18,22 +21,24 @@ from soupray.core.candidates import (
 )
 from soupray.core.ports import Accept, Selection
 from soupray.core.requests import Temperature
-from soupray.recipes.greedy import Rule, add, begin, one_pass
+from soupray.recipes.greedy import ACCEPT, Rule, add, begin, one_pass
 from soupray.recipes.recipe import ENSEMBLE as STYLE
 from soupray.recipes.recipe import Earlier, Options, Recipe, single
 from soupray.recipes.starts import Single, singles
 
 
 class EnsembleOptions(Options, frozen=True, kw_only=True):
-    """`space`: what is averaged."""
+    """Options of ensemble."""
 
-    space: OutputSpace = "logits"
+    space: Annotated[
+        OutputSpace, Meta(description="what is averaged; probabilities are calibrated first")
+    ] = "logits"
 
 
 class GreedyEnsembleOptions(EnsembleOptions, frozen=True, kw_only=True):
-    """`accept`: whether an equal value is enough to add an ingredient."""
+    """Options of greedy_ensemble."""
 
-    accept: Accept = "ge"
+    accept: Annotated[Accept, ACCEPT] = "ge"
 
 
 def _ensemble(selection: Selection, earlier: Earlier, options: EnsembleOptions) -> list[Outcome]:
@@ -83,6 +88,7 @@ def _mean(
 ENSEMBLE = Recipe(
     name="ensemble",
     summary="mean of the outputs of all ingredients",
+    when="Where inference may cost K times as much: the bar that soups are measured against.",
     paper="Wortsman et al. 2022, arXiv:2203.05482",
     kind="ensemble",
     costs="0: from stored logits",
@@ -95,6 +101,7 @@ ENSEMBLE = Recipe(
 GREEDY_ENSEMBLE = Recipe(
     name="greedy_ensemble",
     summary="greedy over outputs instead of weights",
+    when="As `ensemble`, with fewer members.",
     paper="Wortsman et al. 2022, arXiv:2203.05482",
     kind="ensemble",
     costs="0: from stored logits",

@@ -18,9 +18,11 @@ from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, sin
 
 
 class FisherOptions(Options, frozen=True, kw_only=True):
-    """`samples`: training samples for each ingredient."""
+    """Options of fisher."""
 
-    samples: Annotated[int, Meta(ge=1, le=10**6)] = 100
+    samples: Annotated[
+        int, Meta(ge=1, le=10**6, description="training samples for each ingredient")
+    ] = 100
 
 
 def _fisher(selection: Selection, earlier: Earlier, options: FisherOptions) -> list[Outcome]:
@@ -39,6 +41,7 @@ def _cost(pool: PoolSize, options: FisherOptions) -> Cost:
 FISHER = Recipe(
     name="fisher",
     summary="mean weighted by each ingredient's diagonal Fisher information",
+    when="Where trials are sure of different weights: those of which a trial is sure count more.",
     paper="Matena and Raffel 2021, arXiv:2111.09832",
     kind="soup",
     costs="samples K gradients",

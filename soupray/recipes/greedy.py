@@ -86,12 +86,21 @@ def add(kept: list[str], checkpoint: str) -> list[str]:
     return [*kept, checkpoint]
 
 
-class GreedyOptions(Options, frozen=True, kw_only=True):
-    """`accept`: whether an equal value is enough. `order: random`, with `seed`, is for studies."""
+ACCEPT = Meta(
+    description="`ge`: an equal score is enough to add an ingredient, as in the paper; `gt`: only "
+    "a better one, as in the released code"
+)
 
-    accept: Accept = "ge"
-    order: Literal["held_out", "random"] = "held_out"
-    seed: Annotated[int, Meta(ge=0, le=2**31)] = 0
+
+class GreedyOptions(Options, frozen=True, kw_only=True):
+    """Options of greedy."""
+
+    accept: Annotated[Accept, ACCEPT] = "ge"
+    order: Annotated[
+        Literal["held_out", "random"],
+        Meta(description="the order in which ingredients are tried; `random` is for studies"),
+    ] = "held_out"
+    seed: Annotated[int, Meta(ge=0, le=2**31, description="of the random order")] = 0
 
 
 def _greedy(selection: Selection, earlier: Earlier, options: GreedyOptions) -> list[Outcome]:
@@ -134,6 +143,8 @@ def _cost(pool: PoolSize, options: GreedyOptions) -> Cost:
 GREEDY = Recipe(
     name="greedy",
     summary="keep an ingredient if the mean with it does not score lower on held-out data",
+    when="The one to try first: on the data that choose it, it is never worse than the best single"
+    " model.",
     paper="Wortsman et al. 2022, arXiv:2203.05482, recipe 1",
     kind="soup",
     costs="K - 1",

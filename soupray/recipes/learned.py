@@ -40,15 +40,17 @@ few samples are few steps, after which the coefficients have hardly moved."""
 
 
 class LearnedOptions(Options, frozen=True, kw_only=True):
-    """`lr` of Adam, and its number of `steps` of `batch_size` held-out samples.
+    """Options of learned and learned_by_layer."""
 
-    `epochs` counts passes over the held-out data in place of steps.
-    """
-
-    lr: Annotated[float, Meta(ge=1e-5, le=10.0)] = 0.05
-    steps: Annotated[int, Meta(ge=1, le=10**5)] = STEPS
-    epochs: Annotated[int, Meta(ge=1, le=1000)] | None = None
-    batch_size: Annotated[int, Meta(ge=1, le=10**6)] = 256
+    lr: Annotated[float, Meta(ge=1e-5, le=10.0, description="learning rate of Adam")] = 0.05
+    steps: Annotated[int, Meta(ge=1, le=10**5, description="steps of Adam")] = STEPS
+    epochs: Annotated[
+        Annotated[int, Meta(ge=1, le=1000)] | None,
+        Meta(description="passes over the held-out data, in place of `steps`"),
+    ] = None
+    batch_size: Annotated[
+        int, Meta(ge=1, le=10**6, description="held-out samples in each step")
+    ] = 256
 
     def total(self, held_out: int) -> int:
         """Return the number of steps for this number of held-out samples."""
@@ -147,6 +149,7 @@ def _cost(pool: PoolSize, options: LearnedOptions) -> Cost:
 LEARNED = Recipe(
     name="learned",
     summary="coefficients by gradient descent on held-out loss",
+    when="Where held-out data are plenty: it may give trials shares that no greedy choice can.",
     paper="Wortsman et al. 2022, arXiv:2203.05482, appendix",
     kind="soup",
     costs="500 steps, forward and backward",
@@ -160,7 +163,9 @@ LEARNED = Recipe(
 
 LEARNED_BY_LAYER = Recipe(
     name="learned_by_layer",
-    summary="the same, with coefficients of its own for each tensor",
+    summary="as learned, with coefficients of its own for each tensor",
+    when="As `learned`, where the layers of the trials differ in quality. It has the most freedom,"
+    " so look at the test column.",
     paper="Wortsman et al. 2022, arXiv:2203.05482, appendix",
     kind="soup",
     costs="500 steps, forward and backward",

@@ -101,6 +101,7 @@ def scaled(init: str, theta_1: Model, depth: dict[str, tuple[int, int]], k: int)
 LINES = Recipe(
     name="lines",
     summary="interpolate by depth, shallow layers closer to the init",
+    when="As `wise_ft`, for deep models: shallow layers stay closer to the start.",
     paper="Wang et al. 2024, arXiv:2410.17146",
     kind="line",
     costs="10 a line",

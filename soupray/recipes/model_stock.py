@@ -77,6 +77,7 @@ def ratio(gram: Matrix) -> float:
 MODEL_STOCK = Recipe(
     name="model_stock",
     summary="between init and mean, by the angles among the ingredients",
+    when="Where there are few held-out data, or none to spare: it chooses on none.",
     paper="Jang et al. 2024, arXiv:2403.19522",
     kind="soup",
     costs="1",

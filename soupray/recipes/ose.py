@@ -77,6 +77,7 @@ def mixed(
 OSE = Recipe(
     name="ose",
     summary="mix the outputs of anchor and fine-tuned model, one alpha for all samples",
+    when="Where two forward passes are affordable: the same idea as `wise_ft`, on outputs.",
     paper="Wortsman et al. 2021, arXiv:2109.01903",
     kind="ensemble",
     costs="0: from stored logits",

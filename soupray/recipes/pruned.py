@@ -32,6 +32,7 @@ def _without(kept: list[str], sha: str) -> list[str]:
 PRUNED = Recipe(
     name="pruned",
     summary="start from all, drop an ingredient if that does not hurt",
+    when="Where most trials are good and a few hurt.",
     paper="arXiv:2301.10092",
     kind="soup",
     costs="K",

@@ -20,12 +20,17 @@ Option = str | int | float | list[float]
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base class for the options of a recipe: names, types, defaults and allowed values."""
+    """Base class for the options of a recipe: name, type, default and description of each."""
 
 
-def allows(words: str) -> msgspec.Meta:
-    """Return the allowed values of an option in words, if its type does not show all of them."""
-    return msgspec.Meta(extra_json_schema={"description": words})
+def allows(words: str, description: str) -> msgspec.Meta:
+    """Return what an option is, if its type does not show all of it.
+
+    Args:
+        words: the allowed values.
+        description: what the option means.
+    """
+    return msgspec.Meta(description=description, extra={"allowed": words})
 
 
 O = TypeVar("O", bound=Options)  # noqa: E741
@@ -97,6 +102,7 @@ class Recipe(Generic[O]):
     Attributes:
         name: name in specs; with dashes, the flag of the command line.
         summary: short description for users.
+        when: when to use it, in a sentence or two.
         paper: source of the method.
         kind: see `Kind`.
         costs: cost of the choice in words: passes of one model over the held-out data, with K
@@ -115,6 +121,7 @@ class Recipe(Generic[O]):
 
     name: str
     summary: str
+    when: str
     paper: str
     kind: Kind
     costs: str
@@ -208,9 +215,8 @@ def single(
 def _in_words(annotation: Any) -> str:
     described = inspect.type_info(annotation)
     if isinstance(described, inspect.Metadata):
-        extra = described.extra_json_schema or {}
-        if "description" in extra:
-            return str(extra["description"])
+        if described.extra and "allowed" in described.extra:
+            return str(described.extra["allowed"])
         described = described.type
     if isinstance(described, inspect.UnionType):  # with None, which means: not given
         (described,) = [t for t in described.types if not isinstance(t, inspect.NoneType)]

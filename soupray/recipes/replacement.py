@@ -19,9 +19,11 @@ from soupray.recipes.starts import mean_among, singles
 
 
 class ReplacementOptions(Options, frozen=True, kw_only=True):
-    """`passes`: largest number of passes over the pool."""
+    """Options of replacement."""
 
-    passes: Annotated[int, Meta(ge=1, le=100)] = 3
+    passes: Annotated[
+        int, Meta(ge=1, le=100, description="largest number of passes over the pool")
+    ] = 3
 
 
 def _replacement(
@@ -47,6 +49,7 @@ def _cost(pool: PoolSize, options: ReplacementOptions) -> Cost:
 REPLACEMENT = Recipe(
     name="replacement",
     summary="greedy, and an ingredient may be added more than once",
+    when="Where a few trials are much better than the others: they may count more than once.",
     paper="Wortsman et al. 2022, arXiv:2203.05482",
     kind="soup",
     costs="up to passes K",

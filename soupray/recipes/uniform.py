@@ -15,6 +15,7 @@ def _uniform(selection: Selection, earlier: Earlier, options: Options) -> list[O
 UNIFORM = Recipe(
     name="uniform",
     summary="mean of all ingredients",
+    when="The quickest test of whether a pool averages well. All trials count, the weak ones too.",
     paper="Wortsman et al. 2022, arXiv:2203.05482",
     kind="soup",
     costs="1",

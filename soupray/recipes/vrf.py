@@ -111,7 +111,8 @@ def quantiles(values: tuple[float, ...]) -> list[float]:
 
 VRF = Recipe(
     name="vrf",
-    summary="mix them sample by sample, by the distance to the zero-shot failure set",
+    summary="as ose, but sample by sample, by the distance to the zero-shot failure set",
+    when="As `ose`, where the share should depend on how familiar a sample is.",
     paper="Zhu et al. 2024, arXiv:2411.06966",
     kind="ensemble",
     costs="1, and 2 passes over train",

@@ -38,19 +38,27 @@ With it, products n * theta are exact in float64 for means of up to 500 models
 
 
 class WiseFtOptions(Options, frozen=True, kw_only=True):
-    """`alphas`: grid instead of the paper's. `eps`: tolerance of the point `within`.
-
-    `theta_1`: name of a soup, or the start of a trial's key, instead of the default models.
-    """
+    """Options of wise_ft."""
 
     alphas: Annotated[
         tuple[Annotated[float, Meta(ge=0, le=1)], ...] | None,
-        allows("a list of numbers, each 0 to 1, with 6 decimals at most"),
+        allows(
+            "a list of numbers, each 0 to 1, with 6 decimals at most",
+            "the points of the line; left out: 0, .05, ..., 1, as in the paper",
+        ),
     ] = None
-    eps: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    eps: Annotated[
+        float,
+        Meta(
+            ge=0, le=1, description="how much less than the best score the point `within` may have"
+        ),
+    ] = 0.01
     theta_1: Annotated[
         str | None,
-        allows("text: the name of a soup of this run, or how a trial's key begins"),
+        allows(
+            "text: the name of a soup of this run, or how a trial's key begins",
+            "the end of the line; left out: the best single model, and the best soup",
+        ),
     ] = None
 
     def __post_init__(self) -> None:
@@ -122,6 +130,8 @@ def _cost(pool: PoolSize, options: WiseFtOptions) -> Cost:
 WISE_FT = Recipe(
     name="wise_ft",
     summary="interpolate from the anchor to the best single model and to the best soup",
+    when="Where the model must hold under distribution shift: it gives up a little, or nothing, on"
+    " the task.",
     paper="Wortsman et al. 2021, arXiv:2109.01903",
     kind="line",
     costs="19 a line",

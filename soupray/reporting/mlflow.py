@@ -43,6 +43,8 @@ MODEL = "model"
 CODE = Path(__file__).parents[1] / "assets" / "registered_model.py"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens with training runs
+TRAINING = "machine_learning"
+"""What MLflow's sidebar is about, in its address (3.17); otherwise it shows pages for chats."""
 VIEW = "soupray"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 COLUMNS = (
@@ -83,6 +85,7 @@ class MlflowTracker:
     def __init__(self, url: str, experiment: str, artifacts: str | None = None) -> None:
         self._url = url
         self._parents: dict[str, Run] = {}
+        self._open: dict[str, Run] = {}
         with _mapped(self._url):
             self._client = MlflowClient(tracking_uri=url)
             found = self._client.get_experiment_by_name(experiment)
@@ -112,8 +115,9 @@ class MlflowTracker:
         with _mapped(self._url):
             named = {run.parent for run in runs if run.parent}
             named |= {key for run in runs for _, key in run.links}
-            wanted = {run.key for run in runs} | (named - self._parents.keys())
-            known = self._parents | self._known(wanted)
+            here = self._parents | self._open
+            wanted = ({run.key for run in runs} - self._open.keys()) | (named - here.keys())
+            known = here | self._known(wanted)
             for run in runs:
                 there = known.get(run.key)
                 if there is not None and _contradicts(there, run):
@@ -124,8 +128,16 @@ class MlflowTracker:
                     known[run.key] = there
                 self._link(there, run, known)
                 if there.data.tags.get(DIGEST) != digest(run):
-                    self._fill(there.info.run_id, run, known)
+                    self._fill(there, run, known)
+                self._keep_open(run, there)
             self._parents = {key: known[key] for key in {r.parent for r in runs if r.parent}}
+
+    def _keep_open(self, run: TrackedRun, there: Run) -> None:
+        """Remember a run that is not finished: it is written again and again while it runs."""
+        if _runs_now(run):
+            self._open[run.key] = there
+        else:
+            self._open.pop(run.key, None)
 
     def attach(self, key: str, files: Sequence[Path]) -> None:
         """Attach local files to a run. Raises TrackingError.
@@ -236,18 +248,24 @@ class MlflowTracker:
             if there.data.tags.get(PARENT) != parent:
                 self._client.set_tag(there.info.run_id, PARENT, parent)
 
-    def _fill(self, run_id: str, run: TrackedRun, known: dict[str, Run]) -> None:
+    def _fill(self, there: Run, run: TrackedRun, known: dict[str, Run]) -> None:
         """Write the content of a run in batches; the digest comes last and marks it as complete.
 
         MLflow writes the tags of a batch after its metrics and parameters.
         """
+        run_id = there.info.run_id
         when = int((run.finished or run.started) * 1000)
         metrics = [Metric(k, v, when, 0) for k, v in run.metrics.items()]
         for name, points in run.curves.items():
-            metrics += [Metric(name, value, when, step) for step, value in points]
+            # MLflow ignores a row that it has. So a point has the same time whenever it is written.
+            begun = there.info.start_time
+            metrics += [Metric(name, value, begun + step, step) for step, value in points]
         params = [Param(k, v) for k, v in run.params.items()]
         notes = {NOTE: note} if (note := self._note(run, known)) else {}
-        tags = [RunTag(k, v) for k, v in (run.tags | notes | {DIGEST: digest(run)}).items()]
+        mark = {} if _runs_now(run) else {DIGEST: digest(run)}
+        tags = [RunTag(k, v) for k, v in (run.tags | notes | mark).items()]
+        if _runs_now(run) and there.info.status != "RUNNING":  # of a driver that was killed
+            self._client.update_run(run_id, status="RUNNING")
         if run.finished is not None:
             status = "FAILED" if run.failed else "FINISHED"
             self._client.set_terminated(run_id, status, end_time=when)
@@ -292,6 +310,11 @@ def _shown(run: TrackedRun) -> TrackedRun:
         note="\n".join(map(plain, run.note.split("\n"))),
         links=tuple((plain(text), key) for text, key in run.links),
     )
+
+
+def _runs_now(run: TrackedRun) -> bool:
+    """Whether this is a trial that runs: more of it will be written soon."""
+    return run.finished is None and run.parent is not None
 
 
 def _contradicts(there: Run, run: TrackedRun) -> bool:
@@ -393,7 +416,8 @@ def view_of(url: str, experiment: str) -> str:
         found = MlflowClient(tracking_uri=url).get_experiment_by_name(experiment)
         if found is None:
             return ""
-        return f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW}"
+        about = f"workflowType={TRAINING}&viewStateShareKey={VIEW}"
+        return f"/#/experiments/{found.experiment_id}/runs?{about}"
 
 
 def ping(url: str) -> str:

@@ -142,8 +142,8 @@ def draw_robustness(numbers: Robustness, path: Path) -> None:
     named = [p for p in numbers.models if _has_interval(p, numbers)]
     ids = [p.id_accuracy for p in _all(numbers)] + [v for p in named for v in p.id_interval]
     shifts = [p.shift_mean for p in _all(numbers)] + [v for p in named for v in p.shift_interval]
-    _logit_ticks(axes.xaxis, ids, numbers.n)
-    _logit_ticks(axes.yaxis, shifts, numbers.shift_n)
+    _set_logit_ticks(axes.xaxis, ids, numbers.n)
+    _set_logit_ticks(axes.yaxis, shifts, numbers.shift_n)
     axes.set_xlabel(f"{id_label(numbers)} (n = {numbers.n}; logit scale)")
     axes.set_ylabel("mean accuracy over shifts (logit scale)")
     axes.legend(frameon=False, fontsize=8, loc="best")
@@ -225,8 +225,13 @@ def _all(numbers: Robustness) -> list[Point]:
     return numbers.models + [p for points in numbers.lines.values() for p in points]
 
 
-def _logit_ticks(axis: Any, values: list[float], n: int) -> None:
-    """Set ticks at round accuracies in the range of the data."""
+def logit_ticks(values: list[float], n: int) -> list[float]:
+    """Return round accuracies in the range of the data, for an axis of logits.
+
+    Args:
+        values: accuracies that the axis must show.
+        n: number of samples, which limits the logits of 0 and 1.
+    """
     nice = [0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95]
     nice += [0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.999]
     low, high = min(values), max(values)
@@ -237,6 +242,11 @@ def _logit_ticks(axis: Any, values: list[float], n: int) -> None:
     for tick in shown:
         if not kept or logit(tick, n) - logit(kept[-1], n) >= gap:
             kept.append(tick)
+    return kept
+
+
+def _set_logit_ticks(axis: Any, values: list[float], n: int) -> None:
+    kept = logit_ticks(values, n)
     axis.set_ticks([logit(t, n) for t in kept], [f"{100 * t:g} %" for t in kept])
 
 
@@ -311,35 +321,24 @@ def draw_trace(trace: Trace, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_all(
-    folder: Path,
-    champion: str,
-    outcomes: list[Outcome],
-    world: tuple[Pool, Basis],
-    reported: Reported,
-) -> Mapping[str, Path]:
-    """Draw the figures that these outcomes allow.
+def draw_all(folder: Path, figure: Robustness | None, greedy: Trace | None) -> Mapping[str, Path]:
+    """Draw the figures, as PNG and SVG.
 
     Args:
         folder: where the files are written.
-        champion: name of the entry to take.
-        outcomes: what the recipes chose.
-        world: the pool and its basis.
-        reported: scores by (model, name of the split).
+        figure: the numbers of the robustness figure; None without shifts.
+        greedy: the trace of the greedy soup; None without one.
 
     Returns:
-        Paths of the figures, by file name.
+        Paths of the files, by name.
     """
-    pool, basis = world
     drawn = []
-    if any(s.role == "shift" for s in basis.reported):
-        numbers = robustness(champion, outcomes, pool, basis, reported)
-        draw_robustness(numbers, folder / "robustness.png")
+    if figure is not None:
+        draw_robustness(figure, folder / "robustness.png")
         drawn.append("robustness")
-    for outcome in outcomes:
-        if outcome.recipe == "greedy":
-            draw_trace(greedy_trace(outcome), folder / "greedy_trace.png")
-            drawn.append("greedy_trace")
+    if greedy is not None:
+        draw_trace(greedy, folder / "greedy_trace.png")
+        drawn.append("greedy_trace")
     names = [f"{name}.{ending}" for name in drawn for ending in ("png", "svg")]
     return {name: folder / name for name in names}
 

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 
@@ -196,6 +197,22 @@ def leaderboard(
 def ranked_on(entry: Entry) -> Measured:
     """Return the scores that rank an entry: on the split `rank` if there is one, else held-out."""
     return entry.rank or entry.held_out
+
+
+class SameModel(NamedTuple):
+    """Entries of one model: the place of the first of them, their names, and the first entry."""
+
+    place: int
+    names: list[str]
+    entry: Entry
+
+
+def same_models(entries: list[Entry]) -> list[SameModel]:
+    """Return the models of a leaderboard, each once, in its order."""
+    found: dict[str, SameModel] = {}
+    for place, entry in enumerate(entries, 1):
+        found.setdefault(entry.candidate, SameModel(place, [], entry)).names.append(entry.name)
+    return list(found.values())
 
 
 class Explained(Record, frozen=True, kw_only=True):

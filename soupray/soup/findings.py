@@ -11,12 +11,12 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from soupray.core.arrays import Float64
-from soupray.core.records import CheckpointRef, Ingredient, Pool, Record, Scores, Tombstone
+from soupray.core.findings import Finding, IngredientRow, Kind, PairRow, Report
+from soupray.core.records import Ingredient, Pool, Record, Scores, Tombstone
 from soupray.core.requests import Defect, Matrix
 from soupray.maths.geometry import (
     angles,
@@ -50,25 +50,6 @@ About one in twenty random differences is larger.
 
 IMPORTED = "imported"
 """`Trial.method` of a model from a file: its origin is what the spec claims, and not known."""
-
-Severity = Literal["error", "warning", "note"]
-Kind = Literal[
-    "not_finite", "differs", "integer", "duplicate", "unchanged", "far", "apart", "below_init",
-    "barrier", "diverged", "alone",
-]  # fmt: skip
-
-
-class Finding(Record, frozen=True, kw_only=True):
-    """A problem or fact about some trials of a pool, and advice. One sentence each.
-
-    `error`: no soup can be made. `warning`: these ingredients harm a soup. `note`: useful to know.
-    """
-
-    severity: Severity
-    kind: Kind
-    trials: tuple[str, ...]
-    what: str
-    advice: str
 
 
 class Midpoint(Record, frozen=True, kw_only=True):
@@ -366,46 +347,6 @@ def _points(share: float) -> str:
 
 def _listed(keys: Sequence[str]) -> str:
     return ", ".join(keys[:-1]) + f" and {keys[-1]}" if len(keys) > 1 else keys[0]
-
-
-class IngredientRow(Record, frozen=True, kw_only=True):
-    """A row of the report: held-out accuracy, distance |theta_i - theta_0|, angles in degrees.
-
-    `angle_others` is the median angle to the other ingredients. `with_best` is the held-out
-    accuracy of the mean with the best ingredient. None: not measured, or no direction. `finds`:
-    kinds of the findings of this ingredient.
-    """
-
-    trial: str
-    hparams: dict[str, float | int | str]
-    held_out: float
-    standard_error: float
-    distance: float | None
-    angle_best: float | None
-    angle_others: float | None
-    with_best: float | None
-    finds: tuple[str, ...]
-
-
-class PairRow(Record, frozen=True, kw_only=True):
-    """Held-out accuracy of two ingredients and of the mean of their weights."""
-
-    trials: tuple[str, str]
-    ends: tuple[float, float]
-    middle: float
-    advantage: float
-
-
-class Report(Record, frozen=True, kw_only=True):
-    """The result of a pre-flight check; each entry of `verdict` is one or two sentences."""
-
-    averageable: bool
-    init: CheckpointRef
-    n: int
-    verdict: tuple[str, ...]
-    findings: tuple[Finding, ...]
-    ingredients: tuple[IngredientRow, ...]
-    pairs: tuple[PairRow, ...]
 
 
 def judge(pool: Pool, facts: Facts) -> list[Finding]:

@@ -28,6 +28,7 @@ from soupray.reporting.ranking import Calibrated, Entry, champion, leaderboard, 
 from soupray.reporting.results import SoupResult
 from soupray.search.plan import CODE_VERSION
 from soupray.soup.check import refuse_or_note
+from soupray.soup.details import gather
 from soupray.soup.session import Session, open_session, watched
 from soupray.spec.sweep_spec import NAME_LENGTH, SweepSpec
 from soupray.store import layout
@@ -146,6 +147,7 @@ def _result(session: Session, spec: SweepSpec, choices: Choices, key: str) -> So
         basis=session.basis,
         reported=reported,
         champion=taken,
+        details=gather(evaluator, entries, taken, outcomes, (pool, session.basis), reported),
         weights=None if model is None else evaluator.save(model),
         digests=_digests(session, outcomes),
         statistics=evaluator.statistics(asked),

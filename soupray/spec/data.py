@@ -1,4 +1,7 @@
-"""The `data` of a spec: training data, held-out data, test data and shifts."""
+"""The `data` of a spec: training data, held-out data, test data and shifts.
+
+The text under a field describes the key, in the JSON schema and in the reference of keys.
+"""
 
 from __future__ import annotations
 
@@ -43,17 +46,20 @@ ShiftKind = Literal[
 
 
 class NaturalShift(SpecModel):
-    """Other images of the same classes, or of some of them, in the folder `root`.
-
-    The split is called `name`, or `kind` without a name. `label_map`, for the kind `folder`, is a
-    YAML file that lists the folders of each class; it is needed if the folder names differ from
-    those of the training images.
-    """
+    """Other images of the same classes, or of some of them."""
 
     kind: ShiftKind
+    """How the folder is laid out; `folder` is a folder of images for each class."""
+
     root: str
+    """The folder with the images."""
+
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")] | None = None
+    """Name of the split. Left out: `kind`."""
+
     label_map: str | None = None
+    """For the kind `folder`: a YAML file with lines like `cat: [tabby, siamese]`, which lists the
+    folders of each class. Needed if the folders have other names than the training images'."""
 
     @pydantic.field_validator("label_map")
     @classmethod
@@ -75,20 +81,25 @@ Shift = Annotated[
 
 
 class HeldOutParts(SpecModel):
-    """Held-out data in two parts: `select` samples to choose soups, `rank` to compare them."""
+    """Held-out data in two parts: recipes choose with one, and models are ranked with the other."""
 
     select: Count
+    """Samples with which recipes choose."""
+
     rank: Count
+    """Samples with which models are ranked. Nothing is chosen with them."""
 
 
 class HeldOutIds(SpecModel):
-    """Held-out samples by id: a text file with one id per line, or the published split of ImageNet.
+    """Held-out samples by id.
 
-    The published split is model-soups' `imagenet_98_idxs.npy`. It has one number per training
-    sample, in order: 1 for training, 0 for held-out.
+    The published split of ImageNet is model-soups' `imagenet_98_idxs.npy`. It has one number per
+    training sample, in order: 1 for training, 0 for held-out.
     """
 
     ids: str
+    """A text file with one id per line, or `imagenet_98_idxs.npy`, the published split of
+    ImageNet."""
 
 
 def _written_as(value: object) -> str:
@@ -107,14 +118,15 @@ HeldOut = Annotated[
 
 
 class _Shifted(SpecModel):
-    """Data with shifts of the test set.
-
-    `overlap` says what to do if a training or held-out sample has the same content as a reported
-    one, or a training sample the same as a held-out one: `fail` is an error, `drop` leaves it out.
-    """
+    """Data with shifts of the test set."""
 
     shifts: tuple[Shift, ...] = ()
+    """What is reported beside the test set. A word is a changed copy of the test images; a mapping
+    is another data set."""
+
     overlap: Literal["fail", "drop"] = "fail"
+    """A training or held-out sample with the content of a reported one, or a training sample with
+    that of a held-out one: `fail` is an error, `drop` leaves it out."""
 
     @pydantic.field_validator("shifts")
     @classmethod
@@ -138,51 +150,65 @@ class _Shifted(SpecModel):
 
 
 class DigitsSpec(_Shifted):
-    """The UCI digits in scikit-learn, as 32 x 32 images.
-
-    `train_per_class` images of each class are for training, `held_out` to choose soups; all others
-    are ID test.
-    """
+    """The UCI digits in scikit-learn, as 32 x 32 images."""
 
     kind: Literal["digits"]
+
     train_per_class: Count = 20
+    """Training images of each class."""
+
     held_out: HeldOut = 500
+    """Samples that choose soups: a number, two numbers, or a list of ids. All others are ID
+    test."""
 
 
 class IdxSpec(_Shifted):
-    """Images and labels in four IDX files, the format of MNIST and Fashion-MNIST.
-
-    The files are in the first of `folders` that exists (`~` is the home folder). `train` and
-    `held_out` samples are drawn by class from the train files; the t10k files are ID test.
-    """
+    """Images and labels in four IDX files, the format of MNIST and Fashion-MNIST."""
 
     kind: Literal["idx"]
+
     folders: tuple[str, ...] = Field(min_length=1)
+    """The files are in the first of these folders that exists; `~` is the home folder. The t10k
+    files are ID test."""
+
     train: Count
+    """Training samples, drawn by class from the train files."""
+
     held_out: HeldOut
+    """Samples that choose soups, drawn by class from the train files: a number, two numbers, or a
+    list of ids."""
 
 
 class Pictures(_Shifted):
-    """Images of any size and format.
-
-    The short side is resized to `size` pixels (bicubic), and the centre is cut out. `channels` is 3
-    for RGB, 1 for grey. Training images are kept at `train_size` pixels, by default one seventh
-    larger than `size`, so that augmentation can cut from them. `keep: stream` decodes the original
-    files batch by batch, for training sets that are too large to store decoded. `on_error` is for
-    images that cannot be read. An image of more than `max_pixels` cannot; without it, this is an
-    image of more than Pillow's limit, 89 478 485.
-    """
+    """Images of any size and format. The side that evaluation reads is cut from the centre."""
 
     held_out: HeldOut
+    """Samples that choose soups, drawn by class from the train part: a number, two numbers, or a
+    list of ids."""
+
     size: Annotated[Count, Field(le=LARGEST_SIDE)]
+    """Side of evaluated images in pixels: the short side is brought to it, and the centre is cut
+    out. Left out: that of the model."""
+
     train_size: Annotated[Count, Field(le=LARGEST_SIDE)] | None = None
+    """Side at which training images are kept, so that augmentation can cut from them. Left out:
+    size * 8 / 7."""
+
     channels: Literal[1, 3] = 3
+    """3: RGB. 1: grey."""
+
     keep: Literal["mapped", "stream"] = "mapped"
+    """`mapped`: images are decoded once into the cache of each node. `stream`: training images are
+    decoded as they are read, for what fits on no disk decoded."""
+
     on_error: Literal["fail", "skip"] = "fail"
+    """An image that cannot be read: `fail` is an error, `skip` leaves it out and says so."""
+
     # Left out if not given, so that digests of specs from before this field do not change.
     max_pixels: Annotated[Count, Field(le=MOST_PIXELS)] | None = Field(
         default=None, exclude_if=lambda most: most is None
     )
+    """An image of more pixels cannot be read. Left out: Pillow's limit, 89 478 485."""
 
     @property
     def side_of_train(self) -> int:
@@ -191,29 +217,34 @@ class Pictures(_Shifted):
 
 
 class FolderSpec(Pictures):
-    """One folder of images per class, in `train` and in `test`.
+    """One folder of images per class.
 
-    `test` is a path, or a number of images that are drawn by class from `train`. The names of the
-    folders are matched with those of the task's classes. With `label_map`, a YAML file that lists
-    the folders of each class, other folders are left out.
+    The names of the folders are matched with those of the task's classes.
     """
 
     kind: Literal["folder"]
+
     train: str
+    """The folder with a folder of training images for each class."""
+
     test: str | Count
+    """Another such folder, or a number of images that are drawn by class from `train`."""
+
     label_map: str | None = None
+    """A YAML file with lines like `cat: [tabby, siamese]`, which lists the folders of each class.
+    Other folders are left out. Without it, folders and classes have the same names."""
 
 
 class WebDatasetSpec(Pictures):
-    """WebDataset shards: tar files in which `KEY.jpg` (png, webp) and `KEY.cls` are one sample.
-
-    `train` and `test` are paths with `*` or `{000..127}` for the numbers. `test` may also be a
-    number of images that are drawn by class from `train`.
-    """
+    """WebDataset shards: tar files in which `KEY.jpg` (png, webp) and `KEY.cls` are one sample."""
 
     kind: Literal["webdataset"]
+
     train: str
+    """Paths of the shards, with `*` or `{000..127}` for the numbers."""
+
     test: str | Count
+    """Paths of the test shards, or a number of images that are drawn by class from `train`."""
 
 
 def _is_absent(value: object) -> bool:
@@ -222,61 +253,92 @@ def _is_absent(value: object) -> bool:
 
 
 class TorchvisionSpec(Pictures):
-    """A data set of torchvision, by the name of its class, as torchvision stored it in `root`.
+    """A data set of torchvision, as torchvision stored it. Nothing is downloaded.
 
-    Nothing is downloaded. `test` is a number of images that are drawn by class from the training
-    part; by default the test part is used. The names that torchvision gives to the classes are
-    matched with those of the task; `label_map` is a YAML file that lists torchvision's names of
-    each class, if they differ.
+    The names that torchvision gives to the classes are matched with those of the task.
     """
 
     kind: Literal["torchvision"]
+
     name: str
+    """The name of torchvision's class, such as `CIFAR10`."""
+
     root: str
+    """The folder in which torchvision stored it."""
+
     test: Count | None = None
+    """A number of images that are drawn by class from the training part. Left out: torchvision's
+    test part."""
+
     label_map: str | None = Field(default=None, exclude_if=_is_absent)
+    """A YAML file with lines like `cat: [tabby, siamese]`: torchvision's names of each class, if
+    they differ from those of the task."""
 
 
 class HuggingFaceSpec(Pictures):
-    """A data set that `datasets.save_to_disk` wrote to `path`.
+    """A data set that `datasets.save_to_disk` wrote.
 
-    `train` and `test` are names of splits; `test` may also be a number of images that are drawn by
-    class from `train`. `image` and `label` are names of columns. Names of classes (a `ClassLabel`,
-    or a column of texts) are matched with those of the task; `label_map` is a YAML file that lists
-    the names of the data for each class, if they differ.
+    Names of classes (a `ClassLabel`, or a column of texts) are matched with those of the task.
     """
 
     kind: Literal["huggingface"]
+
     path: str
+    """The folder that `save_to_disk` wrote."""
+
     train: str = "train"
+    """Name of the split with the training images."""
+
     test: str | Count = "test"
+    """Name of the split with the test images, or a number of images that are drawn by class from
+    `train`."""
+
     image: str = "image"
+    """Name of the column with the images."""
+
     label: str = "label"
+    """Name of the column with the classes."""
+
     label_map: str | None = Field(default=None, exclude_if=_is_absent)
+    """A YAML file with lines like `cat: [tabby, siamese]`: the data's names of each class, if they
+    differ from those of the task."""
 
 
 class TextSpec(SpecModel):
-    """Texts and their labels in files: CSV, TSV or JSON lines, by the ending of the file name.
-
-    A label is the name of one of the task's classes. `held_out` samples are drawn by class from the
-    train file. `test` is a file, or a number of samples drawn in the same way. `shifts` names
-    further files, which are reported like test. `on_long` says whether a text above `max_bytes`
-    (UTF-8) or the task's max_tokens is an error or is cut. `overlap` has the same meaning as for
-    images.
-    """
+    """Texts and their labels in files: CSV, TSV or JSON lines, by the ending of the file name."""
 
     kind: Literal["text"]
+
     train: str
+    """The file with the training texts. A label is the name of one of the task's classes."""
+
     test: str | Count
+    """The file with the test texts, or a number of samples that are drawn by class from `train`."""
+
     held_out: HeldOut
+    """Samples that choose soups, drawn by class from the train file: a number, two numbers, or a
+    list of ids."""
+
     shifts: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,62}$")], str] = Field(
-        default_factory=dict
+        default={}
     )
+    """Further files that are reported like the test texts, by the name of the split."""
+
     text_column: str = "text"
+    """Name of the column with the texts."""
+
     label_column: str = "label"
+    """Name of the column with the classes."""
+
     max_bytes: Annotated[Count, Field(le=1_000_000)] = 2000
+    """Most bytes of a text, in UTF-8."""
+
     on_long: Literal["fail", "cut"] = "fail"
+    """A text above `max_bytes` or the task's `max_tokens`: `fail` is an error, `cut` cuts it."""
+
     overlap: Literal["fail", "drop"] = "fail"
+    """A training or held-out text that is also reported, or a training text that is also held out:
+    `fail` is an error, `drop` leaves it out."""
 
     @pydantic.field_validator("shifts")
     @classmethod

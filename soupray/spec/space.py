@@ -16,21 +16,28 @@ Value = float | int | str
 class SpecModel(pydantic.BaseModel):
     """Base class for parts of a spec: frozen, strict about types, without unknown keys."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
 
 class Dimension(SpecModel):
-    """One coordinate of the search space, given by a uniform number u in [0, 1).
-
-    Exactly one of `log_uniform`, `uniform` (ranges without the upper end), `integer` (with both
-    ends) and `choice` is given. `off: p` makes the value 0 with probability p: it is 0 if u < p.
-    """
+    """How a hyperparameter varies: exactly one of the ranges or the choice, and perhaps `off`."""
 
     log_uniform: tuple[float, float] | None = None
+    """Between two numbers above 0, each power of ten alike; the upper end is left out."""
+
     uniform: tuple[float, float] | None = None
+    """Between two numbers, all alike; the upper end is left out."""
+
     integer: tuple[int, int] | None = None
+    """A whole number; both ends are included."""
+
     choice: tuple[Value, ...] | None = None
+    """One of these values."""
+
     off: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The probability that the value is 0 instead."""
 
     @pydantic.model_validator(mode="after")
     def _one_kind(self) -> Dimension:
@@ -101,7 +108,9 @@ class _Hyperparameters(SpecModel):
 
 def _field(row: Hyperparameter) -> Any:
     number: Any = Annotated[int if row.whole else float, Field(ge=row.low)]
-    return Dimension | number, ... if row.default is None else row.default
+    default: Any = ... if row.default is None else row.default
+    said = Field(default, description=row.meaning, json_schema_extra={"maximum": row.high})
+    return Dimension | number, said
 
 
 if TYPE_CHECKING:
@@ -133,19 +142,26 @@ def refuse(space: Space, names: dict[str, float | None], why: str) -> None:
 
 
 class Search(SpecModel):
-    """The number of trials, how they are sampled and stopped, and which weights they train.
-
-    The points of `random` and `qmc` are known before the sweep; those of `tpe` depend on finished
-    trials. The scheduler `asha` stops trials with low scores, which are then not ingredients.
-    `train`: `all` weights, or only those of the `head`.
-    """
+    """The trials of a sweep."""
 
     # 0: a pool of imported models only. A plan is made and shown as a whole, so it has an end.
     trials: Annotated[int, Field(ge=0, le=100_000)]
+    """Number of trials. A larger number keeps the trials that exist. 0: a pool of imported models
+    only."""
+
     sampler: Literal["random", "qmc", "tpe"] = "random"
+    """`random` and `qmc`: all points are known before the sweep. `tpe`: Optuna suggests them from
+    the trials that are finished, which crowds the pool around one optimum."""
+
     scheduler: Literal["fifo", "asha"] = "fifo"
+    """`fifo`: every trial is trained to its end. `asha`: trials with low scores are stopped early,
+    and are then not ingredients."""
+
     train: Literal["all", "head"] = "all"
+    """`all` weights; or those of the `head` alone, on features that are computed once."""
+
     space: Space
+    """The hyperparameters of the trials: each is a range, a choice, or one number for all."""
 
     @pydantic.model_validator(mode="after")
     def _of_what_is_trained(self) -> Search:

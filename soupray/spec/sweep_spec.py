@@ -1,4 +1,7 @@
-"""The spec of a sweep, a YAML file: the task, the data, the trials, and where to store results."""
+"""The spec of a sweep, a YAML file: the task, the data, the trials, and where to store results.
+
+The text under a field describes the key, in the JSON schema and in the reference of keys.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,9 @@ NAME_LENGTH = 63
 NAME_PATTERN = rf"[a-z0-9][a-z0-9_-]{{0,{NAME_LENGTH - 1}}}"
 NAME_ALLOWED = f"1 to {NAME_LENGTH} lower-case letters, digits, - and _"
 
+STORAGE_PATTERN = r"embedded|s3://.+|file:///.+"
+TRACKING_PATTERN = r"embedded|off|https?://.+|sqlite:///.+"
+
 LEAST_SHARE = 0.0001
 """The smallest share of a CPU or GPU that Ray counts: its kResourceUnitScaling is 10 000."""
 
@@ -56,17 +62,24 @@ def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
     return pydantic.AfterValidator(check)
 
 
-class Resources(SpecModel):
-    """The resources that one trial or one evaluating actor reserves; fractions are allowed.
+def _shown(pattern: str) -> Any:
+    """Return what has the JSON schema say the pattern that `_matching` checks."""
+    return Field(json_schema_extra={"pattern": f"^({pattern})$"})
 
-    `at_most` limits how many trials or actors run at the same time. On a cluster that grows, a soup
-    starts this number of actors, and the autoscaler adds nodes for them; without it, a soup uses
-    the present size of the cluster. A sweep shows all its trials to the autoscaler.
-    """
+
+class Resources(SpecModel):
+    """What one trial, or one actor that evaluates, reserves. Fractions are allowed."""
 
     cpu: Annotated[float, Field(ge=LEAST_SHARE, le=1_000_000)] = 1.0
-    gpu: NonNegative = 0.0
+    """Cores."""
+
+    gpu: Annotated[NonNegative, Field(json_schema_extra={"maximum": 1})] = 0.0
+    """GPUs, at most one. With 0 everything is computed on the CPU."""
+
     at_most: Count | None = None
+    """How many trials or actors run at a time. Left out: a sweep shows all its trials to the
+    autoscaler, and a soup takes the cluster as it is. A soup on a cluster that grows asks for this
+    number of actors."""
 
     @pydantic.field_validator("gpu")
     @classmethod
@@ -79,52 +92,91 @@ class Resources(SpecModel):
 
 
 class TrainingSpec(SpecModel):
-    """How trials are computed (`core.records.Training`); `resources` are those of one worker."""
+    """How trials are computed; `resources` are those of one worker."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: autocast and a fused optimizer. Weights stay float32."""
+
     micro_batch: Annotated[Count, Field(le=1_000_000)] | None = None
+    """Samples in a forward pass; it is halved by itself where memory ends. Left out: the whole
+    batch."""
+
     checkpointing: bool = False
+    """Activations are computed again in the backward pass: less memory, more time."""
+
     workers: Annotated[Count, Field(le=10_000)] = 1
+    """Workers of one trial, through Ray Train. Each has the `resources` and its share of every
+    batch; BatchNorm sees that share only."""
 
     def record(self) -> Training:
-        """Return these settings as the record that trials contain."""
+        """Return these settings as the record that trials contain (`core.records.Training`)."""
         return Training(**self.model_dump())
 
 
 class SweepSpec(SpecModel):
     """The spec of a sweep; all its trials and results follow from it."""
 
-    name: Annotated[
-        str,
-        _matching(
-            NAME_PATTERN,
-            NAME_ALLOWED,
-        ),
-    ]
+    name: Annotated[str, _matching(NAME_PATTERN, NAME_ALLOWED), _shown(NAME_PATTERN)]
+    """The name of the sweep, in commands, in MLflow and in folders of results."""
+
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """The trials, and everything that is drawn, follow from it."""
+
     threads: Annotated[Count, Field(le=1024)] = 1
+    """Threads of each trial. Training is bit-equal from run to run at a fixed number."""
+
     evaluation_batch: Annotated[Count, Field(le=1_000_000)] = 250
+    """Samples in a forward pass of the evaluation. Early rejection decides after each one, so that
+    small batches suit a small held-out set."""
+
     precision: Literal["fp32", "cascade", "bf16"] = "fp32"
+    """Of the evaluation. `cascade`: bfloat16, and float32 again where the margin is small; the
+    counts are those of float32. `bf16`: no second pass."""
+
     metric: Metric = "accuracy"
+    """On held-out data, it decides which epoch of a trial is the best one, what recipes choose, and
+    the order of the leaderboard. Another metric means other trials."""
+
     task: Annotated[TaskSpec, Field(discriminator="kind")]
+    """What is learnt: the model and its classes."""
+
     data: Annotated[DataSpec, Field(discriminator="kind")]
+    """What is learnt from, what chooses, and what is reported."""
+
     init: Annotated[Init, Field(validate_default=True)] = "zero_shot"
+    """Where all trials start (theta_0): the zero-shot model, `{trained: ...}`, `{probe: ...}` or
+    `{file: PATH}`."""
+
     anchor: Annotated[Literal["zero_shot", "init"], Field(validate_default=True)] = "zero_shot"
+    """The model from which WiSE-FT interpolates: the zero-shot model, or theta_0."""
+
     search: Search
+    """Which trials there are."""
+
     training: TrainingSpec = TrainingSpec()
+    """How trials are computed."""
+
     resources: Resources = Resources()
+    """What one trial, or one actor that evaluates, reserves."""
+
     storage: Annotated[
         str,
-        _matching(r"embedded|s3://.+|file:///.+", "embedded, s3://bucket/prefix or file:///folder"),
+        _matching(STORAGE_PATTERN, "embedded, s3://bucket/prefix or file:///folder"),
+        _shown(STORAGE_PATTERN),
     ] = "embedded"
+    """Where checkpoints and records are: `embedded`, an S3 server on this machine;
+    `s3://bucket/prefix`; or `file:///folder`."""
+
     tracking: Annotated[
         str,
-        _matching(
-            r"embedded|off|https?://.+|sqlite:///.+",
-            "embedded, off, sqlite:///FILE or the URL of an MLflow server",
-        ),
+        _matching(TRACKING_PATTERN, "embedded, off, sqlite:///FILE or the URL of an MLflow server"),
+        _shown(TRACKING_PATTERN),
     ] = "embedded"
-    recipes: dict[str, dict[str, Option]] = Field(default_factory=lambda: dict(USUAL))
+    """Where trials are shown: `embedded`, MLflow on this machine; the URL of an MLflow server;
+    `sqlite:///FILE`; or `off`."""
+
+    recipes: dict[str, dict[str, Option]] = Field(default=USUAL)
+    """The recipes that `soupray soup` runs when no flag names one, each with its options."""
 
     @pydantic.field_validator("storage", "tracking")
     @classmethod

@@ -1,4 +1,7 @@
-"""The `task` and `init` of a spec: the model, its classes, and the start of all trials."""
+"""The `task` and `init` of a spec: the model, its classes, and the start of all trials.
+
+The text under a field describes the key, in the JSON schema and in the reference of keys.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,12 @@ from soupray.spec.class_names import is_imagenet
 from soupray.spec.space import Count, Dimension, Positive, Space, SpecModel
 
 
+def _also_a_text(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema that a list may also be named, as `class_names` resolves it."""
+    listed = {key: schema.pop(key) for key in ("type", "items", "minItems") if key in schema}
+    schema["anyOf"] = [listed, {"type": "string"}]
+
+
 def _with_names_that_differ(classes: tuple[str, ...]) -> tuple[str, ...]:
     if blank := [k for k, name in enumerate(classes) if not name.strip()]:
         raise ValueError(f"class {blank[0]} has no name")
@@ -24,7 +33,9 @@ def _with_names_that_differ(classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Classes = Annotated[
-    tuple[str, ...], Field(min_length=2), pydantic.AfterValidator(_with_names_that_differ)
+    tuple[str, ...],
+    Field(min_length=2, json_schema_extra=_also_a_text),
+    pydantic.AfterValidator(_with_names_that_differ),
 ]
 
 
@@ -44,27 +55,44 @@ PositiveChannels = tuple[Positive, Positive, Positive]
 
 
 class OpenClipSpec(SpecModel):
-    """An open_clip model with a zero-shot head from prompts, fine-tuned end to end.
-
-    `model` is an architecture of open_clip, `local-dir:PATH`, or `soupray:digits`, the small model
-    in this package. `pretrained` is a tag of open_clip or a local file. `head_bias` gives the head
-    a bias that starts at 0, as the models of the published soups have. `mean` and `std` normalise
-    the channels (values in 0..1), `interpolation` and `resize` say how images are brought to size;
-    left out, they are those of the checkpoint.
-    """
+    """An image tower of open_clip with a zero-shot head from prompts, fine-tuned end to end."""
 
     kind: Literal["open_clip"]
+
     model: str
+    """An architecture of open_clip, `local-dir:PATH`, or `soupray:digits`, the small model in this
+    package."""
+
     pretrained: str | None = None
+    """A tag of open_clip, or a local file."""
+
     classes: Classes
-    templates: tuple[str, ...] = Field(min_length=1)
+    """The names of the classes, as the prompts have them: a list, `imagenet`, or the path of a YAML
+    list. Left out, for data of kind `folder`: the names of the folders."""
+
+    templates: tuple[str, ...] = Field(min_length=1, json_schema_extra=_also_a_text)
+    """The prompts of the zero-shot head, each with {} for the name of the class: a list, `imagenet`
+    (80 prompts), `imagenet_simple` (7), or the path of a YAML list."""
+
     # Left out if false, so that digests of specs from before this field do not change.
     head_bias: bool = Field(default=False, exclude_if=lambda bias: not bias)
+    """The head has a bias that starts at 0, as the models of the published soups have."""
+
     mean: Channels | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Subtracted from each channel (values in 0..1). Left out: that of the checkpoint."""
+
     std: PositiveChannels | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Divides each channel after that. Left out: that of the checkpoint."""
+
     interpolation: Interpolation = "bicubic"
+    """How an image is resized, by Pillow's name. Left out: as the checkpoint says."""
+
     resize: Resize = "shortest"
+    """`shortest` keeps the proportions and cuts the centre out; `squash` resizes both sides. Left
+    out: as the checkpoint says."""
+
     crop: Crop = 1.0
+    """Share of the side that is left after the centre of an evaluated image is cut out."""
 
     @pydantic.field_validator("templates")
     @classmethod
@@ -112,26 +140,42 @@ def _is_size_or_name(value: JsonValue) -> bool:
 
 
 class TimmSpec(SpecModel):
-    """A timm model with a new linear head, trained end to end.
-
-    `args` are passed to `timm.create_model`; `TIMM_ARGS` has their names. `pretrained` is a tag of
-    timm for `model`, or a local file. Inputs have `size` x `size` pixels with values in 0..1; then
-    `mean` is subtracted and the result is divided by `std`, with one number per channel.
-    `interpolation`, `resize` and `crop` say how image files are brought to size. What is left out
-    is that of the checkpoint.
-    """
+    """A timm model with a new linear head, trained end to end."""
 
     kind: Literal["timm"]
+
     model: str
-    args: dict[str, JsonValue] = Field(default_factory=dict)
+    """A model of timm, without the tag of its weights."""
+
+    args: dict[str, JsonValue] = Field(default={})
+    """Arguments of `timm.create_model`: sizes, rates and names of layers."""
+
     pretrained: str | None = None
+    """A tag of timm for `model`, or a local file."""
+
     classes: Classes
+    """The names of the classes: a list, `imagenet`, or the path of a YAML list. Left out, for data
+    of kind `folder`: the names of the folders."""
+
     size: Annotated[Count, Field(le=10_000)]
+    """Side of the inputs in pixels. Left out: that of the checkpoint."""
+
     mean: tuple[float, ...] = Field(min_length=1)
+    """Subtracted from each channel (values in 0..1). Left out: that of the checkpoint."""
+
     std: tuple[Positive, ...] = Field(min_length=1)
+    """Divides each channel after that. Left out: that of the checkpoint."""
+
     interpolation: Interpolation = "bicubic"
+    """How an image is resized, by Pillow's name. Left out: as the checkpoint says."""
+
     resize: Resize = "shortest"
+    """`shortest` keeps the proportions and cuts the centre out; `squash` resizes both sides. Left
+    out: as the checkpoint says."""
+
     crop: Crop = 1.0
+    """Share of the side that is left after the centre of an evaluated image is cut out. Left out:
+    as the checkpoint says."""
 
     @pydantic.field_validator("args")
     @classmethod
@@ -163,24 +207,34 @@ class TimmSpec(SpecModel):
 
 
 class TransformersSpec(SpecModel):
-    """A text model of transformers that classifies sequences, fine-tuned end to end.
-
-    `model` is a folder in the library's layout, `package:NAME/FOLDER` for a folder in an installed
-    Python package, or a name on the hub (HF_HUB_OFFLINE=1 prevents requests to the hub). `pooling`
-    makes one feature vector of a text: the `mean` of its tokens, the first token (`cls`), or the
-    method of the library's `own` classifier for that architecture. With `templates`, the head is
-    zero-shot: `scale` times the normalised embeddings of the prompts. Sentence encoders are trained
-    with a scale of 20 (the default of sentence-transformers' ranking loss).
-    """
+    """A text model of transformers that classifies sequences, fine-tuned end to end."""
 
     kind: Literal["transformers"]
+
     model: str
+    """A folder in the library's layout, `package:NAME/FOLDER` for a folder in an installed Python
+    package, or a name on the hub (`HF_HUB_OFFLINE=1`: the local cache only)."""
+
     classes: Classes
-    templates: tuple[str, ...] = ()
+    """The names of the classes, as the prompts have them: a list, or the path of a YAML list."""
+
+    templates: tuple[str, ...] = Field(default=(), json_schema_extra=_also_a_text)
+    """The prompts of the zero-shot head, each with {} for the name of the class: a list, or the
+    path of a YAML list. Left out: the head is new."""
+
     pooling: Literal["mean", "cls", "own"] = "mean"
+    """What makes one vector of a text: the mean of its tokens, the first token, or the way of the
+    library's own classifier."""
+
     normalise: bool = True
+    """The head sees vectors of length one."""
+
     scale: Positive = 20.0
+    """Factor of a zero-shot head: the logits are this times the cosines. 20 is the default of
+    sentence-transformers' ranking loss."""
+
     max_tokens: Annotated[int, Field(ge=2)] = 128
+    """All texts are padded to this number of tokens."""
 
     @pydantic.model_validator(mode="after")
     def _head_suits_the_pooling(self) -> TransformersSpec:
@@ -219,31 +273,34 @@ class TrainedInit(SpecModel):
     """theta_0 is trained once on the train split, and all trials start from it."""
 
     trained: Trained
+    """The hyperparameters of that training, as plain numbers."""
 
 
 class Probe(SpecModel):
-    """A logistic regression on the features; `l2` times half the squared norm is its penalty.
-
-    `statistics` is for bodies with BatchNorm. With `train`, the statistics are first estimated on
-    the train split; training normalises by batches, so it then starts from the features to which
-    the head was fitted. With `pretrained`, they stay those of the pre-trained body, which suits
-    trials of the head.
-    """
+    """A logistic regression on the features of the pre-trained body."""
 
     l2: Positive = 1e-3
+    """Weight of the penalty, half the squared norm of the head, beside the mean loss."""
+
+    # Training normalises by batches: with `train` it starts from the features to which the head
+    # was fitted.
     statistics: Literal["train", "pretrained"] = "train"
+    """For bodies with BatchNorm. `train`: its statistics are first estimated on the train split.
+    `pretrained`: they stay as they are, which suits `search.train: head`."""
 
 
 class FileInit(SpecModel):
-    """theta_0 is a checkpoint in a file or folder, in any layout that `soupray import` reads."""
+    """theta_0 is a checkpoint of another library."""
 
     file: str
+    """A file or folder, in any layout that `soupray import` reads."""
 
 
 class ProbeInit(SpecModel):
     """theta_0 is the pre-trained body with a head that is fitted to features of the train split."""
 
     probe: Probe
+    """How the head is fitted."""
 
 
 def _how(value: Any) -> str | None:

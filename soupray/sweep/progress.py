@@ -6,6 +6,7 @@ import builtins
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from soupray.core import errors
 from soupray.core.errors import CheckpointError, StoreError
@@ -38,6 +39,20 @@ def may_pass(reason: str) -> bool:
     return issubclass(kind, OSError | MemoryError | errors.StoreError | errors.ChecksumMismatch)
 
 
+class Live(NamedTuple):
+    """A trial that runs.
+
+    Attributes:
+        trial: the trial.
+        since: when it began to run, in seconds since the epoch.
+        history: the epochs that the driver has heard of.
+    """
+
+    trial: Trial
+    since: float
+    history: tuple[EpochRecord, ...]
+
+
 class SweepProgress:
     """Receives the events of a sweep (`distributed.tune.TrialEvents`) and shows its progress.
 
@@ -61,6 +76,7 @@ class SweepProgress:
         """
         self._trials = {t.key: t for t in todo}
         self._epochs: dict[str, EpochRecord] = {}
+        self._history: dict[str, dict[int, EpochRecord]] = {}
         self._running: dict[str, float] = {}
         self._read, self._tell = read, tell
         self._done: dict[str, Manifest | None] = {}
@@ -105,6 +121,7 @@ class SweepProgress:
     def epoch(self, key: str, record: EpochRecord) -> None:
         """Record the scores of a finished epoch of a trial."""
         self._epochs[key] = record
+        self._history.setdefault(key, {})[record.epoch] = record  # a repeated epoch is the same
         if self._left[key] > 0:  # a repeated trial trains its epochs again; each counts once
             self._left[key] -= 1
             self.progress.advance()
@@ -121,6 +138,7 @@ class SweepProgress:
         if len(self._done) > SHOWN:
             del self._done[next(iter(self._done))]
         self._running.pop(key, None)
+        self._history.pop(key, None)
         self._over.add(key)
         self.progress.advance(self._left.pop(key, 0))
         self._left[key] = 0
@@ -187,6 +205,14 @@ class SweepProgress:
             failed=self.errors.copy(),
             seconds_left=self.progress.seconds_left(),
         )
+
+    def live(self) -> list[Live]:
+        """Return the trials that run and have finished an epoch; another thread may call it."""
+        return [
+            Live(self._trials[key], since, tuple(record for _, record in sorted(heard.items())))
+            for key, since in sorted(self._running.copy().items())
+            if (heard := self._history.get(key, {}).copy())
+        ]
 
     def _show(self) -> None:
         over = self.complete + self.diverged + self.given_up

@@ -133,11 +133,11 @@ def _train(
             raise NotFound(f"{layout.manifest(key)} is not in {store.url}.")
         return manifest
 
-    indexer = Indexer(spec, services, read)
+    lease, show = held
+    progress = SweepProgress(state.missing, read, lambda key: indexer.add(key), show)
+    indexer = Indexer(spec, services, read, progress.live)
     for key in state.over:
         indexer.add(key)
-    lease, show = held
-    progress = SweepProgress(state.missing, read, indexer.add, show)
     with indexer:
         if state.to_train:
             lease.attend(lambda: _beat(store, spec.name, lease, progress))

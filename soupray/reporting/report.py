@@ -1,0 +1,189 @@
+"""The report of a leaderboard: one HTML file that opens without a network."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from soupray import __version__
+from soupray.core.errors import NotFound
+from soupray.core.records import Basis, Record
+from soupray.maths.metrics import Z
+from soupray.reporting.charts import MOST_CLASSES, Chart, charts, importance_chart
+from soupray.reporting.details import DETAILS, Answers, Details, TrialFacts
+from soupray.reporting.history import SoupRun, stored_leaderboard
+from soupray.reporting.notes import of_statistics, p_value, percent, protocol
+from soupray.reporting.ranking import Entry, Gain, SameModel, same_models
+from soupray.reporting.verdict import verdict
+from soupray.search.importance import LEAST, importances
+from soupray.services.place import find_place
+from soupray.spec.sweep_spec import SweepSpec
+from soupray.store import layout
+from soupray.store.objects import find_record
+
+TEMPLATE = "report.html.jinja"
+"""File in assets/."""
+
+MOST_MISTAKES = 20
+"""Pairs of classes that the report lists where there is no room for a confusion matrix."""
+
+
+class ReportedBoard(NamedTuple):
+    """A leaderboard and all that is known of it.
+
+    Attributes:
+        spec: of the sweep.
+        entries: best first.
+        basis: the splits.
+        run: of `soup`, which made it.
+        details: the numbers behind the pictures.
+    """
+
+    spec: SweepSpec
+    entries: list[Entry]
+    basis: Basis
+    run: SoupRun
+    details: Details
+
+
+def stored_board(spec: SweepSpec, home: Path, key: str | None = None) -> ReportedBoard:
+    """Return a leaderboard from the store, with all that a report shows.
+
+    Args:
+        spec: the sweep.
+        home: folder for the state of this machine.
+        key: of the run of `soup`, or its first characters; None for the newest one.
+
+    Raises:
+        NotFound: there is no such leaderboard, or an older soupray made it.
+    """
+    entries, basis, run = stored_leaderboard(spec, home, key)
+    store = find_place(spec, home).open_store()
+    details: Details | None = None
+    if run is not None:
+        path = layout.leaderboard_file(spec.name, run.key, DETAILS)
+        details = find_record(store, path, Details)
+    if run is None or details is None:
+        raise NotFound(
+            f"an older soupray made this leaderboard of {spec.name}, without the numbers that a "
+            "report needs. Run `soupray soup` again: it evaluates nothing again."
+        )
+    return ReportedBoard(spec, entries, basis, run, details)
+
+
+class Cost(Record, frozen=True, kw_only=True):
+    """What the training of the ingredients took.
+
+    Attributes:
+        trials: number of trials that trained here.
+        hours: from start to end, all trials together.
+        cpu_hours, gpu_hours: the CPUs and GPUs that they reserved, times the hours.
+    """
+
+    trials: int
+    hours: float
+    cpu_hours: float
+    gpu_hours: float
+
+
+def cost_of(trials: Sequence[TrialFacts], cpu: float, gpu: float) -> Cost:
+    """Return what the training of the ingredients took.
+
+    Args:
+        trials: the ingredients; imported ones cost nothing here.
+        cpu: number of CPUs that a worker of a trial reserves.
+        gpu: the same of GPUs.
+    """
+    own = [t for t in trials if not t.imported]
+    worked = sum(t.seconds * t.workers for t in own) / 3600
+    return Cost(
+        trials=len(own),
+        hours=sum(t.seconds for t in own) / 3600,
+        cpu_hours=worked * cpu,
+        gpu_hours=worked * gpu,
+    )
+
+
+def render(board: ReportedBoard) -> str:
+    """Return the report as HTML.
+
+    Args:
+        board: the leaderboard.
+    """
+    import jinja2
+    import vl_convert
+
+    spec, entries, details = board.spec, board.entries, board.details
+    classes = spec.task.classes
+    drawn = charts(details, entries, classes)
+    shares = importances(
+        [t.hparams for t in details.trials if not t.imported],
+        [t.held_out[0] for t in details.trials if not t.imported],
+    )
+    if shares:
+        drawn["importance"] = importance_chart(shares)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "p_value": p_value, "gain": _gained}
+    said = verdict(entries, board.run.champion, spec.name, spec.metric)
+    page: str = environment.get_template(TEMPLATE).render(
+        spec=spec,
+        spec_text=json.dumps(spec.model_dump(mode="json", exclude_defaults=True), indent=2),
+        verdict=said,
+        entries=entries,
+        rows=[_row(r, said.take) for r in same_models(entries)],
+        champion=next(e for e in entries if e.name == said.take),
+        notes=[protocol(board.basis, spec, entries[0]), of_statistics(entries, spec.metric)],
+        run=board.run,
+        made=datetime.datetime.fromtimestamp(board.run.made, datetime.UTC),
+        details=details,
+        basis=board.basis,
+        charts=drawn,
+        mistakes=[(a.name, _mistakes(a, classes)) for a in details.answers],
+        classes=len(classes),
+        most_classes=MOST_CLASSES,
+        least_trials=LEAST,
+        cost=cost_of(details.trials, spec.resources.cpu, spec.resources.gpu),
+        version=__version__,
+        script=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        data=_as_script(drawn),
+    )
+    return page
+
+
+def _row(row: SameModel, taken: str) -> dict[str, Any]:
+    return {
+        "place": row.place,
+        "names": row.names,
+        "entry": row.entry,
+        "taken": taken in row.names,
+        "baseline": "best_single" in row.names,
+    }
+
+
+def _gained(gain: Any) -> str:
+    """+0.7 ± 0.3, in points, with the paired standard error; empty in older leaderboards."""
+    if not isinstance(gain, Gain):
+        return ""
+    return f"{100 * gain.difference:+.1f} ± {percent((gain.high - gain.low) / (2 * Z))}"
+
+
+def _mistakes(answers: Answers, classes: Sequence[str]) -> list[tuple[str, str, int]]:
+    """The most frequent mistakes as (class, answer, number of samples)."""
+    wrong = [cell for cell in answers.confusion if cell.label != cell.answer]
+    wrong.sort(key=lambda cell: (-cell.n, cell.label, cell.answer))
+    return [(classes[c.label], classes[c.answer], c.n) for c in wrong[:MOST_MISTAKES]]
+
+
+def _as_script(drawn: dict[str, Chart]) -> str:
+    """The charts as JSON that may stand in a script: no text in it can end the script."""
+    text = json.dumps({chart.id: chart.spec for chart in drawn.values()})
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
