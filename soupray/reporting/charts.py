@@ -30,7 +30,7 @@ BESIDE = 12
 """Up to this number of classes, two confusion matrices stand side by side."""
 
 MOST_CLASSES = 30
-"""Classes of a chart: with more, those whose numbers differ most."""
+"""Classes of a chart: with more, those whose numbers differ most, then the worst."""
 
 
 def charts(details: Details, entries: Sequence[Entry], classes: Sequence[str]) -> dict[str, Chart]:
@@ -326,11 +326,11 @@ def _by_class(answers: Sequence[Answers], classes: Sequence[str]) -> Any:
     by_entry = [recalls(a, len(classes)) for a in answers]
     there = [k for k in range(len(classes)) if by_entry[0][k][1]]
 
-    def apart(k: int) -> float:
+    def worth_a_look(k: int) -> tuple[float, float]:
         shares = [rows[k][0] / rows[k][1] for rows in by_entry]
-        return -abs(shares[0] - shares[-1])
+        return -abs(shares[0] - shares[-1]), shares[0]
 
-    shown = sorted(sorted(there, key=apart)[:MOST_CLASSES])
+    shown = sorted(sorted(there, key=worth_a_look)[:MOST_CLASSES])
     rows = [
         {"class": classes[k], "model": a.name, "recall": table[k][0] / table[k][1],
          "right": table[k][0], "n": table[k][1]}
