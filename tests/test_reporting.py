@@ -152,6 +152,22 @@ def test_the_champion_is_the_cheapest_of_those_that_cannot_be_told_from_the_firs
     assert taken({"ensemble": (95, 2, 20), "soup": (94, 1, 10)}, "nll").name == "ensemble"
 
 
+def test_of_equals_with_the_same_cost_one_model_goes_before_outputs():
+    """VRF may give one model all the weight: it is no better, and no library loads it."""
+    plain = mean_of([sha("a")])
+    outputs = ensemble_of([(plain, 1, 2.0)], 1, "probabilities")
+    outcomes = [
+        Outcome(name=n, recipe="x", options={}, candidate=c, held_out=scores(50, N))
+        for n, c in (("vrf", outputs), ("plain", plain))
+    ]
+    entries = [
+        msgspec.structs.replace(ENTRIES[0], name=o.name, candidate=o.candidate.digest)
+        for o in outcomes
+    ]
+    made = champion(entries, outcomes, {})
+    assert (made.name, made.first) == ("plain", "vrf")
+
+
 def test_where_a_split_ranks_the_champion_is_chosen_on_it():
     a, b = mean_of([sha("a")]), mean_of([sha("b")])
     outcomes = [

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from shared import scores
 
 from soupray.maths.metrics import Z, mean_paired_difference, paired_difference
-from soupray.reporting.ranking import Champion, Entry, Gain, Versus, cost, measured
+from soupray.reporting.ranking import Champion, Entry, Gain, cost, measured
 from soupray.reporting.verdict import front, verdict
 
 
@@ -189,6 +189,9 @@ def test_the_front_does_not_repeat_the_numbers_of_what_is_taken():
 def test_an_entry_that_ranks_first_but_is_not_taken_is_named():
     text = said(ENTRIES, taken("best_single", first="greedy"))
     assert "greedy ranks first, but 100 samples cannot tell the two apart" in text
+    assert "and this one is one model whose outputs are not mixed" in text  # at the same cost
+    dear = board(greedy={"forward_passes_per_sample": 2})
+    assert "and this one is cheaper" in said(dear, taken("best_single", first="greedy"))
 
 
 def test_the_front_has_what_nothing_beats_on_everything():

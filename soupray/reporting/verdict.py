@@ -140,9 +140,11 @@ def _take(board: _Board, sweep: str) -> str:
     taken, champion = board.taken, board.champion
     said = f"Take {taken.name} ({sweep}@champion), {_what(board)}."
     if taken.name != champion.first:
+        cheaper = cost(taken) < cost(board.by_name(champion.first))
+        why = "cheaper" if cheaper else "one model whose outputs are not mixed"
         said += (
             f" {champion.first} ranks first, but {champion.samples} samples cannot tell the two "
-            "apart (McNemar's test, corrected for all entries), and this one is cheaper."
+            f"apart (McNemar's test, corrected for all entries), and this one is {why}."
         )
     return said
 
