@@ -37,7 +37,14 @@ from soupray.core.candidates import (
 from soupray.core.findings import Finding
 from soupray.core.ports import TrackedRun
 from soupray.core.records import CheckpointRef, EpochRecord, Scores, Tombstone
-from soupray.reporting.plots import Robustness, draw_all, greedy_trace, id_label, robustness
+from soupray.reporting.plots import (
+    Robustness,
+    draw_all,
+    greedy_trace,
+    id_label,
+    percent_label,
+    robustness,
+)
 from soupray.reporting.ranking import (
     Champion,
     Versus,
@@ -604,3 +611,11 @@ def test_a_trial_has_what_check_found_of_it_as_its_note():
     assert with_flags(other, found) == other
     entry = msgspec.structs.replace(run, kind="entry")
     assert with_flags(entry, found) == entry
+
+
+def test_ticks_that_differ_have_labels_that_differ():
+    assert percent_label(0.97, [0.96, 0.97]) == "97.0 %"
+    near = [0.9992, 0.9994, 0.9996, 0.9998, 0.1 + 0.8998]
+    assert [percent_label(t, near) for t in near[:3]] == ["99.92 %", "99.94 %", "99.96 %"]
+    assert percent_label(0.99925, [0.999, 0.99925]) == "99.92 %"
+    assert percent_label(0.5, [0.5, 0.1 + 0.4]) == "50.0 %"

@@ -91,7 +91,7 @@ def _plain(chart: Any) -> dict[str, Any]:
     return made
 
 
-_PERCENT = alt.Axis(format=".0%", tickCount=6)
+_PERCENT = alt.Axis(format=".4~p", tickCount=6)  # 95 %, or 99.95 % where ticks are so near
 
 
 def _share(name: str, title: str) -> alt.Tooltip:
@@ -283,8 +283,7 @@ def _greedy(details: Details) -> Any:
     widths = alt.Scale(domain=[0.5, len(soup) + 0.5], nice=False)
     x = alt.X("ingredient:Q", title="ingredient, best held-out first",
               axis=alt.Axis(tickMinStep=1), scale=widths)  # fmt: skip
-    y = alt.Y("accuracy:Q", title="held-out accuracy with it", axis=alt.Axis(format=".1%"),
-              scale=heights)  # fmt: skip
+    y = alt.Y("accuracy:Q", title="held-out accuracy with it", axis=_PERCENT, scale=heights)  # fmt: skip
     line = _chart(soup, width=WIDTH, height=260)
     marks = _chart(rows)
     kind = alt.Scale(domain=kinds, range=["circle", "circle", "triangle-down"])
