@@ -22,7 +22,7 @@ from soupray.core.records import (
     Tombstone,
     Trial,
 )
-from soupray.reporting.history import LEADERBOARD, RUN, RUNS, SoupRun, recipe_name
+from soupray.reporting.history import LEADERBOARD, RUNS, SoupRun, find_board, recipe_name
 from soupray.reporting.ranking import Entry, Measured, measured
 from soupray.search.history import Stopped, search_key
 from soupray.search.state import SweepState, find_state, known_trials
@@ -196,9 +196,8 @@ def find_trial(store: Store, spec: SweepSpec, named: str) -> Trial:
 
 
 def _board(store: Store, spec: SweepSpec) -> _Board:
-    entries = find_record(store, layout.results_file(spec.name, LEADERBOARD), list[Entry])
-    run = find_record(store, layout.results_file(spec.name, RUN), SoupRun)
-    return _Board(entries or [], run)
+    found = find_board(store, spec)
+    return _Board([], None) if found is None else _Board(*found)
 
 
 def _all_trials(store: Store, spec: SweepSpec, state: SweepState) -> list[Trial]:

@@ -35,6 +35,11 @@ class Point(Record, frozen=True, kw_only=True):
     id_interval: Interval
     shift_interval: Interval
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a kind that is not known, as in records of later versions."""
+        if self.kind != "ingredient" and self.kind not in BY_NAME:
+            raise ValueError(f"kind {self.kind!r} is no recipe")
+
 
 class Robustness(Record, frozen=True, kw_only=True):
     """The numbers of the robustness figure; `n` and `shift_n` limit the logits of 0 and 1.
@@ -264,6 +269,11 @@ class Trace(Record, frozen=True, kw_only=True):
     at_most: list[float | None]
     accepted: list[bool]
     best: list[float]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if a step lacks a number."""
+        if len({len(self.tried), len(self.at_most), len(self.accepted), len(self.best)}) > 1:
+            raise ValueError("the lists of a trace have different lengths")
 
 
 def greedy_trace(outcome: Outcome) -> Trace:
