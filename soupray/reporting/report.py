@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from soupray import __version__
 from soupray.core.errors import CheckpointError, NotFound
+from soupray.core.names import plain
 from soupray.core.records import Basis, Record
 from soupray.maths.metrics import Z
 from soupray.reporting.charts import MOST_CLASSES, Chart, charts, importance_chart
@@ -129,7 +130,7 @@ def render(board: ReportedBoard) -> str:
     import vl_convert
 
     spec, entries, details = board.spec, board.entries, board.details
-    classes = spec.task.classes
+    classes = [plain(c) for c in spec.task.classes]  # Vega cannot read a line separator in a name
     drawn = charts(details, entries, classes)
     shares = importances(
         [t.hparams for t in details.trials if not t.imported],
