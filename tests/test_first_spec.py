@@ -39,7 +39,7 @@ def test_folders_of_classes_become_a_clip_with_prompts(tmp_path):
     found = load(spec)
     assert found.task.classes == ("Golden Retriever", "o'possum", "tabby cat")
     assert (found.data.test, found.data.held_out) == (6, 4)
-    assert found.metric == "accuracy"
+    assert (found.metric, found.data.on_error) == ("accuracy", "fail")
     dry = inside("sweep", spec, "--dry-run", "--home", tmp_path / "home")
     assert "Golden Retriever" in dry.stdout
     again = inside(

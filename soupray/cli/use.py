@@ -174,6 +174,7 @@ def serve(
         replicas=replicas,
         gpus=gpus,
     )
+    say("starting Ray and loading the model ...")
     with served(given, port) as server:
         tell(f"{server.url}  {server.model}")
         tell(server.example)

@@ -115,6 +115,7 @@ def images_spec(name: str, folder: Path, model: str = IMAGE_MODEL) -> Drafted:
         "    # a path, or a number of images that are drawn by class from train",
         f"held_out: {held_out}    # chooses the soups",
         "overlap: drop             # equal images in two splits; fail: an error, with the pairs",
+        "on_error: fail            # files that cannot be read; skip: they are left out, and named",
         "shifts: [blurred, faded, moved, pixelated]    # made from the test images",
     ]
     found = _Data(samples, lines, notes)
