@@ -9,6 +9,7 @@ from PIL import Image
 from tiny_text import texts, write_model
 
 from soupray.core.errors import ConfigError
+from soupray.data.cache import planned
 from soupray.operations.first_spec import images_spec, texts_spec
 from soupray.spec.sweep_spec import load
 
@@ -38,7 +39,7 @@ def test_folders_of_classes_become_a_clip_with_prompts(tmp_path):
     found = load(spec)
     assert found.task.classes == ("Golden Retriever", "o'possum", "tabby cat")
     assert (found.data.test, found.data.held_out) == (6, 4)
-    assert found.metric == "accuracy"
+    assert (found.metric, found.data.on_error) == ("accuracy", "fail")
     dry = inside("sweep", spec, "--dry-run", "--home", tmp_path / "home")
     assert "Golden Retriever" in dry.stdout
     again = inside(
@@ -121,3 +122,32 @@ def test_data_that_make_no_spec_are_refused_by_name(tmp_path):
         images_spec("n", tmp_path / "two", "resnet18")
     neither = inside("init", "n", check=False)
     assert neither.returncode == 2
+
+
+def test_the_smallest_class_leaves_samples_to_train_on(tmp_path):
+    """A draw takes equally many of each class: the shares of all samples may be too many."""
+    images(tmp_path / "birds", {"crow": 90, "dodo": 7, "gull": 40})
+    drafted = images_spec("birds", tmp_path / "birds", "ViT-B-32/laion2b_s34b_b79k")
+    # 15 % of 137 are 20, 20 % are 27: 7 and 9 of each class, and dodo has 7 in all.
+    assert "held_out: 6 " in drafted.text
+    assert "test: 6 " in drafted.text
+    assert any("'dodo' has 7 samples: 6 are few" in note for note in drafted.notes)
+    spec = tmp_path / "birds.yaml"
+    spec.write_text(drafted.text)
+    _, classes, _ = planned(load(spec))
+    assert [(c.train, c.held_out, c.test) for c in classes] == [(86, 2, 2), (3, 2, 2), (36, 2, 2)]
+
+
+def test_a_class_without_a_sample_for_each_split_is_named(tmp_path):
+    images(tmp_path / "birds", {"crow": 9, "dodo": 2, "gull": 4})
+    with pytest.raises(ConfigError, match=r"'dodo' have 2 samples or fewer\. Each class needs 3"):
+        images_spec("birds", tmp_path / "birds", "ViT-B-32/laion2b_s34b_b79k")
+    table(tmp_path / "t.csv", [["text", "label"], *([str(k), "ab"[k > 5]] for k in range(8))])
+    with pytest.raises(ConfigError, match="'b' have 2 samples or fewer"):
+        texts_spec("t", tmp_path / "t.csv", "m")
+
+
+def test_a_name_in_capitals_gets_a_proposal(tmp_path):
+    images(tmp_path / "birds", {"crow": 9, "dodo": 9})
+    with pytest.raises(ConfigError, match=r"'My Birds': .*Write 'my-birds', say"):
+        images_spec("My Birds", tmp_path / "birds")

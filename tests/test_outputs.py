@@ -93,8 +93,15 @@ def test_a_temperature_is_the_best_there_is_and_bounded():
 
     best = fit_temperature(logits, labels)
     assert all(nll(best) <= nll(best * factor) + 1e-9 for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2))
-    always_right = fit_temperature(logits, logits.argmax(1))
-    assert always_right == pytest.approx(0.01, rel=1e-3)
+    always_wrong = fit_temperature(logits, logits.argmin(1))
+    assert always_wrong == pytest.approx(100, rel=1e-3)
+
+
+def test_a_model_without_errors_has_temperature_1():
+    """The lowest NLL is at the bound of 1/100: a soup of such outputs would be sure of errors."""
+    logits = np.array([[2.0, 0.0], [0.0, 1.0]], np.float32)
+    assert fit_temperature(logits, np.array([0, 1])) == 1
+    assert fit_temperature(logits, np.array([0, 0])) > 1
 
 
 def test_omega_as_published():

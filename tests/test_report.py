@@ -241,13 +241,15 @@ def test_many_classes_are_cut_to_those_that_differ_most(board):
 
 
 def test_no_name_can_end_the_script_or_become_markup(board):
-    bad = "</script><img src=x>"
+    bad = "</script><img src=x>\u2028\n"
     classes = (bad, *board.spec.task.classes[1:])
     task = board.spec.task.model_copy(update={"classes": classes})
     page = render(board._replace(spec=board.spec.model_copy(update={"task": task})))
     assert page.count("</script") == page.count("<script") == 2
     assert Page(page).loaded == []
     assert "&lt;/script&gt;" in page
+    # Vega makes an expression of the names, in which a line separator is no part of a text.
+    assert json.dumps(r"/script><img src=x>\u2028\n")[1:-1] in page
 
 
 def test_a_leaderboard_of_an_older_version_says_what_to_do(fresh):

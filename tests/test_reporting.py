@@ -37,7 +37,14 @@ from soupray.core.candidates import (
 from soupray.core.findings import Finding
 from soupray.core.ports import TrackedRun
 from soupray.core.records import CheckpointRef, EpochRecord, Scores, Tombstone
-from soupray.reporting.plots import Robustness, draw_all, greedy_trace, id_label, robustness
+from soupray.reporting.plots import (
+    Robustness,
+    draw_all,
+    greedy_trace,
+    id_label,
+    percent_label,
+    robustness,
+)
 from soupray.reporting.ranking import (
     Champion,
     Versus,
@@ -150,6 +157,22 @@ def test_the_champion_is_the_cheapest_of_those_that_cannot_be_told_from_the_firs
     assert taken(rows).name == "c"
     # Of the NLL there is no such test.
     assert taken({"ensemble": (95, 2, 20), "soup": (94, 1, 10)}, "nll").name == "ensemble"
+
+
+def test_of_equals_with_the_same_cost_one_model_goes_before_outputs():
+    """VRF may give one model all the weight: it is no better, and no library loads it."""
+    plain = mean_of([sha("a")])
+    outputs = ensemble_of([(plain, 1, 2.0)], 1, "probabilities")
+    outcomes = [
+        Outcome(name=n, recipe="x", options={}, candidate=c, held_out=scores(50, N))
+        for n, c in (("vrf", outputs), ("plain", plain))
+    ]
+    entries = [
+        msgspec.structs.replace(ENTRIES[0], name=o.name, candidate=o.candidate.digest)
+        for o in outcomes
+    ]
+    made = champion(entries, outcomes, {})
+    assert (made.name, made.first) == ("plain", "vrf")
 
 
 def test_where_a_split_ranks_the_champion_is_chosen_on_it():
@@ -588,3 +611,11 @@ def test_a_trial_has_what_check_found_of_it_as_its_note():
     assert with_flags(other, found) == other
     entry = msgspec.structs.replace(run, kind="entry")
     assert with_flags(entry, found) == entry
+
+
+def test_ticks_that_differ_have_labels_that_differ():
+    assert percent_label(0.97, [0.96, 0.97]) == "97.0 %"
+    near = [0.9992, 0.9994, 0.9996, 0.9998, 0.1 + 0.8998]
+    assert [percent_label(t, near) for t in near[:3]] == ["99.92 %", "99.94 %", "99.96 %"]
+    assert percent_label(0.99925, [0.999, 0.99925]) == "99.92 %"
+    assert percent_label(0.5, [0.5, 0.1 + 0.4]) == "50.0 %"

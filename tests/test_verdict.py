@@ -10,7 +10,7 @@ from scipy.stats import norm
 from shared import scores
 
 from soupray.maths.metrics import Z, mean_paired_difference, paired_difference
-from soupray.reporting.ranking import Champion, Entry, Gain, Versus, cost
+from soupray.reporting.ranking import Champion, Entry, Gain, cost, measured
 from soupray.reporting.verdict import front, verdict
 
 
@@ -104,27 +104,94 @@ def test_what_costs_more_is_said():
     )
 
 
-def test_where_no_soup_helps_it_says_why():
+def test_where_no_soup_is_taken_it_says_why():
     behind = said(ENTRIES, taken("best_single"))
     assert "Take best_single (digits@champion), the best single model." in behind
     # greedy has 91 of 100, best_single 90
     assert (
-        "No soup helps here: greedy is 1.0 points ahead on the 100 samples that rank, which they "
-        "cannot tell from chance, and it costs more"
+        "On the 100 samples that rank, no soup is better than chance tells: greedy is 1.0 points "
+        "ahead, and costs more"
     ) in behind
     worse = BY_NAME["greedy"].held_out
-    low = msgspec.structs.replace(worse, accuracy=0.5, correct=50)
+    low = msgspec.structs.replace(worse, accuracy=0.5, correct=50, low=0.4, high=0.6)
     singles = [e for e in board(uniform={"held_out": low}) if e.name in ("best_single", "uniform")]
     text = said(singles, taken("best_single"))
-    assert "the best one, uniform, is 40.0 points behind on the 100 samples that rank" in text
+    assert "the best one, uniform, is 40.0 points behind" in text
     assert "The mean of all trials has 50.0 %: the weights do not average well" in text
     alone = [e for e in ENTRIES if e.name == "best_single"]
-    assert "No soup helps here: no recipe made one" in said(alone, taken("best_single"))
+    assert "No recipe made one of several models" in said(alone, taken("best_single"))
+
+
+@pytest.mark.parametrize(
+    ("right", "said_so"),
+    [
+        (9_000, "the best one, uniform, is equal"),
+        (8_999, "the best one, uniform, is less than 0.1 points behind"),
+    ],
+)
+def test_a_distance_is_never_said_to_be_0(right: int, said_so: str):
+    def of(count: int) -> dict:
+        return {"held_out": measured(scores([1] * count + [0] * (10_000 - count)))}
+
+    entries = board(uniform=of(right), best_single=of(9_000))
+    both = [e for e in entries if e.name in ("best_single", "uniform")]
+    text = said(both, taken("best_single"))
+    assert said_so in text
+    assert "0.0 points" not in text
+
+
+def test_a_held_out_accuracy_of_100_percent_is_not_certain():
+    """Its standard error is 0. One error more of 100 is no sign of weights that do not average."""
+    whole, one = (measured(scores([1] * n + [0] * (100 - n))) for n in (100, 99))
+    entries = board(best_single={"held_out": whole}, uniform={"held_out": one})
+    both = [e for e in entries if e.name in ("best_single", "uniform")]
+    assert "do not average" not in said(both, taken("best_single"))
+
+
+def test_what_gains_most_under_shift_is_named_where_no_soup_is_taken():
+    gains = {
+        "test_gain": Gain(difference=0.0, low=-0.02, high=0.02),
+        "shift_gain": Gain(difference=0.2, low=0.1, high=0.3),
+        "shift_mean": 0.85,
+    }
+    text = said(board(uniform=gains), taken("best_single"))
+    assert (
+        "look at uniform: under shift it has 85.0 %, 20.0 points more than the best single model "
+        "([+10.0, +30.0], more than chance); on ID test 70.0 %, 0.0 points more"
+    ) in text
+    chance = gains | {"shift_gain": Gain(difference=0.2, low=-0.1, high=0.5)}
+    assert "look at uniform" not in said(board(uniform=chance), taken("best_single"))
+
+
+def test_one_checkpoint_is_said_as_what_it_is():
+    start = BY_NAME["zero_shot"].ingredients
+    anchor = said(board(uniform={"ingredients": start}), taken("uniform"))
+    assert "the model from which all trials start, as uniform uses it" in anchor
+    single = BY_NAME["best_single"]
+    same = {"ingredients": single.ingredients, "candidate": single.candidate}
+    assert "(digits@champion), the best single model." in said(board(greedy=same), taken("greedy"))
+    outputs = {"ingredients": single.ingredients, "recipe": "vrf"}
+    text = said(board(greedy=outputs), taken("greedy"))
+    assert "the best single model, as vrf uses it." in text
+
+
+def test_the_front_does_not_repeat_the_numbers_of_what_is_taken():
+    single = BY_NAME["best_single"]
+    same = {
+        name: getattr(single, name)
+        for name in ("held_out", "shift_mean", "forward_passes_per_sample", "size_bytes")
+    }
+    made = verdict(board(greedy=same), taken("best_single"), "digits", "accuracy")
+    assert "greedy" not in made.front
+    assert "best_single" not in made.front
 
 
 def test_an_entry_that_ranks_first_but_is_not_taken_is_named():
     text = said(ENTRIES, taken("best_single", first="greedy"))
     assert "greedy ranks first, but 100 samples cannot tell the two apart" in text
+    assert "and this one is one model whose outputs are not mixed" in text  # at the same cost
+    dear = board(greedy={"forward_passes_per_sample": 2})
+    assert "and this one is cheaper" in said(dear, taken("best_single", first="greedy"))
 
 
 def test_the_front_has_what_nothing_beats_on_everything():
@@ -163,8 +230,7 @@ def test_an_old_leaderboard_has_a_verdict_without_gains():
 
 
 def test_with_nll_the_distance_is_in_nats():
-    entries = board(
-        greedy={"test_versus_best_single": Versus(only_this=0, only_best_single=0, p=1.0)}
-    )
-    text = said(entries, taken("best_single"), metric="nll")
-    assert "nats" in text
+    better = msgspec.structs.replace(BY_NAME["best_single"].held_out, nll=0.25)
+    nll = BY_NAME["greedy"].held_out.nll
+    text = said(board(best_single={"held_out": better}), taken("best_single"), metric="nll")
+    assert f"is {nll - 0.25:.3f} nats behind" in text

@@ -120,7 +120,7 @@ def _say(done: Predicted, model: str, output: Path | None) -> None:
     shares = sorted(done.classes.items(), key=lambda one: -one[1])
     said = ", ".join(f"{name} {count}" for name, count in shares[:6])
     say(
-        f"{done.predicted} of {total} inputs predicted with {model}: "
+        f"{done.predicted} of {total} inputs predicted with {model}{': ' if shares else ''}"
         f"{said}{' ...' if len(shares) > 6 else ''}.{f' {output}' if output else ''}"
     )
 
@@ -174,6 +174,7 @@ def serve(
         replicas=replicas,
         gpus=gpus,
     )
+    say("starting Ray and loading the model ...")
     with served(given, port) as server:
         tell(f"{server.url}  {server.model}")
         tell(server.example)

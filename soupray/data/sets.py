@@ -81,7 +81,7 @@ def parts_of(data: DataSpec, seed: int, classes: Sequence[str]) -> Parts:
     wanted = held_out_shares(data.held_out, count)
     if isinstance(data.test, int):
         wanted["test"] = shares(data.test, count)
-    _check_enough(every, wanted)
+    _check_enough(every, wanted, classes)
     parts = {**draw(every, wanted, rest="train", seed=seed), **listed}
     if test is not None:
         parts["test"] = test
@@ -178,7 +178,7 @@ def _refuse_many_classes(*parts: Listing | None) -> None:
         )
 
 
-def _check_enough(every: Listing, wanted: dict[str, list[int]]) -> None:
+def _check_enough(every: Listing, wanted: dict[str, list[int]], classes: Sequence[str]) -> None:
     there = np.bincount(every.labels)
     asked = [sum(counts) for counts in zip(*wanted.values(), strict=True)] or [0] * len(there)
     for label, (have, count) in enumerate(zip(there, asked, strict=True)):
@@ -190,8 +190,13 @@ def _check_enough(every: Listing, wanted: dict[str, list[int]]) -> None:
         if have <= count:
             raise ConfigError(
                 f"data.{' and data.'.join(wanted)} need {count} images of class {label} and "
-                f"leave none to train on: the class has {have} images."
+                f"leave none to train on: the class {_called(classes, label)}has {have} images. "
+                "Each class gives equally many. Lower them, or add images of it."
             )
+
+
+def _called(classes: Sequence[str], label: int) -> str:
+    return f"{classes[label]!r} " if label < len(classes) else ""
 
 
 def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:

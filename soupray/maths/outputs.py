@@ -13,8 +13,7 @@ from soupray.core.candidates import OutputEnsemble, WeightCandidate
 from soupray.maths.geometry import cross_entropy
 
 LARGEST_TEMPERATURE = 100.0
-"""Temperatures are sought in [1/100, 100]. For a model that is right on every sample, a smaller
-temperature is always better, so that the search needs a bound."""
+"""Temperatures are sought in [1/100, 100]."""
 
 
 def leave_one_out(count: int, logits_of: Callable[[int], Logits], labels: Labels) -> list[float]:
@@ -95,12 +94,15 @@ def _softmax(logits: Float64) -> Float64:
 def fit_temperature(logits: Logits, labels: Labels) -> float:
     """The temperature T > 0 that minimises the NLL of logits / T.
 
-    The problem is convex in 1 / T. T is between 1/100 and 100.
+    The problem is convex in 1 / T. T is between 1/100 and 100. It is 1 for a model that is right on
+    every sample: then every smaller T is better, and the data say nothing about its errors.
 
     Args:
         logits: [N, C].
         labels: [N].
     """
+    if (logits.argmax(1) == labels).all():
+        return 1.0
     wide = logits.astype(np.float64)
     own = wide[np.arange(len(labels)), labels]
 

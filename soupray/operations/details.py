@@ -22,7 +22,7 @@ from soupray.core.records import (
     Tombstone,
     Trial,
 )
-from soupray.reporting.history import LEADERBOARD, RUN, RUNS, SoupRun, recipe_name
+from soupray.reporting.history import LEADERBOARD, RUNS, SoupRun, find_board, recipe_name
 from soupray.reporting.ranking import Entry, Measured, measured
 from soupray.search.history import Stopped, search_key
 from soupray.search.state import SweepState, find_state, known_trials
@@ -192,13 +192,12 @@ def find_trial(store: Store, spec: SweepSpec, named: str) -> Trial:
     state = find_state(store, spec)
     if state is None:
         raise NotFound(f"nothing was swept with this spec ({spec.name}) in {store.url}.")
-    return _named(spec, named, _all_trials(store, spec, state), [])
+    return _named(spec, named, _all_trials(store, spec, state), None)
 
 
 def _board(store: Store, spec: SweepSpec) -> _Board:
-    entries = find_record(store, layout.results_file(spec.name, LEADERBOARD), list[Entry])
-    run = find_record(store, layout.results_file(spec.name, RUN), SoupRun)
-    return _Board(entries or [], run)
+    found = find_board(store, spec)
+    return _Board([], None) if found is None else _Board(*found)
 
 
 def _all_trials(store: Store, spec: SweepSpec, state: SweepState) -> list[Trial]:
@@ -207,8 +206,15 @@ def _all_trials(store: Store, spec: SweepSpec, state: SweepState) -> list[Trial]
     return [*known_trials(store, spec, state.basis), *imported]
 
 
-def _named(spec: SweepSpec, named: str, trials: list[Trial], entries: list[Entry]) -> Trial:
-    """Return the one trial that `named` may mean. Raises NotFound."""
+def _named(spec: SweepSpec, named: str, trials: list[Trial], entries: list[Entry] | None) -> Trial:
+    """Return the one trial that `named` may mean. Raises NotFound.
+
+    Args:
+        spec: the sweep.
+        named: what a person wrote.
+        trials: of the sweep.
+        entries: the leaderboard, for the message; None: only a trial may be named.
+    """
     found = [
         t
         for t in trials
@@ -221,17 +227,21 @@ def _named(spec: SweepSpec, named: str, trials: list[Trial], entries: list[Entry
     if found:
         several = ", ".join(f"{t.key} ({t.index})" for t in found[:6])
         raise NotFound(f"{named!r} may be {len(found)} trials of {spec.name}: {several}.")
-    raise NotFound(_unknown(spec, named, [e.name for e in entries], [t.key for t in trials]))
+    names = None if entries is None else [e.name for e in entries]
+    raise NotFound(_unknown(spec, named, names, [t.key for t in trials]))
 
 
-def _unknown(spec: SweepSpec, named: str, entries: list[str], keys: list[str]) -> str:
-    near = difflib.get_close_matches(named, entries, 4) + difflib.get_close_matches(named, keys, 2)
+def _unknown(spec: SweepSpec, named: str, entries: list[str] | None, keys: list[str]) -> str:
+    near = difflib.get_close_matches(named, entries or [], 4) + difflib.get_close_matches(
+        named, keys, 2
+    )
     meant = f" Did you mean {', '.join(near)}?" if near else ""
-    board = "`soupray rank` lists the entries" if entries else "there is no leaderboard yet"
+    what = "no trial" if entries is None else "no trial and no entry"
+    board = "; `soupray rank` lists the entries" if entries else "; there is no leaderboard yet"
     return (
-        f"{spec.name} has no trial and no entry {named!r}.{meant} A trial is named by its key, "
-        f"its first {SHORTEST} or more characters, or its index, as `soupray trials` prints them; "
-        f"{board}."
+        f"{spec.name} has {what} {named!r}.{meant} A trial is named by its key, its first "
+        f"{SHORTEST} or more characters, or its index, as `soupray trials` prints them"
+        f"{'' if entries is None else board}."
     )
 
 

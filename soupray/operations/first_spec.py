@@ -74,7 +74,8 @@ def images_spec(name: str, folder: Path, model: str = IMAGE_MODEL) -> Drafted:
         model: `ARCHITECTURE/TAG` of open_clip, or a model of timm.
 
     Raises:
-        ConfigError: there is no such folder, or fewer than two classes with images in it.
+        ConfigError: there is no such folder, fewer than two classes with images in it, or a class
+            with too few.
     """
     if not folder.is_dir():
         raise ConfigError(f"--image-folder {folder}: there is no such folder.")
@@ -99,20 +100,22 @@ def images_spec(name: str, folder: Path, model: str = IMAGE_MODEL) -> Drafted:
     beside = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and p not in used]
     if train is not folder and beside:
         notes.append(f"{', '.join(beside[:5])} in {folder}: not used")
+    held_out, drawn = _drawn(samples, test is not None, f"--image-folder {folder}", notes)
     if test is not None:
         there, _ = _images(test)
         if missing := sorted(samples.keys() - there.keys()):
             notes.append(f"{test} has no images of {', '.join(missing[:5])}")
         where = str(test.absolute())
     else:
-        where = str(_share(samples, REPORTED, MOST_TEST))
+        where = str(drawn)
     lines = [
         "kind: folder",
         f"train: {_quoted(str(train.absolute()))}",
         f"test: {_quoted(where) if test else where}"
         "    # a path, or a number of images that are drawn by class from train",
-        f"held_out: {_share(samples, HELD_OUT, MOST_HELD_OUT)}    # chooses the soups",
+        f"held_out: {held_out}    # chooses the soups",
         "overlap: drop             # equal images in two splits; fail: an error, with the pairs",
+        "on_error: fail            # files that cannot be read; skip: they are left out, and named",
         "shifts: [blurred, faded, moved, pixelated]    # made from the test images",
     ]
     found = _Data(samples, lines, notes)
@@ -147,12 +150,14 @@ def texts_spec(name: str, file: Path, model: str = TEXT_MODEL) -> Drafted:
             f"--text-csv {file}: {len(empty)} rows have no {label!r}, the first is row {empty[0]}. "
             "Give each row its class, or remove it."
         )
+    notes: list[str] = []
+    held_out, test = _drawn(samples, False, f"--text-csv {file}", notes)
     longest = max(len(row[text].encode()) for row in rows)
     lines = [
         "kind: text",
         f"train: {_quoted(str(file.absolute()))}",
-        f"test: {_share(samples, REPORTED, MOST_TEST)}    # drawn by class; or the path of a file",
-        f"held_out: {_share(samples, HELD_OUT, MOST_HELD_OUT)}    # chooses the soups",
+        f"test: {test}    # drawn by class; or the path of a file",
+        f"held_out: {held_out}    # chooses the soups",
         f"text_column: {_quoted(text)}",
         f"label_column: {_quoted(label)}",
         f"max_bytes: {max(200, longest)}    # the longest text here has {longest}",
@@ -166,7 +171,7 @@ def texts_spec(name: str, file: Path, model: str = TEXT_MODEL) -> Drafted:
         'templates: ["{}", "about {}"]    # prompts of the zero-shot head',
         "max_tokens: 128",
     ]
-    return _drafted(name, task, _Data(samples, lines, []), model)
+    return _drafted(name, task, _Data(samples, lines, notes), model)
 
 
 def _images(folder: Path) -> tuple[Counter[str], int]:
@@ -251,7 +256,9 @@ def _image_task(model: str, classes: list[str]) -> list[str]:
 
 def _drafted(name: str, task: list[str], data: _Data, model: str) -> Drafted:
     if not re.fullmatch(NAME_PATTERN, name):
-        raise ConfigError(f"{name!r}: the name of a sweep has {NAME_ALLOWED}.")
+        small = re.sub("[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:63]
+        hint = f" Write {small!r}, say." if re.fullmatch(NAME_PATTERN, small) else ""
+        raise ConfigError(f"{name!r}: the name of a sweep has {NAME_ALLOWED}.{hint}")
     few, many = min(data.samples.values()), max(data.samples.values())
     total = sum(data.samples.values())
     uneven = many > UNEVEN * few
@@ -302,9 +309,46 @@ def _drafted(name: str, task: list[str], data: _Data, model: str) -> Drafted:
     return Drafted(text=text, samples=dict(data.samples), notes=tuple(notes))
 
 
-def _share(samples: Mapping[str, int], share: float, most: int) -> int:
-    """Return a share of all samples: at least one of each class, at most `most`."""
-    return max(len(samples), min(most, int(share * sum(samples.values()))))
+def _drawn(
+    samples: Mapping[str, int], has_test: bool, where: str, notes: list[str]
+) -> tuple[int, int]:
+    """Return how many samples are held out, and how many are ID test if there is none.
+
+    A draw takes equally many of each class: the smallest class keeps as many to train on as it
+    gives to a draw.
+
+    Args:
+        samples: number of training samples of each class.
+        has_test: there are test data, so that only held-out data are drawn.
+        where: names the data in messages.
+        notes: what a person should know is added to these.
+
+    Raises:
+        ConfigError: a class has too few samples for a draw.
+    """
+    draws = 1 if has_test else 2
+    least = min(samples, key=lambda c: samples[c])
+    if samples[least] <= draws:
+        few = sorted(c for c in samples if samples[c] <= draws)
+        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        raise ConfigError(
+            f"{where}: {', '.join(map(repr, few[:5]))}{more} have {draws} samples or fewer. Each "
+            f"class needs {draws + 1}: to train on, to choose with"
+            f"{'' if has_test else ', to test'}. Add samples, or leave these classes out."
+        )
+    total, most = sum(samples.values()), len(samples) * (samples[least] // (draws + 1))
+    wanted = [
+        max(len(samples), min(top, int(share * total)))
+        for share, top in ((HELD_OUT, MOST_HELD_OUT), (REPORTED, MOST_TEST))
+    ]
+    held_out, test = (min(one, most) for one in wanted)
+    if [held_out, test][:draws] != wanted[:draws]:
+        notes.append(
+            f"held_out{'' if has_test else ' and test'} are drawn equally from each class, and "
+            f"{least!r} has {samples[least]} samples: {most} are few to tell models apart. Add "
+            "samples of it, or leave it out and raise them"
+        )
+    return held_out, test
 
 
 def _quoted(value: str) -> str:

@@ -248,8 +248,7 @@ def _greedy(details: Details) -> Any:
     widths = alt.Scale(domain=[0.5, len(soup) + 0.5], nice=False)
     x = alt.X("ingredient:Q", title="ingredient, best held-out first",
               axis=alt.Axis(tickMinStep=1), scale=widths)  # fmt: skip
-    y = alt.Y("accuracy:Q", title="held-out accuracy with it", axis=alt.Axis(format=".1%"),
-              scale=heights)  # fmt: skip
+    y = alt.Y("accuracy:Q", title="held-out accuracy with it", axis=PERCENT, scale=heights)
     line = chart_of(soup, width=WIDTH, height=260)
     marks = chart_of(rows)
     kind = alt.Scale(domain=kinds, range=["circle", "circle", "triangle-down"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from soupray.core.candidates import Outcome
 from soupray.core.records import Pool, Record, Rejected
 from soupray.maths.mistakes import Answered, Bin
@@ -72,7 +76,7 @@ class Details(Record, frozen=True, kw_only=True):
     robustness: Robustness | None
     greedy: Trace | None
     lines: dict[str, tuple[tuple[float, float], ...]]
-    answers: tuple[Answers, ...]
+    answers: Annotated[tuple[Answers, ...], Meta(min_length=1)]
     trials: tuple[TrialFacts, ...]
     made_with: dict[str, str]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from soupray.core.errors import NotFound
+from soupray.core.errors import CheckpointError, NotFound
 from soupray.core.names import slug
 from soupray.core.records import Basis, Record
 from soupray.recipes import Wanted
@@ -24,6 +24,10 @@ SHORT = 8
 """Number of characters of a run's key that a message lists."""
 
 
+LAST = 253_402_300_799
+"""Seconds since the epoch: the end of the year 9999, which is the last one of a calendar."""
+
+
 class SoupRun(Record, frozen=True, kw_only=True):
     """A run of `soup`: what it was asked for, and the entry to take.
 
@@ -37,7 +41,7 @@ class SoupRun(Record, frozen=True, kw_only=True):
     """
 
     key: str
-    made: float
+    made: Annotated[float, Meta(ge=0, le=LAST)]
     recipes: Wanted
     ingredients: int
     entries: int
@@ -59,17 +63,59 @@ def stored_leaderboard(
 
     Raises:
         NotFound: there is no such leaderboard.
+        CheckpointError: a record is damaged.
     """
     store = find_place(spec, home).open_store()
-    folder = layout.results(spec.name)
-    if key is not None:
-        folder = f"{layout.leaderboards(spec.name)}/{whole_key(store, spec, key)}"
+    found = find_board(store, spec, None if key is None else whole_key(store, spec, key))
     basis = find_basis(store, spec)
-    path = f"{folder}/{LEADERBOARD}"
-    entries = find_record(store, path, Annotated[list[Entry], Meta(min_length=1)])
-    if basis is None or entries is None:
+    if basis is None or found is None:
         raise NotFound(f"no leaderboard of {spec.name} in {store.url}: run `soupray soup` first.")
-    return entries, basis, find_record(store, f"{folder}/{RUN}", SoupRun)
+    return found[0], basis, found[1]
+
+
+def find_board(
+    store: Store, spec: SweepSpec, key: str | None = None
+) -> tuple[list[Entry], SoupRun | None] | None:
+    """Return the entries of a leaderboard, and the run that made it if it is known.
+
+    The newest leaderboard is that of the newest run: while `soup` writes, or after it was killed
+    there, the files in the folder of the newest results may be those of two runs.
+
+    Args:
+        store: the store.
+        spec: the sweep.
+        key: of the run, whole; None for the newest one.
+
+    Returns:
+        None if there is none.
+
+    Raises:
+        CheckpointError: a record is damaged, or the leaderboard lacks an entry that the run names.
+    """
+    newest = layout.results(spec.name)
+    folder = newest if key is None else f"{layout.leaderboards(spec.name)}/{key}"
+    run: SoupRun | None = find_record(store, f"{folder}/{RUN}", SoupRun)
+    folders = [folder]
+    if key is None and run is not None:
+        folders.insert(0, f"{layout.leaderboards(spec.name)}/{run.key}")
+    for one in folders:
+        path = f"{one}/{LEADERBOARD}"
+        entries = find_record(store, path, Annotated[list[Entry], Meta(min_length=1)])
+        if entries is not None:
+            _refuse_damaged(entries, run, f"{path} in {store.url}")
+            return entries, run
+    return None
+
+
+def _refuse_damaged(entries: list[Entry], run: SoupRun | None, where: str) -> None:
+    names = {e.name for e in entries if e.recipe != "best_single"}
+    names |= {"best_single"} if any(e.recipe == "best_single" for e in entries) else set()
+    champion = () if run is None else (run.champion.name, run.champion.first)
+    if missing := sorted({"best_single", *champion} - names):
+        raise CheckpointError(
+            f"{where} lacks the entry {missing[0]!r}. It is damaged, or of another version of "
+            "soupray. Run `soupray soup` again: it evaluates nothing again."
+        )
 
 
 def recipe_name(entry: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class Point(Record, frozen=True, kw_only=True):
     shift_mean: float
     id_interval: Interval
     shift_interval: Interval
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a kind that is not known, as in records of later versions."""
+        if self.kind != "ingredient" and self.kind not in BY_NAME:
+            raise ValueError(f"kind {self.kind!r} is no recipe")
 
 
 class Robustness(Record, frozen=True, kw_only=True):
@@ -270,6 +275,11 @@ class Trace(Record, frozen=True, kw_only=True):
     accepted: list[bool]
     best: list[float]
 
+    def __post_init__(self) -> None:
+        """Raise ValueError if a step lacks a number."""
+        if len({len(self.tried), len(self.at_most), len(self.accepted), len(self.best)}) > 1:
+            raise ValueError("the lists of a trace have different lengths")
+
 
 def greedy_trace(outcome: Outcome) -> Trace:
     """Return the numbers of `draw_trace`."""
@@ -318,12 +328,28 @@ def draw_trace(trace: Trace, path: Path) -> None:
     shown = [y for y in (*trace.tried, *trace.at_most) if y is not None]
     room = max(0.004, 0.08 * (max(shown) - min(shown)))
     axes.set_ylim(min(shown) - room, min(1.001, max(shown) + room))
-    digits = 2 if max(shown) - min(shown) < 0.01 else 1  # ticks that differ have other labels
-    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.{digits}f} %")
+    axes.yaxis.set_major_formatter(lambda y, _: percent_label(y, axes.get_yticks()))
     axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     figure.savefig(path, dpi=150)
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)
+
+
+def percent_label(tick: float, ticks: Sequence[float]) -> str:
+    """Return the label of a tick, with as many digits as make all labels different.
+
+    Args:
+        tick: a share, 0 to 1.
+        ticks: all ticks of the axis.
+    """
+
+    def labels(digits: int) -> list[str]:
+        return [f"{100 * t:.{digits}f} %" for t in (*ticks, tick)]
+
+    most = 6
+    different = len({round(t, most + 2) for t in (*ticks, tick)})
+    enough = (d for d in range(1, most) if len(set(labels(d))) == different)
+    return labels(next(enough, most))[-1]
 
 
 def draw_all(folder: Path, figure: Robustness | None, greedy: Trace | None) -> Mapping[str, Path]:

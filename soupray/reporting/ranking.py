@@ -363,7 +363,8 @@ def champion(
 
     An entry is told from the first one by McNemar's exact test on the samples that rank the
     leaderboard, with Bonferroni's correction for the number of different models. The cheapest of
-    the others has the lowest `cost`; of those with the same cost, it ranks highest. With
+    the others has the lowest `cost`; of those with the same cost, one model goes before outputs
+    that are mixed, which other libraries cannot load; then the highest place decides. With
     `metric: nll` there is no such test, and only entries with the first one's model are its equals.
 
     Args:
@@ -390,7 +391,11 @@ def champion(
         return p * compared >= LEVEL
 
     equals = [first, *(entry for entry in others if is_equal(entry))]
-    cheapest = min(equals, key=cost)
+
+    def simplicity(entry: Entry) -> tuple[tuple[int, float], bool]:
+        return cost(entry), one_model(by_name[entry.name].candidate) is None
+
+    cheapest = min(equals, key=simplicity)
     return Champion(
         name=cheapest.name,
         first=first.name,

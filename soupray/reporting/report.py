@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from soupray import __version__
-from soupray.core.errors import NotFound
+from soupray.core.errors import CheckpointError, NotFound
+from soupray.core.names import plain
 from soupray.core.records import Basis, Record
 from soupray.maths.metrics import Z
 from soupray.reporting.charts import MOST_CLASSES, charts
@@ -73,7 +74,19 @@ def stored_board(spec: SweepSpec, home: Path, key: str | None = None) -> Reporte
             f"an older soupray made this leaderboard of {spec.name}, without the numbers that a "
             "report needs. Run `soupray soup` again: it evaluates nothing again."
         )
+    _refuse_damaged(details, entries, spec, f"{path} in {store.url}")
     return ReportedBoard(spec, entries, basis, run, details)
+
+
+def _refuse_damaged(details: Details, entries: list[Entry], spec: SweepSpec, where: str) -> None:
+    count, names = len(spec.task.classes), {e.name for e in entries}
+    cells = [c for a in details.answers for c in a.confusion]
+    bad = [k for c in cells for k in (c.label, c.answer) if not 0 <= k < count]
+    if bad or any(a.name not in names for a in details.answers):
+        what = f"names class {bad[0]} of {count}" if bad else "names no entry of the leaderboard"
+        raise CheckpointError(
+            f"{where} {what}: it is damaged. Run `soupray soup` again: it evaluates nothing again."
+        )
 
 
 class Cost(Record, frozen=True, kw_only=True):
@@ -119,7 +132,7 @@ def render(board: ReportedBoard) -> str:
     import vl_convert
 
     spec, entries, details = board.spec, board.entries, board.details
-    classes = spec.task.classes
+    classes = [plain(c) for c in spec.task.classes]  # Vega cannot read a line separator in a name
     drawn = charts(details, entries, classes)
     shares = importances(
         [t.hparams for t in details.trials if not t.imported],

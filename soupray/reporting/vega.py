@@ -39,7 +39,7 @@ def finished(name: str, chart: Any) -> Chart:
     return Chart(f"chart-{name}", whole.configure_legend(labelLimit=320).to_dict())
 
 
-PERCENT = alt.Axis(format=".0%", tickCount=6)
+PERCENT = alt.Axis(format=".4~p", tickCount=6)  # 95 %, or 99.95 % where ticks are so near
 """The axis of a share."""
 
 

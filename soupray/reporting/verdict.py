@@ -74,8 +74,8 @@ def verdict(entries: list[Entry], champion: Champion, sweep: str, metric: Metric
     """
     board = _Board(entries, champion, metric)
     taken = board.taken
-    others = [e for e in front(entries, metric) if e.candidate != taken.candidate]
-    lines = [_take(board, sweep), _result(board), _cost(board)]
+    others = _others(board)
+    lines = [_take(board, sweep), _result(board), _robust(board, others), _cost(board)]
     if others:
         named = "; ".join(map(_short, others[:NAMED]))
         more = f"; and {len(others) - NAMED} more" if len(others) > NAMED else ""
@@ -101,53 +101,64 @@ def verdict(entries: list[Entry], champion: Champion, sweep: str, metric: Metric
 
 
 def front(entries: list[Entry], metric: Metric) -> list[Entry]:
-    """Return the entries that no other entry beats on everything, best first, each model once.
+    """Return the entries that no other entry beats on everything, best first.
 
     An entry is beaten by one that is as good or better in the score that ranks, in the mean over
     the shifts, in forward passes and in bytes, and better in one of these.
+    Of entries that are equal in all of them, the first one is returned.
 
     Args:
         entries: the leaderboard, best first.
         metric: the metric that ranks the entries.
     """
-    different: dict[str, Entry] = {}
+    different: dict[tuple[float, ...], Entry] = {}
     for entry in entries:
-        different.setdefault(entry.candidate, entry)
+        different.setdefault(_values(entry, metric), entry)
 
-    def values(e: Entry) -> tuple[float, ...]:
-        passes, size = cost(e)
-        return (ranked_on(e).by(metric), e.shift_mean, -passes, -size)
-
-    def beaten(e: Entry) -> bool:
-        mine = values(e)
-        theirs = [values(other) for other in different.values()]
+    def beaten(mine: tuple[float, ...]) -> bool:
         return any(
             other != mine and all(a >= b for a, b in zip(other, mine, strict=True))
-            for other in theirs
+            for other in different
         )
 
-    return [e for e in different.values() if not beaten(e)]
+    return [e for mine, e in different.items() if not beaten(mine)]
+
+
+def _values(entry: Entry, metric: Metric) -> tuple[float, ...]:
+    """What is compared, more is better; scores as they are printed, so that equal ones look so."""
+    passes, size = cost(entry)
+    return (round(ranked_on(entry).by(metric), 3), round(entry.shift_mean, 3), -passes, -size)
+
+
+def _others(board: _Board) -> list[Entry]:
+    """Return the Pareto front without what equals the entry that is taken, or `best_single`."""
+    known = [_values(e, board.metric) for e in (board.taken, board.best)]
+    return [e for e in front(board.entries, board.metric) if _values(e, board.metric) not in known]
 
 
 def _take(board: _Board, sweep: str) -> str:
     taken, champion = board.taken, board.champion
-    said = f"Take {taken.name} ({sweep}@champion), {_what(taken)}."
+    said = f"Take {taken.name} ({sweep}@champion), {_what(board)}."
     if taken.name != champion.first:
+        cheaper = cost(taken) < cost(board.by_name(champion.first))
+        why = "cheaper" if cheaper else "one model whose outputs are not mixed"
         said += (
             f" {champion.first} ranks first, but {champion.samples} samples cannot tell the two "
-            "apart (McNemar's test, corrected for all entries), and this one is cheaper."
+            f"apart (McNemar's test, corrected for all entries), and this one is {why}."
         )
     return said
 
 
-def _what(entry: Entry) -> str:
+def _what(board: _Board) -> str:
+    entry = board.taken
     count, passes = len(entry.ingredients), entry.forward_passes_per_sample
-    if entry.recipe == "anchor":
-        return "the model from which all trials start"
     if entry.recipe == "update_bn":
         return "one trial with estimated BatchNorm statistics"
     if count == 1:
-        return "the best single model"
+        is_best = entry.ingredients == board.best.ingredients
+        said = "the best single model" if is_best else "the model from which all trials start"
+        plain = {e.candidate for e in board.entries if e.recipe in ("anchor", "best_single")}
+        return said if entry.candidate in plain else f"{said}, as {entry.recipe} uses it"
     if passes == 1:
         return f"one model of {count} checkpoints"
     return f"{passes} models whose outputs are joined"
@@ -159,7 +170,7 @@ def _result(board: _Board) -> str:
         reported = f"It has {_percent(taken.test.accuracy)} % on ID test"
         if taken.shifts:
             reported += f" and {_percent(taken.shift_mean)} % under shift"
-        return f"{reported}. No soup helps here: {_why_none(board)}."
+        return f"{reported}. {_why_none(board)}."
     test = (
         f"On ID test it has {_percent(taken.test.accuracy)} %"
         f"{_gained(taken.test_gain or None, taken.test_versus_best_single.p)}"
@@ -199,18 +210,20 @@ def _why_none(board: _Board) -> str:
     """Why no entry of several models is taken."""
     soups = [e for e in board.entries if _is_soup(e)]
     if not soups:
-        return "no recipe made one of several models"
+        return "No recipe made one of several models"
     best, first = ranked_on(board.taken), ranked_on(soups[0])
-    ahead = first.by(board.metric) - best.by(board.metric)
-    by = f"{abs(ahead):.3f} nats" if board.metric == "nll" else f"{abs(100 * ahead):.1f} points"
-    where = f"on the {best.n} samples that rank"
+    name, ahead = soups[0].name, first.by(board.metric) - best.by(board.metric)
+    said = f"On the {best.n} samples that rank, "
     if ahead > 0:
-        said = (
-            f"{soups[0].name} is {by} ahead {where}, which they cannot tell from chance, and it "
-            "costs more"
+        said += (
+            f"no soup is better than chance tells: {name} is {_distance(ahead, board.metric)} "
+            "ahead, and costs more"
         )
+    elif ahead == 0:
+        said += f"no soup is better: the best one, {name}, is equal"
     else:
-        said = f"the best one, {soups[0].name}, is {by} behind {where}"
+        by = _distance(-ahead, board.metric)
+        said += f"no soup is better: the best one, {name}, is {by} behind"
     uniform = next((e for e in soups if e.recipe == "uniform"), None)
     if uniform is not None and _far_below(ranked_on(uniform), best):
         said += (
@@ -220,9 +233,41 @@ def _why_none(board: _Board) -> str:
     return said
 
 
+def _distance(difference: float, metric: Metric) -> str:
+    """A difference above 0: one that would be printed as 0 is less than the smallest number."""
+    if metric == "nll":
+        return f"{difference:.3f} nats" if difference >= 0.0005 else "less than 0.001 nats"
+    return f"{100 * difference:.1f} points" if difference >= 0.0005 else "less than 0.1 points"
+
+
 def _far_below(one: Measured, other: Measured) -> bool:
-    """Whether the accuracy of `one` is more than two standard errors lower."""
-    return other.accuracy - one.accuracy > 2 * other.standard_error
+    """Whether the 95 % interval of the accuracy of `one` is below that of `other`.
+
+    Intervals are exact: an accuracy of 100 % has a standard error of 0, and is not certain.
+    """
+    return one.high < other.low
+
+
+def _robust(board: _Board, others: list[Entry]) -> str:
+    """What gains most under shift, where no soup is taken: the ranking data do not see shifts."""
+    taken = board.taken
+    if _is_soup(taken):
+        return ""
+    gaining = [
+        e
+        for e in others
+        if e.shift_gain and e.shift_gain.low > 0 and e.shift_mean > taken.shift_mean
+    ]
+    if not gaining:
+        return ""
+    most = max(gaining, key=lambda e: e.shift_mean)
+    return (
+        f"If your inputs will differ from these, look at {most.name}: under shift it has "
+        f"{_percent(most.shift_mean)} %{_gained(most.shift_gain or None)}; on ID test "
+        f"{_percent(most.test.accuracy)} %"
+        f"{_gained(most.test_gain or None, most.test_versus_best_single.p)}. These scores name it, "
+        "so that they are optimistic."
+    )
 
 
 def _cost(board: _Board) -> str:

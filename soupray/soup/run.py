@@ -359,8 +359,6 @@ def calibrated(
         if model.digest in found:
             continue
         (temperature,) = evaluator.measure([Temperature(candidate=model)], held_out)
-        if outcome.held_out.correct == outcome.held_out.n:
-            temperature = 1.0
         predictions = evaluator.predictions(model, test)
         cooled = (predictions.logits / temperature).astype(np.float32)
         scores = score(msgspec.structs.replace(predictions, logits=cooled))
