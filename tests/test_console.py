@@ -9,12 +9,13 @@ from shared import DIGITS, demo
 
 from soupray.cli import board, console, options
 from soupray.cli.board import RANKED, Look, show_leaderboard
-from soupray.cli.console import Bars, duration, line, size
+from soupray.cli.console import size
 from soupray.cli.tables import show_plan
 from soupray.core import progress as counting
 from soupray.core.progress import Progress
 from soupray.data.cache import PlannedClass
 from soupray.operations.estimate import DryRun, Inputs
+from soupray.reporting.live import Bars, duration, line
 from soupray.reporting.ranking import Entry, Versus
 from soupray.spec.sweep_spec import load
 

@@ -79,6 +79,16 @@ def importance_chart(shares: Mapping[str, float]) -> Chart:
     return Chart("chart-importance", _plain(made))
 
 
+def as_altair(chart: Chart) -> alt.TopLevelMixin:
+    """Return a chart of the report as an object of Altair, which a notebook shows.
+
+    Args:
+        chart: the chart.
+    """
+    made: alt.TopLevelMixin = alt.Chart.from_dict(chart.spec)
+    return made
+
+
 def _chart(rows: list[dict[str, Any]], **size: Any) -> Any:
     """A chart of these rows. Its type is that of Altair's methods, which promise none."""
     return alt.Chart(alt.InlineData(values=rows), **size)
