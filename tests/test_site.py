@@ -89,7 +89,8 @@ def test_the_references_are_complete(site):
     for recipe in RECIPES:
         assert recipe.when.replace("`", "") in recipes
         assert all(words in recipes for words in recipe.allowed().values())
-    for name in (*set(soupray.__all__) - {"__version__"}, "predict_proba", "network", "to_pandas", "figure"):
+    members = ("predict_proba", "network", "to_pandas", "figure", "calibrated")
+    for name in {*soupray.__all__, *members} - {"__version__"}:
         assert name in python
     assert "Take " in site["reference/notebook.html"].text
 
