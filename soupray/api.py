@@ -305,8 +305,8 @@ class Leaderboard:
         Raises:
             ConfigError: this leaderboard has no such figure.
         """
-        from soupray.reporting.charts import as_altair
         from soupray.reporting.report import charts_of
+        from soupray.reporting.vega import as_altair
 
         drawn = charts_of(self._board)
         if name not in drawn:
@@ -382,7 +382,7 @@ def _read(spec: Spec, home: Path) -> tuple[SweepSpec, Path | None]:
 
 def _wanted(specs: Sequence[SweepSpec], recipes: Recipes | None) -> Wanted:
     """Return the options of the recipes to run, by name."""
-    from soupray.recipes import check_recipes
+    from soupray.recipes import check_recipes, load_recipes
     from soupray.soup.run import chosen_recipes
 
     if recipes is None or recipes == "all":
@@ -397,7 +397,7 @@ def _wanted(specs: Sequence[SweepSpec], recipes: Recipes | None) -> Wanted:
     chosen = chosen_recipes(specs, names, everything=False)
     if isinstance(recipes, Mapping):
         chosen = {name: dict(recipes[name]) for name in chosen}
-        check_recipes(chosen, "recipes")
+        load_recipes(chosen)
     return chosen
 
 

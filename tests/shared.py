@@ -31,10 +31,12 @@ from soupray.data.shifts import shifted_parts
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.search.plan import trials_of
 from soupray.services import embedded
+from soupray.soup.session import Session
 from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Credentials, Store, open_store
 from soupray.tasks.open_clip import OpenClipTask
+from soupray.testing.linear import Toy
 
 DIGITS = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
 STORES = Path(__file__).parent / "stores"
@@ -169,6 +171,11 @@ def scores(right: list[int] | int, n: int = 10, of: str = sha("data of held_out"
         right=pack_right(mask),
         by_class=((len(mask), count, count),),
     )
+
+
+def session_of(world: Toy) -> Session:
+    """A session over a world of linear models, without services and store."""
+    return Session(None, None, world.pool, world.basis, (), world.evaluator, {})
 
 
 def trial(key: str = "t", **hparams: float) -> Trial:

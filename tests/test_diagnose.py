@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ONE_SLOT, inside, mini_text
-from shared import ingredient, scores
+from shared import ingredient, scores, session_of
 from test_findings import noisy
-from toy import toy, truth
 
 from soupray.cli.tables import show_diagnosis
 from soupray.core.candidates import ensemble_of, mean_of
@@ -30,6 +29,7 @@ from soupray.distributed import cluster
 from soupray.search.state import find_basis
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import read_record
+from soupray.testing.linear import toy, truth
 
 SPLIT = Split(name="held_out", role="held_out", digest="d", size=4, classes=2)
 NOBODY = Basis(
@@ -48,7 +48,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(world) -> Diagnosis:
-    return measure_pairs(world.session(), (20, 0))
+    return measure_pairs(session_of(world), (20, 0))
 
 
 def test_the_soup_of_linear_models_is_their_ensemble_measured_and_predicted(made):
@@ -116,8 +116,8 @@ def test_all_pairs_come_from_the_stored_answers(world, made):
 
 def test_running_again_and_more_pairs_evaluate_nothing_known(world, made, monkeypatch):
     monkeypatch.setattr(world.workers.live, "predict", None)
-    assert measure_pairs(world.session(), (20, 0)) == made
-    fewer = measure_pairs(world.session(), (3, 0))
+    assert measure_pairs(session_of(world), (20, 0)) == made
+    fewer = measure_pairs(session_of(world), (3, 0))
     assert set(fewer.pairs) < set(made.pairs)
 
 
@@ -215,7 +215,7 @@ def test_numbers_and_figures_are_written(made, tmp_path):
 def test_a_pool_without_angles_or_differences_is_drawn_too(tmp_path):
     """Three times theta_0: no way, no inconsistent sample."""
     world = toy(tmp_path, [truth() * 0.3] * 3)
-    made = measure_pairs(world.session(), (20, 0))
+    made = measure_pairs(session_of(world), (20, 0))
     assert {(d.angle, d.soup.conversion, d.distance) for d in made.pairs} == {(None, None, 0)}
     assert len(write_diagnosis(made, tmp_path)) == 4
     assert len(summary(made)) == 3

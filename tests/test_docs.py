@@ -143,7 +143,7 @@ def test_the_commands_of_the_documents_exist(page):
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     extras = (ROOT / "pyproject.toml").read_text()
     for block in blocks(page):
-        assert block.language in ("sh", "python", "yaml", "text", ""), block.language
+        assert block.language in ("sh", "python", "yaml", "toml", "text", ""), block.language
         if page not in (*ON_THE_MAIN_JOB, *TUTORIALS):
             assert block.needs or block.language not in ("sh", "python"), "no test runs it"
         for command in commands(block.text) if block.language == "sh" else ():

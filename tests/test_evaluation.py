@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from shared import Small, ingredient, scores, small, split
-from toy import Toy, toy
 
 from soupray.core.candidates import WeightSoup, mean_of, weight_soup
 from soupray.core.errors import EvaluationError
@@ -22,6 +21,7 @@ from soupray.evaluation.schedule import FirstReaching
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
+from soupray.testing.linear import Toy, toy
 
 N = 100
 HELD_OUT = split("held_out", N, role="held_out")

@@ -16,7 +16,6 @@ from pathlib import Path
 import msgspec
 import pytest
 from shared import CutShort, key, small_disk, split, trial
-from toy import LinearTask, make_data
 
 from soupray.core.candidates import mean_of
 from soupray.core.errors import AlreadyExists, CheckpointError, SouprayError, StoreUnavailable
@@ -46,6 +45,7 @@ from soupray.spec.space import Space
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, create_record, open_store, read_record, read_view
+from soupray.testing.linear import LinearTask, make_data
 from soupray.training.trial import fine_tune
 
 SETTING = Setting(batch_size=16)

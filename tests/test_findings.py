@@ -6,8 +6,7 @@ import msgspec
 import pytest
 import torch
 from board import POOL as BOARD
-from shared import ingredient, scores, trial
-from toy import Toy, toy, truth
+from shared import ingredient, scores, session_of, trial
 
 from soupray.cli.tables import show_check
 from soupray.core.errors import EvaluationError, IncompatibleWeights
@@ -27,6 +26,7 @@ from soupray.soup.findings import (
     report_on,
     sampled_pairs,
 )
+from soupray.testing.linear import Toy, toy, truth
 
 N = 100
 
@@ -37,7 +37,7 @@ def noisy(count: int, step: float = 0.3) -> list[torch.Tensor]:
 
 
 def examined(world: Toy, pairs: int = 8) -> Report:
-    session = world.session()
+    session = session_of(world)
     facts = measure_weights(session)
     if facts.gram:
         facts = measure_midpoints(session, facts, (pairs, 0))
@@ -145,7 +145,7 @@ def test_nan_is_named_by_trial_and_tensor_and_refused(tmp_path):
         f"trial {bad.trial.key}: tensor 'head.weight' is NaN or infinite at 2 of its 12 elements"
     )
     with pytest.raises(EvaluationError, match=rf"{bad.trial.key}: tensor 'head.weight' is NaN"):
-        refuse_or_note(world.session())
+        refuse_or_note(session_of(world))
 
 
 def test_another_architecture_is_refused_with_both_shapes(tmp_path):
@@ -155,7 +155,7 @@ def test_another_architecture_is_refused_with_both_shapes(tmp_path):
     bad = msgspec.structs.replace(bad, checkpoint=ref)
     world = world._replace(pool=msgspec.structs.replace(world.pool, ingredients=(bad, *rest)))
     with pytest.raises(IncompatibleWeights) as error:
-        refuse_or_note(world.session())
+        refuse_or_note(session_of(world))
     assert "'head.weight' is float32 [2, 4], but float32 [3, 4] in theta_0" in str(error.value)
 
 
@@ -183,7 +183,7 @@ def test_every_defect_of_a_checkpoint_is_found(tmp_path):
 def test_a_soup_is_told_without_a_forward_pass(tmp_path, monkeypatch):
     world = toy(tmp_path, [*noisy(5, 0.1), -truth()])
     monkeypatch.setattr(world.workers.live, "predict", None)
-    found = refuse_or_note(world.session())
+    found = refuse_or_note(session_of(world))
     assert [(f.kind, f.trials) for f in found] == [("apart", ("t5",))]
 
 
@@ -260,7 +260,7 @@ def test_pairs_are_seeded_few_and_mostly_with_the_best():
 def test_the_gram_matrix_is_the_one_that_model_stock_asked_for(tmp_path):
     """The same request, hence the same stored answer: a soup with both computes it once."""
     world = toy(tmp_path, noisy(3))
-    facts = measure_weights(world.session())
+    facts = measure_weights(session_of(world))
     asked = Gram(checkpoints=tuple(world.pool.checkpoints), origin=world.pool.init.sha256)
     (grams,) = world.selection().measure([asked])
     assert facts.gram == tuple(map(tuple, total_gram(grams).tolist()))

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from toy import CLASSES, LinearTask, make_data
 
 from soupray.core.candidates import mean_of, weight_soup
 from soupray.core.records import CheckpointRef, Setting
@@ -11,6 +10,7 @@ from soupray.evaluation.live_model import LiveModel, estimate_statistics
 from soupray.reporting.recipe_file import RecipeFile, weights_of
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
+from soupray.testing.linear import CLASSES, LinearTask, make_data
 
 
 class Normed(torch.nn.Module):

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from toy import CLASSES, Toy, toy
 
 from soupray.core.candidates import QUANTUM, FisherSoup, LayerSoup, mean_of
 from soupray.core.errors import EvaluationError
@@ -24,6 +23,7 @@ from soupray.core.requests import (
     TensorNames,
 )
 from soupray.evaluation.cache import save_logits
+from soupray.testing.linear import CLASSES, Toy, toy
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from scipy.special import log_softmax
 from shared import demo
 from timm.data import ImageNetInfo
 from torchvision.datasets import STL10
-from toy import toy
 
 from soupray.core.candidates import OutputEnsemble, mean_of
 from soupray.core.errors import ConfigError
@@ -23,6 +22,7 @@ from soupray.maths.metrics import on_classes_of, score
 from soupray.soup.run import report
 from soupray.spec.class_numbers import imagenet_list
 from soupray.spec.data import NaturalShift
+from soupray.testing.linear import toy
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
 PNG = encoded(pixels(0, (8, 8)), "PNG")

@@ -7,7 +7,6 @@ checked against the other way of computing it.
 import numpy as np
 import pytest
 import torch
-from toy import Toy, toy, truth
 
 from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mean_of
 from soupray.core.errors import EvaluationError
@@ -16,6 +15,7 @@ from soupray.evaluation.selection import HeldOutSelection
 from soupray.inference.predictor import ModelSource, Predictor
 from soupray.recipes import BY_NAME, run_recipes
 from soupray.reporting.recipe_file import RecipeFile, weights_of
+from soupray.testing.linear import Toy, toy, truth
 
 RECIPES = list(BY_NAME)
 SHORT = {name: {"steps": 12} for name in ("learned", "learned_by_layer")}

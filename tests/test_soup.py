@@ -8,7 +8,6 @@ import pytest
 from conftest import mini_text
 from msgspec.structs import replace
 from shared import blind, ingredient, scores, split
-from toy import toy
 
 from soupray.core.errors import EvaluationError, IncompatibleWeights
 from soupray.core.records import Basis, CheckpointRef, Pool, Tombstone, encode, pool_of
@@ -19,6 +18,7 @@ from soupray.soup.session import find_pool
 from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.store import layout
 from soupray.store.objects import Store, create_record, open_store
+from soupray.testing.linear import toy
 
 
 @pytest.fixture

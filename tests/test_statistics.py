@@ -14,7 +14,6 @@ import pytest
 import torch
 from shared import demo, ingredient, scores, sha, trial
 from test_live_model import NormedTask
-from toy import CLASSES, make_data, truth
 
 from soupray.cli.board import show_leaderboard
 from soupray.core.candidates import (
@@ -43,6 +42,7 @@ from soupray.soup.session import Session
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 from soupray.store.weights_file import tensor_digests
+from soupray.testing.linear import CLASSES, make_data, truth
 
 EPS = 1e-5
 """Of torch's BatchNorm."""

@@ -60,8 +60,7 @@ def sweep(
     if dry:
         _dry_run(loaded, as_json, measure)
         return
-    from soupray.cli.tables import best_trial, describe_sweep, print_json
-    from soupray.operations.status import find_status
+    from soupray.cli.tables import describe_sweep, print_json
     from soupray.reporting.live import Bars, say
     from soupray.sweep.run import check_report, run_sweep
 
@@ -70,9 +69,30 @@ def sweep(
         print_json(report)
     say(describe_sweep(report))
     check_report(report)
-    best = find_status(loaded, home).best
-    if best is not None:
-        say(f"{best_trial(best)}. Next: soupray check {path}; soupray soup {path} --all.")
+    if not as_json:
+        _show_best(loaded, home)
+    say(f"Next: soupray check {path}; soupray soup {path} --all; soupray ui {path}.")
+
+
+BEST = 5
+"""Trials that the end of a sweep lists."""
+
+
+def _show_best(spec: SweepSpec, home: Path) -> None:
+    """The best trials, and what is odd about the pool as far as records alone can say."""
+    from soupray.cli.tables import show_trials
+    from soupray.core.records import pool_of
+    from soupray.operations.listing import list_trials
+    from soupray.reporting.live import say
+    from soupray.search.state import find_state
+    from soupray.services.place import find_place
+    from soupray.soup.findings import alike
+
+    show_trials(list_trials(spec, home)[:BEST])
+    state = find_state(find_place(spec, home).open_store(), spec)
+    if state is not None and state.ingredients:
+        for finding in alike(pool_of(state.basis, state.ingredients)):
+            say(f"note: {finding.what}. {finding.advice}.")
 
 
 def _dry_run(spec: SweepSpec, as_json: bool, measure: bool) -> None:

@@ -82,8 +82,10 @@ def show_compared(both: Comparison) -> None:
 
 def show_recipes(as_json: bool) -> None:
     """The list of recipes: what each does, when to use it, its paper and its cost."""
-    from soupray.recipes import RECIPES
+    from soupray.core.plugins import described, installed
+    from soupray.recipes import GROUP, RECIPES
 
+    plugins = {n: f"{p.value}, {described(p)}" for n, p in installed(GROUP).items()}
     if as_json:
         rows = [
             {
@@ -98,7 +100,7 @@ def show_recipes(as_json: bool) -> None:
             }
             for r in RECIPES
         ]
-        print_json(rows)
+        print_json([*rows, *({"name": name, "plugin": at} for name, at in plugins.items())])
         return
     for r in RECIPES:
         flag = "" if r.kind == "baseline" else f"--{r.name.replace('_', '-')}"
@@ -107,6 +109,8 @@ def show_recipes(as_json: bool) -> None:
         costs = f"chooses on {r.uses}; costs {r.costs}; inference {r.passes} forward pass(es)"
         for text in (f"{flag or 'always run':<20} {r.paper}", costs):
             out.print(wrapped(f"    {text}", " " * 6), style="dim")
+    for name, at in plugins.items():
+        headline(name, f"installed plug-in: {at}; name it in a spec")
     out.print()
     out.print(
         wrapped(

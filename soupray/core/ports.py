@@ -278,6 +278,7 @@ class Registered(Record, frozen=True, kw_only=True):
         sha256: of the weights, hex; None for an ensemble.
         size_bytes: of all models that inference needs.
         recipe: address of the recipe file in the store; None in records of older versions.
+        description: the verdict, for people; empty in records of older versions.
     """
 
     model: Quotable
@@ -287,6 +288,7 @@ class Registered(Record, frozen=True, kw_only=True):
     sha256: Sha256 | None
     size_bytes: int
     recipe: str | None = None
+    description: str = ""
 
 
 class Deployable(NamedTuple):

@@ -7,12 +7,15 @@ recipes. It has no access to weights, test data or the store.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from soupray.core.candidates import Outcome
-from soupray.core.errors import ConfigError
+from soupray.core.errors import ConfigError, EvaluationError, SouprayError
+from soupray.core.plugins import installed, is_plugin, load, raised
 from soupray.core.ports import Selection
+from soupray.core.records import Pool
 from soupray.recipes.baselines import ANCHOR, BEST_SINGLE, UPDATE_BN
 from soupray.recipes.ensembles import ENSEMBLE, GREEDY_ENSEMBLE
 from soupray.recipes.fisher import FISHER
@@ -22,7 +25,7 @@ from soupray.recipes.lines import LINES
 from soupray.recipes.model_stock import MODEL_STOCK
 from soupray.recipes.ose import OSE
 from soupray.recipes.pruned import PRUNED
-from soupray.recipes.recipe import Cost, Earlier, Option, PoolSize, Recipe
+from soupray.recipes.recipe import Cost, Earlier, Kind, Option, PoolSize, Recipe
 from soupray.recipes.replacement import REPLACEMENT
 from soupray.recipes.uniform import UNIFORM
 from soupray.recipes.vrf import VRF
@@ -55,39 +58,158 @@ RECIPES: tuple[Recipe[Any], ...] = (
 BY_NAME: Mapping[str, Recipe[Any]] = {recipe.name: recipe for recipe in RECIPES}
 
 
+GROUP = "soupray.recipes"
+"""Entry points of recipes that are not soupray's own."""
+
+ORDER: tuple[Kind, ...] = ("baseline", "soup", "line", "ensemble")
+"""Kinds in the order in which they run: lines and ensembles may start from a soup."""
+
+
 def check_recipes(recipes: Wanted, source: str) -> None:
     """Raise ConfigError if a recipe or one of its options is unknown.
+
+    A plug-in is only checked to have the form of one: `rank` and `status` need none of its code.
 
     Args:
         recipes: options by the name of the recipe.
         source: names the place of the recipes, for the message.
     """
     for name, options in recipes.items():
-        if name not in BY_NAME:
-            known = ", ".join(BY_NAME)
-            close = difflib.get_close_matches(name, BY_NAME, n=1)
+        if name in BY_NAME:
+            BY_NAME[name].read(options, source)
+        elif not is_plugin(name, GROUP):
+            known = [*BY_NAME, *installed(GROUP)]
+            close = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{source}: unknown recipe {name!r}. Known recipes: {known}.{hint}")
-        BY_NAME[name].read(options, source)
+            raise ConfigError(
+                f"{source}: unknown recipe {name!r}. Known recipes: {', '.join(known)}; or "
+                f"module:name for your own.{hint}"
+            )
+
+
+def load_recipes(wanted: Wanted) -> None:
+    """Raise ConfigError if a recipe is not there, or if one of its options is not allowed.
+
+    Args:
+        wanted: options by the name of the recipe.
+    """
+    for name, options in wanted.items():
+        find_recipe(name).read(options, "recipes")
+
+
+def find_recipe(name: str) -> Recipe[Any]:
+    """Return the recipe with this name, which may be a plug-in.
+
+    Args:
+        name: as in a spec.
+
+    Raises:
+        ConfigError: there is no such recipe, or what is there is none.
+    """
+    if name in BY_NAME:
+        return BY_NAME[name]
+    found = load(GROUP, name)
+    recipe, where = found.value, f"recipe {name!r} ({found.origin})"
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(
+            f"{where} is {type(recipe).__name__}, not a soupray.recipes.recipe.Recipe object."
+        )
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", recipe.name) or recipe.name in BY_NAME:
+        raise ConfigError(
+            f"{where} has the name {recipe.name!r}. Allowed: lower-case letters, digits and _, and "
+            f"none of {', '.join(BY_NAME)}."
+        )
+    return recipe
+
+
+def code_of(wanted: Wanted) -> list[str]:
+    """Return the digests of the code of all plug-ins among these recipes.
+
+    Args:
+        wanted: options by the name of the recipe.
+    """
+    return [load(GROUP, name).digest for name in sorted(wanted) if name not in BY_NAME]
 
 
 def run_recipes(selection: Selection, wanted: Wanted) -> list[Outcome]:
-    """Run recipes in the order of `RECIPES`, so that a recipe can use the soups of earlier ones.
+    """Run recipes: baselines, soups, and those that can use the soups of earlier ones.
 
     Args:
         selection: the pool and its held-out scores.
         wanted: options by the name of the recipe.
+
+    Raises:
+        ConfigError: two recipes have the same name.
+        EvaluationError: a plug-in raised an error, or returned what is no outcome.
     """
+    found = {name: find_recipe(name) for name in sorted(wanted, key=_place)}
+    kinds = {recipe.name: recipe.kind for recipe in found.values()}
+    if len(kinds) < len(found):
+        raise ConfigError(f"two of the recipes {', '.join(found)} have the same name.")
     outcomes: list[Outcome] = []
-    for recipe in RECIPES:
-        if recipe.name in wanted:
-            soups = tuple(o for o in outcomes if BY_NAME[o.recipe].kind == "soup")
-            earlier = Earlier(tuple(outcomes), soups)
-            outcomes += recipe.run(selection, earlier, wanted[recipe.name])
+    for name, recipe in found.items():
+        soups = tuple(o for o in outcomes if kinds[o.recipe] == "soup")
+        earlier = Earlier(tuple(outcomes), soups)
+        if name in BY_NAME:
+            outcomes += recipe.run(selection, earlier, wanted[name])
+        else:
+            outcomes += _run_plugin(name, recipe, (selection, earlier, wanted[name]))
     return outcomes
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    own = [recipe.name for recipe in RECIPES]
+    at = own.index(name) if name in own else len(own)
+    return ORDER.index(find_recipe(name).kind), at, name
+
+
+def _run_plugin(
+    name: str, recipe: Recipe[Any], given: tuple[Selection, Earlier, dict[str, Option]]
+) -> list[Outcome]:
+    """Run a recipe that may do anything. What was evaluated for it is stored in any case."""
+    where = f"recipe {name!r} ({load(GROUP, name).origin})"
+    try:
+        made = recipe.run(*given)
+    except SouprayError:
+        raise
+    except Exception as error:
+        raise EvaluationError(
+            f"{where} raised {raised(error)}. Without it: take it out of the spec. Nothing that is "
+            "stored is lost."
+        ) from error
+    selection, earlier, _ = given
+    if problem := broken_contract(recipe, made, selection.pool, earlier):
+        raise EvaluationError(f"{where}: {problem}.")
+    return made
+
+
+def broken_contract(recipe: Recipe[Any], made: Any, pool: Pool, earlier: Earlier) -> str:
+    """Return what is wrong with the outcomes of a recipe; empty if nothing is.
+
+    Args:
+        recipe: the recipe.
+        made: what it returned.
+        pool: the ingredients that it was given.
+        earlier: the outcomes that it was given.
+    """
+    if not isinstance(made, list) or not all(isinstance(o, Outcome) for o in made):
+        return f"it returned {type(made).__name__}, not a list of Outcome"
+    known = {*pool.checkpoints, pool.anchor.sha256, pool.init.sha256}
+    names = [o.name for o in (*earlier.outcomes, *made)]
+    for one in made:
+        if one.recipe != recipe.name:
+            return f"its outcome {one.name!r} is of recipe {one.recipe!r}, not {recipe.name!r}"
+        if names.count(one.name) > 1:
+            return f"there are two outcomes of the name {one.name!r}"
+        if not set(one.candidate.checkpoints) <= known:
+            return f"its outcome {one.name!r} has weights that are not in the pool"
+        if one.held_out.split != pool.ingredients[0].held_out.split:
+            return f"the scores of its outcome {one.name!r} are not of the held-out data"
+    return ""
 
 
 def total_cost(pool: PoolSize, wanted: Wanted) -> Cost:
     """Return the largest total cost of all wanted recipes."""
-    costs = [BY_NAME[n].cost(pool, BY_NAME[n].read(o, "recipes")) for n, o in wanted.items()]
+    recipes = [(find_recipe(name), options) for name, options in wanted.items()]
+    costs = [recipe.cost(pool, recipe.read(options, "recipes")) for recipe, options in recipes]
     return Cost(*map(sum, zip(*costs, strict=True)))

@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 
 from soupray.maths.metrics import logit
 from soupray.recipes import BY_NAME
 from soupray.recipes.recipe import INK
-from soupray.reporting.details import Answers, Details, TrialFacts
+from soupray.reporting.details import Answers, Details
 from soupray.reporting.plots import MUTED, Point, Robustness, id_label, logit_ticks
 from soupray.reporting.ranking import Entry
+from soupray.reporting.trial_charts import coefficients, parallel, worth
+from soupray.reporting.vega import (
+    CHAMPION,
+    PERCENT,
+    SINGLE,
+    WIDTH,
+    Chart,
+    chart_of,
+    finished,
+    share_of,
+)
 
-WIDTH = 640
-"""Pixels of a chart: it fits a page of 960 beside its axis and legend."""
+BESIDE = 12
+"""Up to this number of classes, two confusion matrices stand side by side."""
 
 MOST_CLASSES = 30
-"""Classes of a chart: with more, those whose numbers differ most."""
-
-CHAMPION, SINGLE, THIRD = "#d1495b", "#3a86c8", "#6a994e"
-"""Colours that people with the usual colour blindness tell apart, also by lightness."""
-
-
-class Chart(NamedTuple):
-    """A chart of the report.
-
-    Attributes:
-        id: names it in the page.
-        spec: in Vega-Lite.
-    """
-
-    id: str
-    spec: dict[str, Any]
+"""Classes of a chart: with more, those whose numbers differ most, then the worst."""
 
 
 def charts(details: Details, entries: Sequence[Entry], classes: Sequence[str]) -> dict[str, Chart]:
@@ -52,60 +48,12 @@ def charts(details: Details, entries: Sequence[Entry], classes: Sequence[str]) -
         "greedy": _greedy(details),
         "reliability": _reliability(details.answers),
         "classes": _by_class(details.answers, classes),
-        "confusion": _confusion(details.answers[0], classes),
-        "parallel": _parallel(details.trials),
-        "coefficients": _coefficients(details.trials, entries),
-        "worth": _worth(details.trials),
+        "confusion": _confusions(details.answers, classes),
+        "parallel": parallel(details.trials),
+        "coefficients": coefficients(details.trials, entries),
+        "worth": worth(details.trials),
     }
-    return {name: Chart(f"chart-{name}", _plain(c)) for name, c in found.items() if c is not None}
-
-
-def importance_chart(shares: Mapping[str, float]) -> Chart:
-    """Return a bar for the importance of each hyperparameter.
-
-    Args:
-        shares: share of the variance of held-out scores that each one explains.
-    """
-    rows = [{"hyperparameter": name, "share": share} for name, share in shares.items()]
-    made = (
-        _chart(rows, width=WIDTH, height=alt.Step(22))
-        .mark_bar(color=SINGLE)
-        .encode(
-            alt.X("share:Q", title="share of the variance explained", axis=_PERCENT),
-            alt.Y("hyperparameter:N", sort=None, title=None),
-            tooltip=["hyperparameter:N", alt.Tooltip("share:Q", format=".1%")],
-        )
-    )
-    return Chart("chart-importance", _plain(made))
-
-
-def as_altair(chart: Chart) -> alt.TopLevelMixin:
-    """Return a chart of the report as an object of Altair, which a notebook shows.
-
-    Args:
-        chart: the chart.
-    """
-    made: alt.TopLevelMixin = alt.Chart.from_dict(chart.spec)
-    return made
-
-
-def _chart(rows: list[dict[str, Any]], **size: Any) -> Any:
-    """A chart of these rows. Its type is that of Altair's methods, which promise none."""
-    return alt.Chart(alt.InlineData(values=rows), **size)
-
-
-def _plain(chart: Any) -> dict[str, Any]:
-    grid = {"gridColor": "#e6e8ee", "domainColor": INK, "labelColor": INK, "titleColor": INK}
-    whole = chart.configure_view(stroke=None).configure_axis(**grid, labelLimit=320)
-    made: dict[str, Any] = whole.configure_legend(labelLimit=320).to_dict()
-    return made
-
-
-_PERCENT = alt.Axis(format=".0%", tickCount=6)
-
-
-def _share(name: str, title: str) -> alt.Tooltip:
-    return alt.Tooltip(f"{name}:Q", title=title, format=".1%")
+    return {name: finished(name, c) for name, c in found.items() if c is not None}
 
 
 # ---- ID test against shifts
@@ -122,15 +70,15 @@ def _robustness(numbers: Robustness) -> Any:
     spots = [*models, *lines]
     x = _logit_axis("x", id_label(numbers), numbers.n, spots, named)
     y = _logit_axis("y", "mean accuracy over the shifts", numbers.shift_n, spots, named)
-    about = ["name:N", "kind:N", _share("id", "ID test"), _share("shifts", "shifts")]
+    about = ["name:N", "kind:N", share_of("id", "ID test"), share_of("shifts", "shifts")]
     layers = []
     if lines:
-        path = _chart(lines).mark_line(point=True, strokeWidth=1.5)
+        path = chart_of(lines).mark_line(point=True, strokeWidth=1.5)
         dash = alt.StrokeDash("line:N", title=None)
         layers.append(
             path.encode(x, y, dash, order="order:Q", tooltip=about, color=alt.value("#9dbfe0"))
         )
-    bars = _chart(named)
+    bars = chart_of(named)
     layers += [
         bars.mark_rule(color=INK, opacity=0.5).encode(x, y, x2="x_high:Q").transform_calculate(
             x="datum.x_low"
@@ -142,12 +90,12 @@ def _robustness(numbers: Robustness) -> Any:
     kinds = [kind for kind in _KINDS if any(m["kind"] == kind for m in models)]
     colours = alt.Scale(domain=kinds, range=[_KINDS[kind] for kind in kinds])
     colour = alt.Color("kind:N", title=None, sort=kinds, scale=colours)
-    marks = _chart(models)
+    marks = chart_of(models)
     layers.append(
         marks.mark_point(filled=True, size=70, opacity=0.9).encode(x, y, colour, tooltip=about)
     )
     champion = [m for m in models if m["name"] == numbers.champion]
-    ring = _chart(champion)
+    ring = chart_of(champion)
     layers += [
         ring.mark_point(size=320, color=CHAMPION, strokeWidth=2).encode(x, y, tooltip=about),
         ring.mark_text(align="left", dx=12, dy=-10, color=CHAMPION, fontWeight="bold").encode(
@@ -163,8 +111,15 @@ _KINDS = {
     "soup": "#2a9d8f",
     "line": SINGLE,
     "ensemble": "#e9a03b",
+    "plug-in": "#8e5ea2",
 }
 """Colours by the kind of a recipe, and of trials."""
+
+
+def _kind(point: Point) -> str:
+    if point.kind == "ingredient":
+        return "trial"
+    return BY_NAME[point.kind].kind if point.kind in BY_NAME else "plug-in"
 
 
 def _spot(point: Point, numbers: Robustness) -> dict[str, Any]:
@@ -172,7 +127,7 @@ def _spot(point: Point, numbers: Robustness) -> dict[str, Any]:
     below, above = point.shift_interval
     return {
         "name": "trial " + point.name[:8] if point.kind == "ingredient" else point.name,
-        "kind": "trial" if point.kind == "ingredient" else BY_NAME[point.kind].kind,
+        "kind": _kind(point),
         "id": point.id_accuracy,
         "shifts": point.shift_mean,
         "x": logit(point.id_accuracy, numbers.n),
@@ -217,15 +172,15 @@ def _splits(details: Details, entries: Sequence[Entry]) -> Any:
         for split, m in {"ID test": e.test, **e.shifts}.items()
     ]
     names = [a.name for a in details.answers]
-    base = _chart(rows, width=WIDTH, height=alt.Step(16))
+    base = chart_of(rows, width=WIDTH, height=alt.Step(16))
     y = alt.Y("split:N", sort=None, title=None)
     beside = alt.YOffset("model:N", sort=names)
     colour = _two("model", names)
-    about = ["split:N", "model:N", _share("accuracy", "accuracy"), _share("low", "95 %, from"),
-             _share("high", "to")]  # fmt: skip
+    about = ["split:N", "model:N", share_of("accuracy", "accuracy"), share_of("low", "95 %, from"),
+             share_of("high", "to")]  # fmt: skip
     scale = alt.Scale(zero=False, padding=8, nice=False)
-    x = alt.X("low:Q", title="accuracy, 95 % interval", axis=_PERCENT, scale=scale)
-    dots = alt.X("accuracy:Q", title="accuracy, 95 % interval", axis=_PERCENT, scale=scale)
+    x = alt.X("low:Q", title="accuracy, 95 % interval", axis=PERCENT, scale=scale)
+    dots = alt.X("accuracy:Q", title="accuracy, 95 % interval", axis=PERCENT, scale=scale)
     return base.mark_rule().encode(x, y, beside, colour, x2="high:Q") + base.mark_point(
         filled=True, size=60
     ).encode(dots, y, beside, colour, tooltip=about)
@@ -261,16 +216,16 @@ def _lines(details: Details) -> Any:
         legend=alt.Legend(orient="top"),
     )
     return (
-        _chart(rows, width=WIDTH / 2 - 30, height=240)
+        chart_of(rows, width=WIDTH / 2 - 30, height=240)
         .mark_line(point=True)
         .encode(
             alt.X("alpha:Q", title="alpha: 0 is the anchor, 1 the other end"),
-            alt.Y("accuracy:Q", axis=_PERCENT, scale=alt.Scale(zero=False)),
+            alt.Y("accuracy:Q", axis=PERCENT, scale=alt.Scale(zero=False)),
             colour,
             alt.Facet(
                 "to:N", columns=2, title=None, header=alt.Header(labelExpr="'to ' + datum.value")
             ),
-            tooltip=["to:N", "data:N", "alpha:Q", _share("accuracy", "accuracy")],
+            tooltip=["to:N", "data:N", "alpha:Q", share_of("accuracy", "accuracy")],
         )
     )
 
@@ -295,8 +250,8 @@ def _greedy(details: Details) -> Any:
               axis=alt.Axis(tickMinStep=1), scale=widths)  # fmt: skip
     y = alt.Y("accuracy:Q", title="held-out accuracy with it", axis=alt.Axis(format=".1%"),
               scale=heights)  # fmt: skip
-    line = _chart(soup, width=WIDTH, height=260)
-    marks = _chart(rows)
+    line = chart_of(soup, width=WIDTH, height=260)
+    marks = chart_of(rows)
     kind = alt.Scale(domain=kinds, range=["circle", "circle", "triangle-down"])
     colours = alt.Scale(domain=kinds, range=[CHAMPION, MUTED, MUTED])
     top = alt.Legend(orient="top")
@@ -307,7 +262,7 @@ def _greedy(details: Details) -> Any:
         y,
         alt.Color("step:N", title=None, scale=colours, legend=top),
         alt.Shape("step:N", title=None, scale=kind, legend=top),
-        tooltip=["ingredient:Q", "step:N", _share("accuracy", "accuracy, or at most")],
+        tooltip=["ingredient:Q", "step:N", share_of("accuracy", "accuracy, or at most")],
     )
 
 
@@ -326,10 +281,10 @@ def _reliability(answers: Sequence[Answers]) -> Any:
     scale = alt.Scale(domain=[low, 1])
     panels = []
     for a in answers:
-        base = _chart([r for r in rows if r["model"] == a.name])
-        ideal = _chart([{"confidence": v, "accuracy": v} for v in (low, 1)])
-        x = alt.X("confidence:Q", axis=_PERCENT, scale=scale)
-        y = alt.Y("accuracy:Q", axis=_PERCENT, scale=scale)
+        base = chart_of([r for r in rows if r["model"] == a.name])
+        ideal = chart_of([{"confidence": v, "accuracy": v} for v in (low, 1)])
+        x = alt.X("confidence:Q", axis=PERCENT, scale=scale)
+        y = alt.Y("accuracy:Q", axis=PERCENT, scale=scale)
         colour = alt.Color(
             "after:N",
             title=None,
@@ -338,8 +293,8 @@ def _reliability(answers: Sequence[Answers]) -> Any:
         )
         about = [
             "after:N",
-            _share("confidence", "confidence"),
-            _share("accuracy", "accuracy"),
+            share_of("confidence", "confidence"),
+            share_of("accuracy", "accuracy"),
             "n:Q",
         ]
         panels.append(
@@ -371,31 +326,36 @@ def _by_class(answers: Sequence[Answers], classes: Sequence[str]) -> Any:
     by_entry = [recalls(a, len(classes)) for a in answers]
     there = [k for k in range(len(classes)) if by_entry[0][k][1]]
 
-    def apart(k: int) -> float:
+    def worth_a_look(k: int) -> tuple[float, float]:
         shares = [rows[k][0] / rows[k][1] for rows in by_entry]
-        return -abs(shares[0] - shares[-1])
+        return -abs(shares[0] - shares[-1]), shares[0]
 
-    shown = sorted(sorted(there, key=apart)[:MOST_CLASSES])
+    shown = sorted(sorted(there, key=worth_a_look)[:MOST_CLASSES])
     rows = [
         {"class": classes[k], "model": a.name, "recall": table[k][0] / table[k][1],
          "right": table[k][0], "n": table[k][1]}
         for a, table in zip(answers, by_entry, strict=True)
         for k in shown
     ]  # fmt: skip
-    base = _chart(rows, width=WIDTH, height=alt.Step(18))
+    base = chart_of(rows, width=WIDTH, height=alt.Step(18))
     y = alt.Y("class:N", sort=None, title=None)
-    x = alt.X("recall:Q", axis=_PERCENT, scale=alt.Scale(zero=False, padding=8, nice=False),
+    x = alt.X("recall:Q", axis=PERCENT, scale=alt.Scale(zero=False, padding=8, nice=False),
               title="share of the class's ID test samples that is right")  # fmt: skip
-    about = ["class:N", "model:N", _share("recall", "right"), "right:Q", "n:Q"]
+    about = ["class:N", "model:N", share_of("recall", "right"), "right:Q", "n:Q"]
     return base.mark_line(color=MUTED).encode(x, y, detail="class:N") + base.mark_point(
         filled=True, size=80
     ).encode(x, y, _two("model", [a.name for a in answers]), tooltip=about)
 
 
-def _confusion(answers: Answers, classes: Sequence[str]) -> Any:
+def _confusions(answers: Sequence[Answers], classes: Sequence[str]) -> Any:
     """Of as many classes as a chart has room for; with more, the report lists the mistakes."""
     if len(classes) > MOST_CLASSES:
         return None
+    made = [_confusion(one, classes) for one in answers]
+    return alt.hconcat(*made) if len(classes) <= BESIDE else alt.vconcat(*made)
+
+
+def _confusion(answers: Answers, classes: Sequence[str]) -> Any:
     totals = [n for _, n in recalls(answers, len(classes))]
     rows = [
         {"label": classes[c.label], "answer": classes[c.answer], "n": c.n,
@@ -403,131 +363,16 @@ def _confusion(answers: Answers, classes: Sequence[str]) -> Any:
         for c in answers.confusion
     ]  # fmt: skip
     there = [name for name, n in zip(classes, totals, strict=True) if n]
-    base = _chart(rows, width=alt.Step(26), height=alt.Step(22)).encode(
-        alt.X("answer:N", sort=list(classes), title="answer", axis=alt.Axis(labelAngle=-45)),
+    slanted = alt.Axis(labelAngle=-45)
+    base = chart_of(rows, width=alt.Step(26), height=alt.Step(22), title=answers.name).encode(
+        alt.X("answer:N", sort=list(classes), title="answer", axis=slanted),
         alt.Y("label:N", sort=there, title="label"),
     )
     blues = alt.Scale(scheme="blues", domain=[0, 1])
     return base.mark_rect().encode(
         alt.Color("share:Q", scale=blues, legend=None),
-        tooltip=["label:N", "answer:N", "n:Q", _share("share", "of the class")],
+        tooltip=["label:N", "answer:N", "n:Q", share_of("share", "of the class")],
     ) + base.mark_text(fontSize=10).encode(
         text="n:Q",
         color=alt.condition("datum.share > 0.5", alt.value("white"), alt.value(INK)),
     )
-
-
-# ---- trials
-
-
-def _parallel(trials: Sequence[TrialFacts]) -> Any:
-    """Each trial as a line over its hyperparameters and its scores."""
-    own = [t for t in trials if not t.imported]
-    names = [n for n in (own[0].hparams if own else {}) if len({t.hparams.get(n) for t in own}) > 1]
-    if not names:
-        return None
-    columns: dict[str, list[Any]] = {n: [t.hparams.get(n) for t in own] for n in names}
-    columns["held-out"] = [t.held_out[0] for t in own]
-    columns["ID test"] = [t.test for t in own]
-    if own[0].shift_mean is not None:
-        columns["shifts"] = [t.shift_mean for t in own]
-    places = {name: _places(values) for name, values in columns.items()}
-    labels = {name: f"{name}|{_range(values)}" for name, values in columns.items()}
-    rows = [
-        {"trial": t.key[:8], "axis": labels[name], "place": places[name][k],
-         "value": _as_text(values[k]), "held_out": t.held_out[0]}
-        for k, t in enumerate(own)
-        for name, values in columns.items()
-    ]  # fmt: skip
-    picked = alt.selection_point(fields=["trial"], on="pointerover", empty=True)
-    return (
-        _chart(rows, width=WIDTH, height=260)
-        .mark_line(point=True)
-        .encode(
-            alt.X("axis:N", sort=[*labels.values()], title=None,
-                  axis=alt.Axis(labelAngle=-30, labelExpr="split(datum.label, '|')")),
-            alt.Y("place:Q", title=None, axis=alt.Axis(labels=False, ticks=False, grid=False)),
-            alt.Color("held_out:Q", title="held-out", scale=alt.Scale(scheme="viridis"),
-                      legend=alt.Legend(format=".1%")),
-            detail="trial:N",
-            opacity=alt.condition(picked, alt.value(0.85), alt.value(0.1)),
-            tooltip=["trial:N", "axis:N", "value:N", _share("held_out", "held-out")],
-        )
-        .add_params(picked)
-    )  # fmt: skip
-
-
-def _range(values: list[Any]) -> str:
-    """The lowest and the highest value, for the label of an axis."""
-    if any(isinstance(v, str) or v is None for v in values):
-        return f"{len(set(values))} values"
-    return f"{_as_text(min(values))} to {_as_text(max(values))}"
-
-
-def _as_text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _places(values: list[Any]) -> list[float]:
-    """Values between 0 and 1: numbers by size, those over decades by logarithm, texts in order."""
-    if any(isinstance(v, str) or v is None for v in values):
-        order = sorted({str(v) for v in values})
-        return [order.index(str(v)) / max(1, len(order) - 1) for v in values]
-    low, high = min(values), max(values)
-    if low > 0 and high / low > 10:
-        values, low, high = [math.log(v) for v in values], math.log(low), math.log(high)
-    return [(v - low) / (high - low) if high > low else 0.5 for v in values]
-
-
-def _coefficients(trials: Sequence[TrialFacts], entries: Sequence[Entry]) -> Any:
-    """The coefficient of each trial in each soup: one column for each different model."""
-    rows = list(_shares(trials, entries))
-    if not rows:
-        return None
-    order = [t.key[:8] for t in trials]
-    entry_order = list(dict.fromkeys(r["entry"] for r in rows))
-    return (
-        _chart(rows, width=alt.Step(26), height=alt.Step(18))
-        .mark_rect()
-        .encode(
-            alt.X("entry:N", sort=entry_order, title=None, axis=alt.Axis(labelAngle=-45)),
-            alt.Y("trial:N", sort=order, title="trial, best held-out first"),
-            alt.Color("coefficient:Q", scale=alt.Scale(range=["#ffffff", "#0b4f8a"], domainMin=0)),
-            tooltip=["entry:N", "trial:N", alt.Tooltip("coefficient:Q", format=".3f"),
-                     _share("held_out", "held-out")],
-        )
-    )  # fmt: skip
-
-
-def _worth(trials: Sequence[TrialFacts]) -> Any:
-    """A bar for each trial: what it is worth to the ensemble of all."""
-    if len(trials) < 2:
-        return None
-    rows = [
-        {"trial": t.key[:8], "worth": t.leave_one_out, "held_out": t.held_out[0]} for t in trials
-    ]
-    return (
-        _chart(rows, width=WIDTH, height=alt.Step(18))
-        .mark_bar()
-        .encode(
-            alt.X("worth:Q", title="held-out NLL without it, minus NLL with it (nats)"),
-            alt.Y("trial:N", sort=None, title="trial, best held-out first"),
-            color=alt.condition("datum.worth >= 0", alt.value(SINGLE), alt.value(CHAMPION)),
-            tooltip=["trial:N", alt.Tooltip("worth:Q", format="+.4f"),
-                     _share("held_out", "held-out")],
-        )
-    )  # fmt: skip
-
-
-def _shares(trials: Sequence[TrialFacts], entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
-    seen = set()
-    for e in entries:
-        if len(e.ingredients) < 2 or len(e.coefficients) != len(e.ingredients):
-            continue
-        if e.candidate in seen:
-            continue
-        seen.add(e.candidate)
-        share = dict(zip(e.ingredients, e.coefficients, strict=True))
-        for t in trials:
-            yield {"entry": e.name, "trial": t.key[:8], "coefficient": share.get(t.key, 0.0),
-                   "held_out": t.held_out[0]}  # fmt: skip

@@ -173,10 +173,16 @@ class MlflowTracker:
         with _mapped(self._url):
             name, client = champion.model, self._client
             if not client.search_registered_models(f"name = '{name}'"):
-                client.create_registered_model(name)
+                client.create_registered_model(
+                    name,
+                    description="Each version is a model that a leaderboard said to take; the "
+                    "alias `champion` is that of the newest one.",
+                )
             for one in client.search_model_versions(f"name = '{name}'"):
                 if one.tags.get(CANDIDATE) == champion.candidate and EXTERNAL not in one.tags:
                     version = one
+                    if champion.description and one.description != champion.description:
+                        client.update_model_version(name, one.version, champion.description)
                     break
             else:
                 version = self._new_version(champion, model)
@@ -204,6 +210,7 @@ class MlflowTracker:
             run_id=run_id,
             model_id=logged.model_id,
             tags=tags,
+            description=champion.description or None,
         )
 
     def _known(self, keys: Collection[str]) -> dict[str, Run]:

@@ -11,12 +11,14 @@ from soupray.core.records import Basis, Pool, Record, Rejected, Split
 from soupray.maths.metrics import clopper_pearson, logit, mean_accuracy
 from soupray.recipes import BY_NAME, RECIPES
 from soupray.recipes.greedy import GREEDY
-from soupray.recipes.recipe import INK
+from soupray.recipes.recipe import INK, Style
 from soupray.recipes.starts import interpolate
 from soupray.recipes.wise_ft import LINE_GRID, WISE_FT
 from soupray.reporting.ranking import Reported
 
 MUTED = "#9aa0b4"
+
+PLUGINS = Style("plug-ins", "D", "#8e5ea2")
 
 
 Interval = tuple[float, float]
@@ -211,8 +213,11 @@ def _draw_models(axes: Any, numbers: Robustness) -> None:
                 zorder=4,
             )
 
-    for style in dict.fromkeys(r.style for r in RECIPES if r.style.marker and not r.style.own):
+    styles = dict.fromkeys(r.style for r in RECIPES if r.style.marker and not r.style.own)
+    for style in (*styles, PLUGINS):
         kinds = {r.name for r in RECIPES if r.style == style}
+        if style == PLUGINS:
+            kinds = {p.kind for p in numbers.models} - BY_NAME.keys() - {"ingredient"}
         others = [_place(p, numbers) for p in numbers.models if p.kind in kinds]
         if others:
             look = {"facecolor": "none", "edgecolor": style.colour, "zorder": 4}

@@ -12,11 +12,13 @@ from soupray import __version__
 from soupray.core.errors import NotFound
 from soupray.core.records import Basis, Record
 from soupray.maths.metrics import Z
-from soupray.reporting.charts import MOST_CLASSES, Chart, charts, importance_chart
+from soupray.reporting.charts import MOST_CLASSES, charts
 from soupray.reporting.details import DETAILS, Answers, Details, TrialFacts
 from soupray.reporting.history import SoupRun, stored_leaderboard
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
 from soupray.reporting.ranking import Entry, Gain, SameModel, same_models
+from soupray.reporting.trial_charts import importance_chart
+from soupray.reporting.vega import Chart
 from soupray.reporting.verdict import verdict
 from soupray.search.importance import LEAST, importances
 from soupray.services.place import find_place

@@ -42,6 +42,7 @@ from soupray.reporting.recipe_file import Foreign, RecipeFile
 from soupray.reporting.report import ReportedBoard, render
 from soupray.reporting.runs import Board, entry_key, entry_run, sweep_run, trial_run, with_flags
 from soupray.reporting.tracker import open_tracker
+from soupray.reporting.verdict import verdict
 from soupray.search.state import find_state
 from soupray.services.place import Place, Services, find_place, start_services
 from soupray.spec.files import atomic_write
@@ -394,6 +395,9 @@ def _registered(result: SoupResult, spec: SweepSpec) -> Registered:
         sha256=None if weights is None else weights.sha256,
         size_bytes=entry.size_bytes,
         recipe=f"{storage}/{file}",
+        description="\n\n".join(
+            verdict(result.entries, result.champion, spec.name, spec.metric).lines
+        ),
     )
 
 

@@ -20,7 +20,16 @@ from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.maths.metrics import on_classes_of, score
-from soupray.recipes import BY_NAME, RECIPES, Wanted, run_recipes, total_cost
+from soupray.recipes import (
+    BY_NAME,
+    RECIPES,
+    Wanted,
+    code_of,
+    find_recipe,
+    load_recipes,
+    run_recipes,
+    total_cost,
+)
 from soupray.recipes.baselines import UPDATE_BN
 from soupray.recipes.recipe import PoolSize
 from soupray.reporting.plots import line_candidates
@@ -215,7 +224,7 @@ def choose(
     """
     pool = selection.pool
     wanted = {**{name: {} for name in baselines(pool)}, **recipes}
-    wanted = {name: BY_NAME[name].complete(options) for name, options in wanted.items()}
+    wanted = {name: find_recipe(name).complete(options) for name, options in wanted.items()}
     path = choices_path(specs, pool, wanted)
     choices: Choices | None = find_record(store, path, Choices)
     if choices is not None:
@@ -248,11 +257,12 @@ def _refuse_other(choices: Choices, pool: Pool, wanted: Wanted, where: str) -> N
     """Raise CheckpointError if stored choices are not those of the pool and the recipes."""
     known = {*pool.checkpoints, pool.init.sha256, pool.anchor.sha256}
     names = [o.name for o in choices.outcomes]
+    named = {find_recipe(name).name for name in wanted}
     chosen = {sha for o in choices.outcomes for sha in o.candidate.checkpoints}
     if (
         choices.pool != pool.checkpoints
         or digest(choices.recipes) != digest(wanted)
-        or not {"best_single"} <= {o.recipe for o in choices.outcomes} <= set(wanted)
+        or not {"best_single"} <= {o.recipe for o in choices.outcomes} <= named
         or len(set(names)) < len(names)
         or not chosen <= known
     ):
@@ -278,6 +288,7 @@ def choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Wanted) -> str:
         EVALUATION_VERSION,
         pool.ingredients[0].held_out.split,
         *(other.setting for other in others),  # their models are evaluated with their own settings
+        *code_of(wanted),  # of plug-ins: none for soupray's own
     ]
     return layout.choices(joint(specs).name, digest(parts)[:32])
 
@@ -288,7 +299,7 @@ def _say_what_is_read(pool: Pool, wanted: Wanted, large: bool) -> None:
     Learned soups read every ingredient twice in each step.
     """
     for name, options in wanted.items():
-        recipe = BY_NAME[name]
+        recipe = find_recipe(name)
         if recipe.reads is None:
             continue
         read = recipe.reads(pool.ingredients, recipe.read(options, "recipes"))
@@ -390,20 +401,24 @@ def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: boo
     """
     spec, several = specs[0], len(specs) > 1
     kinds = ("ensemble",) if several else ("soup", "line", "ensemble")
-    offered = [r.name for r in RECIPES if r.kind in kinds]
+    plugged = [n for n in spec.recipes if n not in BY_NAME and find_recipe(n).kind in kinds]
+    offered = [*(r.name for r in RECIPES if r.kind in kinds), *plugged]
     listed = [name for name in spec.recipes if name in offered]
     names = offered if everything else flags or listed or (offered if several else [])
     if not names:
         raise ConfigError(f"no recipe chosen: name one of {', '.join(offered)}, or --all.")
     for name in names:
-        if BY_NAME[name].kind == "baseline":
+        kind = find_recipe(name).kind
+        if kind == "baseline":
             raise ConfigError(f"{name} always runs. Leave it out, or add {', '.join(offered)}.")
-        if name not in offered:
+        if kind not in kinds:
             raise ConfigError(
                 f"{name} averages weights, which models of several specs do not share: with "
                 f"several specs, choose among {', '.join(offered)}, or all."
             )
-    return {name: dict(spec.recipes.get(name, {})) for name in names}
+    chosen = {name: dict(spec.recipes.get(name, {})) for name in names}
+    load_recipes(chosen)
+    return chosen
 
 
 def _choosing_work(pool: Pool, recipes: Wanted) -> int:

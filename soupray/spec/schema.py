@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from soupray.recipes import RECIPES
+from soupray.core.plugins import MODULE, installed
+from soupray.recipes import GROUP, RECIPES
 from soupray.spec.sweep_spec import SweepSpec
 
 FILLED = {"classes", "size", "mean", "std"}
@@ -88,4 +89,10 @@ def _recipes() -> tuple[dict[str, Any], dict[str, Any]]:
         recipe.name: {**schema, "description": _sentence(f"{recipe.summary}. {recipe.when}")}
         for recipe, schema in zip(RECIPES, schemas, strict=True)
     }
-    return {"properties": keys, "additionalProperties": False}, _plain(options)
+    own = {"type": "object", "description": "A recipe of yours: its options."}
+    whole = {
+        "properties": keys | dict.fromkeys(installed(GROUP), own),
+        "patternProperties": {f"^{MODULE}$": own},
+        "additionalProperties": False,
+    }
+    return whole, _plain(options)

@@ -7,26 +7,35 @@ and averaging logits are the same. Store, checkpoints, evaluator and recipes are
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
-import msgspec
 import numpy as np
 import torch
-from shared import trial
 
-from soupray.core.candidates import mean_of
-from soupray.core.records import Basis, Ingredient, Pool, Setting, Split, digest, encode, pool_of
+from soupray.core.candidates import WeightCandidate, mean_of
+from soupray.core.ports import Task
+from soupray.core.records import (
+    Basis,
+    Ingredient,
+    Pool,
+    Role,
+    Setting,
+    Split,
+    Trial,
+    digest,
+    encode,
+    pool_of,
+)
 from soupray.data.cache import Data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOutSelection
-from soupray.soup.session import Session
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 
 SIDE, CLASSES = 2, 3
 SIZES = {"train": 60, "held_out": 90, "test": 70, "far": 70}
-ROLES = {"train": "train", "held_out": "held_out", "test": "test", "far": "shift"}
+ROLES: dict[str, Role] = {"train": "train", "held_out": "held_out", "test": "test", "far": "shift"}
 
 
 class Linear(torch.nn.Module):
@@ -38,30 +47,42 @@ class Linear(torch.nn.Module):
         self.head = torch.nn.Linear(SIDE * SIDE, CLASSES, bias=False)
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the pixels, [N, 4]."""
         return inputs.flatten(1)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(inputs))
+        """Return the logits, [N, C]."""
+        logits: torch.Tensor = self.head(self.features(inputs))
+        return logits
 
 
 class LinearTask:
+    """As much of a `core.ports.Task` as an evaluation uses."""
+
     def model(self) -> torch.nn.Module:
+        """Return a new model."""
         return Linear()
 
     def init(self) -> dict[str, torch.Tensor]:
+        """Return theta_0: a smaller truth."""
         return {"head.weight": truth() * 0.3}
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
+        """Return uint8 [N, 1, 2, 2] as floats around 0."""
         return samples.to(torch.float32) / 255 - 0.5
 
 
 def truth() -> torch.Tensor:
-    """[C, 4]: what the labels follow."""
+    """Return [C, 4]: what the labels follow."""
     return torch.randn(CLASSES, SIDE * SIDE, generator=torch.Generator().manual_seed(1))
 
 
 def make_data(folder: Path) -> Data:
-    """Random pixels, labelled by the truth with noise; `far` is darker."""
+    """Return random pixels, labelled by the truth with noise; `far` is darker.
+
+    Args:
+        folder: where they are written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(2)
     splits = []
@@ -93,16 +114,21 @@ class Toy(NamedTuple):
     evaluator: StoredEvaluator
     setting: Setting
 
-    def session(self) -> Session:
-        """A session over this world, without services and store."""
-        return Session(None, None, self.pool, self.basis, (), self.evaluator, {})
-
     def selection(self, *, cascade: bool = False) -> HeldOutSelection:
+        """Return what a recipe gets: the pool and its held-out scores.
+
+        Args:
+            cascade: decide in bfloat16 first.
+        """
         splits = [self.basis.split("held_out"), self.basis.split("train")]
         return HeldOutSelection(self.evaluator, self.pool, splits, cascade=cascade)
 
-    def weights(self, candidate) -> dict[str, torch.Tensor]:
-        """As saved and read back."""
+    def weights(self, candidate: WeightCandidate) -> dict[str, torch.Tensor]:
+        """Return the weights of a soup, as saved and read back.
+
+        Args:
+            candidate: the soup.
+        """
         return self.checkpoints.load(self.evaluator.save(candidate).sha256)
 
 
@@ -112,7 +138,14 @@ def toy(
     batch_size: int = 8,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Toy:
-    """A pool of `models` [C, 4] each, or of so many noisy copies of the truth."""
+    """Return a world with a pool.
+
+    Args:
+        folder: for its data.
+        models: weights [C, 4] of each; or the number of noisy copies of the truth.
+        batch_size: samples of a forward pass.
+        precision: of the forward pass.
+    """
     if isinstance(models, int):
         generator = torch.Generator().manual_seed(3)
         shape = (CLASSES, SIDE * SIDE)
@@ -122,7 +155,7 @@ def toy(
     checkpoints = Checkpoints(open_store("memory://"), folder / "weights")
     init = checkpoints.save(task.init(), {"init": "toy"})
     basis = Basis(key="toy", splits=data.splits, init=init, anchor=init)
-    workers = LocalWorkers(task, data, checkpoints, setting)
+    workers = LocalWorkers(cast(Task, task), data, checkpoints, setting)
     evaluator = StoredEvaluator(Site(workers, workers.cache, setting))
     ingredients = [
         _ingredient(f"t{i}", weights, basis, (workers, checkpoints, setting))
@@ -140,9 +173,18 @@ def _ingredient(
     held_out = basis.split("held_out")
     workers.evaluate([mean_of([ref.sha256])], [held_out])
     evaluation = workers.cache.find(mean_of([ref.sha256]), held_out)
+    assert evaluation is not None
     return Ingredient(
-        trial=msgspec.structs.replace(
-            trial(key), hparams={"lr": hash(key) % 100 / 100}, setting=setting
+        trial=Trial(
+            key=key,
+            index=0,
+            sweep="linear",
+            hparams={"lr": len(key) / 100},
+            seed=0,
+            init=basis.init.sha256,
+            data=(),
+            code="1",
+            setting=setting,
         ),
         checkpoint=ref,
         tensors={},

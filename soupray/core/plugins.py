@@ -1,0 +1,146 @@
+"""Find code that a spec names outside soupray, and say which code it is.
+
+There are two ways in. An installed package declares an entry point: then its name is enough. Or a
+spec names `package.module:name`, found in the current folder, which `ray job submit --working-dir`
+ships, or among the installed packages.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib
+import re
+import sys
+import traceback
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from soupray.core.errors import ConfigError
+
+MODULE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+"""`package.module:name`."""
+
+
+class Plugin(NamedTuple):
+    """Code that was found.
+
+    Attributes:
+        value: the object.
+        origin: the distribution with its version, or the file; for people.
+        digest: SHA-256 (hex) of the Python files of its package, and of the distribution's version.
+            Edited code is other code: keys of what it makes contain it.
+    """
+
+    value: Any
+    origin: str
+    digest: str
+
+
+def is_plugin(named: str, group: str) -> bool:
+    """Whether a name may be that of a plug-in: of an entry point, or `module:name`.
+
+    Args:
+        named: as a spec has it.
+        group: of entry points, such as `soupray.recipes`.
+    """
+    return re.fullmatch(MODULE, named) is not None or named in installed(group)
+
+
+@functools.cache
+def installed(group: str) -> dict[str, EntryPoint]:
+    """Return the entry points of a group by name. Nothing is imported.
+
+    Args:
+        group: such as `soupray.recipes`.
+
+    Raises:
+        ConfigError: two packages declare the same name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=group):
+        known = found.setdefault(point.name, point)
+        if known.value != point.value:
+            raise ConfigError(
+                f"{group}: {described(known)} and {described(point)} both declare {point.name!r}. "
+                "Uninstall one of them, or name the code as module:name."
+            )
+    return found
+
+
+@functools.cache
+def load(group: str, named: str) -> Plugin:
+    """Import a plug-in.
+
+    Args:
+        group: of entry points, such as `soupray.recipes`.
+        named: the name of an entry point, or `module:name`.
+
+    Raises:
+        ConfigError: there is no such module or name, or the import raises.
+    """
+    point = installed(group).get(named)
+    module, _, name = (point.value if point else named).partition(":")
+    package = f"{described(point)}" if point else ""
+    where = f"{group} {named!r}{f' of {package}' if package else ''}"
+    found = _imported(module, where)
+    value = getattr(found, name, None)
+    if value is None:
+        near = difflib.get_close_matches(name, dir(found), n=1)
+        hint = f" Did you mean {module}:{near[0]}?" if near else ""
+        raise ConfigError(f"{where}: {found.__file__} has no {name!r}.{hint}")
+    files = _files(module)
+    seen = hashlib.sha256(package.encode())
+    for file in files:
+        seen.update(hashlib.sha256(file.read_bytes()).digest())
+    return Plugin(value, package or str(files[0]), seen.hexdigest())
+
+
+def described(point: EntryPoint) -> str:
+    """Return the package of an entry point with its version.
+
+    Args:
+        point: the entry point.
+    """
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def _imported(module: str, where: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m` has it, and a Ray job's working folder
+        sys.path.append(here)
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            raise ConfigError(
+                f"{where}: there is no module {error.name!r}, neither in {here} nor installed. "
+                "Run the command where the module is, or install its package."
+            ) from error
+        raise ConfigError(
+            f"{where}: its import needs {error.name!r}, which is not there."
+        ) from error
+    except Exception as error:
+        raise ConfigError(f"{where}: its import raised {raised(error)}.") from error
+
+
+def raised(error: BaseException) -> str:
+    """Return what code raised and where, in a line: type, message, file and line.
+
+    Args:
+        error: the exception.
+    """
+    said = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    at = f" ({last[0].filename}:{last[0].lineno})" if last else ""
+    return f"{type(error).__name__}: {said}{at}"
+
+
+def _files(module: str) -> list[Path]:
+    """The Python files whose change may change the code: of the whole package, or the one file."""
+    top = sys.modules[module.partition(".")[0]]
+    if getattr(top, "__path__", None):
+        return sorted(file for part in top.__path__ for file in Path(part).rglob("*.py"))
+    return [Path(str(top.__file__))]

@@ -1,0 +1,86 @@
+"""The contract of a recipe, on pools of linear models with the real store and evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+
+from soupray.core.candidates import FisherSoup, Outcome, VRFEnsemble
+from soupray.recipes import broken_contract
+from soupray.recipes.baselines import ANCHOR, BEST_SINGLE
+from soupray.recipes.recipe import Cost, Earlier, Option, PoolSize, Recipe
+from soupray.recipes.uniform import UNIFORM
+from soupray.testing.linear import Toy, toy, truth
+
+POOLS: Mapping[str, Callable[[], list[torch.Tensor] | int]] = {
+    "six": lambda: 6,
+    "one": lambda: 1,
+    "two": lambda: 2,
+    "equal": lambda: [truth() * 1.1] * 4,
+    "nothing learnt": lambda: [truth() * 0.3] * 3,  # every trial is theta_0
+    "a bad one": lambda: [truth(), truth() * 1.1, -4 * truth()],
+}
+"""Pools on which a recipe has to work, by name: their weights, or the number of random ones."""
+
+
+def check_recipe(
+    recipe: Recipe[Any], folder: Path, options: Mapping[str, Option] = MappingProxyType({})
+) -> dict[str, list[Outcome]]:
+    """Check that a recipe keeps its contract on small pools, and return what it chose.
+
+    It gets the pool, held-out scores, and the outcomes of `anchor`, `best_single` and `uniform`. It
+    has to return outcomes of its own name, of models of this pool, with the scores of exactly these
+    models on held-out data; the same ones in a second run; and coefficients that sum to one.
+
+    Args:
+        recipe: the recipe.
+        folder: an empty folder for the data of the pools.
+        options: options as in a spec.
+
+    Returns:
+        The outcomes by the name of the pool.
+
+    Raises:
+        AssertionError: the contract is broken; the message says how, and on which pool.
+    """
+    found = {}
+    for number, (name, models) in enumerate(POOLS.items()):
+        world = toy(folder / str(number), models())
+        earlier = _earlier(world, recipe.name)
+        first, second = (recipe.run(world.selection(), earlier, dict(options)) for _ in range(2))
+        on = f"recipe {recipe.name} on the pool {name!r}"
+        problem = broken_contract(recipe, first, world.pool, earlier)
+        assert not problem, f"{on}: {problem}"
+        assert first == second, f"{on}: a second run chose otherwise"
+        for outcome in first:
+            _check_outcome(world, outcome, f"{on}, outcome {outcome.name!r}")
+        found[name] = first
+    size = PoolSize(k=6, held_out=90)
+    cost = recipe.cost(size, recipe.read(dict(options), "options"))
+    assert isinstance(cost, Cost), f"recipe {recipe.name}: its cost is no Cost"
+    assert min(cost) >= 0, f"recipe {recipe.name}: its cost {cost} is negative"
+    return found
+
+
+def _earlier(world: Toy, but: str) -> Earlier:
+    selection = world.selection()
+    before: list[Outcome] = []
+    for one in (ANCHOR, BEST_SINGLE, UNIFORM):
+        if one.name != but:
+            before += one.run(selection, Earlier(tuple(before)), {})
+    return Earlier(tuple(before), tuple(o for o in before if o.recipe == UNIFORM.name))
+
+
+def _check_outcome(world: Toy, outcome: Outcome, where: str) -> None:
+    held_out = world.basis.split("held_out")
+    predictions = world.evaluator.predictions(outcome.candidate, held_out)
+    right = predictions.logits.argmax(axis=1) == predictions.labels
+    assert (outcome.held_out.right_mask() == right).all(), f"{where}: these are other scores"
+    if not isinstance(outcome.candidate, VRFEnsemble | FisherSoup):
+        total = float(np.sum(outcome.candidate.coefficients))
+        assert abs(total - 1) < 1e-6, f"{where}: the coefficients sum to {total:g}, not to 1"

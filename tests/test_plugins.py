@@ -1,0 +1,218 @@
+"""Recipes that are not soupray's own: from the page of the guide, as a file and as a wheel."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import HANG_S, ROOT, inside, leaderboard
+
+from soupray.core import plugins
+from soupray.core.errors import ConfigError, EvaluationError
+from soupray.recipes import BY_NAME, GROUP, find_recipe, run_recipes
+from soupray.recipes.recipe import Recipe
+from soupray.soup.run import chosen_recipes
+from soupray.spec.sweep_spec import load
+from soupray.testing import check_recipe
+from soupray.testing.linear import toy
+
+PAGE = (ROOT / "docs" / "guide" / "plugins.md").read_text()
+FILES = dict(re.findall(r'```\w+ title="(\S+)"\n(.*?)```', PAGE, re.DOTALL))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with the files of the page, from which commands are run."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    monkeypatch.chdir(folder)
+    before, path = set(sys.modules), list(sys.path)
+    plugins.load.cache_clear()
+    plugins.installed.cache_clear()
+    yield folder
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in {p.stem for p in folder.iterdir()}:
+            del sys.modules[name]
+    sys.path[:] = path
+    plugins.load.cache_clear()
+    plugins.installed.cache_clear()
+
+
+SHORT = {name: {"steps": 12} for name in ("learned", "learned_by_layer")}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_our_own_recipes_keep_the_contract(name, tmp_path):
+    check_recipe(BY_NAME[name], tmp_path, SHORT.get(name, {}))
+
+
+def test_the_recipe_of_the_page_keeps_it_and_averages_the_better_half(here, tmp_path):
+    found = check_recipe(find_recipe("trimmed:TRIMMED"), tmp_path / "worlds")
+    world = toy(tmp_path / "again")
+    (six,) = found["six"]
+    assert six.candidate.checkpoints == tuple(world.pool.checkpoints[:3])
+    assert six.candidate.coefficients == pytest.approx((1 / 3,) * 3)
+    # The test of the page itself.
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_trimmed.py"],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{here}"},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_soup_with_a_recipe_in_a_file_and_its_key_follows_the_code(here, fresh):
+    spec = here / "mini.yaml"
+    spec.write_text(
+        re.sub(r"recipes:\n(  .*\n)+", "recipes:\n  trimmed:TRIMMED: {share: 0.5}\n",
+               fresh.spec.read_text())
+    )  # fmt: skip
+    keys = []
+    for _ in range(2):
+        inside("soup", spec, *fresh.where, "--output", fresh.output)
+        by_name = {e["name"]: e for e in leaderboard(fresh.output)}
+        assert by_name["trimmed"]["recipe"] == "trimmed"
+        assert len(by_name["trimmed"]["ingredients"]) == 2  # of four
+        keys.append(json.loads((fresh.output / "run.json").read_text())["key"])
+        with (here / "trimmed.py").open("a") as file:
+            file.write("\n# edited\n")
+        plugins.load.cache_clear()
+    assert keys[0] != keys[1]
+    # All else needs no plug-in.
+    (here / "trimmed.py").unlink()
+    plugins.load.cache_clear()
+    del sys.modules["trimmed"]
+    assert "trimmed" in inside("rank", spec, *fresh.where).stdout
+    inside("report", spec, *fresh.where, "--output", here / "r.html")
+    refused = inside("soup", spec, *fresh.where, check=False)
+    assert refused.returncode == 2
+    assert "there is no module 'trimmed', neither in" in refused.stderr
+
+
+def test_a_wheel_of_its_own_is_found_by_its_entry_point(here, fresh):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"]
+    subprocess.run(build, cwd=here, check=True, capture_output=True)
+    (wheel,) = (here / "dist").glob("*.whl")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        "site",
+    ]
+    subprocess.run([*pip, str(wheel)], cwd=here, check=True, capture_output=True)
+    away = fresh.folder / "away"  # from trimmed.py
+    away.mkdir()
+    spec = away / "mini.yaml"
+    spec.write_text(
+        re.sub(r"recipes:\n(  .*\n)+", "recipes:\n  trimmed: {share: 1}\n", fresh.spec.read_text())
+    )
+
+    def run(*arguments: object) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "soupray", *map(str, arguments)],
+            cwd=away,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{here / 'site'}"},
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    listed = json.loads(run("recipes", "--json"))
+    assert listed[-1] == {"name": "trimmed", "plugin": "trimmed:TRIMMED, soupray-trimmed 1.0"}
+    run("soup", spec, *fresh.where, "--output", fresh.output)
+    entries = {e["name"]: e for e in leaderboard(fresh.output)}
+    assert entries["trimmed"]["options"] == {"share": 1.0}
+    assert len(entries["trimmed"]["ingredients"]) == 4
+
+
+BROKEN = {
+    "raises": "def choose(selection, earlier, options):\n    return [1 / 0]\n",
+    "no list": "def choose(selection, earlier, options):\n    return None\n",
+    "other name": "def choose(selection, earlier, options):\n"
+    "    return single(selection, 'greedy', mean_of(selection.pool.checkpoints))\n",
+    "twice": "def choose(selection, earlier, options):\n"
+    "    return 2 * single(selection, 'mine', mean_of(selection.pool.checkpoints))\n",
+    "foreign": "def choose(selection, earlier, options):\n"
+    "    made = single(selection, 'mine', mean_of(selection.pool.checkpoints))\n"
+    "    return [structs.replace(made[0], candidate=mean_of(['f' * 64]))]\n",
+}
+SAYS = {
+    "raises": r"recipe 'broken:MINE' \(.*broken.py\) raised ZeroDivisionError: division by zero "
+    r"\(.*broken.py:\d+\). Without it",
+    "no list": "it returned NoneType, not a list of Outcome",
+    "other name": "its outcome 'greedy' is of recipe 'greedy', not 'mine'",
+    "twice": "there are two outcomes of the name 'mine'",
+    "foreign": "its outcome 'mine' has weights that are not in the pool",
+}
+
+
+def write(here, body: str, **fields: str) -> None:
+    about = {"name": "'mine'", "kind": "'soup'"} | fields
+    (here / "broken.py").write_text(
+        "from msgspec import structs\n"
+        "from soupray.core.candidates import mean_of\n"
+        "from soupray.recipes.recipe import Recipe, single\n"
+        f"{body}\n"
+        f"MINE = Recipe(name={about['name']}, summary='', when='', paper='', "
+        f"kind={about['kind']}, costs='', choose=choose)\n"
+    )
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_recipe_that_breaks_its_contract_is_named(here, tmp_path, how):
+    write(here, BROKEN[how])
+    world = toy(tmp_path / "world")
+    with pytest.raises(EvaluationError, match=SAYS[how]):
+        run_recipes(world.selection(), {"best_single": {}, "broken:MINE": {}})
+
+
+@pytest.mark.parametrize(
+    ("named", "text", "says"),
+    [
+        ("away:X", None, "there is no module 'away', neither in .*mine nor installed"),
+        ("broken:MIEN", "MINE = 1", r"broken.py has no 'MIEN'. Did you mean broken:MINE\?"),
+        ("broken:MINE", "MINE = 1", r"is int, not a soupray.recipes.recipe.Recipe object"),
+        ("broken:MINE", "import nowhere", "its import needs 'nowhere', which is not there"),
+        ("broken:MINE", "a = 1\nb = a / 0", r"raised ZeroDivisionError: .*broken.py:2\)"),
+        ("broken:MINE", "def f(:", "its import raised SyntaxError"),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_named_with_what_is(here, named, text, says):
+    if text is not None:
+        (here / "broken.py").write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        find_recipe(named)
+
+
+def test_names_of_recipes_are_their_own(here):
+    write(here, "choose = None", name="'greedy'")
+    with pytest.raises(ConfigError, match=r"has the name 'greedy'\. Allowed: lower-case letters"):
+        find_recipe("broken:MINE")
+
+
+def test_options_of_a_plugin_are_checked_before_anything_is_evaluated(here, run):
+    spec = load(run.spec).model_copy(update={"recipes": {"trimmed:TRIMMED": {"share": 2.0}}})
+    with pytest.raises(ConfigError, match=r"recipe trimmed: share = 2.0. Allowed: 0 to 1"):
+        chosen_recipes([spec], [], False)
+    unknown = {"trimmed:TRIMMED": {"shares": 0.5}}
+    with pytest.raises(ConfigError, match="recipe trimmed has no option 'shares'"):
+        chosen_recipes([spec.model_copy(update={"recipes": unknown})], [], False)
+    good = spec.model_copy(update={"recipes": {"trimmed:TRIMMED": {}, "greedy": {}}})
+    assert set(chosen_recipes([good], [], False)) == {"trimmed:TRIMMED", "greedy"}
+    assert "trimmed:TRIMMED" in chosen_recipes([good], [], True)
+    assert isinstance(find_recipe("trimmed:TRIMMED"), Recipe)
+    assert GROUP == "soupray.recipes"
