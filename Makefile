@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo fashion clipart wordnet lint test docs soak fuzz gpu down clean
+.PHONY: setup demo fashion clipart wordnet lint test docs notebook soak fuzz gpu down clean
 
 setup: .venv/.installed
 
@@ -90,6 +90,15 @@ test: lint
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo 'Open site/index.html; for the search: $(BIN)/python -m http.server -d site.'
+
+# Runs docs/notebook.ipynb from the start, in two minutes, and keeps its outputs.
+notebook: setup
+	rm -rf $(HOME_DIR)/notebook
+	mkdir -p $(HOME_DIR)/notebook
+	cp docs/notebook.ipynb $(HOME_DIR)/notebook
+	cd $(HOME_DIR)/notebook && SOUPRAY_HOME=$$PWD/home $(CURDIR)/$(BIN)/jupyter execute --inplace notebook.ipynb
+	$(BIN)/soupray down --home $(HOME_DIR)/notebook/home
+	cp $(HOME_DIR)/notebook/notebook.ipynb docs
 
 # Over an hour: faults at random times against the real servers. Prints its report.
 soak: setup

@@ -45,7 +45,7 @@ def ours(trials: int) -> list[float]:
         home, spec = Path(folder) / "home", Path(folder) / "overhead.yaml"
         spec.write_text(text)
         try:
-            run_sweep(spec, load(spec), home, None)
+            run_sweep(load(spec), home, None, file=spec)
             store = start_services(load(spec), home).place.open_store()
             found = [read_record(store, p, Manifest) for p in store.list("trials")]
         finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -62,6 +63,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/commands.md": commands_page(),
         "reference/recipes.md": recipes_page(),
         "reference/messages.md": messages_page(),
+        "reference/notebook.md": notebook_page(),
     }
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))
@@ -108,6 +110,31 @@ def _title(file: Path) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+# The notebook
+
+
+def notebook_page() -> str:
+    """docs/notebook.ipynb with the outputs that it keeps."""
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]
+    parts = []
+    for cell in cells:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        parts += [_output(one) for one in cell.get("outputs", ())]
+    title, *rest = parts
+    link = "This page is a notebook: [notebook.ipynb](../notebook.ipynb)."
+    return "\n\n".join([title, link, *rest])
+
+
+def _output(output: dict[str, Any]) -> str:
+    """One output of a cell, in the best form that it has."""
+    data = {k: "".join(v) for k, v in output.get("data", {}).items() if not isinstance(v, dict)}
+    for kind in ("image/svg+xml", "text/html"):
+        if kind in data:
+            return f"<div class='output'>\n{data[kind]}\n</div>"
+    return f"```text\n{data.get('text/plain') or ''.join(output['text'])}\n```"
 
 
 # The keys of a spec

@@ -90,6 +90,13 @@ def inside(*arguments: object, check: bool = True) -> subprocess.CompletedProces
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after `code`."""
+    code += "\nimport sys; print(*{m.partition('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
 def leaderboard(folder: Path) -> list[dict]:
     """The entries in a folder of results."""
     return json.loads((folder / "leaderboard.json").read_text())

@@ -7,18 +7,11 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from conftest import HANG_S, ROOT, inside, mini_text, soupray
+from conftest import HANG_S, ROOT, inside, mini_text, modules_after, soupray
 
 from soupray.cli import cli
 from soupray.recipes import RECIPES
 from soupray.store import objects
-
-
-def modules_after(code: str) -> set[str]:
-    """Top-level modules that a fresh interpreter has loaded after `code`."""
-    code += "\nimport sys; print(*{m.partition('.')[0] for m in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_help_and_import_load_nothing_heavy():

@@ -9,12 +9,14 @@ from shared import DIGITS, demo
 
 from soupray.cli import board, console, options
 from soupray.cli.board import RANKED, Look, show_leaderboard
-from soupray.cli.console import Bars, duration, line, size
+from soupray.cli.console import size
 from soupray.cli.tables import show_plan
 from soupray.core import progress as counting
 from soupray.core.progress import Progress
 from soupray.data.cache import PlannedClass
 from soupray.operations.estimate import DryRun, Inputs
+from soupray.reporting import live
+from soupray.reporting.live import Bars, duration, line
 from soupray.reporting.ranking import Entry, Versus
 from soupray.spec.sweep_spec import load
 
@@ -57,7 +59,7 @@ def test_a_size_has_the_unit_that_fits(count, said):
 def clock(monkeypatch):
     """The console's clock, set by hand."""
     now = SimpleNamespace(seconds=1000.0)
-    for module in (console, counting):
+    for module in (live, counting):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     return now
 

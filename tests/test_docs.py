@@ -53,7 +53,8 @@ def test_the_tree_has_a_line_for_every_room_and_file():
         elif found:
             there.add(f"{folder}{found[2]}")
     package = Path(soupray.__file__).parent
-    files = {str(path.relative_to(package)) for path in package.glob("*/*.py")}
+    found_files = [*package.glob("*.py"), *package.glob("*/*.py")]
+    files = {str(path.relative_to(package)) for path in found_files}
     plain = {name for name in files if not Path(name).name.startswith("__")}
     assert plain <= there <= files
 

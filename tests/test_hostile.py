@@ -554,18 +554,19 @@ def test_text_from_outside_commands_no_terminal():
 
 def test_messages_tables_and_errors_are_printed_without_their_escapes(tmp_path, capsys):
     from soupray.cli import console
+    from soupray.reporting import live
 
     hostile = "x\x1b]0;owned\x07\x9b2J[red]y[/blue] :smile:"
     shown = r"x\x1b]0;owned\x07\x9b2J[red]y[/blue] :smile:"
     logging.getLogger("soupray").handlers.clear()
-    grid = console.table("a", hostile)
+    grid = live.table("a", hostile)
     grid.add_row("b", hostile)
     with console.out.capture() as captured:
         console.out.print(grid)
         console.out.print(hostile, style="dim")
     assert captured.get().count(shown) == 3
-    with console.err.capture() as captured:
-        console.say(f"{hostile}\nnote: forged")
+    with live.err.capture() as captured:
+        live.say(f"{hostile}\nnote: forged")
     assert captured.get() == f"{shown}\n  note: forged\n"
     console.tell(hostile)
     assert capsys.readouterr().out == f"{shown}\n"

@@ -5,9 +5,9 @@ import pytest
 from rich.console import Console
 from shared import ingredient, scores, trial
 
-from soupray.cli.console import WIDTH, as_table, line
 from soupray.core.errors import CheckpointError, StoreUnavailable, TrialError
 from soupray.core.records import EpochRecord, Manifest, Tombstone, Trial
+from soupray.reporting.live import WIDTH, as_table, line
 from soupray.sweep.progress import SweepProgress
 from soupray.sweep.run import SweepReport, check_report
 

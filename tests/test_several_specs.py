@@ -115,7 +115,7 @@ def test_a_second_run_starts_no_ray_and_gives_the_same_leaderboard(both, tmp_pat
 
 def test_soups_of_several_specs_are_refused(both):
     _, specs = both
-    with pytest.raises(ConfigError, match="--greedy averages weights"):
+    with pytest.raises(ConfigError, match="greedy averages weights"):
         chosen_recipes(specs, ["greedy"], everything=False)
 
 

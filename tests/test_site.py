@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from conftest import HANG_S, ROOT
 
+import soupray
 from soupray.cli import cli
 from soupray.recipes import RECIPES
 from soupray.spec.schema import json_schema
@@ -88,8 +89,10 @@ def test_the_references_are_complete(site):
     for recipe in RECIPES:
         assert recipe.when.replace("`", "") in recipes
         assert all(words in recipes for words in recipe.allowed().values())
-    for name in ("load", "predict_proba", "network", "StoreUnavailable", "calibrated"):
+    members = ("predict_proba", "network", "to_pandas", "figure", "calibrated")
+    for name in {*soupray.__all__, *members} - {"__version__"}:
         assert name in python
+    assert "Take " in site["reference/notebook.html"].text
 
 
 def literals(source: str) -> list[str]:

@@ -59,16 +59,6 @@ def cli(debug: bool) -> None:
     show_log()
 
 
-class _Messages(logging.Handler):
-    """The library's log as lines on stderr; a warning is a note."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from soupray.cli.console import say
-
-        note = "note: " if record.levelno >= logging.WARNING else ""
-        say(note + record.getMessage())
-
-
 def show_log() -> None:
     """Show what the library logs, from INFO on. Calling it again changes nothing.
 
@@ -80,10 +70,9 @@ def show_log() -> None:
         others.setLevel(logging.WARNING)
         others.addFilter(lambda record: not record.name.startswith("soupray"))
         logging.root.addHandler(others)
-    log = logging.getLogger("soupray")
-    log.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Messages) for handler in log.handlers):
-        log.addHandler(_Messages())
+    from soupray.reporting.messages import show_messages
+
+    show_messages()
 
 
 for _verb in (*run.VERBS, *look.VERBS, *use.VERBS, *hand_over.VERBS, *operate.VERBS):

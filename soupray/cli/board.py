@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import UnsetType
 
-from soupray.cli.console import WIDTH, out, table, wrapped
+from soupray.cli.console import out, wrapped
 from soupray.core.errors import NotFound
 from soupray.core.records import Basis, Record
 from soupray.maths.metrics import Z
+from soupray.reporting.live import WIDTH, table
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
 from soupray.reporting.ranking import Champion, Entry, Gain, SameModel, ranked_on, same_models
 from soupray.reporting.verdict import Verdict, verdict

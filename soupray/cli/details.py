@@ -6,18 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from soupray.cli.console import (
-    duration,
-    fitted,
-    headline,
-    number,
-    out,
-    size,
-    table,
-    tell,
-    wrapped,
-)
+from soupray.cli.console import fitted, headline, number, out, size, tell, wrapped
 from soupray.core.names import plain
+from soupray.reporting.live import duration, table
 from soupray.reporting.notes import p_value, percent
 
 if TYPE_CHECKING:

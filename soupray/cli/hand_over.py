@@ -39,9 +39,10 @@ def import_(spec: Path, files: tuple[str, ...], home: Path, as_json: bool) -> No
     soupray import mine.yaml 'checkpoints/*.pt'
     soupray soup mine.yaml --greedy
     """
-    from soupray.cli.console import say, tell
+    from soupray.cli.console import tell
     from soupray.cli.tables import print_json
     from soupray.operations.importing import run_import
+    from soupray.reporting.live import say
 
     _, loaded = load_named(spec, home)
     made = []
@@ -87,9 +88,10 @@ def export(what: str, home: Path, kind: Format, output: Path | None, as_json: bo
     soupray export digits@champion --format onnx
     soupray export digits:greedy --format hub --output to_upload
     """
-    from soupray.cli.console import Bars, say, tell
+    from soupray.cli.console import tell
     from soupray.cli.tables import print_json
     from soupray.operations.exporting import export as write
+    from soupray.reporting.live import Bars, say
 
     done = write(what, home, kind, output, Bars())
     for note in done.notes:

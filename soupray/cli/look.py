@@ -57,8 +57,8 @@ def check(
     soupray check sweeps/digits.yaml
     soupray check --pairs 20 --json
     """
-    from soupray.cli.console import Bars
     from soupray.cli.tables import print_json, show_check
+    from soupray.reporting.live import Bars
     from soupray.soup.check import run_check
 
     _, loaded = load_named(spec, home)
@@ -100,9 +100,9 @@ def diagnose(
     soupray diagnose sweeps/digits.yaml
     soupray diagnose --pairs 40 --output results/more
     """
-    from soupray.cli.console import Bars, say
     from soupray.cli.tables import print_json, show_diagnosis
     from soupray.diagnostics.diagnose import run_diagnose, write_diagnosis
+    from soupray.reporting.live import Bars, say
 
     _, loaded = load_named(spec, home)
     folder = output or Path("results") / loaded.name
@@ -199,7 +199,7 @@ def report(named: tuple[str, ...], home: Path, output: Path | None, opened: bool
     soupray report sweeps/digits.yaml --open
     soupray report 3f9c02ab --output old.html
     """
-    from soupray.cli.console import say
+    from soupray.reporting.live import say
     from soupray.reporting.report import render, stored_board
     from soupray.spec.files import atomic_write
 

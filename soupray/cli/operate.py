@@ -91,9 +91,10 @@ def init(
     soupray init pets --image-folder pets/ --model resnet50.a1_in1k
     soupray init reviews --text-csv reviews.csv
     """
-    from soupray.cli.console import say, tell
+    from soupray.cli.console import tell
     from soupray.cli.tables import print_json
     from soupray.operations.first_spec import IMAGE_MODEL, TEXT_MODEL, images_spec, texts_spec
+    from soupray.reporting.live import say
     from soupray.spec.files import atomic_write
 
     if (image_folder is None) == (text_csv is None):
@@ -236,9 +237,10 @@ def stop(spec: Path | None, home: Path, as_json: bool, wait: float) -> None:
     soupray stop sweeps/digits.yaml
     soupray stop sweeps/digits.yaml --wait 0
     """
-    from soupray.cli.console import duration, tell
+    from soupray.cli.console import tell
     from soupray.cli.tables import print_json
     from soupray.operations.stopping import stop as ask
+    from soupray.reporting.live import duration
     from soupray.services.place import find_place
 
     path, loaded = load_named(spec, home)
@@ -278,9 +280,9 @@ def delete(spec: Path, home: Path, as_json: bool, dry: bool, yes: bool) -> None:
     soupray delete mine.yaml --dry-run
     soupray delete mine.yaml --yes
     """
-    from soupray.cli.console import say
     from soupray.cli.tables import print_json, show_removal
     from soupray.operations import deleting
+    from soupray.reporting.live import say
     from soupray.services.place import find_place
 
     if as_json and not (dry or yes):

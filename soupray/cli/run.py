@@ -25,7 +25,6 @@ from soupray.core.hyperparameters import TABLE as HYPERPARAMETERS
 from soupray.core.hyperparameters import Hyperparameter
 
 if TYPE_CHECKING:
-    from soupray.reporting.results import SoupResult
     from soupray.spec.sweep_spec import SweepSpec
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
@@ -61,11 +60,11 @@ def sweep(
     if dry:
         _dry_run(loaded, as_json, measure)
         return
-    from soupray.cli.console import Bars, say
     from soupray.cli.tables import describe_sweep, print_json
+    from soupray.reporting.live import Bars, say
     from soupray.sweep.run import check_report, run_sweep
 
-    report = run_sweep(path, loaded, home, address, Bars())
+    report = run_sweep(loaded, home, address, Bars(), file=path)
     if as_json:
         print_json(report)
     say(describe_sweep(report))
@@ -81,10 +80,10 @@ BEST = 5
 
 def _show_best(spec: SweepSpec, home: Path) -> None:
     """The best trials, and what is odd about the pool as far as records alone can say."""
-    from soupray.cli.console import say
     from soupray.cli.tables import show_trials
     from soupray.core.records import pool_of
     from soupray.operations.listing import list_trials
+    from soupray.reporting.live import say
     from soupray.search.state import find_state
     from soupray.services.place import find_place
     from soupray.soup.findings import alike
@@ -103,8 +102,8 @@ def _dry_run(spec: SweepSpec, as_json: bool, measure: bool) -> None:
 
     cost, measured = dry_run(spec), None
     if measure:
-        from soupray.cli.console import say
         from soupray.operations.measuring import measure as take
+        from soupray.reporting.live import say
 
         say("training one step ...")
         measured = take(spec, cost)
@@ -166,8 +165,9 @@ def soup(
     soupray soup clip.yaml resnet.yaml --greedy-ensemble
     """
     from soupray.cli.board import Look, show_calibration, show_leaderboard, with_verdict
-    from soupray.cli.console import Bars, say
     from soupray.cli.tables import print_json
+    from soupray.reporting.live import Bars, say
+    from soupray.reporting.results import finish_soup
     from soupray.soup.run import Allowed, chosen_recipes, joint, run_soup
 
     loaded = [load_named(spec, home)[1] for spec in specs or (None,)]
@@ -176,7 +176,7 @@ def soup(
     folder = output or Path("results") / shown.name
     folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
     result = run_soup(loaded, home, address, recipes, Allowed(partial, yes), Bars())
-    files = _finish(result, shown, home, folder)
+    files = finish_soup(result, shown, home, folder)
     if as_json:
         print_json(with_verdict(result.entries, result.champion, shown))
     else:
@@ -201,21 +201,6 @@ def demo(context: click.Context, home: Path) -> None:
     path, recipes = prepare_demo(home)
     context.invoke(sweep, spec=path, home=home)
     context.invoke(soup, specs=(path,), home=home, **dict.fromkeys(recipes, True))
-
-
-def _finish(result: SoupResult, spec: SweepSpec, home: Path, output: Path) -> list[Path]:
-    """Files first, then the tracker, which may fail."""
-    from soupray.cli.console import say
-    from soupray.core.errors import TrackingError
-    from soupray.reporting.results import publish_soup, write_results
-
-    files = write_results(result, spec, output)
-    if result.services.tracking_url is not None:
-        try:
-            publish_soup(result, spec, home, files)
-        except TrackingError as error:
-            say(f"note: {error}. Nothing is lost: `soupray publish` completes the index.")
-    return files
 
 
 def _in_columns(h: Hyperparameter) -> str:

@@ -11,18 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import to_builtins
 
-from soupray.cli.console import (
-    duration,
-    fitted,
-    headline,
-    number,
-    out,
-    size,
-    table,
-    tell,
-    wrapped,
-)
+from soupray.cli.console import fitted, headline, number, out, size, tell, wrapped
 from soupray.core.names import plain, plain_json
+from soupray.reporting.live import duration, table
 from soupray.reporting.notes import p_value, percent
 
 if TYPE_CHECKING:  # `soupray status` has no time to import torch

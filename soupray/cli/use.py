@@ -69,13 +69,13 @@ def predict(
     soupray predict digits:greedy 5.png 7.png --top 3
     cat reviews.txt | soupray predict reviews@champion - --probabilities
     """
-    from soupray.cli.console import Bars, say
     from soupray.cli.tables import print_json
     from soupray.inference.load import load_found
     from soupray.inference.predict import Again, Wanted, columns_of, parts_of, writer
     from soupray.inference.predict import predict as run
     from soupray.inference.sources import find_inputs
     from soupray.inference.what import find
+    from soupray.reporting.live import Bars, say
 
     _refuse(output, address, device)
     source = find(what, home)
@@ -110,7 +110,7 @@ def _refuse(output: Path | None, address: str | None, device: str | None) -> Non
 
 def _say(done: Predicted, model: str, output: Path | None) -> None:
     """What was done to inputs, which could not be read, and the classes; all on stderr."""
-    from soupray.cli.console import say
+    from soupray.reporting.live import say
 
     total = done.predicted + len(done.failed)
     for how, count in sorted(done.done.items()):
@@ -163,8 +163,9 @@ def serve(
     curl --data-binary @7.png -H 'Content-Type: image/png' \\
         http://127.0.0.1:8000/predict
     """
-    from soupray.cli.console import say, tell
+    from soupray.cli.console import tell
     from soupray.inference.serve import Arguments, served
+    from soupray.reporting.live import say
 
     given = Arguments(
         what=what,

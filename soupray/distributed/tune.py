@@ -302,6 +302,8 @@ def _run_config(
         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         failure_config=tune.FailureConfig(max_failures=RETRIES),
         verbose=0,
+        # In a notebook, Tune's own reporter would clear the cell, and what we said there.
+        progress_reporter=tune.CLIReporter(),
         stop=stopper,
     )
 

@@ -16,7 +16,7 @@ from soupray.inference.predictor import ModelSource, Predictor
 from soupray.inference.what import Found, find
 from soupray.reporting.model_folder import file_of, folder_weights, moved_specs
 from soupray.reporting.recipe_file import RecipeFile, specs_of, weights_of
-from soupray.services.home import default_home
+from soupray.services.home import home_at
 from soupray.services.place import find_place
 from soupray.spec.data import TextSpec
 from soupray.spec.sweep_spec import SweepSpec
@@ -58,7 +58,7 @@ def load(
             differ from those that the recipe recorded.
         CheckpointError: the weights are not finite, or do not fit the model.
     """
-    at = Path(home).expanduser() if home is not None else default_home()
+    at = home_at(home)
     model = load_found(find(str(what), at), at, device, batch_size)
     return model.calibrated() if calibrated else model
 

@@ -14,7 +14,7 @@ from soupray.core.errors import ConfigError, one_line
 from soupray.core.records import Record
 from soupray.distributed.serving import LOOPBACK, Wanted, refuse_taken, serving
 from soupray.distributed.serving import application as on_ray_serve
-from soupray.services.home import default_home
+from soupray.services.home import home_at
 
 if TYPE_CHECKING:
     from soupray.inference.service import Service
@@ -88,7 +88,7 @@ def service(given: Arguments, device: str, found: Found | None = None) -> Servic
 
 def home_of(given: Arguments) -> Path:
     """Return the home that is named, or the default home."""
-    return default_home() if given.home is None else Path(given.home).expanduser()
+    return home_at(given.home)
 
 
 def arguments(given: dict[str, Any]) -> Arguments:

@@ -418,16 +418,24 @@ def one_model(candidate: Candidate) -> WeightCandidate | None:
 
 
 CALIBRATION = ("test_nll", "test_ece", "temperature", "calibrated_test_nll", "calibrated_test_ece")
-"""Columns of leaderboard.csv, in the order in which `as_csv` writes their values."""
+"""Columns of leaderboard.csv, in the order in which `as_table` returns their values."""
+
+Cell = str | int | float | None
 
 
-def as_csv(entries: list[Entry]) -> str:
-    """Return the leaderboard as CSV: one row per entry; accuracies and intervals from 0 to 1."""
+def as_table(entries: list[Entry]) -> tuple[list[str], list[list[Cell]]]:
+    """Return the leaderboard as a table: columns, and one row per entry.
+
+    Accuracies and intervals are from 0 to 1. A value that does not exist is None.
+
+    Args:
+        entries: the leaderboard, best first.
+    """
     shifts = list(entries[0].shifts)
-    header = ["rank", "name", "recipe", "ingredients", "rank_accuracy"]
+    columns = ["rank", "name", "recipe", "ingredients", "rank_accuracy"]
     for name in ("held_out", "test"):
-        header += [name, f"{name}_low", f"{name}_high"]
-    header += [
+        columns += [name, f"{name}_low", f"{name}_high"]
+    columns += [
         "standard_error",
         "nll",
         "ece",
@@ -440,25 +448,39 @@ def as_csv(entries: list[Entry]) -> str:
         "size_bytes",
         *(CALIBRATION if entries[0].calibrated else ()),
     ]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
+    rows = []
     for rank, entry in enumerate(entries, 1):
-        row: list[object] = [rank, entry.name, entry.recipe, len(entry.ingredients)]
-        row += [f"{entry.rank.accuracy:.6f}" if entry.rank else ""]
+        row: list[Cell] = [rank, entry.name, entry.recipe, len(entry.ingredients)]
+        row += [entry.rank.accuracy if entry.rank else None]
         for m in (entry.held_out, entry.test):
-            row += [f"{m.accuracy:.6f}", f"{m.low:.6f}", f"{m.high:.6f}"]
+            row += [m.accuracy, m.low, m.high]
         score = ranked_on(entry)
-        row += [f"{v:.6f}" for v in (score.standard_error, score.nll, score.ece)]
-        row += [f"{entry.shift_mean:.6f}"]
-        row += [f"{entry.shifts[name].accuracy:.6f}" for name in shifts]
-        row += [f"{m.accuracy:.6f}" for m in entry.test_on_classes.values()]
-        row += [f"{entry.test_versus_best_single.p:.6g}"]
+        row += [score.standard_error, score.nll, score.ece, entry.shift_mean]
+        row += [entry.shifts[name].accuracy for name in shifts]
+        row += [m.accuracy for m in entry.test_on_classes.values()]
+        row += [entry.test_versus_best_single.p]
         if entry.test_versus_updated:
-            row += [f"{entry.test_versus_updated.p:.6g}"]
+            row += [entry.test_versus_updated.p]
         row += [entry.forward_passes_per_sample, entry.size_bytes]
         if after := entry.calibrated:
-            quality = (entry.test.nll, entry.test.ece, after.temperature)
-            row += [f"{v:.6f}" for v in (*quality, after.test_nll, after.test_ece)]
-        writer.writerow(row)
+            row += [entry.test.nll, entry.test.ece]
+            row += [after.temperature, after.test_nll, after.test_ece]
+        rows.append(row)
+    return columns, rows
+
+
+def as_csv(entries: list[Entry]) -> str:
+    """Return the leaderboard as CSV: the table of `as_table`, with six digits."""
+    columns, rows = as_table(entries)
+
+    def text(column: str, value: Cell) -> Cell:
+        if isinstance(value, float):
+            return f"{value:.6g}" if column.startswith("p_vs_") else f"{value:.6f}"
+        return value
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([text(*cell) for cell in zip(columns, row, strict=True)])
     return out.getvalue()

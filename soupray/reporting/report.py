@@ -27,8 +27,8 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import find_record
 
-TEMPLATE = "report.html.jinja"
-"""File in assets/."""
+REPORT, NOTEBOOK = "report.html.jinja", "notebook.html.jinja"
+"""Files in assets/: a whole page, and what a notebook shows of a leaderboard."""
 
 MOST_MISTAKES = 20
 """Pairs of classes that the report lists where there is no room for a confusion matrix."""
@@ -122,41 +122,53 @@ def cost_of(trials: Sequence[TrialFacts], cpu: float, gpu: float) -> Cost:
     )
 
 
-def render(board: ReportedBoard) -> str:
-    """Return the report as HTML.
+def charts_of(board: ReportedBoard) -> dict[str, Chart]:
+    """Return the charts that a leaderboard allows, by name.
 
     Args:
         board: the leaderboard.
     """
-    import jinja2
-    import vl_convert
-
-    spec, entries, details = board.spec, board.entries, board.details
-    classes = [plain(c) for c in spec.task.classes]  # Vega cannot read a line separator in a name
-    drawn = charts(details, entries, classes)
+    details = board.details
+    drawn = charts(details, board.entries, _class_names(board.spec))
     shares = importances(
         [t.hparams for t in details.trials if not t.imported],
         [t.held_out[0] for t in details.trials if not t.imported],
     )
     if shares:
         drawn["importance"] = importance_chart(shares)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "assets"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "p_value": p_value, "gain": _gained}
-    said = verdict(entries, board.run.champion, spec.name, spec.metric)
-    page: str = environment.get_template(TEMPLATE).render(
+    return drawn
+
+
+def _class_names(spec: SweepSpec) -> list[str]:
+    """The names of the classes as text: Vega cannot read a line separator in a name."""
+    return [plain(name) for name in spec.task.classes]
+
+
+def render_board(board: ReportedBoard) -> str:
+    """Return the verdict and the table as HTML that stands in a notebook.
+
+    Args:
+        board: the leaderboard.
+    """
+    return _filled(NOTEBOOK, **_board(board))
+
+
+def render(board: ReportedBoard) -> str:
+    """Return the report as HTML.
+
+    Args:
+        board: the leaderboard.
+    """
+    import vl_convert
+
+    spec, entries, details = board.spec, board.entries, board.details
+    classes, drawn, shown = _class_names(spec), charts_of(board), _board(board)
+    return _filled(
+        REPORT,
+        **shown,
         spec=spec,
         spec_text=json.dumps(spec.model_dump(mode="json", exclude_defaults=True), indent=2),
-        verdict=said,
-        entries=entries,
-        rows=[_row(r, said.take) for r in same_models(entries)],
-        champion=next(e for e in entries if e.name == said.take),
-        notes=[protocol(board.basis, spec, entries[0]), of_statistics(entries, spec.metric)],
+        champion=next(e for e in entries if e.name == shown["verdict"].take),
         run=board.run,
         made=datetime.datetime.fromtimestamp(board.run.made, datetime.UTC),
         details=details,
@@ -171,6 +183,33 @@ def render(board: ReportedBoard) -> str:
         script=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
         data=_as_script(drawn),
     )
+
+
+def _board(board: ReportedBoard) -> dict[str, Any]:
+    """Return what the verdict and the table need."""
+    spec, entries = board.spec, board.entries
+    said = verdict(entries, board.run.champion, spec.name, spec.metric)
+    return {
+        "verdict": said,
+        "entries": entries,
+        "rows": [_row(r, said.take) for r in same_models(entries)],
+        "notes": [protocol(board.basis, spec, entries[0]), of_statistics(entries, spec.metric)],
+    }
+
+
+def _filled(template: str, **values: Any) -> str:
+    """Return a file of assets/ with its values, which become text, never markup."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "p_value": p_value, "gain": _gained}
+    page: str = environment.get_template(template).render(values)
     return page
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from soupray.core.candidates import Candidate, Outcome, mean_of
-from soupray.core.errors import CheckpointError, ConfigError, NotFound
+from soupray.core.errors import CheckpointError, ConfigError, NotFound, TrackingError
 from soupray.core.findings import Report
 from soupray.core.names import inside, slug
 from soupray.core.ports import Registered, TrackedRun, Tracker
@@ -83,6 +83,27 @@ class SoupResult(NamedTuple):
     foreign: dict[str, SweepSpec]
 
 
+def finish_soup(result: SoupResult, spec: SweepSpec, home: Path, output: Path) -> list[Path]:
+    """Write the results of a soup run: files first, then the tracker, which may fail.
+
+    Args:
+        result: the results of the run.
+        spec: the spec under which the results are stored.
+        home: folder for the state of this machine.
+        output: local folder.
+
+    Returns:
+        Paths of the leaderboard, the figures and the weights.
+    """
+    files = write_results(result, spec, output)
+    if result.services.tracking_url is not None:
+        try:
+            publish_soup(result, spec, home, files)
+        except TrackingError as error:
+            log.warning(f"{error}. Nothing is lost: `soupray publish` completes the index.")
+    return files
+
+
 def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Path]:
     """Write leaderboard, figures, recipe files and the champion to `output` and the store.
 
@@ -106,7 +127,7 @@ def write_results(result: SoupResult, spec: SweepSpec, output: Path) -> list[Pat
         CHAMPION: encode(_registered(result, spec)),
         RUN: encode_pretty(_made(result)),
         DETAILS: encode(result.details),
-        REPORT: render(_board(result, spec)).encode(),
+        REPORT: render(board_of(result, spec)).encode(),
     }
     for outcome in result.outcomes:
         files[recipe_name(outcome.name)] = encode_pretty(_recipe(outcome, result, spec))
@@ -234,6 +255,29 @@ def stored_recipe(spec: SweepSpec, home: Path, entry: str | None) -> RecipeFile:
     return found
 
 
+def recipe_of(board: ReportedBoard, home: Path, entry: str) -> RecipeFile:
+    """Return the recipe file of an entry on a leaderboard, which need not be the newest one.
+
+    Args:
+        board: the leaderboard.
+        home: folder for the state of this machine.
+        entry: name of the entry.
+
+    Raises:
+        NotFound: there is no such entry.
+    """
+    names = [e.name for e in board.entries]
+    if entry not in names:
+        raise NotFound(
+            f"this leaderboard of {board.spec.name} has no entry {entry!r}. It has: "
+            f"{', '.join(names)}."
+        )
+    path = layout.leaderboard_file(board.spec.name, board.run.key, recipe_name(entry))
+    store = find_place(board.spec, home).open_store()
+    found: RecipeFile = read_record(store, path, RecipeFile)
+    return found
+
+
 def publish(spec: SweepSpec, home: Path) -> int:
     """Complete the tracker from the store, and return how many runs this sweep has.
 
@@ -317,7 +361,13 @@ def publish_soup(result: SoupResult, spec: SweepSpec, home: Path, files: list[Pa
     tracker.register(_registered(result, spec), model)
 
 
-def _board(result: SoupResult, spec: SweepSpec) -> ReportedBoard:
+def board_of(result: SoupResult, spec: SweepSpec) -> ReportedBoard:
+    """Return the leaderboard of a soup run, with all that a report shows.
+
+    Args:
+        result: the results of the run.
+        spec: the spec under which they are stored.
+    """
     return ReportedBoard(spec, result.entries, result.basis, _made(result), result.details)
 
 

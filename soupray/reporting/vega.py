@@ -39,6 +39,16 @@ def finished(name: str, chart: Any) -> Chart:
     return Chart(f"chart-{name}", whole.configure_legend(labelLimit=320).to_dict())
 
 
+def as_altair(chart: Chart) -> alt.TopLevelMixin:
+    """Return a chart of the page as an object of Altair, which a notebook shows.
+
+    Args:
+        chart: the chart.
+    """
+    made: alt.TopLevelMixin = alt.Chart.from_dict(chart.spec)
+    return made
+
+
 PERCENT = alt.Axis(format=".4~p", tickCount=6)  # 95 %, or 99.95 % where ticks are so near
 """The axis of a share."""
 

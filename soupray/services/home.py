@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soupray.core.errors import ConfigError
-from soupray.spec.files import atomic_write
+from soupray.spec.files import atomic_write, path_of
 
 if TYPE_CHECKING:
     from soupray.spec.sweep_spec import SweepSpec
@@ -19,6 +19,18 @@ DEMO = "sweeps/digits.yaml"
 def default_home() -> Path:
     """Return SOUPRAY_HOME, or ~/.local/share/soupray; never the working directory."""
     return Path(os.environ.get("SOUPRAY_HOME") or "~/.local/share/soupray").expanduser().resolve()
+
+
+def home_at(named: str | Path | None) -> Path:
+    """Return the home that is named, or the default home.
+
+    Args:
+        named: a folder, with `~` for the user's; None for the default home.
+
+    Raises:
+        ConfigError: no folder can have this name.
+    """
+    return default_home() if named is None else path_of(str(named), "home").resolve()
 
 
 def node_home() -> Path:
@@ -70,12 +82,19 @@ def find_demo() -> Path | None:
     return None
 
 
-def remember_spec(spec_path: Path, spec: SweepSpec, home: Path) -> None:
-    """Keep a copy of the spec in the home, as its newest sweep."""
+def remember_spec(spec: SweepSpec, home: Path, file: Path | None) -> None:
+    """Keep a copy of the spec in the home, as its newest sweep.
+
+    Args:
+        spec: the sweep.
+        home: folder for the state of this machine.
+        file: of the spec; None if it was made in code.
+    """
     copy = home / "sweeps" / f"{spec.name}.yaml"
-    text = spec_path.read_bytes()
-    if spec_path.resolve() != copy.resolve():
-        atomic_write(copy, text)
+    if file is None:  # JSON is YAML, and leaves nothing to guess: "1e-3" in quotes is a text
+        atomic_write(copy, spec.model_dump_json(indent=2, exclude_unset=True).encode())
+    elif file.resolve() != copy.resolve():
+        atomic_write(copy, file.read_bytes())
     else:
         os.utime(copy)
 

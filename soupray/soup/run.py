@@ -391,11 +391,11 @@ def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: boo
 
     Args:
         specs: the specs of the pool; several specs allow only ensembles.
-        flags: names of recipes on the command line.
+        flags: names of recipes that are asked for.
         everything: run all recipes that are allowed.
 
     Raises:
-        ConfigError: no recipe, or one that averages weights for several specs.
+        ConfigError: no recipe, a baseline, or one that averages weights for several specs.
     """
     spec, several = specs[0], len(specs) > 1
     kinds = ("ensemble",) if several else ("soup", "line", "ensemble")
@@ -405,11 +405,15 @@ def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: boo
     names = offered if everything else flags or listed or (offered if several else [])
     if not names:
         raise ConfigError(f"no recipe chosen: name one of {', '.join(offered)}, or --all.")
-    for name in set(names) - set(offered):
-        raise ConfigError(
-            f"--{name.replace('_', '-')} averages weights, which models of several specs do not "
-            f"share: with several specs, choose among {', '.join(offered)}, or --all."
-        )
+    for name in names:
+        kind = find_recipe(name).kind
+        if kind == "baseline":
+            raise ConfigError(f"{name} always runs. Leave it out, or add {', '.join(offered)}.")
+        if kind not in kinds:
+            raise ConfigError(
+                f"{name} averages weights, which models of several specs do not share: with "
+                f"several specs, choose among {', '.join(offered)}, or all."
+            )
     chosen = {name: dict(spec.recipes.get(name, {})) for name in names}
     load_recipes(chosen)
     return chosen

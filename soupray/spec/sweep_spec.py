@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -41,6 +41,9 @@ LEAST_SHARE = 0.0001
 
 MOST_SHOWN, MOST_MISTAKES = 200, 20
 """Characters of a value that a message shows, and mistakes."""
+
+IN_CODE = "SweepSpec"
+"""What messages call a spec that is given in code."""
 
 USUAL: dict[str, dict[str, Option]] = {
     name: {} for name in ("uniform", "greedy", "wise_ft", "greedy_ensemble")
@@ -177,6 +180,20 @@ class SweepSpec(SpecModel):
 
     recipes: dict[str, dict[str, Option]] = Field(default=USUAL)
     """The recipes that `soupray soup` runs when no flag names one, each with its options."""
+
+    def __init__(self, **keys: Any) -> None:
+        """Make a spec in code, with the checks of a file.
+
+        Args:
+            **keys: as in YAML: texts, numbers, lists and dicts, and `Path` objects for paths.
+
+        Raises:
+            ConfigError: the spec is not valid; the message has field, value and what is allowed.
+        """
+        _fill(self, _ready(_as_written(keys), IN_CODE, None), IN_CODE)
+
+    # Specs that are read from records are checked already: pydantic makes them without this method.
+    setattr(__init__, "__pydantic_base_init__", True)  # noqa: B010 - pydantic's own mark
 
     @pydantic.field_validator("storage", "tracking")
     @classmethod
@@ -349,8 +366,31 @@ def parse(text: str, source: str, memory: Path | None = None) -> SweepSpec:
     data = parse_yaml(text, source)
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: a spec is a mapping, not {type(data).__name__}.")
-    ready = with_preprocessing(resolved(data, source), source, Memory(memory))
-    return parse_data(ready, source, text)
+    return parse_data(_ready(data, source, memory), source, text)
+
+
+def _ready(data: dict[str, Any], source: str, memory: Path | None) -> dict[str, Any]:
+    """Return plain data with what files and checkpoints say in place of their names."""
+    return with_preprocessing(resolved(data, source), source, Memory(memory))
+
+
+def _as_written(keys: dict[str, Any]) -> dict[str, Any]:
+    """Return keys that are given in code as the plain data that a file would have."""
+
+    def text_of(value: object) -> str:
+        if isinstance(value, PurePath):
+            return str(value)
+        raise ConfigError(
+            f"{IN_CODE}: {one_line(repr(value))} is of type {type(value).__name__}. Write texts, "
+            "numbers, lists and dicts, as in a YAML file; `.item()` of a NumPy number, "
+            "`.tolist()` of an array."
+        )
+
+    try:
+        written: dict[str, Any] = json.loads(json.dumps(keys, default=text_of))
+    except (TypeError, ValueError, RecursionError) as error:  # a key, or a list in itself
+        raise ConfigError(f"{IN_CODE}: {error}. Write a spec as in a YAML file.") from error
+    return written
 
 
 def parse_data(data: dict[str, Any], source: str, text: str | None = None) -> SweepSpec:
@@ -367,15 +407,22 @@ def parse_data(data: dict[str, Any], source: str, text: str | None = None) -> Sw
     Raises:
         ConfigError: the data are not a valid spec.
     """
+    spec = SweepSpec.__new__(SweepSpec)
+    _fill(spec, data, source, text)
+    return spec
+
+
+def _fill(spec: SweepSpec, data: dict[str, Any], source: str, text: str | None = None) -> None:
+    """Check plain data and put them into a spec that is still empty; see `parse_data`."""
     try:
         # Through JSON, because pydantic's strict mode takes a list for a tuple only there.
-        spec = SweepSpec.model_validate_json(json.dumps(data, default=str))
+        written = json.dumps(data, default=str)
+        SweepSpec.__pydantic_validator__.validate_json(written, self_instance=spec)
     except pydantic.ValidationError as error:
         raise ConfigError(explain(error, source, SweepSpec, text)) from error
     for name, options in spec.recipes.items():
         at = None if text is None else find_key(text, ("recipes", name))
         check_recipes({name: options}, f"{source}: {'' if at is None else f'{at}: '}recipes")
-    return spec
 
 
 def explain(

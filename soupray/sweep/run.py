@@ -52,20 +52,22 @@ class SweepReport(Record, frozen=True, kw_only=True):
 
 
 def run_sweep(
-    spec_path: Path,
     spec: SweepSpec,
     home: Path,
     address: str | None,
     show: Show | None = None,
+    *,
+    file: Path | None = None,
 ) -> SweepReport:
     """Train the trials of `spec` that are not in the store.
 
     Args:
-        spec_path: file of the spec; a copy is kept in `home`.
         spec: the sweep.
         home: folder for the state of this machine: embedded servers, caches.
         address: address of a Ray cluster; None for RAY_ADDRESS, else Ray starts on this machine.
         show: shows the progress.
+        file: of the spec; a copy is kept in `home`. None: the spec was made in code, and is written
+            there.
 
     Raises:
         ConfigError: the spec or the environment cannot work.
@@ -79,7 +81,7 @@ def run_sweep(
         services = start_services(spec, home)
         check_bucket(services.place.storage, services.place.read_credentials())
         store = services.place.open_store()
-        remember_spec(spec_path, spec, home)
+        remember_spec(spec, home, file)
         with Lease(store, layout.lease(spec.name)) as lease:
             basis = find_basis_or_make(spec, services.place, store, attach)
             create_record(store, layout.spec(spec.name, spec.digest), _as_data(spec))
