@@ -95,13 +95,14 @@ def test_a_link_that_goes_in_circles_is_not_followed_and_is_said(tree):
     assert "cat: 2 links to a folder that contains them, 1 without an ending" in data.notes[0]
 
 
-def test_two_links_in_each_of_forty_folders_are_refused(tmp_path, monkeypatch):
+def test_two_links_in_each_of_twenty_folders_are_refused(tmp_path, monkeypatch):
+    """A million paths. Linux follows 40 links in one, and counts some twice on a busy machine."""
     monkeypatch.setattr("soupray.data.folders.MOST_FOLDERS", 1000)
-    for i in range(40):
+    for i in range(20):
         (tmp_path / "z" / str(i)).mkdir(parents=True)
         for name in ("a", "b"):
             (tmp_path / "z" / str(i) / name).symlink_to(tmp_path / "z" / str(i + 1))
-    (tmp_path / "z" / "40").mkdir()
+    (tmp_path / "z" / "20").mkdir()
     with pytest.raises(OSError, match="more than 1000 folders"):
         list(walked(tmp_path / "z" / "0"))
     with pytest.raises(ConfigError, match="more than 1000 folders, many by links"):

@@ -31,8 +31,18 @@ def edited(which: str, *edits: tuple[str, str]) -> SweepSpec:
     ("which", "old", "new", "said"),
     [
         ("digits", "kind: digits", "kind: digit", "'digit' found using 'kind' does not match"),
-        ("digits", "kind: digits", "kind: idx", "data.train_per_class: unknown key. Allowed: "),
-        ("digits", "kind: open_clip", "kind: timm", "task.templates: unknown key. Allowed: kind"),
+        (
+            "digits",
+            "kind: digits",
+            "kind: idx",
+            "data.train_per_class: unknown key. It is a key of another kind of data. Allowed: ",
+        ),
+        (
+            "digits",
+            "kind: open_clip",
+            "kind: timm",
+            "task.templates: unknown key. It is a key of another kind of task. Allowed: kind",
+        ),
         ("digits", "train_per_class", "train_per_clas", "Did you mean 'train_per_class'?"),
         ("fashion", "kind: idx ", "knd: idx ", "data: 'this mapping' is not allowed: Unable to"),
         ("fashion", "  train: 10000 ", "  trains: 10000 ", "data.trains: unknown key. Did you"),

@@ -37,11 +37,6 @@ class Point(Record, frozen=True, kw_only=True):
     id_interval: Interval
     shift_interval: Interval
 
-    def __post_init__(self) -> None:
-        """Raise ValueError for a kind that is not known, as in records of later versions."""
-        if self.kind != "ingredient" and self.kind not in BY_NAME:
-            raise ValueError(f"kind {self.kind!r} is no recipe")
-
 
 class Robustness(Record, frozen=True, kw_only=True):
     """The numbers of the robustness figure; `n` and `shift_n` limit the logits of 0 and 1.

@@ -514,8 +514,10 @@ def _hint(place: Place, allowed: list[str], root: type[SpecModel]) -> tuple[str,
         example = example_of((*place[:-1], close[0]))
         return f" Did you mean {close[0]!r}?", f" For example: {example}." if example else ""
     for home in ("search.space", "search", "training", "resources", "data", "task"):
-        if key in _fields_at(list(home.split(".")), root):
-            return f" It belongs into {home}.", ""
+        section = home.split(".")
+        if key in _fields_at(list(section), root):
+            inside = section[-1] in place[:-1]
+            return f" It {'is a key of another kind of' if inside else 'belongs into'} {home}.", ""
     return "", ""
 
 
