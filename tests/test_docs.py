@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -270,3 +271,10 @@ def test_a_tutorial_runs_up_to_its_sweep(page, tmp_path, monkeypatch):
                 if verb == "init" and page.endswith("images.md"):
                     assert done.stdout in [b.text for b in blocks(page)]
     assert verbs == ["init", "sweep"]
+
+
+def test_the_page_about_installation_has_every_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "guide" / "install.md").read_text()
+    table = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`(\w+)`", table)) == set(project["optional-dependencies"])
