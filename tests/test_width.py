@@ -154,7 +154,12 @@ def test_a_status_with_a_driver_far_away():
         seconds_left=1e6, driver=f"{'host' * 15}.example.org, pid 4194304",
         lease_expires=time.time() + 50, heartbeat=time.time(),
     )  # fmt: skip
-    printed(tables.show_status, status)
+    lines = printed(tables.show_status, status)
+    said = " ".join(" ".join(lines).split())
+    assert "9999 of 100000 trials done, 9999 diverged, 9999 stopped, 2 running, 1 failed" in said
+    assert status.driver in said  # folded between words only
+    assert sum("99999/100000" in line for line in lines) == 2
+    assert said.count("disk full") == 20
 
 
 def test_garbage_of_every_kind():
@@ -183,4 +188,8 @@ def test_a_trial_with_long_reasons_and_flags(capsys):
 
 
 def test_all_recipes():
-    printed(tables.show_recipes, False)
+    said = " ".join(" ".join(printed(tables.show_recipes, False)).split())
+    for recipe in RECIPES:
+        assert recipe.name in said
+        assert " ".join(recipe.when.split()) in said
+        assert recipe.kind == "baseline" or f"--{recipe.name.replace('_', '-')} " in said
