@@ -140,7 +140,7 @@ def code_files(group: str, named: str) -> list[Path]:
     if top.submodule_search_locations is not None:
         parts = map(Path, top.submodule_search_locations)
         return sorted(file for part in parts for file in part.rglob("*.py"))
-    return [Path(str(top.origin))]
+    return [Path(top.origin)] if top.has_location and top.origin else []  # one inside Python
 
 
 def code_place(group: str, named: str) -> str:
