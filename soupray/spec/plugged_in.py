@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from soupray.core.errors import ConfigError
 from soupray.core.plugins import digest_of, installed, is_plugin
 
-TASKS, DATA = "soupray.tasks", "soupray.data"
-"""Groups of entry points: models and data sets."""
+TASKS, DATA, LOSSES = "soupray.tasks", "soupray.data", "soupray.losses"
+"""Groups of entry points: models, data sets and losses."""
 
 
 class Place(NamedTuple):
@@ -23,7 +23,11 @@ class Place(NamedTuple):
     group: str
 
 
-PLACES = (Place("task", "model", TASKS), Place("data", "dataset", DATA))
+PLACES = (
+    Place("task", "model", TASKS),
+    Place("data", "dataset", DATA),
+    Place("loss", "function", LOSSES),
+)
 
 
 def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
@@ -39,7 +43,11 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
     """
     for place in PLACES:
         part = data.get(place.section)
-        if not isinstance(part, dict) or part.get("kind") != "torch":
+        if place.section == "loss":
+            part = {place.key: part} if isinstance(part, str) else part
+        elif not isinstance(part, dict) or part.get("kind") != "torch":
+            continue
+        if not isinstance(part, dict):
             continue
         named = part.get(place.key)
         if not isinstance(named, str):
