@@ -262,6 +262,7 @@ class _Builder:
         about: list[object] = [list(classes), corruption]
         about += [label_map] if label_map is not None else []
         about += [self._spec.targets] if self._spec.targets is not UNSET else []
+        about += [self._spec.own_metric] if self._spec.own_metric is not UNSET else []
         np.save(self._folder / f"{name}.labels.npy", written.labels)
         (self._folder / f"{name}.ids.txt").write_bytes(
             "".join(f"{i}\n" for i in written.ids).encode()
@@ -276,6 +277,7 @@ class _Builder:
                 classes=len(label_map) if label_map is not None else len(classes),
                 label_map=label_map,
                 objective=self._spec.targets,
+                metric=self._spec.own_metric,
             )
         )
 

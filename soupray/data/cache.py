@@ -126,6 +126,7 @@ def _folder_of(spec: SweepSpec, cache: Path) -> Path:
     source = [spec.data.model_dump(mode="json"), spec.task.classes, spec.seed]
     source += [list(look_of(spec, side=0, train=False))]
     source += [] if spec.targets is UNSET else [spec.targets]
+    source += [] if spec.own_metric is UNSET else [spec.own_metric]
     return cache / digest([CACHE_VERSION, *source, *fingerprints(spec.data)])[:32]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 
 from soupray.core.records import Basis, Ingredient, Manifest, Trial
-from soupray.maths.metrics import value
+from soupray.maths.metrics import COUNTED, value
 from soupray.search.history import (
     Suggested,
     create_suggestion,
@@ -116,4 +116,4 @@ class TpeSearch:
         metric = self._spec.metric
         if isinstance(found, Ingredient):
             return value(found.held_out, metric)
-        return -math.inf if metric == "nll" else 0.0
+        return 0.0 if metric in COUNTED else -math.inf

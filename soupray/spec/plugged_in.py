@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from soupray.core.errors import ConfigError
 from soupray.core.plugins import digest_of, installed, is_plugin
+from soupray.maths.metrics import METRICS
 
 TASKS, DATA, LOSSES = "soupray.tasks", "soupray.data", "soupray.losses"
 """Groups of entry points: models, data sets and losses."""
@@ -41,6 +42,10 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such code, or the spec says the digest of other code.
     """
+    metric = data.get("metric")
+    # Another name is a known metric, or is refused with the other mistakes of the spec.
+    if isinstance(metric, str) and is_plugin(metric, METRICS):
+        data = {**data, "metric_code": digest_of(METRICS, metric)}
     for place in PLACES:
         part = data.get(place.section)
         if place.section == "loss":
