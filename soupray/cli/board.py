@@ -183,11 +183,11 @@ def _of_objective(entry: Entry, spec: SweepSpec) -> list[_Column]:
         title = spec.metric.rpartition(":")[2]
         own = [_Column(title, read(spec.metric), f"{title}: {spec.metric}, on test.")]
     if "map" in found:
-        meaning = "mAP, F1 (macro): on test."
-        return [*own, _Column("mAP", read("map"), meaning), _Column("F1", read("macro_f1"))]
+        f1 = _Column("F1", read("macro_f1"), "F1: macro-F1 on test.")
+        return [*own, _Column("mAP", read("map"), "mAP: on test."), f1]
     if "mae" in found:
-        meaning = "MAE, R2: on test."
-        return [*own, _Column("MAE", read("mae"), meaning), _Column("R2", read("r2"))]
+        r2 = _Column("R2", read("r2"), "R2: on test.")
+        return [*own, _Column("MAE", read("mae"), "MAE: on test."), r2]
     return own
 
 

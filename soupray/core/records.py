@@ -221,6 +221,7 @@ class Trial(Record, frozen=True, kw_only=True):
         training: how the trial computes.
         metric: chooses the best epoch.
         loss: name and digest of the code of a loss of the user. Unset: that of the objective.
+        augmentation: the same of an augmentation of the user. Unset: there is none.
     """
 
     key: TrialKey
@@ -237,6 +238,7 @@ class Trial(Record, frozen=True, kw_only=True):
     # Unset means accuracy. The JSON then has no such field, so that old records keep their digests.
     metric: Metric | msgspec.UnsetType = msgspec.UNSET
     loss: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
+    augmentation: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
 
 
 def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
@@ -265,6 +267,8 @@ def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
         shaping["metric"] = trial.metric
     if trial.loss is not msgspec.UNSET:
         shaping["loss"] = trial.loss
+    if trial.augmentation is not msgspec.UNSET:
+        shaping["augmentation"] = trial.augmentation
     return digest(shaping)[:16]
 
 

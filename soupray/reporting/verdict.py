@@ -81,8 +81,8 @@ def verdict(entries: list[Entry], champion: Champion, sweep: str, metric: Metric
         named = "; ".join(map(_short, others[:NAMED]))
         more = f"; and {len(others) - NAMED} more" if len(others) > NAMED else ""
         lines.append(f"Also on the Pareto front (ranked on, shifts, cost): {named}{more}.")
-    fit = "; soupray rank --calibrated has probabilities that fit" if taken.calibrated else ""
-    lines.append(f"Next: soupray predict {sweep}@champion INPUT...{fit}.")
+    fit = "; soupray rank --calibrated has probabilities that fit." if taken.calibrated else ""
+    lines.append(f"Next: soupray predict {sweep}@champion INPUT...{fit}")
     return Verdict(
         take=taken.name,
         first=champion.first,

@@ -79,11 +79,12 @@ ObjectiveSpec = Annotated[
 ]
 
 
-class OwnLoss(SpecModel):
-    """A loss of the user."""
+class OwnFunction(SpecModel):
+    """A function of the user."""
 
     function: str
-    """The function, as `package.module:name`, or the name of an entry point in `soupray.losses`."""
+    """The function, as `package.module:name`, or the name of an entry point in the group of its
+    kind, such as `soupray.losses`."""
 
     code: Code = ""
     """The digest of its code, filled in when the spec is read."""
@@ -93,4 +94,4 @@ def _function(value: Any) -> Any:
     return {"function": value} if isinstance(value, str) else value
 
 
-Loss = Annotated[OwnLoss, BeforeValidator(_function, json_schema_input_type=OwnLoss | str)]
+Own = Annotated[OwnFunction, BeforeValidator(_function, json_schema_input_type=OwnFunction | str)]

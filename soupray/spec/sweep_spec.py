@@ -27,9 +27,9 @@ from soupray.spec.mistakes import explain
 from soupray.spec.objective import (
     KNOWN,
     METRICS,
-    Loss,
     MetricName,
     ObjectiveSpec,
+    Own,
     Regression,
 )
 from soupray.spec.plugged_in import with_code
@@ -174,9 +174,13 @@ class SweepSpec(SpecModel):
     """What the outputs of the model mean: the logits of one class of several; of any number of
     classes (`multi_label`); or numbers (`regression`)."""
 
-    loss: Annotated[Loss | None, Field(exclude_if=lambda value: value is None)] = None
+    loss: Annotated[Own | None, Field(exclude_if=lambda value: value is None)] = None
     """The loss of the trials, a function of your own. Left out: cross-entropy, binary
     cross-entropy, or the squared error, by `objective`."""
+
+    augmentation: Annotated[Own | None, Field(exclude_if=lambda value: value is None)] = None
+    """A function of your own that augments batches of training images, after those of
+    `search.space`."""
 
     init: Annotated[Init, Field(validate_default=True)] = "zero_shot"
     """Where all trials start (theta_0): the zero-shot model, `{trained: ...}`, `{probe: ...}` or
@@ -334,6 +338,17 @@ class SweepSpec(SpecModel):
             )
         return value
 
+    @pydantic.field_validator("search")
+    @classmethod
+    def _has_what_is_augmented(cls, value: Search, info: pydantic.ValidationInfo) -> Search:
+        if info.data.get("augmentation") is None:
+            return value
+        if getattr(info.data.get("task"), "kind", None) == "transformers":
+            raise ValueError("augmentation is for images; leave it out")
+        if value.train == "head":
+            raise ValueError("augmentation needs the body: train: head sees it once; leave it out")
+        return value
+
     @pydantic.field_validator("init", "search")
     @classmethod
     def _augments_images(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
@@ -401,6 +416,12 @@ class SweepSpec(SpecModel):
         return (self.metric, self.metric_code) if self.metric_code else UNSET
 
     @property
+    def own_augmentation(self) -> tuple[str, str] | None:
+        """Name and digest of the code of an augmentation of the user."""
+        own = self.augmentation
+        return None if own is None else (own.function, own.code)
+
+    @property
     def own_loss(self) -> tuple[str, str] | None:
         """Name and digest of the code of a loss of the user."""
         return None if self.loss is None else (self.loss.function, self.loss.code)
@@ -432,7 +453,11 @@ class SweepSpec(SpecModel):
         )
         if self.metric != "accuracy":
             shaping += ("metric", "metric_code")
-        shaping += ("objective", "loss")  # left out of the dump where they are not given
+        shaping += (
+            "objective",
+            "loss",
+            "augmentation",
+        )  # left out of the dump where they are not given
         return digest({k: v for k, v in self.model_dump(mode="json").items() if k in shaping})
 
 
