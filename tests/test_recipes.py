@@ -1003,10 +1003,16 @@ def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
         "greedy": (3, 1, 1, 0, 0, 0, 3),
         "replacement": (12, 1, 1, 0, 0, 0, 12),  # three passes
         "pruned": (4, 2, 1, 0, 0, 0, 5),
+        "proxy": (0, 1, 1, 0, 0, 0, 1),
+        "greedy_similar": (3, 1, 1, 0, 0, 0, 3),
+        "slerp": (0, 9, 1, 0, 0, 0, 9),  # the end points are scored already
         "learned": (500, 1, 1, 0, 0, 0, 501),  # a step takes all samples
         "learned_by_layer": (500, 1, 1, 0, 0, 0, 501),
         "fisher": (0, 1, 1, 0, 400, 4, 1),  # a hundred samples each
         "model_stock": (0, 1, 1, 0, 0, 0, 1),
+        "task_arithmetic": (0, 12, 1, 0, 0, 0, 12),
+        "ties": (0, 12, 1, 0, 0, 0, 12),
+        "dare": (0, 12, 1, 0, 0, 0, 12),
         # Two lines: 19 inner points, and five to draw of which one is no mixture.
         "wise_ft": (0, 38, 10, 0, 0, 0, 46),
         "lines": (0, 20, 2, 0, 0, 0, 20),
@@ -1014,6 +1020,7 @@ def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
         "greedy_ensemble": (0, 0, 0, 0, 0, 0, 0),
         "ose": (0, 0, 0, 0, 0, 0, 0),
         "vrf": (6, 0, 0, 5, 0, 0, 0),
+        "dawin": (0, 0, 0, 0, 0, 0, 0),
     }
     pool = PoolSize(k=4, held_out=100)
     assert {r.name: tuple(r.cost(pool, r.options())) for r in RECIPES} == by_hand
@@ -1047,9 +1054,12 @@ def test_the_defaults_of_all_options_and_who_has_a_colour_of_its_own():
     assert {name: options for name, options in given.items() if options} == {
         "greedy": {"accept": "ge", "order": "held_out", "seed": 0},
         "replacement": {"passes": 3},
+        "greedy_similar": {"least": None, "most": 0.999, "accept": "ge"},
         "learned": steps,
         "learned_by_layer": steps,
         "fisher": {"samples": 100},
+        "ties": {"keep": 0.2},
+        "dare": {"drop": 0.9, "seed": 0},
         "wise_ft": {"alphas": None, "eps": 0.01, "theta_1": None},
         "ensemble": {"space": "logits"},
         "greedy_ensemble": {"accept": "ge", "space": "logits"},

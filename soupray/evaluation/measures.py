@@ -33,9 +33,11 @@ from soupray.core.requests import (
     Right,
     Slope,
     TensorNames,
+    Threshold,
 )
 from soupray.evaluation.live_model import LiveModel, about
 from soupray.maths.neighbours import kth_distances
+from soupray.maths.task_vectors import magnitudes, threshold_of
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.weights_file import digest_of, tensor_digests
 
@@ -143,6 +145,17 @@ def gram(request: Gram, bench: Bench) -> dict[str, Matrix]:
             total += delta @ delta.T
         grams[name] = tuple(tuple(row) for row in total.tolist())
     return grams
+
+
+@answer.register
+def threshold(request: Threshold, bench: Bench) -> float:
+    """The threshold of TIES, step 1. Integers and BatchNorm statistics are left out."""
+    origin = bench.checkpoints.open(request.origin)
+    model = bench.checkpoints.open(request.checkpoint)
+    trained = [
+        n for n in origin.names if origin[n].is_floating_point() and not n.endswith(STATISTICS)
+    ]
+    return threshold_of([magnitudes(model[n], origin[n]) for n in trained], request.keep)
 
 
 @answer.register

@@ -14,6 +14,9 @@ import torch
 
 from soupray.core.candidates import FisherSoup, LayerSoup, WeightCandidate, WeightSoup
 from soupray.core.errors import IncompatibleWeights
+from soupray.core.records import STATISTICS
+from soupray.core.task_vectors import TaskVectorSoup
+from soupray.maths.task_vectors import merged
 
 Parts = tuple[tuple[str, int], ...]
 
@@ -68,6 +71,8 @@ class Mixer:
             return self._by_layer(soup)
         if isinstance(soup, FisherSoup):
             return self._by_fisher(soup)
+        if isinstance(soup, TaskVectorSoup):
+            return self._by_task_vector(soup)
         return self._mean(soup)
 
     def _mean(self, soup: WeightSoup) -> Iterator[tuple[str, torch.Tensor]]:
@@ -115,6 +120,18 @@ class Mixer:
             if total.is_floating_point():
                 total = (total / (len(sources) if share is None else share)).to(like[name].dtype)
             yield name, total
+
+    def _by_task_vector(self, soup: TaskVectorSoup) -> Iterator[tuple[str, torch.Tensor]]:
+        """Tensors of a soup of task vectors. BatchNorm statistics are plain means of the models."""
+        origin = self._open(soup.origin)
+        sources = [(sha, self._open(sha)) for sha in soup.models]
+        for name in origin.names:
+            start = origin[name]
+            models = [_checked(source, sha, name, origin) for sha, source in sources]
+            if start.is_floating_point() and not name.endswith(STATISTICS):
+                yield name, merged(soup, name, start, models)
+            else:
+                yield name, _mean([(1, model) for model in models], len(models))
 
     def _worth_keeping(self, head: Parts) -> bool:
         # The next mean often has one part more. Successive interpolations have no sum in common.
