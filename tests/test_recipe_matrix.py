@@ -25,11 +25,12 @@ from soupray.reporting.recipe_file import RecipeFile, weights_of
 from soupray.testing.linear import Toy, toy, truth
 
 RECIPES = list(BY_NAME)
-SHORT = {name: {"steps": 12} for name in ("learned", "learned_by_layer")}
+SHORT = {name: {"steps": 12} for name in ("learned", "learned_by_layer", "learned_signed")}
+SHORT["cma_es"] = {"evaluations": 30}
 WANTED = {name: SHORT.get(name, {}) for name in RECIPES}
 SOUPS = [
     *("uniform", "greedy", "replacement", "pruned", "proxy", "greedy_similar"),
-    *("learned", "learned_by_layer", "fisher"),
+    *("soce", "learned", "learned_by_layer", "learned_signed", "cma_es", "fisher"),
 ]
 
 

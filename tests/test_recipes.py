@@ -1006,8 +1006,11 @@ def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
         "proxy": (0, 1, 1, 0, 0, 0, 1),
         "greedy_similar": (3, 1, 1, 0, 0, 0, 3),
         "slerp": (0, 9, 1, 0, 0, 0, 9),  # the end points are scored already
+        "soce": (0, 37, 1, 0, 0, 0, 37),  # (9 over 2) ways to write 10 as three, and the mean
         "learned": (500, 1, 1, 0, 0, 0, 501),  # a step takes all samples
         "learned_by_layer": (500, 1, 1, 0, 0, 0, 501),
+        "learned_signed": (500, 1, 1, 0, 0, 0, 501),
+        "cma_es": (0, 101, 1, 0, 0, 0, 101),  # and the mean, from which it starts
         "fisher": (0, 1, 1, 0, 400, 4, 1),  # a hundred samples each
         "model_stock": (0, 1, 1, 0, 0, 0, 1),
         "task_arithmetic": (0, 12, 1, 0, 0, 0, 12),
@@ -1057,6 +1060,9 @@ def test_the_defaults_of_all_options_and_who_has_a_colour_of_its_own():
         "greedy_similar": {"least": None, "most": 0.999, "accept": "ge"},
         "learned": steps,
         "learned_by_layer": steps,
+        "learned_signed": {**steps, "lr": 0.01},
+        "cma_es": {"evaluations": 100, "members": 4, "seed": 0},
+        "soce": {"correlated": 0.5},
         "fisher": {"samples": 100},
         "ties": {"keep": 0.2},
         "dare": {"drop": 0.9, "seed": 0},

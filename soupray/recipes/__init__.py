@@ -17,6 +17,7 @@ from soupray.core.plugins import installed, is_plugin, load, raised
 from soupray.core.ports import Selection
 from soupray.core.records import Pool
 from soupray.recipes.baselines import ANCHOR, BEST_SINGLE, UPDATE_BN
+from soupray.recipes.cma_es import CMA_ES
 from soupray.recipes.dawin import DAWIN
 from soupray.recipes.ensembles import ENSEMBLE, GREEDY_ENSEMBLE
 from soupray.recipes.fisher import FISHER
@@ -29,8 +30,10 @@ from soupray.recipes.proxy import PROXY
 from soupray.recipes.pruned import PRUNED
 from soupray.recipes.recipe import Cost, Earlier, Kind, Option, PoolSize, Recipe
 from soupray.recipes.replacement import REPLACEMENT
+from soupray.recipes.signed import LEARNED_SIGNED
 from soupray.recipes.similar import GREEDY_SIMILAR
 from soupray.recipes.slerp import SLERP
+from soupray.recipes.soce import SOCE
 from soupray.recipes.task_vectors import DARE, TASK_ARITHMETIC, TIES
 from soupray.recipes.uniform import UNIFORM
 from soupray.recipes.vrf import VRF
@@ -50,8 +53,11 @@ RECIPES: tuple[Recipe[Any], ...] = (
     PROXY,
     GREEDY_SIMILAR,
     SLERP,
+    SOCE,
     LEARNED,
     LEARNED_BY_LAYER,
+    LEARNED_SIGNED,
+    CMA_ES,
     FISHER,
     MODEL_STOCK,
     TASK_ARITHMETIC,

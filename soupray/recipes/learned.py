@@ -136,10 +136,15 @@ def available_memory() -> int:
         return 0
 
 
-def _cost(pool: PoolSize, options: LearnedOptions) -> Cost:
-    """Count as one candidate what reads as many samples as the held-out data have.
+def cost_of_steps(pool: PoolSize, options: LearnedOptions) -> Cost:
+    """Return the largest cost of a learned soup.
 
-    Each step has another soup.
+    What reads as many samples as the held-out data have counts as one candidate. Each step has
+    another soup.
+
+    Args:
+        pool: the size of the pool.
+        options: with the number of steps.
     """
     steps = options.total(pool.held_out)
     passes = -(-steps // max(1, -(-pool.held_out // options.batch_size)))
@@ -156,7 +161,7 @@ LEARNED = Recipe(
     uses="held-out loss",
     options=LearnedOptions,
     choose=_learned,
-    cost=_cost,
+    cost=cost_of_steps,
     reads=bytes_read,
     complete=_complete,
 )
@@ -172,7 +177,7 @@ LEARNED_BY_LAYER = Recipe(
     uses="held-out loss",
     options=LearnedOptions,
     choose=_learned_by_layer,
-    cost=_cost,
+    cost=cost_of_steps,
     reads=bytes_read,
     complete=_complete,
 )

@@ -1,0 +1,100 @@
+"""CMA-ES over coefficients by block (as evolutionary merging, arXiv:2403.13187, section 3.1).
+
+The coefficients of each block are the softmax of a row of a matrix. CMA-ES (Hansen,
+arXiv:1604.00772) searches the matrix that gives the least held-out loss. It needs forward passes
+only, and asks for a whole generation of candidates at once. The search is over the best
+ingredients, from their mean: with a hundred evaluations it cannot learn the coefficients of
+many.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from soupray.core.blocks import by_block
+from soupray.core.candidates import Candidate, Outcome, Step
+from soupray.core.ports import Selection
+from soupray.core.records import Scores
+from soupray.core.requests import TensorNames
+from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe
+from soupray.recipes.starts import mean_among, singles
+
+# `cmaes`, `descent` and NumPy are imported on use: they would make `--help` slow.
+
+SIGMA = 1.0
+"""The first standard deviation of the search: coefficients are then e times others, or 1 / e."""
+
+
+class CmaEsOptions(Options, frozen=True, kw_only=True):
+    """Options of cma_es."""
+
+    evaluations: Annotated[
+        int, Meta(ge=1, le=10**5, description="candidates, at most; whole generations")
+    ] = 100
+    members: Annotated[
+        int, Meta(ge=1, le=1000, description="how many of the best ingredients are mixed")
+    ] = 4
+    seed: Annotated[int, Meta(ge=0, le=2**31, description="of the search")] = 0
+
+
+def _cma_es(selection: Selection, earlier: Earlier, options: CmaEsOptions) -> list[Outcome]:
+    """Return the candidate with the least held-out loss, the mean of the best ones included."""
+    import numpy as np
+    from cmaes import CMA
+
+    from soupray.recipes.descent import soup_at
+
+    known = singles(selection)
+    shas = list(dict.fromkeys(one.checkpoint for one in known))[: options.members]
+    (names,) = selection.measure([TensorNames(checkpoint=shas[0])])
+    groups = by_block(names)
+    mean = mean_among(known)(shas)
+    (scores,) = selection.scores([mean])
+    trace = [Step(candidate=mean, result=scores, accepted=True)]
+    best: tuple[Candidate, Scores] = (mean, scores)
+    least = scores.nll
+    start = np.zeros(len(groups) * len(shas))
+    search = CMA(mean=start, sigma=SIGMA, seed=options.seed)
+    generations = options.evaluations // search.population_size if len(shas) > 1 else 0
+    for _ in range(generations):
+        points = [search.ask() for _ in range(search.population_size)]
+        candidates = [soup_at(shas, groups, p.reshape(len(groups), -1)) for p in points]
+        found = selection.scores(candidates)
+        search.tell([(p, s.nll) for p, s in zip(points, found, strict=True)])
+        candidate, scores = min(zip(candidates, found, strict=True), key=lambda one: one[1].nll)
+        better = scores.nll < least
+        trace.append(Step(candidate=candidate, result=scores, accepted=better))
+        if better:
+            best, least = (candidate, scores), scores.nll
+    tried = 1 + generations * search.population_size
+    return [
+        Outcome(
+            name="cma_es",
+            recipe="cma_es",
+            options={"evaluations": tried, "members": len(shas), "seed": options.seed},
+            candidate=best[0],
+            held_out=best[1],
+            trace=tuple(trace),
+        )
+    ]
+
+
+def _cost(pool: PoolSize, options: CmaEsOptions) -> Cost:
+    scored = options.evaluations + 1
+    return Cost(scored=scored, models=1, mixtures=scored)
+
+
+CMA_ES = Recipe(
+    name="cma_es",
+    summary="coefficients by block, by an evolutionary search on held-out loss",
+    when="As `learned_by_layer`, where a backward pass does not fit into the memory.",
+    paper="Hansen 2016, arXiv:1604.00772; Akiba et al. 2024, arXiv:2403.13187",
+    kind="soup",
+    costs="up to 101",
+    uses="held-out NLL",
+    options=CmaEsOptions,
+    choose=_cma_es,
+    cost=_cost,
+)
