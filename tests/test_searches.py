@@ -187,6 +187,13 @@ def test_cma_es_keeps_the_mean_where_nothing_is_better_and_one_model_as_it_is():
     (found,) = BY_NAME["cma_es"].run(Flat({"a": 90, "b": 88}, {}), options={"evaluations": 10})
     assert found.candidate == mean_of(["a", "b"])
     assert [step.accepted for step in found.trace] == [True, False]
+    assert found.notes == ()
+    (few,) = BY_NAME["cma_es"].run(Flat({"a": 90, "b": 88}, {}), options={"evaluations": 5})
+    assert few.candidate == mean_of(["a", "b"])
+    assert few.notes == (
+        "cma_es: evaluations = 5 is less than one generation of 8 candidates: it is the mean of "
+        "its members",
+    )
     (alone,) = BY_NAME["cma_es"].run(Flat({"a": 90}, {}))
     assert (alone.candidate, len(alone.trace)) == (mean_of(["a"]), 1)
 

@@ -211,6 +211,8 @@ def test_half_precision_is_summed_in_double_and_keeps_its_type(dtype):
         ("drop", 1.0, "< 1"),
         ("models", [], "length >= 1"),
         ("seed", -1, ">= 0"),
+        ("origin", "../../../etc/passwd", "matching regex"),
+        ("models", ["x" * 64], "matching regex"),
     ],
 )
 def test_records_from_outside_are_checked(field, wrong, said):

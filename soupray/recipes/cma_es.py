@@ -14,7 +14,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from soupray.core.blocks import by_block
-from soupray.core.candidates import Candidate, Outcome, Step
+from soupray.core.candidates import Outcome, Step
 from soupray.core.ports import Selection
 from soupray.core.records import Scores
 from soupray.core.requests import TensorNames
@@ -41,44 +41,60 @@ class CmaEsOptions(Options, frozen=True, kw_only=True):
 
 def _cma_es(selection: Selection, earlier: Earlier, options: CmaEsOptions) -> list[Outcome]:
     """Return the candidate with the least held-out loss, the mean of the best ones included."""
-    import numpy as np
-    from cmaes import CMA
-
-    from soupray.recipes.descent import soup_at
-
     known = singles(selection)
     shas = list(dict.fromkeys(one.checkpoint for one in known))[: options.members]
-    (names,) = selection.measure([TensorNames(checkpoint=shas[0])])
-    groups = by_block(names)
     mean = mean_among(known)(shas)
     (scores,) = selection.scores([mean])
-    trace = [Step(candidate=mean, result=scores, accepted=True)]
-    best: tuple[Candidate, Scores] = (mean, scores)
-    least = scores.nll
-    start = np.zeros(len(groups) * len(shas))
-    search = CMA(mean=start, sigma=SIGMA, seed=options.seed)
-    generations = options.evaluations // search.population_size if len(shas) > 1 else 0
-    for _ in range(generations):
-        points = [search.ask() for _ in range(search.population_size)]
-        candidates = [soup_at(shas, groups, p.reshape(len(groups), -1)) for p in points]
-        found = selection.scores(candidates)
-        search.tell([(p, s.nll) for p, s in zip(points, found, strict=True)])
-        candidate, scores = min(zip(candidates, found, strict=True), key=lambda one: one[1].nll)
-        better = scores.nll < least
-        trace.append(Step(candidate=candidate, result=scores, accepted=better))
-        if better:
-            best, least = (candidate, scores), scores.nll
-    tried = 1 + generations * search.population_size
+    trace, notes, tried = [Step(candidate=mean, result=scores, accepted=True)], [], 1
+    if len(shas) > 1:
+        steps, size = _evolved(selection, shas, options, scores.nll)
+        trace += steps
+        tried += len(steps) * size
+        if not steps:
+            notes.append(
+                f"cma_es: evaluations = {options.evaluations} is less than one generation of "
+                f"{size} candidates: it is the mean of its members"
+            )
+    best = [step for step in trace if step.accepted][-1]
+    assert isinstance(best.result, Scores)
     return [
         Outcome(
             name="cma_es",
             recipe="cma_es",
             options={"evaluations": tried, "members": len(shas), "seed": options.seed},
-            candidate=best[0],
-            held_out=best[1],
+            candidate=best.candidate,
+            held_out=best.result,
             trace=tuple(trace),
+            notes=tuple(notes),
         )
     ]
+
+
+def _evolved(
+    selection: Selection, shas: list[str], options: CmaEsOptions, least: float
+) -> tuple[list[Step], int]:
+    """Return the best candidate of each generation, and the size of a generation.
+
+    Accepted are those with a smaller loss than all before them, `least` included.
+    """
+    import numpy as np
+    from cmaes import CMA
+
+    from soupray.recipes.descent import soup_at
+
+    (names,) = selection.measure([TensorNames(checkpoint=shas[0])])
+    groups = by_block(names)
+    search = CMA(mean=np.zeros(len(groups) * len(shas)), sigma=SIGMA, seed=options.seed)
+    steps = []
+    for _ in range(options.evaluations // search.population_size):
+        points = [search.ask() for _ in range(search.population_size)]
+        candidates = [soup_at(shas, groups, p.reshape(len(groups), -1)) for p in points]
+        found = selection.scores(candidates)
+        search.tell([(p, s.nll) for p, s in zip(points, found, strict=True)])
+        candidate, scores = min(zip(candidates, found, strict=True), key=lambda one: one[1].nll)
+        steps.append(Step(candidate=candidate, result=scores, accepted=scores.nll < least))
+        least = min(least, scores.nll)
+    return steps, search.population_size
 
 
 def _cost(pool: PoolSize, options: CmaEsOptions) -> Cost:
