@@ -13,7 +13,7 @@ from soupray.core.candidates import Candidate, LayerSoup, mean_of
 from soupray.core.records import decode, encode
 from soupray.core.requests import Gram, Threshold
 from soupray.core.task_vectors import DareSoup, TiesSoup
-from soupray.maths import task_vectors
+from soupray.maths import task_vectors, weights
 from soupray.maths.task_vectors import elected_mean, kept_entries, split_mix, threshold_of
 from soupray.recipes import BY_NAME
 from soupray.recipes.slerp import shares_at
@@ -67,7 +67,9 @@ def ties_soup(models: dict[str, Model], keep: float, scale: float) -> TiesSoup:
         (
             name,
             threshold_of(
-                [task_vectors.magnitudes(models[name][n], models[origin][n]) for n in SIZES], keep
+                [task_vectors.magnitudes(models[name][n], models[origin][n]) for n in SIZES],
+                N,
+                keep,
             ),
         )
         for name in rest
@@ -96,7 +98,7 @@ def test_ties_by_hand():
     ]
     models = {"zero": Model(w=torch.full((6,), 10.0))}
     models |= {f"m{i}": Model(w=10 + torch.tensor(row)) for i, row in enumerate(changes)}
-    thresholds = [threshold_of([torch.tensor(row).abs()], 0.5) for row in changes]
+    thresholds = [threshold_of([torch.tensor(row).abs()], 6, 0.5) for row in changes]
     assert thresholds == [2.0, 2.0, 2.0]
     soup = TiesSoup(
         origin="zero", parts=tuple(zip(("m0", "m1", "m2"), thresholds, strict=True)), scale=2.0
@@ -107,9 +109,9 @@ def test_ties_by_hand():
 
 
 def test_equal_magnitudes_are_all_kept_and_one_at_least():
-    assert threshold_of([torch.tensor([1.0, 2.0]), torch.tensor([[2.0, 2.0]])], 0.5) == 2.0
-    assert threshold_of([torch.tensor([1.0, 3.0, 2.0])], 0.01) == 3.0
-    assert threshold_of([torch.tensor([1.0, 3.0, 2.0])], 1.0) == 1.0
+    assert threshold_of([torch.tensor([1.0, 2.0]), torch.tensor([[2.0, 2.0]])], 4, 0.5) == 2.0
+    assert threshold_of([torch.tensor([1.0, 3.0, 2.0])], 3, 0.01) == 3.0
+    assert threshold_of([torch.tensor([1.0, 3.0, 2.0])], 3, 1.0) == 1.0
 
 
 def test_models_that_agree_have_their_mean():
@@ -189,6 +191,29 @@ def test_without_dropping_dare_is_the_mean_and_so_is_ties_of_one_model_that_keep
     assert torch.allclose(flat(mix(models, dare_soup(models, 0.0, 1.0))), mean, atol=1e-6)
     alone = {n: models[n] for n in ("zero", "m0")}
     assert torch.equal(flat(mix(alone, ties_soup(alone, 1.0, 1.0))), flat(models["m0"]))
+
+
+def test_a_mixer_is_right_after_any_sequence_and_merges_once_for_all_scales(monkeypatch):
+    models = random_models(3)
+    made = []
+    plain = weights.direction
+    monkeypatch.setattr(weights, "direction", lambda *a: made.append(a[1]) or plain(*a))
+    ties = [ties_soup(models, 0.3, scale) for scale in (1.0, 0.5, 2.0)]
+    dare = [dare_soup(models, 0.5, scale) for scale in (1.0, 0.5)]
+    means = [mean_of(["m0", "m1"]), mean_of(["m0", "m1", "m2"])]
+    fresh = {soup: mix(models, soup) for soup in (*ties, *dare, *means)}
+    made.clear()
+    mixer = weights.Mixer(models.__getitem__)
+    sequence = [*ties, means[0], ties[0], *dare, means[1], *means, dare[1], ties[2], dare[0]]
+    for soup in sequence:
+        again = dict(mixer.tensors(soup))
+        assert all(torch.equal(again[n], tensor) for n, tensor in fresh[soup].items())
+    # Anew after a mean or another merge: ties, ties, dare, dare, ties, dare.
+    assert made == [*SIZES] * 6
+    tensors = mixer.tensors(ties[1])
+    next(tensors)  # given up after one tensor
+    again = dict(mixer.tensors(ties[0]))
+    assert all(torch.equal(again[n], tensor) for n, tensor in fresh[ties[0]].items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -155,7 +155,8 @@ def threshold(request: Threshold, bench: Bench) -> float:
     trained = [
         n for n in origin.names if origin[n].is_floating_point() and not n.endswith(STATISTICS)
     ]
-    return threshold_of([magnitudes(model[n], origin[n]) for n in trained], request.keep)
+    found = (magnitudes(model[n], origin[n]) for n in trained)
+    return threshold_of(found, sum(origin[n].numel() for n in trained), request.keep)
 
 
 @answer.register

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -20,38 +20,50 @@ CHUNK = 2**16
 """Elements of a tensor whose K task vectors are in memory at a time, in float64."""
 
 
-def merged(
+def direction(
     soup: TaskVectorSoup, name: str, origin: torch.Tensor, models: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """One tensor of a soup of task vectors.
+    """The merged task vector of one tensor, which a soup scales and adds to theta_0.
 
     Args:
-        soup: the soup.
+        soup: the soup. Its scale does not matter.
         name: of the tensor.
         origin: the tensor of theta_0, of floating point.
         models: the tensors of the theta_i, in the order of the soup.
 
     Returns:
-        A tensor of the shape and dtype of `origin`.
+        A flat float64 tensor.
     """
-    made = torch.empty(origin.shape, dtype=origin.dtype)
-    out, start = made.view(-1), origin.reshape(-1)
-    flat = [model.reshape(-1) for model in models]
+    out = torch.empty(origin.numel(), dtype=torch.float64)
+    start, flat = origin.reshape(-1), [model.reshape(-1) for model in models]
     for at in range(0, out.numel(), CHUNK):
         rows = slice(at, min(at + CHUNK, out.numel()))
         base, parts = start[rows], [model[rows] for model in flat]
-        wide = base.double()
-        deltas = [part.double() - wide for part in parts]
+        deltas = [part.double() - base.double() for part in parts]
         if isinstance(soup, TiesSoup):
             thresholds = [threshold for _, threshold in soup.parts]
             kept = [magnitudes(p, base) >= t for p, t in zip(parts, thresholds, strict=True)]
-            change = elected_mean(
-                [torch.where(m, d, 0.0) for m, d in zip(kept, deltas, strict=True)]
-            )
+            trimmed = [torch.where(m, d, 0.0) for m, d in zip(kept, deltas, strict=True)]
+            out[rows] = elected_mean(trimmed)
         else:
             masks = [_mask(soup, sha, name, rows) for sha in soup.models]
-            change = dropped_mean(deltas, masks, soup.drop)
-        out[rows].copy_(wide + soup.scale * change)
+            out[rows] = dropped_mean(deltas, masks, soup.drop)
+    return out
+
+
+def moved(origin: torch.Tensor, change: torch.Tensor, scale: float) -> torch.Tensor:
+    """theta_0 + scale * change, rounded once to the dtype of theta_0.
+
+    Args:
+        origin: a tensor of theta_0.
+        change: its `direction`.
+        scale: of the soup.
+    """
+    made = torch.empty(origin.shape, dtype=origin.dtype)
+    out, start = made.view(-1), origin.reshape(-1)
+    for at in range(0, out.numel(), CHUNK):
+        rows = slice(at, min(at + CHUNK, out.numel()))
+        out[rows].copy_(start[rows].double() + scale * change[rows])
     return made
 
 
@@ -65,20 +77,24 @@ def magnitudes(model: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
     return (model.to(torch.float32) - origin.to(torch.float32)).abs()
 
 
-def threshold_of(found: Sequence[torch.Tensor], keep: float) -> float:
+def threshold_of(found: Iterable[torch.Tensor], size: int, keep: float) -> float:
     """The magnitude that the largest entries of a task vector reach (TIES, step 1).
 
     The float32 magnitudes of one whole model are in memory.
 
     Args:
         found: the magnitudes of all tensors, each in any shape.
+        size: the number of their entries.
         keep: the share of entries to keep, above 0. At least one is kept.
 
     Returns:
         The smallest kept magnitude. Entries that equal it are all kept.
     """
-    flat = np.concatenate([one.reshape(-1).numpy() for one in found])
-    at = len(flat) - max(1, int(keep * len(flat)))
+    flat, filled = np.empty(size, np.float32), 0
+    for one in found:
+        flat[filled : filled + one.numel()] = one.reshape(-1).numpy()
+        filled += one.numel()
+    at = size - max(1, int(keep * size))
     flat.partition(at)
     return float(flat[at])
 
