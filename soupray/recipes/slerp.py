@@ -4,7 +4,7 @@ theta_0 + sin((1 - t) w) / sin(w) tau_1 + sin(t w) / sin(w) tau_2 for each tenso
 angle between the task vectors tau_i = theta_i - theta_0 of this tensor (Shoemake, SIGGRAPH 1985;
 for task vectors: WARP, arXiv:2406.16768). It keeps their length, which a mean makes shorter. The
 angle between whole weights, as mergekit takes it, is so small after fine-tuning that its SLERP is
-linear interpolation.
+nearly linear interpolation.
 """
 
 from __future__ import annotations
