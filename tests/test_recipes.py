@@ -1009,7 +1009,7 @@ def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
         "soce": (0, 37, 1, 0, 0, 0, 37),  # (9 over 2) ways to write 10 as three, and the mean
         "learned": (500, 1, 1, 0, 0, 0, 501),  # a step takes all samples
         "learned_by_layer": (500, 1, 1, 0, 0, 0, 501),
-        "learned_signed": (500, 1, 1, 0, 0, 0, 501),
+        "learned_signed": (100, 1, 1, 0, 0, 0, 101),
         "cma_es": (0, 101, 1, 0, 0, 0, 101),  # and the mean, from which it starts
         "fisher": (0, 1, 1, 0, 400, 4, 1),  # a hundred samples each
         "model_stock": (0, 1, 1, 0, 0, 0, 1),
@@ -1060,7 +1060,7 @@ def test_the_defaults_of_all_options_and_who_has_a_colour_of_its_own():
         "greedy_similar": {"least": None, "most": 0.999, "accept": "ge"},
         "learned": steps,
         "learned_by_layer": steps,
-        "learned_signed": {**steps, "lr": 0.01},
+        "learned_signed": {**steps, "lr": 0.01, "steps": 100},
         "cma_es": {"evaluations": 100, "members": 4, "seed": 0},
         "soce": {"correlated": 0.5},
         "fisher": {"samples": 100},

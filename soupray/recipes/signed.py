@@ -30,12 +30,17 @@ if TYPE_CHECKING:
 # NumPy and `descent` are imported on use: they would make `--help` slow.
 
 
+STEPS = 100
+"""Steps without `epochs`. On the demo, the loss is then that of `learned_by_layer` after 500 steps."""
+
+
 class SignedOptions(LearnedOptions, frozen=True, kw_only=True):
     """Options of learned_signed."""
 
     lr: Annotated[
         float, Meta(ge=1e-5, le=10.0, description="learning rate of Adam: a length in weights")
     ] = 0.01
+    steps: Annotated[int, Meta(ge=1, le=10**5, description="steps of Adam")] = STEPS
 
 
 def _learned_signed(
@@ -136,7 +141,7 @@ LEARNED_SIGNED = Recipe(
     when="As `learned_by_layer`, where the best weights may lie beyond those that were trained.",
     paper="Li et al. 2024, arXiv:2407.03641",
     kind="soup",
-    costs="500 steps, forward and backward",
+    costs="100 steps, forward and backward",
     uses="held-out loss",
     options=SignedOptions,
     choose=_learned_signed,
