@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from soupray.core.errors import ConfigError
+from soupray.core.records import Objective
 from soupray.data.digits import split_digits
 from soupray.data.folders import existing, folder_labels, list_part, mapped_labels, walked
 from soupray.data.idx import file_digests, split_idx
@@ -34,6 +36,7 @@ from soupray.spec.data import (
     IdxSpec,
     ImagesSpec,
     TextSpec,
+    TorchDataSpec,
     TorchvisionSpec,
     WebDatasetSpec,
 )
@@ -56,13 +59,19 @@ class Parts(NamedTuple):
     sources: list[str]
 
 
-def parts_of(data: DataSpec, seed: int, classes: Sequence[str]) -> Parts:
+def parts_of(
+    data: DataSpec,
+    seed: int,
+    classes: Sequence[str],
+    objective: Objective | UnsetType = UNSET,
+) -> Parts:
     """The splits of a data set, and what it calls the classes.
 
     Args:
         data: the spec of the data.
         seed: of the draw.
         classes: names of the task's classes.
+        objective: what the targets are; unset: one class.
 
     Raises:
         ConfigError: the data cannot be read, are fewer than the spec needs, or have other classes.
@@ -72,6 +81,9 @@ def parts_of(data: DataSpec, seed: int, classes: Sequence[str]) -> Parts:
         return Parts(dict(digits), names)
     if isinstance(data, IdxSpec):
         return Parts(dict(split_idx(data, seed)), _numbers(classes))
+    if objective is not UNSET:
+        assert isinstance(data, TorchDataSpec), "checked when the spec was read"
+        return Parts(_drawn(data, seed, classes, objective), list(classes))
     if isinstance(data, TextSpec):
         return Parts(dict(split_texts(data, classes, seed)), list(classes))
     every, test, sources = _sources(data, classes)
@@ -87,6 +99,37 @@ def parts_of(data: DataSpec, seed: int, classes: Sequence[str]) -> Parts:
         parts["test"] = test
     order = ("train", "held_out", "rank", "test")
     return Parts({name: parts[name] for name in order if name in parts}, sources)
+
+
+def _drawn(
+    data: TorchDataSpec, seed: int, classes: Sequence[str], objective: Objective
+) -> dict[str, Part]:
+    """The splits of data whose samples have several labels, or numbers: drawn at random."""
+    from soupray.data.torch_sets import list_targets
+
+    every = list_targets(data, "train", classes, objective)
+    test = data.test if data.test is not None else list_targets(data, "test", classes, objective)
+    targets = every.labels
+    # One class for all: the draw is not by class.
+    alike = every._replace(labels=np.zeros(len(every.ids), np.int64), rows=np.arange(len(targets)))
+    alike, listed = set_aside(alike, data.held_out)
+    wanted = held_out_shares(data.held_out, 1)
+    if isinstance(test, int):
+        wanted["test"] = [test]
+    asked = sum(n for counts in wanted.values() for n in counts)
+    if asked >= len(alike.ids):
+        raise ConfigError(
+            f"data.{' and data.'.join(wanted)} need {asked} samples and leave none to train on: "
+            f"{data.dataset} has {len(alike.ids)} of split 'train'. Lower them."
+        )
+    found = {**draw(alike, wanted, rest="train", seed=seed), **listed}
+    parts: dict[str, Part] = {
+        name: part._replace(labels=targets[part.rows]) for name, part in found.items()
+    }
+    if not isinstance(test, int):
+        parts["test"] = test
+    order = ("train", "held_out", "rank", "test")
+    return {name: parts[name] for name in order if name in parts}
 
 
 def _numbers(classes: Sequence[str]) -> list[str]:
@@ -113,7 +156,12 @@ def _sources(data: ImagesSpec, classes: Sequence[str]) -> _Source:
         test = None if drawn else list_shards(str(data.test), TEST, skip)
         return _Source(list_shards(data.train, TRAIN, skip), test, _numbers(classes))
     # The imports are here because each library takes seconds to import, or is not installed.
-    if isinstance(data, TorchvisionSpec):
+    if isinstance(data, TorchDataSpec):
+        from soupray.data.torch_sets import list_torch
+
+        where = data.dataset
+        found = [list_torch(data, part) for part in (("train",) if drawn else ("train", "test"))]
+    elif isinstance(data, TorchvisionSpec):
         from soupray.data.torchvision_sets import list_torchvision
 
         where = f"{data.name} of torchvision"
@@ -133,7 +181,7 @@ def _sources(data: ImagesSpec, classes: Sequence[str]) -> _Source:
 def _by_name(
     listing: Listing,
     names: Sequence[str] | None,
-    data: TorchvisionSpec | HuggingFaceSpec,
+    data: TorchvisionSpec | HuggingFaceSpec | TorchDataSpec,
     classes: Sequence[str],
     where: str,
 ) -> tuple[Listing, list[str]]:
@@ -199,12 +247,15 @@ def _called(classes: Sequence[str], label: int) -> str:
     return f"{classes[label]!r} " if label < len(classes) else ""
 
 
-def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
+def shifts_of(
+    data: DataSpec, classes: Sequence[str], objective: Objective | UnsetType = UNSET
+) -> dict[str, Shifted]:
     """The natural shifts, by the names of their splits.
 
     Args:
         data: the spec of the data.
         classes: names of the task's classes.
+        objective: what the targets are; unset: one class.
 
     Raises:
         ConfigError: the data of a shift are missing or do not fit the task.
@@ -212,6 +263,18 @@ def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
     if isinstance(data, TextSpec):
         found = {name: read_texts(file, data, classes) for name, file in data.shifts.items()}
         return {name: Shifted(samples, None) for name, samples in found.items()}
+    if isinstance(data, TorchDataSpec):
+        from soupray.data.torch_sets import list_targets, list_torch
+
+        if objective is not UNSET:
+            own = {n: list_targets(data, n, classes, objective) for n in data.own_shifts}
+        else:
+            where = "data.shifts: {}".format
+            own = {
+                n: _by_name(*list_torch(data, n), data, classes, where(n))[0]
+                for n in data.own_shifts
+            }
+        return {name: Shifted(samples, None) for name, samples in own.items()}
     folders = dict[str, int]()
     if isinstance(data, FolderSpec) and data.natural_shifts:
         folders = folder_labels(existing(data.train, TRAIN), classes, data, TRAIN)
@@ -228,7 +291,7 @@ def fingerprints(data: DataSpec) -> list[str]:
     files = [s.label_map for s in data.natural_shifts]
     if isinstance(data, TextSpec):
         files += data.files
-    if isinstance(data, FolderSpec | TorchvisionSpec | HuggingFaceSpec):
+    if isinstance(data, FolderSpec | TorchvisionSpec | HuggingFaceSpec | TorchDataSpec):
         files.append(data.label_map)
     if isinstance(data.held_out, HeldOutIds):
         files.append(data.held_out.ids)
@@ -240,6 +303,10 @@ def fingerprints(data: DataSpec) -> list[str]:
         found += [_stats([str(p) for pattern, f in patterns for p in shards(pattern, f)])]
     elif isinstance(data, FolderSpec):
         roots += [data.train] + ([data.test] if isinstance(data.test, str) else [])
+    elif isinstance(data, TorchDataSpec):
+        there = [Path(v) for v in data.args.values() if isinstance(v, str) and Path(v).exists()]
+        found += [_file_digest(path) for path in there if path.is_file()]
+        roots += [str(path) for path in there if path.is_dir()]
     elif isinstance(data, TorchvisionSpec | HuggingFaceSpec):
         roots.append(data.root if isinstance(data, TorchvisionSpec) else data.path)
     return found + [_tree(path_of(root, "data")) for root in roots]

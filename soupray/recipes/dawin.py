@@ -10,7 +10,7 @@ from __future__ import annotations
 from soupray.core.candidates import EntropyEnsemble, Outcome
 from soupray.core.ports import Selection
 from soupray.core.requests import Temperature
-from soupray.recipes.recipe import ENSEMBLE, Earlier, Options, Recipe
+from soupray.recipes.recipe import ENSEMBLE, ONE_CLASS, Earlier, Options, Recipe
 from soupray.recipes.starts import anchor_of, starts
 
 
@@ -45,5 +45,6 @@ DAWIN = Recipe(
     uses="held-out NLL",
     passes="2",
     choose=_dawin,
+    objectives=(ONE_CLASS,),  # entropies of class probabilities
     style=ENSEMBLE,
 )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 STEPS = 100
-"""Steps without `epochs`. On the demo, the loss is then that of `learned_by_layer` after 500 steps."""
+"""Steps without `epochs`. On the demo, the loss is then that of `learned_by_layer` after 500."""
 
 
 class SignedOptions(LearnedOptions, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from msgspec import Meta
 from soupray.core.candidates import Candidate, Outcome, weight_soup
 from soupray.core.ports import Selection
 from soupray.core.records import Scores
-from soupray.recipes.recipe import Cost, Earlier, Options, Recipe, single
+from soupray.recipes.recipe import MULTI_LABEL, ONE_CLASS, Cost, Earlier, Options, Recipe, single
 from soupray.recipes.starts import Single, curve, singles
 
 EXPERTS = 3
@@ -146,5 +146,6 @@ SOCE = Recipe(
     uses="held-out counts by class",
     options=SoceOptions,
     choose=_soce,
+    objectives=(ONE_CLASS, MULTI_LABEL),  # counts by class
     cost=lambda pool, options: Cost(scored=POINTS, models=1, mixtures=POINTS),
 )
