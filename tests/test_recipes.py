@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from msgspec.structs import replace
+from shared import demo
 
 from soupray.core.blocks import BLOCK_NUMBER
 from soupray.core.candidates import QUANTUM, LayerSoup, WeightSoup, mean_of, quantised, weight_soup
@@ -57,6 +58,7 @@ from soupray.recipes.starts import interpolate, starts
 from soupray.recipes.vrf import VRF
 from soupray.recipes.wise_ft import ALPHAS, WISE_FT, grid_of
 from soupray.reporting.plots import line_candidates
+from soupray.soup.run import chosen_recipes
 
 N = 100
 REF = CheckpointRef(sha256="anchor", size_bytes=1)
@@ -1072,6 +1074,19 @@ def test_the_defaults_of_all_options_and_who_has_a_colour_of_its_own():
     }
     own = {r.name for r in RECIPES if r.style.own}
     assert own == {"anchor", "best_single", "uniform", "greedy"}
+
+
+def test_all_leaves_out_what_is_costly_or_for_studies():
+    left = {r.name for r in RECIPES if not r.with_all}
+    assert left == {"learned_signed", "cma_es", "soce", "task_arithmetic", "ties", "dare"}
+    spec = demo()  # it lists uniform, greedy and wise_ft
+    kept = {r.name for r in RECIPES if r.kind != "baseline"} - left
+    assert set(chosen_recipes([spec], [], everything=True)) == kept
+    assert set(chosen_recipes([spec], ["ties"], everything=True)) == kept | {"ties"}
+    listed = spec.model_copy(update={"recipes": {"dare": {"drop": 0.5}}})
+    chosen = chosen_recipes([listed], [], everything=True)
+    assert set(chosen) == kept | {"dare"}
+    assert chosen["dare"] == {"drop": 0.5}
 
 
 def test_every_recipe_says_what_it_is():

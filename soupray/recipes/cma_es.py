@@ -112,5 +112,6 @@ CMA_ES = Recipe(
     uses="held-out NLL",
     options=CmaEsOptions,
     choose=_cma_es,
+    with_all=False,
     cost=_cost,
 )

@@ -145,6 +145,7 @@ LEARNED_SIGNED = Recipe(
     uses="held-out loss",
     options=SignedOptions,
     choose=_learned_signed,
+    with_all=False,
     cost=cost_of_steps,
     reads=bytes_read,
 )

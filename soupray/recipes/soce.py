@@ -146,6 +146,7 @@ SOCE = Recipe(
     uses="held-out counts by class",
     options=SoceOptions,
     choose=_soce,
+    with_all=False,
     objectives=(ONE_CLASS, MULTI_LABEL),  # counts by class
     cost=lambda pool, options: Cost(scored=POINTS, models=1, mixtures=POINTS),
 )

@@ -127,6 +127,7 @@ TASK_ARITHMETIC = Recipe(
     costs="12",
     uses="held-out counts",
     choose=_task_arithmetic,
+    with_all=False,
     cost=_cost,
 )
 
@@ -140,6 +141,7 @@ TIES = Recipe(
     uses="held-out counts",
     options=TiesOptions,
     choose=_ties,
+    with_all=False,
     cost=_cost,
 )
 
@@ -153,5 +155,6 @@ DARE = Recipe(
     uses="held-out counts",
     options=DareOptions,
     choose=_dare,
+    with_all=False,
     cost=_cost,
 )

@@ -36,11 +36,17 @@ class Regression(SpecModel):
     """How far an output may be from its target."""
 
 
+def _form(value: Any) -> str | None:
+    if isinstance(value, dict | Regression):
+        return "a mapping"
+    return "a word" if value in ("one_class", "multi_label") else None
+
+
 ObjectiveSpec = Annotated[
     Annotated[Literal["one_class", "multi_label"], Tag("a word")]
     | Annotated[Regression, Tag("a mapping")],
     Discriminator(
-        lambda value: "a mapping" if isinstance(value, dict | Regression) else "a word",
+        _form,
         custom_error_type="objective",
         custom_error_message="write one_class, multi_label or {regression: {tolerance: NUMBER}}",
     ),
