@@ -14,7 +14,7 @@ from soupray.core.candidates import (
     Candidate,
     FisherSoup,
     Outcome,
-    OutputEnsemble,
+    OutputCandidate,
     VRFEnsemble,
     WeightCandidate,
     is_estimated,
@@ -439,7 +439,7 @@ def cost(entry: Entry) -> tuple[int, float]:
 
 def one_model(candidate: Candidate) -> WeightCandidate | None:
     """Return the candidate if it is one model, or None if it is an ensemble."""
-    return None if isinstance(candidate, OutputEnsemble | VRFEnsemble) else candidate
+    return None if isinstance(candidate, OutputCandidate) else candidate
 
 
 CALIBRATION = ("test_nll", "test_ece", "temperature", "calibrated_test_nll", "calibrated_test_ece")
