@@ -562,6 +562,9 @@ def test_several_labels_from_the_sweep_to_a_table_of_predictions(tmp_path):
         assert "vrf is for one_class; the targets of this spec are of multi_label" in refused.stderr
         best = json.loads(inside("status", spec, *where, "--json").stdout)["best"]
         assert best["metric"] == "map"
+        rows = json.loads(inside("trials", spec, *where, "--json").stdout)
+        assert rows[0]["score"] == best["score"] == max(row["score"] for row in rows)
+        assert " map " in inside("trials", spec, *where).stdout.splitlines()[0]
     finally:
         inside("down", *where)
 
