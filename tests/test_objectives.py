@@ -555,6 +555,8 @@ def test_several_labels_from_the_sweep_to_a_table_of_predictions(tmp_path):
         assert report.returncode == 0
         page = (tmp_path / "r.html").read_text()
         assert "What each trial is worth" in page
+        assert "<th>map</th>" in page
+        assert f"<td>{entries['ensemble']['held_out']['others']['map']:.3f}</td>" in page
         assert "Confusion on ID test" not in page
         refused = inside("diagnose", spec, *where, check=False)
         assert "diagnose compares answers of one class" in refused.stderr
