@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import HANG_S, ROOT, inside, leaderboard
+from own_code import files_of, standing_in
 
 from soupray.core import plugins
 from soupray.core.errors import ConfigError, EvaluationError
@@ -18,28 +19,13 @@ from soupray.spec.sweep_spec import load
 from soupray.testing import check_recipe
 from soupray.testing.linear import toy
 
-PAGE = (ROOT / "docs" / "guide" / "plugins.md").read_text()
-FILES = dict(re.findall(r'```\w+ title="(\S+)"\n(.*?)```', PAGE, re.DOTALL))
+FILES = files_of("plugins")
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with the files of the page, from which commands are run."""
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    for name, text in FILES.items():
-        (folder / name).write_text(text)
-    monkeypatch.chdir(folder)
-    before, path = set(sys.modules), list(sys.path)
-    plugins.load.cache_clear()
-    plugins.installed.cache_clear()
-    yield folder
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] in {p.stem for p in folder.iterdir()}:
-            del sys.modules[name]
-    sys.path[:] = path
-    plugins.load.cache_clear()
-    plugins.installed.cache_clear()
+    with standing_in(tmp_path / "mine", FILES, monkeypatch) as folder:
+        yield folder
 
 
 SHORT = {name: {"steps": 12} for name in ("learned", "learned_by_layer", "learned_signed")}
