@@ -1,4 +1,4 @@
-"""Code of a user, from the pages of the guide: a folder with its files, seen as by a new process."""
+"""Code of a user, from the pages of the guide: a folder with its files, as of a new process."""
 
 import re
 import sys
