@@ -62,7 +62,7 @@ def test_without_a_driver_what_is_not_over_is_missing(swept, tmp_path):
 
 def test_the_end_of_a_sweep_names_the_trials_that_went_astray(swept, tmp_path):
     """Nothing is left to train: this takes no Ray."""
-    path, spec, store, trials = swept
+    path, _, store, trials = swept
     store.delete(layout.manifest(trials[1].key))
     for number, (one, far) in enumerate(zip(trials, (2, 50, 3, 0), strict=True)):
         made = ingredient("a", scores(9 - number, 10))

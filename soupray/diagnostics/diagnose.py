@@ -57,7 +57,7 @@ def run_diagnose(
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store cannot be reached.
     """
-    with open_session(spec, home, address, partial, show=show) as session:
+    with open_session([spec], home, address, partial, show=show, what="diagnose") as session:
         if len(session.pool.ingredients) < 2:
             raise EvaluationError("the pool has one ingredient: there is nothing to compare it to.")
         for finding in refuse_or_note(session):

@@ -108,7 +108,7 @@ def run_soup(
         StoreError: the store cannot be reached.
     """
     spec, *others = specs
-    with open_session(spec, home, address, allowed.partial, others, show) as session:
+    with open_session(specs, home, address, allowed.partial, show, "soup") as session:
         if not others:
             for finding in refuse_or_note(session):
                 log.warning(f"{finding.what}. {finding.advice}.")
