@@ -6,16 +6,19 @@ import re
 import subprocess
 import sys
 
+import msgspec
 import pytest
-from conftest import HANG_S, ROOT, inside, leaderboard
+from conftest import FEW, HANG_S, ONE_SLOT, ROOT, inside, leaderboard, mini_text
+from test_trackers import in_event_files, in_offline_runs
 
 from soupray.core import plugins
 from soupray.core.errors import ConfigError, EvaluationError
+from soupray.core.ports import TrackedRun
 from soupray.recipes import BY_NAME, GROUP, find_recipe, run_recipes
 from soupray.recipes.recipe import Recipe
 from soupray.soup.run import chosen_recipes
 from soupray.spec.sweep_spec import load
-from soupray.testing import check_recipe
+from soupray.testing import Shown, check_recipe
 from soupray.testing.linear import toy
 
 PAGE = (ROOT / "docs" / "guide" / "plugins.md").read_text()
@@ -137,6 +140,60 @@ def test_a_wheel_of_its_own_is_found_by_its_entry_point(here, fresh):
     entries = {e["name"]: e for e in leaderboard(fresh.output)}
     assert entries["trimmed"]["options"] == {"share": 1.0}
     assert len(entries["trimmed"]["ingredients"]) == 4
+
+
+def test_the_tracker_of_the_page_keeps_its_contract(here):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_tables.py"],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{here}"},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_sweep_is_shown_by_all_trackers_that_its_spec_names(here):
+    trackers = """tracking: off
+trackers:
+  tables:Tables: {folder: tables}
+  tensorboard: {folder: events}
+  wandb: {mode: offline, folder: wb}
+"""
+    edits = {"storage: embedded": f"storage: file://{here}/store", "trials: 16": "trials: 2"}
+    text = mini_text(**edits | ONE_SLOT | FEW | {"tracking: embedded": trackers})
+    (here / "mini.yaml").write_text(text)
+    inside("sweep", "mini.yaml", "--home", here / "home")
+
+    def everything() -> dict[str, dict[str, Shown]]:
+        tables = {}
+        for file in (here / "tables" / "mini").glob("*.json"):
+            run = msgspec.json.decode(file.read_bytes(), type=TrackedRun)
+            tables[run.key] = Shown(run.params, run.metrics, run.curves)
+        return {
+            "tables": tables,
+            "tensorboard": in_event_files(here / "events"),
+            "wandb": in_offline_runs(here / "wb"),
+        }
+
+    found = everything()
+    keys = set(found["tables"])
+    assert len(keys) == 3  # the sweep and its two trials
+    for name, runs in found.items():
+        assert set(runs) == keys, name
+        for key, run in runs.items():
+            known = found["tables"][key]
+            assert dict(run.params) == dict(known.params), name
+            assert run.metrics == pytest.approx(known.metrics, rel=1e-6), name
+            for curve, points in known.curves.items():
+                assert dict(run.curves[curve]) == pytest.approx(dict(points), rel=1e-6), name
+    trial = next(run for key, run in found["wandb"].items() if "/trial/" in key)
+    assert {"epoch/train_loss", "epoch/held_out_accuracy"} <= set(trial.curves)
+    for _ in range(2):
+        done = inside("publish", "mini.yaml", "--home", here / "home")
+        assert done.stdout == "3 runs of mini are in the tracker.\n"
+        assert everything() == found
 
 
 BROKEN = {

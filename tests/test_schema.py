@@ -18,6 +18,7 @@ from soupray.recipes import BY_NAME
 from soupray.spec.examples import EXAMPLES
 from soupray.spec.schema import FILLED, json_schema, shipped
 from soupray.spec.sweep_spec import load, parse
+from soupray.spec.trackers import OWN
 from soupray.spec.yaml import parse_yaml
 
 MINIMAL = """
@@ -51,7 +52,7 @@ def test_every_key_has_a_description_and_a_default_unless_it_is_needed():
     assert len(found) > 150
     assert [(w, name) for w, name, key, _ in found if len(key.get("description", "")) < 5] == []
     without = {name for w, name, key, needed in found if "default" not in key and not needed}
-    assert without - set(BY_NAME) - {"lr", "epochs"} == FILLED
+    assert without - set(BY_NAME) - set(OWN) - {"lr", "epochs"} == FILLED
 
 
 def test_the_defaults_and_the_hyperparameters_are_those_of_the_program():

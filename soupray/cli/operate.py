@@ -169,11 +169,11 @@ def doctor(spec: Path | None, home: Path, as_json: bool) -> None:
 @spec_argument
 @home_option
 def publish(spec: Path | None, home: Path) -> None:
-    """Complete MLflow from the store. Running it twice changes nothing."""
+    """Complete MLflow and other trackers from the store. Running it twice changes nothing."""
     from soupray.reporting.results import publish as index
 
     _, loaded = load_named(spec, home)
-    if loaded.tracking == "off":
+    if loaded.tracking == "off" and not loaded.trackers:
         raise ConfigError(f"{loaded.name} has `tracking: off`: there is nothing to publish to.")
     click.echo(f"{index(loaded, home)} runs of {loaded.name} are in the tracker.")
 
@@ -301,6 +301,8 @@ def delete(spec: Path, home: Path, as_json: bool, dry: bool, yes: bool) -> None:
     print_json(found) if as_json else show_removal(found, planned=dry)
     if loaded.tracking != "off" and not dry:
         say(f"note: the runs of {loaded.name} stay in MLflow: delete its experiment there.")
+    if loaded.trackers and not dry:
+        say(f"note: they stay in {', '.join(loaded.trackers)} too.")
 
 
 _file = click.Path(path_type=Path, exists=True, dir_okay=False)

@@ -35,6 +35,7 @@ from soupray.recipes.recipe import PoolSize
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Calibrated, Entry, champion, leaderboard, one_model
 from soupray.reporting.results import SoupResult
+from soupray.reporting.tracker import load_trackers
 from soupray.search.plan import CODE_VERSION
 from soupray.soup.check import refuse_or_note
 from soupray.soup.details import gather
@@ -108,6 +109,7 @@ def run_soup(
         StoreError: the store cannot be reached.
     """
     spec, *others = specs
+    load_trackers(spec)
     with open_session(specs, home, address, allowed.partial, show, "soup") as session:
         if not others:
             for finding in refuse_or_note(session):

@@ -12,6 +12,7 @@ from soupray.core.errors import NotFound, RayLost, StoreError, TrialError
 from soupray.core.progress import Show
 from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
 from soupray.recipes import load_recipes
+from soupray.reporting.tracker import load_trackers
 from soupray.search.history import Stopped, create_stopped
 from soupray.search.state import SweepState, basis_key, find_basis, read_state
 from soupray.services.home import remember_spec
@@ -77,6 +78,7 @@ def run_sweep(
 
     started = time.time()
     load_recipes(spec.recipes)  # a plug-in that is away is named before anything is trained
+    load_trackers(spec)
     with cluster.when_needed(address, spec, workers=spec.training.workers) as attach:
         services = start_services(spec, home)
         check_bucket(services.place.storage, services.place.read_credentials())

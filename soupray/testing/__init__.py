@@ -8,5 +8,6 @@ check_recipe(TRIMMED, tmp_path)
 """
 
 from soupray.testing.recipes import check_recipe
+from soupray.testing.trackers import Shown, check_tracker
 
-__all__ = ["check_recipe"]
+__all__ = ["Shown", "check_recipe", "check_tracker"]
