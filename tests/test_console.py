@@ -223,7 +223,7 @@ def test_a_plan_shows_what_varies_and_what_it_costs():
         reported_samples=1_000_000,
         stored_bytes=57_000_000,
         soup_stored_bytes=3_000_000,
-        classes=[PlannedClass("zero", "digit 0", 20, 50, 108)],
+        classes=[PlannedClass(name="zero", source="digit 0", train=20, held_out=50, test=108)],
         inputs=Inputs(
             size=(32, 32),
             decoded=64,

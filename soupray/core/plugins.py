@@ -11,6 +11,7 @@ import difflib
 import functools
 import hashlib
 import importlib
+import importlib.util
 import re
 import sys
 import traceback
@@ -81,21 +82,87 @@ def load(group: str, named: str) -> Plugin:
     Raises:
         ConfigError: there is no such module or name, or the import raises.
     """
-    point = installed(group).get(named)
-    module, _, name = (point.value if point else named).partition(":")
-    package = f"{described(point)}" if point else ""
-    where = f"{group} {named!r}{f' of {package}' if package else ''}"
+    module, name, package, where = _parts(group, named)
     found = _imported(module, where)
     value = getattr(found, name, None)
     if value is None:
         near = difflib.get_close_matches(name, dir(found), n=1)
         hint = f" Did you mean {module}:{near[0]}?" if near else ""
         raise ConfigError(f"{where}: {found.__file__} has no {name!r}.{hint}")
-    files = _files(module)
+    return Plugin(value, package or str(found.__file__), digest_of(group, named))
+
+
+def digest_of(group: str, named: str) -> str:
+    """Return the digest of the code of a plug-in, which is not imported; see `Plugin.digest`.
+
+    Args:
+        group: of entry points, such as `soupray.recipes`.
+        named: the name of an entry point, or `module:name`.
+
+    Raises:
+        ConfigError: there is no such module.
+    """
+    _, _, package, _ = _parts(group, named)
     seen = hashlib.sha256(package.encode())
-    for file in files:
+    for file in code_files(group, named):
         seen.update(hashlib.sha256(file.read_bytes()).digest())
-    return Plugin(value, package or str(files[0]), seen.hexdigest())
+    return seen.hexdigest()
+
+
+def _parts(group: str, named: str) -> tuple[str, str, str, str]:
+    """Module, name in it, package with its version or an empty text, and a name for messages."""
+    point = installed(group).get(named)
+    module, _, name = (point.value if point else named).partition(":")
+    package = described(point) if point else ""
+    return module, name, package, f"{group} {named!r}{f' of {package}' if package else ''}"
+
+
+def code_files(group: str, named: str) -> list[Path]:
+    """Return the Python files of a plug-in: of its whole package, or the one file.
+
+    Args:
+        group: of entry points, such as `soupray.recipes`.
+        named: the name of an entry point, or `module:name`.
+
+    Raises:
+        ConfigError: there is no such module.
+    """
+    module, _, _, where = _parts(group, named)
+    _see_this_folder()
+    name = module.partition(".")[0]
+    importlib.invalidate_caches()  # a file may be newer than Python's list of its folder
+    try:
+        top = importlib.util.find_spec(name)
+    except ValueError:  # a module without a spec, such as __main__
+        top = None
+    if top is None:
+        raise _away(name, where)
+    if top.submodule_search_locations is not None:
+        parts = map(Path, top.submodule_search_locations)
+        return sorted(file for part in parts for file in part.rglob("*.py"))
+    return [Path(top.origin)] if top.has_location and top.origin else []  # one inside Python
+
+
+def code_place(group: str, named: str) -> str:
+    """Return where the code of a plug-in is, as `module:name`.
+
+    Args:
+        group: of entry points, such as `soupray.recipes`.
+        named: the name of an entry point, or `module:name`.
+    """
+    module, name, _, _ = _parts(group, named)
+    return f"{module}:{name}"
+
+
+def package_of(group: str, named: str) -> str | None:
+    """Return the name of the distribution that declares a plug-in; None for `module:name`.
+
+    Args:
+        group: of entry points, such as `soupray.recipes`.
+        named: the name of an entry point, or `module:name`.
+    """
+    point = installed(group).get(named)
+    return point.dist.name if point and point.dist else None
 
 
 def described(point: EntryPoint) -> str:
@@ -107,18 +174,27 @@ def described(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
-def _imported(module: str, where: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:  # as `python -m` has it, and a Ray job's working folder
+def _see_this_folder() -> None:
+    """Have Python find modules in the current folder, as `python -m` does."""
+    here = str(Path.cwd())  # that of a Ray job is its working folder
+    if here not in sys.path:
         sys.path.append(here)
+
+
+def _away(module: str, where: str) -> ConfigError:
+    return ConfigError(
+        f"{where}: there is no module {module!r}, neither in {Path.cwd()} nor installed. "
+        "Run the command where the module is, or install its package."
+    )
+
+
+def _imported(module: str, where: str) -> Any:
+    _see_this_folder()
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
-            raise ConfigError(
-                f"{where}: there is no module {error.name!r}, neither in {here} nor installed. "
-                "Run the command where the module is, or install its package."
-            ) from error
+            raise _away(error.name, where) from error
         raise ConfigError(
             f"{where}: its import needs {error.name!r}, which is not there."
         ) from error
@@ -136,11 +212,3 @@ def raised(error: BaseException) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1:]
     at = f" ({last[0].filename}:{last[0].lineno})" if last else ""
     return f"{type(error).__name__}: {said}{at}"
-
-
-def _files(module: str) -> list[Path]:
-    """The Python files whose change may change the code: of the whole package, or the one file."""
-    top = sys.modules[module.partition(".")[0]]
-    if getattr(top, "__path__", None):
-        return sorted(file for part in top.__path__ for file in Path(part).rglob("*.py"))
-    return [Path(str(top.__file__))]

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from soupray.core.arrays import Images, Labels
 from soupray.core.errors import ConfigError, EvaluationError
-from soupray.core.records import Role, Split, decode, digest
+from soupray.core.records import Record, Role, Split, decode, digest
 from soupray.data.building import build, is_whole, left_out, look_of
 from soupray.data.reading import Stream
 from soupray.data.sets import fingerprints, parts_of, shifts_of
@@ -144,7 +144,7 @@ def _streamed(spec: SweepSpec, folder: Path) -> Stream:
     return Stream(train.take(rows), look_of(spec, spec.data.side_of_train, train=True))
 
 
-class PlannedClass(NamedTuple):
+class PlannedClass(Record, frozen=True, kw_only=True):
     """A class of the task: its name, what the data call it, and its samples in three splits."""
 
     name: str
@@ -187,9 +187,13 @@ def planned(spec: SweepSpec) -> Planned:
         np.bincount(parts[split].labels, minlength=len(names)).tolist()
         for split in ("train", "held_out", "test")
     ]
-    rows = zip(names, sources, *counts, strict=True)
+    fields = PlannedClass.__struct_fields__
+    classes = [
+        PlannedClass(**dict(zip(fields, row, strict=True)))
+        for row in zip(names, sources, *counts, strict=True)
+    ]
     every = [*parts.values(), *(shifted.samples for shifted in shifts.values())]
-    return Planned(sizes, [PlannedClass(*row) for row in rows], tuple(left_out(every)))
+    return Planned(sizes, classes, tuple(left_out(every)))
 
 
 def check_classes(spec: SweepSpec, labels: int) -> None:

@@ -121,6 +121,23 @@ def opened(raw: Raw | Picture, channels: int, most: int = MAX_PIXELS) -> Opened:
         raise Unreadable(f"{type(error).__name__}: {one_line(error)}") from error
 
 
+def as_raw(image: Image.Image) -> Raw:
+    """An image of Pillow as a source: pixels where they say all, else the bytes of a file.
+
+    Raises:
+        Unreadable: Pillow cannot write an image of this mode without a loss.
+    """
+    if image.mode in ("L", "RGB") and ORIENTATION not in image.getexif():
+        return np.asarray(image)
+    file = io.BytesIO()
+    try:
+        kind = "TIFF" if image.mode.startswith(("F", "I")) else "PNG"
+        image.save(file, kind, exif=image.getexif())
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"an image of Pillow's mode {image.mode}: convert it to RGB") from error
+    return file.getvalue()
+
+
 def _known() -> dict[str, object]:
     Image.init()
     return dict.fromkeys(Image.OPEN)

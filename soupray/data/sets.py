@@ -34,6 +34,7 @@ from soupray.spec.data import (
     IdxSpec,
     ImagesSpec,
     TextSpec,
+    TorchDataSpec,
     TorchvisionSpec,
     WebDatasetSpec,
 )
@@ -113,7 +114,12 @@ def _sources(data: ImagesSpec, classes: Sequence[str]) -> _Source:
         test = None if drawn else list_shards(str(data.test), TEST, skip)
         return _Source(list_shards(data.train, TRAIN, skip), test, _numbers(classes))
     # The imports are here because each library takes seconds to import, or is not installed.
-    if isinstance(data, TorchvisionSpec):
+    if isinstance(data, TorchDataSpec):
+        from soupray.data.torch_sets import list_torch
+
+        where = data.dataset
+        found = [list_torch(data, part) for part in (("train",) if drawn else ("train", "test"))]
+    elif isinstance(data, TorchvisionSpec):
         from soupray.data.torchvision_sets import list_torchvision
 
         where = f"{data.name} of torchvision"
@@ -133,7 +139,7 @@ def _sources(data: ImagesSpec, classes: Sequence[str]) -> _Source:
 def _by_name(
     listing: Listing,
     names: Sequence[str] | None,
-    data: TorchvisionSpec | HuggingFaceSpec,
+    data: TorchvisionSpec | HuggingFaceSpec | TorchDataSpec,
     classes: Sequence[str],
     where: str,
 ) -> tuple[Listing, list[str]]:
@@ -212,6 +218,15 @@ def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
     if isinstance(data, TextSpec):
         found = {name: read_texts(file, data, classes) for name, file in data.shifts.items()}
         return {name: Shifted(samples, None) for name, samples in found.items()}
+    if isinstance(data, TorchDataSpec):
+        from soupray.data.torch_sets import list_torch
+
+        return {
+            name: Shifted(
+                _by_name(*list_torch(data, name), data, classes, f"data.shifts: {name}")[0], None
+            )
+            for name in data.own_shifts
+        }
     folders = dict[str, int]()
     if isinstance(data, FolderSpec) and data.natural_shifts:
         folders = folder_labels(existing(data.train, TRAIN), classes, data, TRAIN)
@@ -228,7 +243,7 @@ def fingerprints(data: DataSpec) -> list[str]:
     files = [s.label_map for s in data.natural_shifts]
     if isinstance(data, TextSpec):
         files += data.files
-    if isinstance(data, FolderSpec | TorchvisionSpec | HuggingFaceSpec):
+    if isinstance(data, FolderSpec | TorchvisionSpec | HuggingFaceSpec | TorchDataSpec):
         files.append(data.label_map)
     if isinstance(data.held_out, HeldOutIds):
         files.append(data.held_out.ids)
@@ -240,6 +255,10 @@ def fingerprints(data: DataSpec) -> list[str]:
         found += [_stats([str(p) for pattern, f in patterns for p in shards(pattern, f)])]
     elif isinstance(data, FolderSpec):
         roots += [data.train] + ([data.test] if isinstance(data.test, str) else [])
+    elif isinstance(data, TorchDataSpec):
+        there = [Path(v) for v in data.args.values() if isinstance(v, str) and Path(v).exists()]
+        found += [_file_digest(path) for path in there if path.is_file()]
+        roots += [str(path) for path in there if path.is_dir()]
     elif isinstance(data, TorchvisionSpec | HuggingFaceSpec):
         roots.append(data.root if isinstance(data, TorchvisionSpec) else data.path)
     return found + [_tree(path_of(root, "data")) for root in roots]

@@ -22,7 +22,7 @@ from soupray.spec.data import TextSpec
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
-from soupray.tasks import task_of
+from soupray.tasks import recorded_task
 
 
 def load(
@@ -134,7 +134,7 @@ def _stored(spec: SweepSpec, recipe: RecipeFile, home: Path) -> ModelSource:
     place = find_place(spec, home)
     found = Checkpoints(place.open_store(), place.folder / "weights")
     return ModelSource(
-        task_of(spec.task),
+        recorded_task(spec.task),
         lambda member: weights_of(member, recipe, found),
         found.load_blob,
         spec.setting,
@@ -144,7 +144,7 @@ def _stored(spec: SweepSpec, recipe: RecipeFile, home: Path) -> ModelSource:
 def _in_folder(spec: SweepSpec, recipe: RecipeFile, folder: Path) -> ModelSource:
     """Return the source of the models of a spec, averaged already in a model folder."""
     return ModelSource(
-        task_of(spec.task),
+        recorded_task(spec.task),
         lambda member: folder_weights(folder, file_of(member, recipe)),
         lambda sha256: folder_weights(folder, sha256),
         spec.setting,

@@ -25,6 +25,7 @@ from soupray.spec.task import (
     OpenClipSpec,
     ProbeInit,
     TimmSpec,
+    TorchSpec,
     TrainedInit,
     TransformersSpec,
 )
@@ -106,8 +107,11 @@ def weight_files(spec: SweepSpec) -> tuple[WeightFile, ...]:
                 f"task.pretrained = {task.pretrained!r}: there is no file {path}. Correct the "
                 "path, or name a tag of the library."
             )
-    folder = clip_folder(task.model) if isinstance(task, OpenClipSpec) else local_path(task.model)
-    if folder is not None and not isinstance(task, TimmSpec):
+    if isinstance(task, OpenClipSpec):
+        folder = clip_folder(task.model)
+    else:
+        folder = local_path(task.model) if isinstance(task, TransformersSpec) else None
+    if folder is not None:
         named += [("task.model", path) for path in _weights_in(folder)]
     if isinstance(spec.init, FileInit):
         path = local_path(spec.init.file)
@@ -115,7 +119,7 @@ def weight_files(spec: SweepSpec) -> tuple[WeightFile, ...]:
         named += [("init.file", one) for one in (_weights_in(path) if path.is_dir() else [path])]
         load_foreign(path)
     for field, path in named:
-        if field == "task.pretrained" and isinstance(task, TimmSpec):
+        if field == "task.pretrained" and isinstance(task, TimmSpec | TorchSpec):
             load_foreign(path)
     return tuple(_weight_file(field, path) for field, path in named)
 

@@ -30,7 +30,7 @@ from soupray.services.place import find_place
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import OpenClipSpec, TransformersSpec
 from soupray.store.weights_file import Weights
-from soupray.tasks import task_of
+from soupray.tasks import recorded_task
 from soupray.tasks.foreign import ForeignWeights, matched
 
 Format = Literal["library", "onnx", "torch", "hub", "folder"]
@@ -102,7 +102,7 @@ def export(
             weights = source.weights(candidate)
             progress.advance()
             # A model folder has no pre-trained weights, from which a library's other parts come.
-            task = source.task if found.folder is None else task_of(spec.task)
+            task = source.task if found.folder is None else recorded_task(spec.task)
             loads, notes = _write_library(weights, task, recipe, target)
             progress.advance()
             if kind == "hub":

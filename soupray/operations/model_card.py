@@ -23,7 +23,7 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import FileInit
 from soupray.store.objects import Store
 from soupray.store.weights_file import sha256_of
-from soupray.tasks import task_of
+from soupray.tasks import recorded_task
 
 SHOWN = 50
 """Number of ingredients that the card lists; the recipe file has all."""
@@ -32,6 +32,7 @@ KINDS = {
     "open_clip": ("open_clip", "zero-shot-image-classification"),
     "timm": ("timm", "image-classification"),
     "transformers": ("transformers", "text-classification"),
+    "torch": ("pytorch", "image-classification"),
 }
 """(library, task) by `task.kind`, as the hub names what the library does with the folder."""
 
@@ -95,7 +96,7 @@ def write_card(recipe: RecipeFile, home: Path, folder: Path, notes: list[str]) -
 
 def _facts(recipe: RecipeFile, home: Path, folder: Path, notes: list[str]) -> Facts:
     spec = spec_of(recipe)
-    task = task_of(spec.task)
+    task = recorded_task(spec.task)
     try:
         store = find_place(spec, home).open_store()
     except NotFound:  # a model folder needs no store

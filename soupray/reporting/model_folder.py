@@ -21,6 +21,7 @@ import soupray
 from soupray.core.candidates import VRFEnsemble, WeightCandidate, as_trained
 from soupray.core.errors import CheckpointError, ChecksumMismatch, ConfigError
 from soupray.core.names import inside
+from soupray.core.plugins import package_of
 from soupray.core.ports import Deployable
 from soupray.core.records import encode_pretty
 from soupray.data.decoding import png
@@ -28,10 +29,12 @@ from soupray.evaluation.live_model import about
 from soupray.reporting.recipe_file import RecipeFile, spec_of, specs_of, weights_of
 from soupray.services.place import Place
 from soupray.spec.data import TextSpec
+from soupray.spec.plugged_in import TASKS
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.task import TorchSpec
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.weights_file import MappedWeights, Weights, sha256_of, write_weights
-from soupray.tasks import reads_from, task_of
+from soupray.tasks import reads_from, recorded_task
 
 RECIPE, WEIGHTS, FILES = "recipe.json", "weights", "files"
 
@@ -72,7 +75,7 @@ def write_folder(recipe: RecipeFile, place_of: Callable[[SweepSpec], Place], fol
         failures = checkpoints.fetch_blob(candidate.failures.sha256)
         shutil.copyfile(failures, _weights(folder, candidate.failures.sha256))
     for number, spec in enumerate(dict.fromkeys(specs.values())):
-        task_of(spec.task).write_files(folder / FILES / str(number))
+        recorded_task(spec.task).write_files(folder / FILES / str(number))
     (folder / RECIPE).write_bytes(encode_pretty(recipe))
 
 
@@ -111,7 +114,10 @@ def _requirements(recipe: RecipeFile, spec: SweepSpec) -> list[str]:
     extras += ["cpu"] if isinstance(recipe.candidate, VRFEnsemble) else []
     ours = f"soupray[{','.join(extras)}]" if extras else "soupray"
     library = {"open_clip": "open_clip_torch", "timm": "timm", "transformers": "transformers"}
-    pinned = ["torch", library[spec.task.kind], "numpy"]
+    own = [library[spec.task.kind]] if spec.task.kind in library else []
+    if isinstance(spec.task, TorchSpec) and (package := package_of(TASKS, spec.task.model)):
+        own = [package]
+    pinned = ["torch", *own, "numpy"]
     # A local version, as in 2.9.0+cpu, is of one package index only.
     versions = {name: version(name).partition("+")[0] for name in pinned}
     return [f"{ours}=={soupray.__version__}", *(f"{n}=={v}" for n, v in versions.items())]

@@ -5,12 +5,13 @@ The text under a field describes the key, in the JSON schema and in the referenc
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import pydantic
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, JsonValue, Tag
 
 from soupray.spec.space import Count, SpecModel
+from soupray.spec.task import Code
 
 LARGEST_SIDE = 10_000
 """Pixels: ten times the side of what the largest models of timm and open_clip read."""
@@ -304,6 +305,53 @@ class HuggingFaceSpec(Pictures):
     differ from those of the task."""
 
 
+class TorchDataSpec(Pictures):
+    """Data sets of your own: a function that returns map-style datasets of torch."""
+
+    kind: Literal["torch"]
+
+    dataset: str
+    """The function, as `package.module:name`, or the name of an entry point in `soupray.data`. It
+    is called with the name of a split (`train`, `test`, or one of `shifts`) and with `args`. Each
+    sample is a pair: an image (Pillow, array [H, W, C], tensor [C, H, W]) and its class, as a name
+    or a number."""
+
+    args: dict[str, JsonValue] = Field(default={})
+    """Keyword arguments of the function. Where one is the path of a file or folder, changes there
+    are noticed."""
+
+    test: Count | None = None
+    """A number of images that are drawn by class from the training part. Left out: the split
+    `test` of the function."""
+
+    # A word that is no corruption is the name of a split.
+    shifts: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")], ...] = ()  # type: ignore[assignment]
+    """What is reported beside the test set: corruptions of the test images, and splits of the
+    function."""
+
+    label_map: str | None = Field(default=None, exclude_if=_is_absent)
+    """A YAML file with lines like `cat: [tabby, siamese]`: the data's names of each class, if they
+    differ from those of the task."""
+
+    code: Code = ""
+    """The digest of the function's code, filled in when the spec is read."""
+
+    @property
+    def corruptions(self) -> tuple[str, ...]:
+        """Shifts that are made from copies of the ID test images."""
+        return tuple(s for s in self.shifts if s in get_args(Corruption))
+
+    @property
+    def natural_shifts(self) -> tuple[NaturalShift, ...]:
+        """Always empty: the other shifts are splits of the function."""
+        return ()
+
+    @property
+    def own_shifts(self) -> tuple[str, ...]:
+        """Shifts that are splits of the function."""
+        return tuple(s for s in self.shifts if s not in get_args(Corruption))
+
+
 class TextSpec(SpecModel):
     """Texts and their labels in files: CSV, TSV or JSON lines, by the ending of the file name."""
 
@@ -365,5 +413,5 @@ class TextSpec(SpecModel):
         return ()
 
 
-ImagesSpec = FolderSpec | WebDatasetSpec | TorchvisionSpec | HuggingFaceSpec
+ImagesSpec = FolderSpec | WebDatasetSpec | TorchvisionSpec | HuggingFaceSpec | TorchDataSpec
 DataSpec = DigitsSpec | IdxSpec | TextSpec | ImagesSpec

@@ -17,7 +17,7 @@ from soupray.spec.libraries import Memory
 log = logging.getLogger(__name__)
 
 NAMES = ("mean", "std", "interpolation", "resize", "crop")
-IMAGE_FILES = ("folder", "webdataset", "torchvision", "huggingface")
+IMAGE_FILES = ("folder", "webdataset", "torchvision", "huggingface", "torch")
 """Kinds of data that have a `size`."""
 ASSETS = Path(__file__).parent.parent / "assets"
 CLIP_CONFIG = "open_clip_config.json"
@@ -40,7 +40,7 @@ def with_preprocessing(data: dict[str, Any], source: str, memory: Memory) -> dic
         ConfigError: the checkpoint wants a preprocessing that soupray does not have.
     """
     task, samples = data.get("task"), data.get("data")
-    known = {"open_clip": _of_open_clip, "timm": _of_timm}
+    known = {"open_clip": _of_open_clip, "timm": _of_timm, "torch": _of_nobody}
     # Nothing is checked yet: a value of another type is left to the checks of the spec.
     if not isinstance(task, dict) or task.get("kind") not in list(known):
         return data
@@ -61,6 +61,11 @@ def with_preprocessing(data: dict[str, Any], source: str, memory: Memory) -> dic
     if isinstance(samples, dict) and samples.get("kind") in IMAGE_FILES and "size" not in samples:
         found["data"] = samples if size is None else {**samples, "size": size}
     return found
+
+
+def _of_nobody(task: dict[str, Any], memory: Memory) -> dict[str, Any]:
+    """What is known of the inputs of a model of the user's own: nothing beyond the spec."""
+    return {}
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ from soupray.spec.data import DataSpec
 from soupray.spec.files import read_text
 from soupray.spec.libraries import Memory
 from soupray.spec.mistakes import explain
+from soupray.spec.plugged_in import with_code
 from soupray.spec.preprocessing import with_preprocessing
 from soupray.spec.space import IMAGE_ONLY, Count, NonNegative, Search, SpecModel, refuse
 from soupray.spec.task import Init, TaskSpec, TrainedInit
@@ -372,7 +373,7 @@ def parse(text: str, source: str, memory: Path | None = None) -> SweepSpec:
 
 def _ready(data: dict[str, Any], source: str, memory: Path | None) -> dict[str, Any]:
     """Return plain data with what files and checkpoints say in place of their names."""
-    return with_preprocessing(resolved(data, source), source, Memory(memory))
+    return with_code(with_preprocessing(resolved(data, source), source, Memory(memory)), source)
 
 
 def _as_written(keys: dict[str, Any]) -> dict[str, Any]:

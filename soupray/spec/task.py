@@ -50,6 +50,9 @@ Crop = Annotated[float, Field(gt=0, le=1, exclude_if=lambda v: v == 1.0)]
 """Share of the side that is left after the centre of an evaluated image is cut out."""
 
 
+Code = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+"""SHA-256 (hex) of the code of a plug-in."""
+
 Channels = tuple[float, float, float]
 PositiveChannels = tuple[Positive, Positive, Positive]
 
@@ -251,7 +254,61 @@ class TransformersSpec(SpecModel):
         return self
 
 
-TaskSpec = OpenClipSpec | TimmSpec | TransformersSpec
+class TorchSpec(SpecModel):
+    """A model of your own: a function that returns an `nn.Module`, trained end to end."""
+
+    kind: Literal["torch"]
+
+    model: str
+    """The function, as `package.module:name`, or the name of an entry point in `soupray.tasks`. It
+    is called with `args`, and with `num_classes` if it has a parameter of that name."""
+
+    args: dict[str, JsonValue] = Field(default={})
+    """Keyword arguments of the function."""
+
+    pretrained: str | None = None
+    """A file of weights with the names that the module has. Its last layer is left out: the head is
+    new. For a whole classifier write `init: {file: PATH}`."""
+
+    classes: Classes
+    """The names of the classes: a list, `imagenet`, or the path of a YAML list. Left out, for data
+    of kind `folder`: the names of the folders."""
+
+    size: Annotated[Count, Field(le=10_000)]
+    """Side of the inputs in pixels."""
+
+    mean: tuple[float, ...] = Field(min_length=1)
+    """Subtracted from each channel (values in 0..1). One number: the model reads grey images."""
+
+    std: tuple[Positive, ...] = Field(min_length=1)
+    """Divides each channel after that."""
+
+    interpolation: Interpolation = "bicubic"
+    """How an image is resized, by Pillow's name."""
+
+    resize: Resize = "shortest"
+    """`shortest` keeps the proportions and cuts the centre out; `squash` resizes both sides."""
+
+    crop: Crop = 1.0
+    """Share of the side that is left after the centre of an evaluated image is cut out."""
+
+    code: Code = ""
+    """The digest of the function's code, filled in when the spec is read: edited code is another
+    model, and makes other trials."""
+
+    @pydantic.field_validator("std")
+    @classmethod
+    def _one_a_channel(
+        cls, std: tuple[float, ...], info: pydantic.ValidationInfo
+    ) -> tuple[float, ...]:
+        if not len(info.data.get("mean", std)) == len(std) in (1, 3):
+            raise ValueError(
+                "mean and std have a number for each channel: three for RGB, one for grey images"
+            )
+        return std
+
+
+TaskSpec = OpenClipSpec | TimmSpec | TransformersSpec | TorchSpec
 
 
 class Trained(Space):

@@ -5,7 +5,11 @@ The tests run it. It is Python as a user may paste it; the folder is the current
 
 from __future__ import annotations
 
-from soupray.spec.task import TransformersSpec
+import math
+
+from soupray.core.plugins import code_place
+from soupray.spec.plugged_in import TASKS
+from soupray.spec.task import TorchSpec, TransformersSpec
 
 OPEN_CLIP = """\
 import json
@@ -39,6 +43,33 @@ image = transform(Image.open("photo.png").convert("{mode}"))
 with torch.inference_mode():
     logits = model(image[None])
 print(model.pretrained_cfg["label_names"][int(logits.argmax())])
+"""
+
+_TORCH = """\
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.transforms import v2
+
+from {module} import {name}
+
+folder = "."  # this folder
+config = json.loads(Path(folder, "config.json").read_text())
+model = {name}(**config["args"]).eval()
+model.load_state_dict(load_file(f"{{folder}}/model.safetensors"))
+to_inputs = v2.Compose([
+    v2.Resize({resized}, v2.InterpolationMode.{method}),
+    v2.CenterCrop(config["size"]),
+    v2.ToImage(),
+    v2.ToDtype(torch.float32, scale=True),
+    v2.Normalize(config["mean"], config["std"]),
+])
+with torch.inference_mode():
+    logits = model(to_inputs(Image.open("photo.png").convert("{mode}"))[None])
+print(config["label_names"][int(logits.argmax())])
 """
 
 _TRANSFORMERS = """\
@@ -76,6 +107,23 @@ def timm_example(channels: int) -> str:
         channels: of its inputs. One: pictures are made grey.
     """
     return _TIMM.format(mode="L" if channels == 1 else "RGB")
+
+
+def torch_example(spec: TorchSpec) -> str:
+    """Return the code for a module of the user.
+
+    Args:
+        spec: names the function, and says how images become inputs.
+    """
+    module, _, name = code_place(TASKS, spec.model).partition(":")
+    side = math.floor(spec.size / spec.crop)
+    return _TORCH.format(
+        module=module,
+        name=name,
+        resized=f"({side}, {side})" if spec.resize == "squash" else side,
+        method=spec.interpolation.upper(),
+        mode="L" if len(spec.mean) == 1 else "RGB",
+    )
 
 
 def transformers_example(kind: str, spec: TransformersSpec) -> str:

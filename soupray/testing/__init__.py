@@ -1,13 +1,8 @@
-"""The contracts of plug-ins, for the tests of their authors.
+"""The contracts of plug-ins, for the tests of their authors; docs/guide/plugins.md shows them."""
 
-from soupray.testing import check_recipe
-from trimmed import TRIMMED
-
-def test_trimmed(tmp_path):
-check_recipe(TRIMMED, tmp_path)
-"""
-
+from soupray.testing.data import check_dataset
 from soupray.testing.recipes import check_recipe
+from soupray.testing.tasks import check_task
 from soupray.testing.trackers import Shown, check_tracker
 
-__all__ = ["Shown", "check_recipe", "check_tracker"]
+__all__ = ["Shown", "check_dataset", "check_recipe", "check_task", "check_tracker"]

@@ -23,7 +23,7 @@ from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import create_record
 from soupray.store.weights_file import Weights
-from soupray.tasks import task_of
+from soupray.tasks import other_code, task_of
 from soupray.tasks.files import local_path
 from soupray.tasks.foreign import load_foreign, named_classes
 from soupray.training.loop import trained
@@ -63,6 +63,8 @@ def worker_context(spec: SweepSpec, place: Place) -> WorkerContext:
     Raises:
         ConfigError: the data or the model cannot be made.
     """
+    if changed := other_code(spec.task):
+        raise ConfigError(f"{changed}. Start again, with the same code on all machines.")
     torch.set_num_threads(spec.threads)
     # On GPUs, TF32 would round float32 products, and cuDNN could choose other kernels in each run.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -1,0 +1,218 @@
+"""Map-style datasets of torch that a function of the user returns.
+
+A dataset is read as it is: soupray resizes, normalises and augments. Samples of a form that is not
+known are refused by the name of the function and the number of the sample.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from soupray.core.arrays import Uint8
+from soupray.core.errors import ConfigError
+from soupray.core.plugins import load, raised
+from soupray.data.opening import Picture, Unreadable, as_raw
+from soupray.data.splits import Listing, Raw, listing
+from soupray.spec.data import TorchDataSpec
+from soupray.spec.plugged_in import DATA
+
+EXACT = 1e-3
+"""The largest distance of 255 times a float from a whole number. It covers the rounding of float16
+and that of torchvision's ToTensor."""
+
+
+def list_torch(spec: TorchDataSpec, split: str) -> tuple[Listing, list[str] | None]:
+    """A split of a dataset. The id of a sample is its number.
+
+    Args:
+        spec: the function and its arguments.
+        split: what the function is called with.
+
+    Returns:
+        The samples, and the names of the classes by label: the dataset's `classes`, or the
+        different texts among its targets, sorted. None: its targets are numbers without names.
+
+    Raises:
+        ConfigError: there is no such function, or it raises, or it returns no map-style dataset, or
+            a target is no class.
+    """
+    found = load(DATA, spec.dataset)
+    where = f"data.dataset = {spec.dataset!r} ({found.origin}): split {split!r}"
+    try:
+        dataset = found.value(split, **spec.args)
+    except Exception as error:
+        raise ConfigError(f"{where}: {raised(error)}.") from error
+    source = _Source(dataset, _length(dataset, where), where)
+    source.refuse_random()
+    targets = source.targets()
+    if not targets:
+        raise ConfigError(f"{where}: the dataset is empty.")
+    ids = list(map(str, range(source.size)))
+    if isinstance(targets[0], str):
+        names = sorted(set(targets))
+        number = {name: k for k, name in enumerate(names)}
+        return listing(ids, [number[t] for t in targets], source.image), names
+    named = getattr(dataset, "classes", None)
+    names_by_number = list(map(str, named)) if isinstance(named, list | tuple) else None
+    if names_by_number is not None and max(targets) >= len(names_by_number):
+        row = targets.index(max(targets))
+        raise ConfigError(
+            f"{where}: the target of sample {row} is {targets[row]}, but `classes` of the dataset "
+            f"has {len(names_by_number)} names."
+        )
+    return listing(ids, targets, source.image), names_by_number
+
+
+def _length(dataset: Any, where: str) -> int:
+    if not hasattr(type(dataset), "__getitem__") or not hasattr(type(dataset), "__len__"):
+        missing = "__getitem__" if not hasattr(type(dataset), "__getitem__") else "__len__"
+        raise ConfigError(
+            f"{where} is {type(dataset).__name__}, which has no {missing}. Return a map-style "
+            "dataset (torch.utils.data.Dataset with __len__ and __getitem__); a list of pairs is "
+            "one too."
+        )
+    try:
+        return len(dataset)
+    except Exception as error:
+        raise ConfigError(f"{where}: its __len__ raised {raised(error)}.") from error
+
+
+class _Source:
+    """The samples of a dataset. They are read one at a time: a dataset need not know of threads."""
+
+    def __init__(self, dataset: Any, size: int, where: str) -> None:
+        self._dataset, self.size, self._where = dataset, size, where
+        self._lock = threading.Lock()
+
+    def image(self, row: int) -> Raw:
+        """The image of a sample.
+
+        Raises:
+            Unreadable: the dataset raises, or gives no image.
+        """
+        try:
+            return _image(self._pair(row)[0])
+        except ConfigError as error:
+            raise Unreadable(str(error)) from error
+
+    def refuse_random(self) -> None:
+        """Refuse a dataset whose first sample changes from one read to the next."""
+        if not self.size:
+            return
+        try:
+            first, again = (_image(self._pair(0)[0]) for _ in range(2))
+        except Unreadable as error:
+            raise ConfigError(f"{self._where}: sample 0: {error}.") from error
+        if not np.array_equal(np.asarray(first), np.asarray(again)):
+            raise ConfigError(
+                f"{self._where}: sample 0 changes from one read to the next. Leave random "
+                "transforms out: soupray augments (search.space)."
+            )
+
+    def targets(self) -> list[Any]:
+        """The class of each sample: all are numbers from 0, or all are names."""
+        known = self._known()
+        found = [self._pair(row)[1] for row in range(self.size)] if known is None else known
+        made = [self._target(row, target) for row, target in enumerate(found)]
+        kinds = {type(target) for target in made}
+        if len(kinds) > 1:
+            row = next(r for r, target in enumerate(made) if type(target) is not type(made[0]))
+            raise ConfigError(
+                f"{self._where}: the target of sample 0 is {made[0]!r} and that of sample {row} "
+                f"is {made[row]!r}. Give names everywhere, or numbers everywhere."
+            )
+        return made
+
+    def _known(self) -> list[Any] | None:
+        """What the dataset has as `targets`, if some samples confirm it; no sample is decoded."""
+        given = getattr(self._dataset, "targets", None)
+        given = given.tolist() if given is not None and hasattr(given, "tolist") else given
+        if not isinstance(given, list | tuple) or len(given) != self.size or not self.size:
+            return None
+        for row in {0, self.size // 2, self.size - 1}:
+            if self._target(row, self._pair(row)[1]) != self._target(row, given[row]):
+                return None  # a target_transform
+        return list(given)
+
+    def _pair(self, row: int) -> tuple[Any, Any]:
+        try:
+            with self._lock:
+                sample = self._dataset[row]
+        except Exception as error:
+            raise ConfigError(f"{self._where}: sample {row}: {raised(error)}.") from error
+        if isinstance(sample, Mapping) or not isinstance(sample, list | tuple) or len(sample) != 2:
+            raise ConfigError(
+                f"{self._where}: sample {row} is {type(sample).__name__}, not a pair of an image "
+                "and its class."
+            )
+        return sample[0], sample[1]
+
+    def _target(self, row: int, target: Any) -> int | str:
+        if hasattr(target, "item") and getattr(target, "ndim", 0) == 0:
+            target = target.item()
+        if isinstance(target, str) and target.strip():
+            return target
+        if isinstance(target, int) and not isinstance(target, bool) and target >= 0:
+            return target
+        raise ConfigError(
+            f"{self._where}: the target of sample {row} is {target!r}. Allowed are the name of a "
+            "class, or its number from 0."
+        )
+
+
+def _image(given: Any) -> Raw:
+    """An image as the data cache reads it.
+
+    Raises:
+        Unreadable: it is of another form. The message says what is allowed.
+    """
+    if isinstance(given, Picture):
+        return as_raw(given)
+    if isinstance(given, bytes):
+        return given  # of a file
+    if hasattr(given, "detach"):
+        array = given.detach().cpu().numpy()
+        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+        form = f"tensor {list(given.shape)} {array.dtype}"
+    elif isinstance(given, np.ndarray):
+        array, form = given, f"array {list(given.shape)} {given.dtype}"
+    else:
+        raise Unreadable(f"it is {type(given).__name__}, not an image of Pillow, array or tensor")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise Unreadable(
+            f"it is an {form}. Allowed are arrays [H, W] and [H, W, 3], tensors [1, H, W] and "
+            "[3, H, W]; give an image of Pillow for transparency"
+        )
+    return np.ascontiguousarray(_eight_bits(array, form))
+
+
+def _eight_bits(array: npt.NDArray[Any], form: str) -> Uint8:
+    """Pixels of 8 bits that say the same; `form` describes the image in messages.
+
+    Raises:
+        Unreadable: there are no such pixels.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise Unreadable(f"it is an {form}. Allowed are uint8, and floats from 0 to 1")
+    wide = array.astype(np.float64) * 255
+    whole = np.rint(wide)
+    if not np.isfinite(wide).all() or whole.min() < 0 or whole.max() > 255:
+        raise Unreadable(
+            f"it is an {form} with values outside 0..1. Leave the normalisation out: task.mean and "
+            "task.std say it"
+        )
+    if np.abs(wide - whole).max() > EXACT:
+        raise Unreadable(
+            f"it is an {form} with values that are no multiples of 1/255: 8 bits would round them. "
+            "Give it before it is resized or normalised: soupray does both"
+        )
+    return whole.astype(np.uint8)

@@ -1,0 +1,61 @@
+"""Code that a spec names outside soupray: its digest becomes a part of the spec when that is read.
+
+All keys that are made from the spec then depend on it, and a worker or a recipe file knows with
+which code its models were made.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from soupray.core.errors import ConfigError
+from soupray.core.plugins import digest_of, installed, is_plugin
+
+TASKS, DATA = "soupray.tasks", "soupray.data"
+"""Groups of entry points: models and data sets."""
+
+
+class Place(NamedTuple):
+    """Where a spec names code: section and key, and the group of its entry points."""
+
+    section: str
+    key: str
+    group: str
+
+
+PLACES = (Place("task", "model", TASKS), Place("data", "dataset", DATA))
+
+
+def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return the plain data of a spec with the digests of the code that it names.
+
+    Args:
+        data: the plain data of a spec. It is not checked yet: a value of a wrong type is left to
+            the checks of the spec.
+        source: names the spec in messages.
+
+    Raises:
+        ConfigError: there is no such code, or the spec says the digest of other code.
+    """
+    for place in PLACES:
+        part = data.get(place.section)
+        if not isinstance(part, dict) or part.get("kind") != "torch":
+            continue
+        named = part.get(place.key)
+        if not isinstance(named, str):
+            continue
+        field = f"{source}: {place.section}.{place.key} = {named!r}"
+        if not is_plugin(named, place.group):
+            known = ", ".join(installed(place.group)) or "none is installed"
+            raise ConfigError(
+                f"{field} is neither module:name nor the name of an entry point of the group "
+                f"{place.group} ({known})."
+            )
+        found = digest_of(place.group, named)
+        if part.get("code", found) != found:
+            raise ConfigError(
+                f"{source}: {place.section}.code is {part['code']!r}, but the code of {named!r} "
+                f"here has the digest {found}. Leave {place.section}.code out: it is filled in."
+            )
+        data = {**data, place.section: {**part, "code": found}}
+    return data

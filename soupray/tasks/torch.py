@@ -1,0 +1,258 @@
+"""Image classification with a model of the user's own: a function that returns an `nn.Module`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from soupray.core.errors import ConfigError
+from soupray.core.plugins import load, raised
+from soupray.core.ports import Origin
+from soupray.spec.plugged_in import TASKS
+from soupray.spec.task import TorchSpec
+from soupray.store.weights_file import Weights, write_weights
+from soupray.tasks.examples import torch_example
+from soupray.tasks.files import local_path
+from soupray.tasks.foreign import (
+    ForeignWeights,
+    in_order,
+    leave_out_batch_counts,
+    load_foreign,
+    matched,
+    renamed,
+    separate,
+    unwrapped,
+)
+from soupray.tasks.heads import HEAD
+from soupray.tasks.pixels import Pixels
+
+BODY = "body."
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class TorchClassifier(torch.nn.Module):
+    """logits = head(features); the head was the last linear layer of the user's module.
+
+    Inputs are float32 [N, C, H, W], features [N, D] are what that layer read, logits
+    [N, classes].
+    """
+
+    def __init__(self, body: torch.nn.Module, head: torch.nn.Linear) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Features [N, D] of inputs [N, C, H, W]."""
+        features: torch.Tensor = self.body(inputs)
+        return features
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits [N, classes] of inputs [N, C, H, W]."""
+        logits: torch.Tensor = self.head(self.features(inputs))
+        return logits
+
+
+class TorchTask:
+    """Trains a module of the user end to end, from pre-trained or from random weights."""
+
+    def __init__(self, spec: TorchSpec) -> None:
+        self._spec = spec
+        self.pixels = Pixels((spec.size, spec.size), spec.mean, spec.std)
+        self._found = load(TASKS, spec.model)
+        self._where = f"task.model = {spec.model!r} ({self._found.origin})"
+        # The model is made here, so that an error is reported before anything is stored.
+        self._last = self._last_linear()
+
+    def model(self) -> TorchClassifier:
+        """A new model. The values of its weights are not defined."""
+        body = self._made()
+        place, _, name = self._last.rpartition(".")
+        head = body.get_submodule(self._last)
+        assert isinstance(head, torch.nn.Linear)
+        setattr(body.get_submodule(place), name, torch.nn.Identity())
+        model = TorchClassifier(body, head)
+        leave_out_batch_counts(model)
+        return model
+
+    def init(self) -> dict[str, torch.Tensor]:
+        """Pre-trained weights if the spec names them, with the new head that the function makes."""
+        model = self.model()
+        drawn = separate(model.state_dict())
+        if self._spec.pretrained is None:
+            return drawn
+        path = local_path(self._spec.pretrained)
+        theirs = self._ours(load_foreign(path))
+        body = {n: t for n, t in theirs.items() if not n.startswith(HEAD)}
+        head = {n: t for n, t in drawn.items() if n.startswith(HEAD)}
+        return matched(ForeignWeights(body | head, str(path)), model)
+
+    def inputs(self, samples: torch.Tensor) -> torch.Tensor:
+        """Resize and normalise images: [N, 1 or C, H, W] to float32 [N, C, size, size]."""
+        return self.pixels(samples)
+
+    def adopt(self, weights: Weights, where: str, named: Sequence[str] | None = None) -> Weights:
+        """Convert a state dict of the user's module.
+
+        Args:
+            weights: the checkpoint.
+            where: the file that error messages name.
+            named: names of the classes of its head, in the order of the rows; None if unknown.
+
+        Raises:
+            IncompatibleWeights: a tensor or the classes do not fit.
+        """
+        found = in_order(self._ours(weights), named, self._spec.classes, where)
+        return matched(ForeignWeights(found, where), self.model())
+
+    def write_files(self, folder: Path) -> None:
+        """Write nothing: the code is where the spec says."""
+
+    def export(self, weights: Weights, folder: Path) -> str:
+        """Write model.safetensors, with the names of the user's module, and config.json.
+
+        Args:
+            weights: a full state dict of `model()`.
+            folder: where the files go.
+
+        Returns:
+            A Python expression that loads the weights from `folder`.
+        """
+        spec = self._spec
+        head = {f"{HEAD}{kind}": f"{self._last}.{kind}" for kind in ("weight", "bias")}
+        theirs = renamed(weights, lambda name: head.get(name, name.removeprefix(BODY)))
+        # The module has counters in its BatchNorm layers, which soupray leaves out.
+        write_weights(folder / WEIGHTS, separate(self._made().state_dict() | theirs), {})
+        config = {
+            "model": spec.model,
+            "args": self._arguments(),
+            "label_names": list(spec.classes),
+            "size": spec.size,
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "interpolation": spec.interpolation,
+            "resize": spec.resize,
+            "crop": spec.crop,
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        return f"safetensors.torch.load_file({str(folder / WEIGHTS)!r})"
+
+    def example(self) -> str:
+        """Code that makes the module again, with the weights and one input."""
+        return torch_example(self._spec)
+
+    def origin(self) -> Origin | None:
+        """The file of the spec; its licence is not known."""
+        return Origin(name=self._spec.pretrained) if self._spec.pretrained else None
+
+    def _ours(self, weights: Weights) -> Weights:
+        """The tensors under soupray's names, from soupray's names or the module's."""
+        found = unwrapped(weights)
+        if f"{HEAD}weight" in found and any(name.startswith(BODY) for name in found):
+            return found
+        last = f"{self._last}."
+        return renamed(
+            found,
+            lambda n: f"{HEAD}{n.removeprefix(last)}" if n.startswith(last) else f"{BODY}{n}",
+        )
+
+    def _arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the user's function."""
+        given: dict[str, Any] = dict(self._spec.args)
+        try:
+            parameters = inspect.signature(self._found.value).parameters.values()
+        except (TypeError, ValueError):  # code without a signature, or no function
+            return given
+        if any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters):
+            given.setdefault("num_classes", len(self._spec.classes))
+        return given
+
+    def _made(self) -> torch.nn.Module:
+        try:
+            made = self._found.value(**self._arguments())
+        except Exception as error:
+            raise ConfigError(f"{self._where}: {raised(error)}.") from error
+        if not isinstance(made, torch.nn.Module):
+            raise ConfigError(
+                f"{self._where} returned {type(made).__name__}, not a torch.nn.Module."
+            )
+        return made
+
+    @torch.no_grad()
+    def _last_linear(self) -> str:
+        """The name of the linear layer whose output is that of the module.
+
+        Raises:
+            ConfigError: there is none, or the module is another function without it, or its outputs
+                are not one number for each class.
+        """
+        spec, module = self._spec, self._made().eval()
+        inputs = torch.rand(2, len(spec.mean), spec.size, spec.size)
+        outputs: dict[str, Any] = {}
+        hooks = [
+            layer.register_forward_hook(_keeping(outputs, name))
+            for name, layer in module.named_modules()
+            if isinstance(layer, torch.nn.Linear) and name
+        ]
+        logits = self._run(module, inputs)
+        for hook in hooks:
+            hook.remove()
+        wanted = [2, len(spec.classes)]
+        if list(logits.shape) != wanted:
+            raise ConfigError(
+                f"{self._where}: for inputs {list(inputs.shape)} its outputs are "
+                f"{list(logits.shape)}, not {wanted}: one logit for each of the "
+                f"{len(spec.classes)} classes. A parameter num_classes gets their number."
+            )
+        last = next((name for name, out in outputs.items() if out is logits), None)
+        if last is None:
+            raise ConfigError(
+                f"{self._where}: its outputs are not those of a linear layer (nn.Linear), the last "
+                "one. Without such a head there is no linear probe, and no features for VRF. "
+                "Return the logits of the last layer as they are: no softmax, no scale."
+            )
+        self._last = last
+        whole, parts = module.state_dict(), self.model().eval()
+        _take(parts, self._ours(whole))
+        again = self._run(parts, inputs)
+        if not torch.equal(logits, again):
+            raise ConfigError(
+                f"{self._where}: without its last layer {last!r} the module computes something "
+                f"else (outputs differ by up to {float((logits - again).abs().max()):.3g}). Call "
+                "that layer once, as the last step of forward, and nowhere else; draw nothing at "
+                "random in eval mode."
+            )
+        return last
+
+    def _run(self, module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        try:
+            outputs = module(inputs)
+        except Exception as error:
+            raise ConfigError(
+                f"{self._where}: for float32 inputs {list(inputs.shape)} it raised {raised(error)}."
+            ) from error
+        if not isinstance(outputs, torch.Tensor):
+            raise ConfigError(
+                f"{self._where}: forward returned {type(outputs).__name__}, not a tensor of "
+                "logits [N, classes]."
+            )
+        return outputs
+
+
+def _keeping(outputs: dict[str, Any], name: str) -> Any:
+    """A hook that keeps the last output of a layer."""
+
+    def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        outputs[name] = output
+
+    return hook
+
+
+def _take(model: torch.nn.Module, weights: Weights) -> None:
+    """Load weights without the counters of BatchNorm layers, which `model` does not have."""
+    model.load_state_dict({n: t for n, t in weights.items() if n in model.state_dict()})

@@ -1,0 +1,377 @@
+"""Models and data that are functions of the user: the page of the guide, and what is refused."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import HANG_S, ROOT, inside, leaderboard
+from idx_files import tiny
+from PIL import Image
+from tiny_text import tiny_text, write_world
+
+import soupray
+from soupray.core import plugins
+from soupray.core.errors import ConfigError, IncompatibleWeights
+from soupray.data.cache import open_data, planned
+from soupray.spec.sweep_spec import SweepSpec, load
+from soupray.spec.task import TorchSpec
+from soupray.store.weights_file import write_weights
+from soupray.tasks import recorded_task, task_of
+from soupray.testing import check_dataset, check_task
+
+PAGE = (ROOT / "docs" / "guide" / "own-model.md").read_text()
+FILES = dict(re.findall(r'```\w+ title="(\S+)"\n(.*?)```', PAGE, re.DOTALL))
+
+
+def forget(folder: Path, before: set[str]) -> None:
+    """Forget the modules of a folder, as a new process would."""
+    plugins.load.cache_clear()
+    plugins.installed.cache_clear()
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in {p.stem for p in folder.iterdir()}:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with the files of the page, from which commands are run."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    before, path = set(sys.modules), list(sys.path)
+    forget(folder, before)
+    yield folder
+    forget(folder, before)
+    sys.path[:] = path
+
+
+def edited(folder: Path, *edits: tuple[str, str]) -> SweepSpec:
+    text = (folder / "letters.yaml").read_text()
+    for old, new in edits:
+        assert old in text, old
+        text = text.replace(old, new)
+    (folder / "edited.yaml").write_text(text)
+    return load(folder / "edited.yaml")
+
+
+def code(folder: Path, text: str) -> None:
+    """Write a module `own`, with what the tests need imported."""
+    (folder / "own.py").write_text(
+        f"import numpy as np\nimport torch\nfrom PIL import Image\nfrom torch import nn\n{text}\n"
+    )
+    plugins.load.cache_clear()
+    sys.modules.pop("own", None)
+
+
+def test_our_own_tasks_keep_the_contract(here, tmp_path):
+    images = torch.randint(0, 256, (6, 1, 32, 32), generator=torch.Generator().manual_seed(0))
+    for spec in (load(ROOT / "sweeps" / "digits.yaml"), tiny("/nowhere")):
+        check_task(task_of(spec.task), images.byte())
+    write_world(tmp_path)
+    spec = tiny_text(tmp_path)
+    texts, _ = open_data(spec, tmp_path / "cache").samples(
+        open_data(spec, tmp_path / "cache").split("train")
+    )
+    check_task(task_of(spec.task), torch.from_numpy(np.array(texts[:6])))
+
+
+def test_the_page_runs_from_sweep_to_prediction(here):
+    """A wheel of its own in another folder does the same as the file, with other keys."""
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_letters.py"],
+        cwd=here, env={**os.environ, "PYTHONPATH": f"{ROOT}:{here}"},
+        capture_output=True, text=True, timeout=HANG_S,
+    )  # fmt: skip
+    assert "2 passed" in tested.stdout, tested.stdout + tested.stderr
+    where = ["--home", here / "home"]
+    inside("sweep", "letters.yaml", *where)
+    inside("soup", "letters.yaml", *where, "--output", here / "out")
+    entries = {e["name"]: e for e in leaderboard(here / "out")}
+    assert {"best_single", "uniform", "greedy", "vrf(greedy)"} <= set(entries) | {"vrf(greedy)"}
+    assert set(entries["best_single"]["shifts"]) == {"rotated", "small"}
+    # The leaderboard's counts, from the library alone.
+    import letters
+
+    model = soupray.load("letters:uniform", home=here / "home")
+    test = letters.make_dataset("test")
+    said = model.predict([test[row][0] for row in range(len(test))])
+    right = sum(a == test[row][1] for row, a in enumerate(said))
+    assert right == entries["uniform"]["test"]["correct"]
+    # Exported, the user's own module computes the same.
+    inside("export", "letters:uniform", *where, "--output", here / "exported")
+    Image.fromarray(np.asarray(test[3][0])).save(here / "exported" / "photo.png")
+    (here / "exported" / "letters.py").write_text(FILES["letters.py"])
+    example = task_of(load(here / "letters.yaml").task).example()
+    shown = subprocess.run(
+        [sys.executable, "-c", example], cwd=here / "exported",
+        capture_output=True, text=True, timeout=HANG_S,
+    )  # fmt: skip
+    assert shown.stdout.strip() == said[3], shown.stderr
+
+
+def test_a_wheel_gives_models_and_data_by_name(here, tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"]
+    subprocess.run(build, cwd=here, check=True, capture_output=True)
+    (wheel,) = (here / "dist").glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target"]
+    subprocess.run([*pip, "site", str(wheel)], cwd=here, check=True, capture_output=True)
+    away = tmp_path / "away"  # from letters.py
+    away.mkdir()
+    text = FILES["letters.yaml"].replace("letters:make_model", "letters")
+    (away / "letters.yaml").write_text(text.replace("letters:make_dataset", "letters"))
+
+    def dry(*path: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "soupray", "sweep", "letters.yaml", "--dry-run", "--json",
+             "--home", str(away / "home")],
+            cwd=away, env={**os.environ, "PYTHONPATH": ":".join(map(str, [ROOT, *path]))},
+            capture_output=True, text=True, timeout=HANG_S,
+        )  # fmt: skip
+
+    found = json.loads(dry(here / "site").stdout)
+    assert [c["test"] for c in found["classes"]] == [40] * 4
+    refused = dry()
+    assert refused.returncode == 2
+    assert "task.model = 'letters' is neither module:name nor the name of an entry" in (
+        refused.stderr
+    )
+
+
+def test_edited_code_makes_other_trials_and_the_file_of_the_data_is_seen(here):
+    first = load(here / "letters.yaml")
+    assert isinstance(first.task, TorchSpec)
+    assert first.task.code == plugins.load("soupray.tasks", "letters:make_model").digest
+    (here / "letters.py").write_text(FILES["letters.py"] + "\n# edited\n")
+    second = load(here / "letters.yaml")
+    assert second.digest != first.digest
+    assert second.setting.inputs != first.setting.inputs
+    assert first.task.code != second.task.code
+    plugins.load.cache_clear()
+    task = first.task.model_dump(mode="json") | {"code": first.task.code}
+    with pytest.raises(ConfigError, match=r"task.code is '.*', but the code of 'letters:make_mod"):
+        SweepSpec(**first.model_dump(mode="json", exclude={"task"}), task=task)
+    # What lies at a path in args shapes the data.
+    count = here / "count.txt"
+    count.write_text("3")
+    code(here, """
+def data(split, file):
+    shade = 50 * (split == "test")
+    count = 2 * int(open(file).read())
+    return [(np.full((8, 8), 9 * k + shade, np.uint8), "AB"[k % 2]) for k in range(count)]
+""")  # fmt: skip
+    spec = edited(
+        here,
+        ("letters:make_dataset", "own:data\n  args: {file: count.txt}"),
+        ("held_out: 40", "held_out: 2"),
+        ("[A, B, C, D]", "[B, A]"),
+        ("shifts: [rotated, small]", "shifts: []"),
+    )
+    assert open_data(spec, here / "cache").split("test").size == 6
+    assert (
+        open_data(spec, here / "cache")
+        .samples(open_data(spec, here / "cache").split("test"))[1]
+        .tolist()
+        == [1, 0] * 3
+    )  # class names, not the order of the data
+    count.write_text("4")
+    assert open_data(spec, here / "cache").split("test").size == 8
+
+
+def test_every_form_of_an_image_is_the_same_image(here):
+    code(here, """
+COLOURS = np.arange(3 * 5 * 4, dtype=np.uint8).reshape(5, 4, 3) * 4
+FORMS = {
+    "pillow": Image.fromarray(COLOURS),
+    "array": COLOURS,
+    "tensor": torch.from_numpy(COLOURS).permute(2, 0, 1),
+    "floats": torch.from_numpy(COLOURS).permute(2, 0, 1).float() / 255,
+    "half": (torch.from_numpy(COLOURS).permute(2, 0, 1).float() / 255).numpy(),
+    "palette": Image.fromarray(COLOURS).quantize(20),
+}
+def data(split):
+    return [(image, k) for k, image in enumerate(FORMS.values())]
+""")  # fmt: skip
+    from soupray.data.decoding import Look, decode
+    from soupray.data.torch_sets import list_torch
+    from soupray.spec.data import TorchDataSpec
+
+    spec = TorchDataSpec(kind="torch", dataset="own:data", held_out=0, size=4)
+    import own
+
+    with pytest.raises(AssertionError, match=r"sample 4: it is an array \[3, 5, 4\] float32") as e:
+        check_dataset("own:data", splits=["train"])
+    assert "Allowed are arrays [H, W] and [H, W, 3], tensors [1, H, W] and [3, H, W]" in str(
+        e.value
+    )
+    del own.FORMS["half"]
+    listed, names = list_torch(spec, "train")
+    assert names is None
+    made = [decode(listed.raw(row), Look(4, 3)) for row in range(len(listed.ids))]
+    assert all(np.array_equal(one, made[0]) for one in made)
+
+
+REFUSED = {
+    "def data(split): raise KeyError(split)": r"split 'train': KeyError: 'train' \(.*own.py:5\)",
+    "def data(split): return iter([])": "is list_iterator, which has no __getitem__",
+    "class D:\n    def __getitem__(self, k): return 1\ndef data(split): return D()":
+        "is D, which has no __len__",
+    "def data(split): return []": "the dataset is empty",
+    "def data(split): return [np.zeros((4, 4), np.uint8)]": "sample 0 is ndarray, not a pair",
+    "def data(split): return [({}, 0)]": "sample 0: it is dict, not an image of Pillow",
+    "def data(split): return [(np.zeros((4, 4), np.uint8), float('nan'))]":
+        "the target of sample 0 is nan. Allowed are the name of a class",
+    "def data(split): return [(np.zeros((4, 4), np.uint8), -1)]": "the target of sample 0 is -1",
+    "def data(split): return [(np.zeros((4, 4), np.uint8), t) for t in ('A', 1)]":
+        "the target of sample 0 is 'A' and that of sample 1 is 1",
+    "def data(split): return [(np.zeros((4, 4), np.uint8), 'E')] * 4": "'E'",
+    "def data(split): return [(torch.randn(3, 4, 4), 'A')]": "Leave the normalisation out|changes",
+    "def data(split): return [(torch.full((3, 4, 4), 2.0), 'A')]": "values outside 0..1",
+    "def data(split): return [(torch.full((3, 4, 4), 0.5), 'A')]": "no multiples of 1/255",
+    "def data(split): return [(np.zeros((4, 4, 4), np.uint8), 'A')]": r"array \[4, 4, 4\] uint8",
+    "def data(split): return [(np.zeros((4, 4), np.int64), 'A')]": "Allowed are uint8, and floats",
+    "class D(list):\n    def __getitem__(self, k): return np.random.randint(0, 255, (4, 4)).astype("
+    "np.uint8), 'A'\ndef data(split): return D([1])": "sample 0 changes from one read to the next",
+    "class D(list):\n    classes = ['A']\ndef data(split): return D([(np.zeros((4, 4), np.uint8), 1"
+    ")])": "target of sample 0 is 1, but `classes` of the dataset has 1 names",
+    "class D(list):\n    def __len__(self): return 1 // 0\ndef data(split): return D()":
+        "its __len__ raised ZeroDivisionError",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_data_that_are_not_understood_are_refused_by_name(here, text):
+    code(here, text)
+    spec = edited(here, ("letters:make_dataset", "own:data"))
+    with pytest.raises(ConfigError, match=REFUSED[text]) as error:
+        planned(spec)
+    assert "own:data" in str(error.value)
+
+
+def test_a_sample_that_cannot_be_read_is_named_and_may_be_left_out(here):
+    code(here, """
+class D(list):
+    targets = [0, 1] * 10
+    def __getitem__(self, row):
+        if row == 7:
+            raise OSError("damaged")
+        return np.full((4, 4), row, np.uint8), self.targets[row]
+def data(split):
+    test = [(np.full((4, 4), 200 + k, np.uint8), k % 2) for k in range(4)]
+    return D(range(20)) if split == "train" else test
+""")  # fmt: skip
+    edits = [
+        ("letters:make_dataset", "own:data"),
+        ("held_out: 40", "held_out: 2"),
+        ("[A, B, C, D]", "[A, B]"),
+        ("shifts: [rotated, small]", "shifts: []"),
+    ]
+    with pytest.raises(ConfigError, match=r"7 \(.*own:data.*sample 7: OSError: damaged"):
+        open_data(edited(here, *edits), here / "cache")
+    spec = edited(here, *edits, ("channels: 1", "channels: 1\n  on_error: skip"))
+    data = open_data(spec, here / "cache")
+    assert data.split("train").size + data.split("held_out").size == 19
+    assert any("7 (" in note and "left out" in note for note in data.notes)
+
+
+MODELS = {
+    "def model(): raise ValueError('no')": r"ValueError: no \(.*own.py:5\)",
+    "def model(): return 3": "returned int, not a torch.nn.Module",
+    "def model(): return nn.Sequential(nn.Flatten(), nn.Linear(1024, 3))":
+        r"its outputs are \[2, 3\], not \[2, 4\]",
+    "def model(): return nn.Sequential(nn.Flatten(), nn.Linear(1024, 4), nn.Softmax(1))":
+        "its outputs are not those of a linear layer",
+    "def model(): return nn.Linear(5, 4)": r"for float32 inputs \[2, 1, 32, 32\] it raised Runtime",
+    "class M(nn.Module):\n"
+    "    def __init__(self): super().__init__(); self.a = nn.Linear(1024, 4)\n"
+    "    def forward(self, x): return {'logits': self.a(x.flatten(1))}\n"
+    "def model(): return M()": "forward returned dict, not a tensor",
+    "class M(nn.Module):\n"
+    "    def __init__(self): super().__init__(); self.a = nn.Linear(1024, 1024)\n"
+    "    def forward(self, x): return self.a(self.a(x.flatten(1)))[:, :4]\n"
+    "def model(): return M()": "are not those of a linear layer",
+    "class M(nn.Module):\n"
+    "    def __init__(self): super().__init__(); self.b = nn.Linear(1024, 4); "
+    "self.a = nn.Linear(4, 4)\n"
+    "    def forward(self, x): return self.a(self.a(self.b(x.flatten(1))))\n"
+    "def model(): return M()": "without its last layer 'a' the module computes something else",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MODELS)
+def test_models_without_a_head_are_refused_by_name(here, text):
+    code(here, text)
+    spec = edited(here, ("letters:make_model\n  args: {width: 12}", "own:model"))
+    with pytest.raises(ConfigError, match=MODELS[text]) as error:
+        task_of(spec.task)
+    assert "own:model" in str(error.value)
+
+
+def test_weights_of_the_users_module_are_read_by_name(here):
+    import letters
+
+    spec = load(here / "letters.yaml").task
+    module = letters.make_model(4, 12)
+    whole = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    torch.save({"state_dict": whole}, here / "weights.pt")
+    pretrained = spec.model_copy(update={"pretrained": "weights.pt"})
+    torch.manual_seed(0)
+    made = task_of(pretrained).init()
+    assert torch.equal(made["body.0.weight"], module[0].weight)
+    assert not torch.equal(made["head.weight"], module[8].weight)  # the head is new
+    adopted = task_of(spec).adopt(module.state_dict(), "here")
+    assert torch.equal(adopted["head.weight"], module[8].weight)
+    module[8] = torch.nn.Linear(16 * 12, 5)
+    with pytest.raises(IncompatibleWeights, match=r"'head.weight' is \[5, 192\], but \[4, 192\]"):
+        task_of(spec).adopt(module.state_dict(), "here")
+    write_weights(here / "less.safetensors", {"0.weight": module[0].weight.detach()}, {})
+    less = spec.model_copy(update={"pretrained": "less.safetensors"})
+    with pytest.raises(IncompatibleWeights, match=r"there is no tensor 'body.0.bias'"):
+        task_of(less).init()
+
+
+def test_a_record_from_elsewhere_runs_no_function_of_this_machine(here, tmp_path, caplog):
+    spec = load(here / "letters.yaml").task
+    assert recorded_task(spec).init()
+    evil = spec.model_copy(update={"model": "os:system", "args": {"command": "touch evil"}})
+    with pytest.raises(ConfigError, match="must not name any function of this machine"):
+        recorded_task(evil)
+    assert not (here / "evil").exists()
+    resnet = spec.model_copy(
+        update={"model": "torchvision.models:resnet18", "args": {}, "mean": (0.5,) * 3,
+                "std": (0.5,) * 3, "code": ""}
+    )  # fmt: skip
+    assert "head.weight" in recorded_task(resnet).init()
+    other = spec.model_copy(update={"code": "0" * 64})
+    recorded_task(other)
+    assert "that of the sweep had 000000000000. Models of other code may compute" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("letters:make_model", "lettres:make_model", "there is no module 'lettres'"),
+        ("letters:make_model", "letters make", "is neither module:name nor the name of an entry"),
+        ("letters:make_dataset", "nowhere:x", "there is no module 'nowhere'"),
+        ("mean: [0.5]", "mean: [0.5, 0.5]", "mean and std have a number for each channel"),
+        ("shifts: [rotated, small]", "shifts: [test]", "a shift cannot be called 'test'"),
+        ("init: {trained: {lr: 3.0e-3, epochs: 2}}", "init: zero_shot", "has no zero-shot head"),
+    ],
+)
+def test_specs_that_cannot_be_are_refused(here, old, new, says):
+    with pytest.raises(ConfigError, match=says):
+        edited(here, (old, new))
+
+
+def test_a_name_that_is_no_corruption_is_a_split_of_the_function(here):
+    spec = edited(here, ("[rotated, small]", "[rotatted]"))
+    with pytest.raises(ConfigError, match=r"split 'rotatted': KeyError: 'rotatted'"):
+        planned(spec)
