@@ -5,9 +5,9 @@ import math
 import msgspec
 import pytest
 from conftest import FEW, ONE_SLOT, inside, mini_text
-from shared import ingredient, scores, sha, split
+from shared import ingredient, scores, some_basis
 
-from soupray.core.records import Basis, CheckpointRef, Tombstone, Trial
+from soupray.core.records import Basis, Tombstone, Trial
 from soupray.search.history import find_stopped, find_suggested, search_key
 from soupray.search.plan import plan, trials_of
 from soupray.search.state import pool_trials, read_state
@@ -28,9 +28,7 @@ def text(trials: int, **edits: str) -> str:
 
 @pytest.fixture
 def basis() -> Basis:
-    init = CheckpointRef(sha256=sha("anchor"), size_bytes=1)
-    splits = (split("train", 9, "train"), split("held_out", 100, "held_out"))
-    return Basis(key=sha("basis")[:32], splits=splits, init=init, anchor=init)
+    return some_basis()
 
 
 @pytest.fixture

@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 from soupray.core.errors import ConfigError
 from soupray.core.plugins import digest_of, installed, is_plugin
 
-TASKS, DATA = "soupray.tasks", "soupray.data"
-"""Groups of entry points: models and data sets."""
+TASKS, DATA, SAMPLERS = "soupray.tasks", "soupray.data", "soupray.samplers"
+"""Groups of entry points: models, data sets, and samplers of the search space."""
+
+SAMPLER_NAMES = ("random", "qmc", "tpe")
+"""Soupray's own samplers."""
 
 
 class Place(NamedTuple):
@@ -23,7 +26,8 @@ class Place(NamedTuple):
     group: str
 
 
-PLACES = (Place("task", "model", TASKS), Place("data", "dataset", DATA))
+SAMPLER = Place("search", "sampler", SAMPLERS)
+PLACES = (Place("task", "model", TASKS), Place("data", "dataset", DATA), SAMPLER)
 
 
 def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
@@ -39,11 +43,13 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
     """
     for place in PLACES:
         part = data.get(place.section)
-        if not isinstance(part, dict) or part.get("kind") != "torch":
+        if not isinstance(part, dict) or (part.get("kind") != "torch" and place != SAMPLER):
             continue
         named = part.get(place.key)
         if not isinstance(named, str):
             continue
+        if place == SAMPLER and (named in SAMPLER_NAMES or not is_plugin(named, SAMPLERS)):
+            continue  # the checks of `Search` say what is allowed
         field = f"{source}: {place.section}.{place.key} = {named!r}"
         if not is_plugin(named, place.group):
             known = ", ".join(installed(place.group)) or "none is installed"
