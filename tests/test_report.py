@@ -12,6 +12,7 @@ import vl_convert
 from conftest import inside, leaderboard
 
 from soupray.core.records import Predictions, Split
+from soupray.maths.geometry import cross_entropy
 from soupray.maths.metrics import expected_calibration_error, score
 from soupray.maths.mistakes import Answered, Bin, confusion, reliability
 from soupray.maths.outputs import leave_one_out
@@ -97,14 +98,16 @@ def test_what_a_model_is_worth_by_hand():
     """Two samples of two classes; the ensemble of all three has logits (1, 0) on both."""
     labels = np.array([0, 1])
     logits = [np.array([[3, 0], [3, 0]]), np.array([[0, 0], [0, 0]]), np.zeros((2, 2))]
-    found = leave_one_out(3, lambda k: logits[k].astype(np.float32), labels)
+    found = leave_one_out(
+        3, lambda k: logits[k].astype(np.float32), lambda f: cross_entropy(f, labels)
+    )
 
     def nll(first: float) -> float:  # logits (first, 0): one sample is right, the other is not
         return math.log(1 + math.exp(first)) - first / 2
 
     assert found == pytest.approx([nll(0) - nll(1), nll(1.5) - nll(1), nll(1.5) - nll(1)])
     assert found[0] < 0 < found[1]  # the first one is too sure
-    assert leave_one_out(1, lambda k: logits[k], labels) == [0.0]
+    assert leave_one_out(1, lambda k: logits[k], lambda f: cross_entropy(f, labels)) == [0.0]
 
 
 @pytest.fixture(scope="module")

@@ -34,17 +34,17 @@ class RegisteredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 `calibrated`: divide the logits by the temperature of the entry.
         """
         from soupray.core.errors import SouprayError
-        from soupray.inference.predict import Wanted, rows_of
+        from soupray.inference.meaning import Wanted
 
         asked = params or {}
         (column,) = model_input.columns
         try:
             model = self.model.calibrated() if asked.get("calibrated") else self.model
-            found = model.predict_proba(list(model_input[column]))
+            found = model.logits(list(model_input[column]))
         except SouprayError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
         wanted = Wanted(max(1, asked.get("top", 1)), asked.get("probabilities", False))
-        rows = rows_of([""] * len(found), found, model.classes, wanted)
+        rows = model.meaning.rows([""] * len(found), found, wanted)
         return pd.DataFrame(rows).drop(columns="input")
 
 

@@ -11,7 +11,7 @@ from msgspec import UnsetType
 
 from soupray.cli.console import out, wrapped
 from soupray.core.errors import NotFound
-from soupray.core.records import Basis, Record
+from soupray.core.records import Basis, Metric, Record
 from soupray.maths.metrics import Z
 from soupray.reporting.live import WIDTH, table
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
@@ -145,6 +145,7 @@ def _columns(entries: list[Entry]) -> list[_Column]:
     names = "* the baseline, best_single."
     if len({e.candidate for e in entries}) < len(entries):
         names += " =: the same model."
+    classes = not (entries[0].test.others and "mae" in entries[0].test.others)
     less = "minus that of best_single, ± one paired standard error."
     return [
         _Column("#", lambda row: str(row.place)),
@@ -157,8 +158,9 @@ def _columns(entries: list[Entry]) -> list[_Column]:
         _Column("p", p, "p: exact McNemar test against best_single on test."),
         _Column("shifts", shifts, f"shifts: mean over {', '.join(entries[0].shifts)}."),
         _Column("Δ shifts", lambda row: _difference(row, row.entry.shift_gain)),
-        _Column("NLL", quality("nll"), f"NLL, ECE: on {ranked}."),
-        _Column("ECE", quality("ece")),
+        *_of_objective(entries[0]),
+        _Column("NLL", quality("nll"), f"NLL{', ECE' if classes else ''}: on {ranked}."),
+        *([_Column("ECE", quality("ece"))] if classes else []),
         _Column(
             "fwd", lambda row: str(row.entry.forward_passes_per_sample), "fwd: forward passes."
         ),
@@ -166,8 +168,28 @@ def _columns(entries: list[Entry]) -> list[_Column]:
     ]
 
 
+def _of_objective(entry: Entry) -> list[_Column]:
+    """The metrics of several labels or of a regression, on test."""
+    found = entry.test.others or {}
+
+    def read(metric: Metric) -> Callable[[SameModel], str]:
+        share = metric in ("map", "micro_f1", "macro_f1")
+        return lambda row: (
+            percent(row.entry.test.read(metric)) if share else f"{row.entry.test.read(metric):.3g}"
+        )
+
+    if "map" in found:
+        meaning = "mAP, F1 (macro): on test."
+        return [_Column("mAP", read("map"), meaning), _Column("F1", read("macro_f1"))]
+    if "mae" in found:
+        meaning = "MAE, R2: on test."
+        return [_Column("MAE", read("mae"), meaning), _Column("R2", read("r2"))]
+    return []
+
+
 FIRST = (
-    *("#", "entry", "test", "Δ test", "shifts", "Δ shifts", "fwd", "held-out", "rank"),
+    *("#", "entry", "test", "Δ test", "mAP", "MAE", "shifts", "Δ shifts", "fwd"),
+    *("R2", "F1", "held-out", "rank"),
     *("K", "MB", "p", "NLL", "ECE", "95 %"),
 )
 """Titles of columns, the most important first: a narrow table leaves out the last ones."""
@@ -213,8 +235,9 @@ def show_calibration(entries: list[Entry]) -> None:
     for e in entries:
         if not e.calibrated:
             raise NotFound(
-                "this leaderboard has no temperatures, because an older soupray made it. Run "
-                "`soupray soup` again: it evaluates nothing again."
+                "this leaderboard has no temperatures: they are for one class for each sample. If "
+                "that is what the spec has, an older soupray made the leaderboard: run `soupray "
+                "soup` again, it evaluates nothing again."
             )
         pairs = ((e.test.nll, e.calibrated.test_nll), (e.test.ece, e.calibrated.test_ece))
         numbers = (f"{v:.3f}".lstrip("0") for pair in pairs for v in pair)

@@ -71,7 +71,8 @@ def predict(
     """
     from soupray.cli.tables import print_json
     from soupray.inference.load import load_found
-    from soupray.inference.predict import Again, Wanted, columns_of, parts_of, writer
+    from soupray.inference.meaning import Wanted
+    from soupray.inference.predict import Again, parts_of, writer
     from soupray.inference.predict import predict as run
     from soupray.inference.sources import find_inputs
     from soupray.inference.what import find
@@ -85,10 +86,11 @@ def predict(
     for note in found.notes:
         say(f"note: {note}.")
     wanted = Wanted(top, probabilities)
+    model.meaning.check(wanted)
     quiet = as_json and output is None
     parts = parts_of(model, found.given, address, Again(source, home, batch_size, calibrated))
-    with writer(output, columns_of(model.classes, wanted), sys.stdout, quiet) as write:
-        done = run(parts, found, model.classes, wanted, write, Bars())
+    with writer(output, model.meaning.columns(wanted), sys.stdout, quiet) as write:
+        done = run(parts, found, model.meaning, wanted, write, Bars())
     if as_json:
         print_json(done)
     _say(done, model.name, output)

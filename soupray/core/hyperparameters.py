@@ -10,9 +10,9 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, inspect
 
-Subject = Literal["training", "images", "body"]
-"""Where a hyperparameter has a meaning: in any training, only for images, or only where the body of
-the model is trained."""
+Subject = Literal["training", "images", "body", "classes", "one class", "numbers"]
+"""Where a hyperparameter has a meaning: in any training, only for images, only where the body of
+the model is trained, only for targets that are classes (one of them), or that are numbers."""
 
 
 def _range(low: float, high: float, meaning: str, of: Subject = "training") -> Meta:
@@ -30,7 +30,9 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     epochs: Annotated[int, _range(1, 100_000, "passes over the train split")]
     batch_size: Annotated[int, _range(1, 1_000_000, "samples in each step")] = 32
     weight_decay: Annotated[float, _range(0, 10, "weight decay of AdamW")] = 0.1
-    label_smoothing: Annotated[float, _range(0, 0.999, "share given to all classes alike")] = 0.0
+    label_smoothing: Annotated[
+        float, _range(0, 0.999, "share given to all classes alike", "one class")
+    ] = 0.0
     rotation: Annotated[float, _range(0, 180, "largest angle in degrees, both ways", "images")] = (
         0.0
     )
@@ -56,6 +58,35 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     warmup: Annotated[float, _range(0, 1, "share of the steps, 500 steps at most")] = 0.1
     clip_norm: Annotated[float, _range(1e-12, 1e12, "largest norm of the gradient")] = 1.0
+    focal: Annotated[
+        float, _range(0, 20, "gamma of the focal loss (arXiv:1708.02002); 0: none", "classes")
+    ] = 0.0
+    class_weight: Annotated[
+        float,
+        _range(
+            0,
+            1,
+            "power of 1 / samples of a class as its weight in the loss; 1: balanced",
+            "classes",
+        ),
+    ] = 0.0
+    balanced: Annotated[
+        float,
+        _range(
+            0,
+            1,
+            "power of 1 / samples of a class as the odds to be drawn; 1: balanced",
+            "one class",
+        ),
+    ] = 0.0
+    huber: Annotated[
+        float, _range(0, 1e6, "delta of the Huber loss; 0: the squared error", "numbers")
+    ] = 0.0
+
+
+LATER = frozenset({"focal", "class_weight", "balanced", "huber"})
+"""Hyperparameters that came after others were published. At their defaults they are in no key, so
+that trials from before them are found."""
 
 
 class Hyperparameter(NamedTuple):

@@ -23,7 +23,18 @@ if TYPE_CHECKING:  # the import of numpy would double the time of `soupray --hel
     from soupray.core.arrays import Labels, Logits, Mask
 
 R = TypeVar("R")
-Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "worst_class", "nll"]
+Metric = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "micro_f1",
+    "worst_class",
+    "nll",
+    "map",
+    "mae",
+    "r2",
+    "spearman",
+]
 Method = Literal["ft", "lp", "imported"]
 Role = Literal["train", "held_out", "rank", "test", "shift"]
 
@@ -63,6 +74,20 @@ def digest(record: Any) -> str:
     return hashlib.sha256(encode(record)).hexdigest()
 
 
+class Objective(Record, frozen=True, kw_only=True):
+    """What the outputs of a model mean, where they are not the logits of one class of several.
+
+    Attributes:
+        kind: "multi_label": a sample has any number of the classes, and output c is the logit of
+            class c. "regression": output d is target d itself.
+        tolerance: of a regression: a sample is right if no output is further than this from its
+            target. 0 for multi_label, where a sample is right if all its labels are.
+    """
+
+    kind: Literal["multi_label", "regression"]
+    tolerance: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
 class Split(Record, frozen=True, kw_only=True):
     """A fixed, ordered set of labelled samples.
 
@@ -75,6 +100,7 @@ class Split(Record, frozen=True, kw_only=True):
         classes: number of the split's own classes.
         label_map: for each class of the split, the model's classes that mean it. None where both
             have the same classes.
+        objective: what the targets are. Unset: one class of several for each sample.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.-]*\Z")]
@@ -83,6 +109,7 @@ class Split(Record, frozen=True, kw_only=True):
     size: Annotated[int, msgspec.Meta(ge=1)]
     classes: Annotated[int, msgspec.Meta(ge=1)]
     label_map: tuple[tuple[int, ...], ...] | None = None
+    objective: Objective | msgspec.UnsetType = msgspec.UNSET
 
 
 class CheckpointRef(Record, frozen=True, kw_only=True):
@@ -189,6 +216,7 @@ class Trial(Record, frozen=True, kw_only=True):
         setting: how the model is evaluated.
         training: how the trial computes.
         metric: chooses the best epoch.
+        loss: name and digest of the code of a loss of the user. Unset: that of the objective.
     """
 
     key: TrialKey
@@ -204,6 +232,7 @@ class Trial(Record, frozen=True, kw_only=True):
     training: Training = Training()
     # Unset means accuracy. The JSON then has no such field, so that old records keep their digests.
     metric: Metric | msgspec.UnsetType = msgspec.UNSET
+    loss: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
 
 
 def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
@@ -230,6 +259,8 @@ def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
     }
     if trial.metric is not msgspec.UNSET:
         shaping["metric"] = trial.metric
+    if trial.loss is not msgspec.UNSET:
+        shaping["loss"] = trial.loss
     return digest(shaping)[:16]
 
 
@@ -239,11 +270,14 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
     Attributes:
         split: digest of the split.
         n: number of samples.
-        correct: number of samples that the model classifies correctly.
-        nll: mean negative log-likelihood, in nats.
-        ece: expected calibration error.
+        correct: number of samples that the model gets right: see `Objective`.
+        nll: mean loss: negative log-likelihood in nats, for multi_label of each label; for
+            regression the squared error of each target.
+        ece: expected calibration error; 0 for regression, which has none.
         right: which samples are correct, as `pack_right` packs them.
         by_class: for each class: its samples, the predictions of this class, the correct ones.
+            Empty for regression.
+        others: for another objective than one class: metrics that are no count of samples, by name.
     """
 
     split: Sha256
@@ -253,11 +287,14 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
     ece: float
     right: str
     by_class: tuple[tuple[int, int, int], ...]
+    others: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         """Refuse (ValueError) counts that contradict each other."""
         check_mask(self.right, self.n, self.correct)
-        if not self.by_class:  # the record has no counts by class
+        if (
+            self.others is not msgspec.UNSET or not self.by_class
+        ):  # the record has no counts by class
             return
         there, _, rightly = zip(*self.by_class, strict=True)  # quick: status reads thousands
         if (

@@ -2,7 +2,7 @@
 
     <split>.images.npy   images, [N, C, H, W] uint8, or texts, [N, L] uint8
     train.rows.npy       for a streamed train split, in place of its images: rows of the source
-    <split>.labels.npy   [N] int64
+    <split>.labels.npy   [N] int64; of several labels [N, C] uint8, of numbers [N, D] float32
     <split>.ids.txt      the id of each sample on a line, as `held_out: {ids: FILE}` reads it
     splits.json          the records of the splits
     notes.json           what was left out, and why
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import UNSET
 
 from soupray.core.arrays import Indices, Labels
 from soupray.core.errors import ConfigError
@@ -260,6 +261,7 @@ class _Builder:
         classes = self._spec.task.classes
         about: list[object] = [list(classes), corruption]
         about += [label_map] if label_map is not None else []
+        about += [self._spec.targets] if self._spec.targets is not UNSET else []
         np.save(self._folder / f"{name}.labels.npy", written.labels)
         (self._folder / f"{name}.ids.txt").write_bytes(
             "".join(f"{i}\n" for i in written.ids).encode()
@@ -273,6 +275,7 @@ class _Builder:
                 size=len(written.ids),
                 classes=len(label_map) if label_map is not None else len(classes),
                 label_map=label_map,
+                objective=self._spec.targets,
             )
         )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
 from filelock import FileLock
+from msgspec import UNSET
 
 from soupray.core.arrays import Images, Labels
 from soupray.core.errors import ConfigError, EvaluationError
@@ -17,7 +18,7 @@ from soupray.core.records import Record, Role, Split, decode, digest
 from soupray.data.building import build, is_whole, left_out, look_of
 from soupray.data.reading import Stream
 from soupray.data.sets import fingerprints, parts_of, shifts_of
-from soupray.data.splits import Listing
+from soupray.data.splits import Listing, Part
 from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
 
@@ -124,21 +125,23 @@ def _folder_of(spec: SweepSpec, cache: Path) -> Path:
     """The folder of the decoded data: its name is a digest of all that shapes them."""
     source = [spec.data.model_dump(mode="json"), spec.task.classes, spec.seed]
     source += [list(look_of(spec, side=0, train=False))]
+    source += [] if spec.targets is UNSET else [spec.targets]
     return cache / digest([CACHE_VERSION, *source, *fingerprints(spec.data)])[:32]
 
 
 def build_folder(spec: SweepSpec, folder: Path) -> None:
     """Read the data of `spec` at their source and write them into `folder`, which is new."""
-    parts = parts_of(spec.data, spec.seed, spec.task.classes).splits
-    natural = shifts_of(spec.data, spec.task.classes)
-    check_classes(spec, max(int(part.labels.max()) for part in parts.values()) + 1)
+    parts = parts_of(spec.data, spec.seed, spec.task.classes, spec.targets).splits
+    natural = shifts_of(spec.data, spec.task.classes, spec.targets)
+    _check_labels(spec, parts)
     build(spec, folder, parts, natural)
 
 
 def _streamed(spec: SweepSpec, folder: Path) -> Stream:
     """The train images in their source. They are listed again, in the order of the cache."""
     assert isinstance(spec.data, ImagesSpec)
-    train = parts_of(spec.data, spec.seed, spec.task.classes).splits["train"]
+    found = parts_of(spec.data, spec.seed, spec.task.classes, spec.targets)
+    train = found.splits["train"]
     assert isinstance(train, Listing)
     rows = np.load(folder / "train.rows.npy")
     return Stream(train.take(rows), look_of(spec, spec.data.side_of_train, train=True))
@@ -175,18 +178,15 @@ def planned(spec: SweepSpec) -> Planned:
         ConfigError: the data are missing, are fewer than the spec needs, or have other classes.
     """
     names = spec.task.classes
-    parts, sources = parts_of(spec.data, spec.seed, names)
-    check_classes(spec, max(int(part.labels.max()) for part in parts.values()) + 1)
+    parts, sources = parts_of(spec.data, spec.seed, names, spec.targets)
+    _check_labels(spec, parts)
     sizes: list[tuple[str, Role, int]] = [
         (name, cast(Role, name), len(part.ids)) for name, part in parts.items()
     ]
     sizes += [(name, "shift", len(parts["test"].ids)) for name in spec.data.corruptions]
-    shifts = shifts_of(spec.data, names)
+    shifts = shifts_of(spec.data, names, spec.targets)
     sizes += [(name, "shift", len(s.samples.ids)) for name, s in shifts.items()]
-    counts = [
-        np.bincount(parts[split].labels, minlength=len(names)).tolist()
-        for split in ("train", "held_out", "test")
-    ]
+    counts = [_counts(parts[split].labels, spec) for split in ("train", "held_out", "test")]
     fields = PlannedClass.__struct_fields__
     classes = [
         PlannedClass(**dict(zip(fields, row, strict=True)))
@@ -194,6 +194,23 @@ def planned(spec: SweepSpec) -> Planned:
     ]
     every = [*parts.values(), *(shifted.samples for shifted in shifts.values())]
     return Planned(sizes, classes, tuple(left_out(every)))
+
+
+def _counts(labels: Labels, spec: SweepSpec) -> list[int]:
+    """The samples of each class; of a regression all samples, for each output."""
+    if spec.targets is UNSET:
+        counts: list[int] = np.bincount(labels, minlength=len(spec.task.classes)).tolist()
+        return counts
+    if spec.targets.kind == "regression":
+        return [len(labels)] * len(spec.task.classes)
+    positive: list[int] = labels.sum(axis=0, dtype=np.int64).tolist()
+    return positive
+
+
+def _check_labels(spec: SweepSpec, parts: Mapping[str, Part]) -> None:
+    """Check that the task has as many classes as the data; names are matched before."""
+    if spec.targets is UNSET:
+        check_classes(spec, max(int(part.labels.max()) for part in parts.values()) + 1)
 
 
 def check_classes(spec: SweepSpec, labels: int) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from soupray.core.errors import ConfigError
+from soupray.core.records import Objective
 from soupray.data.digits import split_digits
 from soupray.data.folders import existing, folder_labels, list_part, mapped_labels, walked
 from soupray.data.idx import file_digests, split_idx
@@ -57,13 +59,19 @@ class Parts(NamedTuple):
     sources: list[str]
 
 
-def parts_of(data: DataSpec, seed: int, classes: Sequence[str]) -> Parts:
+def parts_of(
+    data: DataSpec,
+    seed: int,
+    classes: Sequence[str],
+    objective: Objective | UnsetType = UNSET,
+) -> Parts:
     """The splits of a data set, and what it calls the classes.
 
     Args:
         data: the spec of the data.
         seed: of the draw.
         classes: names of the task's classes.
+        objective: what the targets are; unset: one class.
 
     Raises:
         ConfigError: the data cannot be read, are fewer than the spec needs, or have other classes.
@@ -73,6 +81,9 @@ def parts_of(data: DataSpec, seed: int, classes: Sequence[str]) -> Parts:
         return Parts(dict(digits), names)
     if isinstance(data, IdxSpec):
         return Parts(dict(split_idx(data, seed)), _numbers(classes))
+    if objective is not UNSET:
+        assert isinstance(data, TorchDataSpec), "checked when the spec was read"
+        return Parts(_drawn(data, seed, classes, objective), list(classes))
     if isinstance(data, TextSpec):
         return Parts(dict(split_texts(data, classes, seed)), list(classes))
     every, test, sources = _sources(data, classes)
@@ -88,6 +99,37 @@ def parts_of(data: DataSpec, seed: int, classes: Sequence[str]) -> Parts:
         parts["test"] = test
     order = ("train", "held_out", "rank", "test")
     return Parts({name: parts[name] for name in order if name in parts}, sources)
+
+
+def _drawn(
+    data: TorchDataSpec, seed: int, classes: Sequence[str], objective: Objective
+) -> dict[str, Part]:
+    """The splits of data whose samples have several labels, or numbers: drawn at random."""
+    from soupray.data.torch_sets import list_targets
+
+    every = list_targets(data, "train", classes, objective)
+    test = data.test if data.test is not None else list_targets(data, "test", classes, objective)
+    targets = every.labels
+    # One class for all: the draw is not by class.
+    alike = every._replace(labels=np.zeros(len(every.ids), np.int64), rows=np.arange(len(targets)))
+    alike, listed = set_aside(alike, data.held_out)
+    wanted = held_out_shares(data.held_out, 1)
+    if isinstance(test, int):
+        wanted["test"] = [test]
+    asked = sum(n for counts in wanted.values() for n in counts)
+    if asked >= len(alike.ids):
+        raise ConfigError(
+            f"data.{' and data.'.join(wanted)} need {asked} samples and leave none to train on: "
+            f"{data.dataset} has {len(alike.ids)} of split 'train'. Lower them."
+        )
+    found = {**draw(alike, wanted, rest="train", seed=seed), **listed}
+    parts: dict[str, Part] = {
+        name: part._replace(labels=targets[part.rows]) for name, part in found.items()
+    }
+    if not isinstance(test, int):
+        parts["test"] = test
+    order = ("train", "held_out", "rank", "test")
+    return {name: parts[name] for name in order if name in parts}
 
 
 def _numbers(classes: Sequence[str]) -> list[str]:
@@ -205,12 +247,15 @@ def _called(classes: Sequence[str], label: int) -> str:
     return f"{classes[label]!r} " if label < len(classes) else ""
 
 
-def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
+def shifts_of(
+    data: DataSpec, classes: Sequence[str], objective: Objective | UnsetType = UNSET
+) -> dict[str, Shifted]:
     """The natural shifts, by the names of their splits.
 
     Args:
         data: the spec of the data.
         classes: names of the task's classes.
+        objective: what the targets are; unset: one class.
 
     Raises:
         ConfigError: the data of a shift are missing or do not fit the task.
@@ -219,14 +264,17 @@ def shifts_of(data: DataSpec, classes: Sequence[str]) -> dict[str, Shifted]:
         found = {name: read_texts(file, data, classes) for name, file in data.shifts.items()}
         return {name: Shifted(samples, None) for name, samples in found.items()}
     if isinstance(data, TorchDataSpec):
-        from soupray.data.torch_sets import list_torch
+        from soupray.data.torch_sets import list_targets, list_torch
 
-        return {
-            name: Shifted(
-                _by_name(*list_torch(data, name), data, classes, f"data.shifts: {name}")[0], None
-            )
-            for name in data.own_shifts
-        }
+        if objective is not UNSET:
+            own = {n: list_targets(data, n, classes, objective) for n in data.own_shifts}
+        else:
+            where = "data.shifts: {}".format
+            own = {
+                n: _by_name(*list_torch(data, n), data, classes, where(n))[0]
+                for n in data.own_shifts
+            }
+        return {name: Shifted(samples, None) for name, samples in own.items()}
     folders = dict[str, int]()
     if isinstance(data, FolderSpec) and data.natural_shifts:
         folders = folder_labels(existing(data.train, TRAIN), classes, data, TRAIN)

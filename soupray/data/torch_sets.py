@@ -7,7 +7,7 @@ known are refused by the name of the function and the number of the sample.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ import numpy.typing as npt
 from soupray.core.arrays import Uint8
 from soupray.core.errors import ConfigError
 from soupray.core.plugins import load, raised
+from soupray.core.records import Objective
 from soupray.data.opening import Picture, Unreadable, as_raw
 from soupray.data.splits import Listing, Raw, listing
+from soupray.data.targets import labels_of, numbers_of
 from soupray.spec.data import TorchDataSpec
 from soupray.spec.plugged_in import DATA
 
@@ -27,7 +29,7 @@ and that of torchvision's ToTensor."""
 
 
 def list_torch(spec: TorchDataSpec, split: str) -> tuple[Listing, list[str] | None]:
-    """A split of a dataset. The id of a sample is its number.
+    """A split of a dataset whose samples have one class each. The id of a sample is its number.
 
     Args:
         spec: the function and its arguments.
@@ -41,6 +43,47 @@ def list_torch(spec: TorchDataSpec, split: str) -> tuple[Listing, list[str] | No
         ConfigError: there is no such function, or it raises, or it returns no map-style dataset, or
             a target is no class.
     """
+    source = _opened(spec, split)
+    targets = source.classes()
+    if isinstance(targets[0], str):
+        names = sorted(set(targets))
+        number = {name: k for k, name in enumerate(names)}
+        return listing(source.ids, [number[t] for t in targets], source.image), names
+    if source.names is not None and max(targets) >= len(source.names):
+        row = targets.index(max(targets))
+        raise ConfigError(
+            f"{source.where}: the target of sample {row} is {targets[row]}, but `classes` of the "
+            f"dataset has {len(source.names)} names."
+        )
+    return listing(source.ids, targets, source.image), source.names
+
+
+def list_targets(
+    spec: TorchDataSpec, split: str, classes: Sequence[str], objective: Objective
+) -> Listing:
+    """A split of a dataset whose samples have several labels, or numbers.
+
+    Args:
+        spec: the function and its arguments.
+        split: what the function is called with.
+        classes: names of the task's classes, or of its outputs.
+        objective: what the targets are.
+
+    Returns:
+        The samples, with labels uint8 [N, C] or float32 [N, D].
+
+    Raises:
+        ConfigError: as of `list_torch`, or a target is of another form.
+    """
+    source = _opened(spec, split)
+    if objective.kind == "multi_label":
+        labels: Any = labels_of(source.targets(), classes, source.names, source.where)
+    else:
+        labels = numbers_of(source.targets(), classes, source.where)
+    return listing(source.ids, [0] * source.size, source.image)._replace(labels=labels)
+
+
+def _opened(spec: TorchDataSpec, split: str) -> _Source:
     found = load(DATA, spec.dataset)
     where = f"data.dataset = {spec.dataset!r} ({found.origin}): split {split!r}"
     try:
@@ -48,24 +91,10 @@ def list_torch(spec: TorchDataSpec, split: str) -> tuple[Listing, list[str] | No
     except Exception as error:
         raise ConfigError(f"{where}: {raised(error)}.") from error
     source = _Source(dataset, _length(dataset, where), where)
-    source.refuse_random()
-    targets = source.targets()
-    if not targets:
+    if not source.size:
         raise ConfigError(f"{where}: the dataset is empty.")
-    ids = list(map(str, range(source.size)))
-    if isinstance(targets[0], str):
-        names = sorted(set(targets))
-        number = {name: k for k, name in enumerate(names)}
-        return listing(ids, [number[t] for t in targets], source.image), names
-    named = getattr(dataset, "classes", None)
-    names_by_number = list(map(str, named)) if isinstance(named, list | tuple) else None
-    if names_by_number is not None and max(targets) >= len(names_by_number):
-        row = targets.index(max(targets))
-        raise ConfigError(
-            f"{where}: the target of sample {row} is {targets[row]}, but `classes` of the dataset "
-            f"has {len(names_by_number)} names."
-        )
-    return listing(ids, targets, source.image), names_by_number
+    source.refuse_random()
+    return source
 
 
 def _length(dataset: Any, where: str) -> int:
@@ -86,8 +115,11 @@ class _Source:
     """The samples of a dataset. They are read one at a time: a dataset need not know of threads."""
 
     def __init__(self, dataset: Any, size: int, where: str) -> None:
-        self._dataset, self.size, self._where = dataset, size, where
+        self._dataset, self.size, self.where = dataset, size, where
         self._lock = threading.Lock()
+        named = getattr(dataset, "classes", None)
+        self.names = list(map(str, named)) if isinstance(named, list | tuple) else None
+        self.ids = list(map(str, range(size)))
 
     def image(self, row: int) -> Raw:
         """The image of a sample.
@@ -102,28 +134,30 @@ class _Source:
 
     def refuse_random(self) -> None:
         """Refuse a dataset whose first sample changes from one read to the next."""
-        if not self.size:
-            return
         try:
             first, again = (_image(self._pair(0)[0]) for _ in range(2))
         except Unreadable as error:
-            raise ConfigError(f"{self._where}: sample 0: {error}.") from error
+            raise ConfigError(f"{self.where}: sample 0: {error}.") from error
         if not np.array_equal(np.asarray(first), np.asarray(again)):
             raise ConfigError(
-                f"{self._where}: sample 0 changes from one read to the next. Leave random "
+                f"{self.where}: sample 0 changes from one read to the next. Leave random "
                 "transforms out: soupray augments (search.space)."
             )
 
     def targets(self) -> list[Any]:
+        """The target of each sample, as the dataset gives it."""
+        return [self._pair(row)[1] for row in range(self.size)]
+
+    def classes(self) -> list[Any]:
         """The class of each sample: all are numbers from 0, or all are names."""
         known = self._known()
-        found = [self._pair(row)[1] for row in range(self.size)] if known is None else known
+        found = self.targets() if known is None else known
         made = [self._target(row, target) for row, target in enumerate(found)]
         kinds = {type(target) for target in made}
         if len(kinds) > 1:
             row = next(r for r, target in enumerate(made) if type(target) is not type(made[0]))
             raise ConfigError(
-                f"{self._where}: the target of sample 0 is {made[0]!r} and that of sample {row} "
+                f"{self.where}: the target of sample 0 is {made[0]!r} and that of sample {row} "
                 f"is {made[row]!r}. Give names everywhere, or numbers everywhere."
             )
         return made
@@ -132,7 +166,7 @@ class _Source:
         """What the dataset has as `targets`, if some samples confirm it; no sample is decoded."""
         given = getattr(self._dataset, "targets", None)
         given = given.tolist() if given is not None and hasattr(given, "tolist") else given
-        if not isinstance(given, list | tuple) or len(given) != self.size or not self.size:
+        if not isinstance(given, list | tuple) or len(given) != self.size:
             return None
         for row in {0, self.size // 2, self.size - 1}:
             if self._target(row, self._pair(row)[1]) != self._target(row, given[row]):
@@ -144,10 +178,10 @@ class _Source:
             with self._lock:
                 sample = self._dataset[row]
         except Exception as error:
-            raise ConfigError(f"{self._where}: sample {row}: {raised(error)}.") from error
+            raise ConfigError(f"{self.where}: sample {row}: {raised(error)}.") from error
         if isinstance(sample, Mapping) or not isinstance(sample, list | tuple) or len(sample) != 2:
             raise ConfigError(
-                f"{self._where}: sample {row} is {type(sample).__name__}, not a pair of an image "
+                f"{self.where}: sample {row} is {type(sample).__name__}, not a pair of an image "
                 "and its class."
             )
         return sample[0], sample[1]
@@ -160,7 +194,7 @@ class _Source:
         if isinstance(target, int) and not isinstance(target, bool) and target >= 0:
             return target
         raise ConfigError(
-            f"{self._where}: the target of sample {row} is {target!r}. Allowed are the name of a "
+            f"{self.where}: the target of sample {row} is {target!r}. Allowed are the name of a "
             "class, or its number from 0."
         )
 

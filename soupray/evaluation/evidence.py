@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from msgspec import UNSET
 
 from soupray.core.arrays import Labels, Logits
 from soupray.core.errors import CheckpointError, NotFound
-from soupray.core.records import Ingredient, Split, pack_right
+from soupray.core.records import Ingredient, Predictions, Scores, Split, pack_right
+from soupray.maths.metrics import score
 from soupray.store.checkpoints import Checkpoints
 
 READERS = 8
@@ -67,10 +69,18 @@ def _check(ingredient: Ingredient, split: Split, checkpoints: Checkpoints) -> st
             "them, or delete the manifest of the trial and sweep again."
         ) from error
     logits, labels = (stored[n].numpy() if n in stored else None for n in ("logits", "labels"))
-    if logits is None or labels is None or logits.ndim != 2 or labels.shape != logits.shape[:1]:
+    several = split.objective is not UNSET  # targets [N, C] in place of classes [N]
+    if logits is None or labels is None or logits.ndim != 2:
+        raise _contradicted(ingredient, "its arrays are not logits with labels")
+    if labels.shape != (logits.shape if several else logits.shape[:1]):
         raise _contradicted(ingredient, "its arrays are not logits with labels")
     if len(labels) != said.n or logits.shape[1] != split.classes:
         raise _contradicted(ingredient, f"its logits are {list(logits.shape)}")
+    if several:
+        made = score(Predictions(split=split, logits=logits, labels=labels))
+        if made != said and not _close(made, said):
+            raise _contradicted(ingredient, "its logits have other scores than it says")
+        return hashlib.sha256(labels.tobytes()).hexdigest()
     if labels.dtype.kind != "i" or labels.min() < 0 or labels.max() >= split.classes:
         raise _contradicted(ingredient, "the labels beside its logits are not classes")
     answers, nll = logits.argmax(axis=1), _nll(logits, labels)
@@ -85,6 +95,17 @@ def _check(ingredient: Ingredient, split: Split, checkpoints: Checkpoints) -> st
             f"{right.sum()} right (NLL {nll:.6g}), or others than it says",
         )
     return hashlib.sha256(labels.astype("int64").tobytes()).hexdigest()
+
+
+def _close(a: Scores, b: Scores) -> bool:
+    """Whether two scores are equal but for low bits of means."""
+    exact = ("n", "correct", "right", "by_class")
+    means = {"nll": (a.nll, b.nll)}
+    for name in (a.others or {}) | (b.others or {}):
+        means[name] = ((a.others or {}).get(name, math.inf), (b.others or {}).get(name, -math.inf))
+    return all(getattr(a, name) == getattr(b, name) for name in exact) and all(
+        math.isclose(x, y, rel_tol=TOLERANCE, abs_tol=TOLERANCE) for x, y in means.values()
+    )
 
 
 def _nll(logits: Logits, labels: Labels) -> float:

@@ -17,6 +17,7 @@ from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.live_model import LiveModel, about
 from soupray.evaluation.measures import Bench, answer
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
+from soupray.maths.metrics import right_mask
 from soupray.store.checkpoints import AHEAD, Checkpoints
 
 
@@ -89,7 +90,7 @@ class LocalWorkers:
         self._checkpoints.expect(coming)
         rows = np.asarray(unit.rows)
         logits, _ = self.live.predict(candidate, images[rows], unit.low)
-        right = logits.argmax(axis=1) == labels[rows]
+        right = right_mask(Predictions(split=split, logits=logits, labels=np.asarray(labels[rows])))
         if not unit.low or tau is None:
             return Answer(right, np.zeros(len(rows), bool))
         top = np.partition(logits, -2, axis=1)[:, -2:]
@@ -98,7 +99,7 @@ class LocalWorkers:
     def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:
         """The answer to each request on `split`, in the order of `requests`."""
         images, labels = self._data.samples(split)
-        bench = Bench(self.live, self._checkpoints, images, labels)
+        bench = Bench(self.live, self._checkpoints, images, labels, split)
         return [self._measure(request, split, bench) for request in requests]
 
     def _measure(self, request: Request[Any], split: Split, bench: Bench) -> Any:

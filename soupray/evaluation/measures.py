@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from soupray.core.arrays import Float32, Images, Labels
 from soupray.core.candidates import mean_of
 from soupray.core.errors import EvaluationError
-from soupray.core.records import STATISTICS, BlobRef, digest, pack_right, unpack_right
+from soupray.core.records import (
+    STATISTICS,
+    BlobRef,
+    Predictions,
+    Split,
+    digest,
+    pack_right,
+    unpack_right,
+)
 from soupray.core.requests import (
     Body,
     Defect,
@@ -35,6 +43,8 @@ from soupray.core.requests import (
     TensorNames,
 )
 from soupray.evaluation.live_model import LiveModel, about
+from soupray.maths.losses import loss_sum
+from soupray.maths.metrics import right_mask
 from soupray.maths.neighbours import kth_distances
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.weights_file import digest_of, tensor_digests
@@ -60,6 +70,7 @@ class Bench(NamedTuple):
     checkpoints: Checkpoints
     images: Images
     labels: Labels
+    split: Split
 
 
 @functools.singledispatch
@@ -80,11 +91,13 @@ def right(request: Right, bench: Bench) -> str:
     """
     images, labels = bench.images, bench.labels
     chunk = TRAIN_CHUNK * bench.live.batch_size
-    answers = [
-        bench.live.predict(request.model, images[at : at + chunk], bench.live.low)[0].argmax(axis=1)
-        for at in range(0, len(labels), chunk)
-    ]
-    return pack_right(np.concatenate(answers) == labels)
+    found = []
+    for at in range(0, len(labels), chunk):
+        rows = slice(at, at + chunk)
+        logits, _ = bench.live.predict(request.model, images[rows], bench.live.low)
+        some = Predictions(split=bench.split, logits=logits, labels=np.asarray(labels[rows]))
+        found.append(right_mask(some))
+    return pack_right(np.concatenate(found))
 
 
 @answer.register
@@ -168,7 +181,8 @@ def gradient(request: Gradient, bench: Bench) -> Slope:
             part = rows[start : start + bench.live.batch_size]
             inputs = bench.live.inputs(images[part])
             wanted = torch.from_numpy(np.asarray(labels[part])).to(bench.live.device)
-            mean = F.cross_entropy(beta.to(inputs.device) * model(inputs), wanted, reduction="sum")
+            scaled = beta.to(inputs.device) * model(inputs)
+            mean = loss_sum(scaled, wanted, bench.split.objective)
             (mean / len(rows)).backward()
             loss += float(mean.detach()) / len(rows)
         sources = [bench.checkpoints.open(sha) for sha in request.soup.checkpoints]

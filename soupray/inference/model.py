@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import softmax
 
 from soupray.core.arrays import Images, Logits, Probabilities
 from soupray.core.errors import ConfigError
 from soupray.inference.inputs import Read, Reader, all_read
+from soupray.inference.meaning import Meaning
 from soupray.inference.network import Network, network_of
 from soupray.inference.predictor import Predictor
 from soupray.reporting.recipe_file import RecipeFile, spec_of
@@ -20,11 +20,11 @@ CHUNK = 1024
 
 
 class Runs(NamedTuple):
-    """How a model runs: the `device`, `batch_size` samples in a forward pass, the `temperature`."""
+    """How a model runs: the `device`, `batch_size` samples in a pass, and if it is `calibrated`."""
 
     device: str
     batch_size: int
-    temperature: float = 1.0
+    calibrated: bool = False
 
 
 class Model:
@@ -35,11 +35,13 @@ class Model:
 
     Attributes:
         name: the entry, for example `greedy`.
-        classes: names of the classes, in the order of the columns of all results.
+        classes: names of the classes, in the order of the columns of all results; of a regression,
+            names of the outputs.
         device: where it runs, `cpu` or `cuda`.
         batch_size: samples in a forward pass.
         temperature: divides the logits before they become probabilities; 1 unless the model was
             loaded with `calibrated`.
+        meaning: of its outputs.
         reader: prepares the inputs; `reader.counted.done` counts what was done to them.
         recipe: the recipe file as a record: ingredients, digests, spec.
     """
@@ -49,9 +51,16 @@ class Model:
     ) -> None:
         """Join the parts of a model. Use `soupray.load`."""
         self.recipe, self.reader = recipe, reader
-        self.device, self.batch_size, self.temperature = runs
+        self.device, self.batch_size, calibrated = runs
         self.name, self._spec = recipe.name, spec_of(recipe)
         self.classes = tuple(self._spec.task.classes)
+        self.temperature = (recipe.temperature or 1.0) if calibrated else 1.0
+        self.meaning = Meaning(
+            self.classes,
+            self._spec.targets or None,
+            self.temperature,
+            recipe.thresholds if calibrated else None,
+        )
         self._predictor = predictor
 
     def preprocess(self, inputs: Any) -> Images:
@@ -90,27 +99,24 @@ class Model:
                 of one.
 
         Returns:
-            float32 [N, C], classes in the order of `classes`. Each row sums to one.
+            float32 [N, C], classes in the order of `classes`. Each row sums to one, except where a
+            sample may have several classes (`objective: multi_label`).
 
         Raises:
             InputError: inputs that cannot be read; the message names each.
+            ConfigError: the model is of a regression; `predict` returns its numbers.
         """
-        return self.probabilities(self.logits(inputs))
-
-    def probabilities(self, logits: Logits) -> Probabilities:
-        """Return softmax(logits / temperature), float32 [N, C].
-
-        Args:
-            logits: of `logits` or `run`, [N, C].
-        """
-        # In float32, as the leaderboard's NLL has it.
-        found: Probabilities = softmax(logits / np.float32(self.temperature), axis=1)
-        return found.astype(np.float32)
+        if self.meaning.kind == "regression":
+            raise ConfigError(f"{self.name} is of a regression: use `predict`, it returns numbers.")
+        return self.meaning.outputs(self.logits(inputs))
 
     __call__ = predict_proba
 
-    def predict(self, inputs: Any) -> list[str]:
-        """Return the name of the most probable class of each of the N inputs.
+    def predict(self, inputs: Any) -> Any:
+        """Return the name of the most probable class of each of the N inputs, a list of str.
+
+        Where a sample may have several classes, the names of those that are predicted, a list of
+        tuples. For a regression its numbers, float32 [N, D].
 
         Args:
             inputs: as in `predict_proba`.
@@ -118,24 +124,26 @@ class Model:
         Raises:
             InputError: inputs that cannot be read; the message names each.
         """
-        return [self.classes[row] for row in self.logits(inputs).argmax(axis=1)]
+        return self.meaning.predicted(self.logits(inputs))
 
     def calibrated(self) -> Model:
-        """Return this model with calibrated probabilities.
+        """Return this model with what `soup` fitted on held-out data.
 
-        `predict_proba` then divides the logits by the temperature that `soup` fitted on held-out
-        data. The two models share their weights.
+        `predict_proba` then divides the logits by a temperature. Where a sample may have several
+        classes, `predict` takes the threshold of each class that has the best F1. The two models
+        share their weights.
 
         Raises:
-            ConfigError: an older soupray wrote the recipe, without a temperature.
+            ConfigError: it is a regression, or an older soupray wrote the recipe.
         """
-        temperature = self.recipe.temperature
-        if temperature is None:
+        if self.meaning.kind == "regression":
+            raise ConfigError(f"{self.name} is of a regression: it has no probabilities.")
+        if self.recipe.temperature is None and self.recipe.thresholds is None:
             raise ConfigError(
                 f"{self.name}: its recipe has no temperature, because an older soupray wrote it. "
                 "Run `soupray soup` again: it evaluates nothing again."
             )
-        runs = Runs(self.device, self.batch_size, temperature)
+        runs = Runs(self.device, self.batch_size, True)
         return Model(self.recipe, self._predictor, self.reader, runs)
 
     @property
@@ -184,7 +192,7 @@ class Model:
             f"{getattr(self._spec.task, 'model', '')}, {_models(passes)}",
             f"made of {len(names)}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
             f"reads {reads}",
-            f"{len(self.classes)} classes: {', '.join(self.classes[:10])}"
+            f"{_counted(self.classes, self.meaning.kind)}: {', '.join(self.classes[:10])}"
             f"{' ...' if len(self.classes) > 10 else ''}",
             f"runs on {self.device} in batches of {self.batch_size}"
             f"{'' if self.temperature == 1 else f'; temperature {self.temperature:.4g}'}",
@@ -194,6 +202,12 @@ class Model:
     def __repr__(self) -> str:
         """Return the first line of the summary."""
         return f"<soupray model: {self.summary().splitlines()[0]}>"
+
+
+def _counted(classes: tuple[str, ...], kind: str) -> str:
+    if kind == "regression":
+        return f"{len(classes)} output{'s' if len(classes) > 1 else ''}"
+    return f"{len(classes)} classes{', any number of them' if kind == 'multi_label' else ''}"
 
 
 def _models(count: int) -> str:

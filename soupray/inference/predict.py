@@ -5,19 +5,20 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from soupray.core.arrays import Probabilities
+from soupray.core.arrays import Logits
 from soupray.core.errors import ConfigError
 from soupray.core.progress import Progress, Show
 from soupray.core.records import Record, decode, encode
 from soupray.distributed.spread import spread
 from soupray.inference.load import load_found
+from soupray.inference.meaning import Meaning, Wanted
 from soupray.inference.model import Model
 from soupray.inference.sources import Inputs
 from soupray.inference.what import Found
@@ -28,13 +29,6 @@ Write = Callable[[list[dict[str, Any]]], None]
 """Writes some predictions: a row for each, values by column."""
 
 
-class Wanted(NamedTuple):
-    """What of a prediction is written: the `top` classes, and all `probabilities` if true."""
-
-    top: int = 1
-    probabilities: bool = False
-
-
 class Predicted(Record, frozen=True, kw_only=True):
     """How many inputs were predicted, which could not be read, and what was done to the others.
 
@@ -42,7 +36,7 @@ class Predicted(Record, frozen=True, kw_only=True):
         predicted: number of inputs with a prediction.
         failed: why an input could not be read, by its name.
         done: what was done to inputs, in words, and how often.
-        classes: number of inputs by their most probable class.
+        classes: number of inputs by predicted class; empty for a regression.
     """
 
     predicted: int
@@ -57,14 +51,14 @@ class Part(Record, frozen=True, kw_only=True):
     Attributes:
         size: their number.
         rows: positions among them of the M inputs that could be read.
-        probabilities: float32 [M, C], as bytes.
+        logits: of the model, float32 [M, C], as bytes.
         problems: (position, why) of each input that cannot be read.
         done: what was done to inputs, in words, and how often.
     """
 
     size: int
     rows: list[int]
-    probabilities: bytes
+    logits: bytes
     problems: list[tuple[int, str]]
     done: dict[str, int]
 
@@ -78,11 +72,10 @@ def answered(model: Model, given: Any) -> Iterator[Part]:
     """
     counted = model.reader.counted
     for part, read in model.parts(given):
-        probabilities = model.probabilities(model.run(read.samples))
         yield Part(
             size=len(part),
             rows=read.rows,
-            probabilities=probabilities.tobytes(),
+            logits=model.run(read.samples).tobytes(),
             problems=sorted(read.problems.items()),
             done=counted.taken(),
         )
@@ -129,7 +122,7 @@ def parts_of(model: Model, given: list[str], address: str | None, again: Again) 
 def predict(
     parts: Iterator[Part],
     inputs: Inputs,
-    classes: tuple[str, ...],
+    meaning: Meaning,
     wanted: Wanted,
     write: Write,
     show: Show | None = None,
@@ -139,70 +132,39 @@ def predict(
     Args:
         parts: what came of the inputs, in their order.
         inputs: the inputs.
-        classes: names of the C classes.
+        meaning: of the model's outputs.
         wanted: what is written.
         write: receives the rows.
         show: shows the progress.
     """
     failed: dict[str, str] = {}
-    done, counts, first = Counter[str](), np.zeros(len(classes), int), 0
+    done, counts, predicted, first = Counter[str](), Counter[str](), 0, 0
     with Progress("predicting", len(inputs.given), show) as progress:
         for part in parts:
             names = inputs.names[first : first + part.size]
             failed |= {names[row]: why for row, why in part.problems}
-            shape = (len(part.rows), len(classes))
-            found: Probabilities = np.frombuffer(part.probabilities, np.float32).reshape(shape)
-            counts += np.bincount(found.argmax(axis=1), minlength=len(counts))
-            write(rows_of([names[row] for row in part.rows], found, classes, wanted))
+            shape = (len(part.rows), len(meaning.classes))
+            found: Logits = np.frombuffer(part.logits, np.float32).reshape(shape)
+            counts.update(meaning.counted(found))
+            predicted += len(found)
+            write(meaning.rows([names[row] for row in part.rows], found, wanted))
             done.update(part.done)
             first += part.size
             progress.note = f" ({len(failed)} cannot be read)" if failed else ""
             progress.advance(part.size)
-    by_class = {name: int(n) for name, n in zip(classes, counts, strict=True) if n}
-    return Predicted(predicted=int(counts.sum()), failed=failed, done=dict(done), classes=by_class)
-
-
-def columns_of(classes: tuple[str, ...], wanted: Wanted) -> list[str]:
-    """Return the names of the columns: input, class, probability, class_2, ..., p(CLASS), ..."""
-    columns = ["input"]
-    for place in range(1, min(wanted.top, len(classes)) + 1):
-        number = "" if place == 1 else f"_{place}"
-        columns += [f"class{number}", f"probability{number}"]
-    return columns + ([f"p({name})" for name in classes] if wanted.probabilities else [])
-
-
-def rows_of(
-    names: list[str], found: Probabilities, classes: tuple[str, ...], wanted: Wanted
-) -> list[dict[str, Any]]:
-    """Return the rows to write.
-
-    Args:
-        names: of the N inputs.
-        found: probabilities [N, C].
-        classes: names of the C classes.
-        wanted: what is written.
-    """
-    columns = columns_of(classes, wanted)
-    rows = []
-    for name, row in zip(names, found, strict=True):
-        best = np.argsort(-row, kind="stable")[: wanted.top]
-        values: list[Any] = [name]
-        for k in best:
-            values += [classes[k], float(row[k])]
-        values += [float(p) for p in row] if wanted.probabilities else []
-        rows.append(dict(zip(columns, values, strict=True)))
-    return rows
+    by_class = {name: counts[name] for name in meaning.classes if counts[name]}
+    return Predicted(predicted=predicted, failed=failed, done=dict(done), classes=by_class)
 
 
 @contextmanager
 def writer(
-    output: Path | None, columns: list[str], out: TextIO, quiet: bool = False
+    output: Path | None, columns: Mapping[str, type], out: TextIO, quiet: bool = False
 ) -> Iterator[Write]:
     """Open what predictions are written to. A file gets its name when it is complete.
 
     Args:
         output: a file that ends in one of FORMATS; None for CSV on `out`.
-        columns: the columns.
+        columns: the type of each column by its name.
         out: standard output.
         quiet: write nothing to `out`.
 
@@ -226,7 +188,7 @@ def writer(
         raise ConfigError(f"--output {output}: {error.strerror}.") from error
 
 
-def _csv(file: TextIO, columns: list[str]) -> Write:
+def _csv(file: TextIO, columns: Mapping[str, type]) -> Write:
     table = csv.DictWriter(file, columns, lineterminator="\n")
     table.writeheader()
 
@@ -246,14 +208,11 @@ def _jsonl(file: TextIO) -> Write:
 
 
 @contextmanager
-def _parquet(path: Path, columns: list[str]) -> Iterator[Write]:
+def _parquet(path: Path, columns: Mapping[str, type]) -> Iterator[Write]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def kind(column: str) -> pa.DataType:
-        is_text = column == "input" or column.startswith("class")
-        return pa.string() if is_text else pa.float32()
-
-    schema = pa.schema([(column, kind(column)) for column in columns])
+    kinds = {str: pa.string(), float: pa.float32()}
+    schema = pa.schema([(column, kinds[kind]) for column, kind in columns.items()])
     with pq.ParquetWriter(path, schema) as file:
         yield lambda rows: file.write_table(pa.Table.from_pylist(rows, schema=schema))

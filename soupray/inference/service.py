@@ -118,9 +118,15 @@ class Service:
             model: the model.
 
         Raises:
-            ConfigError: the size of the model's images is not known.
+            ConfigError: the size of the model's images is not known, or its answers are not one
+                class for each input.
         """
         self.model, self.batch_size = model, model.batch_size
+        if model.meaning.kind != "one_class":
+            raise ConfigError(
+                f"{model.name} is of {model.meaning.kind}: the server answers with one class for "
+                "each input. Use `soupray predict` or soupray.load."
+            )
         if not model.reader.facts():
             raise ConfigError(
                 f"{model.name}: this sweep was made by a version of soupray that did not note the "
@@ -171,7 +177,7 @@ class Service:
         joined = np.zeros((len(values), *values[0].shape[:-1], length), np.uint8)
         for row, one in zip(joined, values, strict=True):
             row[..., : one.shape[-1]] = one
-        found = self.model.probabilities(self.model.run(joined))
+        found = self.model.meaning.outputs(self.model.run(joined))
         return [
             Prediction(
                 label=self.model.classes[int(row.argmax())],

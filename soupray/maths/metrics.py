@@ -7,9 +7,30 @@ from fractions import Fraction
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from soupray.core.arrays import Float64, Indices, Labels, Logits, Mask
-from soupray.core.records import Metric, Predictions, Scores, Split, Tally, digest, pack_right
+from soupray.core.records import (
+    Metric,
+    Objective,
+    Predictions,
+    Scores,
+    Split,
+    Tally,
+    digest,
+    pack_right,
+)
+from soupray.maths.geometry import cross_entropy
+from soupray.maths.objectives import (
+    by_class_of,
+    margins_of,
+    mean_loss,
+    metrics_of,
+    right_of,
+)
+
+OTHERS = ("map", "mae", "r2", "spearman")
+"""Metrics in `Scores.others`."""
 
 ECE_BINS = 15
 """Number of equal-mass bins of the expected calibration error (ECE), as in most papers."""
@@ -21,6 +42,8 @@ def score(predictions: Predictions) -> Scores:
     The predicted class is the one with the largest logit. If several have it, the first class is
     predicted. A split with a label map is scored on its own classes: see `mapped`.
     """
+    if predictions.split.objective is not UNSET:
+        return _of_objective(predictions, predictions.split.objective)
     from scipy.special import logsumexp
 
     logits = mapped(predictions.logits, predictions.split.label_map).astype(np.float64)
@@ -37,6 +60,49 @@ def score(predictions: Predictions) -> Scores:
         right=pack_right(right),
         by_class=_by_class(answers, labels, logits.shape[1]),
     )
+
+
+def _of_objective(predictions: Predictions, objective: Objective) -> Scores:
+    """The scores of a model whose targets are several labels, or numbers."""
+    outputs, targets = predictions.logits, predictions.labels
+    right = right_of(outputs, targets, objective)
+    several = objective.kind == "multi_label"
+    from scipy.special import expit
+
+    p = expit(np.abs(outputs.astype(np.float64)))
+    said_right = (outputs > 0) == (targets == 1)
+    return Scores(
+        split=predictions.split.digest,
+        n=len(targets),
+        correct=int(right.sum()),
+        nll=mean_loss(outputs, targets, objective),
+        ece=expected_calibration_error(p.ravel(), said_right.ravel()) if several else 0.0,
+        right=pack_right(right),
+        by_class=by_class_of(outputs, targets) if several else (),
+        others=metrics_of(outputs, targets, objective),
+    )
+
+
+def nll(logits: Float64 | Logits, labels: Labels, objective: Objective | UnsetType) -> float:
+    """The mean loss of logits, as `Scores.nll` has it.
+
+    Args:
+        logits: [N, C].
+        labels: classes [N], or targets [N, C].
+        objective: what they mean; unset: one class.
+    """
+    if objective is UNSET:
+        return cross_entropy(logits, labels)
+    return mean_loss(logits, labels, objective)
+
+
+def right_mask(predictions: Predictions) -> Mask:
+    """Which samples a model gets right, [N]; see `Objective` for what that means."""
+    if predictions.split.objective is not UNSET:
+        return right_of(predictions.logits, predictions.labels, predictions.split.objective)
+    logits = mapped(predictions.logits, predictions.split.label_map)
+    right: Mask = logits.argmax(axis=1) == predictions.labels
+    return right
 
 
 def mapped(logits: Logits, label_map: tuple[tuple[int, ...], ...] | None) -> Logits:
@@ -62,8 +128,10 @@ def mapped(logits: Logits, label_map: tuple[tuple[int, ...], ...] | None) -> Log
 def margins(predictions: Predictions) -> Float64:
     """For each sample, the logit of its class minus the largest other logit, [N].
 
-    A sample with a positive margin is classified correctly.
+    A sample with a positive margin is classified correctly. For other objectives see `margins_of`.
     """
+    if predictions.split.objective is not UNSET:
+        return margins_of(predictions.logits, predictions.labels, predictions.split.objective)
     logits = mapped(predictions.logits, predictions.split.label_map).astype(np.float64)
     rows = np.arange(len(logits))
     own = logits[rows, predictions.labels]
@@ -126,6 +194,12 @@ def value(result: Scores | Tally, metric: Metric) -> float:
         raise ValueError(f"a count alone has no {metric}")
     if metric == "nll":
         return -result.nll
+    if metric in OTHERS:
+        assert result.others is not UNSET, f"these scores have no {metric}"
+        return -result.others[metric] if metric == "mae" else result.others[metric]
+    if metric == "micro_f1":
+        n, said, right = (sum(column) for column in zip(*result.by_class, strict=True))
+        return 2 * right / (n + said) if n + said else 0.0
     there = [c for c in result.by_class if c[0] > 0]
     if metric == "macro_f1":
         # F1 = 2 TP / (2 TP + FP + FN). The denominator is samples of the class plus predictions.
@@ -135,8 +209,8 @@ def value(result: Scores | Tally, metric: Metric) -> float:
 
 
 def as_read(value: float, metric: Metric) -> float:
-    """A result of `value` as people read the metric: NLL is positive again."""
-    return -value if metric == "nll" else value
+    """A result of `value` as people read the metric: NLL and MAE are positive again."""
+    return -value if metric in ("nll", "mae") else value
 
 
 def expected_calibration_error(confidence: Float64, right: Mask, bins: int = ECE_BINS) -> float:

@@ -10,13 +10,14 @@ from scipy.special import expit, log_softmax, logsumexp
 
 from soupray.core.arrays import Float64, Labels, Logits
 from soupray.core.candidates import OutputEnsemble, WeightCandidate
-from soupray.maths.geometry import cross_entropy
 
 LARGEST_TEMPERATURE = 100.0
 """Temperatures are sought in [1/100, 100]."""
 
 
-def leave_one_out(count: int, logits_of: Callable[[int], Logits], labels: Labels) -> list[float]:
+def leave_one_out(
+    count: int, logits_of: Callable[[int], Logits], loss: Callable[[Float64], float]
+) -> list[float]:
     """What each model is worth to the ensemble of all of them, the mean of their logits.
 
     Each model's logits are asked for twice; two arrays of their size are in memory.
@@ -24,7 +25,7 @@ def leave_one_out(count: int, logits_of: Callable[[int], Logits], labels: Labels
     Args:
         count: number of models, K.
         logits_of: the logits [N, C] of the k-th model, k from 0.
-        labels: [N].
+        loss: of logits [N, C]: the NLL, or the loss of another objective.
 
     Returns:
         For each model, the NLL of the ensemble without it minus that of the ensemble with it, in
@@ -35,10 +36,8 @@ def leave_one_out(count: int, logits_of: Callable[[int], Logits], labels: Labels
     total = logits_of(0).astype(np.float64)
     for k in range(1, count):
         total += logits_of(k)
-    whole = cross_entropy(total / count, labels)
-    return [
-        cross_entropy((total - logits_of(k)) / (count - 1), labels) - whole for k in range(count)
-    ]
+    whole = loss(total / count)
+    return [loss((total - logits_of(k)) / (count - 1)) - whole for k in range(count)]
 
 
 class Blender:

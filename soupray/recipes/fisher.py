@@ -14,7 +14,7 @@ from msgspec import Meta
 from soupray.core.candidates import FisherSoup, Outcome
 from soupray.core.ports import Selection
 from soupray.core.requests import Fisher
-from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, single
+from soupray.recipes.recipe import ONE_CLASS, Cost, Earlier, Options, PoolSize, Recipe, single
 
 
 class FisherOptions(Options, frozen=True, kw_only=True):
@@ -47,6 +47,7 @@ FISHER = Recipe(
     costs="samples K gradients",
     uses="training inputs",
     options=FisherOptions,
+    objectives=(ONE_CLASS,),  # class probabilities
     choose=_fisher,
     cost=_cost,
 )

@@ -26,7 +26,17 @@ from soupray.core.candidates import (
 from soupray.core.ports import Selection
 from soupray.core.records import Ingredient
 from soupray.core.requests import TensorNames
-from soupray.recipes.recipe import Cost, Earlier, Option, Options, PoolSize, Recipe, single
+from soupray.recipes.recipe import (
+    MULTI_LABEL,
+    ONE_CLASS,
+    Cost,
+    Earlier,
+    Option,
+    Options,
+    PoolSize,
+    Recipe,
+    single,
+)
 
 if TYPE_CHECKING:
     from soupray.recipes.descent import Point
@@ -155,6 +165,7 @@ LEARNED = Recipe(
     costs="500 steps, forward and backward",
     uses="held-out loss",
     options=LearnedOptions,
+    objectives=(ONE_CLASS, MULTI_LABEL),  # beta scales logits
     choose=_learned,
     cost=_cost,
     reads=bytes_read,
@@ -171,6 +182,7 @@ LEARNED_BY_LAYER = Recipe(
     costs="500 steps, forward and backward",
     uses="held-out loss",
     options=LearnedOptions,
+    objectives=(ONE_CLASS, MULTI_LABEL),  # beta scales logits
     choose=_learned_by_layer,
     cost=_cost,
     reads=bytes_read,

@@ -17,7 +17,7 @@ from soupray.core.candidates import (
 )
 from soupray.core.ports import Selection
 from soupray.core.requests import Temperature
-from soupray.recipes.recipe import ENSEMBLE, Earlier, Options, Recipe
+from soupray.recipes.recipe import ENSEMBLE, ONE_CLASS, Earlier, Options, Recipe
 from soupray.recipes.starts import anchor_of, curve, starts
 
 GRID = 20
@@ -83,6 +83,7 @@ OSE = Recipe(
     costs="0: from stored logits",
     uses="held-out counts and NLL",
     passes="2",
+    objectives=(ONE_CLASS,),  # class probabilities
     choose=_ose,
     style=ENSEMBLE,
 )

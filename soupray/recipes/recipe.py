@@ -87,6 +87,9 @@ INK, TEAL = "#1a1a2e", "#2a9d8f"
 SOUP = Style("other soups", "s", TEAL)
 ENSEMBLE = Style("ensembles", "^", TEAL)
 
+ONE_CLASS, MULTI_LABEL, REGRESSION = "one_class", "multi_label", "regression"
+"""Objectives: see `core.records.Objective`."""
+
 Kind = Literal["baseline", "soup", "line", "ensemble"]
 """The kind of a recipe.
 
@@ -115,6 +118,7 @@ class Recipe(Generic[O]):
         cost: the cost in numbers, for the dry run and the progress bar.
         reads: bytes of weights that the recipe reads; None unless this may be a very large number.
         style: how figures show the entries.
+        objectives: what the targets of a pool may be.
         complete: returns the options of a spec with those that are recorded although the spec does
             not give them, because their default has changed.
     """
@@ -132,6 +136,7 @@ class Recipe(Generic[O]):
     passes: str = "1"
     style: Style = SOUP
     reads: Callable[[Sequence[Ingredient], O], int] | None = None
+    objectives: tuple[str, ...] = (ONE_CLASS, MULTI_LABEL, REGRESSION)
     complete: Callable[[Mapping[str, Option]], dict[str, Option]] = dict
 
     def run(

@@ -14,7 +14,7 @@ from soupray.core.candidates import Candidate, Outcome, Step, VRFEnsemble, Weigh
 from soupray.core.ports import Selection
 from soupray.core.requests import Distances, Failures, FailureSet, Temperature
 from soupray.recipes.ose import GRID, mixed
-from soupray.recipes.recipe import ENSEMBLE, Cost, Earlier, Options, Recipe
+from soupray.recipes.recipe import ENSEMBLE, ONE_CLASS, Cost, Earlier, Options, Recipe
 from soupray.recipes.starts import LINES, anchor_of, starts
 
 NEIGHBOURS = (0.001, 0.01, 0.1)
@@ -118,6 +118,7 @@ VRF = Recipe(
     costs="1, and 2 passes over train",
     uses="training answers, held-out counts and NLL",
     passes="2",
+    objectives=(ONE_CLASS,),  # class probabilities
     choose=_vrf,
     # Anchor: one pass for answers. Each start: one for answers, at most one for features.
     cost=lambda pool, options: Cost(decided=LINES * len(NEIGHBOURS), train_passes=1 + 2 * LINES),

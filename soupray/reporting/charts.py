@@ -46,13 +46,16 @@ def charts(details: Details, entries: Sequence[Entry], classes: Sequence[str]) -
         "splits": _splits(details, entries),
         "lines": _lines(details),
         "greedy": _greedy(details),
-        "reliability": _reliability(details.answers),
-        "classes": _by_class(details.answers, classes),
-        "confusion": _confusions(details.answers, classes),
         "parallel": parallel(details.trials),
         "coefficients": coefficients(details.trials, entries),
         "worth": worth(details.trials),
     }
+    if all(a.confusion for a in details.answers):  # one class for each sample
+        found |= {
+            "reliability": _reliability(details.answers),
+            "classes": _by_class(details.answers, classes),
+            "confusion": _confusions(details.answers, classes),
+        }
     return {name: finished(name, c) for name, c in found.items() if c is not None}
 
 

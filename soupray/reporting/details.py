@@ -21,8 +21,8 @@ class Answers(Record, frozen=True, kw_only=True):
 
     Attributes:
         name: of the entry.
-        confusion: the cells of its confusion matrix that are not empty.
-        reliability: its confidence against its accuracy.
+        confusion: the cells of its confusion matrix that are not empty; none but for one class.
+        reliability: its confidence against its accuracy; none but for one class.
         temperature: fitted on held-out data.
         calibrated: the same with this temperature.
     """

@@ -47,7 +47,16 @@ def protocol(basis: Basis, spec: SweepSpec, entry: Entry) -> str:
     said += f" Test (n = {test}) and shifts were evaluated once, after the choice."
     if some := ", ".join(entry.test_on_classes):
         said += f" Of some classes only, beside ID test on them in leaderboard.csv: {some}."
-    return f"{said} Scores in %."
+    return f"{said} {_scores(spec)}"
+
+
+def _scores(spec: SweepSpec) -> str:
+    """Return what a score is."""
+    if not spec.targets:
+        return "Scores in %."
+    if spec.targets.kind == "multi_label":
+        return "Scores: samples with all labels right, in %."
+    return f"Scores: samples within {spec.targets.tolerance:g} of their targets, in %."
 
 
 def of_statistics(entries: list[Entry], metric: Metric) -> str:

@@ -38,7 +38,11 @@ The name `test on NAME` means ID test on the classes of the shift NAME, if it ha
 
 
 class Measured(Record, frozen=True, kw_only=True):
-    """Scores of a model, with the exact 95 % interval of the accuracy (Clopper-Pearson)."""
+    """Scores of a model, with the exact 95 % interval of the accuracy (Clopper-Pearson).
+
+    `others`: metrics of objectives beyond one class, by name; metrics of classes are then 0 where
+    there are none.
+    """
 
     n: int
     correct: int
@@ -51,10 +55,19 @@ class Measured(Record, frozen=True, kw_only=True):
     balanced_accuracy: float
     macro_f1: float
     worst_class: float
+    others: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
     def by(self, metric: Metric) -> float:
-        """Return the metric as a number where higher is better: the NLL is negated."""
-        return -self.nll if metric == "nll" else float(getattr(self, metric))
+        """Return the metric as a number where higher is better: NLL and MAE are negated."""
+        if metric in ("nll", "mae"):
+            return -self.read(metric)
+        return self.read(metric)
+
+    def read(self, metric: Metric) -> float:
+        """Return the metric as people read it."""
+        if self.others and metric in self.others:
+            return self.others[metric]
+        return float(getattr(self, metric))
 
 
 class Versus(Record, frozen=True, kw_only=True):
@@ -107,7 +120,8 @@ class Entry(Record, frozen=True, kw_only=True):
     The accuracy on the shift has to be compared with this value. `test_versus_updated`: comparison
     with the best single model that has estimated BatchNorm statistics, if `update_bn` ran.
     `test_gain`, `shift_gain` (of the mean over the shifts; unset without shifts) and `calibrated`
-    are unset in leaderboards of older versions.
+    are unset in leaderboards of older versions. `thresholds`, of multi_label alone: the logit of
+    each class above which F1 on held-out data is largest.
     """
 
     name: str
@@ -128,6 +142,7 @@ class Entry(Record, frozen=True, kw_only=True):
     size_bytes: int
     candidate: str
     calibrated: Calibrated | msgspec.UnsetType = msgspec.UNSET
+    thresholds: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
     test_gain: Gain | msgspec.UnsetType = msgspec.UNSET
     shift_gain: Gain | msgspec.UnsetType = msgspec.UNSET
 
@@ -144,10 +159,18 @@ def measured(scores: Scores) -> Measured:
         standard_error=scores.standard_error,
         nll=scores.nll,
         ece=scores.ece,
-        balanced_accuracy=value(scores, "balanced_accuracy"),
-        macro_f1=value(scores, "macro_f1"),
-        worst_class=value(scores, "worst_class"),
+        balanced_accuracy=value(scores, "balanced_accuracy") if scores.by_class else 0.0,
+        macro_f1=value(scores, "macro_f1") if scores.by_class else 0.0,
+        worst_class=value(scores, "worst_class") if scores.by_class else 0.0,
+        others=_others(scores),
     )
+
+
+def _others(scores: Scores) -> dict[str, float] | msgspec.UnsetType:
+    if scores.others is msgspec.UNSET:
+        return msgspec.UNSET
+    f1 = {"micro_f1": value(scores, "micro_f1")} if scores.by_class else {}
+    return scores.others | f1
 
 
 def names_of(pool: Pool) -> dict[str, str]:

@@ -44,7 +44,7 @@ class RecipeFile(Record, frozen=True, kw_only=True):
     which has several models, and in some files of older versions. `digests` are those of an
     ensemble's soups, by the digest of the soup. `shape` is that of one sample of test: [C, H, W],
     or [L] for texts. `temperature` is that of `ranking.Calibrated`; None in files of older
-    versions.
+    versions. `thresholds` are those of `Entry`; None but for multi_label.
 
     `ingredients` names the checkpoints for readers: the trial's key, zero_shot or init. `spec`
     gives the store and the model; it contains no secret. `statistics` are the estimated BatchNorm
@@ -64,6 +64,7 @@ class RecipeFile(Record, frozen=True, kw_only=True):
     digests: dict[Sha256, Sha256] = msgspec.field(default_factory=dict)
     shape: tuple[int, ...] | None = None
     temperature: float | None = None
+    thresholds: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse (ValueError) a digest that an ensemble does not have, and missing statistics."""

@@ -435,7 +435,7 @@ def tracked_runs(result: SoupResult, spec: SweepSpec) -> list[TrackedRun]:
 
 def _recipe(outcome: Outcome, result: SoupResult, spec: SweepSpec) -> RecipeFile:
     names, of, members = names_of(result.pool), result.digests, outcome.candidate.members
-    calibrated = next(e.calibrated for e in result.entries if e.name == outcome.name)
+    entry = next(e for e in result.entries if e.name == outcome.name)
     return RecipeFile(
         name=outcome.name,
         recipe=outcome.recipe,
@@ -450,7 +450,8 @@ def _recipe(outcome: Outcome, result: SoupResult, spec: SweepSpec) -> RecipeFile
         foreign=_foreign(outcome, result),
         digests={m.digest: of[m.digest] for m in members if m.digest in of},
         shape=result.basis.shape,
-        temperature=calibrated.temperature if calibrated else None,
+        temperature=entry.calibrated.temperature if entry.calibrated else None,
+        thresholds=entry.thresholds or None,
     )
 
 

@@ -48,6 +48,10 @@ def search_key(spec: SweepSpec, basis: Basis) -> str:
     return digest(shaping if spec.metric == "accuracy" else [*shaping, spec.metric])[:16]
 
 
+BELOW_ZERO: tuple[Metric, ...] = ("nll", "mae", "r2", "spearman")
+"""Metrics whose value may be below 0, where a trial that diverged would not be the worst."""
+
+
 def score_of(found: Manifest | None, metric: Metric) -> float | None:
     """Return the score of a trial as samplers see it: more is better. None: it is not over.
 
@@ -61,7 +65,7 @@ def score_of(found: Manifest | None, metric: Metric) -> float | None:
         return None
     if isinstance(found, Ingredient):
         return value(found.held_out, metric)
-    return -math.inf if metric == "nll" else 0.0
+    return -math.inf if metric in BELOW_ZERO else 0.0
 
 
 def create_suggestion(store: Store, spec: SweepSpec, basis: Basis, made: Suggested) -> Suggested:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from soupray.core.hyperparameters import LATER, TABLE
 from soupray.core.records import Basis, Method, Record, Trial, key_of
 from soupray.spec.space import Dimension, Space, Value
 from soupray.spec.sweep_spec import SweepSpec
@@ -21,6 +22,9 @@ Increase it when training changes, so that results of older code are not reused.
 MANY_WORKERS = "2+ddp"
 """The same for trials of three workers and more, whose gradients are now added up in another order,
 which changes low bits. The sum of two has one order only: their bytes and keys are as before."""
+
+
+DEFAULTS = {row.name: row.default for row in TABLE}
 
 
 class PlannedTrial(Record, frozen=True, kw_only=True):
@@ -67,7 +71,10 @@ def planned_at(spec: SweepSpec, index: int, point: Sequence[float]) -> PlannedTr
     hparams: dict[str, Value] = {}
     for name in Space.model_fields:
         entry = getattr(spec.search.space, name)
-        hparams[name] = entry.at(coordinates[name]) if name in coordinates else entry
+        if name in coordinates:
+            hparams[name] = entry.at(coordinates[name])
+        elif name not in LATER or entry != DEFAULTS[name]:
+            hparams[name] = entry
     return PlannedTrial(index=index, hparams=hparams, seed=_key(spec.seed, index) % 2**31)
 
 
@@ -96,6 +103,7 @@ def as_trials(spec: SweepSpec, basis: Basis, points: Sequence[PlannedTrial]) -> 
             setting=setting,
             training=training,
             metric=msgspec.UNSET if spec.metric == "accuracy" else spec.metric,
+            loss=spec.own_loss or msgspec.UNSET,
         )
         trials.append(msgspec.structs.replace(trial, key=key_of(trial)))
     return trials

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.records import Basis, Ingredient, Pool
 from soupray.evaluation.evaluator import StoredEvaluator
+from soupray.maths.metrics import nll
 from soupray.maths.mistakes import confusion, reliability
 from soupray.maths.outputs import leave_one_out
 from soupray.reporting.details import Answers, Details, TrialFacts, details_of
@@ -55,12 +58,18 @@ def _worth(evaluator: StoredEvaluator, pool: Pool, basis: Basis) -> list[float]:
     models = [mean_of([sha]) for sha in pool.checkpoints]
     labels = evaluator.predictions(models[0], held_out).labels
     return leave_one_out(
-        len(models), lambda k: evaluator.predictions(models[k], held_out).logits, labels
+        len(models),
+        lambda k: evaluator.predictions(models[k], held_out).logits,
+        lambda logits: nll(logits, labels, held_out.objective),
     )
 
 
 def _answers(evaluator: StoredEvaluator, entry: Entry, model: Candidate, basis: Basis) -> Answers:
     predictions = evaluator.predictions(model, basis.split("test"))
+    if predictions.split.objective is not UNSET:
+        return Answers(
+            name=entry.name, confusion=(), reliability=(), temperature=1.0, calibrated=()
+        )
     temperature = entry.calibrated.temperature if entry.calibrated else 1.0
     return Answers(
         name=entry.name,

@@ -14,12 +14,13 @@ import numpy as np
 from soupray.core.candidates import Candidate, Outcome, WeightCandidate, as_trained, mean_of
 from soupray.core.errors import CheckpointError, ConfigError, EvaluationError
 from soupray.core.progress import Show
-from soupray.core.records import Basis, Pool, Record, Scores, digest
+from soupray.core.records import Basis, Pool, Record, Scores, Split, digest
 from soupray.core.requests import FileDigest, Temperature
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.maths.metrics import on_classes_of, score
+from soupray.maths.objectives import best_thresholds
 from soupray.recipes import (
     BY_NAME,
     RECIPES,
@@ -31,7 +32,7 @@ from soupray.recipes import (
     total_cost,
 )
 from soupray.recipes.baselines import UPDATE_BN
-from soupray.recipes.recipe import PoolSize
+from soupray.recipes.recipe import ONE_CLASS, PoolSize
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Calibrated, Entry, champion, leaderboard, one_model
 from soupray.reporting.results import SoupResult
@@ -355,6 +356,8 @@ def calibrated(
         basis: the splits.
     """
     held_out, test = basis.split("held_out"), basis.split("test")
+    if test.objective is not msgspec.UNSET:
+        return _with_thresholds(evaluator, entries, outcomes, held_out)
     found: dict[str, Calibrated] = {}
     for outcome in outcomes:
         model = outcome.candidate
@@ -388,6 +391,19 @@ def _on_classes_of_shifts(
     return found
 
 
+def _with_thresholds(
+    evaluator: StoredEvaluator, entries: list[Entry], outcomes: list[Outcome], held_out: Split
+) -> list[Entry]:
+    """Return the entries of a multi-label pool with thresholds; those of a regression have none."""
+    if not held_out.objective or held_out.objective.kind != "multi_label":
+        return entries
+    found = {}
+    for outcome in outcomes:
+        said = evaluator.predictions(outcome.candidate, held_out)
+        found[outcome.candidate.digest] = best_thresholds(said.logits, said.labels)
+    return [msgspec.structs.replace(e, thresholds=found[e.candidate]) for e in entries]
+
+
 def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: bool) -> Wanted:
     """Return the recipes to run, with their options: from the flags, the spec, or all of them.
 
@@ -402,8 +418,13 @@ def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: boo
     spec, several = specs[0], len(specs) > 1
     kinds = ("ensemble",) if several else ("soup", "line", "ensemble")
     plugged = [n for n in spec.recipes if n not in BY_NAME and find_recipe(n).kind in kinds]
-    offered = [*(r.name for r in RECIPES if r.kind in kinds), *plugged]
-    listed = [name for name in spec.recipes if name in offered]
+    objective = spec.targets.kind if spec.targets else ONE_CLASS
+    offered = [r.name for r in RECIPES if r.kind in kinds and objective in r.objectives]
+    offered += plugged
+    unsuited = [r.name for r in RECIPES if r.kind in kinds and objective not in r.objectives]
+    if everything and unsuited:
+        log.info(f"Not for {objective}, and left out: {', '.join(unsuited)}.")
+    listed = [name for name in spec.recipes if name in offered or name in unsuited]
     names = offered if everything else flags or listed or (offered if several else [])
     if not names:
         raise ConfigError(f"no recipe chosen: name one of {', '.join(offered)}, or --all.")
@@ -415,6 +436,16 @@ def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: boo
             raise ConfigError(
                 f"{name} averages weights, which models of several specs do not share: with "
                 f"several specs, choose among {', '.join(offered)}, or all."
+            )
+        if objective not in find_recipe(name).objectives:
+            raise ConfigError(
+                f"{name} is for {', '.join(find_recipe(name).objectives)}; the targets of this "
+                f"spec are of {objective}. Choose among {', '.join(offered)}, or all."
+            )
+        if spec.targets and spec.recipes.get(name, {}).get("space") == "probabilities":
+            raise ConfigError(
+                f"recipes.{name}.space: probabilities are of one class; with {objective} write "
+                "logits, the mean of outputs."
             )
     chosen = {name: dict(spec.recipes.get(name, {})) for name in names}
     load_recipes(chosen)

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from soupray.core.errors import ConfigError
 from soupray.core.plugins import digest_of, installed, is_plugin
 
-TASKS, DATA, SAMPLERS = "soupray.tasks", "soupray.data", "soupray.samplers"
-"""Groups of entry points: models, data sets, and samplers of the search space."""
+TASKS, DATA, LOSSES = "soupray.tasks", "soupray.data", "soupray.losses"
+SAMPLERS = "soupray.samplers"
+"""Groups of entry points: models, data sets, losses, and samplers of the search space."""
 
 SAMPLER_NAMES = ("random", "qmc", "tpe")
 """Soupray's own samplers."""
@@ -27,7 +28,12 @@ class Place(NamedTuple):
 
 
 SAMPLER = Place("search", "sampler", SAMPLERS)
-PLACES = (Place("task", "model", TASKS), Place("data", "dataset", DATA), SAMPLER)
+PLACES = (
+    Place("task", "model", TASKS),
+    Place("data", "dataset", DATA),
+    Place("loss", "function", LOSSES),
+    SAMPLER,
+)
 
 
 def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
@@ -43,7 +49,11 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
     """
     for place in PLACES:
         part = data.get(place.section)
-        if not isinstance(part, dict) or (part.get("kind") != "torch" and place != SAMPLER):
+        if place.section == "loss":
+            part = {place.key: part} if isinstance(part, str) else part
+        elif not isinstance(part, dict) or (place != SAMPLER and part.get("kind") != "torch"):
+            continue
+        if not isinstance(part, dict):
             continue
         named = part.get(place.key)
         if not isinstance(named, str):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import pydantic
 from pydantic import Field
 
-from soupray.core.hyperparameters import TABLE, Hyperparameter
+from soupray.core.hyperparameters import LATER, TABLE, Hyperparameter
 from soupray.core.plugins import MODULE, installed, is_plugin
 from soupray.spec.plugged_in import SAMPLER_NAMES, SAMPLERS
 
@@ -87,6 +87,11 @@ _ROWS = {row.name: row for row in TABLE}
 IMAGE_ONLY = {row.name: row.default for row in TABLE if row.of == "images"}
 """Hyperparameters that change images, and for each the value that has no effect."""
 
+ONE_CLASS_ONLY = {row.name: row.default for row in TABLE if row.of == "one class"}
+CLASSES_ONLY = ONE_CLASS_ONLY | {row.name: row.default for row in TABLE if row.of == "classes"}
+NUMBERS_ONLY = {row.name: row.default for row in TABLE if row.of == "numbers"}
+"""Hyperparameters about one kind of target, and for each the value that has no effect."""
+
 _BODY_ONLY = {row.name: row.default for row in TABLE if row.of == "body"}
 """Hyperparameters that treat blocks of a body differently, and the values without effect."""
 
@@ -111,7 +116,12 @@ class _Hyperparameters(SpecModel):
 def _field(row: Hyperparameter) -> Any:
     number: Any = Annotated[int if row.whole else float, Field(ge=row.low)]
     default: Any = ... if row.default is None else row.default
-    said = Field(default, description=row.meaning, json_schema_extra={"maximum": row.high})
+    said = Field(
+        default,
+        description=row.meaning,
+        json_schema_extra={"maximum": row.high},
+        exclude_if=(lambda value: value == default) if row.name in LATER else None,
+    )
     return Dimension | number, said
 
 

@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import pydantic
+from msgspec import UNSET, UnsetType
 from pydantic import Field
 
 from soupray.core.errors import ConfigError, has_password, one_line
-from soupray.core.records import Metric, Setting, Training, digest
+from soupray.core.records import Metric, Objective, Setting, Training, digest
 from soupray.recipes import check_recipes
 from soupray.recipes.recipe import Option
 from soupray.spec.class_names import resolved
@@ -23,10 +24,21 @@ from soupray.spec.data import DataSpec
 from soupray.spec.files import read_text
 from soupray.spec.libraries import Memory
 from soupray.spec.mistakes import explain
+from soupray.spec.objective import METRICS, Loss, ObjectiveSpec, Regression
 from soupray.spec.plugged_in import with_code
 from soupray.spec.preprocessing import with_preprocessing
-from soupray.spec.space import IMAGE_ONLY, Count, NonNegative, Search, SpecModel, refuse
-from soupray.spec.task import Init, TaskSpec, TrainedInit
+from soupray.spec.space import (
+    CLASSES_ONLY,
+    IMAGE_ONLY,
+    NUMBERS_ONLY,
+    ONE_CLASS_ONLY,
+    Count,
+    NonNegative,
+    Search,
+    SpecModel,
+    refuse,
+)
+from soupray.spec.task import Init, ProbeInit, TaskSpec, TrainedInit
 from soupray.spec.trackers import check_trackers
 from soupray.spec.yaml import find_key, parse_yaml
 
@@ -144,6 +156,17 @@ class SweepSpec(SpecModel):
     data: Annotated[DataSpec, Field(discriminator="kind")]
     """What is learnt from, what chooses, and what is reported."""
 
+    # Left out if not given, so that digests of specs from before these fields do not change.
+    objective: Annotated[ObjectiveSpec, Field(exclude_if=lambda value: value == "one_class")] = (
+        "one_class"
+    )
+    """What the outputs of the model mean: the logits of one class of several; of any number of
+    classes (`multi_label`); or numbers (`regression`)."""
+
+    loss: Annotated[Loss | None, Field(exclude_if=lambda value: value is None)] = None
+    """The loss of the trials, a function of your own. Left out: cross-entropy, binary
+    cross-entropy, or the squared error, by `objective`."""
+
     init: Annotated[Init, Field(validate_default=True)] = "zero_shot"
     """Where all trials start (theta_0): the zero-shot model, `{trained: ...}`, `{probe: ...}` or
     `{file: PATH}`."""
@@ -234,6 +257,51 @@ class SweepSpec(SpecModel):
             )
         return url
 
+    @pydantic.field_validator("objective")
+    @classmethod
+    def _suits_metric_and_data(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        kind = "regression" if isinstance(value, Regression) else value
+        metric, task, data = (info.data.get(name) for name in ("metric", "task", "data"))
+        if metric is not None and metric not in METRICS[kind]:
+            raise ValueError(
+                f"{kind} has no metric {metric}; write metric: {', '.join(METRICS[kind])}"
+            )
+        if kind != "regression" and task is not None and len(task.classes) < 2:
+            raise ValueError(f"{kind} has at least two classes; task.classes names one")
+        if kind == "one_class":
+            return value
+        if task is not None and task.kind not in ("timm", "torch"):
+            raise ValueError(
+                f"a {task.kind} model has a head for one class; {kind} needs kind: timm or torch"
+            )
+        if data is not None and data.kind != "torch":
+            raise ValueError(
+                f"data of kind {data.kind} have one class for each sample; {kind} needs kind: "
+                "torch, a function that returns datasets"
+            )
+        if info.data.get("precision") == "cascade":
+            raise ValueError(f"precision: cascade counts one class; with {kind} write fp32")
+        return value
+
+    @pydantic.field_validator("init", "search")
+    @classmethod
+    def _suits_the_objective(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        objective = info.data.get("objective", "one_class")
+        space = value.trained if isinstance(value, TrainedInit) else getattr(value, "space", None)
+        if objective != "one_class" and isinstance(value, ProbeInit):
+            raise ValueError(
+                "a probe is a logistic regression for one class; write init: {trained: ...}"
+            )
+        if space is None:
+            return value
+        if isinstance(objective, Regression):
+            refuse(space, CLASSES_ONLY | {"mixup": 0.0}, "is for classes, not for regression")
+        else:
+            refuse(space, NUMBERS_ONLY, "is for regression")
+        if objective == "multi_label":
+            refuse(space, ONE_CLASS_ONLY, "is for one class, not for multi_label")
+        return value
+
     @pydantic.field_validator("init", "anchor")
     @classmethod
     def _suits_the_task(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
@@ -314,6 +382,18 @@ class SweepSpec(SpecModel):
         )
 
     @property
+    def targets(self) -> Objective | UnsetType:
+        """What the targets are; unset: one class for each sample."""
+        if isinstance(self.objective, Regression):
+            return Objective(kind="regression", tolerance=self.objective.regression.tolerance)
+        return Objective(kind="multi_label") if self.objective == "multi_label" else UNSET
+
+    @property
+    def own_loss(self) -> tuple[str, str] | None:
+        """Name and digest of the code of a loss of the user."""
+        return None if self.loss is None else (self.loss.function, self.loss.code)
+
+    @property
     def init_name(self) -> str:
         """How theta_0 is made: zero_shot, trained, probe or file."""
         if isinstance(self.init, str):
@@ -340,6 +420,7 @@ class SweepSpec(SpecModel):
         )
         if self.metric != "accuracy":
             shaping += ("metric",)
+        shaping += ("objective", "loss")  # left out of the dump where they are not given
         return digest({k: v for k, v in self.model_dump(mode="json").items() if k in shaping})
 
 

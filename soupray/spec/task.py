@@ -34,7 +34,7 @@ def _with_names_that_differ(classes: tuple[str, ...]) -> tuple[str, ...]:
 
 Classes = Annotated[
     tuple[str, ...],
-    Field(min_length=2, json_schema_extra=_also_a_text),
+    Field(min_length=1, json_schema_extra=_also_a_text),
     pydantic.AfterValidator(_with_names_that_differ),
 ]
 

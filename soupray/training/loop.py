@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from soupray.core.errors import Diverged, TrialError
 from soupray.core.hyperparameters import Hyperparameters
@@ -20,6 +19,7 @@ from soupray.core.ports import Task
 from soupray.data.cache import Data
 from soupray.store.weights_file import Weights
 from soupray.training.augment import Draws, augmented, draw
+from soupray.training.losses import TrainingLoss, sample_weights
 from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
 from soupray.training.start import Start
 
@@ -49,6 +49,9 @@ class Loop:
         self._samples, labels = data.samples(data.split("train"))
         self._labels = torch.from_numpy(np.array(labels))
         self.micro_batch = start.training.micro_batch or hparams.batch_size
+        objective = data.split("train").objective
+        self._loss = TrainingLoss(hparams, objective, self._labels, start.loss)
+        self._odds = sample_weights(self._labels, hparams.balanced)
         self._used = self._with_statistics(len(labels))
         self._steps_per_epoch = math.ceil(self._used / hparams.batch_size)
         self._optimizer = adamw(
@@ -92,7 +95,7 @@ class Loop:
         for module in self.in_training.modules():
             if _frozen(module):
                 module.eval()  # a BatchNorm layer in a frozen block keeps its statistics
-        order = torch.randperm(len(self._labels), generator=self._generator)[: self._used]
+        order = self._order()
         losses: list[torch.Tensor] = []
         seen: list[torch.Tensor] = []
         for rows, samples in self._read(order):
@@ -103,6 +106,14 @@ class Loop:
         sizes = torch.tensor([len(rows) for rows in order.split(self.hparams.batch_size)])
         total = (torch.cat(seen) * sizes.to(self.device)).double().sum()
         return float(total) / self._used
+
+    def _order(self) -> torch.Tensor:
+        """The rows of an epoch: all in random order, or drawn with the odds of their classes."""
+        if self._odds is None:
+            return torch.randperm(len(self._labels), generator=self._generator)[: self._used]
+        return torch.multinomial(
+            self._odds, self._used, replacement=True, generator=self._generator
+        )
 
     def _with_statistics(self, n: int) -> int:
         """The number of samples, of n, in batches of which a BatchNorm layer has statistics.
@@ -261,9 +272,9 @@ class Loop:
             with nullcontext() if i == len(parts) else self._group.apart(model):
                 with self._autocast():
                     logits = model(inputs[part])
-                loss = self._cross_entropy(logits, labels[part])
+                loss = self._loss(logits, labels[part])
                 if partners is not None:
-                    mixed = self._cross_entropy(logits, partners[part])
+                    mixed = self._loss(logits, partners[part])
                     loss = share * loss + (1 - share) * mixed
                 if len(part) < n or self._idle(n):
                     loss = loss * (0.0 if self._idle(n) else len(part) / n)
@@ -272,10 +283,6 @@ class Loop:
                 self._sending = False
             total += loss.detach()
         return total
-
-    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        smoothing = self.hparams.label_smoothing
-        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
     def _autocast(self) -> Any:
         on = self._training.precision == "bf16"

@@ -68,6 +68,7 @@ class Start:
         device: "cpu" or "cuda".
         training: how the training computes.
         group: the workers.
+        loss: name and digest of the code of a loss of the user; None: that of the objective.
     """
 
     weights: Weights
@@ -75,3 +76,4 @@ class Start:
     device: str
     training: Training = field(default_factory=Training)
     group: Group = field(default_factory=Alone)
+    loss: tuple[str, str] | None = None

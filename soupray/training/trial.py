@@ -31,7 +31,7 @@ from soupray.data.cache import Data
 from soupray.evaluation.cache import save_logits
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.local import LocalWorkers
-from soupray.maths.metrics import score, value
+from soupray.maths.metrics import right_mask, score, value
 from soupray.maths.weights import distance
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.manifests import create_manifest, find_manifest
@@ -131,6 +131,7 @@ class _Run:
             device=trial.setting.device,
             training=trial.training,
             group=group,
+            loss=trial.loss or None,
         )
         self._seen: tuple[Any, Data] = seen
         self.loop = Loop(seen[0], seen[1], self.hparams, start)
@@ -188,7 +189,7 @@ class _Run:
         record = EpochRecord(
             epoch=number,
             train_loss=loss,
-            held_out_correct=int((logits.argmax(axis=1) == labels).sum()),
+            held_out_correct=int(right_mask(said).sum()),
             held_out_n=held_out.size,
             seconds=time.monotonic() - started,
             value=value(score(said), metric) if metric else None,
@@ -242,6 +243,10 @@ def stored(
 
 
 def _refuse_collapse(logits: Logits, split: Split) -> None:
+    if split.objective is not msgspec.UNSET:
+        if len(logits) > 1 and not np.ptp(logits, axis=0).any():
+            raise Diverged("the model collapsed: its outputs are the same for every sample")
+        return
     classes = np.unique(logits.argmax(axis=1))
     if len(classes) == 1 and split.classes > 1:
         raise Diverged(f"the model collapsed: it predicts class {classes[0]} for every sample")

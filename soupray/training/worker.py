@@ -165,6 +165,7 @@ def _trained_from(weights: Weights, here: WorkerContext) -> Weights:
         seed=spec.seed,
         device=spec.setting.device,
         training=spec.training.record(),
+        loss=spec.own_loss,
     )
     try:
         return trained(here.task, here.data, hparams, start)

@@ -1,0 +1,128 @@
+"""Targets of several labels, or of numbers, as datasets give them; each is checked by its form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from soupray.core.errors import ConfigError, one_line
+from soupray.spec.class_numbers import number_of, numbers_by_name
+
+SHOWN = 5
+"""Number of names that a message lists."""
+
+
+def labels_of(
+    targets: Sequence[Any], classes: Sequence[str], named: Sequence[str] | None, where: str
+) -> npt.NDArray[np.uint8]:
+    """Which classes each sample has, 0 or 1, uint8 [N, C].
+
+    A target is a list (or a set) of names or numbers of classes, perhaps empty; or an array or
+    tensor of 0 and 1 for each class.
+
+    Args:
+        targets: of the N samples.
+        classes: names of the task's classes: the columns of the result.
+        named: the dataset's names of its classes, by number; None: its numbers are the task's.
+        where: names the dataset in messages.
+
+    Raises:
+        ConfigError: a target is of another form, or has a class that the task does not have.
+    """
+    columns = _columns(classes, named, where)
+    known = numbers_by_name(classes)
+    made = np.zeros((len(targets), len(classes)), np.uint8)
+    for row, target in enumerate(targets):
+        if hasattr(target, "shape"):
+            made[row] = _vector(np.asarray(target), columns, f"{where}: sample {row}")
+            continue
+        if not isinstance(target, list | tuple | set | frozenset):
+            raise ConfigError(
+                f"{where}: the target of sample {row} is {_shown(target)}. Allowed are a list of "
+                "names or numbers of classes, and an array of 0 and 1 for each class."
+            )
+        found = [_class(label, known, columns, f"{where}: sample {row}") for label in target]
+        if len(set(found)) < len(found):
+            raise ConfigError(
+                f"{where}: the target of sample {row}, {_shown(target)}, lists a class twice. Give "
+                "0 and 1 for each class as an array or a tensor."
+            )
+        made[row, found] = 1
+    return made
+
+
+def _columns(classes: Sequence[str], named: Sequence[str] | None, where: str) -> list[int]:
+    """The column of each class of the dataset, by its number."""
+    if named is None:
+        return list(range(len(classes)))
+    known = numbers_by_name(classes)
+    found = [number_of(name, known) for name in named]
+    if None in found or len(set(found)) < len(classes):
+        raise ConfigError(
+            f"{where}: `classes` of the dataset are {', '.join(named)}; task.classes are "
+            f"{', '.join(classes)}. Write the same names."
+        )
+    return [k for k in found if k is not None]
+
+
+def _class(label: Any, known: dict[str, int], columns: list[int], where: str) -> int:
+    label = label.item() if hasattr(label, "item") else label
+    if isinstance(label, str):
+        found = number_of(label, known)
+        if found is None:
+            shown = ", ".join(list(known)[:SHOWN])
+            raise ConfigError(f"{where} has the class {label!r}. task.classes has {shown}, ...")
+        return found
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(columns):
+        return columns[label]
+    raise ConfigError(
+        f"{where} has the class {label!r}. Allowed are names, and 0 to {len(columns) - 1}."
+    )
+
+
+def _vector(target: npt.NDArray[Any], columns: list[int], where: str) -> npt.NDArray[np.uint8]:
+    if target.shape != (len(columns),) or not np.isin(target, (0, 1)).all():
+        raise ConfigError(
+            f"{where}: its target is an array {list(target.shape)} {target.dtype}. Allowed are 0 "
+            f"and 1 for each of the {len(columns)} classes."
+        )
+    made = np.zeros(len(columns), np.uint8)
+    made[columns] = target
+    return made
+
+
+def numbers_of(
+    targets: Sequence[Any], outputs: Sequence[str], where: str
+) -> npt.NDArray[np.float32]:
+    """The numbers of each sample, float32 [N, D].
+
+    Args:
+        targets: of the N samples: a number, or D numbers (a list, an array or a tensor).
+        outputs: names of the D outputs.
+        where: names the dataset in messages.
+
+    Raises:
+        ConfigError: a target has another form, or is not finite.
+    """
+    made = np.empty((len(targets), len(outputs)), np.float32)
+    for row, target in enumerate(targets):
+        try:
+            values = np.asarray(target, np.float64).reshape(-1)
+        except (TypeError, ValueError):
+            values = np.empty(0)
+        text = isinstance(target, str | bytes | bool)
+        if text or values.shape != (len(outputs),) or not all(map(math.isfinite, values)):
+            raise ConfigError(
+                f"{where}: the target of sample {row} is {_shown(target)}. Allowed are "
+                f"{len(outputs)} finite numbers ({', '.join(outputs)})."
+            )
+        made[row] = values
+    return made
+
+
+def _shown(target: Any) -> str:
+    return one_line(repr(target))[:80]

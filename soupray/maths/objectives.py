@@ -1,0 +1,177 @@
+"""Objectives beyond one class for each sample: which samples are right, losses and metrics.
+
+Multi-label: targets are 0 or 1 for each class, [N, C], and an output is the logit of its class.
+Regression: targets are numbers, [N, D], and an output is its target. In both, "right" is a yes or
+no for each sample, so that all that is done with counts of right samples holds: early rejection,
+McNemar's test, intervals.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from soupray.core.arrays import Float64, Logits, Mask
+from soupray.core.records import Objective
+
+Targets = npt.NDArray[Any]
+"""0 or 1, [N, C], of a multi-label task; float32 [N, D] of a regression."""
+
+
+def margins_of(outputs: Logits, targets: Targets, objective: Objective) -> Float64:
+    """For each sample, how far it is from being wrong: it is right if this is above 0, [N].
+
+    Multi-label: the smallest logit of a label, with the sign of its target; a logit of 0 says no.
+    Regression: 1 minus the largest error in units of the tolerance.
+
+    Args:
+        outputs: of a model, [N, C].
+        targets: [N, C].
+        objective: what they mean.
+    """
+    wide = outputs.astype(np.float64)
+    if objective.kind == "multi_label":
+        signed: Float64 = np.where(targets == 1, wide, -wide).min(axis=1)
+        return signed
+    errors: Float64 = np.abs(wide - targets).max(axis=1)
+    return 1 - errors / objective.tolerance if objective.tolerance else -errors
+
+
+def right_of(outputs: Logits, targets: Targets, objective: Objective) -> Mask:
+    """Which samples are right, [N]: all labels, or all outputs within the tolerance.
+
+    Args:
+        outputs: of a model, [N, C].
+        targets: [N, C].
+        objective: what they mean.
+    """
+    if objective.kind == "multi_label":
+        same: Mask = ((outputs > 0) == (targets == 1)).all(axis=1)
+        return same
+    errors: Float64 = np.abs(outputs.astype(np.float64) - targets).max(axis=1)
+    return errors <= objective.tolerance
+
+
+def mean_loss(outputs: Logits | Float64, targets: Targets, objective: Objective) -> float:
+    """The mean over samples and outputs of the loss.
+
+    Multi-label: binary cross-entropy, in nats. Regression: the squared error.
+
+    Args:
+        outputs: of a model, [N, C].
+        targets: [N, C].
+        objective: what they mean.
+    """
+    wide = outputs.astype(np.float64)
+    if objective.kind == "regression":
+        return float(((wide - targets) ** 2).mean())
+    # -log sigmoid(z) = log(1 + exp(-z)), for z with the sign of the target
+    return float(np.logaddexp(0, np.where(targets == 1, -wide, wide)).mean())
+
+
+def metrics_of(outputs: Logits, targets: Targets, objective: Objective) -> dict[str, float]:
+    """The metrics that are no count of samples, by name.
+
+    Args:
+        outputs: of a model, [N, C].
+        targets: [N, C].
+        objective: what they mean.
+    """
+    wide = outputs.astype(np.float64)
+    if objective.kind == "multi_label":
+        there = [c for c in range(wide.shape[1]) if targets[:, c].any()]
+        found = [average_precision(wide[:, c], targets[:, c] == 1) for c in there]
+        return {"map": float(np.mean(found)) if found else 0.0}
+    pairs = list(zip(wide.T, targets.T.astype(np.float64), strict=True))
+    return {
+        "mae": float(np.abs(wide - targets).mean()),
+        "r2": float(np.mean([r_squared(o, t) for o, t in pairs])),
+        "spearman": float(np.mean([rank_correlation(o, t) for o, t in pairs])),
+    }
+
+
+def by_class_of(outputs: Logits, targets: Targets) -> tuple[tuple[int, int, int], ...]:
+    """For each class: samples that have it, samples predicted to have it, and both.
+
+    Args:
+        outputs: of a multi-label model, [N, C].
+        targets: [N, C].
+    """
+    said, there = outputs > 0, targets == 1
+    counts = [there.sum(axis=0), said.sum(axis=0), (said & there).sum(axis=0)]
+    return tuple(zip(*(c.tolist() for c in counts), strict=True))
+
+
+def average_precision(scores: Float64, positive: Mask) -> float:
+    """The average precision of one class: the mean precision over the recalls that are gained.
+
+    Samples with equal scores are taken together, as scikit-learn does.
+
+    Args:
+        scores: of a class, [N]; larger is more likely.
+        positive: which samples have it, at least one, [N].
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    hits = np.cumsum(positive[order])[ends]
+    gained = np.diff(hits, prepend=0) / positive.sum()
+    return float((gained * hits / (ends + 1)).sum())
+
+
+def r_squared(outputs: Float64, targets: Float64) -> float:
+    """The coefficient of determination; for constant targets 1 if all are met, else 0.
+
+    Args:
+        outputs: [N].
+        targets: [N].
+    """
+    left, spread = ((targets - outputs) ** 2).sum(), ((targets - targets.mean()) ** 2).sum()
+    if spread == 0:
+        return float(left == 0)
+    return float(1 - left / spread)
+
+
+def rank_correlation(outputs: Float64, targets: Float64) -> float:
+    """Spearman's rank correlation; 0 where outputs or targets are all equal.
+
+    Args:
+        outputs: [N].
+        targets: [N].
+    """
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (outputs, targets))
+    length = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / length) if length else 0.0
+
+
+def best_thresholds(outputs: Logits, targets: Targets) -> tuple[float, ...]:
+    """The logit of each class above which F1 on these data is largest.
+
+    It is half-way between two neighbouring logits. Of equal ones the one nearest to 0 is taken; 0
+    for a class that no sample has, and where no threshold is better than 0.
+
+    Args:
+        outputs: of a multi-label model, [N, C].
+        targets: [N, C].
+    """
+    return tuple(
+        _best_threshold(scores, there)
+        for scores, there in zip(outputs.T, targets.T == 1, strict=True)
+    )
+
+
+def _best_threshold(scores: npt.NDArray[np.float32], there: Mask) -> float:
+    if not there.any():
+        return 0.0
+    wide = np.unique(scores.astype(np.float64))
+    cuts = np.concatenate([[0.0], (wide[1:] + wide[:-1]) / 2, [wide[0] - 1.0]])
+    said = scores[None] > cuts[:, None]
+    hits = (said & there).sum(axis=1)
+    f1 = 2 * hits / (said.sum(axis=1) + there.sum())
+    best = np.flatnonzero(f1 == f1.max())
+    if f1[0] == f1.max():
+        return 0.0
+    return float(min(cuts[best], key=abs))

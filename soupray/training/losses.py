@@ -1,0 +1,136 @@
+"""The loss of a trial: of its objective, with what its hyperparameters and its spec change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from msgspec import UNSET, UnsetType
+
+from soupray.core.errors import TrialError
+from soupray.core.hyperparameters import Hyperparameters
+from soupray.core.plugins import load, raised
+from soupray.core.records import Objective
+from soupray.spec.plugged_in import LOSSES
+
+Own = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A loss of the user: outputs [N, C] and targets to the loss of each sample, [N]."""
+
+
+class TrainingLoss:
+    """The mean loss of a batch. A batch in parts has the mean of its parts, by their sizes."""
+
+    def __init__(
+        self,
+        hparams: Hyperparameters,
+        objective: Objective | UnsetType,
+        targets: torch.Tensor,
+        own: tuple[str, str] | None = None,
+    ) -> None:
+        """Count the classes of the training data, where the loss weights them.
+
+        Args:
+            hparams: the hyperparameters of the trial.
+            objective: what outputs mean.
+            targets: of all training samples: classes [N], or [N, C].
+            own: name and digest of the code of a loss of the user.
+
+        Raises:
+            TrialError: the code here is not that of the trial.
+        """
+        self._smoothing, self._focal = hparams.label_smoothing, hparams.focal
+        self._huber, self._objective = hparams.huber, objective
+        self._weights = _weights(targets, objective, hparams.class_weight)
+        self._own, self._named = None, own[0] if own else ""
+        if own:
+            self._own = load(LOSSES, own[0])
+            if self._own.digest != own[1]:
+                raise TrialError(
+                    f"loss {own[0]!r}: the code here has the digest {self._own.digest[:12]}, that "
+                    f"of the sweep had {own[1][:12]}. Start again, with the same code on all "
+                    "machines."
+                )
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss over samples, float32, a scalar.
+
+        Args:
+            outputs: [N, C].
+            targets: classes [N], or [N, C].
+
+        Raises:
+            TrialError: the loss of the user raises, or returns something else than N losses.
+        """
+        outputs = outputs.float()
+        if self._own is not None:
+            return self._of_the_user(outputs, targets)
+        if self._objective is UNSET:
+            return self._one_class(outputs, targets)
+        wanted = targets.to(outputs.dtype)
+        if self._objective.kind == "regression":
+            if self._huber:
+                return F.huber_loss(outputs, wanted, delta=self._huber)
+            return F.mse_loss(outputs, wanted)
+        each = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
+        if self._weights is not None:
+            each = each * torch.where(wanted == 1, self._weights.to(outputs.device), 1.0)
+        if self._focal:  # p of what is true: (1 - p) ** gamma
+            p = torch.where(wanted == 1, outputs.sigmoid(), (-outputs).sigmoid())
+            each = each * (1 - p) ** self._focal
+        return each.mean()
+
+    def _one_class(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self._weights is None and not self._focal:
+            return F.cross_entropy(outputs, targets, label_smoothing=self._smoothing)
+        each = F.cross_entropy(outputs, targets, label_smoothing=self._smoothing, reduction="none")
+        if self._focal:
+            p = outputs.softmax(dim=1).gather(1, targets[:, None])[:, 0]
+            each = each * (1 - p) ** self._focal
+        if self._weights is not None:
+            each = each * self._weights.to(outputs.device)[targets]
+        return each.mean()
+
+    def _of_the_user(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        assert self._own is not None
+        where = f"loss {self._named!r} ({self._own.origin})"
+        try:
+            each = self._own.value(outputs, targets)
+        except Exception as error:
+            raise TrialError(f"{where} raised {raised(error)}.") from error
+        if not isinstance(each, torch.Tensor) or each.shape != (len(outputs),):
+            form = list(each.shape) if isinstance(each, torch.Tensor) else type(each).__name__
+            raise TrialError(
+                f"{where} returned {form}, not the loss of each of the {len(outputs)} samples, "
+                f"[{len(outputs)}]. Return it before any mean: parts of a batch are joined by size."
+            )
+        if not each.requires_grad:
+            raise TrialError(f"{where} returned losses without a gradient.")
+        return each.mean()
+
+
+def _weights(
+    targets: torch.Tensor, objective: Objective | UnsetType, power: float
+) -> torch.Tensor | None:
+    """The weight of each class, [C]: (1 / its samples) ** power, with mean 1 over the samples.
+
+    For multi_label the weight of a positive label: (samples without it / with it) ** power.
+    """
+    if not power:
+        return None
+    if objective is not UNSET:
+        positive = targets.sum(dim=0).double()
+        return (((len(targets) - positive) / positive.clamp(min=1)) ** power).float()
+    counts = torch.bincount(targets).double()
+    weights = torch.where(counts > 0, counts.clamp(min=1) ** -power, 0.0)
+    return (weights * len(targets) / (weights * counts).sum()).float()
+
+
+def sample_weights(targets: torch.Tensor, power: float) -> torch.Tensor | None:
+    """How often each sample is drawn, [N]: (1 / samples of its class) ** power; None: all alike.
+
+    Args:
+        targets: classes, [N].
+        power: 1: each class is drawn equally often. 0: each sample is.
+    """
+    return torch.bincount(targets).double()[targets] ** -power if power else None

@@ -1,0 +1,92 @@
+"""Data and a model for two_digits.yaml and digit_angle.yaml, made of the digits in scikit-learn.
+
+A function that a spec names is all that a task of your own needs: docs/guide/own-model.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import nn
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TRAIN = 1297
+"""The first digits are for training, the last 500 for test: other hands wrote them."""
+
+
+def make_model(num_classes: int, width: int = 16) -> nn.Module:
+    """A small convolutional network for grey images of 32 x 32 pixels.
+
+    Args:
+        num_classes: number of outputs.
+        width: channels of its first layer.
+    """
+
+    def block(before: int, after: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(),
+            nn.MaxPool2d(2),
+        )  # fmt: skip
+
+    return nn.Sequential(
+        block(1, width),
+        block(width, 2 * width),
+        block(2 * width, 4 * width),
+        nn.Flatten(),
+        nn.Linear(64 * width, num_classes),
+    )
+
+
+def _digits(split: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    if split not in ("train", "test"):
+        raise ValueError(f"there is no split {split!r}: write train or test")
+    images, labels = load_digits(return_X_y=True)
+    pixels = (images.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    part = slice(0, TRAIN) if split == "train" else slice(TRAIN, None)
+    return pixels[part], labels[part]
+
+
+def two_digits(split: str, count: int = 1600) -> list[tuple[Image.Image, list[str]]]:
+    """Two digits side by side, at heights drawn at random; the target has the names of both.
+
+    Args:
+        split: train or test.
+        count: number of images.
+
+    Returns:
+        (image of 32 x 32 pixels, names of its digits: one if they are equal) for each sample.
+    """
+    pixels, labels = _digits(split)
+    draw = np.random.default_rng(["train", "test"].index(split))
+    made = []
+    for left, right in draw.integers(len(pixels), size=(count, 2)).tolist():
+        canvas = np.zeros((16, 16), np.uint8)
+        for place, row in enumerate((left, right)):
+            top = int(draw.integers(0, 9))
+            canvas[top : top + 8, 8 * place : 8 * place + 8] = pixels[row]
+        names = sorted({NAMES[labels[left]], NAMES[labels[right]]})
+        made.append((Image.fromarray(canvas).resize((32, 32), Image.Resampling.BILINEAR), names))
+    return made
+
+
+def rotated_digits(split: str, count: int = 1600) -> list[tuple[Image.Image, float]]:
+    """A digit that is turned by up to 60 degrees; the target is the angle in radians.
+
+    Args:
+        split: train or test.
+        count: number of images.
+
+    Returns:
+        (image of 32 x 32 pixels, angle counter-clockwise) for each sample.
+    """
+    pixels, _ = _digits(split)
+    draw = np.random.default_rng(["train", "test"].index(split))
+    made = []
+    for row in draw.integers(len(pixels), size=count).tolist():
+        angle = float(draw.uniform(-60, 60))
+        large = Image.fromarray(np.pad(pixels[row], 2)).resize((32, 32), Image.Resampling.BILINEAR)
+        made.append((large.rotate(angle, Image.Resampling.BILINEAR), float(np.radians(angle))))
+    return made
