@@ -125,6 +125,8 @@ def test_work_that_runs_is_seen_until_it_ends_and_what_was_killed_goes(swept, tm
             (first.id, "check"),
             (second.id, "soup"),
         ]
+        assert all(map(layout.is_ours, store.list("sweeps")))
+        assert layout.is_ours(layout.stop_of("mini", first.id))
         first.refuse_stop()
         with pytest.raises(StoreError, match=r"a check of .*; a soup of .* works on mini now"):
             refuse_driver(store, "mini")
