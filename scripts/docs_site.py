@@ -334,6 +334,7 @@ def recipes_page() -> str:
 
 def _recipe(recipe: Recipe[Any], defs: dict[str, Any]) -> list[str]:
     flag = "always there" if recipe.kind == "baseline" else f"`--{recipe.name.replace('_', '-')}`"
+    flag += "" if recipe.with_all else ", which `--all` does not include"
     paper = re.sub(r"arXiv:([\d.]+\d)", r"[arXiv:\1](https://arxiv.org/abs/\1)", recipe.paper)
     lines = [
         f"## {recipe.name}",

@@ -47,7 +47,9 @@ MINI = {
     "[inverted, rotated, noise, low_contrast, thickened]": "[inverted, noise]",
     "trials: 16": "trials: 4",
     "epochs: {integer: [5, 15]}": "epochs: {integer: [1, 2]}",
-    "  wise_ft: {}\n": "  wise_ft: {}\n  learned: {steps: 4}\n  learned_by_layer: {steps: 4}\n",
+    "  wise_ft: {}\n": "  wise_ft: {}\n  learned: {steps: 4}\n  learned_by_layer: {steps: 4}\n"
+    "  learned_signed: {steps: 4}\n  cma_es: {evaluations: 20}\n"
+    "  soce: {}\n  task_arithmetic: {}\n  ties: {}\n  dare: {}\n",  # which --all leaves out
 }
 
 ONE_SLOT = {"{cpu: 1, gpu: 0}": "{cpu: 1, gpu: 0, at_most: 1}"}

@@ -27,7 +27,7 @@ from soupray.core.records import (
     pack_right,
 )
 from soupray.data.cache import Data, open_data
-from soupray.data.shifts import shifted_parts
+from soupray.data.shifts import SHIFTS, shifted_parts
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.search.plan import trials_of
 from soupray.services import embedded
@@ -217,7 +217,7 @@ def ingredient(name: str, held_out: Scores, size_bytes: int = 1000) -> Ingredien
 
 def shifted_images(name: str, images: np.ndarray, seed: int) -> np.ndarray:
     """The whole shifted copy of `images`."""
-    return np.concatenate(list(shifted_parts(name, images, seed)))
+    return np.concatenate(list(shifted_parts(SHIFTS[name], images, seed)))
 
 
 class Refusing:

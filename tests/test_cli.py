@@ -46,9 +46,10 @@ def test_the_command_line_is_what_it_was():
     }
     recipes = [f"--{r.name.replace('_', '-')}" for r in RECIPES if r.kind != "baseline"]
     assert recipes == [
-        "--uniform", "--greedy", "--replacement", "--pruned", "--learned", "--learned-by-layer",
-        "--fisher", "--model-stock", "--wise-ft", "--lines", "--ensemble", "--greedy-ensemble",
-        "--ose", "--vrf",
+        "--uniform", "--greedy", "--replacement", "--pruned", "--proxy", "--greedy-similar",
+        "--slerp", "--soce", "--learned", "--learned-by-layer", "--learned-signed", "--cma-es",
+        "--fisher", "--model-stock", "--task-arithmetic", "--ties", "--dare", "--wise-ft",
+        "--lines", "--ensemble", "--greedy-ensemble", "--ose", "--vrf", "--dawin",
     ]  # fmt: skip
     assert options == {
         "demo": ["--home"],

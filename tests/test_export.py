@@ -21,7 +21,7 @@ from test_exchange import MIXTRAL, text_world
 from tiny_text import texts, tiny_text, write_world
 
 import soupray
-from soupray.core.candidates import Candidate, VRFEnsemble, ensemble_of, mean_of
+from soupray.core.candidates import Candidate, EntropyEnsemble, VRFEnsemble, ensemble_of, mean_of
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Origin
 from soupray.core.records import STATISTICS, encode
@@ -59,7 +59,7 @@ class Made(NamedTuple):
 
 
 def write_recipes(spec: SweepSpec, folder: Path, shape: tuple[int, ...] | None) -> None:
-    """Of two models: soup, in weight space, and the ensembles logits, probs and vrf."""
+    """Of two models: soup, in weight space, and the ensembles logits, probs, vrf and entropy."""
     (folder / "store").mkdir(exist_ok=True)
     place, task = find_place(spec, folder / "home"), task_of(spec.task)
     checkpoints = Checkpoints(place.open_store(), place.folder / "weights")
@@ -82,6 +82,7 @@ def write_recipes(spec: SweepSpec, folder: Path, shape: tuple[int, ...] | None) 
         "logits": ensemble_of(parts, 4, "logits"),
         "probs": ensemble_of(parts, 4, "probabilities"),
         "vrf": vrf,
+        "entropy": EntropyEnsemble(parts=tuple((model, t) for model, _, t in parts)),
     }
     for name, candidate in candidates.items():
         recipe = RecipeFile(
@@ -211,6 +212,8 @@ def test_a_card_without_a_leaderboard_says_so(made, tmp_path):
         ("shortest", "probs", "torch"),
         ("own", "logits", "onnx"),
         ("mean", "probs", "torch"),
+        ("shortest", "entropy", "onnx"),
+        ("shortest", "entropy", "torch"),
     ],
 )
 def test_a_graph_gives_soupray_s_logits_for_any_number_of_inputs(made, name, entry, kind, tmp_path):

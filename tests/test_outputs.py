@@ -13,7 +13,7 @@ from soupray.core.records import Predictions, Split
 from soupray.maths import neighbours
 from soupray.maths.metrics import score
 from soupray.maths.neighbours import kth_by_matmul, kth_distances
-from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
+from soupray.maths.outputs import Blender, entropy_logits, fit_temperature, trust, vrf_logits
 
 A, B, C = (mean_of([name]) for name in "abc")
 LOGITS = {
@@ -204,3 +204,35 @@ def test_faiss_for_cpus_on_a_gpu_is_an_error_that_says_what_to_install(monkeypat
     points = np.zeros((3, 2), np.float32)
     with pytest.raises(ConfigError, match=r"pip uninstall faiss-cpu, .*'soupray\[gpu\]'"):
         kth_distances(points, points, 1, gpu=True)
+
+
+def test_shares_by_entropy_by_hand():
+    # p = (.9, .1) has H = .325083, (.5, .5) has H = log 2: shares exp(-.325083) = .722467 and .5
+    # over their sum: .590998 and .409002. Of equal models the mixture is each of them.
+    first = np.log(np.array([[0.9, 0.1], [0.2, 0.8]], np.float32))
+    second = np.log(np.array([[0.5, 0.5], [0.2, 0.8]], np.float32))
+    mixed = np.exp(entropy_logits([first, second], [1.0, 1.0]))
+    assert mixed[0] == pytest.approx([0.590998 * 0.9 + 0.409002 * 0.5, 0.263601], abs=1e-5)
+    assert mixed[1] == pytest.approx([0.2, 0.8], abs=1e-6)
+
+
+def test_shares_by_entropy_are_those_of_the_paper_on_random_logits():
+    generator = np.random.default_rng(4)
+    logits = [generator.normal(0, s, (30, 6)).astype(np.float32) for s in (1.0, 3.0, 20.0)]
+    temperatures = [0.7, 1.0, 1.9]
+    p = [
+        torch.from_numpy(one).double().div(t).softmax(1)
+        for one, t in zip(logits, temperatures, strict=True)
+    ]
+    entropy = torch.stack([torch.distributions.Categorical(probs=one).entropy() for one in p])
+    weights = torch.exp(-entropy) / torch.exp(-entropy).sum(0)
+    expected = sum(w[:, None] * one for w, one in zip(weights, p, strict=True))
+    found = np.exp(entropy_logits(logits, temperatures))
+    assert np.allclose(found, expected.numpy(), atol=1e-6)
+
+
+def test_a_model_that_is_certain_counts_in_full_and_gives_no_nan():
+    certain = np.array([[1000.0, 0.0]], np.float32)
+    found = entropy_logits([certain, np.zeros((1, 2), np.float32)], [1.0, 1.0])
+    # exp(-0) = 1 and exp(-log 2) = .5: 2/3 * 1 + 1/3 * .5
+    assert np.exp(found) == pytest.approx(np.array([[5 / 6, 1 / 6]]), abs=1e-6)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import HANG_S, ROOT, inside, leaderboard
+from conftest import HANG_S, ROOT, leaderboard
 from idx_files import tiny
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_text import tiny_text, write_world
 
-import soupray
 from soupray.core import plugins
 from soupray.core.errors import ConfigError, IncompatibleWeights
 from soupray.data.cache import open_data, planned
@@ -26,6 +26,8 @@ from soupray.tasks import recorded_task, task_of
 from soupray.testing import check_dataset, check_task
 
 PAGE = (ROOT / "docs" / "guide" / "own-model.md").read_text()
+MORE_PAGES = ("objectives", "plugins")
+"""Pages of the guide with a metric and a loss, and with a recipe."""
 FILES = dict(re.findall(r'```\w+ title="(\S+)"\n(.*?)```', PAGE, re.DOTALL))
 
 
@@ -84,41 +86,39 @@ def test_our_own_tasks_keep_the_contract(here, tmp_path):
     check_task(task_of(spec.task), torch.from_numpy(np.array(texts[:6])))
 
 
-def test_the_page_runs_from_sweep_to_prediction(here):
-    """A wheel of its own in another folder does the same as the file, with other keys."""
+WHEEL = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "soupray-mine"
+version = "1.0"
+[project.entry-points]
+"soupray.tasks" = {letters = "letters:make_model"}
+"soupray.data" = {letters = "letters:make_dataset"}
+"soupray.metrics" = {brier = "measures:brier"}
+"soupray.losses" = {squared = "measures:squared"}
+"soupray.recipes" = {trimmed = "trimmed:TRIMMED"}
+[tool.hatch.build.targets.wheel]
+include = ["letters.py", "measures.py", "trimmed.py"]
+"""
+
+
+def test_the_tests_of_the_page_pass(here):
     tested = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_letters.py"],
         cwd=here, env={**os.environ, "PYTHONPATH": f"{ROOT}:{here}"},
         capture_output=True, text=True, timeout=HANG_S,
     )  # fmt: skip
     assert "2 passed" in tested.stdout, tested.stdout + tested.stderr
-    where = ["--home", here / "home"]
-    inside("sweep", "letters.yaml", *where)
-    inside("soup", "letters.yaml", *where, "--output", here / "out")
-    entries = {e["name"]: e for e in leaderboard(here / "out")}
-    assert {"best_single", "uniform", "greedy", "vrf(greedy)"} <= set(entries) | {"vrf(greedy)"}
-    assert set(entries["best_single"]["shifts"]) == {"rotated", "small"}
-    # The leaderboard's counts, from the library alone.
-    import letters
-
-    model = soupray.load("letters:uniform", home=here / "home")
-    test = letters.make_dataset("test")
-    said = model.predict([test[row][0] for row in range(len(test))])
-    right = sum(a == test[row][1] for row, a in enumerate(said))
-    assert right == entries["uniform"]["test"]["correct"]
-    # Exported, the user's own module computes the same.
-    inside("export", "letters:uniform", *where, "--output", here / "exported")
-    Image.fromarray(np.asarray(test[3][0])).save(here / "exported" / "photo.png")
-    (here / "exported" / "letters.py").write_text(FILES["letters.py"])
-    example = task_of(load(here / "letters.yaml").task).example()
-    shown = subprocess.run(
-        [sys.executable, "-c", example], cwd=here / "exported",
-        capture_output=True, text=True, timeout=HANG_S,
-    )  # fmt: skip
-    assert shown.stdout.strip() == said[3], shown.stderr
 
 
-def test_a_wheel_gives_models_and_data_by_name(here, tmp_path):
+def test_a_wheel_brings_a_task_data_a_metric_a_loss_and_a_recipe(here, tmp_path):
+    """From sweep to prediction on a Ray of this machine, by the names of entry points alone."""
+    pages = [(ROOT / "docs" / "guide" / f"{name}.md").read_text() for name in MORE_PAGES]
+    for name, text in re.findall(r'```\w+ title="(\S+)"\n(.*?)```', "".join(pages), re.DOTALL):
+        (here / name).write_text(text)
+    (here / "pyproject.toml").write_text(WHEEL)
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"]
     subprocess.run(build, cwd=here, check=True, capture_output=True)
     (wheel,) = (here / "dist").glob("*.whl")
@@ -127,23 +127,60 @@ def test_a_wheel_gives_models_and_data_by_name(here, tmp_path):
     away = tmp_path / "away"  # from letters.py
     away.mkdir()
     text = FILES["letters.yaml"].replace("letters:make_model", "letters")
-    (away / "letters.yaml").write_text(text.replace("letters:make_dataset", "letters"))
+    text = text.replace("letters:make_dataset", "letters").replace("vrf: {}", "trimmed: {}")
+    (away / "letters.yaml").write_text(f"{text}metric: brier\nloss: squared\n")
 
-    def dry(*path: Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "soupray", "sweep", "letters.yaml", "--dry-run", "--json",
-             "--home", str(away / "home")],
-            cwd=away, env={**os.environ, "PYTHONPATH": ":".join(map(str, [ROOT, *path]))},
+    def run(*arguments: object, path: Path | None = here / "site") -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "soupray", *map(str, arguments), "--home", "home"],
+            cwd=away, env={**os.environ, "PYTHONPATH": f"{ROOT}:{path or ''}"},
             capture_output=True, text=True, timeout=HANG_S,
         )  # fmt: skip
+        assert done.returncode == (0 if path else 2), done.stdout + done.stderr
+        return done.stdout if path else done.stderr
 
-    found = json.loads(dry(here / "site").stdout)
-    assert [c["test"] for c in found["classes"]] == [40] * 4
-    refused = dry()
-    assert refused.returncode == 2
-    assert "task.model = 'letters' is neither module:name nor the name of an entry" in (
-        refused.stderr
-    )
+    try:
+        found = json.loads(run("sweep", "letters.yaml", "--dry-run", "--json"))
+        assert [c["test"] for c in found["classes"]] == [40] * 4
+        run("sweep", "letters.yaml")
+        shown = run("soup", "letters.yaml", "--output", "out")
+        assert "brier: brier, on test." in " ".join(shown.split())
+        entries = {e["name"]: e for e in leaderboard(away / "out")}
+        assert {"best_single", "uniform", "greedy", "trimmed"} <= set(entries)
+        assert set(entries["trimmed"]["shifts"]) == {"rotated", "small"}
+        # The leaderboard's counts and metric, from the module and the weights alone.
+        run("export", "letters:uniform", "--output", "exported")
+        import letters
+        import measures
+
+        test = letters.make_dataset("test")
+        Image.fromarray(np.asarray(test[3][0])).save(away / "exported" / "photo.png")
+        net = letters.make_model(4, 12)
+        net.load_state_dict(load_file(away / "exported" / "model.safetensors"))
+        pixels = np.stack([np.asarray(test[row][0]) for row in range(len(test))])[:, None]
+        with torch.no_grad():
+            logits = net.eval()((torch.from_numpy(pixels).float() / 255 - 0.5) / 0.5).numpy()
+        labels = np.array([letters.NAMES.index(test[row][1]) for row in range(len(test))])
+        reported = entries["uniform"]["test"]
+        assert (logits.argmax(axis=1) == labels).sum() == reported["correct"]
+        assert measures.brier(logits, labels).mean() == pytest.approx(
+            reported["others"]["brier"], abs=1e-5
+        )
+        # What the card of the exported folder says to do.
+        (away / "exported" / "letters.py").write_text(FILES["letters.py"])
+        example = task_of(load(here / "letters.yaml").task).example()
+        said = subprocess.run(
+            [sys.executable, "-c", example], cwd=away / "exported",
+            capture_output=True, text=True, timeout=HANG_S,
+        )  # fmt: skip
+        assert said.stdout.strip() == letters.NAMES[logits[3].argmax()], said.stderr
+        # Without the wheel it is named; nothing is lost.
+        refused = run("soup", "letters.yaml", path=None)
+        assert "task.model = 'letters' is neither module:name nor the name of an entry" in refused
+    finally:
+        subprocess.run(
+            [sys.executable, "-m", "soupray", "down", "--home", "home"], cwd=away, check=False
+        )
 
 
 def test_edited_code_makes_other_trials_and_the_file_of_the_data_is_seen(here):

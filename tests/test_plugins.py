@@ -52,7 +52,8 @@ def here(tmp_path, monkeypatch):
     plugins.installed.cache_clear()
 
 
-SHORT = {name: {"steps": 12} for name in ("learned", "learned_by_layer")}
+SHORT = {name: {"steps": 12} for name in ("learned", "learned_by_layer", "learned_signed")}
+SHORT["cma_es"] = {"evaluations": 30}
 
 
 @pytest.mark.parametrize("name", BY_NAME)

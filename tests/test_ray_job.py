@@ -9,6 +9,7 @@ import base64
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -208,13 +209,15 @@ def swept_while_killing(head, node, brought, spec) -> subprocess.CompletedProces
     return subprocess.CompletedProcess("sweep", driver.returncode, *said)
 
 
-def submit(head, brought: dict[str, str], *entrypoint: object) -> subprocess.CompletedProcess[str]:
-    """Run a job that brings these variables along."""
+def submit(
+    head, brought: dict[str, str], *entrypoint: object, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Run a job that brings these variables along, and `folder` as its working folder."""
     command = [RAY, "job", "submit", "--address", head.address, "--working-dir", "."]
     command += ["--runtime-env-json", json.dumps({"env_vars": brought}), "--"]
     return subprocess.run(
         [*command, sys.executable, "-m", *map(str, entrypoint)],
-        cwd=ROOT, env=head.env, capture_output=True, text=True, timeout=HANG_S,
+        cwd=folder, env=head.env, capture_output=True, text=True, timeout=HANG_S,
     )  # fmt: skip
 
 
@@ -277,3 +280,31 @@ def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pu
         "best_single",
         "greedy",
     }
+
+
+def test_a_job_brings_its_own_model_data_metric_loss_and_recipe_in_its_working_folder(
+    s3, head, tmp_path
+):
+    from test_own_model import MORE_PAGES
+
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    guide = ROOT / "docs" / "guide"
+    pages = [(guide / f"{name}.md").read_text() for name in ("own-model", *MORE_PAGES)]
+    for name, text in re.findall(r'```\w+ title="(\S+)"\n(.*?)```', "".join(pages), re.DOTALL):
+        (folder / name).write_text(text)
+    own = (folder / "measured.yaml").read_text()
+    text = (folder / "letters.yaml").read_text().replace("vrf: {}", "trimmed:TRIMMED: {}")
+    spec = folder / "letters.yaml"
+    spec.write_text(f'{text}{own}storage: s3://soupray/team/own\ntracking: "off"\n')
+    brought = {
+        "SOUPRAY_HOME": str(tmp_path / "home"),
+        "AWS_ENDPOINT_URL": s3.endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "PYTHONPATH": str(ROOT),
+    }
+    for verb in ("sweep", "soup"):
+        done = submit(head, brought, f"soupray.{verb}", "letters.yaml", folder=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "trimmed" in done.stdout
+    assert "brier: measures:brier, on test." in " ".join(done.stdout.split())

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightSoup, mean_of
+from soupray.core.candidates import (
+    EntropyEnsemble,
+    OutputCandidate,
+    OutputEnsemble,
+    VRFEnsemble,
+    WeightSoup,
+    mean_of,
+)
 from soupray.core.errors import EvaluationError
 from soupray.evaluation.schedule import Answer
 from soupray.evaluation.selection import HeldOutSelection
@@ -18,9 +25,13 @@ from soupray.reporting.recipe_file import RecipeFile, weights_of
 from soupray.testing.linear import Toy, toy, truth
 
 RECIPES = list(BY_NAME)
-SHORT = {name: {"steps": 12} for name in ("learned", "learned_by_layer")}
+SHORT = {name: {"steps": 12} for name in ("learned", "learned_by_layer", "learned_signed")}
+SHORT["cma_es"] = {"evaluations": 30}
 WANTED = {name: SHORT.get(name, {}) for name in RECIPES}
-SOUPS = ["uniform", "greedy", "replacement", "pruned", "learned", "learned_by_layer", "fisher"]
+SOUPS = [
+    *("uniform", "greedy", "replacement", "pruned", "proxy", "greedy_similar"),
+    *("soce", "learned", "learned_by_layer", "learned_signed", "cma_es", "fisher"),
+]
 
 
 def equal_models(k: int) -> list[torch.Tensor]:
@@ -78,7 +89,7 @@ def test_coefficients_sum_to_one_and_belong_to_checkpoints(case, recipe):
     for outcome in of(outcomes, recipe):
         candidate = outcome.candidate
         assert set(candidate.checkpoints) <= known
-        if not isinstance(candidate, VRFEnsemble):
+        if not isinstance(candidate, VRFEnsemble | EntropyEnsemble):
             assert sum(candidate.coefficients) == pytest.approx(1)
             assert len(candidate.coefficients) == len(candidate.checkpoints)
 
@@ -96,26 +107,28 @@ def test_averaging_weights_is_averaging_logits_for_linear_models(case, recipe):
 
 
 @pytest.mark.parametrize("case", ["one", "equal", "init"], indirect=True)
-@pytest.mark.parametrize("recipe", [*SOUPS, "model_stock", "wise_ft", "lines"])
+@pytest.mark.parametrize("recipe", [*SOUPS, "slerp", "model_stock", "wise_ft", "lines"])
 def test_a_pool_of_equal_models_gives_that_model_bit_for_bit(case, recipe):
     _, world, outcomes = case
     single = world.weights(mean_of([world.pool.checkpoints[0]]))["head.weight"]
     anchor = world.weights(mean_of([world.pool.anchor.sha256]))["head.weight"]
     for outcome in of(outcomes, recipe):
-        alpha = outcome.options.get("alpha", 1.0)
+        alpha, name = outcome.options.get("alpha", 1.0), outcome.options.get("theta_1")
+        # A line may end at a multiple of that model: at the soup of task_arithmetic.
+        end = world.weights(outcomes[name].candidate)["head.weight"] if name else single
+        made = world.weights(outcome.candidate)["head.weight"]
         if recipe == "wise_ft":
-            made = world.weights(outcome.candidate)["head.weight"]
-            expected = ((1 - alpha) * anchor.double() + alpha * single.double()).float()
+            expected = ((1 - alpha) * anchor.double() + alpha * end.double()).float()
             assert torch.allclose(made, expected, atol=1e-6)
-            assert 0 < alpha < 1 or torch.equal(made, single if alpha else anchor)
+            assert 0 < alpha < 1 or torch.equal(made, end if alpha else anchor)
         else:
-            assert torch.equal(world.weights(outcome.candidate)["head.weight"], single)
+            assert torch.equal(made, end)
 
 
 def test_nothing_that_selects_on_held_out_data_is_below_what_it_starts_from(case):
     _, _, outcomes = case
     best = outcomes["best_single"].held_out.correct
-    for name in ("greedy", "replacement", "greedy_ensemble"):
+    for name in ("greedy", "replacement", "greedy_similar", "slerp", "greedy_ensemble"):
         assert outcomes[name].held_out.correct >= best
     assert outcomes["pruned"].held_out.correct >= outcomes["uniform"].held_out.correct
     for outcome in [*of(outcomes, "wise_ft"), *of(outcomes, "ose"), *of(outcomes, "vrf")]:
@@ -167,9 +180,9 @@ def test_only_ensembles_cost_more_than_one_forward_pass(case):
         passes = len(outcome.candidate.members)
         if outcome.recipe == "ensemble":
             assert passes == k
-        elif not isinstance(outcome.candidate, OutputEnsemble | VRFEnsemble):
+        elif not isinstance(outcome.candidate, OutputCandidate):
             assert passes == 1
-        elif outcome.recipe in ("ose", "vrf"):
+        elif outcome.recipe in ("ose", "vrf", "dawin"):
             assert passes <= 2
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from msgspec.structs import replace
+from shared import demo
 
 from soupray.core.blocks import BLOCK_NUMBER
 from soupray.core.candidates import QUANTUM, LayerSoup, WeightSoup, mean_of, quantised, weight_soup
@@ -57,6 +58,7 @@ from soupray.recipes.starts import interpolate, starts
 from soupray.recipes.vrf import VRF
 from soupray.recipes.wise_ft import ALPHAS, WISE_FT, grid_of
 from soupray.reporting.plots import line_candidates
+from soupray.soup.run import chosen_recipes
 
 N = 100
 REF = CheckpointRef(sha256="anchor", size_bytes=1)
@@ -1003,10 +1005,19 @@ def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
         "greedy": (3, 1, 1, 0, 0, 0, 3),
         "replacement": (12, 1, 1, 0, 0, 0, 12),  # three passes
         "pruned": (4, 2, 1, 0, 0, 0, 5),
+        "proxy": (0, 1, 1, 0, 0, 0, 1),
+        "greedy_similar": (3, 1, 1, 0, 0, 0, 3),
+        "slerp": (0, 9, 1, 0, 0, 0, 9),  # the end points are scored already
+        "soce": (0, 37, 1, 0, 0, 0, 37),  # (9 over 2) ways to write 10 as three, and the mean
         "learned": (500, 1, 1, 0, 0, 0, 501),  # a step takes all samples
         "learned_by_layer": (500, 1, 1, 0, 0, 0, 501),
+        "learned_signed": (100, 1, 1, 0, 0, 0, 101),
+        "cma_es": (0, 101, 1, 0, 0, 0, 101),  # and the mean, from which it starts
         "fisher": (0, 1, 1, 0, 400, 4, 1),  # a hundred samples each
         "model_stock": (0, 1, 1, 0, 0, 0, 1),
+        "task_arithmetic": (0, 12, 1, 0, 0, 0, 12),
+        "ties": (0, 12, 1, 0, 0, 0, 12),
+        "dare": (0, 12, 1, 0, 0, 0, 12),
         # Two lines: 19 inner points, and five to draw of which one is no mixture.
         "wise_ft": (0, 38, 10, 0, 0, 0, 46),
         "lines": (0, 20, 2, 0, 0, 0, 20),
@@ -1014,6 +1025,7 @@ def test_what_every_recipe_costs_for_four_ingredients_and_a_hundred_samples():
         "greedy_ensemble": (0, 0, 0, 0, 0, 0, 0),
         "ose": (0, 0, 0, 0, 0, 0, 0),
         "vrf": (6, 0, 0, 5, 0, 0, 0),
+        "dawin": (0, 0, 0, 0, 0, 0, 0),
     }
     pool = PoolSize(k=4, held_out=100)
     assert {r.name: tuple(r.cost(pool, r.options())) for r in RECIPES} == by_hand
@@ -1047,15 +1059,34 @@ def test_the_defaults_of_all_options_and_who_has_a_colour_of_its_own():
     assert {name: options for name, options in given.items() if options} == {
         "greedy": {"accept": "ge", "order": "held_out", "seed": 0},
         "replacement": {"passes": 3},
+        "greedy_similar": {"least": None, "most": 0.999, "accept": "ge"},
         "learned": steps,
         "learned_by_layer": steps,
+        "learned_signed": {**steps, "lr": 0.01, "steps": 100},
+        "cma_es": {"evaluations": 100, "members": 4, "seed": 0},
+        "soce": {"correlated": 0.5},
         "fisher": {"samples": 100},
+        "ties": {"keep": 0.2},
+        "dare": {"drop": 0.9, "seed": 0},
         "wise_ft": {"alphas": None, "eps": 0.01, "theta_1": None},
         "ensemble": {"space": "logits"},
         "greedy_ensemble": {"accept": "ge", "space": "logits"},
     }
     own = {r.name for r in RECIPES if r.style.own}
     assert own == {"anchor", "best_single", "uniform", "greedy"}
+
+
+def test_all_leaves_out_what_is_costly_or_for_studies():
+    left = {r.name for r in RECIPES if not r.with_all}
+    assert left == {"learned_signed", "cma_es", "soce", "task_arithmetic", "ties", "dare"}
+    spec = demo()  # it lists uniform, greedy and wise_ft
+    kept = {r.name for r in RECIPES if r.kind != "baseline"} - left
+    assert set(chosen_recipes([spec], [], everything=True)) == kept
+    assert set(chosen_recipes([spec], ["ties"], everything=True)) == kept | {"ties"}
+    listed = spec.model_copy(update={"recipes": {"dare": {"drop": 0.5}}})
+    chosen = chosen_recipes([listed], [], everything=True)
+    assert set(chosen) == kept | {"dare"}
+    assert chosen["dare"] == {"drop": 0.5}
 
 
 def test_every_recipe_says_what_it_is():

@@ -60,6 +60,7 @@ def test_only_outputs_are_mixed_and_all_models_take_part(both):
         "greedy_ensemble",
         "ose",
         "vrf",
+        "dawin",
     }
     assert entries["ensemble"]["forward_passes_per_sample"] == 6  # four trials and two
     assert joint(specs).name == "mini_and_network"

@@ -26,6 +26,7 @@ from soupray.core.candidates import (
 )
 from soupray.core.errors import ConfigError
 from soupray.core.records import Basis, CheckpointRef, Ingredient, Pool, Setting, encode, pool_of
+from soupray.core.task_vectors import DareSoup
 from soupray.data.cache import Data
 from soupray.diagnostics.diagnose import measure_pairs, segment
 from soupray.evaluation.evaluator import Site, StoredEvaluator
@@ -229,6 +230,15 @@ def test_results_of_an_estimated_model_are_those_of_its_training_data(trained, t
     elsewhere = type(cache)(trained.checkpoints, Setting(batch_size=8), other)
     assert elsewhere.find(estimated(trained.a), held_out) is None
     assert elsewhere.statistics(estimated(trained.a)) is None
+
+
+def test_a_soup_of_task_vectors_has_estimated_statistics_also_with_one_whole_model(trained):
+    """Its coefficients are 0 and 1: a single model as trained would keep its own, with 19 right."""
+    zero = trained.basis.init.sha256
+    soup = DareSoup(origin=zero, models=(trained.b,), drop=0.0, seed=0, scale=1.0)
+    assert soup.coefficients == (0.0, 1.0)
+    (found,) = trained.evaluator.scores([soup], trained.basis.split("held_out"))
+    assert found.correct == trained.alike(HEADS[1]) == 65
 
 
 ASKED = (

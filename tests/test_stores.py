@@ -33,7 +33,13 @@ def _no_ray(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
 
 
-ASKED = {"one": ["--all"], "two": ["--greedy", "--ose", "--vrf", "--uniform"]}
+THEN = (
+    *("uniform", "greedy", "replacement", "pruned", "learned", "learned-by-layer", "fisher"),
+    *("model-stock", "wise-ft", "lines", "ensemble", "greedy-ensemble", "ose", "vrf"),
+)
+"""All recipes of that version."""
+
+ASKED = {"one": [f"--{name}" for name in THEN], "two": ["--greedy", "--ose", "--vrf", "--uniform"]}
 
 
 def rounded(found):

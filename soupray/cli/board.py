@@ -73,7 +73,7 @@ def show_leaderboard(
             out.print(textwrap.fill(line, most, subsequent_indent="  "))
         out.print()
     rows = _rows(entries, look.sort)
-    shown = _fitting(rows, _columns(entries), 10_000 if look.all_columns else width)
+    shown = _fitting(rows, _columns(entries, spec), 10_000 if look.all_columns else width)
     right = tuple(c.title for c in shown if c.title != "entry")
     made = table(*(c.title for c in shown), right=right)
     for row in rows:
@@ -119,7 +119,7 @@ def _rows(entries: list[Entry], sort: str | None) -> list[SameModel]:
     return rows
 
 
-def _columns(entries: list[Entry]) -> list[_Column]:
+def _columns(entries: list[Entry], spec: SweepSpec) -> list[_Column]:
     """All columns in their order."""
     ranked = "rank" if entries[0].rank else "held-out"
 
@@ -145,7 +145,7 @@ def _columns(entries: list[Entry]) -> list[_Column]:
     names = "* the baseline, best_single."
     if len({e.candidate for e in entries}) < len(entries):
         names += " =: the same model."
-    classes = not (entries[0].test.others and "mae" in entries[0].test.others)
+    classes = not spec.targets or spec.targets.kind == "multi_label"
     less = "minus that of best_single, ± one paired standard error."
     return [
         _Column("#", lambda row: str(row.place)),
@@ -158,7 +158,7 @@ def _columns(entries: list[Entry]) -> list[_Column]:
         _Column("p", p, "p: exact McNemar test against best_single on test."),
         _Column("shifts", shifts, f"shifts: mean over {', '.join(entries[0].shifts)}."),
         _Column("Δ shifts", lambda row: _difference(row, row.entry.shift_gain)),
-        *_of_objective(entries[0]),
+        *_of_objective(entries[0], spec),
         _Column("NLL", quality("nll"), f"NLL{', ECE' if classes else ''}: on {ranked}."),
         *([_Column("ECE", quality("ece"))] if classes else []),
         _Column(
@@ -168,9 +168,9 @@ def _columns(entries: list[Entry]) -> list[_Column]:
     ]
 
 
-def _of_objective(entry: Entry) -> list[_Column]:
-    """The metrics of several labels or of a regression, on test."""
-    found = entry.test.others or {}
+def _of_objective(entry: Entry, spec: SweepSpec) -> list[_Column]:
+    """The metrics of several labels, of a regression and of the user, on test."""
+    found = {} if isinstance(entry.test.others, UnsetType) else entry.test.others
 
     def read(metric: Metric) -> Callable[[SameModel], str]:
         share = metric in ("map", "micro_f1", "macro_f1")
@@ -178,13 +178,17 @@ def _of_objective(entry: Entry) -> list[_Column]:
             percent(row.entry.test.read(metric)) if share else f"{row.entry.test.read(metric):.3g}"
         )
 
+    own = []
+    if spec.own_metric:
+        title = spec.metric.rpartition(":")[2]
+        own = [_Column(title, read(spec.metric), f"{title}: {spec.metric}, on test.")]
     if "map" in found:
-        meaning = "mAP, F1 (macro): on test."
-        return [_Column("mAP", read("map"), meaning), _Column("F1", read("macro_f1"))]
+        f1 = _Column("F1", read("macro_f1"), "F1: macro-F1 on test.")
+        return [*own, _Column("mAP", read("map"), "mAP: on test."), f1]
     if "mae" in found:
-        meaning = "MAE, R2: on test."
-        return [_Column("MAE", read("mae"), meaning), _Column("R2", read("r2"))]
-    return []
+        r2 = _Column("R2", read("r2"), "R2: on test.")
+        return [*own, _Column("MAE", read("mae"), "MAE: on test."), r2]
+    return own
 
 
 FIRST = (
@@ -195,11 +199,16 @@ FIRST = (
 """Titles of columns, the most important first: a narrow table leaves out the last ones."""
 
 
+def _importance(column: _Column) -> int:
+    """The place of a column in FIRST; a metric of the user is where mAP is."""
+    return FIRST.index(column.title if column.title in FIRST else "mAP")
+
+
 def _fitting(rows: list[SameModel], columns: list[_Column], width: int) -> list[_Column]:
     """The most important columns that fit and say something, in the order of `columns`."""
     kept, used = set(), 0
     speaking = [c for c in columns if any(c.value(row) for row in rows)]
-    for column in sorted(speaking, key=lambda c: FIRST.index(c.title)):
+    for column in sorted(speaking, key=_importance):
         used += _width(column, rows) + 1
         if used > width:
             break

@@ -57,7 +57,7 @@ def show_trial(found: TrialDetail) -> None:
 
 
 def _measured(scores: Measured, metric: Metric) -> str:
-    chosen = "" if metric == "accuracy" else f"{metric} {getattr(scores, metric):.3f}, "
+    chosen = "" if metric == "accuracy" else f"{metric} {scores.read(metric):.3f}, "
     return (
         f"{chosen}{percent(scores.accuracy)} % ± {percent(scores.standard_error)} of {scores.n} "
         f"({percent(scores.low)} to {percent(scores.high)}), NLL {scores.nll:.3f}, "

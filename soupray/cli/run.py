@@ -133,7 +133,7 @@ def _recipe_flags(command: Command) -> Command:
 @address_option
 @json_option
 @_recipe_flags
-@click.option("--all", "everything", is_flag=True, help="All recipes.")
+@click.option("--all", "everything", is_flag=True, help="All recipes; a few need their flags, too.")
 @partial_option
 @click.option("--yes", is_flag=True, help="However much a recipe has to read.")
 @calibrated_option

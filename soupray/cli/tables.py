@@ -96,6 +96,7 @@ def show_recipes(as_json: bool) -> None:
                 "cost": r.costs,
                 "uses": r.uses,
                 "passes": r.passes,
+                "with_all": r.with_all,
                 "options": r.allowed(),
             }
             for r in RECIPES
@@ -104,6 +105,7 @@ def show_recipes(as_json: bool) -> None:
         return
     for r in RECIPES:
         flag = "" if r.kind == "baseline" else f"--{r.name.replace('_', '-')}"
+        flag += "" if r.with_all else " (not in --all)"
         headline(r.name, r.summary)
         out.print(wrapped(f"    {r.when}", " " * 4))
         costs = f"chooses on {r.uses}; costs {r.costs}; inference {r.passes} forward pass(es)"

@@ -33,6 +33,9 @@ Indices = npt.NDArray[np.int64]
 Uint8 = npt.NDArray[np.uint8]
 """uint8. The function that uses it says the shape."""
 
+Uint64 = npt.NDArray[np.uint64]
+"""uint64. The function that uses it says the shape."""
+
 Float32 = npt.NDArray[np.float32]
 """float32. The function that uses it says the shape."""
 

@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, UnsetType, structs
 
 from soupray.core.names import Sha256
 from soupray.core.records import BlobRef, Pool, Record, Rejected, Scores, Tally, digest
+from soupray.core.task_vectors import DareSoup, TiesSoup
 
 OutputSpace = Literal["logits", "probabilities"]
 
@@ -146,7 +147,7 @@ class FisherSoup(Record, tag="fisher_soup", frozen=True, kw_only=True):
         return (self,)
 
 
-WeightCandidate = WeightSoup | LayerSoup | FisherSoup
+WeightCandidate = WeightSoup | LayerSoup | FisherSoup | TiesSoup | DareSoup
 """A candidate that is one model: inference runs one forward pass for each sample."""
 
 
@@ -247,7 +248,45 @@ class VRFEnsemble(Record, tag="vrf_ensemble", frozen=True, kw_only=True):
         return (self.fine_tuned, self.reference)
 
 
-OutputCandidate = OutputEnsemble | VRFEnsemble
+class EntropyEnsemble(Record, tag="entropy_ensemble", frozen=True, kw_only=True):
+    """sum_i w_i(x) p_i(x), w_i(x) = exp(-H_i(x)) / sum_j exp(-H_j(x)) (DaWin, arXiv:2410.03782).
+
+    H_i(x) is the entropy of p_i(x), in nats: the surer a member is of a sample, the more it counts.
+
+    Attributes:
+        parts: (model, temperature). A member's logits are first divided by its temperature.
+    """
+
+    parts: Annotated[tuple[tuple[WeightCandidate, float], ...], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        """Refuse (ValueError) impossible temperatures."""
+        check_temperatures(t for _, t in self.parts)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the record: the candidate's name in caches and recipe files."""
+        return digest(self)
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """SHA-256 (hex) of each ingredient's weights, each one once."""
+        return tuple(dict.fromkeys(c for m in self.members for c in m.checkpoints))
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """Empty: the coefficients differ from sample to sample."""
+        return ()
+
+    @property
+    def members(self) -> tuple[WeightCandidate, ...]:
+        """The models that inference runs."""
+        return tuple(member for member, _ in self.parts)
+
+
+OutputCandidate = OutputEnsemble | VRFEnsemble | EntropyEnsemble
+"""A candidate that mixes the outputs of its members."""
+
 Candidate = WeightCandidate | OutputCandidate
 """Any soup or ensemble under consideration."""
 

@@ -138,8 +138,9 @@ def code_files(group: str, named: str) -> list[Path]:
     if top is None:
         raise _away(name, where)
     if top.submodule_search_locations is not None:
-        parts = map(Path, top.submodule_search_locations)
-        return sorted(file for part in parts for file in part.rglob("*.py"))
+        # A folder that is on Python's path twice is one.
+        parts = {Path(part).resolve() for part in top.submodule_search_locations}
+        return sorted({file for part in parts for file in part.rglob("*.py")})
     return [Path(top.origin)] if top.has_location and top.origin else []  # one inside Python
 
 

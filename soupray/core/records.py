@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the import of numpy would double the time of `soupray --hel
     from soupray.core.arrays import Labels, Logits, Mask
 
 R = TypeVar("R")
-Metric = Literal[
+KnownMetric = Literal[
     "accuracy",
     "balanced_accuracy",
     "macro_f1",
@@ -35,6 +35,8 @@ Metric = Literal[
     "r2",
     "spearman",
 ]
+Metric = str
+"""A known metric, or the name of one of the user, as the spec has it."""
 Method = Literal["ft", "lp", "imported"]
 Role = Literal["train", "held_out", "rank", "test", "shift"]
 
@@ -101,6 +103,7 @@ class Split(Record, frozen=True, kw_only=True):
         label_map: for each class of the split, the model's classes that mean it. None where both
             have the same classes.
         objective: what the targets are. Unset: one class of several for each sample.
+        metric: name and digest of the code of a metric of the user, which `Scores.others` then has.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.-]*\Z")]
@@ -110,6 +113,7 @@ class Split(Record, frozen=True, kw_only=True):
     classes: Annotated[int, msgspec.Meta(ge=1)]
     label_map: tuple[tuple[int, ...], ...] | None = None
     objective: Objective | msgspec.UnsetType = msgspec.UNSET
+    metric: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
 
 
 class CheckpointRef(Record, frozen=True, kw_only=True):
@@ -217,6 +221,7 @@ class Trial(Record, frozen=True, kw_only=True):
         training: how the trial computes.
         metric: chooses the best epoch.
         loss: name and digest of the code of a loss of the user. Unset: that of the objective.
+        augmentation: the same of an augmentation of the user. Unset: there is none.
     """
 
     key: TrialKey
@@ -233,6 +238,7 @@ class Trial(Record, frozen=True, kw_only=True):
     # Unset means accuracy. The JSON then has no such field, so that old records keep their digests.
     metric: Metric | msgspec.UnsetType = msgspec.UNSET
     loss: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
+    augmentation: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
 
 
 def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
@@ -261,6 +267,8 @@ def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
         shaping["metric"] = trial.metric
     if trial.loss is not msgspec.UNSET:
         shaping["loss"] = trial.loss
+    if trial.augmentation is not msgspec.UNSET:
+        shaping["augmentation"] = trial.augmentation
     return digest(shaping)[:16]
 
 
@@ -277,7 +285,8 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
         right: which samples are correct, as `pack_right` packs them.
         by_class: for each class: its samples, the predictions of this class, the correct ones.
             Empty for regression.
-        others: for another objective than one class: metrics that are no count of samples, by name.
+        others: metrics that are no count of samples, by name: of another objective than one class,
+            and of the user.
     """
 
     split: Sha256

@@ -136,6 +136,23 @@ class Gram(Request[dict[str, Matrix]], tag="gram", frozen=True, kw_only=True):
     answer: ClassVar[object] = dict[str, Matrix]
 
 
+class Threshold(Request[float], tag="threshold", frozen=True, kw_only=True):
+    """The magnitude that the largest entries of theta_i - theta_0 reach. Uses no data.
+
+    Entries of all trained tensors are ranked together, as in TIES (arXiv:2306.01708).
+
+    Attributes:
+        checkpoint: SHA-256 (hex) of theta_i.
+        origin: SHA-256 (hex) of theta_0.
+        keep: the share of entries that reach it.
+    """
+
+    checkpoint: str
+    origin: str
+    keep: float
+    answer: ClassVar[object] = float
+
+
 class Slope(Record, frozen=True, kw_only=True):
     """The loss at a point, and its derivatives.
 

@@ -31,7 +31,7 @@ from soupray.data.digits import SIDE
 from soupray.data.natural import LabelMap, Shifted
 from soupray.data.opening import MAX_PIXELS
 from soupray.data.reading import Content, check_images, keep_rows, new_array, sha256, write_images
-from soupray.data.shifts import shifted_parts
+from soupray.data.shifts import SHIFTS, Shift, own_shift, shifted_parts
 from soupray.data.splits import Part, Samples, shown_name
 from soupray.spec.data import DigitsSpec, ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
@@ -74,8 +74,11 @@ def build(
         if name in parts:
             builder.add(name, parts[name])
     for name in spec.data.corruptions:
-        builder.corrupt(name)
-    names = [*parts, *spec.data.corruptions, *natural]
+        builder.corrupt(name, SHIFTS[name])
+    for own in spec.data.functions:
+        builder.corrupt(own.split, own_shift(own), own.code)
+    made = [*spec.data.corruptions, *(own.split for own in spec.data.functions)]
+    names = [*parts, *made, *natural]
     order = {name: place for place, name in enumerate(names)}
     splits = sorted(builder.splits, key=lambda s: order[s.name])
     (folder / "splits.json").write_bytes(encode(splits))
@@ -237,18 +240,19 @@ class _Builder:
         self.notes.append(f"{said}; they are left out of {name}")
         return set(rows)
 
-    def corrupt(self, name: str) -> None:
-        """Write a shifted copy of the test split, as the corruption `name` makes it."""
+    def corrupt(self, name: str, shift: Shift, code: str = "") -> None:
+        """Write a shifted copy of the test split; `code`: the digest of a function of the user."""
         seed = int(digest([self._spec.seed, name])[:15], 16)
         test = np.load(self._images("test"), mmap_mode="r")
         path, at, contents = self._images(name), 0, list[Content]()
         target = new_array(path, test.shape)
-        for images in shifted_parts(name, test, seed):
+        for images in shifted_parts(shift, test, seed):
             target[at : at + len(images)] = images
             at += len(images)
             contents += [Content(sha256(image), "") for image in images]
         written = self._written["test"]._replace(contents=contents)
-        self._record(name, "shift", written, None, f"{name}/{seed}")
+        about = f"{name}/{seed}/{code}" if code else f"{name}/{seed}"
+        self._record(name, "shift", written, None, about)
 
     def _record(
         self,
@@ -262,6 +266,7 @@ class _Builder:
         about: list[object] = [list(classes), corruption]
         about += [label_map] if label_map is not None else []
         about += [self._spec.targets] if self._spec.targets is not UNSET else []
+        about += [self._spec.own_metric] if self._spec.own_metric is not UNSET else []
         np.save(self._folder / f"{name}.labels.npy", written.labels)
         (self._folder / f"{name}.ids.txt").write_bytes(
             "".join(f"{i}\n" for i in written.ids).encode()
@@ -276,6 +281,7 @@ class _Builder:
                 classes=len(label_map) if label_map is not None else len(classes),
                 label_map=label_map,
                 objective=self._spec.targets,
+                metric=self._spec.own_metric,
             )
         )
 

@@ -126,6 +126,7 @@ def _folder_of(spec: SweepSpec, cache: Path) -> Path:
     source = [spec.data.model_dump(mode="json"), spec.task.classes, spec.seed]
     source += [list(look_of(spec, side=0, train=False))]
     source += [] if spec.targets is UNSET else [spec.targets]
+    source += [] if spec.own_metric is UNSET else [spec.own_metric]
     return cache / digest([CACHE_VERSION, *source, *fingerprints(spec.data)])[:32]
 
 
@@ -183,7 +184,8 @@ def planned(spec: SweepSpec) -> Planned:
     sizes: list[tuple[str, Role, int]] = [
         (name, cast(Role, name), len(part.ids)) for name, part in parts.items()
     ]
-    sizes += [(name, "shift", len(parts["test"].ids)) for name in spec.data.corruptions]
+    own = [shift.split for shift in spec.data.functions]
+    sizes += [(n, "shift", len(parts["test"].ids)) for n in (*spec.data.corruptions, *own)]
     shifts = shifts_of(spec.data, names, spec.targets)
     sizes += [(name, "shift", len(s.samples.ids)) for name, s in shifts.items()]
     counts = [_counts(parts[split].labels, spec) for split in ("train", "held_out", "test")]

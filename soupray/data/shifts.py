@@ -14,6 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from soupray.core.arrays import Images
+from soupray.core.errors import ConfigError
+from soupray.core.plugins import load, raised
+from soupray.spec.data import OwnShift
+from soupray.spec.plugged_in import SHIFTS as OWN_SHIFTS
 
 
 def inverted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -95,7 +99,10 @@ def occluded(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
-SHIFTS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
+Shift = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+"""Images [N, C, H, W] and a generator to images of the same shape."""
+
+SHIFTS: dict[str, Shift] = {
     "inverted": inverted,
     "rotated": rotated,
     "noise": noise,
@@ -114,11 +121,71 @@ CHUNK = 2**26
 """Number of pixel values that are shifted at a time: 256 MiB as float32."""
 
 
-def shifted_parts(name: str, images: Images, seed: int) -> Iterator[Images]:
+def own_shift(spec: OwnShift) -> Shift:
+    """A corruption of the user, which is checked at each call.
+
+    Args:
+        spec: names the function.
+
+    Raises:
+        ConfigError: there is no such function, or its code is not that of the spec. When it is
+            called: it raises, or returns something else than finite images of the same shape.
+    """
+    found = load(OWN_SHIFTS, spec.function)
+    where = f"data.shifts: {spec.function!r} ({found.origin})"
+    if spec.code and found.digest != spec.code:
+        raise ConfigError(
+            f"{where}: the code here has the digest {found.digest[:12]}, that of the sweep had "
+            f"{spec.code[:12]}. Start again, with the same code on all machines."
+        )
+
+    def shift(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return images_of(lambda: found.value(images.clone(), generator), images, where)
+
+    return shift
+
+
+def images_of(
+    call: Callable[[], object],
+    images: torch.Tensor,
+    where: str,
+    error: type[Exception] = ConfigError,
+) -> torch.Tensor:
+    """What a function of the user makes of images.
+
+    Args:
+        call: calls the function.
+        images: what it gets, [N, C, H, W].
+        where: names the function in messages.
+        error: the error to raise.
+
+    Raises:
+        ConfigError: it raises, or returns something else than finite images of the same shape.
+    """
+    try:
+        made = call()
+    except Exception as raising:
+        raise error(f"{where} raised {raised(raising)}.") from raising
+    if not isinstance(made, torch.Tensor) or made.shape != images.shape:
+        form = (
+            f"a tensor {list(made.shape)}"
+            if isinstance(made, torch.Tensor)
+            else type(made).__name__
+        )
+        raise error(
+            f"{where} returned {form}. Return images of the shape that it gets, "
+            f"{list(images.shape)}, with values from 0 to 255."
+        )
+    if not torch.isfinite(made).all():
+        raise error(f"{where} returned values that are NaN or infinite.")
+    return made.to(torch.float32)
+
+
+def shifted_parts(shift: Shift, images: Images, seed: int) -> Iterator[Images]:
     """Make a shifted copy of images, part by part, so that a large test set is never in memory.
 
     Args:
-        name: of the shift in `SHIFTS`.
+        shift: the function.
         images: [N, C, H, W].
         seed: of the random numbers.
 
@@ -129,5 +196,5 @@ def shifted_parts(name: str, images: Images, seed: int) -> Iterator[Images]:
     step = max(1, CHUNK // math.prod(images.shape[1:]))
     for start in range(0, len(images), step):
         part = torch.from_numpy(np.array(images[start : start + step])).float()
-        shifted = SHIFTS[name](part, generator)
+        shifted = shift(part, generator)
         yield shifted.round().clamp(0, 255).to(torch.uint8).numpy()

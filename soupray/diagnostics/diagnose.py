@@ -9,7 +9,7 @@ import numpy as np
 
 from soupray.core.arrays import Float64
 from soupray.core.candidates import WeightSoup, soups_of_one, weight_soup
-from soupray.core.errors import EvaluationError
+from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.progress import Show
 from soupray.core.records import Pool, Split, digest, encode_pretty
 from soupray.core.requests import Gram
@@ -53,10 +53,16 @@ def run_diagnose(
         show: shows the progress.
 
     Raises:
+        ConfigError: the targets are several labels, or numbers.
         EvaluationError: fewer than two ingredients, or NaN weights.
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store cannot be reached.
     """
+    if spec.targets:
+        raise ConfigError(
+            f"diagnose compares answers of one class; the targets of this spec are of "
+            f"{spec.targets.kind}. `soupray check` looks at the weights of any pool."
+        )
     with open_session([spec], home, address, partial, show=show, what="diagnose") as session:
         if len(session.pool.ingredients) < 2:
             raise EvaluationError("the pool has one ingredient: there is nothing to compare it to.")

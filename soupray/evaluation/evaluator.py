@@ -9,7 +9,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate
+from soupray.core.candidates import (
+    Candidate,
+    EntropyEnsemble,
+    OutputCandidate,
+    OutputEnsemble,
+    VRFEnsemble,
+    WeightCandidate,
+)
 from soupray.core.ports import Accept, Hints, Reached
 from soupray.core.records import (
     BlobRef,
@@ -36,7 +43,7 @@ from soupray.core.requests import (
 from soupray.evaluation.cache import Against, EvaluationCache
 from soupray.evaluation.schedule import FirstReaching, Precision
 from soupray.maths.metrics import margins, score
-from soupray.maths.outputs import Blender, fit_temperature, trust, vrf_logits
+from soupray.maths.outputs import Blender, entropy_logits, fit_temperature, trust, vrf_logits
 
 T = TypeVar("T")
 CACHED_LOGITS = 4
@@ -142,7 +149,7 @@ class StoredEvaluator:
         self.fill(candidates, [split])
         found = []
         for candidate in candidates:
-            if isinstance(candidate, OutputEnsemble | VRFEnsemble):
+            if isinstance(candidate, OutputCandidate):
                 found.append(score(self.predictions(candidate, split)))
             else:
                 evaluation = self._of(candidate).cache.find(candidate, split)
@@ -151,7 +158,7 @@ class StoredEvaluator:
         return found
 
     def predictions(self, candidate: Candidate, split: Split) -> Predictions:
-        """The logits of a model, an ensemble or a VRF ensemble on `split`."""
+        """The logits of a model or an ensemble of any kind on `split`."""
         if isinstance(candidate, OutputEnsemble):
             blender = self._blenders.setdefault(
                 split.digest, Blender(lambda member: self._logits(member, split).logits)
@@ -167,6 +174,9 @@ class StoredEvaluator:
             ft, ref = (self._logits(m, split).logits for m in candidate.members)
             omega = trust(distances, candidate.a, candidate.b)
             logits = vrf_logits(ft, ref, candidate.temperatures, omega)
+        elif isinstance(candidate, EntropyEnsemble):
+            each = [self._logits(member, split).logits for member in candidate.members]
+            logits = entropy_logits(each, [t for _, t in candidate.parts])
         else:
             return self._logits(candidate, split)
         labels = self._logits(candidate.members[0], split).labels
@@ -201,7 +211,7 @@ class StoredEvaluator:
     def _known_or_cheap(
         self, candidate: Candidate, split: Split, against: Against
     ) -> Scores | Tally | Rejected | None:
-        if isinstance(candidate, OutputEnsemble | VRFEnsemble):
+        if isinstance(candidate, OutputCandidate):
             return self.scores([candidate], split)[0]
         cache = self._of(candidate).cache
         # The decision is read first: a repeated run then has the same records as the first run.
@@ -218,7 +228,7 @@ class StoredEvaluator:
         goal: tuple[int, Accept],
         hints: Hints,
     ) -> Reached:
-        models = [c for c in candidates if not isinstance(c, OutputEnsemble | VRFEnsemble)]
+        models = [c for c in candidates if not isinstance(c, OutputCandidate)]
         assert len(models) == len(candidates), "weight soups and ensembles in one call"
         site = self._of(models[0])
         precision: Precision = site.setting.precision if hints.tau is None else "cascade"

@@ -13,6 +13,7 @@ from soupray.core.candidates import WeightCandidate, is_estimated
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Task
 from soupray.core.records import BlobRef, Setting, Split, digest
+from soupray.core.task_vectors import TaskVectorSoup
 from soupray.maths.weights import Mixer
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
@@ -163,7 +164,8 @@ class LiveModel:
 
         They are for a soup whose models differ in them, and for a single model that asks for it.
         """
-        mixture = sum(share != 0 for share in candidate.coefficients) > 1
+        several = sum(share != 0 for share in candidate.coefficients) > 1
+        mixture = several or isinstance(candidate, TaskVectorSoup)
         if not (mixture or is_estimated(candidate)) or not self._has_batch_norm():
             return False
         return is_estimated(candidate) or not self._shared_statistics(candidate)

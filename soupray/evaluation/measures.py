@@ -41,11 +41,13 @@ from soupray.core.requests import (
     Right,
     Slope,
     TensorNames,
+    Threshold,
 )
 from soupray.evaluation.live_model import LiveModel, about
 from soupray.maths.losses import loss_sum
 from soupray.maths.metrics import right_mask
 from soupray.maths.neighbours import kth_distances
+from soupray.maths.task_vectors import magnitudes, threshold_of
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.weights_file import digest_of, tensor_digests
 
@@ -156,6 +158,18 @@ def gram(request: Gram, bench: Bench) -> dict[str, Matrix]:
             total += delta @ delta.T
         grams[name] = tuple(tuple(row) for row in total.tolist())
     return grams
+
+
+@answer.register
+def threshold(request: Threshold, bench: Bench) -> float:
+    """The threshold of TIES, step 1. Integers and BatchNorm statistics are left out."""
+    origin = bench.checkpoints.open(request.origin)
+    model = bench.checkpoints.open(request.checkpoint)
+    trained = [
+        n for n in origin.names if origin[n].is_floating_point() and not n.endswith(STATISTICS)
+    ]
+    found = (magnitudes(model[n], origin[n]) for n in trained)
+    return threshold_of(found, sum(origin[n].numel() for n in trained), request.keep)
 
 
 @answer.register

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from soupray.core.arrays import Float64
-from soupray.core.candidates import Candidate, OutputEnsemble, VRFEnsemble, WeightCandidate, mean_of
+from soupray.core.candidates import Candidate, OutputCandidate, WeightCandidate, mean_of
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Accept, Evaluator, Hints, Reached
 from soupray.core.records import Ingredient, Metric, Pool, Rejected, Scores, Split, Tally
@@ -145,7 +145,7 @@ class HeldOutSelection:
         """
         if self._metric != "accuracy":
             return self._one_by_one(candidates, bound, accept)
-        ensembles = all(isinstance(c, OutputEnsemble | VRFEnsemble) for c in candidates)
+        ensembles = all(isinstance(c, OutputCandidate) for c in candidates)
         if self._hints is None and not ensembles:  # ensembles are decided from stored logits
             self._hints = self._find_hints()
         n = self._pool.ingredients[0].held_out.n

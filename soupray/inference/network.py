@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from soupray.core.arrays import Images
-from soupray.core.candidates import OutputEnsemble, VRFEnsemble
+from soupray.core.candidates import EntropyEnsemble, OutputEnsemble, VRFEnsemble
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Task
 from soupray.inference.predictor import ModelSource, Predictor
@@ -24,7 +24,7 @@ class _Part(NamedTuple):
     Attributes:
         body: number of its body among those of the network.
         head: number of its head.
-        share: its share of the sum.
+        share: its share of the sum; of an ensemble by entropy, each sample has its own.
         temperature: divides its logits.
     """
 
@@ -46,7 +46,8 @@ class Network(torch.nn.Module):
     def __init__(self, predictor: Predictor, reads_tokens: bool) -> None:
         """Join the models of a predictor. See `network_of`."""
         super().__init__()
-        self.reads_tokens, self._space = reads_tokens, "logits"
+        self.reads_tokens = reads_tokens
+        self._space: Literal["logits", "probabilities", "entropy"] = "logits"
         self._sources: list[ModelSource] = []
         self._parts: list[_Part] = []
         bodies: list[Any] = []
@@ -56,6 +57,9 @@ class Network(torch.nn.Module):
         if isinstance(candidate, OutputEnsemble):
             self._space = candidate.space
             members = [(m, n / candidate.denominator, t) for m, n, t in candidate.parts]
+        if isinstance(candidate, EntropyEnsemble):
+            self._space = "entropy"
+            members = [(m, 1.0, t) for m, t in candidate.parts]
         for member, share, temperature in members:
             source, body, head = predictor.models[member]
             if not any(body is known for known in bodies):
@@ -95,6 +99,11 @@ class Network(torch.nn.Module):
         scaled = [(part.share, logits / part.temperature) for part, logits in rows]
         if self._space == "logits":
             return torch.stack([share * logits for share, logits in scaled]).sum(0)
+        if self._space == "entropy":
+            p = torch.stack([logits.softmax(-1) for _, logits in scaled])
+            log_p = torch.stack([logits.log_softmax(-1) for _, logits in scaled])
+            shares = (p * log_p).sum(-1, keepdim=True).softmax(0)  # exp(-H) over its sum
+            return (shares * p).sum(0).clamp_min(TINY).log()
         shares = torch.stack([share * logits.softmax(-1) for share, logits in scaled])
         return shares.sum(0).clamp_min(TINY).log()
 

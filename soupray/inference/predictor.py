@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from soupray.core.arrays import Features, Images, Logits
-from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightCandidate
+from soupray.core.candidates import EntropyEnsemble, OutputEnsemble, VRFEnsemble, WeightCandidate
 from soupray.core.errors import CheckpointError
 from soupray.core.ports import Task
 from soupray.core.records import Setting
 from soupray.evaluation.live_model import batches
 from soupray.maths.neighbours import kth_distances
-from soupray.maths.outputs import Blender, trust, vrf_logits
+from soupray.maths.outputs import Blender, entropy_logits, trust, vrf_logits
 from soupray.reporting.recipe_file import RecipeFile
 from soupray.store.weights_file import Weights
 
@@ -110,6 +110,9 @@ class Predictor:
             omega = trust(distances.astype(np.float64), candidate.a, candidate.b)
             both = run(candidate.fine_tuned), run(candidate.reference)
             return vrf_logits(*both, candidate.temperatures, omega)
+        if isinstance(candidate, EntropyEnsemble):
+            each = [run(member) for member in candidate.members]
+            return entropy_logits(each, [t for _, t in candidate.parts])
         return run(candidate)
 
 

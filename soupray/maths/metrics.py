@@ -10,6 +10,8 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from soupray.core.arrays import Float64, Indices, Labels, Logits, Mask
+from soupray.core.errors import EvaluationError
+from soupray.core.plugins import load, raised
 from soupray.core.records import (
     Metric,
     Objective,
@@ -29,8 +31,12 @@ from soupray.maths.objectives import (
     right_of,
 )
 
-OTHERS = ("map", "mae", "r2", "spearman")
-"""Metrics in `Scores.others`."""
+METRICS = "soupray.metrics"
+"""Entry points of metrics that are not soupray's own."""
+
+COUNTED = ("accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "worst_class")
+"""Metrics from 0 to 1 that follow from counts of samples. For others there is no exact paired
+test."""
 
 ECE_BINS = 15
 """Number of equal-mass bins of the expected calibration error (ECE), as in most papers."""
@@ -42,6 +48,56 @@ def score(predictions: Predictions) -> Scores:
     The predicted class is the one with the largest logit. If several have it, the first class is
     predicted. A split with a label map is scored on its own classes: see `mapped`.
     """
+    made = _of_soupray(predictions)
+    if predictions.split.metric is UNSET:
+        return made
+    own = own_metric(predictions, *predictions.split.metric)
+    others = {} if made.others is UNSET else made.others
+    return msgspec.structs.replace(made, others={**others, predictions.split.metric[0]: own})
+
+
+def own_metric(predictions: Predictions, named: str, code: str) -> float:
+    """The metric of the user: a function of outputs and targets, of which more is better.
+
+    Args:
+        predictions: of a model on a split.
+        named: the function, as a spec has it.
+        code: digest of its code.
+
+    Raises:
+        EvaluationError: the code here is other code, or the function raises, or returns something
+            else than a finite number or one from 0 to 1 for each sample.
+    """
+    found = load(METRICS, named)
+    where = f"metric {named!r} ({found.origin})"
+    if found.digest != code:
+        raise EvaluationError(
+            f"{where}: the code here has the digest {found.digest[:12]}, that of the sweep had "
+            f"{code[:12]}. Start again, with the same code on all machines."
+        )
+    logits = mapped(predictions.logits, predictions.split.label_map)
+    try:
+        given = np.asarray(found.value(logits, np.array(predictions.labels)), np.float64)
+    except Exception as error:
+        raise EvaluationError(f"{where} raised {raised(error)}.") from error
+    on = f"{where}, on split {predictions.split.name} (n = {len(logits)}): it returned"
+    if given.shape not in ((), (len(logits),)):
+        raise EvaluationError(
+            f"{on} an array {list(given.shape)}. Return a number, or one for each sample."
+        )
+    if not np.isfinite(given).all():
+        raise EvaluationError(f"{on} a value that is NaN or infinite.")
+    if given.ndim and not ((given >= 0) & (given <= 1)).all():
+        bad = int(np.flatnonzero((given < 0) | (given > 1))[0])
+        raise EvaluationError(
+            f"{on} {given[bad]:g} for sample {bad}. The value of a sample is from 0 to 1; return "
+            "one number if the metric has no such bounds."
+        )
+    return float(given.mean())
+
+
+def _of_soupray(predictions: Predictions) -> Scores:
+    """The scores that soupray computes itself."""
     if predictions.split.objective is not UNSET:
         return _of_objective(predictions, predictions.split.objective)
     from scipy.special import logsumexp
@@ -194,8 +250,7 @@ def value(result: Scores | Tally, metric: Metric) -> float:
         raise ValueError(f"a count alone has no {metric}")
     if metric == "nll":
         return -result.nll
-    if metric in OTHERS:
-        assert result.others is not UNSET, f"these scores have no {metric}"
+    if result.others is not UNSET and metric in result.others:
         return -result.others[metric] if metric == "mae" else result.others[metric]
     if metric == "micro_f1":
         n, said, right = (sum(column) for column in zip(*result.by_class, strict=True))
@@ -204,6 +259,8 @@ def value(result: Scores | Tally, metric: Metric) -> float:
     if metric == "macro_f1":
         # F1 = 2 TP / (2 TP + FP + FN). The denominator is samples of the class plus predictions.
         return float(sum(Fraction(2 * right, n + said) for n, said, right in there) / len(there))
+    if metric not in ("worst_class", "balanced_accuracy"):
+        raise ValueError(f"these scores have no {metric}")
     recalls = [Fraction(right, n) for n, _, right in there]
     return float(min(recalls) if metric == "worst_class" else sum(recalls) / len(recalls))
 

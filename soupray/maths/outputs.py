@@ -1,8 +1,8 @@
-"""Ensembles: the mean of logits or probabilities, temperatures, and VRF."""
+"""Ensembles: the mean of logits or probabilities, temperatures, VRF, and shares by entropy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -147,3 +147,25 @@ def vrf_logits(
     p_ref = _softmax(reference.astype(np.float64) / temperatures[1])
     mixed = omega[:, None] * p_ft + (1 - omega[:, None]) * p_ref
     return np.log(np.maximum(mixed, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def entropy_logits(logits: Sequence[Logits], temperatures: Sequence[float]) -> Logits:
+    """The logits of a mixture whose shares follow from entropies (DaWin, arXiv:2410.03782).
+
+    Args:
+        logits: of each member, [N, C].
+        temperatures: of each member. They calibrate its probabilities.
+
+    Returns:
+        log(sum_i w_i p_i) with w_i = exp(-H(p_i)) / sum_j exp(-H(p_j)) for each sample, [N, C].
+    """
+    total, shares = None, None
+    for one, temperature in zip(logits, temperatures, strict=True):
+        log_p = log_softmax(one.astype(np.float64) / temperature, axis=1)
+        p = np.exp(log_p)
+        sure = np.exp((p * log_p).sum(axis=1, keepdims=True))  # exp(-H)
+        total = sure * p if total is None else total + sure * p
+        shares = sure if shares is None else shares + sure
+    assert total is not None
+    mixed: Logits = np.log(np.maximum(total / shares, np.finfo(np.float32).tiny)).astype(np.float32)
+    return mixed

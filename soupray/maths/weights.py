@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
+from msgspec import structs
 
 from soupray.core.candidates import FisherSoup, LayerSoup, WeightCandidate, WeightSoup
 from soupray.core.errors import IncompatibleWeights
 from soupray.core.records import STATISTICS
+from soupray.core.task_vectors import TaskVectorSoup
+from soupray.maths.task_vectors import direction, moved
 
 Parts = tuple[tuple[str, int], ...]
 
@@ -69,12 +72,17 @@ class Mixer:
     Its own memory is one float64 sum and one tensor. The sum is over the parts that one soup and
     the next have in common. A greedy recipe needs mean(S + i) for many ingredients i: the sum of S
     is kept, and each i is read once. An accepted i is read a second time.
+
+    Soups of task vectors that differ only in their scale have the merged task vector in common: it
+    is kept in place of the sum.
     """
 
     def __init__(self, open_weights: Callable[[str], ReadableWeights]) -> None:
         self._open = open_weights
         self._parts: Parts = ()
         self._sums: dict[str, torch.Tensor] = {}
+        self._merge: TaskVectorSoup | None = None
+        self._directions: dict[str, torch.Tensor] = {}
 
     def tensors(self, soup: WeightCandidate) -> Iterator[tuple[str, torch.Tensor]]:
         """Make the tensors of a soup.
@@ -89,6 +97,8 @@ class Mixer:
             return self._by_layer(soup)
         if isinstance(soup, FisherSoup):
             return self._by_fisher(soup)
+        if isinstance(soup, TaskVectorSoup):
+            return self._by_task_vector(soup)
         return self._mean(soup)
 
     def _mean(self, soup: WeightSoup) -> Iterator[tuple[str, torch.Tensor]]:
@@ -137,12 +147,31 @@ class Mixer:
                 total = (total / (len(sources) if share is None else share)).to(like[name].dtype)
             yield name, total
 
+    def _by_task_vector(self, soup: TaskVectorSoup) -> Iterator[tuple[str, torch.Tensor]]:
+        """Tensors of a soup of task vectors. BatchNorm statistics are plain means of the models."""
+        merge = structs.replace(soup, scale=1.0)
+        if merge != self._merge:
+            self._merge, self._directions, self._parts, self._sums = merge, {}, (), {}
+        known = self._directions
+        origin = self._open(soup.origin)
+        sources = [(sha, self._open(sha)) for sha in soup.models]
+        for name in origin.names:
+            if name not in known:
+                start = origin[name]
+                models = [_checked(source, sha, name, origin) for sha, source in sources]
+                if not start.is_floating_point() or name.endswith(STATISTICS):
+                    yield name, _mean([(1, model) for model in models], len(models))
+                    continue
+                known[name] = direction(soup, name, start, models)
+            yield name, moved(origin[name], known[name], soup.scale)
+
     def _worth_keeping(self, head: Parts) -> bool:
         # The next mean often has one part more. Successive interpolations have no sum in common.
         return len(head) > 0 and all(n == 1 for _, n in head)
 
     def _advance(self, head: Parts) -> None:
         """Make `self._sums` the sum of `head`. If it is the sum of a prefix, only add the rest."""
+        self._merge, self._directions = None, {}
         if head[: len(self._parts)] != self._parts:
             self._parts, self._sums = (), {}
         try:

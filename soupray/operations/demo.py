@@ -12,6 +12,7 @@ from soupray.recipes.vrf import VRF
 from soupray.services.embedded import find_weed
 from soupray.services.home import DEMO, find_demo
 from soupray.spec.files import atomic_write, read_text
+from soupray.spec.sweep_spec import load
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,9 @@ def prepare_demo(home: Path) -> tuple[Path, list[str]]:
     path = find_demo()
     if path is None:
         raise ConfigError(f"{DEMO} is neither here nor in the installed package. Install it again.")
-    recipes = [r.name for r in RECIPES if r.kind != "baseline"]
+    listed = load(path).recipes
+    own = [r for r in RECIPES if r.kind != "baseline"]
+    recipes = [r.name for r in own if r.with_all or r.name in listed]
     if find_spec("faiss") is None:
         log.warning("VRF is left out, because faiss is not installed: pip install 'soupray[cpu]'.")
         recipes.remove(VRF.name)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from soupray.core.candidates import OutputEnsemble, VRFEnsemble, WeightCandidate
+from soupray.core.candidates import OutputCandidate, VRFEnsemble, WeightCandidate
 from soupray.core.errors import ConfigError
 from soupray.core.names import slug
 from soupray.core.ports import Task
@@ -156,9 +156,9 @@ def _refuse_other_files(folder: Path, kind: Format) -> None:
 
 def _one_model(recipe: RecipeFile, spec: SweepSpec, kind: Format) -> WeightCandidate:
     candidate = recipe.candidate
-    if not isinstance(candidate, OutputEnsemble | VRFEnsemble):
+    if not isinstance(candidate, OutputCandidate):
         return candidate
-    graph = isinstance(candidate, OutputEnsemble)
+    graph = not isinstance(candidate, VRFEnsemble)
     instead = "--format onnx or torch writes it as one graph; or use" if graph else "Use"
     count = len(candidate.members)
     raise ConfigError(

@@ -61,7 +61,8 @@ class Parity(Record, frozen=True, kw_only=True):
         largest: the largest difference of a logit.
         allowed: the bound above which the graph is refused.
         samples: number of samples.
-        same_class: number of samples with the same most probable class.
+        same_class: number of samples with the same most probable class, or the same labels; of a
+            regression, with outputs that differ by `allowed` at most.
         inputs: where the samples come from.
     """
 
@@ -227,11 +228,18 @@ def _compared(
     mine = model.run(samples)
     theirs = np.concatenate([run(given[:1]), run(given[1:])])
     share = ALLOWED[spec_of(model.recipe).setting.precision]
+    allowed = share * max(1.0, float(np.abs(mine).max()))
+    if model.meaning.kind == "one_class":
+        same = mine.argmax(1) == theirs.argmax(1)
+    elif model.meaning.kind == "multi_label":
+        same = ((mine > 0) == (theirs > 0)).all(axis=1)
+    else:
+        same = np.abs(mine - theirs).max(axis=1) <= allowed
     return Parity(
         largest=float(np.abs(mine - theirs).max()),
-        allowed=share * max(1.0, float(np.abs(mine).max())),
+        allowed=allowed,
         samples=len(samples),
-        same_class=int((mine.argmax(1) == theirs.argmax(1)).sum()),
+        same_class=int(same.sum()),
         inputs=inputs,
     )
 

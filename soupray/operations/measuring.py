@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from msgspec import UnsetType
 
 from soupray.core.arrays import Images, Labels
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
-from soupray.core.records import Record
+from soupray.core.records import Objective, Record
 from soupray.data.building import look_of
 from soupray.data.reading import Stream
 from soupray.data.sets import parts_of
@@ -68,11 +69,12 @@ class _Batch(NamedTuple):
 
     images: Any
     labels: Labels
+    objective: Objective | UnsetType
 
-    def split(self, name: str) -> str:
-        return name
+    def split(self, name: str) -> _Batch:
+        return self
 
-    def samples(self, split: str) -> tuple[Any, Labels]:
+    def samples(self, split: _Batch) -> tuple[Any, Labels]:
         return self.images, self.labels
 
 
@@ -104,7 +106,7 @@ def measure(spec: SweepSpec, cost: DryRun) -> Measured:
     weights = task.init()
     step = None
     if spec.search.train != "head":
-        step = _step(task, _Batch(train, labels), hparams, _start(spec, weights))
+        step = _step(task, _Batch(train, labels, spec.targets), hparams, _start(spec, weights))
     model = task.model()
     model.load_state_dict(weights)
     model.to(device)
@@ -121,6 +123,8 @@ def _start(spec: SweepSpec, weights: dict[str, torch.Tensor]) -> Start:
         seed=spec.seed,
         device=spec.setting.device,
         training=spec.training.record(),
+        loss=spec.own_loss,
+        augmentation=spec.own_augmentation,
     )
 
 
@@ -145,7 +149,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _samples(spec: SweepSpec, count: int) -> tuple[Any, Images, Labels]:
     """Return training samples as trials read them, the same ones as evaluated, and labels."""
-    part = parts_of(spec.data, spec.seed, spec.task.classes).splits["train"]
+    part = parts_of(spec.data, spec.seed, spec.task.classes, spec.targets).splits["train"]
     rows = np.sort(np.random.default_rng(spec.seed).permutation(len(part.ids))[:count])
     some = part.take(rows)
     if isinstance(some, Samples):

@@ -14,6 +14,7 @@ from soupray.core.errors import NotFound
 from soupray.core.names import plain, slug
 from soupray.core.ports import UNKNOWN, Origin
 from soupray.core.records import Basis, Ingredient, encode_pretty
+from soupray.core.task_vectors import TaskVectorSoup
 from soupray.reporting.history import SoupRun, recipe_name, soup_runs, stored_leaderboard
 from soupray.reporting.ranking import Entry, Measured
 from soupray.reporting.recipe_file import RecipeFile, spec_of
@@ -282,6 +283,8 @@ def _made(facts: Facts) -> Iterator[str]:
         yield "Each layer has its own coefficients; the table has their means."
     if isinstance(candidate, FisherSoup):
         yield "Each weight has its own coefficients (Fisher information); the table has equal ones."
+    if isinstance(candidate, TaskVectorSoup):
+        yield "Each weight has its own coefficients: entries of the trials' changes are left out."
     if facts.basis is not None:
         yield f"Data ({facts.spec.data.kind}): the digests of their splits."
         rows = ["| split | role | samples | SHA-256 |", "|---|---|--:|---|"]

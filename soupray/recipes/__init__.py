@@ -17,6 +17,8 @@ from soupray.core.plugins import installed, is_plugin, load, raised
 from soupray.core.ports import Selection
 from soupray.core.records import Pool
 from soupray.recipes.baselines import ANCHOR, BEST_SINGLE, UPDATE_BN
+from soupray.recipes.cma_es import CMA_ES
+from soupray.recipes.dawin import DAWIN
 from soupray.recipes.ensembles import ENSEMBLE, GREEDY_ENSEMBLE
 from soupray.recipes.fisher import FISHER
 from soupray.recipes.greedy import GREEDY
@@ -24,9 +26,15 @@ from soupray.recipes.learned import LEARNED, LEARNED_BY_LAYER
 from soupray.recipes.lines import LINES
 from soupray.recipes.model_stock import MODEL_STOCK
 from soupray.recipes.ose import OSE
+from soupray.recipes.proxy import PROXY
 from soupray.recipes.pruned import PRUNED
 from soupray.recipes.recipe import Cost, Earlier, Kind, Option, PoolSize, Recipe
 from soupray.recipes.replacement import REPLACEMENT
+from soupray.recipes.signed import LEARNED_SIGNED
+from soupray.recipes.similar import GREEDY_SIMILAR
+from soupray.recipes.slerp import SLERP
+from soupray.recipes.soce import SOCE
+from soupray.recipes.task_vectors import DARE, TASK_ARITHMETIC, TIES
 from soupray.recipes.uniform import UNIFORM
 from soupray.recipes.vrf import VRF
 from soupray.recipes.wise_ft import WISE_FT
@@ -42,16 +50,26 @@ RECIPES: tuple[Recipe[Any], ...] = (
     GREEDY,
     REPLACEMENT,
     PRUNED,
+    PROXY,
+    GREEDY_SIMILAR,
+    SLERP,
+    SOCE,
     LEARNED,
     LEARNED_BY_LAYER,
+    LEARNED_SIGNED,
+    CMA_ES,
     FISHER,
     MODEL_STOCK,
+    TASK_ARITHMETIC,
+    TIES,
+    DARE,
     WISE_FT,
     LINES,
     ENSEMBLE,
     GREEDY_ENSEMBLE,
     OSE,
     VRF,
+    DAWIN,
 )
 """All recipes in the order in which they run: baselines, soups, recipes that need a soup."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,21 +58,32 @@ def descend(
     whole = list(groups) == [()]
     w, log_beta = np.zeros((len(groups), len(pool))), 0.0  # beta stays positive
     adam = Adam(lr, w.size + 1)
-    generator = random.Random(0)  # noqa: S311 - not a secret
     loss = float("nan")
-    starts = range(0, n, batch_size)
-    for number in range(steps):
-        start = starts[number % len(starts)]
-        if start == 0:
-            order = generator.sample(range(n), n)
+    for rows in batches(n, batch_size, steps):
         soup = soup_at(pool, [] if whole else groups, w)
-        rows = tuple(sorted(order[start : start + batch_size]))
         beta = math.exp(log_beta)
         (slope,) = selection.measure([Gradient(soup=soup, beta=beta, rows=rows)])
         step = adam.step(np.append(by_w(slope, w, whole), slope.beta * beta))
         w, log_beta = w + step[:-1].reshape(w.shape), log_beta + float(step[-1])
         loss = slope.loss
     return Point(w, round(math.exp(log_beta), 6), round(loss, 6))
+
+
+def batches(n: int, batch_size: int, steps: int) -> Iterator[tuple[int, ...]]:
+    """Yield the rows of each step, sorted.
+
+    Args:
+        n: number of held-out samples.
+        batch_size: samples per step.
+        steps: number of steps. Each pass over the samples is in another order.
+    """
+    generator = random.Random(0)  # noqa: S311 - not a secret
+    starts = range(0, n, batch_size)
+    for number in range(steps):
+        start = starts[number % len(starts)]
+        if start == 0:
+            order = generator.sample(range(n), n)
+        yield tuple(sorted(order[start : start + batch_size]))
 
 
 def soup_at(pool: list[str], groups: Sequence[tuple[str, ...]], w: Float64) -> LayerSoup:

@@ -146,10 +146,15 @@ def available_memory() -> int:
         return 0
 
 
-def _cost(pool: PoolSize, options: LearnedOptions) -> Cost:
-    """Count as one candidate what reads as many samples as the held-out data have.
+def cost_of_steps(pool: PoolSize, options: LearnedOptions) -> Cost:
+    """Return the largest cost of a learned soup.
 
-    Each step has another soup.
+    What reads as many samples as the held-out data have counts as one candidate. Each step has
+    another soup.
+
+    Args:
+        pool: the size of the pool.
+        options: with the number of steps.
     """
     steps = options.total(pool.held_out)
     passes = -(-steps // max(1, -(-pool.held_out // options.batch_size)))
@@ -167,7 +172,7 @@ LEARNED = Recipe(
     options=LearnedOptions,
     objectives=(ONE_CLASS, MULTI_LABEL),  # beta scales logits
     choose=_learned,
-    cost=_cost,
+    cost=cost_of_steps,
     reads=bytes_read,
     complete=_complete,
 )
@@ -184,7 +189,7 @@ LEARNED_BY_LAYER = Recipe(
     options=LearnedOptions,
     objectives=(ONE_CLASS, MULTI_LABEL),  # beta scales logits
     choose=_learned_by_layer,
-    cost=_cost,
+    cost=cost_of_steps,
     reads=bytes_read,
     complete=_complete,
 )

@@ -119,6 +119,8 @@ class Recipe(Generic[O]):
         reads: bytes of weights that the recipe reads; None unless this may be a very large number.
         style: how figures show the entries.
         objectives: what the targets of a pool may be.
+        with_all: whether `--all` runs it. If not, a flag or the spec asks for it: it has a high
+            cost or much freedom, and no gain over the others is known for trials of one task.
         complete: returns the options of a spec with those that are recorded although the spec does
             not give them, because their default has changed.
     """
@@ -137,6 +139,7 @@ class Recipe(Generic[O]):
     style: Style = SOUP
     reads: Callable[[Sequence[Ingredient], O], int] | None = None
     objectives: tuple[str, ...] = (ONE_CLASS, MULTI_LABEL, REGRESSION)
+    with_all: bool = True
     complete: Callable[[Mapping[str, Option]], dict[str, Option]] = dict
 
     def run(

@@ -14,13 +14,14 @@ from soupray.core.candidates import (
     Candidate,
     FisherSoup,
     Outcome,
-    OutputEnsemble,
+    OutputCandidate,
     VRFEnsemble,
     WeightCandidate,
     is_estimated,
 )
 from soupray.core.records import Basis, Metric, Pool, Record, Scores
 from soupray.maths.metrics import (
+    COUNTED,
     clopper_pearson,
     discordant,
     mcnemar,
@@ -65,7 +66,7 @@ class Measured(Record, frozen=True, kw_only=True):
 
     def read(self, metric: Metric) -> float:
         """Return the metric as people read it."""
-        if self.others and metric in self.others:
+        if self.others is not msgspec.UNSET and metric in self.others:
             return self.others[metric]
         return float(getattr(self, metric))
 
@@ -169,7 +170,7 @@ def measured(scores: Scores) -> Measured:
 def _others(scores: Scores) -> dict[str, float] | msgspec.UnsetType:
     if scores.others is msgspec.UNSET:
         return msgspec.UNSET
-    f1 = {"micro_f1": value(scores, "micro_f1")} if scores.by_class else {}
+    f1 = {"micro_f1": value(scores, "micro_f1")} if "map" in scores.others else {}
     return scores.others | f1
 
 
@@ -387,8 +388,9 @@ def champion(
     An entry is told from the first one by McNemar's exact test on the samples that rank the
     leaderboard, with Bonferroni's correction for the number of different models. The cheapest of
     the others has the lowest `cost`; of those with the same cost, one model goes before outputs
-    that are mixed, which other libraries cannot load; then the highest place decides. With
-    `metric: nll` there is no such test, and only entries with the first one's model are its equals.
+    that are mixed, which other libraries cannot load; then the highest place decides. For metrics
+    that are no counts (NLL, MAE, your own) there is no such test, and only entries with the first
+    one's model are its equals.
 
     Args:
         entries: the leaderboard, best first.
@@ -408,7 +410,7 @@ def champion(
     def is_equal(entry: Entry) -> bool:
         if entry.candidate == first.candidate:
             return True
-        if metric == "nll":
+        if metric not in COUNTED:
             return False
         p = mcnemar(*discordant(ranked(first), ranked(entry)))
         return p * compared >= LEVEL
@@ -437,7 +439,7 @@ def cost(entry: Entry) -> tuple[int, float]:
 
 def one_model(candidate: Candidate) -> WeightCandidate | None:
     """Return the candidate if it is one model, or None if it is an ensemble."""
-    return None if isinstance(candidate, OutputEnsemble | VRFEnsemble) else candidate
+    return None if isinstance(candidate, OutputCandidate) else candidate
 
 
 CALIBRATION = ("test_nll", "test_ece", "temperature", "calibrated_test_nll", "calibrated_test_ece")

@@ -10,8 +10,7 @@ import torch
 
 from soupray.core.candidates import (
     Candidate,
-    OutputEnsemble,
-    VRFEnsemble,
+    OutputCandidate,
     WeightCandidate,
     check_temperatures,
     is_estimated,
@@ -70,7 +69,7 @@ class RecipeFile(Record, frozen=True, kw_only=True):
         """Refuse (ValueError) a digest that an ensemble does not have, and missing statistics."""
         if self.temperature is not None:
             check_temperatures([self.temperature])
-        if self.sha256 is not None and isinstance(self.candidate, OutputEnsemble | VRFEnsemble):
+        if self.sha256 is not None and isinstance(self.candidate, OutputCandidate):
             raise ValueError("an ensemble has several models, and no sha256 of one file")
         for model in self.candidate.members:
             if is_estimated(model) and model.digest not in self.statistics:
@@ -160,7 +159,7 @@ def rebuild(recipe: RecipeFile, place: Place, output: Path) -> str:
 
 def _one_model(recipe: RecipeFile) -> WeightCandidate:
     candidate = recipe.candidate
-    if isinstance(candidate, OutputEnsemble | VRFEnsemble):
+    if isinstance(candidate, OutputCandidate):
         raise ConfigError(
             f"{recipe.name} is an ensemble of {len(candidate.members)} models: there are no "
             "weights to write. Use it with soupray.load, or export it: `soupray export --format "

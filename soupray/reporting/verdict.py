@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from soupray.core.records import Metric, Record
+from soupray.maths.metrics import COUNTED
 from soupray.reporting.ranking import Champion, Entry, Gain, Measured, cost, ranked_on
 
 NAMED = 3
@@ -80,8 +81,8 @@ def verdict(entries: list[Entry], champion: Champion, sweep: str, metric: Metric
         named = "; ".join(map(_short, others[:NAMED]))
         more = f"; and {len(others) - NAMED} more" if len(others) > NAMED else ""
         lines.append(f"Also on the Pareto front (ranked on, shifts, cost): {named}{more}.")
-    fit = "; soupray rank --calibrated has probabilities that fit" if taken.calibrated else ""
-    lines.append(f"Next: soupray predict {sweep}@champion INPUT...{fit}.")
+    fit = "; soupray rank --calibrated has probabilities that fit." if taken.calibrated else ""
+    lines.append(f"Next: soupray predict {sweep}@champion INPUT...{fit}")
     return Verdict(
         take=taken.name,
         first=champion.first,
@@ -235,7 +236,7 @@ def _distance(difference: float, metric: Metric) -> str:
     """A difference above 0: one that would be printed as 0 is less than the smallest number."""
     if metric == "nll":
         return f"{difference:.3f} nats" if difference >= 0.0005 else "less than 0.001 nats"
-    if metric in ("mae", "r2", "spearman"):
+    if metric not in (*COUNTED, "map"):
         return f"{difference:.2g} of {metric}"
     return f"{100 * difference:.1f} points" if difference >= 0.0005 else "less than 0.1 points"
 

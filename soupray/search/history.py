@@ -19,7 +19,7 @@ from soupray.core.records import (
     Trial,
     digest,
 )
-from soupray.maths.metrics import value
+from soupray.maths.metrics import COUNTED, value
 from soupray.search.plan import PlannedTrial, dimensions_of
 from soupray.spec.space import Space
 from soupray.spec.sweep_spec import SweepSpec
@@ -48,10 +48,6 @@ def search_key(spec: SweepSpec, basis: Basis) -> str:
     return digest(shaping if spec.metric == "accuracy" else [*shaping, spec.metric])[:16]
 
 
-BELOW_ZERO: tuple[Metric, ...] = ("nll", "mae", "r2", "spearman")
-"""Metrics whose value may be below 0, where a trial that diverged would not be the worst."""
-
-
 def score_of(found: Manifest | None, metric: Metric) -> float | None:
     """Return the score of a trial as samplers see it: more is better. None: it is not over.
 
@@ -65,7 +61,7 @@ def score_of(found: Manifest | None, metric: Metric) -> float | None:
         return None
     if isinstance(found, Ingredient):
         return value(found.held_out, metric)
-    return -math.inf if metric in BELOW_ZERO else 0.0
+    return 0.0 if metric in COUNTED else -math.inf
 
 
 def create_suggestion(store: Store, spec: SweepSpec, basis: Basis, made: Suggested) -> Suggested:

@@ -104,6 +104,7 @@ def as_trials(spec: SweepSpec, basis: Basis, points: Sequence[PlannedTrial]) -> 
             training=training,
             metric=msgspec.UNSET if spec.metric == "accuracy" else spec.metric,
             loss=spec.own_loss or msgspec.UNSET,
+            augmentation=spec.own_augmentation or msgspec.UNSET,
         )
         trials.append(msgspec.structs.replace(trial, key=key_of(trial)))
     return trials

@@ -410,7 +410,8 @@ def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: boo
     Args:
         specs: the specs of the pool; several specs allow only ensembles.
         flags: names of recipes that are asked for.
-        everything: run all recipes that are allowed.
+        everything: run all recipes that are allowed, except those that `Recipe.with_all` leaves out
+            and neither the flags nor the first spec ask for.
 
     Raises:
         ConfigError: no recipe, a baseline, or one that averages weights for several specs.
@@ -425,7 +426,12 @@ def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: boo
     if everything and unsuited:
         log.info(f"Not for {objective}, and left out: {', '.join(unsuited)}.")
     listed = [name for name in spec.recipes if name in offered or name in unsuited]
-    names = offered if everything else flags or listed or (offered if several else [])
+    names = flags or listed or (offered if several else [])
+    if everything:
+        asked = {*flags, *spec.recipes}
+        names = [name for name in offered if find_recipe(name).with_all or name in asked]
+        if left := [name for name in offered if name not in names]:
+            log.info(f"--all leaves out {', '.join(left)}. Add their flags to run them too.")
     if not names:
         raise ConfigError(f"no recipe chosen: name one of {', '.join(offered)}, or --all.")
     for name in names:

@@ -75,10 +75,43 @@ class NaturalShift(SpecModel):
         return self.name or self.kind
 
 
-Shift = Annotated[
-    Annotated[Corruption, Tag("a word")] | Annotated[NaturalShift, Tag("a mapping")],
-    Discriminator(lambda v: "a mapping" if isinstance(v, dict | NaturalShift) else "a word"),
+class OwnShift(SpecModel):
+    """A corruption of the user: a function that changes copies of the test images."""
+
+    function: str
+    """The function, as `package.module:name`, or the name of an entry point in `soupray.shifts`."""
+
+    code: Code = ""
+    """The digest of its code, filled in when the spec is read."""
+
+    @property
+    def split(self) -> str:
+        """Name of the split: that of the function."""
+        return self.function.rpartition(":")[2].lower()
+
+
+def _as_function(value: object) -> object:
+    return {"function": value} if isinstance(value, str) else value
+
+
+def _form(value: object) -> str:
+    if isinstance(value, OwnShift) or (isinstance(value, dict) and "function" in value):
+        return "a function"
+    if isinstance(value, str) and ":" in value:
+        return "a function"
+    return "a mapping" if isinstance(value, dict | NaturalShift) else "a word"
+
+
+_Function = Annotated[
+    OwnShift,
+    pydantic.BeforeValidator(_as_function, json_schema_input_type=OwnShift | str),
+    Tag("a function"),
 ]
+Shift = Annotated[
+    Annotated[Corruption, Tag("a word")] | _Function | Annotated[NaturalShift, Tag("a mapping")],
+    Discriminator(_form),
+]
+SplitName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
 
 
 class HeldOutParts(SpecModel):
@@ -122,8 +155,9 @@ class _Shifted(SpecModel):
     """Data with shifts of the test set."""
 
     shifts: tuple[Shift, ...] = ()
-    """What is reported beside the test set. A word is a changed copy of the test images; a mapping
-    is another data set."""
+    """What is reported beside the test set. A word is a changed copy of the test images, and
+    `package.module:name` a function of your own that changes them; a mapping is another data
+    set."""
 
     overlap: Literal["fail", "drop"] = "fail"
     """A training or held-out sample with the content of a reported one, or a training sample with
@@ -147,7 +181,12 @@ class _Shifted(SpecModel):
     @property
     def natural_shifts(self) -> tuple[NaturalShift, ...]:
         """Shifts that are separate data sets."""
-        return tuple(s for s in self.shifts if not isinstance(s, str))
+        return tuple(s for s in self.shifts if isinstance(s, NaturalShift))
+
+    @property
+    def functions(self) -> tuple[OwnShift, ...]:
+        """Shifts that functions of the user make from copies of the ID test images."""
+        return tuple(s for s in self.shifts if isinstance(s, OwnShift))
 
 
 class DigitsSpec(_Shifted):
@@ -305,6 +344,9 @@ class HuggingFaceSpec(Pictures):
     differ from those of the task."""
 
 
+_OwnOrSplit = Annotated[Annotated[SplitName, Tag("a word")] | _Function, Discriminator(_form)]
+
+
 class TorchDataSpec(Pictures):
     """Data sets of your own: a function that returns map-style datasets of torch."""
 
@@ -325,9 +367,9 @@ class TorchDataSpec(Pictures):
     `test` of the function."""
 
     # A word that is no corruption is the name of a split.
-    shifts: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")], ...] = ()  # type: ignore[assignment]
-    """What is reported beside the test set: corruptions of the test images, and splits of the
-    function."""
+    shifts: tuple[_OwnOrSplit, ...] = ()  # type: ignore[assignment]
+    """What is reported beside the test set: corruptions of the test images, also by a function of
+    your own (`package.module:name`), and splits of the function."""
 
     label_map: str | None = Field(default=None, exclude_if=_is_absent)
     """A YAML file with lines like `cat: [tabby, siamese]`: the data's names of each class, if they
@@ -339,7 +381,8 @@ class TorchDataSpec(Pictures):
     @property
     def corruptions(self) -> tuple[str, ...]:
         """Shifts that are made from copies of the ID test images."""
-        return tuple(s for s in self.shifts if s in get_args(Corruption))
+        named = (s for s in self.shifts if isinstance(s, str))
+        return tuple(s for s in named if s in get_args(Corruption))
 
     @property
     def natural_shifts(self) -> tuple[NaturalShift, ...]:
@@ -349,7 +392,8 @@ class TorchDataSpec(Pictures):
     @property
     def own_shifts(self) -> tuple[str, ...]:
         """Shifts that are splits of the function."""
-        return tuple(s for s in self.shifts if s not in get_args(Corruption))
+        named = (s for s in self.shifts if isinstance(s, str))
+        return tuple(s for s in named if s not in get_args(Corruption))
 
 
 class TextSpec(SpecModel):
@@ -410,6 +454,11 @@ class TextSpec(SpecModel):
     @property
     def natural_shifts(self) -> tuple[NaturalShift, ...]:
         """Always empty: the shifts of texts are files."""
+        return ()
+
+    @property
+    def functions(self) -> tuple[OwnShift, ...]:
+        """Always empty: they change images."""
         return ()
 
 

@@ -5,20 +5,46 @@ The text under a field describes the key, in the JSON schema and in the referenc
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import difflib
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Discriminator, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-from soupray.core.records import Metric
+from soupray.core.plugins import is_plugin
+from soupray.core.records import KnownMetric
+from soupray.maths.metrics import METRICS as METRIC_GROUP
 from soupray.spec.space import Positive, SpecModel
 from soupray.spec.task import Code
 
-METRICS: dict[str, tuple[Metric, ...]] = {
+METRICS: dict[str, tuple[KnownMetric, ...]] = {
     "one_class": ("accuracy", "balanced_accuracy", "macro_f1", "worst_class", "nll"),
     "multi_label": ("accuracy", "micro_f1", "macro_f1", "map", "nll"),
     "regression": ("accuracy", "mae", "r2", "spearman", "nll"),
 }
 """The metrics of each objective. Accuracy is the share of samples that are right."""
+
+
+KNOWN: frozenset[str] = frozenset(get_args(KnownMetric))
+
+
+def _says_metrics(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema which metrics there are, and that a function may be named."""
+    schema.pop("type", None)
+    schema["anyOf"] = [{"enum": list(get_args(KnownMetric))}, {"type": "string"}]
+
+
+def _is_metric(name: str) -> str:
+    if name not in KNOWN and not is_plugin(name, METRIC_GROUP):
+        near = difflib.get_close_matches(name, sorted(KNOWN), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"there is no metric {name!r}{hint}; allowed are {', '.join(get_args(KnownMetric))}, "
+            "or module:name for your own"
+        )
+    return name
+
+
+MetricName = Annotated[str, Field(json_schema_extra=_says_metrics), AfterValidator(_is_metric)]
 
 
 class Tolerance(SpecModel):
@@ -36,22 +62,29 @@ class Regression(SpecModel):
     """How far an output may be from its target."""
 
 
+def _form(value: Any) -> str | None:
+    if isinstance(value, dict | Regression):
+        return "a mapping"
+    return "a word" if value in ("one_class", "multi_label") else None
+
+
 ObjectiveSpec = Annotated[
     Annotated[Literal["one_class", "multi_label"], Tag("a word")]
     | Annotated[Regression, Tag("a mapping")],
     Discriminator(
-        lambda value: "a mapping" if isinstance(value, dict | Regression) else "a word",
+        _form,
         custom_error_type="objective",
         custom_error_message="write one_class, multi_label or {regression: {tolerance: NUMBER}}",
     ),
 ]
 
 
-class OwnLoss(SpecModel):
-    """A loss of the user."""
+class OwnFunction(SpecModel):
+    """A function of the user."""
 
     function: str
-    """The function, as `package.module:name`, or the name of an entry point in `soupray.losses`."""
+    """The function, as `package.module:name`, or the name of an entry point in the group of its
+    kind, such as `soupray.losses`."""
 
     code: Code = ""
     """The digest of its code, filled in when the spec is read."""
@@ -61,4 +94,4 @@ def _function(value: Any) -> Any:
     return {"function": value} if isinstance(value, str) else value
 
 
-Loss = Annotated[OwnLoss, BeforeValidator(_function, json_schema_input_type=OwnLoss | str)]
+Own = Annotated[OwnFunction, BeforeValidator(_function, json_schema_input_type=OwnFunction | str)]

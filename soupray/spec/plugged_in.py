@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from soupray.core.errors import ConfigError
 from soupray.core.plugins import digest_of, installed, is_plugin
+from soupray.maths.metrics import METRICS
 
 TASKS, DATA, LOSSES = "soupray.tasks", "soupray.data", "soupray.losses"
-SAMPLERS = "soupray.samplers"
-"""Groups of entry points: models, data sets, losses, and samplers of the search space."""
+SHIFTS, AUGMENTATIONS, SAMPLERS = "soupray.shifts", "soupray.augmentations", "soupray.samplers"
+"""Groups of entry points: models, data sets, losses, corruptions, augmentations and samplers."""
 
 SAMPLER_NAMES = ("random", "qmc", "tpe")
 """Soupray's own samplers."""
@@ -32,6 +33,7 @@ PLACES = (
     Place("task", "model", TASKS),
     Place("data", "dataset", DATA),
     Place("loss", "function", LOSSES),
+    Place("augmentation", "function", AUGMENTATIONS),
     SAMPLER,
 )
 
@@ -47,9 +49,14 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such code, or the spec says the digest of other code.
     """
+    data = _with_shifts(data)
+    metric = data.get("metric")
+    # Another name is a known metric, or is refused with the other mistakes of the spec.
+    if isinstance(metric, str) and is_plugin(metric, METRICS):
+        data = {**data, "metric_code": digest_of(METRICS, metric)}
     for place in PLACES:
         part = data.get(place.section)
-        if place.section == "loss":
+        if place.key == "function":
             part = {place.key: part} if isinstance(part, str) else part
         elif not isinstance(part, dict) or (place != SAMPLER and part.get("kind") != "torch"):
             continue
@@ -75,3 +82,19 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
             )
         data = {**data, place.section: {**part, "code": found}}
     return data
+
+
+def _with_shifts(data: dict[str, Any]) -> dict[str, Any]:
+    """The plain data with the digests of the functions among the shifts."""
+    part = data.get("data")
+    shifts = part.get("shifts") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or not isinstance(shifts, list):
+        return data
+
+    def filled(shift: Any) -> Any:
+        named = shift.get("function") if isinstance(shift, dict) else shift
+        if not isinstance(named, str) or not is_plugin(named, SHIFTS):
+            return shift  # a corruption, a mapping, or a mistake that the checks name
+        return {"function": named, "code": digest_of(SHIFTS, named)}
+
+    return {**data, "data": {**part, "shifts": list(map(filled, shifts))}}

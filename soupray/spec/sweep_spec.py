@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import Field
 
 from soupray.core.errors import ConfigError, has_password, one_line
-from soupray.core.records import Metric, Objective, Setting, Training, digest
+from soupray.core.records import Objective, Setting, Training, digest
 from soupray.recipes import check_recipes
 from soupray.recipes.recipe import Option
 from soupray.spec.class_names import resolved
@@ -24,7 +24,14 @@ from soupray.spec.data import DataSpec
 from soupray.spec.files import read_text
 from soupray.spec.libraries import Memory
 from soupray.spec.mistakes import explain
-from soupray.spec.objective import METRICS, Loss, ObjectiveSpec, Regression
+from soupray.spec.objective import (
+    KNOWN,
+    METRICS,
+    MetricName,
+    ObjectiveSpec,
+    Own,
+    Regression,
+)
 from soupray.spec.plugged_in import with_code
 from soupray.spec.preprocessing import with_preprocessing
 from soupray.spec.space import (
@@ -38,7 +45,7 @@ from soupray.spec.space import (
     SpecModel,
     refuse,
 )
-from soupray.spec.task import Init, ProbeInit, TaskSpec, TrainedInit
+from soupray.spec.task import Code, Init, ProbeInit, TaskSpec, TrainedInit
 from soupray.spec.trackers import check_trackers
 from soupray.spec.yaml import find_key, parse_yaml
 
@@ -146,9 +153,14 @@ class SweepSpec(SpecModel):
     """Of the evaluation. `cascade`: bfloat16, and float32 again where the margin is small; the
     counts are those of float32. `bf16`: no second pass."""
 
-    metric: Metric = "accuracy"
+    metric: MetricName = "accuracy"
     """On held-out data, it decides which epoch of a trial is the best one, what recipes choose, and
-    the order of the leaderboard. Another metric means other trials."""
+    the order of the leaderboard. A function of your own, as `package.module:name`, gets outputs and
+    targets, and returns a number, or one for each sample: larger is better. Another metric means
+    other trials."""
+
+    metric_code: Annotated[Code, Field(exclude_if=lambda code: not code)] = ""
+    """The digest of the code of a metric of your own, filled in when the spec is read."""
 
     task: Annotated[TaskSpec, Field(discriminator="kind")]
     """What is learnt: the model and its classes."""
@@ -163,9 +175,13 @@ class SweepSpec(SpecModel):
     """What the outputs of the model mean: the logits of one class of several; of any number of
     classes (`multi_label`); or numbers (`regression`)."""
 
-    loss: Annotated[Loss | None, Field(exclude_if=lambda value: value is None)] = None
+    loss: Annotated[Own | None, Field(exclude_if=lambda value: value is None)] = None
     """The loss of the trials, a function of your own. Left out: cross-entropy, binary
     cross-entropy, or the squared error, by `objective`."""
+
+    augmentation: Annotated[Own | None, Field(exclude_if=lambda value: value is None)] = None
+    """A function of your own that augments batches of training images, after those of
+    `search.space`."""
 
     init: Annotated[Init, Field(validate_default=True)] = "zero_shot"
     """Where all trials start (theta_0): the zero-shot model, `{trained: ...}`, `{probe: ...}` or
@@ -262,7 +278,7 @@ class SweepSpec(SpecModel):
     def _suits_metric_and_data(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         kind = "regression" if isinstance(value, Regression) else value
         metric, task, data = (info.data.get(name) for name in ("metric", "task", "data"))
-        if metric is not None and metric not in METRICS[kind]:
+        if metric in KNOWN and metric not in METRICS[kind]:
             raise ValueError(
                 f"{kind} has no metric {metric}; write metric: {', '.join(METRICS[kind])}"
             )
@@ -327,6 +343,17 @@ class SweepSpec(SpecModel):
             )
         return value
 
+    @pydantic.field_validator("search")
+    @classmethod
+    def _has_what_is_augmented(cls, value: Search, info: pydantic.ValidationInfo) -> Search:
+        if info.data.get("augmentation") is None:
+            return value
+        if getattr(info.data.get("task"), "kind", None) == "transformers":
+            raise ValueError("augmentation is for images; leave it out")
+        if value.train == "head":
+            raise ValueError("augmentation needs the body: train: head sees it once; leave it out")
+        return value
+
     @pydantic.field_validator("init", "search")
     @classmethod
     def _augments_images(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
@@ -389,6 +416,17 @@ class SweepSpec(SpecModel):
         return Objective(kind="multi_label") if self.objective == "multi_label" else UNSET
 
     @property
+    def own_metric(self) -> tuple[str, str] | UnsetType:
+        """Name and digest of the code of a metric of the user."""
+        return (self.metric, self.metric_code) if self.metric_code else UNSET
+
+    @property
+    def own_augmentation(self) -> tuple[str, str] | None:
+        """Name and digest of the code of an augmentation of the user."""
+        own = self.augmentation
+        return None if own is None else (own.function, own.code)
+
+    @property
     def own_loss(self) -> tuple[str, str] | None:
         """Name and digest of the code of a loss of the user."""
         return None if self.loss is None else (self.loss.function, self.loss.code)
@@ -419,8 +457,12 @@ class SweepSpec(SpecModel):
             "training",
         )
         if self.metric != "accuracy":
-            shaping += ("metric",)
-        shaping += ("objective", "loss")  # left out of the dump where they are not given
+            shaping += ("metric", "metric_code")
+        shaping += (
+            "objective",
+            "loss",
+            "augmentation",
+        )  # left out of the dump where they are not given
         return digest({k: v for k, v in self.model_dump(mode="json").items() if k in shaping})
 
 

@@ -11,12 +11,15 @@ from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
+from msgspec import UNSET, UnsetType
 
 from soupray.core.candidates import WeightCandidate, mean_of
 from soupray.core.ports import Task
 from soupray.core.records import (
     Basis,
     Ingredient,
+    Metric,
+    Objective,
     Pool,
     Role,
     Setting,
@@ -77,11 +80,13 @@ def truth() -> torch.Tensor:
     return torch.randn(CLASSES, SIDE * SIDE, generator=torch.Generator().manual_seed(1))
 
 
-def make_data(folder: Path) -> Data:
+def make_data(folder: Path, objective: Objective | UnsetType = UNSET) -> Data:
     """Return random pixels, labelled by the truth with noise; `far` is darker.
 
     Args:
         folder: where they are written.
+        objective: what the targets are. Unset: the class of the largest output. multi_label: the
+            classes whose outputs are above 0. Regression: the outputs themselves.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(2)
@@ -90,13 +95,23 @@ def make_data(folder: Path) -> Data:
         pixels = torch.randint(0, 256, (size, 1, SIDE, SIDE), generator=generator)
         noise = torch.randn(size, CLASSES, generator=generator)
         x = pixels.flatten(1).float() / 255 - 0.5
-        labels = (x @ truth().T + 0.3 * noise).argmax(1)
+        outputs = x @ truth().T + 0.3 * noise
+        labels = outputs.argmax(1)
+        if objective is not UNSET:
+            labels = outputs if objective.kind == "regression" else (outputs > 0).to(torch.uint8)
         if name == "far":
             pixels = pixels // 3
         np.save(folder / f"{name}.images.npy", pixels.to(torch.uint8).numpy())
         np.save(folder / f"{name}.labels.npy", labels.numpy())
         splits.append(
-            Split(name=name, role=ROLES[name], digest=digest(name), size=size, classes=CLASSES)
+            Split(
+                name=name,
+                role=ROLES[name],
+                digest=digest(name),
+                size=size,
+                classes=CLASSES,
+                objective=objective,
+            )
         )
     (folder / "splits.json").write_bytes(encode(splits))
     return Data(folder)
@@ -114,14 +129,15 @@ class Toy(NamedTuple):
     evaluator: StoredEvaluator
     setting: Setting
 
-    def selection(self, *, cascade: bool = False) -> HeldOutSelection:
+    def selection(self, *, cascade: bool = False, metric: Metric = "accuracy") -> HeldOutSelection:
         """Return what a recipe gets: the pool and its held-out scores.
 
         Args:
             cascade: decide in bfloat16 first.
+            metric: what recipes choose by.
         """
         splits = [self.basis.split("held_out"), self.basis.split("train")]
-        return HeldOutSelection(self.evaluator, self.pool, splits, cascade=cascade)
+        return HeldOutSelection(self.evaluator, self.pool, splits, cascade=cascade, metric=metric)
 
     def weights(self, candidate: WeightCandidate) -> dict[str, torch.Tensor]:
         """Return the weights of a soup, as saved and read back.
@@ -137,6 +153,7 @@ def toy(
     models: list[torch.Tensor] | int = 6,
     batch_size: int = 8,
     precision: Literal["fp32", "bf16"] = "fp32",
+    objective: Objective | UnsetType = UNSET,
 ) -> Toy:
     """Return a world with a pool.
 
@@ -145,13 +162,14 @@ def toy(
         models: weights [C, 4] of each; or the number of noisy copies of the truth.
         batch_size: samples of a forward pass.
         precision: of the forward pass.
+        objective: what the targets are; unset: one class.
     """
     if isinstance(models, int):
         generator = torch.Generator().manual_seed(3)
         shape = (CLASSES, SIDE * SIDE)
         models = [truth() + 0.6 * torch.randn(shape, generator=generator) for _ in range(models)]
     setting = Setting(batch_size=batch_size, precision=precision)
-    task, data = LinearTask(), make_data(folder / "data")
+    task, data = LinearTask(), make_data(folder / "data", objective)
     checkpoints = Checkpoints(open_store("memory://"), folder / "weights")
     init = checkpoints.save(task.init(), {"init": "toy"})
     basis = Basis(key="toy", splits=data.splits, init=init, anchor=init)

@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import UNSET, UnsetType
 
-from soupray.core.candidates import FisherSoup, Outcome, VRFEnsemble
+from soupray.core.candidates import Outcome
+from soupray.core.records import Objective
+from soupray.maths.metrics import right_mask
 from soupray.recipes import broken_contract
 from soupray.recipes.baselines import ANCHOR, BEST_SINGLE
 from soupray.recipes.recipe import Cost, Earlier, Option, PoolSize, Recipe
 from soupray.recipes.uniform import UNIFORM
 from soupray.testing.linear import Toy, toy, truth
 
-POOLS: Mapping[str, Callable[[], list[torch.Tensor] | int]] = {
+Models = Callable[[], list[torch.Tensor] | int]
+
+POOLS: Mapping[str, Models] = {
     "six": lambda: 6,
     "one": lambda: 1,
     "two": lambda: 2,
@@ -27,6 +32,9 @@ POOLS: Mapping[str, Callable[[], list[torch.Tensor] | int]] = {
 }
 """Pools on which a recipe has to work, by name: their weights, or the number of random ones."""
 
+OBJECTIVES = (Objective(kind="multi_label"), Objective(kind="regression", tolerance=0.5))
+"""Objectives of further pools, on which a recipe has to work if `Recipe.objectives` has them."""
+
 
 def check_recipe(
     recipe: Recipe[Any], folder: Path, options: Mapping[str, Option] = MappingProxyType({})
@@ -35,7 +43,8 @@ def check_recipe(
 
     It gets the pool, held-out scores, and the outcomes of `anchor`, `best_single` and `uniform`. It
     has to return outcomes of its own name, of models of this pool, with the scores of exactly these
-    models on held-out data; the same ones in a second run; and coefficients that sum to one.
+    models on held-out data; the same ones in a second run; and coefficients that sum to one. There
+    is a pool for each objective that it is for.
 
     Args:
         recipe: the recipe.
@@ -49,8 +58,12 @@ def check_recipe(
         AssertionError: the contract is broken; the message says how, and on which pool.
     """
     found = {}
-    for number, (name, models) in enumerate(POOLS.items()):
-        world = toy(folder / str(number), models())
+    pools: list[tuple[str, Models, Objective | UnsetType]] = [
+        (name, models, UNSET) for name, models in POOLS.items()
+    ]
+    pools += [(o.kind, lambda: 6, o) for o in OBJECTIVES if o.kind in recipe.objectives]
+    for number, (name, models, objective) in enumerate(pools):
+        world = toy(folder / str(number), models(), objective=objective)
         earlier = _earlier(world, recipe.name)
         first, second = (recipe.run(world.selection(), earlier, dict(options)) for _ in range(2))
         on = f"recipe {recipe.name} on the pool {name!r}"
@@ -79,8 +92,8 @@ def _earlier(world: Toy, but: str) -> Earlier:
 def _check_outcome(world: Toy, outcome: Outcome, where: str) -> None:
     held_out = world.basis.split("held_out")
     predictions = world.evaluator.predictions(outcome.candidate, held_out)
-    right = predictions.logits.argmax(axis=1) == predictions.labels
+    right = right_mask(predictions)
     assert (outcome.held_out.right_mask() == right).all(), f"{where}: these are other scores"
-    if not isinstance(outcome.candidate, VRFEnsemble | FisherSoup):
+    if outcome.candidate.coefficients:  # else they differ from sample to sample
         total = float(np.sum(outcome.candidate.coefficients))
         assert abs(total - 1) < 1e-6, f"{where}: the coefficients sum to {total:g}, not to 1"

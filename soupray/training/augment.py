@@ -12,7 +12,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from soupray.core.errors import TrialError
 from soupray.core.hyperparameters import Hyperparameters
+from soupray.core.plugins import load
+from soupray.data.shifts import images_of
+from soupray.spec.plugged_in import AUGMENTATIONS
 
 RATIO = 4 / 3
 """The largest ratio of width to height of a crop, and of height to width, as in the
@@ -83,6 +87,39 @@ def augmented(images: torch.Tensor, draws: Draws, wanted: Hyperparameters) -> to
 
         images = randaugmented(images.round().to(torch.uint8), draws.ops, wanted.randaugment)
     return images.to(torch.float32)
+
+
+class OwnAugmentation:
+    """An augmentation of the user: images [N, C, H, W] and a generator to images of that shape."""
+
+    def __init__(self, named: str, code: str) -> None:
+        """Find the function. Raises ConfigError; TrialError if its code is not that of the trial.
+
+        Args:
+            named: the function, as a spec names it.
+            code: the digest of its code.
+        """
+        self._found = load(AUGMENTATIONS, named)
+        self._where = f"augmentation {named!r} ({self._found.origin})"
+        if self._found.digest != code:
+            raise TrialError(
+                f"{self._where}: the code here has the digest {self._found.digest[:12]}, that of "
+                f"the sweep had {code[:12]}. Start again, with the same code on all machines."
+            )
+
+    def __call__(self, images: torch.Tensor, seed: int) -> torch.Tensor:
+        """The augmented images; the generator that the function gets is on the CPU.
+
+        Args:
+            images: float32, values from 0 to 255.
+            seed: of the generator; another one in each step.
+
+        Raises:
+            TrialError: the function raises, or returns something else than images of this shape.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        call = self._found.value
+        return images_of(lambda: call(images, generator), images, self._where, TrialError)
 
 
 def moving(draws: torch.Tensor, rotation: float, shift: float) -> torch.Tensor:

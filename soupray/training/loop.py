@@ -18,7 +18,7 @@ from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
 from soupray.data.cache import Data
 from soupray.store.weights_file import Weights
-from soupray.training.augment import Draws, augmented, draw
+from soupray.training.augment import Draws, OwnAugmentation, augmented, draw
 from soupray.training.losses import TrainingLoss, sample_weights
 from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
 from soupray.training.start import Start
@@ -51,6 +51,8 @@ class Loop:
         self.micro_batch = start.training.micro_batch or hparams.batch_size
         objective = data.split("train").objective
         self._loss = TrainingLoss(hparams, objective, self._labels, start.loss)
+        own = start.augmentation
+        self._own = None if own is None else OwnAugmentation(*own)
         self._odds = sample_weights(self._labels, hparams.balanced)
         self._used = self._with_statistics(len(labels))
         self._steps_per_epoch = math.ceil(self._used / hparams.batch_size)
@@ -210,6 +212,8 @@ class Loop:
         samples = samples.to(self.device, non_blocking=True)
         if images:
             samples = augmented(samples, draws.take(places), h)
+            if self._own is not None:
+                samples = self._own(samples, self._seed_of_step())
         inputs = self._task.inputs(samples)
         labels = self._labels[rows[places]].to(self.device)
         # In a trial's first step the memory may run out, and a worker tries again on its own.
@@ -224,6 +228,11 @@ class Loop:
         if self._average:
             self._average.update(self.in_training, self.step)
         return loss
+
+    def _seed_of_step(self) -> int:
+        """A seed that depends only on trial, step and worker: the same after a resume."""
+        drawn = np.random.SeedSequence((self._seed, self.step, self._group.rank)).generate_state(1)
+        return int(drawn[0])
 
     def gradients(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
         """Compute gradients of this worker's share of the mean loss over a batch of n samples.

@@ -75,9 +75,9 @@ class TrainingLoss:
         each = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
         if self._weights is not None:
             each = each * torch.where(wanted == 1, self._weights.to(outputs.device), 1.0)
-        if self._focal:  # p of what is true: (1 - p) ** gamma
-            p = torch.where(wanted == 1, outputs.sigmoid(), (-outputs).sigmoid())
-            each = each * (1 - p) ** self._focal
+        if self._focal:
+            wrong = F.logsigmoid(torch.where(wanted == 1, -outputs, outputs))
+            each = each * _focus(wrong, self._focal)
         return each.mean()
 
     def _one_class(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -85,8 +85,8 @@ class TrainingLoss:
             return F.cross_entropy(outputs, targets, label_smoothing=self._smoothing)
         each = F.cross_entropy(outputs, targets, label_smoothing=self._smoothing, reduction="none")
         if self._focal:
-            p = outputs.softmax(dim=1).gather(1, targets[:, None])[:, 0]
-            each = each * (1 - p) ** self._focal
+            others = outputs.scatter(1, targets[:, None], -torch.inf)
+            each = each * _focus(others.logsumexp(1) - outputs.logsumexp(1), self._focal)
         if self._weights is not None:
             each = each * self._weights.to(outputs.device)[targets]
         return each.mean()
@@ -107,6 +107,18 @@ class TrainingLoss:
         if not each.requires_grad:
             raise TrialError(f"{where} returned losses without a gradient.")
         return each.mean()
+
+
+def _focus(wrong: torch.Tensor, gamma: float) -> torch.Tensor:
+    """The factor (1 - p) ** gamma of the focal loss (arXiv:1708.02002).
+
+    As a power it has an infinite slope where p, the probability of what is true, rounds to 1.
+
+    Args:
+        wrong: log(1 - p).
+        gamma: above 0.
+    """
+    return (gamma * wrong).exp()
 
 
 def _weights(

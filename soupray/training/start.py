@@ -69,6 +69,7 @@ class Start:
         training: how the training computes.
         group: the workers.
         loss: name and digest of the code of a loss of the user; None: that of the objective.
+        augmentation: the same of an augmentation of the user; None: there is none.
     """
 
     weights: Weights
@@ -77,3 +78,4 @@ class Start:
     training: Training = field(default_factory=Training)
     group: Group = field(default_factory=Alone)
     loss: tuple[str, str] | None = None
+    augmentation: tuple[str, str] | None = None

@@ -132,6 +132,7 @@ class _Run:
             training=trial.training,
             group=group,
             loss=trial.loss or None,
+            augmentation=trial.augmentation or None,
         )
         self._seen: tuple[Any, Data] = seen
         self.loop = Loop(seen[0], seen[1], self.hparams, start)

@@ -166,6 +166,7 @@ def _trained_from(weights: Weights, here: WorkerContext) -> Weights:
         device=spec.setting.device,
         training=spec.training.record(),
         loss=spec.own_loss,
+        augmentation=spec.own_augmentation,
     )
     try:
         return trained(here.task, here.data, hparams, start)

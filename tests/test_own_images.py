@@ -1,0 +1,133 @@
+"""Shifts and augmentations of the user: the page of the guide, and what breaks their contract."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from shared import DIGITS, small
+from test_own_model import forget
+
+from soupray.core import plugins
+from soupray.core.errors import ConfigError, TrialError
+from soupray.core.hyperparameters import Hyperparameters
+from soupray.data.cache import open_data, planned
+from soupray.search.plan import trials_of
+from soupray.spec.sweep_spec import SweepSpec, parse
+from soupray.training.loop import Loop
+from soupray.training.start import Start
+
+PAGE = (ROOT / "docs" / "guide" / "own-images.md").read_text()
+FILES = dict(re.findall(r'```\w+ title="(\S+)"\n(.*?)```', PAGE, re.DOTALL))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "weather.py").write_text(FILES["weather.py"])
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    before, path = set(sys.modules), list(sys.path)
+    forget(folder, before)
+    yield folder
+    forget(folder, before)
+    sys.path[:] = path
+
+
+def spec_of(shift: str = "weather:fog", augmentation: str = "weather:streaks") -> SweepSpec:
+    text = DIGITS.read_text()
+    text = re.sub(r"shifts: .*", f"shifts: [inverted, {shift}]", text)
+    return parse(f"{text}\naugmentation: {augmentation}\n", "demo.yaml")
+
+
+def test_the_shift_of_the_page_is_a_split_that_follows_the_code(here):
+    spec = spec_of()
+    assert [size[:2] for size in planned(spec).sizes][-2:] == [
+        ("inverted", "shift"), ("fog", "shift")
+    ]  # fmt: skip
+    data = open_data(spec, here / "cache")
+    test, labels = data.samples(data.split("test"))
+    fog, same = data.samples(data.split("fog"))
+    assert np.array_equal(fog, np.rint(test / 2 + 64).clip(0, 255).astype(np.uint8))
+    assert np.array_equal(labels, same)
+    (here / "weather.py").write_text(FILES["weather.py"].replace("+ 64", "+ 96"))
+    plugins.load.cache_clear()
+    sys.modules.pop("weather")
+    other = open_data(spec_of(), here / "cache")
+    assert other.split("fog").digest != data.split("fog").digest
+    assert other.split("test").digest == data.split("test").digest
+    with pytest.raises(ConfigError, match="the code here has the digest"):
+        open_data(spec, here / "again")
+
+
+def loop(world, spec: SweepSpec, **changes) -> Loop:
+    start = Start(
+        weights=world.checkpoints.load(world.trial.init), seed=0, device="cpu",
+        augmentation=spec.own_augmentation, **changes,
+    )  # fmt: skip
+    return Loop(world.task, world.data, Hyperparameters(lr=1e-3, epochs=1), start)
+
+
+def test_the_augmentation_of_the_page_draws_the_same_after_a_resume(here):
+    world, spec = small(here), spec_of()
+    first, second = loop(world, spec), loop(world, spec)
+    assert first._seed_of_step() == second._seed_of_step()
+    first.epoch(1)
+    assert first._seed_of_step() != second._seed_of_step()
+    second.epoch(1)
+    a, b = first.weights(), second.weights()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    plain = spec.model_copy(update={"augmentation": None})
+    third = loop(world, plain)
+    third.epoch(1)
+    assert not all(torch.equal(a[name], t) for name, t in third.weights().items())
+
+
+def test_an_augmentation_is_a_part_of_the_keys_of_trials(here):
+    world, spec = small(here), spec_of()
+    plain = spec.model_copy(update={"augmentation": None})
+    keys = [[t.key for t in trials_of(s, world.basis)] for s in (spec, plain)]
+    assert not set(keys[0]) & set(keys[1])
+    assert trials_of(spec, world.basis)[0].augmentation == spec.own_augmentation
+
+
+BROKEN = {
+    "return images[:, :, 1:]": r"returned a tensor \[.*\]. Return images of the shape that it gets",
+    "return images.numpy()": "returned ndarray",
+    "return images / 0 - images / 0": "returned values that are NaN or infinite",
+    "return images + nothing": r"raised NameError: .* \(.*broken.py:1\)",
+}
+
+
+@pytest.mark.parametrize("body", BROKEN)
+def test_what_breaks_the_contract_is_named(here, body):
+    (here / "broken.py").write_text(f"def change(images, generator): {body}\n")
+    with pytest.raises(ConfigError, match=BROKEN[body]) as error:
+        open_data(spec_of("broken:change"), here / "cache")
+    assert "data.shifts: 'broken:change' (" in str(error.value)
+    with pytest.raises(TrialError, match=BROKEN[body]) as error:
+        loop(small(here), spec_of(augmentation="broken:change")).epoch(1)
+    assert "augmentation 'broken:change' (" in str(error.value)
+
+
+def test_a_shift_changes_copies(here):
+    (here / "broken.py").write_text("def change(images, generator): return images.mul_(0)\n")
+    data = open_data(spec_of("broken:change"), here / "cache")
+    assert data.samples(data.split("test"))[0].any()
+    assert not data.samples(data.split("change"))[0].any()
+
+
+@pytest.mark.parametrize(
+    ("shift", "says"),
+    [
+        ("away:fog", "there is no module 'away'"),
+        ("weather:inverted", "has no 'inverted'|a shift is listed twice"),
+        ("wether", "wether"),
+    ],
+)
+def test_shifts_that_are_not_there_are_refused(here, shift, says):
+    with pytest.raises(ConfigError, match=says):
+        planned(spec_of(shift))
