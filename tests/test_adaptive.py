@@ -8,7 +8,7 @@ import pytest
 from conftest import FEW, ONE_SLOT, inside, mini_text
 from shared import ingredient, scores, some_basis, trial
 
-from soupray.core.records import Basis, Metric, Tombstone, Trial
+from soupray.core.records import Basis, KnownMetric, Tombstone, Trial
 from soupray.search.history import find_stopped, find_suggested, score_of, search_key
 from soupray.search.plan import plan, trials_of
 from soupray.search.state import pool_trials, read_state
@@ -93,7 +93,7 @@ def test_a_diverged_trial_counts_as_the_worst_and_a_failed_one_as_nothing(store,
     assert [t.values for t in search.study.trials] == [[0.0], None]
 
 
-@pytest.mark.parametrize("metric", get_args(Metric))
+@pytest.mark.parametrize("metric", get_args(KnownMetric))
 def test_a_trial_that_diverged_is_never_better_than_one_that_ended(metric):
     """The worst that each metric can be, or any bad value where it has no end."""
     worst = {"nll": -9.0, "mae": -9.0, "r2": -9.0, "spearman": -1.0}.get(metric, 0.0)
