@@ -487,3 +487,122 @@ def test_records_say_the_objective_and_read_it_again():
         not in encode(msgspec.structs.replace(LABELS.split, objective=msgspec.UNSET)).decode()
     )
     assert right_mask(LABELS).tolist() == [True, False, True, False]
+
+
+# ---- whole jobs
+
+
+def short(name: str, folder, *edits: tuple[str, str]):
+    """A spec of sweeps/ with few samples, two trials of one epoch and two recipes."""
+    import re
+
+    from conftest import ROOT
+
+    text = (ROOT / "sweeps" / f"{name}.yaml").read_text()
+    text = re.sub(r"recipes:\n(  .*\n)+", "recipes:\n  uniform: {}\n  ensemble: {}\n", text)
+    for old, new in (
+        ("trials: 8", "trials: 2"),
+        ("epochs: {integer: [6, 10]}", "epochs: 1"),
+        ("epochs: 6", "epochs: 1"),
+        ("held_out: 400", "args: {count: 200}\n  held_out: 60"),
+        ("shifts: [faded, grainy, moved, blurred]", "shifts: [grainy]"),
+        ("tracking: embedded", 'tracking: "off"'),
+        *edits,
+    ):
+        assert old in text, old
+        text = text.replace(old, new)
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_several_labels_from_the_sweep_to_a_table_of_predictions(tmp_path):
+    import csv
+    import json
+
+    from conftest import inside, leaderboard
+
+    import soupray
+    from sweeps.digit_tasks import NAMES, two_digits
+
+    spec, where = short("two_digits", tmp_path), ["--home", tmp_path / "home"]
+    try:
+        inside("sweep", spec, *where)
+        shown = inside("soup", spec, *where, "--output", tmp_path / "out").stdout
+        assert "Scores: samples with all labels right, in %." in " ".join(shown.split())
+        entries = {e["name"]: e for e in leaderboard(tmp_path / "out")}
+        uniform = entries["uniform"]
+        assert set(uniform["test"]["others"]) == {"map", "micro_f1"}
+        assert len(uniform["thresholds"]) == 10
+        # The leaderboard's numbers from the logits of the model, by scikit-learn.
+        model = soupray.load("two_digits:uniform", home=tmp_path / "home")
+        images, targets = zip(*two_digits("test", 200), strict=True)
+        logits = model.logits(list(images))
+        truth = np.array([[name in names for name in NAMES] for names in targets])
+        assert uniform["test"]["correct"] == ((logits > 0) == truth).all(axis=1).sum()
+        assert uniform["test"]["others"]["map"] == pytest.approx(
+            oracle.average_precision_score(truth, logits, average="macro"), abs=1e-6
+        )
+        assert model.predict_proba(list(images)).max() <= 1
+        # With thresholds, as a table.
+        images[7].save(tmp_path / "seven.png")
+        inside("predict", "two_digits:uniform", tmp_path / "seven.png", *where, "--calibrated",
+               "--output", tmp_path / "p.csv")  # fmt: skip
+        (row,) = csv.DictReader((tmp_path / "p.csv").open())
+        over = logits[7] > np.array(uniform["thresholds"])
+        assert row["classes"] == "|".join(n for n, yes in zip(NAMES, over, strict=True) if yes)
+        report = inside("report", spec, *where, "--output", tmp_path / "r.html")
+        assert report.returncode == 0
+        page = (tmp_path / "r.html").read_text()
+        assert "What each trial is worth" in page
+        assert "<th>map</th>" in page
+        assert f"<td>{entries['ensemble']['held_out']['others']['map']:.3f}</td>" in page
+        assert "Confusion on ID test" not in page
+        refused = inside("diagnose", spec, *where, check=False)
+        assert "diagnose compares answers of one class" in refused.stderr
+        refused = inside("soup", spec, *where, "--vrf", check=False)
+        assert "vrf is for one_class; the targets of this spec are of multi_label" in refused.stderr
+        best = json.loads(inside("status", spec, *where, "--json").stdout)["best"]
+        assert best["metric"] == "map"
+        rows = json.loads(inside("trials", spec, *where, "--json").stdout)
+        assert rows[0]["score"] == best["score"] == max(row["score"] for row in rows)
+        assert " map " in inside("trials", spec, *where).stdout.splitlines()[0]
+    finally:
+        inside("down", *where)
+
+
+def test_a_trial_of_a_regression_keeps_the_epoch_with_the_smallest_error(tmp_path):
+    from soupray.core.records import Basis, Ingredient
+    from soupray.data.cache import open_data
+    from soupray.search.plan import trials_of
+    from soupray.spec.sweep_spec import load
+    from soupray.store.checkpoints import Checkpoints
+    from soupray.store.objects import open_store
+    from soupray.tasks import task_of
+    from soupray.training.trial import fine_tune
+
+    path = short("digit_angle", tmp_path, ("epochs: 1\n    batch_size: 32",
+                                           "epochs: 3\n    batch_size: 20"))  # fmt: skip
+    spec = load(path)
+    data, task = open_data(spec, tmp_path / "data"), task_of(spec.task)
+    assert data.samples(data.split("train"))[1].dtype == np.float32
+    checkpoints = Checkpoints(open_store("memory://"), tmp_path / "weights")
+    torch.manual_seed(0)
+    init = checkpoints.save(task.init(), {"init": "own"})
+    basis = Basis(key="0" * 32, splits=data.splits, init=init, anchor=init)
+    training = fine_tune(trials_of(spec, basis)[0], task, data, checkpoints)
+    records = []
+    while True:
+        try:
+            records.append(next(training))
+        except StopIteration as ended:
+            made = ended.value
+            break
+    assert isinstance(made, Ingredient)
+    best = max(records, key=lambda r: r.value)
+    assert made.best_epoch == best.epoch
+    assert best.value == pytest.approx(-made.held_out.others["mae"])
+    outputs = checkpoints.load_blob(made.logits.sha256)["logits"].numpy()
+    targets = np.array(data.samples(data.split("held_out"))[1])
+    assert made.held_out.others["mae"] == pytest.approx(np.abs(outputs - targets).mean(), rel=1e-5)
+    assert made.held_out.correct == (np.abs(outputs - targets) <= 0.175).sum()

@@ -6,9 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from own_code import files_of, standing_in
 from shared import DIGITS, small
-from test_own_model import forget
 
 from soupray.core import plugins
 from soupray.core.errors import ConfigError, TrialError
@@ -19,22 +18,13 @@ from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.training.loop import Loop
 from soupray.training.start import Start
 
-PAGE = (ROOT / "docs" / "guide" / "own-images.md").read_text()
-FILES = dict(re.findall(r'```\w+ title="(\S+)"\n(.*?)```', PAGE, re.DOTALL))
+FILES = files_of("own-images")
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "weather.py").write_text(FILES["weather.py"])
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)
-    before, path = set(sys.modules), list(sys.path)
-    forget(folder, before)
-    yield folder
-    forget(folder, before)
-    sys.path[:] = path
+    with standing_in(tmp_path / "mine", {"weather.py": FILES["weather.py"]}, monkeypatch) as folder:
+        yield folder
 
 
 def spec_of(shift: str = "weather:fog", augmentation: str = "weather:streaks") -> SweepSpec:

@@ -1,15 +1,10 @@
 """A metric and a loss of the user: the page of the guide, and what breaks their contract."""
 
-import re
-import sys
-
 import msgspec
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from test_own_model import FILES as MODEL_FILES
-from test_own_model import forget
+from own_code import files_of, standing_in
 
 from soupray.core import plugins
 from soupray.core.errors import ConfigError, EvaluationError
@@ -19,24 +14,13 @@ from soupray.maths.metrics import score, value
 from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.training.losses import TrainingLoss
 
-PAGE = (ROOT / "docs" / "guide" / "objectives.md").read_text()
-FILES = dict(re.findall(r'```\w+ title="(\S+)"\n(.*?)```', PAGE, re.DOTALL))
+MODEL_FILES, FILES = files_of("own-model"), files_of("objectives")
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with the files of the two pages."""
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    for name, text in {**MODEL_FILES, **FILES}.items():
-        (folder / name).write_text(text)
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)
-    before, path = set(sys.modules), list(sys.path)
-    forget(folder, before)
-    yield folder
-    forget(folder, before)
-    sys.path[:] = path
+    with standing_in(tmp_path / "mine", {**MODEL_FILES, **FILES}, monkeypatch) as folder:
+        yield folder
 
 
 def spec_of(here, more: str = "") -> SweepSpec:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from conftest import HANG_S, ROOT, leaderboard
 from idx_files import tiny
+from own_code import files_of, standing_in
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_text import tiny_text, write_world
@@ -25,35 +25,15 @@ from soupray.store.weights_file import write_weights
 from soupray.tasks import recorded_task, task_of
 from soupray.testing import check_dataset, check_task
 
-PAGE = (ROOT / "docs" / "guide" / "own-model.md").read_text()
+FILES = files_of("own-model")
 MORE_PAGES = ("objectives", "plugins")
 """Pages of the guide with a metric and a loss, and with a recipe."""
-FILES = dict(re.findall(r'```\w+ title="(\S+)"\n(.*?)```', PAGE, re.DOTALL))
-
-
-def forget(folder: Path, before: set[str]) -> None:
-    """Forget the modules of a folder, as a new process would."""
-    plugins.load.cache_clear()
-    plugins.installed.cache_clear()
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] in {p.stem for p in folder.iterdir()}:
-            del sys.modules[name]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with the files of the page, from which commands are run."""
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    for name, text in FILES.items():
-        (folder / name).write_text(text)
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)
-    before, path = set(sys.modules), list(sys.path)
-    forget(folder, before)
-    yield folder
-    forget(folder, before)
-    sys.path[:] = path
+    with standing_in(tmp_path / "mine", FILES, monkeypatch) as folder:
+        yield folder
 
 
 def edited(folder: Path, *edits: tuple[str, str]) -> SweepSpec:
@@ -115,8 +95,7 @@ def test_the_tests_of_the_page_pass(here):
 
 def test_a_wheel_brings_a_task_data_a_metric_a_loss_and_a_recipe(here, tmp_path):
     """From sweep to prediction on a Ray of this machine, by the names of entry points alone."""
-    pages = [(ROOT / "docs" / "guide" / f"{name}.md").read_text() for name in MORE_PAGES]
-    for name, text in re.findall(r'```\w+ title="(\S+)"\n(.*?)```', "".join(pages), re.DOTALL):
+    for name, text in files_of(*MORE_PAGES).items():
         (here / name).write_text(text)
     (here / "pyproject.toml").write_text(WHEEL)
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"]

@@ -10,6 +10,7 @@ import sys
 import msgspec
 import pytest
 from conftest import FEW, HANG_S, ONE_SLOT, ROOT, inside, leaderboard, mini_text
+from own_code import files_of, standing_in
 from shared import ingredient, scores, some_basis
 from test_trackers import in_event_files, in_offline_runs
 
@@ -28,28 +29,13 @@ from soupray.store.objects import create_record, open_store
 from soupray.testing import Shown, check_recipe, check_sampler
 from soupray.testing.linear import toy
 
-PAGE = (ROOT / "docs" / "guide" / "plugins.md").read_text()
-FILES = dict(re.findall(r'```\w+ title="(\S+)"\n(.*?)```', PAGE, re.DOTALL))
+FILES = files_of("plugins")
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with the files of the page, from which commands are run."""
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    for name, text in FILES.items():
-        (folder / name).write_text(text)
-    monkeypatch.chdir(folder)
-    before, path = set(sys.modules), list(sys.path)
-    plugins.load.cache_clear()
-    plugins.installed.cache_clear()
-    yield folder
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] in {p.stem for p in folder.iterdir()}:
-            del sys.modules[name]
-    sys.path[:] = path
-    plugins.load.cache_clear()
-    plugins.installed.cache_clear()
+    with standing_in(tmp_path / "mine", FILES, monkeypatch) as folder:
+        yield folder
 
 
 SHORT = {name: {"steps": 12} for name in ("learned", "learned_by_layer", "learned_signed")}

@@ -9,7 +9,6 @@ import base64
 import http.server
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -25,6 +24,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import HANG_S, ROOT, inside, leaderboard, mini_text
+from own_code import files_of
 from shared import embedded_store
 
 from soupray.distributed.cluster import make_token
@@ -285,13 +285,9 @@ def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pu
 def test_a_job_brings_its_own_model_data_metric_loss_and_recipe_in_its_working_folder(
     s3, head, tmp_path
 ):
-    from test_own_model import MORE_PAGES
-
     folder = tmp_path / "mine"
     folder.mkdir()
-    guide = ROOT / "docs" / "guide"
-    pages = [(guide / f"{name}.md").read_text() for name in ("own-model", *MORE_PAGES)]
-    for name, text in re.findall(r'```\w+ title="(\S+)"\n(.*?)```', "".join(pages), re.DOTALL):
+    for name, text in files_of("own-model", "objectives", "plugins").items():
         (folder / name).write_text(text)
     own = (folder / "measured.yaml").read_text()
     text = (folder / "letters.yaml").read_text().replace("vrf: {}", "trimmed:TRIMMED: {}")

@@ -265,7 +265,7 @@ def trials(spec: Path | None, home: Path, as_json: bool, sort: str | None) -> No
 
     _, loaded = load_named(spec, home)
     found = list_trials(loaded, home, sort)
-    print_json(found) if as_json else show_trials(found)
+    print_json(found) if as_json else show_trials(found, loaded.metric)
 
 
 @click.command()

@@ -93,7 +93,7 @@ def _show_best(spec: SweepSpec, home: Path) -> None:
     from soupray.services.place import find_place
     from soupray.soup.findings import from_records
 
-    show_trials(list_trials(spec, home)[:BEST])
+    show_trials(list_trials(spec, home)[:BEST], spec.metric)
     state = find_state(find_place(spec, home).open_store(), spec)
     if state is not None and state.ingredients:
         for finding in from_records(pool_of(state.basis, state.ingredients)):

@@ -217,21 +217,28 @@ def show_sweeps(rows: list[SweepRow], home: Path) -> None:
     out.print(shown)
 
 
-def show_trials(rows: list[TrialRow]) -> None:
-    """The trials of a sweep: as many hyperparameters that vary as fit 80 columns."""
+def show_trials(rows: list[TrialRow], metric: str = "accuracy") -> None:
+    """The trials of a sweep: as many hyperparameters that vary as fit 80 columns.
+
+    Args:
+        rows: the trials.
+        metric: of the spec; if it is not accuracy, the table has it too.
+    """
     values: dict[str, set[Any]] = {}
     for row in rows:
         for name, value in row.hparams.items():
             values.setdefault(name, set()).add(value)
     varied = [name for name, found in values.items() if len(found) > 1]
     shares = ("share",) if any(row.share is not None for row in rows) else ()
-    columns = ("#", "trial", "held-out", "epoch", *shares, *varied)
+    own = () if metric == "accuracy" else (metric.rpartition(":")[2],)
+    columns = ("#", "trial", *own, "held-out", "epoch", *shares, *varied)
     words = {name for name in varied if any(isinstance(value, str) for value in values[name])}
     right = [c for c in columns if c not in words and c != "trial"]
     cells = [
         (
             "" if row.index is None else str(row.index),
             row.key,
+            *(("" if row.score is None else f"{row.score:.3f}",) if own else ()),
             row.state if row.accuracy is None else _with_error(row.accuracy, row.standard_error),
             "" if row.best_epoch is None else str(row.best_epoch),
             *(("" if row.share is None else f"{row.share:.2f}",) if shares else ()),

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from soupray.core.errors import ConfigError, NotFound, SouprayError
-from soupray.core.records import Ingredient, Record
+from soupray.core.records import Ingredient, Metric, Record
+from soupray.maths.metrics import as_read, value
 from soupray.operations.status import find_status
 from soupray.reporting.history import soup_runs, stored_leaderboard
 from soupray.search.state import find_state
@@ -46,6 +47,7 @@ class TrialRow(Record, frozen=True, kw_only=True):
         hparams: its hyperparameters.
         accuracy: on held-out data; None if the trial is not complete.
         standard_error: of the accuracy.
+        score: the metric of the spec on held-out data, as people read it.
         best_epoch: the epoch whose weights were kept.
         seconds: from its start to its end.
         share: coefficient in the newest champion; None without a champion of averaged weights.
@@ -58,6 +60,7 @@ class TrialRow(Record, frozen=True, kw_only=True):
     hparams: dict[str, float | int | str]
     accuracy: float | None = None
     standard_error: float | None = None
+    score: float | None = None
     best_epoch: int | None = None
     seconds: float | None = None
     share: float | None = None
@@ -91,7 +94,7 @@ def _sweep(path: Path, home: Path) -> SweepRow:
 
 
 def list_trials(spec: SweepSpec, home: Path, sort: str | None = None) -> list[TrialRow]:
-    """Return the trials of a sweep, the best on held-out data first.
+    """Return the trials of a sweep, the best by the spec's metric on held-out data first.
 
     Args:
         spec: the sweep.
@@ -108,10 +111,9 @@ def list_trials(spec: SweepSpec, home: Path, sort: str | None = None) -> list[Tr
         raise NotFound(f"nothing was swept with this spec ({spec.name}) in {store.url}.")
     shares = _shares(spec, home)
     imported = {one.trial.key for one in state.imported}
-    rows = [
-        _complete(one, one.trial.key in imported, shares)
-        for one in sorted(state.ingredients, key=lambda i: (-i.held_out.correct, i.trial.key))
-    ]
+    metric = spec.metric
+    best = sorted(state.ingredients, key=lambda i: (-value(i.held_out, metric), i.trial.key))
+    rows = [_complete(one, one.trial.key in imported, shares, metric) for one in best]
     rows += [
         TrialRow(
             key=t.trial.key,
@@ -131,7 +133,9 @@ def list_trials(spec: SweepSpec, home: Path, sort: str | None = None) -> list[Tr
     return rows if sort is None else _sorted(rows, sort)
 
 
-def _complete(one: Ingredient, imported: bool, shares: dict[str, float] | None) -> TrialRow:
+def _complete(
+    one: Ingredient, imported: bool, shares: dict[str, float] | None, metric: Metric
+) -> TrialRow:
     return TrialRow(
         key=one.trial.key,
         index=one.trial.index,
@@ -139,6 +143,7 @@ def _complete(one: Ingredient, imported: bool, shares: dict[str, float] | None) 
         hparams=one.trial.hparams,
         accuracy=one.held_out.accuracy,
         standard_error=one.held_out.standard_error,
+        score=as_read(value(one.held_out, metric), metric),
         best_epoch=one.best_epoch,
         seconds=one.finished - one.started,
         share=None if shares is None else shares.get(one.trial.key, 0.0),
@@ -153,10 +158,10 @@ def _sorted(rows: list[TrialRow], name: str) -> list[TrialRow]:
         raise ConfigError(f"--sort {name}: no trial has this hyperparameter. There are: {there}.")
 
     def place(row: TrialRow) -> tuple[int, float, str]:
-        value = row.hparams.get(name)
-        if value is None:
+        chosen = row.hparams.get(name)
+        if chosen is None:
             return 2, 0.0, ""
-        return (1, 0.0, value) if isinstance(value, str) else (0, float(value), "")
+        return (1, 0.0, chosen) if isinstance(chosen, str) else (0, float(chosen), "")
 
     return sorted(rows, key=place)
 

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from soupray import __version__
 from soupray.core.errors import CheckpointError, NotFound
 from soupray.core.names import plain
-from soupray.core.records import Basis, Record
+from soupray.core.records import Basis, Metric, Record
 from soupray.maths.metrics import Z
 from soupray.reporting.charts import MOST_CLASSES, charts
 from soupray.reporting.details import DETAILS, Answers, Details, TrialFacts
 from soupray.reporting.history import SoupRun, stored_leaderboard
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
-from soupray.reporting.ranking import Entry, Gain, SameModel, same_models
+from soupray.reporting.ranking import Entry, Gain, SameModel, ranked_on, same_models
 from soupray.reporting.trial_charts import importance_chart
 from soupray.reporting.vega import Chart
 from soupray.reporting.verdict import verdict
@@ -192,7 +192,7 @@ def _board(board: ReportedBoard) -> dict[str, Any]:
     return {
         "verdict": said,
         "entries": entries,
-        "rows": [_row(r, said.take) for r in same_models(entries)],
+        "rows": [_row(r, said.take, spec.metric) for r in same_models(entries)],
         "notes": [protocol(board.basis, spec, entries[0]), of_statistics(entries, spec.metric)],
     }
 
@@ -213,8 +213,12 @@ def _filled(template: str, **values: Any) -> str:
     return page
 
 
-def _row(row: SameModel, taken: str) -> dict[str, Any]:
+def _row(row: SameModel, taken: str, metric: Metric) -> dict[str, Any]:
+    chosen = None  # by another metric than the accuracy that the table has
+    if metric != "accuracy":
+        chosen = (metric.rpartition(":")[2], f"{ranked_on(row.entry).read(metric):.3f}")
     return {
+        "metric": chosen,
         "place": row.place,
         "names": row.names,
         "entry": row.entry,

@@ -17,6 +17,29 @@ from soupray.store.weights_file import Weights
 
 HEAD = "head."
 
+
+class Classifier(torch.nn.Module):
+    """logits = head(features), with a linear head.
+
+    Inputs are float32 [N, C, H, W], features [N, D] are what the body returns, logits [N, classes].
+    """
+
+    def __init__(self, body: torch.nn.Module, head: torch.nn.Linear) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Features [N, D] of inputs [N, C, H, W]."""
+        features: torch.Tensor = self.body(inputs)
+        return features
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits [N, classes] of inputs [N, C, H, W]."""
+        logits: torch.Tensor = self.head(self.features(inputs))
+        return logits
+
+
 Way = Literal["same", "parts", "main"]
 """How several heads make logits: each head is soupray's (the mean of them is taken), each has a
 part of the features (the mean too), or one is soupray's and the others are zero."""

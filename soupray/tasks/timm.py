@@ -27,7 +27,7 @@ from soupray.tasks.foreign import (
     separate,
     unwrapped,
 )
-from soupray.tasks.heads import HEAD, Heads, heads_of, ways
+from soupray.tasks.heads import HEAD, Classifier, Heads, heads_of, ways
 from soupray.tasks.pixels import Pixels
 
 BODY = "body."
@@ -39,28 +39,6 @@ ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_id
 """Fields of timm's configuration that are about certain weights, not about the architecture."""
 OTHER_INPUTS = ("test_input_size", "test_crop_pct", "test_pool_size")
 """Fields with the inputs on which timm evaluated its own weights."""
-
-
-class TimmClassifier(torch.nn.Module):
-    """logits = head(features).
-
-    Inputs are float32 [N, C, H, W], features [N, D] as the body pools them, logits [N, classes].
-    """
-
-    def __init__(self, body: torch.nn.Module, width: int, classes: int) -> None:
-        super().__init__()
-        self.body = body
-        self.head = torch.nn.Linear(width, classes)
-
-    def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Features [N, D] of inputs [N, C, H, W]."""
-        features: torch.Tensor = self.body(inputs)
-        return features
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits [N, classes] of inputs [N, C, H, W]."""
-        logits: torch.Tensor = self.head(self.features(inputs))
-        return logits
 
 
 class TimmTask:
@@ -75,7 +53,7 @@ class TimmTask:
         self._first_layer = body.pretrained_cfg["first_conv"]
         self._heads, self._shapes = self._find_heads(model)
 
-    def model(self) -> TimmClassifier:
+    def model(self) -> Classifier:
         """A new model. The values of its weights are not defined."""
         return self._classifier(pretrained=False)
 
@@ -216,7 +194,7 @@ class TimmTask:
             found = timm_names(found, body.state_dict())
         return found
 
-    def _find_heads(self, model: TimmClassifier) -> tuple[Heads, dict[str, torch.Size]]:
+    def _find_heads(self, model: Classifier) -> tuple[Heads, dict[str, torch.Size]]:
         """Timm's last layers, which soupray's head stands for, and the shapes of timm's tensors.
 
         Raises:
@@ -247,7 +225,7 @@ class TimmTask:
 
     @torch.inference_mode()
     def _gives_the_logits(
-        self, heads: Heads, model: TimmClassifier, shapes: dict[str, torch.Size]
+        self, heads: Heads, model: Classifier, shapes: dict[str, torch.Size]
     ) -> bool:
         """Whether timm's model with these heads makes the logits of soupray's, for one input.
 
@@ -284,10 +262,10 @@ class TimmTask:
             return body | {name: timm.models.adapt_input_conv(channels, body[name])}
         return body
 
-    def _classifier(self, pretrained: bool) -> TimmClassifier:
+    def _classifier(self, pretrained: bool) -> Classifier:
         body = self._body(pretrained)
         width = getattr(body, "head_hidden_size", body.num_features)
-        model = TimmClassifier(body, width, len(self._spec.classes))
+        model = Classifier(body, torch.nn.Linear(width, len(self._spec.classes)))
         leave_out_batch_counts(model)
         # Twice as fast as the default on CPUs. This changes neither the stored order of the weights
         # nor the order in a model that loads them.

@@ -28,34 +28,11 @@ from soupray.tasks.foreign import (
     separate,
     unwrapped,
 )
-from soupray.tasks.heads import HEAD
+from soupray.tasks.heads import HEAD, Classifier
 from soupray.tasks.pixels import Pixels
 
 BODY = "body."
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-
-
-class TorchClassifier(torch.nn.Module):
-    """logits = head(features); the head was the last linear layer of the user's module.
-
-    Inputs are float32 [N, C, H, W], features [N, D] are what that layer read, logits
-    [N, classes].
-    """
-
-    def __init__(self, body: torch.nn.Module, head: torch.nn.Linear) -> None:
-        super().__init__()
-        self.body = body
-        self.head = head
-
-    def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Features [N, D] of inputs [N, C, H, W]."""
-        features: torch.Tensor = self.body(inputs)
-        return features
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits [N, classes] of inputs [N, C, H, W]."""
-        logits: torch.Tensor = self.head(self.features(inputs))
-        return logits
 
 
 class TorchTask:
@@ -69,14 +46,14 @@ class TorchTask:
         # The model is made here, so that an error is reported before anything is stored.
         self._last = self._last_linear()
 
-    def model(self) -> TorchClassifier:
+    def model(self) -> Classifier:
         """A new model. The values of its weights are not defined."""
         body = self._made()
         place, _, name = self._last.rpartition(".")
         head = body.get_submodule(self._last)
         assert isinstance(head, torch.nn.Linear)
         setattr(body.get_submodule(place), name, torch.nn.Identity())
-        model = TorchClassifier(body, head)
+        model = Classifier(body, head)
         leave_out_batch_counts(model)
         return model
 
