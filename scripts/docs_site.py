@@ -23,6 +23,7 @@ from soupray.cli import cli
 from soupray.recipes import RECIPES
 from soupray.recipes.recipe import Recipe
 from soupray.spec.schema import FILLED, json_schema
+from soupray.spec.trackers import OWN
 
 ROOT = Path(__file__).parent.parent
 
@@ -163,6 +164,10 @@ def keys_page() -> str:
             heading = [f"### `kind: {kind}`", ""] if kind else []
             said = model.get("description", "")
             lines += [*heading, *([said, ""] if said else []), *_table(model, defs)]
+    lines += ["## trackers", ""]
+    for name, options in OWN.items():
+        model = defs[options.__name__]
+        lines += [f"### `{name}`", "", model["description"], "", *_table(model, defs)]
     lines += ["## recipes", "", "[Recipes](recipes.md) has the options of each recipe.", ""]
     return "\n".join(lines)
 

@@ -158,6 +158,13 @@ def split(name: str, size: int, role: str = "shift") -> Split:
     return Split(name=name, role=role, digest=sha(f"data of {name}"), size=size, classes=2)
 
 
+def some_basis() -> Basis:
+    """A basis with 9 training and 100 held-out samples."""
+    init = CheckpointRef(sha256=sha("anchor"), size_bytes=1)
+    splits = (split("train", 9, "train"), split("held_out", 100, "held_out"))
+    return Basis(key=sha("basis")[:32], splits=splits, init=init, anchor=init)
+
+
 def scores(right: list[int] | int, n: int = 10, of: str = sha("data of held_out")) -> Scores:
     """Right where `right` has a 1; or on the first `right` of `n` samples."""
     mask = np.array(right, bool) if isinstance(right, list) else np.arange(n) < right

@@ -1,14 +1,15 @@
 """Adaptive search: points that follow from results, recorded and replayed; trials stopped early."""
 
 import math
+from typing import get_args
 
 import msgspec
 import pytest
 from conftest import FEW, ONE_SLOT, inside, mini_text
-from shared import ingredient, scores, sha, split
+from shared import ingredient, scores, some_basis, trial
 
-from soupray.core.records import Basis, CheckpointRef, Tombstone, Trial
-from soupray.search.history import find_stopped, find_suggested, search_key
+from soupray.core.records import Basis, KnownMetric, Tombstone, Trial
+from soupray.search.history import find_stopped, find_suggested, score_of, search_key
 from soupray.search.plan import plan, trials_of
 from soupray.search.state import pool_trials, read_state
 from soupray.search.tpe import RANDOM, TpeSearch
@@ -28,9 +29,7 @@ def text(trials: int, **edits: str) -> str:
 
 @pytest.fixture
 def basis() -> Basis:
-    init = CheckpointRef(sha256=sha("anchor"), size_bytes=1)
-    splits = (split("train", 9, "train"), split("held_out", 100, "held_out"))
-    return Basis(key=sha("basis")[:32], splits=splits, init=init, anchor=init)
+    return some_basis()
 
 
 @pytest.fixture
@@ -92,6 +91,15 @@ def test_a_diverged_trial_counts_as_the_worst_and_a_failed_one_as_nothing(store,
     search.over(diverged.key)
     search.over(failed.key)
     assert [t.values for t in search.study.trials] == [[0.0], None]
+
+
+@pytest.mark.parametrize("metric", get_args(KnownMetric))
+def test_a_trial_that_diverged_is_never_better_than_one_that_ended(metric):
+    """The worst that each metric can be, or any bad value where it has no end."""
+    worst = {"nll": -9.0, "mae": -9.0, "r2": -9.0, "spearman": -1.0}.get(metric, 0.0)
+    dead = Tombstone(trial=trial("t"), reason="nan", history=(), started=0, finished=1)
+    assert score_of(dead, metric) <= worst
+    assert score_of(None, metric) is None
 
 
 def test_the_sampler_learns_the_metric_of_the_spec(store, basis):

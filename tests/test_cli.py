@@ -160,7 +160,7 @@ def test_doctor_says_a_line_for_each_check(run):
 def test_doctor_names_what_is_wrong_and_exits_1(tmp_path, monkeypatch):
     edits = {
         "storage: embedded": "storage: s3://nowhere",
-        "tracking: embedded": "tracking: http://127.0.0.1:9",
+        "tracking: embedded": "tracking: http://127.0.0.1:9\ntrackers: {away:Mine: {}}",
     }
     (tmp_path / "bad.yaml").write_text(mini_text(**edits))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -172,6 +172,7 @@ def test_doctor_names_what_is_wrong_and_exits_1(tmp_path, monkeypatch):
     done = inside("doctor", tmp_path / "bad.yaml", "--home", home, "--json", check=False)
     assert done.returncode == 1
     seen = {c["what"]: c["seen"] for c in json.loads(done.stdout) if not c["ok"]}
+    assert "there is no module 'away'" in seen.pop("trackers")
     assert seen.keys() == {"credentials", "bucket", "mlflow", "ray"}
     assert all("127.0.0.1:9" in said for said in seen.values())
     assert "Ray at 127.0.0.1:9 does not answer" in seen["ray"]

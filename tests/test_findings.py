@@ -21,6 +21,7 @@ from soupray.soup.findings import (
     alike,
     below_init,
     blocked,
+    from_records,
     has_barrier,
     judge,
     report_on,
@@ -112,6 +113,26 @@ def test_a_model_that_ran_away_is_named(tmp_path):
     assert "far" in kinds(made)["t5"]
     assert warnings(made) == {"t5"}
     assert "1 of 6 hurt: t5" in made.verdict[1]
+
+
+def at_distances(*distances: float | None) -> Pool:
+    """A pool whose ingredients, all with other scores, are so far from theta_0."""
+    pool = pool_of_counts(*range(90, 90 - len(distances), -1))
+    far = zip(pool.ingredients, distances, strict=True)
+    moved = tuple(msgspec.structs.replace(i, distance=d) for i, d in far)
+    return msgspec.structs.replace(pool, ingredients=moved)
+
+
+def test_what_the_records_of_the_trials_tell_needs_no_weights():
+    # The median of the others that moved is 3.5 for both: 36 is more than ten times that, 30 not.
+    found = from_records(at_distances(3, 36, 2, 4, 0, 30))
+    assert [(f.severity, f.kind, f.trials) for f in found] == [
+        ("warning", "far", ("t1",)),
+        ("note", "unchanged", ("t4",)),
+    ]
+    assert "t1 is 10 times as far" in found[0].what
+    # An older soupray trained one of them: what is usual is not known.
+    assert from_records(at_distances(3, 300, 2, None)) == []
 
 
 def test_a_model_in_another_basin_is_named_by_angle_score_and_barrier(tmp_path):

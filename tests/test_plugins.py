@@ -2,21 +2,31 @@
 
 import json
 import os
+import random  # noqa: F401 - of samplers that are written as text
 import re
 import subprocess
 import sys
 
+import msgspec
 import pytest
-from conftest import HANG_S, ROOT, inside, leaderboard
+from conftest import FEW, HANG_S, ONE_SLOT, ROOT, inside, leaderboard, mini_text
 from own_code import files_of, standing_in
+from shared import ingredient, scores, some_basis
+from test_trackers import in_event_files, in_offline_runs
 
 from soupray.core import plugins
 from soupray.core.errors import ConfigError, EvaluationError
+from soupray.core.ports import Seen, TrackedRun
 from soupray.recipes import BY_NAME, GROUP, find_recipe, run_recipes
 from soupray.recipes.recipe import Recipe
+from soupray.search.history import search_key
+from soupray.search.plugged import PluginSearch, load_sampler
+from soupray.search.state import pool_trials, read_state
 from soupray.soup.run import chosen_recipes
-from soupray.spec.sweep_spec import load
-from soupray.testing import check_recipe
+from soupray.spec.sweep_spec import load, parse
+from soupray.store import layout
+from soupray.store.objects import create_record, open_store
+from soupray.testing import Shown, check_recipe, check_sampler
 from soupray.testing.linear import toy
 
 FILES = files_of("plugins")
@@ -124,6 +134,148 @@ def test_a_wheel_of_its_own_is_found_by_its_entry_point(here, fresh):
     entries = {e["name"]: e for e in leaderboard(fresh.output)}
     assert entries["trimmed"]["options"] == {"share": 1.0}
     assert len(entries["trimmed"]["ingredients"]) == 4
+
+
+def test_the_tracker_of_the_page_keeps_its_contract(here):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_tables.py"],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{here}"},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_sweep_is_shown_by_all_trackers_that_its_spec_names(here):
+    trackers = """tracking: off
+trackers:
+  tables:Tables: {folder: tables}
+  tensorboard: {folder: events}
+  wandb: {mode: offline, folder: wb}
+"""
+    edits = {"storage: embedded": f"storage: file://{here}/store", "trials: 16": "trials: 2"}
+    text = mini_text(**edits | ONE_SLOT | FEW | {"tracking: embedded": trackers})
+    (here / "mini.yaml").write_text(text)
+    inside("sweep", "mini.yaml", "--home", here / "home")
+
+    def everything() -> dict[str, dict[str, Shown]]:
+        tables = {}
+        for file in (here / "tables" / "mini").glob("*.json"):
+            run = msgspec.json.decode(file.read_bytes(), type=TrackedRun)
+            tables[run.key] = Shown(run.params, run.metrics, run.curves)
+        return {
+            "tables": tables,
+            "tensorboard": in_event_files(here / "events"),
+            "wandb": in_offline_runs(here / "wb"),
+        }
+
+    found = everything()
+    keys = set(found["tables"])
+    assert len(keys) == 3  # the sweep and its two trials
+    for name, runs in found.items():
+        assert set(runs) == keys, name
+        for key, run in runs.items():
+            known = found["tables"][key]
+            assert dict(run.params) == dict(known.params), name
+            assert run.metrics == pytest.approx(known.metrics, rel=1e-6), name
+            for curve, points in known.curves.items():
+                assert dict(run.curves[curve]) == pytest.approx(dict(points), rel=1e-6), name
+    trial = next(run for key, run in found["wandb"].items() if "/trial/" in key)
+    assert {"epoch/train_loss", "epoch/held_out_accuracy"} <= set(trial.curves)
+    for _ in range(2):
+        done = inside("publish", "mini.yaml", "--home", here / "home")
+        assert done.stdout == "3 runs of mini are in the tracker.\n"
+        assert everything() == found
+
+
+def test_the_sampler_of_the_page_keeps_its_contract_and_goes_where_it_was_good(here):
+    suggest = load_sampler("nearby:suggest")
+    check_sampler(suggest)
+    seen = [Seen((x / 10,), -abs(x / 10 - 0.3)) for x in range(10)]
+    found = [suggest(seen, ["lr"], seed)[0] for seed in range(100)]
+    assert sum(abs(x - 0.3) < 0.2 for x in found) > 80  # two standard deviations have 95 %
+    assert (here / "test_nearby.py").exists()
+
+
+BAD_SAMPLERS = {
+    "lambda seen, dimensions, seed: [0.5]": "3 dimensions, 0 points, .*: it returned 1 numbers",
+    "lambda seen, dimensions, seed: [1.0] * len(dimensions)": "it returned 1; coordinates are",
+    "lambda seen, dimensions, seed: None": "it returned NoneType, not one number for each",
+    "lambda seen, dimensions, seed: [random.random() for _ in dimensions]": "a second call sugg",
+}
+
+
+@pytest.mark.parametrize("code", BAD_SAMPLERS)
+def test_a_sampler_that_breaks_its_contract_is_told_how(code):
+    with pytest.raises(AssertionError, match=BAD_SAMPLERS[code]):
+        check_sampler(eval(code))
+
+
+def sampled(folder, trials: int, sampler: str = "nearby:suggest"):
+    """A spec with a sampler in a file."""
+    edits = {"storage: embedded": f"storage: file://{folder}/store"}
+    asked = {"sampler: random": f"sampler: {sampler}", "trials: 16": f"trials: {trials}"}
+    return mini_text(**edits | ONE_SLOT | FEW | {"tracking: embedded": "tracking: off"} | asked)
+
+
+def test_a_search_goes_on_from_its_points_and_edited_code_is_another(here):
+    basis = some_basis()
+    spec, store = parse(sampled(here, 20), "x"), open_store("memory://")
+    first = PluginSearch(store, spec, basis)
+    for number in range(12):
+        trial = first.next()
+        made = ingredient(trial.key, scores(10 + number, 100))
+        create_record(store, layout.manifest(trial.key), msgspec.structs.replace(made, trial=trial))
+        first.over(trial.key)
+    running = [first.next(), first.next()]
+    again = PluginSearch(store, spec, basis)  # after a crash
+    assert (again.left, read_state(store, spec, basis).unsuggested) == (8, 6)
+    assert [again.next(), again.next()] == running
+    assert again.next() == first.next()  # the same arguments, the same point
+    assert [t.index for t in pool_trials(store, spec, basis)] == list(range(15))
+    rest = [again.next() for _ in range(5)]
+    assert [t.index for t in rest] == list(range(15, 20))
+    assert again.next() is None
+    with (here / "nearby.py").open("a") as file:
+        file.write("\n# edited\n")
+    plugins.load.cache_clear()
+    edited = parse(sampled(here, 20), "x")
+    assert search_key(edited, basis) != search_key(spec, basis)
+    other = PluginSearch(store, edited, basis)
+    assert other.left == 20
+    assert other.next().key == pool_trials(store, spec, basis)[0].key  # an equal trial
+
+
+def test_a_sweep_with_a_sampler_in_a_file_and_one_that_breaks_on_the_way(here):
+    (here / "mini.yaml").write_text(sampled(here, 2))
+    done = inside("sweep", "mini.yaml", "--home", here / "home")
+    assert "2 trained, 0 found in the store" in done.stderr
+    again = inside("sweep", "mini.yaml", "--home", here / "home")
+    assert "2 in the store, 0 to train" in again.stderr
+    (here / "bad.py").write_text("def suggest(seen, dimensions, seed):\n    return 1 / 0\n")
+    (here / "bad.yaml").write_text(sampled(here, 2, "bad:suggest"))
+    broken = inside("sweep", "bad.yaml", "--home", here / "home", check=False)
+    said = " ".join(broken.stderr.split())
+    assert broken.returncode == 1
+    assert "sampler 'bad:suggest' raised ZeroDivisionError: division by zero" in said
+    assert "bad.py:2). Finished trials are kept" in said
+
+
+@pytest.mark.parametrize(
+    ("sampler", "says"),
+    [
+        ("sobol", "'sobol' is not allowed: write random, qmc, tpe, or module:name for your own"),
+        ("away:suggest", "there is no module 'away'"),
+    ],
+)
+def test_a_sampler_that_is_not_there_is_named(here, sampler, says):
+    with pytest.raises(ConfigError, match=says):
+        parse(sampled(here, 2, sampler), "x")
+    (here / "number.py").write_text("NUMBER = 1")
+    with pytest.raises(ConfigError, match=r"sampler 'number:NUMBER' .* is int, no function of"):
+        load_sampler("number:NUMBER")
 
 
 BROKEN = {

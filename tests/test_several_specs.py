@@ -71,7 +71,7 @@ def test_the_ensemble_is_the_mean_of_both_families_logits(both):
     copy, specs = both
     total, labels = 0.0, None
     for spec in specs:
-        with open_session(spec, copy.home, None, partial=False) as session:
+        with open_session([spec], copy.home, None, partial=False) as session:
             test = session.basis.split("test")
             for ingredient in session.pool.ingredients:
                 found = session.evaluator.predictions(mean_of([ingredient.checkpoint.sha256]), test)
@@ -130,7 +130,7 @@ def test_other_labels_are_refused_before_anything_is_mixed(both):
 
 def test_other_data_are_refused_by_the_name_of_the_split(both):
     copy, specs = both
-    with open_session(specs[0], copy.home, None, partial=False) as session:
+    with open_session(specs[:1], copy.home, None, partial=False) as session:
         splits = session.basis.splits
     moved = [msgspec.structs.replace(splits[0], digest="0" * 64), *splits[1:]]
     mine, other = (ensembled(s) for s in specs)

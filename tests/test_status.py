@@ -60,6 +60,21 @@ def test_without_a_driver_what_is_not_over_is_missing(swept, tmp_path):
     assert (found.best.key, found.best.accuracy) == (trials[0].key, 0.9)
 
 
+def test_the_end_of_a_sweep_names_the_trials_that_went_astray(swept, tmp_path):
+    """Nothing is left to train: this takes no Ray."""
+    path, _, store, trials = swept
+    store.delete(layout.manifest(trials[1].key))
+    for number, (one, far) in enumerate(zip(trials, (2, 50, 3, 0), strict=True)):
+        made = ingredient("a", scores(9 - number, 10))
+        made = msgspec.structs.replace(made, trial=one, distance=far)
+        store.put(layout.manifest(one.key), encode(made))
+    said = " ".join(inside("sweep", path, "--home", tmp_path).stderr.split())
+    # The median of the others that moved, 2 and 3, is 2.5.
+    assert f"warning: trial {trials[1].key} is 20 times as far from theta_0 as the median" in said
+    assert f"note: trial {trials[3].key} is theta_0: training changed nothing" in said
+    assert f"Next: soupray check {path}, which reads the weights;" in said
+
+
 def test_the_best_is_by_the_metric_of_the_spec(swept, tmp_path):
     path, _, store, trials = swept
     path.write_text(path.read_text().replace("seed: 0\n", "seed: 0\nmetric: nll\n", 1))

@@ -1,18 +1,46 @@
-"""`soupray stop`: a request in the store, which the driver reads at its heartbeat."""
+"""`soupray stop`: a request in the store, for the driver of a sweep and for its soups."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
-from conftest import FEW, HANG_S, ONE_SLOT, inside, mini_text
+from conftest import (
+    FEW,
+    HANG_S,
+    ONE_SLOT,
+    ROOT,
+    copied,
+    inside,
+    leaderboard,
+    mini_text,
+    soupray,
+)
 
+from soupray.core.errors import EvaluationError, StoreError
+from soupray.core.progress import Progress
 from soupray.core.records import encode
+from soupray.operations.deleting import refuse_driver
 from soupray.operations.stopping import Stopping, stop
 from soupray.spec.sweep_spec import load
 from soupray.store import layout, lease
-from soupray.store.lease import Lease, ask_to_stop, find_stop_request
+from soupray.store.lease import (
+    Lease,
+    ask_to_stop,
+    find_stop_request,
+    this_process,
+)
 from soupray.store.objects import open_store
+from soupray.store.presence import (
+    Presence,
+    Present,
+    Working,
+    ask_present_to_stop,
+    find_present,
+)
 
 
 @pytest.fixture
@@ -58,11 +86,11 @@ def test_a_sweep_stops_when_it_is_asked_and_goes_on_later(swept, tmp_path, monke
     assert len(manifests(store)) == 8
 
 
-def test_where_nobody_drives_there_is_nothing_to_stop(swept, tmp_path):
+def test_where_nobody_works_there_is_nothing_to_stop(swept, tmp_path):
     path, store = swept
     (tmp_path / "store").mkdir(exist_ok=True)
     done = inside("stop", path, "--home", tmp_path / "home")
-    assert done.stdout == "nobody drives mini: nothing to stop.\n"
+    assert done.stdout == "nothing works on mini: nothing to stop.\n"
     assert store.list("") == []
     assert not (tmp_path / "home").exists()
 
@@ -74,13 +102,95 @@ def test_a_driver_that_does_not_look_is_named_and_the_status_is_1(swept, tmp_pat
         assert done.returncode == 1
         said = json.loads(done.stdout)
         assert (said["stopped"], said["sweep"]) == (False, "mini")
-        assert (
-            "still drives mini"
-            in inside("stop", path, "--home", tmp_path, "--wait", 0.1, check=False).stdout
-        )
+        assert said["left"] == [said["driver"]]
+        left = inside("stop", path, "--home", tmp_path, "--wait", 0.1, check=False).stdout
+        assert "still works on mini" in left
         # The request stays, for when it looks.
         assert find_stop_request(store, "mini", held.holder) is not None
-        assert "was asked to stop" in inside("stop", path, "--home", tmp_path, "--wait", 0).stdout
+        assert (
+            "asked to stop mini: " in inside("stop", path, "--home", tmp_path, "--wait", 0).stdout
+        )
+
+
+def test_work_that_runs_is_seen_until_it_ends_and_what_was_killed_goes(swept, tmp_path):
+    _, store = swept
+    process, later = f"{this_process()}0", time.time() + 60
+    killed = Working(what="soup", who="x", process=process, since=0, expires=later)
+    store.put(layout.working("mini", "0" * 32), encode(killed))
+    store.put(layout.working("mini", "1" * 32), b"{")
+    assert find_present(store, "mini") == []
+    with Presence(store, "mini", "check") as first, Presence(store, "mini", "soup") as second:
+        found = find_present(store, "mini")
+        assert [(one.id, one.working.what) for one in found] == [
+            (first.id, "check"),
+            (second.id, "soup"),
+        ]
+        assert all(map(layout.is_ours, store.list("sweeps")))
+        assert layout.is_ours(layout.stop_of("mini", first.id))
+        first.refuse_stop()
+        with pytest.raises(StoreError, match=r"a check of .*; a soup of .* works on mini now"):
+            refuse_driver(store, "mini")
+    assert store.list("sweeps") == [layout.working("mini", "1" * 32)]
+    refuse_driver(store, "mini")
+
+
+def test_each_that_works_on_a_sweep_is_asked_and_the_request_is_for_it_alone(
+    swept, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)  # how soon it looks
+    path, store = swept
+    with Presence(store, "mini", "soup") as one:
+        ask_present_to_stop(
+            store, "mini", Present("f" * 32, find_present(store, "mini")[0].working)
+        )
+        progress = Progress("choosing", 4)
+        progress.done = 3
+        one.follow(progress)
+        until(lambda: find_present(store, "mini")[0].working.share == 0.75)
+        one.refuse_stop()  # the request was to another
+        done = inside("stop", path, "--home", tmp_path, "--wait", 0.5, "--json", check=False)
+        said = json.loads(done.stdout)
+        assert (said["driver"], said["stopped"], len(said["left"])) == (None, False, 1)
+        assert said["others"] == said["left"] == [find_present(store, "mini")[0].working.name]
+        with pytest.raises(EvaluationError, match=r"asked this soup to stop .*same command again"):
+            one.refuse_stop()
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + HANG_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_soup_stops_when_it_is_asked_and_goes_on_to_the_same_result(run, tmp_path):
+    """A process of its own, which looks every 15 s; its store has nothing but the trials."""
+    with copied(run, tmp_path / "copy") as copy:
+        store = copy.world()[2]
+        for prefix in ("evaluations", "answers", "soups", "sweeps/mini/choices"):
+            for path in store.list(prefix):
+                store.delete(path)
+        command = ["soup", copy.spec, *copy.where, "--all", "--output", tmp_path / "results"]
+        souping = subprocess.Popen(
+            [sys.executable, "-m", "soupray", *map(str, command)],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        until(lambda: bool(find_present(store, "mini")))
+        assert "soup of " in inside("status", copy.spec, *copy.where).stdout
+        done = inside("stop", copy.spec, *copy.where, "--json", "--wait", HANG_S)
+        said = souping.communicate(timeout=HANG_S)[1]
+        (name,) = json.loads(done.stdout)["others"]
+        assert name.endswith(f"pid {souping.pid}")
+        assert souping.returncode == 1, said
+        assert "asked this soup to stop: it ends now." in said
+        assert "(`soupray stop`). Run the same command again" in " ".join(said.split())
+        assert store.list("sweeps/mini/choices") == []
+        assert store.list("sweeps/mini/working") == []
+        soupray(*command)
+        assert leaderboard(tmp_path / "results") == leaderboard(run.output)
 
 
 def test_a_request_to_an_earlier_driver_or_one_that_is_damaged_stops_nobody(swept, heard):

@@ -10,7 +10,9 @@ from shared import Small, sha, small
 
 from soupray.core.candidates import mean_of
 from soupray.core.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial, encode, key_of
+from soupray.core.requests import Gram
 from soupray.evaluation.local import LocalWorkers
+from soupray.maths.geometry import norms, total_gram
 from soupray.maths.metrics import score
 from soupray.search.state import find_manifests
 from soupray.store import layout
@@ -84,6 +86,14 @@ def test_training_learns_and_the_manifest_is_in_the_store(here, trained):
     assert read_record(here.checkpoints.store, path, Manifest) == trained
     assert trained.init == here.basis.init.sha256
     assert [e.epoch for e in trained.history] == [1, 2]
+
+
+def test_its_distance_from_theta_0_is_the_one_that_a_check_measures(here, trained):
+    workers = LocalWorkers(here.task, here.data, here.checkpoints, here.spec.setting)
+    asked = Gram(checkpoints=(trained.checkpoint.sha256,), origin=here.basis.init.sha256)
+    (gram,) = workers.measure([asked], here.basis.split("held_out"))
+    assert trained.distance == pytest.approx(norms(total_gram(gram))[0], rel=1e-12)
+    assert trained.distance > 0
 
 
 def test_the_best_epoch_is_the_one_with_the_highest_count(trained):

@@ -13,7 +13,7 @@ from soupray.core.candidates import (
     weight_soup,
 )
 from soupray.core.errors import IncompatibleWeights
-from soupray.maths.weights import CHUNK, Mixer
+from soupray.maths.weights import CHUNK, Mixer, distance
 from soupray.recipes.starts import interpolate
 
 
@@ -67,6 +67,19 @@ def test_an_average_worked_out_by_hand():
     assert mix(models, mean_of(["a", "b", "c"]))["w"].tolist() == [3.0, 4.0]
     # a/4 + 3c/4
     assert mix(models, weight_soup([("a", 1), ("c", 3)], 4))["w"].tolist() == [4.0, 0.5]
+
+
+def test_the_distance_from_theta_0_by_hand():
+    start = Model(w=torch.tensor([1.0, 2.0]), b=torch.zeros(1), steps=torch.tensor(1))
+    start["bn.running_mean"] = torch.zeros(1)
+    moved = Model(start | {"w": torch.tensor([4.0, 2.0]), "b": torch.tensor([4.0])})
+    moved |= {"steps": torch.tensor(9), "bn.running_mean": torch.ones(1)}  # no gradient moved them
+    assert distance(moved, start) == 5
+    assert distance(start, start) == 0
+    long = {"w": torch.full((CHUNK + 2,), 1e-4), "b": torch.zeros(1), "steps": torch.tensor(0)}
+    other = Model({n: 2 * t for n, t in long.items()})
+    tenth = float(torch.tensor(1e-4))
+    assert distance(other, Model(long)) == pytest.approx(tenth * (CHUNK + 2) ** 0.5, rel=1e-12)
 
 
 def test_incremental_and_fresh_sums_give_equal_bytes():

@@ -169,11 +169,11 @@ def doctor(spec: Path | None, home: Path, as_json: bool) -> None:
 @spec_argument
 @home_option
 def publish(spec: Path | None, home: Path) -> None:
-    """Complete MLflow from the store. Running it twice changes nothing."""
+    """Complete MLflow and other trackers from the store. Running it twice changes nothing."""
     from soupray.reporting.results import publish as index
 
     _, loaded = load_named(spec, home)
-    if loaded.tracking == "off":
+    if loaded.tracking == "off" and not loaded.trackers:
         raise ConfigError(f"{loaded.name} has `tracking: off`: there is nothing to publish to.")
     click.echo(f"{index(loaded, home)} runs of {loaded.name} are in the tracker.")
 
@@ -226,12 +226,11 @@ def gc(spec: Path | None, home: Path, as_json: bool, dry: bool, hours: float) ->
     help="Seconds to wait for its end; 0: ask only.",
 )
 def stop(spec: Path | None, home: Path, as_json: bool, wait: float) -> None:
-    r"""Ask the driver of SPEC's sweep, on whatever machine, to stop.
+    r"""Ask SPEC's sweep, soups, checks and diagnoses to stop, on whatever machine they run.
 
-    The request is an object in the store. The driver sees it at its next heartbeat, ends its
-    trials and gives its lease back; `soupray sweep` goes on later, from the saved epochs. Exit
-    status 1 if it still runs after --wait, 0 if it ended or nothing ran. A soup holds no lease:
-    end it with Ctrl-C or `ray job stop`; run again, it goes on too.
+    The request is an object in the store, which they look for every 15 seconds. A sweep ends its
+    trials, and goes on later from their saved epochs. A soup goes on too: what was evaluated is
+    stored. Exit status 1 if one of them still runs after --wait, 0 if all ended or nothing ran.
 
     \b
     soupray stop sweeps/digits.yaml
@@ -243,24 +242,26 @@ def stop(spec: Path | None, home: Path, as_json: bool, wait: float) -> None:
     from soupray.reporting.live import duration
     from soupray.services.place import find_place
 
-    path, loaded = load_named(spec, home)
+    _, loaded = load_named(spec, home)
     done = ask(find_place(loaded, home).open_store(), loaded.name, wait)
     if as_json:
         print_json(done)
-    elif done.driver is None:
-        tell(f"nobody drives {loaded.name}: nothing to stop.")
-    elif done.stopped:
-        tell(f"{done.driver} stopped {loaded.name} after {duration(done.seconds)}.")
-        tell(f"Go on with: soupray sweep {path}")
+    elif not done.asked:
+        tell(f"nothing works on {loaded.name}: nothing to stop.")
     elif wait == 0:
-        tell(f"{done.driver} was asked to stop {loaded.name}.")
+        tell(f"asked to stop {loaded.name}: {'; '.join(done.asked)}.")
     else:
-        tell(
-            f"{done.driver} still drives {loaded.name} after {duration(done.seconds)}. It will "
-            "stop when it looks; while it prepares the data, and in an older soupray, it does not: "
-            "end that process."
-        )
-    sys.exit(0 if done.stopped or done.driver is None or wait == 0 else 1)
+        ended = [name for name in done.asked if name not in done.left]
+        if ended:
+            tell(f"stopped {loaded.name} after {duration(done.seconds)}: {'; '.join(ended)}.")
+            tell("Run the same command again: it goes on.")
+        for name in done.left:
+            tell(
+                f"{name} still works on {loaded.name} after {duration(done.seconds)}. It will stop "
+                "when it looks; while it prepares the data, and in an older soupray, it does not: "
+                "end that process."
+            )
+    sys.exit(0 if done.stopped or not done.asked or wait == 0 else 1)
 
 
 @click.command()
@@ -300,6 +301,8 @@ def delete(spec: Path, home: Path, as_json: bool, dry: bool, yes: bool) -> None:
     print_json(found) if as_json else show_removal(found, planned=dry)
     if loaded.tracking != "off" and not dry:
         say(f"note: the runs of {loaded.name} stay in MLflow: delete its experiment there.")
+    if loaded.trackers and not dry:
+        say(f"note: they stay in {', '.join(loaded.trackers)} too.")
 
 
 _file = click.Path(path_type=Path, exists=True, dir_okay=False)

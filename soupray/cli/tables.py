@@ -395,6 +395,10 @@ def show_status(found: Status) -> None:
         lease = f"its lease lasts {duration(found.lease_expires - time.time())} if not renewed"
         left = "" if found.seconds_left is None else f"; {duration(found.seconds_left)} left"
         out.print(wrapped(f"driver: {found.driver}, {lease}{left}."))
+    for work in found.others:
+        doing = f"{work.doing}: {100 * work.share:.0f} %, " if work.doing else ""
+        since = duration(time.time() - work.since)
+        out.print(wrapped(f"{work.name}: {doing}since {since}."))
     if found.running:
         shown = table("running", "epoch", "since", right=("epoch", "since"))
         for one in found.running:

@@ -236,6 +236,35 @@ class Task(Protocol):
         ...
 
 
+class Seen(NamedTuple):
+    """A point of a search that was suggested, and what became of it.
+
+    Attributes:
+        point: one number in [0, 1) for each dimension.
+        score: the metric on held-out data, of which more is better (the negative of an NLL); the
+            worst value if the trial diverged; None if it runs, was stopped or failed.
+    """
+
+    point: tuple[float, ...]
+    score: float | None
+
+
+class Sampler(Protocol):
+    """Suggests the next point of a search from those before it. It keeps no state."""
+
+    def __call__(
+        self, seen: Sequence[Seen], dimensions: Sequence[str], seed: int
+    ) -> Sequence[float]:
+        """Return one number in [0, 1) for each dimension.
+
+        Args:
+            seen: all points before this one, in order.
+            dimensions: the hyperparameters that vary.
+            seed: another one for each point.
+        """
+        ...
+
+
 class TrackedRun(Record, frozen=True, kw_only=True):
     """One run of the experiment tracker, with all that it shows.
 

@@ -434,6 +434,7 @@ class Ingredient(Record, tag="complete", frozen=True, kw_only=True):
         logits: logits of the stored weights on held-out data.
         made_with: versions of the libraries and the machine, for people.
         started, finished: Unix time in seconds.
+        distance: |theta - theta_0|, over what `Gram` measures. None: an older soupray trained it.
     """
 
     trial: Trial
@@ -447,6 +448,7 @@ class Ingredient(Record, tag="complete", frozen=True, kw_only=True):
     made_with: dict[str, str]
     started: float
     finished: float
+    distance: float | None = None
 
 
 class Tombstone(Record, tag="diverged", frozen=True, kw_only=True):

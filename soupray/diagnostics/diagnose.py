@@ -63,7 +63,7 @@ def run_diagnose(
             f"diagnose compares answers of one class; the targets of this spec are of "
             f"{spec.targets.kind}. `soupray check` looks at the weights of any pool."
         )
-    with open_session(spec, home, address, partial, show=show) as session:
+    with open_session([spec], home, address, partial, show=show, what="diagnose") as session:
         if len(session.pool.ingredients) < 2:
             raise EvaluationError("the pool has one ingredient: there is nothing to compare it to.")
         for finding in refuse_or_note(session):

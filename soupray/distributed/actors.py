@@ -78,13 +78,20 @@ class Actors:
     loss.
     """
 
-    def __init__(self, specs: Sequence[SweepSpec], attach: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        specs: Sequence[SweepSpec],
+        attach: Callable[[], None],
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
         """Prepare the actors.
 
         Args:
             specs: the specs that share the actors; the largest resources are used.
             attach: connects to Ray; called before the first actor starts.
+            look: called while this process waits for the actors; it may raise to end the work.
         """
+        self._look = look
         self._resources, self._attach = largest([s.resources for s in specs]), attach
         self._room, self._looked = 1, -LOOK_S
         self._vigil = Vigil(wanted(self._resources, 1))
@@ -127,6 +134,7 @@ class Actors:
             ConfigError: there was no room for an actor for too long.
         """
         while True:
+            self._look()
             ready, _ = ray.wait([*running, *self.coming], num_returns=1, timeout=LOOK_S)
             if ready:
                 return ready[0]

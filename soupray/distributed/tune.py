@@ -30,6 +30,7 @@ from soupray.core.imports import importing
 from soupray.core.records import EpochRecord, Ingredient, Trial, decode, encode
 from soupray.distributed.cluster import Vigil, at_a_time
 from soupray.distributed.nodes import wanted
+from soupray.search.plugged import PluginSearch
 from soupray.search.tpe import TpeSearch
 from soupray.services.place import Place
 from soupray.spec.space import Dimension
@@ -173,32 +174,35 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
             self._watcher.failed(_key_of(trial), _last_line(trial))
 
 
-class _TpeSearcher(Searcher):  # type: ignore[misc]
-    """A TpeSearch in the form of Tune; its state is in the store, so Tune saves nothing."""
+AdaptiveSearch = TpeSearch | PluginSearch
+
+
+class _Searcher(Searcher):  # type: ignore[misc]
+    """An adaptive search in the form of Tune; its state is in the store, so Tune saves nothing."""
 
     def __init__(
-        self, tpe: TpeSearch, shared: dict[str, str], tell: Callable[[Trial], None]
+        self, search: AdaptiveSearch, shared: dict[str, str], tell: Callable[[Trial], None]
     ) -> None:
         """Wrap a search.
 
         Args:
-            tpe: the search.
+            search: the search.
             shared: the configuration that all trials share.
             tell: called with each trial before it runs.
         """
         super().__init__()
-        self._tpe, self._shared, self._tell = tpe, shared, tell
+        self._search, self._shared, self._tell = search, shared, tell
         self._keys: dict[str, str] = {}
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
-        """Accept any properties: Tune's space is empty, because `TpeSearch` gives the points."""
+        """Accept any properties: Tune's space is empty, because the search gives the points."""
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the configuration of the next trial, or Tune's mark for the end."""
-        trial = self._tpe.next()
+        trial = self._search.next()
         if trial is None:
             return str(Searcher.FINISHED)
         self._tell(trial)
@@ -209,7 +213,7 @@ class _TpeSearcher(Searcher):  # type: ignore[misc]
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tell the search that a trial is over; the search reads the score from the store."""
-        self._tpe.over(self._keys.pop(trial_id))
+        self._search.over(self._keys.pop(trial_id))
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing, because the store has the state of the search."""
@@ -223,7 +227,7 @@ class Planned(NamedTuple):
     """The work of a sweep: trials that are known, or a search that suggests them."""
 
     trials: list[Trial]
-    tpe: TpeSearch | None = None
+    search: AdaptiveSearch | None = None
 
 
 def run_trials(
@@ -273,6 +277,8 @@ def run_trials(
         ) from error
     if stopper.lost:
         raise stopper.lost
+    if isinstance(planned.search, PluginSearch) and planned.search.problem is not None:
+        raise planned.search.problem
 
 
 def _holds(spec: SweepSpec) -> dict[str, float]:
@@ -313,13 +319,13 @@ def _search(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return Tune's search space, and the settings of the search."""
     shared = {"spec": spec.model_dump_json(), "place": encode(place).decode()}
-    if planned.tpe is None:
+    if planned.search is None:
         grid = tune.grid_search([encode(t).decode() for t in planned.trials])
         return {**shared, "trial": grid}, {"max_concurrent_trials": at_a_time(spec)}
     # With a searcher, Tune lets only one trial wait unless a limit is given.
     return {}, {
-        "search_alg": _TpeSearcher(planned.tpe, shared, events.suggested),
-        "num_samples": planned.tpe.left,
+        "search_alg": _Searcher(planned.search, shared, events.suggested),
+        "num_samples": planned.search.left,
         "max_concurrent_trials": at_a_time(spec) or spec.search.trials,
     }
 

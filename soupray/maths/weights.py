@@ -7,6 +7,7 @@ its elements. In float64, an incremental sum and a fresh sum give equal bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -44,6 +45,25 @@ class ReadableWeights(Protocol):
     def __getitem__(self, name: str) -> torch.Tensor:
         """The tensor with this name."""
         ...
+
+
+def distance(weights: ReadableWeights, origin: ReadableWeights) -> float:
+    """Return |theta - theta_0|, in float64, a chunk of a tensor at a time.
+
+    Integer tensors and BatchNorm statistics are left out: no gradient trains them.
+
+    Args:
+        weights: theta.
+        origin: theta_0, with the same tensors.
+    """
+    squared = 0.0
+    for name in origin.names:
+        if not origin[name].is_floating_point() or name.endswith(STATISTICS):
+            continue
+        ours, theirs = weights[name].reshape(-1), origin[name].reshape(-1)
+        for part, start in zip(ours.split(CHUNK), theirs.split(CHUNK), strict=True):
+            squared += float((part.double() - start.double()).square().sum())
+    return math.sqrt(squared)
 
 
 class Mixer:

@@ -30,6 +30,7 @@ from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.store import layout
 from soupray.store.lease import Lease, find_driver
 from soupray.store.objects import Store, find_record, read_record
+from soupray.store.presence import find_present
 
 log = logging.getLogger(__name__)
 
@@ -351,12 +352,14 @@ def _tried(store: Store, path: str) -> Iterator[WeightCandidate]:
 
 
 def refuse_driver(store: Store, sweep: str) -> None:
-    """Raise StoreError if a driver runs the sweep now."""
+    """Raise StoreError if a driver runs the sweep now, or a soup, a check or a diagnosis of it."""
     driver = find_driver(store, sweep)
-    if driver is not None:
+    running = [f"{driver.lease.who} runs the sweep {sweep}"] if driver else []
+    running += [f"a {one.working.name} works on {sweep}" for one in find_present(store, sweep)]
+    if running:
         raise StoreError(
-            f"{driver.lease.who} runs the sweep {sweep} now: nothing is deleted. Stop it with "
-            "`soupray stop`, then run the same command again."
+            f"{'; '.join(running)} now: nothing is deleted. Stop it with `soupray stop`, then run "
+            "the same command again."
         )
 
 

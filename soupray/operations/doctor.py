@@ -14,6 +14,7 @@ from pathlib import Path
 
 from soupray.core.errors import AlreadyExists, SouprayError, mask
 from soupray.core.records import Record
+from soupray.reporting.tracker import load_trackers
 from soupray.services.place import Services, start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
@@ -46,6 +47,8 @@ def examine(spec: SweepSpec, home: Path) -> Iterator[Check]:
         yield _try("credentials", lambda: _credentials(services[0]))
         yield _try("bucket", lambda: round_trip(place.open_store()))
         yield _try("mlflow", lambda: _mlflow(services[0]))
+    if spec.trackers:
+        yield _try("trackers", lambda: _trackers(spec))
     yield _try("ray", lambda: _ray(spec))
     yield _try("ray token", _token)
     yield _try("gpu", _gpu)
@@ -126,6 +129,11 @@ def _mlflow(services: Services) -> str:
     from soupray.reporting.mlflow import ping
 
     return f"{mask(services.tracking_url)}: {ping(services.tracking_url)}"
+
+
+def _trackers(spec: SweepSpec) -> str:
+    load_trackers(spec)
+    return f"{', '.join(spec.trackers)}: installed, and take these options"
 
 
 def _ray(spec: SweepSpec) -> str:

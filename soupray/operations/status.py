@@ -14,6 +14,7 @@ from soupray.services.place import find_place
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store.lease import Beat, RunningTrial, find_driver
 from soupray.store.manifests import Counted, Glance, glance_at_manifests
+from soupray.store.presence import Working, find_present
 
 
 class Best(Record, frozen=True, kw_only=True):
@@ -32,7 +33,7 @@ class Status(Record, frozen=True, kw_only=True):
 
     `missing` trials are neither over nor running. `driver` and `lease_expires` are None if there is
     no driver. `failed` (reason by key) comes from the current run of the driver, because failures
-    are not stored elsewhere.
+    are not stored elsewhere. `others` are soups, checks and diagnoses that run.
     """
 
     sweep: str
@@ -49,6 +50,7 @@ class Status(Record, frozen=True, kw_only=True):
     driver: str | None
     lease_expires: float | None
     heartbeat: float | None
+    others: tuple[Working, ...] = ()
 
 
 def find_status(spec: SweepSpec, home: Path) -> Status:
@@ -95,6 +97,7 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
         driver=driver.lease.who if driver else None,
         lease_expires=driver.lease.expires if driver else None,
         heartbeat=heartbeat.written if heartbeat else None,
+        others=tuple(one.working for one in find_present(store, spec.name)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Ask the driver of a sweep to stop, through the store (`soupray stop`)."""
+"""Ask what works on a sweep to stop, through the store (`soupray stop`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from soupray.core.records import Record
 from soupray.store import layout
 from soupray.store.lease import RENEW_S, ask_to_stop, find_driver
 from soupray.store.objects import Store
+from soupray.store.presence import ask_present_to_stop, find_present
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Seconds between two looks at the lease."""
+"""Seconds between two looks at what runs."""
 
 
 class Stopping(Record, frozen=True, kw_only=True):
@@ -22,18 +23,27 @@ class Stopping(Record, frozen=True, kw_only=True):
     Attributes:
         sweep: name of the sweep.
         driver: who drove it; None if nobody did.
-        stopped: whether the driver gave its lease back.
+        others: the soups, checks and diagnoses that ran, such as "soup of node-3, pid 4711".
+        stopped: whether all of them ended.
+        left: those that did not, the driver by its name.
         seconds: how long this was waited for.
     """
 
     sweep: str
     driver: str | None
+    others: tuple[str, ...]
     stopped: bool
+    left: tuple[str, ...]
     seconds: float
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """All that were asked to stop."""
+        return (*([self.driver] if self.driver else []), *self.others)
 
 
 def stop(store: Store, sweep: str, wait_s: float) -> Stopping:
-    """Ask the driver of a sweep to stop, and wait until it has.
+    """Ask the driver of a sweep and its soups to stop, and wait until they have.
 
     Args:
         store: the store of the sweep.
@@ -43,18 +53,35 @@ def stop(store: Store, sweep: str, wait_s: float) -> Stopping:
     Raises:
         StoreError: the store cannot be reached.
     """
-    driver = find_driver(store, sweep)
-    if driver is None:
-        return Stopping(sweep=sweep, driver=None, stopped=False, seconds=0.0)
-    who, holder = driver.lease.who, driver.lease.holder
-    ask_to_stop(store, sweep, holder)
-    log.info(f"asked {who} to stop; while trials run, it looks every {RENEW_S:.0f} s ...")
+    driver, others = find_driver(store, sweep), find_present(store, sweep)
+    names = {one.id: one.working.name for one in others}
+    if driver is not None:
+        ask_to_stop(store, sweep, driver.lease.holder)
+        names = {driver.lease.holder: driver.lease.who} | names
+    for one in others:
+        ask_present_to_stop(store, sweep, one)
+    for name in names.values():
+        log.info(f"asked {name} to stop; while it works, it looks every {RENEW_S:.0f} s ...")
     started = time.monotonic()
-    stopped = False
-    while not stopped and (left := started + wait_s - time.monotonic()) > 0:
-        time.sleep(min(left, LOOK_S))
-        now = find_driver(store, sweep)
-        stopped = now is None or now.lease.holder != holder
-    if stopped:
+    left = set(names)
+    while left and (time_left := started + wait_s - time.monotonic()) > 0:
+        time.sleep(min(time_left, LOOK_S))
+        left &= _running(store, sweep)
+    if driver is not None and driver.lease.holder not in left:
         store.delete(layout.stop_request(sweep))
-    return Stopping(sweep=sweep, driver=who, stopped=stopped, seconds=time.monotonic() - started)
+    return Stopping(
+        sweep=sweep,
+        driver=driver.lease.who if driver else None,
+        others=tuple(one.working.name for one in others),
+        stopped=bool(names) and not left,
+        left=tuple(name for holder, name in names.items() if holder in left),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _running(store: Store, sweep: str) -> set[str]:
+    """The holder of the lease and the names of the other work that runs."""
+    driver = find_driver(store, sweep)
+    return {one.id for one in find_present(store, sweep)} | (
+        {driver.lease.holder} if driver else set()
+    )

@@ -41,7 +41,7 @@ from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_mod
 from soupray.reporting.recipe_file import Foreign, RecipeFile
 from soupray.reporting.report import ReportedBoard, render
 from soupray.reporting.runs import Board, entry_key, entry_run, sweep_run, trial_run, with_flags
-from soupray.reporting.tracker import open_tracker
+from soupray.reporting.tracker import is_tracked, open_tracker
 from soupray.reporting.verdict import verdict
 from soupray.search.state import find_state
 from soupray.services.place import Place, Services, find_place, start_services
@@ -96,7 +96,7 @@ def finish_soup(result: SoupResult, spec: SweepSpec, home: Path, output: Path) -
         Paths of the leaderboard, the figures and the weights.
     """
     files = write_results(result, spec, output)
-    if result.services.tracking_url is not None:
+    if is_tracked(spec, result.services):
         try:
             publish_soup(result, spec, home, files)
         except TrackingError as error:

@@ -1,13 +1,20 @@
-"""Open the tracker of a sweep, and a tracker in memory for `tracking: off` and for tests."""
+"""Open the trackers of a sweep; and a tracker in memory, for a sweep without any and for tests."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
+from soupray.core.errors import ConfigError, SouprayError, TrackingError
+from soupray.core.plugins import load, raised
 from soupray.core.ports import Deployable, Registered, TrackedRun, Tracker
+from soupray.recipes.recipe import Option
 from soupray.services.place import Services
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.trackers import GROUP, OWN, read_options
 
 
 class MemoryTracker:
@@ -36,10 +43,146 @@ class MemoryTracker:
             self.champions.append(champion)
 
 
-def open_tracker(spec: SweepSpec, services: Services) -> Tracker:
-    """Return the tracker of `spec`, in memory if tracking is off. Raises TrackingError."""
-    if services.tracking_url is None:
-        return MemoryTracker()
-    from soupray.reporting.mlflow import MlflowTracker
+class Several:
+    """A `ports.Tracker` that passes everything on to several trackers.
 
-    return MlflowTracker(services.tracking_url, spec.name, services.artifacts)
+    One that fails keeps nothing from the others.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
+
+    def write(self, runs: Sequence[TrackedRun]) -> None:
+        """Create or complete `runs` in each. Raises TrackingError."""
+        self._each(lambda tracker: tracker.write(runs))
+
+    def attach(self, key: str, files: Sequence[Path]) -> None:
+        """Attach files in each. Raises TrackingError."""
+        self._each(lambda tracker: tracker.attach(key, files))
+
+    def keep(self, kind: str, keys: Collection[str]) -> None:
+        """Remove runs from each. Raises TrackingError."""
+        self._each(lambda tracker: tracker.keep(kind, keys))
+
+    def register(self, champion: Registered, model: Deployable) -> None:
+        """Register the champion with each. Raises TrackingError."""
+        self._each(lambda tracker: tracker.register(champion, model))
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        problems = []
+        for tracker in self._trackers:
+            try:
+                call(tracker)
+            except TrackingError as error:
+                problems.append(str(error))
+        if problems:
+            raise TrackingError("; ".join(problems))
+
+
+class Guarded:
+    """A `ports.Tracker` that names the plug-in whose code raised an error."""
+
+    def __init__(self, tracker: Tracker, where: str) -> None:
+        self._tracker, self._where = tracker, where
+
+    def write(self, runs: Sequence[TrackedRun]) -> None:
+        """See `Tracker.write`. Raises TrackingError."""
+        with _named(self._where):
+            self._tracker.write(runs)
+
+    def attach(self, key: str, files: Sequence[Path]) -> None:
+        """See `Tracker.attach`. Raises TrackingError."""
+        with _named(self._where):
+            self._tracker.attach(key, files)
+
+    def keep(self, kind: str, keys: Collection[str]) -> None:
+        """See `Tracker.keep`. Raises TrackingError."""
+        with _named(self._where):
+            self._tracker.keep(kind, keys)
+
+    def register(self, champion: Registered, model: Deployable) -> None:
+        """See `Tracker.register`. Raises TrackingError."""
+        with _named(self._where):
+            self._tracker.register(champion, model)
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except SouprayError:
+        raise
+    except Exception as error:
+        raise TrackingError(f"{where} raised {raised(error)}") from error
+
+
+def is_tracked(spec: SweepSpec, services: Services) -> bool:
+    """Whether any tracker shows the runs of a sweep."""
+    return services.tracking_url is not None or bool(spec.trackers)
+
+
+def load_trackers(spec: SweepSpec) -> None:
+    """Raise ConfigError if a tracker of `spec` cannot be opened here, before anything is trained.
+
+    Such are those whose package is not installed, and plug-ins that are away or have other options.
+    """
+    for name, options in spec.trackers.items():
+        if name not in OWN:
+            _bound(name, options, spec.name)
+        elif find_spec(name) is None:
+            raise ConfigError(
+                f"trackers: {name} needs a package that is not installed. Install it: pip install "
+                f"'soupray[{name}]', or take {name} out of the spec."
+            )
+
+
+def open_tracker(spec: SweepSpec, services: Services) -> Tracker:
+    """Return the tracker of `spec`: all that it names, or one in memory if it names none.
+
+    Raises:
+        TrackingError: a tracker cannot be reached.
+        ConfigError: a plug-in is not there, or its package is not installed.
+    """
+    load_trackers(spec)
+    trackers = [_open(name, options, spec.name) for name, options in spec.trackers.items()]
+    if services.tracking_url is not None:
+        from soupray.reporting.mlflow import MlflowTracker
+
+        trackers.insert(0, MlflowTracker(services.tracking_url, spec.name, services.artifacts))
+    if not trackers:
+        return MemoryTracker()
+    return trackers[0] if len(trackers) == 1 else Several(trackers)
+
+
+def _open(name: str, options: Mapping[str, Option], sweep: str) -> Tracker:
+    if name == "wandb":
+        from soupray.reporting.wandb import WandbTracker
+
+        return WandbTracker(sweep, **read_options(name, options, "trackers"))
+    if name == "tensorboard":
+        from soupray.reporting.tensorboard import TensorboardTracker
+
+        return TensorboardTracker(sweep, **read_options(name, options, "trackers"))
+    made, where = _bound(name, options, sweep)
+    with _named(where):
+        return Guarded(made(), where)
+
+
+def _bound(
+    name: str, options: Mapping[str, Option], sweep: str
+) -> tuple[Callable[[], Tracker], str]:
+    """Return a function that opens a plug-in, and how messages name it; nothing is opened."""
+    found = load(GROUP, name)
+    where = f"tracker {name!r} ({found.origin})"
+    if not callable(found.value):
+        raise ConfigError(
+            f"{where} is {type(found.value).__name__}, no class or function that returns a tracker."
+        )
+    try:
+        inspect.signature(found.value).bind(sweep, **options)
+    except TypeError as error:
+        takes = ", ".join(list(inspect.signature(found.value).parameters)[1:]) or "none"
+        raise ConfigError(
+            f"trackers: {where} does not take these options: {error}. Its options: {takes}."
+        ) from error
+    return lambda: found.value(sweep, **options), where

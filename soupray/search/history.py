@@ -6,8 +6,20 @@ trials. A sweep with more trials therefore continues the search of a sweep with 
 
 from __future__ import annotations
 
+import math
+
 from soupray.core.errors import CheckpointError
-from soupray.core.records import Basis, EpochRecord, Record, Trial, digest
+from soupray.core.records import (
+    Basis,
+    EpochRecord,
+    Ingredient,
+    Manifest,
+    Metric,
+    Record,
+    Trial,
+    digest,
+)
+from soupray.maths.metrics import COUNTED, value
 from soupray.search.plan import PlannedTrial, dimensions_of
 from soupray.spec.space import Space
 from soupray.spec.sweep_spec import SweepSpec
@@ -34,6 +46,22 @@ def search_key(spec: SweepSpec, basis: Basis) -> str:
     search = spec.search.model_dump(mode="json", exclude={"trials"})
     shaping = [search, spec.seed, basis.key, spec.setting, spec.training.record()]
     return digest(shaping if spec.metric == "accuracy" else [*shaping, spec.metric])[:16]
+
+
+def score_of(found: Manifest | None, metric: Metric) -> float | None:
+    """Return the score of a trial as samplers see it: more is better. None: it is not over.
+
+    A trial that diverged gets the worst value of the metric.
+
+    Args:
+        found: its manifest.
+        metric: of the spec.
+    """
+    if found is None:
+        return None
+    if isinstance(found, Ingredient):
+        return value(found.held_out, metric)
+    return 0.0 if metric in COUNTED else -math.inf
 
 
 def create_suggestion(store: Store, spec: SweepSpec, basis: Basis, made: Suggested) -> Suggested:

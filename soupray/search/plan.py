@@ -40,11 +40,17 @@ def plan(spec: SweepSpec) -> list[PlannedTrial]:
 
     Each random point has its own generator, seeded by (seed of the sweep, index), so a longer plan
     starts with the shorter one. QMC points are a scrambled Sobol sequence, which has the same
-    property.
+    property. The points of an adaptive search are not known in advance: a plan shows random points
+    in their place, with which TPE starts.
     """
-    draw = _POINTS[spec.search.sampler]
+    draw = _qmc_points if spec.search.sampler == "qmc" else random_points
     points = draw(spec.seed, spec.search.trials, len(dimensions_of(spec)))
     return [planned_at(spec, index, point) for index, point in enumerate(points)]
+
+
+def is_adaptive(spec: SweepSpec) -> bool:
+    """Whether points are suggested while the sweep runs, by TPE or by a sampler of the user's."""
+    return spec.search.sampler not in ("random", "qmc")
 
 
 def dimensions_of(spec: SweepSpec) -> list[str]:
@@ -136,11 +142,3 @@ def _qmc_points(seed: int, count: int, dimensions: int) -> list[list[float]]:
     sobol = qmc.Sobol(dimensions, scramble=True, rng=np.random.default_rng(seed))
     points: list[list[float]] = sobol.random_base2(max(0, (count - 1).bit_length())).tolist()
     return points[:count]
-
-
-_POINTS = {"random": random_points, "qmc": _qmc_points, "tpe": random_points}
-"""Functions that return the points of a plan, by sampler.
-
-TPE starts with random points. Its later points are not known in advance, so a plan shows random
-points in their place.
-"""

@@ -11,7 +11,7 @@ from soupray.core.errors import CheckpointError, IncompatibleWeights
 from soupray.core.records import Basis, Ingredient, Manifest, Tombstone, Trial, digest
 from soupray.data import DATA_VERSION
 from soupray.search.history import find_stopped, find_suggested
-from soupray.search.plan import CODE_VERSION, as_trials, trials_of
+from soupray.search.plan import CODE_VERSION, as_trials, is_adaptive, trials_of
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import FileInit, ProbeInit, TrainedInit
 from soupray.store import layout
@@ -134,7 +134,7 @@ def pool_plan(store: Store, spec: SweepSpec, basis: Basis) -> PoolPlan:
         planned=[t for t in suggested if t.key not in stopped],
         imports=_imports(store, spec, basis),
         stopped=stopped,
-        unsuggested=spec.search.trials - len(suggested) if spec.search.sampler == "tpe" else 0,
+        unsuggested=spec.search.trials - len(suggested) if is_adaptive(spec) else 0,
     )
 
 
@@ -171,7 +171,7 @@ def pool_trials(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
 
 def known_trials(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
     """Return the trials of the plan; for an adaptive search, only the trials suggested so far."""
-    if spec.search.sampler != "tpe":
+    if not is_adaptive(spec):
         return trials_of(spec, basis)
     return as_trials(spec, basis, [s.planned for s in find_suggested(store, spec, basis)])
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import optuna
 
-from soupray.core.records import Basis, Ingredient, Manifest, Trial
-from soupray.maths.metrics import COUNTED, value
+from soupray.core.records import Basis, Manifest, Trial
 from soupray.search.history import (
     Suggested,
     create_suggestion,
     find_stopped,
     find_suggested,
+    score_of,
 )
 from soupray.search.plan import as_trials, dimensions_of, planned_at, random_points
 from soupray.spec.sweep_spec import SweepSpec
@@ -107,13 +107,4 @@ class TpeSearch:
         return as_trials(self._spec, self._basis, [suggested.planned])[0]
 
     def _score(self, found: Manifest | None) -> float | None:
-        """Return the metric on held-out data, or None if the trial is not over.
-
-        A trial that diverged gets the worst value of the metric.
-        """
-        if found is None:
-            return None
-        metric = self._spec.metric
-        if isinstance(found, Ingredient):
-            return value(found.held_out, metric)
-        return 0.0 if metric in COUNTED else -math.inf
+        return score_of(found, self._spec.metric)

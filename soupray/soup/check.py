@@ -49,7 +49,7 @@ def run_check(
         IncompatibleWeights: an ingredient did not start from the theta_0 of the pool.
         StoreError: the store cannot be reached.
     """
-    with open_session(spec, home, address, partial, show=show) as session:
+    with open_session([spec], home, address, partial, show=show, what="check") as session:
         facts = measure_weights(session)
         if not any(f.severity == "error" for f in judge(session.pool, facts)):
             if session.pool.moved:

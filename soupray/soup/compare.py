@@ -55,7 +55,7 @@ def compare(spec: SweepSpec, home: Path, keys: tuple[str, str]) -> Comparison:
     Raises:
         NotFound: there is no such run.
     """
-    with open_session(spec, home, None, partial=True) as session:
+    with open_session([spec], home, None, partial=True) as session:
         (one, first), (two, second) = (stored_candidates(session.store, spec, k) for k in keys)
         test = session.basis.split("test")
         found = compared(first, second, session.evaluator, test)

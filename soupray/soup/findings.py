@@ -153,28 +153,50 @@ def _alike(group: Sequence[Ingredient], what: str) -> Finding:
     )
 
 
-def misplaced(pool: Pool, gram: Float64) -> list[Finding]:
-    """Return findings for ingredients with an unusual distance or direction from theta_0.
+def from_records(pool: Pool) -> list[Finding]:
+    """Return the findings for which no weights are read: equal models, and unusual distances.
+
+    The distances are those that the trials measured at their end, if all of them did.
+    """
+    length = [i.distance for i in pool.ingredients]
+    known = [one for one in length if one is not None]
+    return alike(pool) + (misplaced(pool, np.array(known)) if len(known) == len(length) else [])
+
+
+def misplaced(pool: Pool, length: Float64) -> list[Finding]:
+    """Return findings for ingredients with an unusual distance from theta_0.
 
     Args:
         pool: the ingredients.
-        gram: [K, K] inner products of the differences from theta_0.
+        length: [K] distances from theta_0.
     """
-    length, apart = norms(gram), median_angles(angles(gram))
     found = []
     for i, ingredient in enumerate(pool.ingredients):
-        key = ingredient.trial.key
         others = np.delete(length, i)
         usual = float(np.median(others[others > 0])) if (others > 0).any() else np.inf
         if length[i] == 0:
             found.append(_unchanged(pool, ingredient))
         elif length[i] > FAR * usual:
             what = f"is {length[i] / usual:.0f} times as far from theta_0 as the median of the"
-            found.append(_warn("far", key, f"{what} others", _cure(pool, ingredient)))
-        if apart[i] >= APART:
-            what = f"left theta_0 in another direction: {apart[i]:.0f} degrees to the others"
+            cure = _cure(pool, ingredient)
+            found.append(_warn("far", ingredient.trial.key, f"{what} others", cure))
+    return found
+
+
+def astray(pool: Pool, degrees: Float64) -> list[Finding]:
+    """Return findings for ingredients that left theta_0 in an unusual direction.
+
+    Args:
+        pool: the ingredients.
+        degrees: [K, K] angles between them, as seen from theta_0.
+    """
+    found = []
+    for ingredient, apart in zip(pool.ingredients, median_angles(degrees), strict=True):
+        if apart >= APART:
+            what = f"left theta_0 in another direction: {apart:.0f} degrees to the others"
             advice = "It shares nothing of their way, and probably not their basin. "
-            found.append(_warn("apart", key, what, advice + _cure(pool, ingredient)))
+            cure = advice + _cure(pool, ingredient)
+            found.append(_warn("apart", ingredient.trial.key, what, cure))
     return found
 
 
@@ -353,7 +375,8 @@ def judge(pool: Pool, facts: Facts) -> list[Finding]:
     """Return all findings, errors first."""
     found = broken(pool, facts.defects) + alike(pool)
     if facts.gram:
-        found += misplaced(pool, np.asarray(facts.gram))
+        gram = np.asarray(facts.gram)
+        found += misplaced(pool, norms(gram)) + astray(pool, angles(gram))
     if facts.init is not None:
         found += below_init(pool, facts.init)
     found += blocked(pool, facts.midpoints) + left_out(facts.diverged)

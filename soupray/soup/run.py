@@ -36,6 +36,7 @@ from soupray.recipes.recipe import ONE_CLASS, PoolSize
 from soupray.reporting.plots import line_candidates
 from soupray.reporting.ranking import Calibrated, Entry, champion, leaderboard, one_model
 from soupray.reporting.results import SoupResult
+from soupray.reporting.tracker import load_trackers
 from soupray.search.plan import CODE_VERSION
 from soupray.soup.check import refuse_or_note
 from soupray.soup.details import gather
@@ -109,7 +110,8 @@ def run_soup(
         StoreError: the store cannot be reached.
     """
     spec, *others = specs
-    with open_session(spec, home, address, allowed.partial, others, show) as session:
+    load_trackers(spec)
+    with open_session(specs, home, address, allowed.partial, show, "soup") as session:
         if not others:
             for finding in refuse_or_note(session):
                 log.warning(f"{finding.what}. {finding.advice}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import Store, check_bucket, read_record
+from soupray.store.presence import Presence
 
 log = logging.getLogger(__name__)
 
@@ -81,42 +82,45 @@ def watched(
 
 @contextmanager
 def open_session(
-    spec: SweepSpec,
+    specs: Sequence[SweepSpec],
     home: Path,
     address: str | None,
     partial: bool,
-    others: Sequence[SweepSpec] = (),
     show: Show | None = None,
+    what: str | None = None,
 ) -> Iterator[Session]:
-    """Open the pool of `spec`. Ray starts only when a result is not in the store.
-
-    The ingredients of `others` join the pool; they can be used in ensembles, but not averaged.
+    """Open the pool of a spec. Ray starts only when a result is not in the store.
 
     Args:
-        spec: the sweep whose trials are the pool.
+        specs: the sweep whose trials are the pool, and others on the same data. Their ingredients
+            join the pool; they can be used in ensembles, but not averaged.
         home: folder for the state of this machine: embedded servers, caches.
         address: address of a Ray cluster; None for RAY_ADDRESS, else Ray starts on this machine.
         partial: continue without the trials that are missing.
-        others: further specs on the same data.
         show: shows the progress of the work in the session.
+        what: the verb that works, so that `soupray status` shows it and `soupray stop` ends it.
+            None: it only reads.
 
     Raises:
-        EvaluationError: no ingredients, some are missing and `partial` is false, or other data in
-            `others`.
+        EvaluationError: no ingredients, some are missing and `partial` is false, other data in the
+            other specs, or somebody asked this work to stop.
         IncompatibleWeights: an ingredient did not start from the theta_0 of its pool.
         StoreError: the store cannot be reached.
     """
     from soupray.distributed import cluster
     from soupray.distributed.actors import Actors, RayWorkers
 
-    with cluster.when_needed(address, spec, *others) as attach:
-        actors = Actors([spec, *others], attach)
+    with cluster.when_needed(address, *specs) as attach, ExitStack() as stack:
+        mine, *theirs = pools = [_spec_pool(s, home, partial) for s in specs]
+        here = [Presence(of.store, of.spec.name, what) for of in pools if what is not None]
+        for presence in here:
+            stack.enter_context(presence)
+        actors = Actors(specs, attach, lambda: _refuse_stop(here))
 
         def site(of: SpecPool) -> Site:
             workers = RayWorkers(of.spec, of.services.place, actors)
             return Site(workers, of.cache, of.spec.setting)
 
-        mine, *theirs = [_spec_pool(s, home, partial) for s in (spec, *others)]
         joined, foreign = _joined(mine, theirs)
         sites = [site(other) for other in theirs]
         yield Session(
@@ -126,9 +130,21 @@ def open_session(
             mine.basis,
             mine.diverged,
             StoredEvaluator(site(mine), {sha: sites[k] for sha, k in foreign.items()}),
-            {sha: others[k] for sha, k in foreign.items()},
-            show,
+            {sha: specs[1 + k] for sha, k in foreign.items()},
+            lambda progress: _follow(progress, here, show),
         )
+
+
+def _refuse_stop(here: Sequence[Presence]) -> None:
+    for presence in here:
+        presence.refuse_stop()
+
+
+def _follow(progress: Progress, here: Sequence[Presence], show: Show | None) -> None:
+    for presence in here:
+        presence.follow(progress)
+    if show is not None:
+        show(progress)
 
 
 class SpecPool(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, get_args
 import pydantic
 from pydantic import Discriminator, Field, JsonValue, Tag
 
+from soupray.core.plugins import MODULE
 from soupray.spec.space import Count, SpecModel
 from soupray.spec.task import Code
 
@@ -90,6 +91,9 @@ class OwnShift(SpecModel):
         return self.function.rpartition(":")[2].lower()
 
 
+_Named = Annotated[str, Field(json_schema_extra={"pattern": f"^{MODULE}$"})]
+
+
 def _as_function(value: object) -> object:
     return {"function": value} if isinstance(value, str) else value
 
@@ -104,7 +108,7 @@ def _form(value: object) -> str:
 
 _Function = Annotated[
     OwnShift,
-    pydantic.BeforeValidator(_as_function, json_schema_input_type=OwnShift | str),
+    pydantic.BeforeValidator(_as_function, json_schema_input_type=OwnShift | _Named),
     Tag("a function"),
 ]
 Shift = Annotated[

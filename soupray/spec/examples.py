@@ -51,6 +51,7 @@ EXAMPLES = {
     "resources.at_most": "4",
     "storage": "s3://bucket/prefix",
     "tracking": "http://127.0.0.1:5000",
+    "trackers": "{wandb: {project: soups}, tensorboard: {folder: tb}}",
     "recipes": "{greedy: {accept: ge}, wise_ft: {}}",
 }
 """YAML of the values, by the keys that lead to them."""

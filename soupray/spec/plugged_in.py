@@ -13,8 +13,11 @@ from soupray.core.plugins import digest_of, installed, is_plugin
 from soupray.maths.metrics import METRICS
 
 TASKS, DATA, LOSSES = "soupray.tasks", "soupray.data", "soupray.losses"
-SHIFTS, AUGMENTATIONS = "soupray.shifts", "soupray.augmentations"
-"""Groups of entry points: models, data sets, losses, corruptions and augmentations."""
+SHIFTS, AUGMENTATIONS, SAMPLERS = "soupray.shifts", "soupray.augmentations", "soupray.samplers"
+"""Groups of entry points: models, data sets, losses, corruptions, augmentations and samplers."""
+
+SAMPLER_NAMES = ("random", "qmc", "tpe")
+"""Soupray's own samplers."""
 
 
 class Place(NamedTuple):
@@ -25,11 +28,13 @@ class Place(NamedTuple):
     group: str
 
 
+SAMPLER = Place("search", "sampler", SAMPLERS)
 PLACES = (
     Place("task", "model", TASKS),
     Place("data", "dataset", DATA),
     Place("loss", "function", LOSSES),
     Place("augmentation", "function", AUGMENTATIONS),
+    SAMPLER,
 )
 
 
@@ -53,13 +58,15 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
         part = data.get(place.section)
         if place.key == "function":
             part = {place.key: part} if isinstance(part, str) else part
-        elif not isinstance(part, dict) or part.get("kind") != "torch":
+        elif not isinstance(part, dict) or (place != SAMPLER and part.get("kind") != "torch"):
             continue
         if not isinstance(part, dict):
             continue
         named = part.get(place.key)
         if not isinstance(named, str):
             continue
+        if place == SAMPLER and (named in SAMPLER_NAMES or not is_plugin(named, SAMPLERS)):
+            continue  # the checks of `Search` say what is allowed
         field = f"{source}: {place.section}.{place.key} = {named!r}"
         if not is_plugin(named, place.group):
             known = ", ".join(installed(place.group)) or "none is installed"

@@ -10,10 +10,15 @@ import msgspec
 
 from soupray.core.plugins import MODULE, installed
 from soupray.recipes import GROUP, RECIPES
+from soupray.spec import trackers
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.trackers import OWN
 
 FILLED = {"classes", "size", "mean", "std"}
 """Keys that may be left out: they are filled in from the checkpoint or the data before a check."""
+
+INTERNAL = ("code", "metric_code")
+"""Keys that soupray fills in, and nobody writes."""
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -22,13 +27,18 @@ def json_schema() -> dict[str, Any]:
     """Return the schema, with a description of every key and the default of each that has one."""
     found: dict[str, Any] = _plain(SweepSpec.model_json_schema())
     recipes, options = _recipes()
-    defs = {**found.pop("$defs"), **options}
+    shown, theirs = _trackers()
+    defs = {**found.pop("$defs"), **options, **theirs}
+    for model in (found, *defs.values()):
+        for name in INTERNAL:
+            model.get("properties", {}).pop(name, None)
     for model in defs.values():
         _complete(model)
     ranges = {"$ref": "#/$defs/Dimension"}
     for key in defs["Trained"]["properties"].values():  # one training: numbers, no ranges
         key["anyOf"].remove(ranges)
     found["properties"]["recipes"] |= recipes
+    found["properties"]["trackers"] |= shown
     # Draft 7, because editors know no newer one.
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "A spec of soupray"}
     return {**head, **found, "$defs": dict(sorted(defs.items()))}
@@ -89,10 +99,25 @@ def _recipes() -> tuple[dict[str, Any], dict[str, Any]]:
         recipe.name: {**schema, "description": _sentence(f"{recipe.summary}. {recipe.when}")}
         for recipe, schema in zip(RECIPES, schemas, strict=True)
     }
-    own = {"type": "object", "description": "A recipe of yours: its options."}
-    whole = {
-        "properties": keys | dict.fromkeys(installed(GROUP), own),
+    return _with_plugins(keys, GROUP, "A recipe of yours"), _plain(options)
+
+
+def _trackers() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the schema of `trackers`, and those of the options by name."""
+    schemas, options = msgspec.json.schema_components(OWN.values(), ref_template="#/$defs/{name}")
+    said = [_sentence((kind.__doc__ or "").splitlines()[0]) for kind in OWN.values()]
+    keys = {
+        name: {**schema, "description": words}
+        for name, schema, words in zip(OWN, schemas, said, strict=True)
+    }
+    return _with_plugins(keys, trackers.GROUP, "A tracker of yours"), _plain(options)
+
+
+def _with_plugins(keys: dict[str, Any], group: str, what: str) -> dict[str, Any]:
+    """Return the schema of a mapping whose keys may also be plug-ins of a group."""
+    own = {"type": "object", "description": f"{what}: its options."}
+    return {
+        "properties": keys | dict.fromkeys(installed(group), own),
         "patternProperties": {f"^{MODULE}$": own},
         "additionalProperties": False,
     }
-    return whole, _plain(options)

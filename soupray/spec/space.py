@@ -9,6 +9,8 @@ import pydantic
 from pydantic import Field
 
 from soupray.core.hyperparameters import LATER, TABLE, Hyperparameter
+from soupray.core.plugins import MODULE, installed, is_plugin
+from soupray.spec.plugged_in import SAMPLER_NAMES, SAMPLERS
 
 Value = float | int | str
 
@@ -159,9 +161,15 @@ class Search(SpecModel):
     """Number of trials. A larger number keeps the trials that exist. 0: a pool of imported models
     only."""
 
-    sampler: Literal["random", "qmc", "tpe"] = "random"
+    sampler: Annotated[
+        str, Field(json_schema_extra={"pattern": f"^({'|'.join(SAMPLER_NAMES)}|{MODULE})$"})
+    ] = "random"
     """`random` and `qmc`: all points are known before the sweep. `tpe`: Optuna suggests them from
-    the trials that are finished, which crowds the pool around one optimum."""
+    the trials that are finished, which crowds the pool around one optimum. `module:name`: a
+    function of yours suggests them."""
+
+    code: str | None = None
+    """Digest of the code of your own sampler. It is filled in."""
 
     scheduler: Literal["fifo", "asha"] = "fifo"
     """`fifo`: every trial is trained to its end. `asha`: trials with low scores are stopped early,
@@ -172,6 +180,22 @@ class Search(SpecModel):
 
     space: Space
     """The hyperparameters of the trials: each is a range, a choice, or one number for all."""
+
+    @pydantic.field_validator("sampler")
+    @classmethod
+    def _is_known(cls, sampler: str) -> str:
+        if sampler not in SAMPLER_NAMES and not is_plugin(sampler, SAMPLERS):
+            names = [*SAMPLER_NAMES, *installed(SAMPLERS)]
+            raise ValueError(f"write {', '.join(names)}, or module:name for your own")
+        return sampler
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_code(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `code` out where there is none: digests of older specs do not have it."""
+        found: dict[str, Any] = dump(self)
+        if self.code is None:
+            found.pop("code", None)
+        return found
 
     @pydantic.model_validator(mode="after")
     def _of_what_is_trained(self) -> Search:

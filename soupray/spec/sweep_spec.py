@@ -46,6 +46,7 @@ from soupray.spec.space import (
     refuse,
 )
 from soupray.spec.task import Code, Init, ProbeInit, TaskSpec, TrainedInit
+from soupray.spec.trackers import check_trackers
 from soupray.spec.yaml import find_key, parse_yaml
 
 NAME_LENGTH = 63
@@ -213,6 +214,10 @@ class SweepSpec(SpecModel):
     ] = "embedded"
     """Where trials are shown: `embedded`, MLflow on this machine; the URL of an MLflow server;
     `sqlite:///FILE`; or `off`."""
+
+    trackers: dict[str, dict[str, Option]] = Field(default={})
+    """Where trials are shown beside MLflow: `wandb`, `tensorboard`, or `module:name` for your own,
+    each with its options."""
 
     recipes: dict[str, dict[str, Option]] = Field(default=USUAL)
     """The recipes that `soupray soup` runs when no flag names one, each with its options."""
@@ -437,7 +442,7 @@ class SweepSpec(SpecModel):
     def digest(self) -> str:
         """Digest of the fields that determine the trials.
 
-        It does not depend on recipes, resources, storage or tracking.
+        It does not depend on recipes, resources, storage, tracking or trackers.
         """
         shaping: tuple[str, ...] = (
             "seed",
@@ -540,6 +545,8 @@ def _fill(spec: SweepSpec, data: dict[str, Any], source: str, text: str | None =
         SweepSpec.__pydantic_validator__.validate_json(written, self_instance=spec)
     except pydantic.ValidationError as error:
         raise ConfigError(explain(error, source, SweepSpec, text)) from error
-    for name, options in spec.recipes.items():
-        at = None if text is None else find_key(text, ("recipes", name))
-        check_recipes({name: options}, f"{source}: {'' if at is None else f'{at}: '}recipes")
+    for key, named in (("recipes", spec.recipes), ("trackers", spec.trackers)):
+        check = check_recipes if key == "recipes" else check_trackers
+        for name, options in named.items():
+            at = None if text is None else find_key(text, (key, name))
+            check({name: options}, f"{source}: {'' if at is None else f'{at}: '}{key}")

@@ -20,6 +20,8 @@
     sweeps/<name>/lease.json                    LeaseRecord: the driver of the sweep
     sweeps/<name>/progress.json                 Heartbeat: what the driver runs now
     sweeps/<name>/stop.json                     StopRequest: somebody asked the driver to stop
+    sweeps/<name>/working/<id>.json             Working: a soup, check or diagnosis that runs
+    sweeps/<name>/working/<id>.stop.json        StopRequest: somebody asked it to stop
     sweeps/<name>/check.json                    Report: what `soupray check` found last
     sweeps/<name>/asked/<search>/<index>.json   Suggested: a trial that the sampler suggested
     sweeps/<name>/stopped/<search>/<trial>.json Stopped: a trial that the scheduler stopped
@@ -30,11 +32,12 @@
 
     doctor/<id>                                 written, read and deleted by `soupray doctor`
 
-`lease.json`, `progress.json`, `stop.json`, `check.json`, and the files in `resume/`, `results/` and
-`leaderboards/` are overwritten. Files in `weights/` and `blobs/` may be written again with the same
-bytes. Every other object is written once and never overwritten. A file of arrays is written before
-the record that names it. `<key>`, `<basis>` and `<search>` are digests of all inputs of the object.
-Only `soupray gc` and `soupray delete` delete objects of other processes.
+`lease.json`, `progress.json`, `stop.json`, `check.json`, and the files in `working/`, `resume/`,
+`results/` and `leaderboards/` are overwritten. Files in `weights/` and `blobs/` may be written
+again with the same bytes. Every other object is written once and never overwritten. A file of
+arrays is written before the record that names it. `<key>`, `<basis>` and `<search>` are digests of
+all inputs of the object. Only `soupray gc` and `soupray delete` delete objects of other processes,
+but for the records in `working/` of processes that were killed.
 """
 
 from __future__ import annotations
@@ -131,6 +134,21 @@ def stop_request(sweep: str) -> str:
     return joined(SWEEPS, sweep, "stop.json")
 
 
+def all_working(sweep: str) -> str:
+    """Return the folder of the soups, checks and diagnoses of `sweep` that run."""
+    return joined(SWEEPS, sweep, "working")
+
+
+def working(sweep: str, name: str) -> str:
+    """Return the path of the record that work with this name (32 hexadecimal digits) runs."""
+    return joined(SWEEPS, sweep, "working", f"{name}.json")
+
+
+def stop_of(sweep: str, name: str) -> str:
+    """Return the path of the request to the work with this name to stop."""
+    return joined(SWEEPS, sweep, "working", f"{name}.stop.json")
+
+
 def check(sweep: str) -> str:
     """Return the path of what the last check of the trials of `sweep` found."""
     return joined(SWEEPS, sweep, "check.json")
@@ -210,6 +228,7 @@ _OURS = re.compile(
     rf"|{RESUME}/{_HEX}{{16}}/([0-9]+\.safetensors|state\.json)"
     rf"|(evaluations|decisions|answers|statistics|soups)/{_HEX}{{32}}\.json"
     rf"|{SWEEPS}/{_SWEEP}/(lease|progress|stop|check|specs/{_HEX}{{64}}|(choices|diagnoses)/{_HEX}{{32}}"
+    rf"|working/{_HEX}{{32}}(\.stop)?"
     rf"|asked/{_HEX}{{16}}/[0-9]{{5,}}|stopped/{_HEX}{{16}}/{_HEX}{{16}})\.json"
     rf"|{SWEEPS}/{_SWEEP}/(results|leaderboards/{_HEX}{{32}})/[a-z0-9_]+(\.recipe)?\.(json|csv|png|svg|html)"
 )

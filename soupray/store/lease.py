@@ -33,6 +33,10 @@ TERM_S = 60.0
 RENEW_S = 15.0
 
 
+Process = Annotated[str, msgspec.Meta(pattern=r"^[^/]+/[^/]+/[0-9]{1,19}/[0-9a-z]+\Z")]
+"""Boot, PID namespace, PID and start time of a process: see `this_process`."""
+
+
 class LeaseRecord(Record, frozen=True, kw_only=True):
     """The driver of a sweep, and when its lease ends without renewal (seconds since the epoch).
 
@@ -41,7 +45,7 @@ class LeaseRecord(Record, frozen=True, kw_only=True):
 
     holder: str
     who: str
-    process: Annotated[str, msgspec.Meta(pattern=r"^[^/]+/[^/]+/[0-9]{1,19}/[0-9a-z]+\Z")]
+    process: Process
     expires: float
 
 
@@ -51,7 +55,7 @@ def this_process() -> str:
     return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{os.getpid()}/{_started(os.getpid())}"
 
 
-def _this_driver() -> str:
+def this_driver() -> str:
     """Return how messages name this process."""
     return f"{socket.gethostname()}, pid {os.getpid()}"
 
@@ -105,7 +109,7 @@ class Lease:
         self._store, self._path, self._term = store, path, term_s
         self.holder = uuid.uuid4().hex
         self._beat: Callable[[], None] = lambda: None
-        self._who = _this_driver()
+        self._who = this_driver()
         self._stop = threading.Event()
         self._over = threading.Event()
         self.taken_by: str | None = None
@@ -327,7 +331,7 @@ def ask_to_stop(store: Store, sweep: str, holder: str) -> None:
     Raises:
         StoreError: the store cannot be reached.
     """
-    made = StopRequest(holder=holder, who=_this_driver(), asked=time.time())
+    made = StopRequest(holder=holder, who=this_driver(), asked=time.time())
     store.put(layout.stop_request(sweep), encode(made))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from soupray.core.errors import SouprayError
 from soupray.core.ports import TrackedRun
 from soupray.core.records import Manifest
-from soupray.reporting.tracker import open_tracker
+from soupray.reporting.tracker import is_tracked, open_tracker
 from soupray.services.place import Services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.sweep.progress import Live
@@ -53,21 +53,22 @@ class Indexer:
         self._followed: dict[str, Live] = {}
         self._keys: queue.Queue[str | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, daemon=True, name="indexer")
+        self._tracked = is_tracked(spec, services)
         self.problem: str | None = None
 
     def __enter__(self) -> Indexer:
-        if self._services.tracking_url:
+        if self._tracked:
             self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._services.tracking_url is None:
+        if not self._tracked:
             return
         self._keys.put(None)
         patience = PATIENCE_S if error == (None, None, None) else HURRY_S
         self._thread.join(patience)
         if self._thread.is_alive():
-            self.problem = f"MLflow is slower than {patience:.0f} s"
+            self.problem = f"the tracker is slower than {patience:.0f} s"
         if self.problem:
             log.warning(f"{self.problem}. Nothing is lost: `soupray publish` completes the index.")
 

@@ -12,7 +12,9 @@ from soupray.core.errors import NotFound, RayLost, StoreError, TrialError
 from soupray.core.progress import Show
 from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
 from soupray.recipes import load_recipes
+from soupray.reporting.tracker import load_trackers
 from soupray.search.history import Stopped, create_stopped
+from soupray.search.plan import is_adaptive
 from soupray.search.state import SweepState, basis_key, find_basis, read_state
 from soupray.services.home import remember_spec
 from soupray.services.place import Place, Services, start_services
@@ -74,9 +76,13 @@ def run_sweep(
         StoreError: the store cannot be reached, or another driver holds the sweep.
     """
     from soupray.distributed import cluster
+    from soupray.search.plugged import load_sampler
 
     started = time.time()
     load_recipes(spec.recipes)  # a plug-in that is away is named before anything is trained
+    load_trackers(spec)
+    if spec.search.code is not None:
+        load_sampler(spec.search.sampler)
     with cluster.when_needed(address, spec, workers=spec.training.workers) as attach:
         services = start_services(spec, home)
         check_bucket(services.place.storage, services.place.read_credentials())
@@ -181,9 +187,12 @@ def _run(
 ) -> None:
     from soupray.distributed import cluster
     from soupray.distributed.tune import Planned, run_trials
+    from soupray.search.plugged import PluginSearch
     from soupray.search.tpe import TpeSearch
 
-    adaptive = spec.search.sampler == "tpe"
+    def search() -> TpeSearch | PluginSearch | None:
+        kind = TpeSearch if spec.search.sampler == "tpe" else PluginSearch
+        return kind(store, spec, state.basis) if is_adaptive(spec) else None
 
     def give_up(trial: Trial, last: EpochRecord) -> None:
         create_stopped(store, spec, state.basis, Stopped(trial=trial, last=last))
@@ -194,7 +203,7 @@ def _run(
     for restarts in range(RESTARTS + 1):
         # Trials that are stored, but whose end the driver did not hear, end at once in a new run.
         left = [trial for trial in state.missing if not progress.is_over(trial.key)]
-        planned = Planned(left, TpeSearch(store, spec, state.basis) if adaptive else None)
+        planned = Planned(left, search())
         try:
             run_trials(spec, place, planned, progress, over, give_up)
         except RayLost:

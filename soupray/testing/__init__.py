@@ -2,6 +2,15 @@
 
 from soupray.testing.data import check_dataset
 from soupray.testing.recipes import check_recipe
+from soupray.testing.samplers import check_sampler
 from soupray.testing.tasks import check_task
+from soupray.testing.trackers import Shown, check_tracker
 
-__all__ = ["check_dataset", "check_recipe", "check_task"]
+__all__ = [
+    "Shown",
+    "check_dataset",
+    "check_recipe",
+    "check_sampler",
+    "check_task",
+    "check_tracker",
+]

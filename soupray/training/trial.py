@@ -32,6 +32,7 @@ from soupray.evaluation.cache import save_logits
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.local import LocalWorkers
 from soupray.maths.metrics import right_mask, score, value
+from soupray.maths.weights import distance
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.manifests import create_manifest, find_manifest
 from soupray.store.weights_file import Weights, tensor_digests
@@ -238,6 +239,7 @@ def stored(
         made_with=_versions(torch.device(trial.setting.device)),
         started=started,
         finished=time.time(),
+        distance=distance(checkpoints.open(ref.sha256), checkpoints.open(trial.init)),
     )
 
 
