@@ -182,13 +182,15 @@ def _sections(defs: dict[str, Any]) -> dict[str, list[str]]:
     tasks = [
         name for name in defs if name in tagged and "templates" in defs[name].get("properties", {})
     ]
-    tasks += [name for name in defs if name == "TimmSpec"]
+    tasks += ["TimmSpec", "TorchSpec"]
     data = [name for name in defs if name in tagged and name not in tasks]
     return {
         "task": tasks,
         "data": data,
         "data.held_out": ["HeldOutParts", "HeldOutIds"],
-        "data.shifts": ["NaturalShift"],
+        "data.shifts": ["NaturalShift", "OwnShift"],
+        "objective": ["Regression", "Tolerance"],
+        "loss, augmentation": ["OwnFunction"],
         "init": ["TrainedInit", "ProbeInit", "Probe", "FileInit"],
         "search": ["Search"],
         "search.space": ["Space"],

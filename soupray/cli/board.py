@@ -244,9 +244,8 @@ def show_calibration(entries: list[Entry]) -> None:
     for e in entries:
         if not e.calibrated:
             raise NotFound(
-                "this leaderboard has no temperatures: they are for one class for each sample. If "
-                "that is what the spec has, an older soupray made the leaderboard: run `soupray "
-                "soup` again, it evaluates nothing again."
+                "this leaderboard has no temperatures, because an older soupray made it, or its "
+                "targets are not one class. Run `soupray soup` again: it evaluates nothing again."
             )
         pairs = ((e.test.nll, e.calibrated.test_nll), (e.test.ece, e.calibrated.test_ece))
         numbers = (f"{v:.3f}".lstrip("0") for pair in pairs for v in pair)

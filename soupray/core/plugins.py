@@ -25,6 +25,10 @@ MODULE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 """`package.module:name`."""
 
 
+METRICS = "soupray.metrics"
+"""Entry points of metrics: the one group that code below the specs reads."""
+
+
 class Plugin(NamedTuple):
     """Code that was found.
 

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from soupray.core.arrays import Float64, Indices, Labels, Logits, Mask
 from soupray.core.errors import EvaluationError
-from soupray.core.plugins import load, raised
+from soupray.core.plugins import METRICS, load, raised
 from soupray.core.records import (
     Metric,
     Objective,
@@ -30,9 +30,6 @@ from soupray.maths.objectives import (
     metrics_of,
     right_of,
 )
-
-METRICS = "soupray.metrics"
-"""Entry points of metrics that are not soupray's own."""
 
 COUNTED = ("accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "worst_class")
 """Metrics from 0 to 1 that follow from counts of samples. For others there is no exact paired

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
+from soupray.core.plugins import METRICS as METRIC_GROUP
 from soupray.core.plugins import is_plugin
 from soupray.core.records import KnownMetric
-from soupray.maths.metrics import METRICS as METRIC_GROUP
 from soupray.spec.space import Positive, SpecModel
 from soupray.spec.task import Code
 

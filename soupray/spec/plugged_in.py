@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from soupray.core.errors import ConfigError
-from soupray.core.plugins import digest_of, installed, is_plugin
-from soupray.maths.metrics import METRICS
+from soupray.core.plugins import METRICS, digest_of, installed, is_plugin
 
 TASKS, DATA, LOSSES = "soupray.tasks", "soupray.data", "soupray.losses"
 SHIFTS, AUGMENTATIONS, SAMPLERS = "soupray.shifts", "soupray.augmentations", "soupray.samplers"
