@@ -242,6 +242,9 @@ def test_losses_by_hand():
     counted = [[1, 0], [1, 0], [1, 0], [0, 1]]
     weighted = float(loss(counted, SEVERAL, class_weight=1)(outputs, several))
     assert weighted == pytest.approx((bce[0] / 3 + bce[1] + bce[2] / 3 + 3 * bce[3]) / 4)
+    # A label that all four have weighs 1/4, not 0; one that none has is never positive.
+    everywhere = loss([[1, 0]] * 4, SEVERAL, class_weight=1)
+    assert everywhere._weights.tolist() == [0.25, 4.0]
     numbers = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
     assert float(loss(numbers, NEAR)(outputs, numbers)) == pytest.approx((1 + 9) / 4)
     huber = float(loss(numbers, NEAR, huber=1)(outputs, numbers))
@@ -311,6 +314,7 @@ def test_a_loss_of_the_user_is_named_where_it_breaks_its_contract(tmp_path, monk
         "def mean(o, t): return good(o, t).mean()\n"
         "def cut(o, t): return good(o, t).detach()\n"
         "def bad(o, t): return o / 0 + nothing\n"
+        "def twofold(o, t): return good(o, t).to(torch.complex64)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -323,6 +327,7 @@ def test_a_loss_of_the_user_is_named_where_it_breaks_its_contract(tmp_path, monk
     for name, says in {
         "mean": r"'ownloss:mean' \(.*ownloss.py\) returned \[\], not the loss of each of the 3",
         "cut": "returned losses without a gradient",
+        "twofold": "returned losses of complex64; return floats",
         "bad": r"raised NameError: name 'nothing' is not defined \(.*ownloss.py:5\)",
     }.items():
         with pytest.raises(TrialError, match=says):
@@ -341,6 +346,8 @@ def test_labels_are_matched_by_name():
     named = ["red fox", "cat", "dog"]  # the dataset's own order
     found = labels_of([[0], np.array([1, 0, 1])], classes, named, "here")
     assert found.tolist() == [[0, 0, 1], [0, 1, 1]]
+    tensors = torch.tensor([1.0, 0, 1], requires_grad=True), torch.ones(3, dtype=torch.bfloat16)
+    assert labels_of(tensors, classes, None, "here").tolist() == [[1, 0, 1], [1, 1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -353,6 +360,13 @@ def test_labels_are_matched_by_name():
         ([np.array([0, 2, 1])], None, r"its target is an array \[3\] int64. Allowed are 0 and 1"),
         ([np.array([0.0, np.nan, 1])], None, r"array \[3\] float64"),
         ([torch.tensor([0, 1])], None, r"its target is an array \[2\]"),
+        ([torch.tensor([1, 2, 0])], None, r"its target is an array \[3\] int64"),
+        ([[torch.tensor([0, 1])]], None, r"has the class tensor\(\[0, 1\]\)"),
+        (
+            [[0]],
+            ["cat", "dog", "red fox", "cat"],
+            "`classes` of the dataset are cat, dog, red fox, cat",
+        ),
         ([[0]], ["cat", "dog", "cow"], "`classes` of the dataset are cat, dog, cow; task.classes"),
     ],
 )
@@ -364,9 +378,28 @@ def test_labels_that_are_not_understood_are_refused(targets, named, says):
 def test_numbers_are_finite_and_as_many_as_the_outputs():
     assert numbers_of([1, 2.5, np.float32(3)], ["a"], "here").tolist() == [[1], [2.5], [3]]
     assert numbers_of([[1, 2], torch.tensor([3.0, 4])], ["a", "b"], "here").shape == (2, 2)
-    for wrong in (float("nan"), math.inf, "1", None, [1, 2], True):
+    tensors = torch.tensor([[4.0]], requires_grad=True), torch.tensor([0.5], dtype=torch.bfloat16)
+    assert numbers_of(tensors, ["a"], "here").tolist() == [[4], [0.5]]
+    wrong_ones = (float("nan"), math.inf, "1", None, [1, 2], True, [True], ["1"], 1e39, 10**400,
+                  np.datetime64("2020-01-01"), np.complex64(1 + 2j), np.array("3"))  # fmt: skip
+    for wrong in wrong_ones:
         with pytest.raises(ConfigError, match=r"here: the target of sample 1 is .*1 finite numb"):
             numbers_of([0.0, wrong], ["angle"], "here")
+
+
+def test_targets_that_can_hardly_be_learnt_are_said():
+    from soupray.data.targets import notes_on
+
+    labels = np.array([[1, 0, 1], [1, 0, 0]], np.uint8)
+    assert notes_on(labels, ["a", "b", "c"]) == (
+        "all samples have the class 'a' in split 'train': nothing tells when it is there",
+        "no sample has the class 'b' in split 'train': nothing tells when it is there",
+    )
+    numbers = np.array([[3, 0.5, 2000, 1e-6], [3, -0.5, 2010, 3e-6]], np.float32)
+    same, year, small = notes_on(numbers, ["same", "fine", "year", "small"])
+    assert same == "all targets of 'same' in split 'train' are 3: there is nothing to learn"
+    assert "'year' in split 'train' have mean 2e+03 and standard deviation 5;" in year
+    assert "'small' in split 'train' have mean 2e-06 and standard deviation 1e-06;" in small
 
 
 # ---- what a spec may say
@@ -395,6 +428,12 @@ def spec(**keys) -> SweepSpec:
         ({"objective": "many"}, "write one_class, multi_label or"),
         ({"objective": {"regression": {"tolerance": 0}}}, "tolerance"),
         ({"data": {"kind": "digits"}}, "have one class for each sample; multi_label needs kind"),
+        ({"objective": {"regression": {"tolerance": math.inf}}}, "finite number"),
+        ({"metric": "map", "metric_code": "0" * 64},
+         "metric_code is '0.*', but the metric 'map' here has no code of yours"),
+        ({"metric": "math:dist", "metric_code": "0" * 64}, "Leave metric_code out"),
+        ({"data": {"kind": "torch", "dataset": "sweeps.digit_tasks:two_digits", "size": 32,
+                   "held_out": 10, "label_map": "names.yaml"}}, "label_map is for one class"),
         ({"precision": "cascade"}, "precision: cascade counts one class"),
         ({"init": {"probe": {}}}, "a probe is a logistic regression for one class"),
         ({"search": {"trials": 1, "space": {"lr": 1, "epochs": 1, "label_smoothing": 0.1}}},
@@ -405,6 +444,10 @@ def spec(**keys) -> SweepSpec:
          "huber is for regression"),
         ({"objective": {"regression": {"tolerance": 1}}, "search":
           {"trials": 1, "space": {"lr": 1, "epochs": 1, "focal": 1.0}}}, "focal is for classes"),
+        ({"loss": "math:dist", "search": {"trials": 1, "space": {"lr": 1, "epochs": 1,
+          "focal": 1.0}}}, "focal changes the losses of soupray, not your `loss`"),
+        ({"loss": "math:dist", "init": {"trained": {"lr": 1, "epochs": 1, "class_weight": 1.0}}},
+         "class_weight changes the losses of soupray"),
         ({"loss": "nowhere:loss"}, "there is no module 'nowhere'"),
         ({"loss": "not a module"}, "is neither module:name nor the name of an entry point"),
     ],
@@ -422,6 +465,40 @@ def test_one_output_is_for_a_regression_alone():
     for objective in ("one_class", "multi_label"):
         with pytest.raises(ConfigError, match=r"has at least two classes; task\.classes names"):
             spec(task=task, objective=objective)
+
+
+def test_names_that_tables_of_predictions_cannot_have_are_refused():
+    task = spec().task.model_dump(mode="json")
+    with pytest.raises(ConfigError, match=r"an output cannot be called 'input'"):
+        spec(task=task | {"classes": ["input"]}, objective={"regression": {"tolerance": 1}})
+    with pytest.raises(ConfigError, match=r"the class 'a\|b' has a \|"):
+        spec(task=task | {"classes": ["a|b", "c"]})
+
+
+def test_a_registered_model_says_the_columns_of_its_predictions(tmp_path):
+    """Without `params`, as MLflow checks them, they are those of `soupray predict`."""
+    from soupray.reporting.model_folder import answers_of
+
+    task = spec().task.model_dump(mode="json")
+    for made in (spec(), spec(objective="one_class"), spec(objective={"regression": {
+        "tolerance": 1}}, task=task | {"classes": ["x", "y"]})):  # fmt: skip
+        columns = Meaning(made.task.classes, made.targets or None).columns(Wanted())
+        assert {"input": str, **answers_of(made)} == columns
+
+
+def test_code_that_is_not_there_is_named_before_anything_is_trained():
+    from soupray.operations.estimate import dry_run
+    from soupray.recipes import check_objective
+
+    wrong = {"loss": "losses", "metric": "metrics", "augmentation": "augmentations"}
+    for key, group in wrong.items():
+        with pytest.raises(ConfigError, match=f"soupray.{group} 'math:dust': .* has no 'dust'"):
+            dry_run(spec(**{key: "math:dust"}))
+        with pytest.raises(ConfigError, match=r"'math:pi' .* is float, which cannot be called"):
+            dry_run(spec(**{key: "math:pi"}))
+    with pytest.raises(ConfigError, match=r"vrf is for one_class; the targets .* multi_label"):
+        check_objective("vrf", "multi_label")
+    check_objective("learned", "multi_label")
 
 
 def test_keys_of_specs_from_before_do_not_change():
@@ -516,6 +593,84 @@ def short(name: str, folder, *edits: tuple[str, str]):
     return path
 
 
+def tracked(folder) -> tuple[str, str]:
+    """An edit of `short`: MLflow with a database in a folder."""
+    return 'tracking: "off"', f"tracking: sqlite:///{folder}/mlflow.db"
+
+
+def registered(sweep: str, folder, image, params: dict) -> dict:
+    """What MLflow's model of the champion says about an image, by column."""
+    import io
+
+    import mlflow
+    import pandas as pd
+
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    try:
+        model = mlflow.pyfunc.load_model(f"models:/soupray-{sweep}@champion")
+        (row,) = model.predict(pd.DataFrame({"image": [file.getvalue()]}), params).to_dict(
+            "records"
+        )
+        names = model.metadata.signature.outputs.input_names()
+        assert set(names) <= row.keys()
+        none = pd.DataFrame({"image": pd.Series([], dtype=object)})
+        assert model.predict(none).columns.tolist() == names
+        return row
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
+def handed_over(what: str, folder, image) -> tuple[str, str]:
+    """The card of an exported folder, and what its example prints about an image."""
+    import os
+    import subprocess
+    import sys
+
+    from conftest import HANG_S, ROOT, inside
+
+    out = folder / "hub"
+    inside("export", what, "--home", folder / "home", "--format", "hub", "--output", out)
+    image.save(out / "photo.png")
+    card = (out / "README.md").read_text()
+    done = subprocess.run(
+        [sys.executable, "-c", card.split("```python\n")[1].split("```")[0]], cwd=out,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=HANG_S,
+    )  # fmt: skip
+    return card, done.stdout.strip() or done.stderr
+
+
+def test_numbers_from_the_sweep_to_a_registered_model(tmp_path):
+    import ast
+
+    from conftest import inside, leaderboard
+
+    import soupray
+    from sweeps.digit_tasks import rotated_digits
+
+    spec, where = short("digit_angle", tmp_path, tracked(tmp_path)), ["--home", tmp_path / "home"]
+    try:
+        inside("sweep", spec, *where)
+        inside("soup", spec, *where, "--output", tmp_path / "out")
+        images, targets = zip(*rotated_digits("test", 200), strict=True)
+        model = soupray.load("digit_angle:uniform", home=tmp_path / "home")
+        found = model.predict(list(images))[:, 0]
+        uniform = next(e for e in leaderboard(tmp_path / "out") if e["name"] == "uniform")
+        mae = np.abs(found - np.array(targets)).mean()
+        assert uniform["test"]["others"]["mae"] == pytest.approx(mae, rel=1e-5)
+        champion = soupray.load("digit_angle@champion", home=tmp_path / "home")
+        said = registered("digit_angle", tmp_path, images[7], {})
+        assert said == {"angle": pytest.approx(float(champion.predict(images[7])[0, 0]), rel=1e-5)}
+        card, answer = handed_over("digit_angle:uniform", tmp_path, images[7])
+        assert "A regression of torch" in card
+        assert "every output is within 0.175 of its target; NLL is the mean squared error" in card
+        assert "pipeline_tag" not in card.split("---")[1]
+        assert ast.literal_eval(answer) == {"angle": pytest.approx(float(found[7]), abs=1e-4)}
+    finally:
+        inside("down", *where)
+
+
 def test_several_labels_from_the_sweep_to_a_table_of_predictions(tmp_path):
     import csv
     import json
@@ -525,7 +680,7 @@ def test_several_labels_from_the_sweep_to_a_table_of_predictions(tmp_path):
     import soupray
     from sweeps.digit_tasks import NAMES, two_digits
 
-    spec, where = short("two_digits", tmp_path), ["--home", tmp_path / "home"]
+    spec, where = short("two_digits", tmp_path, tracked(tmp_path)), ["--home", tmp_path / "home"]
     try:
         inside("sweep", spec, *where)
         shown = inside("soup", spec, *where, "--output", tmp_path / "out").stdout
@@ -551,6 +706,16 @@ def test_several_labels_from_the_sweep_to_a_table_of_predictions(tmp_path):
         (row,) = csv.DictReader((tmp_path / "p.csv").open())
         over = logits[7] > np.array(uniform["thresholds"])
         assert row["classes"] == "|".join(n for n, yes in zip(NAMES, over, strict=True) if yes)
+        said = registered("two_digits", tmp_path, images[7], {"probabilities": True})
+        champion = soupray.load("two_digits@champion", home=tmp_path / "home")
+        assert said["classes"] == "|".join(champion.predict(images[7])[0])
+        chances = [said[f"p({name})"] for name in NAMES]
+        assert np.allclose(chances, champion.predict_proba(images[7])[0], atol=1e-6)
+        card, answer = handed_over("two_digits:uniform", tmp_path, images[7])
+        assert "A classifier for several labels of torch" in card
+        assert "| split | samples | accuracy | 95 % interval | NLL | ECE | map | micro" in card
+        assert "The thresholds with the best F1 on held-out data: zero " in card
+        assert answer == str([n for n, z in zip(NAMES, logits[7], strict=True) if z > 0])
         report = inside("report", spec, *where, "--output", tmp_path / "r.html")
         assert report.returncode == 0
         page = (tmp_path / "r.html").read_text()

@@ -93,6 +93,16 @@ def test_a_metric_may_be_one_number_without_bounds(here):
     assert value(score(predictions("broken:metric", np.eye(3), [0, 1, 2])), "broken:metric") == -7.5
 
 
+def test_what_a_metric_changes_in_place_is_its_own_copy(here):
+    (here / "broken.py").write_text(
+        "def metric(outputs, targets):\n    outputs -= 9\n    targets[:] = 0\n    return 0.5\n"
+    )
+    said = predictions("broken:metric", np.eye(3), [0, 1, 2])
+    assert value(score(said), "broken:metric") == 0.5
+    assert np.array_equal(said.logits, np.eye(3))
+    assert said.labels.tolist() == [0, 1, 2]
+
+
 def test_other_code_than_that_of_the_sweep_is_refused(here):
     said = predictions("measures:brier", np.eye(3), [0, 1, 2])
     (here / "measures.py").write_text(FILES["measures.py"] + "# edited\n")

@@ -241,6 +241,12 @@ REFUSED = {
     "class D:\n    def __getitem__(self, k): return 1\ndef data(split): return D()":
         "is D, which has no __len__",
     "def data(split): return []": "the dataset is empty",
+    "def data(split): return [(np.zeros((4, 4), np.uint8), 1, 'x')]":
+        "sample 0 is tuple of 3 parts, not a pair of an image and its target",
+    "class D(list):\n    reads = 0\n    def __getitem__(self, k):\n        self.reads += k > 0\n"
+    "        return np.zeros((4, 4), np.uint8), 'AB'[self.reads % 2]\n"
+    "def data(split): return D(range(9))":
+        "the target of sample 1 changes from one read to the next, from 'B' to 'A'",
     "def data(split): return [np.zeros((4, 4), np.uint8)]": "sample 0 is ndarray, not a pair",
     "def data(split): return [({}, 0)]": "sample 0: it is dict, not an image of Pillow",
     "def data(split): return [(np.zeros((4, 4), np.uint8), float('nan'))]":
@@ -305,6 +311,23 @@ MODELS = {
         r"its outputs are \[2, 3\], not \[2, 4\]",
     "def model(): return nn.Sequential(nn.Flatten(), nn.Linear(1024, 4), nn.Softmax(1))":
         "its outputs are not those of a linear layer",
+    "def model(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(4))":
+        "the tensor '1.weight' has no shape before the first input",
+    "class M(nn.Module):\n"
+    "    def __init__(self): super().__init__(); self.a = nn.Linear(1024, 4); "
+    "self.w = nn.Parameter(torch.ones(4, dtype=torch.complex64))\n"
+    "    def forward(self, x): return self.a(x.flatten(1) * self.w.abs().sum())\n"
+    "def model(): return M()": "the tensor 'w' is complex",
+    "ONE = nn.Sequential(nn.Flatten(), nn.Linear(1024, 4))\ndef model(): return ONE":
+        "two calls return one and the same tensor '1.weight'",
+    "class M(nn.Linear):\n    def forward(self, x): return 2 * super().forward(x)\n"
+    "def model(): return nn.Sequential(nn.Flatten(), M(1024, 4))": "not those of a linear layer",
+    "def model(): return nn.Sequential(nn.Flatten(), "
+    "nn.utils.parametrizations.weight_norm(nn.Linear(1024, 4)))": "no weight_norm",
+    "class M(nn.Module):\n"
+    "    def __init__(self): super().__init__(); self.a = nn.Linear(1024, 4)\n"
+    "    def forward(self, x): x = self.a(x.flatten(1)); return (x, x) if self.training else x\n"
+    "def model(): return M()": "returned in training mode tuple.* Leave auxiliary outputs out",
     "def model(): return nn.Linear(5, 4)": r"for float32 inputs \[2, 1, 32, 32\] it raised Runtime",
     "class M(nn.Module):\n"
     "    def __init__(self): super().__init__(); self.a = nn.Linear(1024, 4)\n"
@@ -352,6 +375,49 @@ def test_weights_of_the_users_module_are_read_by_name(here):
     less = spec.model_copy(update={"pretrained": "less.safetensors"})
     with pytest.raises(IncompatibleWeights, match=r"there is no tensor 'body.0.bias'"):
         task_of(less).init()
+
+
+OURS = {
+    "a head alone": "def model(): return nn.Sequential(nn.Flatten(), nn.Linear(1024, 4))",
+    "body and head": """
+class M(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(1024, 8), nn.BatchNorm1d(8))
+        self.head = nn.Linear(8, 4)
+    def forward(self, x): return self.head(self.body(x))
+def model(): return M()
+""",
+    "head and body": """
+class M(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(1024, 8))
+        self.body = nn.Linear(8, 4)
+    def forward(self, x): return self.body(self.head(x))
+def model(): return M()
+""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", OURS.values(), ids=OURS)
+def test_parts_of_the_module_may_have_the_names_of_soupray(here, text):
+    code(here, text)
+    task = task_of(edited(here, ("letters:make_model\n  args: {width: 12}", "own:model")).task)
+    import own
+
+    module, images = own.model().eval(), torch.randint(0, 256, (6, 1, 32, 32)).byte()
+    for theirs in (module.state_dict(), task.adopt(module.state_dict(), "here")):
+        model = task.model().eval()
+        model.load_state_dict(task.adopt(theirs, "here"))
+        with torch.no_grad():
+            assert torch.equal(model(task.inputs(images)), module(task.inputs(images)))
+    check_task(task, images)
+    task.export(task.adopt(module.state_dict(), "here"), here)
+    again = own.model()
+    again.load_state_dict(load_file(here / "model.safetensors"))
+    assert torch.equal(again.state_dict()[task._last + ".weight"],
+                       module.state_dict()[task._last + ".weight"])  # fmt: skip
 
 
 def test_a_record_from_elsewhere_runs_no_function_of_this_machine(here, tmp_path, caplog):

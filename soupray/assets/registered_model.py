@@ -25,27 +25,32 @@ class RegisteredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Return the columns of `soupray predict`: class, probability, class_2, ..., p(CLASS).
+        """Return the columns of `soupray predict`.
+
+        One class: class, probability, class_2, ..., p(CLASS). Several classes: classes, p(CLASS).
+        Numbers: a column for each output.
 
         Args:
             context: what `load_context` got.
             model_input: a row for each image or text.
             params: `top`: number of classes; `probabilities`: a column for each class;
-                `calibrated`: divide the logits by the temperature of the entry.
+                `calibrated`: with the temperature, or the thresholds, of the entry.
         """
         from soupray.core.errors import SouprayError
         from soupray.inference.meaning import Wanted
 
         asked = params or {}
+        wanted = Wanted(max(1, asked.get("top", 1)), asked.get("probabilities", False))
         (column,) = model_input.columns
         try:
+            self.model.meaning.check(wanted)
             model = self.model.calibrated() if asked.get("calibrated") else self.model
             found = model.logits(list(model_input[column]))
         except SouprayError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
-        wanted = Wanted(max(1, asked.get("top", 1)), asked.get("probabilities", False))
         rows = model.meaning.rows([""] * len(found), found, wanted)
-        return pd.DataFrame(rows).drop(columns="input")
+        columns = list(model.meaning.columns(wanted))
+        return pd.DataFrame(rows, columns=columns).drop(columns="input")
 
 
 mlflow.models.set_model(RegisteredModel())

@@ -327,6 +327,8 @@ class Deployable(NamedTuple):
         write: writes the model folder at a path.
         reads: name of the one column of its inputs.
         example: a value of this column.
+        answers: the columns of its predictions, with the type of each.
+        params: what may be asked of it, with the values that are taken otherwise.
         requirements: what pip has to install.
         facts: what else to note about the model, as JSON can have it.
     """
@@ -334,6 +336,8 @@ class Deployable(NamedTuple):
     write: Callable[[Path], None]
     reads: Literal["image", "text"]
     example: bytes | str
+    answers: dict[str, type]
+    params: dict[str, int | bool]
     requirements: list[str]
     facts: dict[str, object]
 

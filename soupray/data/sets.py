@@ -25,6 +25,7 @@ from soupray.data.idx import file_digests, split_idx
 from soupray.data.natural import Shifted, list_shift
 from soupray.data.shards import list_shards, shards
 from soupray.data.splits import Listing, Part, draw, held_out_shares, set_aside, shares
+from soupray.data.targets import notes_on
 from soupray.data.text import read_texts, split_texts
 from soupray.spec.class_numbers import class_numbers
 from soupray.spec.data import (
@@ -110,6 +111,7 @@ def _drawn(
     every = list_targets(data, "train", classes, objective)
     test = data.test if data.test is not None else list_targets(data, "test", classes, objective)
     targets = every.labels
+    every = every._replace(notes=(*every.notes, *notes_on(targets, classes)))
     # One class for all: the draw is not by class.
     alike = every._replace(labels=np.zeros(len(every.ids), np.int64), rows=np.arange(len(targets)))
     alike, listed = set_aside(alike, data.held_out)

@@ -121,6 +121,11 @@ CHUNK = 2**26
 """Number of pixel values that are shifted at a time: 256 MiB as float32."""
 
 
+FAINT, FAINT_OF = 4.0, 64.0
+"""Images up to FAINT, made of images above FAINT_OF, are taken for images of 0 to 1, or for
+normalised ones: those with the mean and the deviation of ImageNet are below 2.7."""
+
+
 def own_shift(spec: OwnShift) -> Shift:
     """A corruption of the user, which is checked at each call.
 
@@ -178,6 +183,12 @@ def images_of(
         )
     if not torch.isfinite(made).all():
         raise error(f"{where} returned values that are NaN or infinite.")
+    if images.max() > FAINT_OF >= FAINT >= made.max() and (made != made.round()).any():
+        raise error(
+            f"{where} returned values from {float(made.min()):.3g} to {float(made.max()):.3g}, "
+            f"but got values up to {float(images.max()):.0f}. Images have values from 0 to 255 "
+            "here, before any normalisation."
+        )
     return made.to(torch.float32)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,12 @@ from soupray.spec.class_numbers import number_of, numbers_by_name
 
 SHOWN = 5
 """Number of names that a message lists."""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Targets are float32: a larger number would be infinite."""
+
+FAR = 100.0
+"""Targets so many times larger or smaller than 1 are far from first outputs (assumed)."""
 
 
 def labels_of(
@@ -38,7 +43,7 @@ def labels_of(
     made = np.zeros((len(targets), len(classes)), np.uint8)
     for row, target in enumerate(targets):
         if hasattr(target, "shape"):
-            made[row] = _vector(np.asarray(target), columns, f"{where}: sample {row}")
+            made[row] = _vector(_array(target), columns, f"{where}: sample {row}")
             continue
         if not isinstance(target, list | tuple | set | frozenset):
             raise ConfigError(
@@ -61,7 +66,7 @@ def _columns(classes: Sequence[str], named: Sequence[str] | None, where: str) ->
         return list(range(len(classes)))
     known = numbers_by_name(classes)
     found = [number_of(name, known) for name in named]
-    if None in found or len(set(found)) < len(classes):
+    if None in found or len(set(found)) < len(classes) or len(found) > len(classes):
         raise ConfigError(
             f"{where}: `classes` of the dataset are {', '.join(named)}; task.classes are "
             f"{', '.join(classes)}. Write the same names."
@@ -70,7 +75,8 @@ def _columns(classes: Sequence[str], named: Sequence[str] | None, where: str) ->
 
 
 def _class(label: Any, known: dict[str, int], columns: list[int], where: str) -> int:
-    label = label.item() if hasattr(label, "item") else label
+    if hasattr(label, "item") and getattr(label, "ndim", 0) == 0:
+        label = label.item()
     if isinstance(label, str):
         found = number_of(label, known)
         if found is None:
@@ -110,18 +116,61 @@ def numbers_of(
     """
     made = np.empty((len(targets), len(outputs)), np.float32)
     for row, target in enumerate(targets):
-        try:
-            values = np.asarray(target, np.float64).reshape(-1)
-        except (TypeError, ValueError):
-            values = np.empty(0)
-        text = isinstance(target, str | bytes | bool)
-        if text or values.shape != (len(outputs),) or not all(map(math.isfinite, values)):
+        values = _array(target).reshape(-1)
+        number = values.dtype.kind in "iuf" and values.shape == (len(outputs),)
+        if not number or not (np.abs(values.astype(np.float64)) <= LARGEST).all():
             raise ConfigError(
                 f"{where}: the target of sample {row} is {_shown(target)}. Allowed are "
-                f"{len(outputs)} finite numbers ({', '.join(outputs)})."
+                f"{len(outputs)} finite numbers ({', '.join(outputs)}) up to {LARGEST:.1e}."
             )
         made[row] = values
     return made
+
+
+def notes_on(targets: npt.NDArray[Any], names: Sequence[str]) -> tuple[str, ...]:
+    """What of the targets of train a model can hardly learn, in sentences.
+
+    Args:
+        targets: labels uint8 [N, C], or numbers float32 [N, D].
+        names: of the C classes, or of the D outputs.
+    """
+    several = np.issubdtype(targets.dtype, np.integer)
+    said = _on_labels if several else _on_numbers
+    notes = [
+        said(name, column.astype(np.float64)) for name, column in zip(names, targets.T, strict=True)
+    ]
+    return tuple(note for note in notes if note)
+
+
+def _on_labels(name: str, has: npt.NDArray[np.float64]) -> str:
+    if has.all() or not has.any():
+        who = "all samples have" if has.all() else "no sample has"
+        return f"{who} the class {name!r} in split 'train': nothing tells when it is there"
+    return ""
+
+
+def _on_numbers(name: str, values: npt.NDArray[np.float64]) -> str:
+    mean, spread = float(values.mean()), float(values.std())
+    if values.min() == values.max():
+        return f"all targets of {name!r} in split 'train' are {mean:g}: there is nothing to learn"
+    if abs(mean) > FAR or not 1 / FAR <= spread <= FAR:
+        return (
+            f"targets of {name!r} in split 'train' have mean {mean:.3g} and standard deviation "
+            f"{spread:.3g}; outputs start at about 0 to 1, so that training may get nowhere: give "
+            "numbers of about 1 (subtract a mean, divide by a standard deviation)"
+        )
+    return ""
+
+
+def _array(target: Any) -> npt.NDArray[Any]:
+    """A target as an array; an empty one if it cannot be one."""
+    try:
+        if hasattr(target, "detach"):  # a tensor, perhaps with a gradient
+            target = target.detach().cpu()
+            target = target.double() if target.is_floating_point() else target
+        return np.asarray(target)
+    except (TypeError, ValueError, RuntimeError):
+        return np.empty(0)
 
 
 def _shown(target: Any) -> str:

@@ -7,7 +7,7 @@ known are refused by the name of the function and the number of the sample.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,9 @@ from soupray.spec.plugged_in import DATA
 EXACT = 1e-3
 """The largest distance of 255 times a float from a whole number. It covers the rounding of float16
 and that of torchvision's ToTensor."""
+
+READ_TWICE = 8
+"""The number of samples, about, whose targets are read twice."""
 
 
 def list_torch(spec: TorchDataSpec, split: str) -> tuple[Listing, list[str] | None]:
@@ -133,11 +136,24 @@ class _Source:
             raise Unreadable(str(error)) from error
 
     def refuse_random(self) -> None:
-        """Refuse a dataset whose first sample changes from one read to the next."""
+        """Refuse a dataset whose first sample changes from one read to the next.
+
+        Of some other samples the targets are compared: two classes drawn at random are often equal.
+        """
         try:
             first, again = (_image(self._pair(0)[0]) for _ in range(2))
         except Unreadable as error:
             raise ConfigError(f"{self.where}: sample 0: {error}.") from error
+        for row in sorted({k * (self.size - 1) // READ_TWICE for k in range(READ_TWICE + 1)}):
+            try:
+                one, two = (repr(self._pair(row)[1]) for _ in range(2))
+            except ConfigError:  # it is named, or left out, when all samples are read
+                continue
+            if one != two:
+                raise ConfigError(
+                    f"{self.where}: the target of sample {row} changes from one read to the next, "
+                    f"from {one[:40]} to {two[:40]}. Targets follow from the number of the sample."
+                )
         if not np.array_equal(np.asarray(first), np.asarray(again)):
             raise ConfigError(
                 f"{self.where}: sample 0 changes from one read to the next. Leave random "
@@ -179,10 +195,11 @@ class _Source:
                 sample = self._dataset[row]
         except Exception as error:
             raise ConfigError(f"{self.where}: sample {row}: {raised(error)}.") from error
-        if isinstance(sample, Mapping) or not isinstance(sample, list | tuple) or len(sample) != 2:
+        if not isinstance(sample, list | tuple) or len(sample) != 2:
+            form = type(sample).__name__
+            form += f" of {len(sample)} parts" if isinstance(sample, list | tuple) else ""
             raise ConfigError(
-                f"{self.where}: sample {row} is {type(sample).__name__}, not a pair of an image "
-                "and its class."
+                f"{self.where}: sample {row} is {form}, not a pair of an image and its target."
             )
         return sample[0], sample[1]
 

@@ -74,7 +74,8 @@ def own_metric(predictions: Predictions, named: str, code: str) -> float:
         )
     logits = mapped(predictions.logits, predictions.split.label_map)
     try:
-        given = np.asarray(found.value(logits, np.array(predictions.labels)), np.float64)
+        # Copies: what the function changes in place is neither stored nor scored.
+        given = np.asarray(found.value(np.array(logits), np.array(predictions.labels)), np.float64)
     except Exception as error:
         raise EvaluationError(f"{where} raised {raised(error)}.") from error
     on = f"{where}, on split {predictions.split.name} (n = {len(logits)}): it returned"

@@ -19,6 +19,7 @@ from soupray.recipes.recipe import PoolSize
 from soupray.recipes.starts import LINES
 from soupray.search.plan import plan
 from soupray.spec.data import ImagesSpec
+from soupray.spec.plugged_in import load_code
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import (
     FileInit,
@@ -185,6 +186,7 @@ def dry_run(spec: SweepSpec) -> DryRun:
     nothing is decoded or stored. Raises ConfigError, CheckpointError.
     """
     files = weight_files(spec)
+    load_code(spec.functions)
     sizes, classes, notes = planned(spec)
     size = {name: count for name, _, count in sizes}
     task = task_of(spec.task)

@@ -284,6 +284,8 @@ def _about(model: Model, network: Network, given: torch.Tensor) -> dict[str, Any
         "sha256": [recipe.sha256] if recipe.sha256 else sorted(recipe.digests.values()),
         "ingredients": recipe.ingredients,
         "classes": list(model.classes),
+        "objective": model.meaning.kind,
+        "thresholds": recipe.thresholds,  # of `calibrated`: a class is there above its logit
         "temperature": recipe.temperature,  # of `calibrated`; the graph's logits are not divided
         "input": {
             "name": network.argument,

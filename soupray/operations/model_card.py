@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from msgspec import UNSET
 
 from soupray import __version__
 from soupray.core.candidates import FisherSoup, LayerSoup
@@ -16,6 +17,7 @@ from soupray.core.ports import UNKNOWN, Origin
 from soupray.core.records import Basis, Ingredient, encode_pretty
 from soupray.core.task_vectors import TaskVectorSoup
 from soupray.reporting.history import SoupRun, recipe_name, soup_runs, stored_leaderboard
+from soupray.reporting.model_folder import kind_of
 from soupray.reporting.ranking import Entry, Measured
 from soupray.reporting.recipe_file import RecipeFile, spec_of
 from soupray.search.state import find_state
@@ -25,6 +27,7 @@ from soupray.spec.task import FileInit
 from soupray.store.objects import Store
 from soupray.store.weights_file import sha256_of
 from soupray.tasks import recorded_task
+from soupray.tasks.examples import answering
 
 SHOWN = 50
 """Number of ingredients that the card lists; the recipe file has all."""
@@ -113,7 +116,7 @@ def _facts(recipe: RecipeFile, home: Path, folder: Path, notes: list[str]) -> Fa
         basis=None if state is None else state.basis,
         trials={i.checkpoint.sha256: i for i in trials if i.checkpoint.sha256 in used},
         origin=Origin(name=file) if file else task.origin(),
-        example=task.example(),
+        example=answering(task.example(), kind_of(spec)),
         notes=notes,
         weights={path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))},
     )
@@ -180,17 +183,25 @@ def _data(facts: Facts) -> ModelCardData:
         license=facts.licence,
         metrics=["accuracy"] if results else None,
         model_name=f"{spec.name}-{slug(recipe.name)}",
-        pipeline_tag=ENCODER if encoder else task,
+        pipeline_tag=ENCODER if encoder else None if kind_of(spec) == "regression" else task,
         tags=["soupray", "model-soup", recipe.recipe],
     )
+
+
+_KINDS = {
+    "one_class": ("A classifier", "classes"),
+    "multi_label": ("A classifier for several labels", "classes, any number of them at a time"),
+    "regression": ("A regression", "outputs"),
+}
 
 
 def _what(facts: Facts) -> str:
     spec, count = facts.spec, len(facts.recipe.candidate.checkpoints)
     several = f"the average of the weights of {count} models" if count > 1 else "one model"
+    made, outputs = _KINDS[kind_of(spec)]
     return (
-        f"A classifier of {spec.task.kind} ({_plain(spec.task.model)}) with "
-        f"{len(spec.task.classes)} classes: {several}, by the recipe "
+        f"{made} of {spec.task.kind} ({_plain(spec.task.model)}) with "
+        f"{len(spec.task.classes)} {outputs}: {several}, by the recipe "
         f"{_plain(facts.recipe.recipe)} of soupray {__version__}."
     )
 
@@ -224,16 +235,12 @@ def _scores(facts: Facts) -> Iterator[str]:
         rows.append((f"shift: {name}", shift))
         if name in entry.test_on_classes:
             rows.append((f"test, classes of {name}", entry.test_on_classes[name]))
-    table = [
-        "| split | samples | accuracy | 95 % interval | NLL | ECE |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    table += [
-        f"| {name} | {m.n} | {100 * m.accuracy:.1f} % | {100 * m.low:.1f} to {100 * m.high:.1f} % "
-        f"| {m.nll:.3f} | {m.ece:.3f} |"
-        for name, m in rows
-    ]
-    yield "\n".join(table)
+    yield "\n".join(_table(rows))
+    if (targets := facts.spec.targets) is not UNSET:
+        near = f"every output is within {targets.tolerance:g} of its target"
+        right = near if targets.kind == "regression" else "all its labels are"
+        loss = "squared error" if targets.kind == "regression" else "binary cross-entropy"
+        yield f"A sample is right if {right}; NLL is the mean {loss}."
     of_run = f" of the run {_plain(run.key)}" if run is not None else ""
     yield (
         f"From the leaderboard{of_run}. Held-out data chose the model, so that its score there is "
@@ -242,13 +249,36 @@ def _scores(facts: Facts) -> Iterator[str]:
     )
 
 
+def _table(rows: list[tuple[str, Measured]]) -> Iterator[str]:
+    """The lines of a table of scores; metrics beyond accuracy are those of the objective."""
+    others = rows[0][1].others
+    more = [] if others is UNSET else sorted(others)
+    heads = ["split", "samples", "accuracy", "95 % interval", "NLL", "ECE", *map(_plain, more)]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|---|{'--:|' * (len(heads) - 1)}"
+    for name, m in rows:
+        interval = f"{100 * m.low:.1f} to {100 * m.high:.1f} %"
+        cells = [name, str(m.n), f"{100 * m.accuracy:.1f} %", interval, f"{m.nll:.3f}"]
+        cells += [f"{m.ece:.3f}", *(f"{m.read(metric):.3f}" for metric in more)]
+        yield f"| {' | '.join(cells)} |"
+
+
 def _inputs(facts: Facts) -> Iterator[str]:
     if facts.recipe.temperature is not None:
         yield (
             f"For calibrated probabilities, divide the logits by {facts.recipe.temperature:.6g}, a "
             "temperature that was fitted on held-out data. The NLL and ECE above are without it."
         )
-    yield f"Classes: {_plain(', '.join(facts.spec.task.classes))}."
+    names = facts.spec.task.classes
+    if facts.recipe.thresholds is not None:
+        cuts = zip(names, facts.recipe.thresholds, strict=True)
+        said = ", ".join(f"{_plain(name)} {cut:.6g}" for name, cut in cuts)
+        yield (
+            "A class is predicted where its logit is above 0. The thresholds with the best F1 on "
+            f"held-out data: {said}. The scores above are without them."
+        )
+    outputs = "Outputs" if kind_of(facts.spec) == "regression" else "Classes"
+    yield f"{outputs}: {_plain(', '.join(names))}."
     if facts.spec.task.kind != "transformers":
         yield (
             "soupray turns pictures as their EXIF says, and lays transparency over white, before "

@@ -105,6 +105,22 @@ def check_recipes(recipes: Wanted, source: str) -> None:
             )
 
 
+def check_objective(name: str, objective: str) -> None:
+    """Raise ConfigError if a recipe is not for an objective.
+
+    Args:
+        name: of the recipe.
+        objective: one_class, multi_label or regression.
+    """
+    allowed = find_recipe(name).objectives
+    if objective not in allowed:
+        offered = ", ".join(recipe.name for recipe in RECIPES if objective in recipe.objectives)
+        raise ConfigError(
+            f"{name} is for {', '.join(allowed)}; the targets of this spec are of {objective}. "
+            f"Choose among {offered}, or all."
+        )
+
+
 def load_recipes(wanted: Wanted) -> None:
     """Raise ConfigError if a recipe is not there, or if one of its options is not allowed.
 

@@ -332,20 +332,24 @@ def _contradicts(there: Run, run: TrackedRun) -> bool:
     )
 
 
+_TYPES = {
+    str: DataType.string, float: DataType.double, int: DataType.long, bool: DataType.boolean
+}  # fmt: skip
+"""The types of columns and parameters, as MLflow calls them."""
+
+
 def _save(folder: Path, files: Path, model: Deployable, model_id: str) -> None:
     """Write a model of MLflow's pyfunc flavour, whose code is `CODE`."""
     inputs = [ColSpec(DataType.binary if model.reads == "image" else DataType.string, model.reads)]
-    outputs = [ColSpec(DataType.string, "class"), ColSpec(DataType.double, "probability")]
-    params = [
-        ParamSpec("top", DataType.long, 1),
-        ParamSpec("probabilities", DataType.boolean, False),
-        ParamSpec("calibrated", DataType.boolean, False),
-    ]
+    outputs = [ColSpec(_TYPES[kind], name) for name, kind in model.answers.items()]
+    params = [ParamSpec(name, _TYPES[type(value)], value) for name, value in model.params.items()]
     mlflow.pyfunc.save_model(
         folder,
         python_model=str(CODE),
         artifacts={MODEL: str(files)},
-        signature=ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(params)),
+        signature=ModelSignature(
+            Schema(inputs), Schema(outputs), ParamSchema(params) if params else None
+        ),
         input_example=pd.DataFrame({model.reads: [model.example]}),
         pip_requirements=model.requirements,
         metadata=model.facts,

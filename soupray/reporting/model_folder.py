@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from msgspec import UNSET
 
 import soupray
 from soupray.core.candidates import VRFEnsemble, WeightCandidate, as_trained
@@ -94,6 +95,8 @@ def deployable(recipe: RecipeFile, place_of: Callable[[SweepSpec], Place]) -> De
         write=lambda folder: write_folder(recipe, place_of, folder),
         reads="text" if is_text else "image",
         example=example,
+        answers=answers_of(spec),
+        params=_params(spec),
         requirements=_requirements(recipe, spec),
         facts={
             "soupray.sweep": spec.name,
@@ -103,9 +106,41 @@ def deployable(recipe: RecipeFile, place_of: Callable[[SweepSpec], Place]) -> De
             "soupray.coefficients": list(recipe.candidate.coefficients),
             "soupray.sha256": [file_of(m, recipe) for m in recipe.candidate.members],
             "soupray.classes": list(spec.task.classes),
+            "soupray.objective": kind_of(spec),
             "soupray.temperature": recipe.temperature,
+            "soupray.thresholds": recipe.thresholds and list(recipe.thresholds),
         },
     )
+
+
+def kind_of(spec: SweepSpec) -> str:
+    """Return one_class, multi_label or regression.
+
+    Args:
+        spec: of the model.
+    """
+    return "one_class" if spec.targets is UNSET else spec.targets.kind
+
+
+def answers_of(spec: SweepSpec) -> dict[str, type]:
+    """Return the columns of the predictions of a model, with the type of each.
+
+    Args:
+        spec: of the model.
+    """
+    if kind_of(spec) == "regression":
+        return dict.fromkeys(spec.task.classes, float)
+    if kind_of(spec) == "multi_label":
+        return {"classes": str}
+    return {"class": str, "probability": float}
+
+
+def _params(spec: SweepSpec) -> dict[str, int | bool]:
+    """What may be asked of a model, with the values that are taken otherwise."""
+    if kind_of(spec) == "regression":
+        return {}
+    several: dict[str, int | bool] = {"probabilities": False, "calibrated": False}
+    return several if kind_of(spec) == "multi_label" else {"top": 1, **several}
 
 
 def _requirements(recipe: RecipeFile, spec: SweepSpec) -> list[str]:

@@ -25,6 +25,7 @@ from soupray.recipes import (
     BY_NAME,
     RECIPES,
     Wanted,
+    check_objective,
     code_of,
     find_recipe,
     load_recipes,
@@ -443,11 +444,7 @@ def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: boo
                 f"{name} averages weights, which models of several specs do not share: with "
                 f"several specs, choose among {', '.join(offered)}, or all."
             )
-        if objective not in find_recipe(name).objectives:
-            raise ConfigError(
-                f"{name} is for {', '.join(find_recipe(name).objectives)}; the targets of this "
-                f"spec are of {objective}. Choose among {', '.join(offered)}, or all."
-            )
+        check_objective(name, objective)
         if spec.targets and spec.recipes.get(name, {}).get("space") == "probabilities":
             raise ConfigError(
                 f"recipes.{name}.space: probabilities are of one class; with {objective} write "

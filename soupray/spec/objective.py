@@ -6,6 +6,7 @@ The text under a field describes the key, in the JSON schema and in the referenc
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
@@ -77,6 +78,21 @@ ObjectiveSpec = Annotated[
         custom_error_message="write one_class, multi_label or {regression: {tolerance: NUMBER}}",
     ),
 ]
+
+
+def not_in_tables(kind: str, names: Sequence[str]) -> str:
+    """Say which name would be read as something else in a table of predictions; empty: none.
+
+    Args:
+        kind: the objective.
+        names: of the classes, or of the outputs of a regression.
+    """
+    if kind == "regression" and "input" in names:
+        return "an output cannot be called 'input': that is a column of each table of predictions"
+    joined = [name for name in names if "|" in name]
+    if kind == "multi_label" and joined:
+        return f"the class {joined[0]!r} has a |, which is between classes in tables of predictions"
+    return ""
 
 
 class OwnFunction(SpecModel):

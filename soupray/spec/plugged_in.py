@@ -6,10 +6,12 @@ which code its models were made.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, get_args
 
 from soupray.core.errors import ConfigError
-from soupray.core.plugins import METRICS, digest_of, installed, is_plugin
+from soupray.core.plugins import METRICS, digest_of, installed, is_plugin, load
+from soupray.core.records import KnownMetric
 
 TASKS, DATA, LOSSES = "soupray.tasks", "soupray.data", "soupray.losses"
 SHIFTS, AUGMENTATIONS, SAMPLERS = "soupray.shifts", "soupray.augmentations", "soupray.samplers"
@@ -51,8 +53,19 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
     data = _with_shifts(data)
     metric = data.get("metric")
     # Another name is a known metric, or is refused with the other mistakes of the spec.
-    if isinstance(metric, str) and is_plugin(metric, METRICS):
-        data = {**data, "metric_code": digest_of(METRICS, metric)}
+    own = (
+        isinstance(metric, str)
+        and metric not in get_args(KnownMetric)
+        and is_plugin(metric, METRICS)
+    )
+    code = digest_of(METRICS, str(metric)) if own else ""
+    if (said := data.get("metric_code", code)) != code:
+        raise ConfigError(
+            f"{source}: metric_code is {said!r}, but the metric {metric!r} here has "
+            f"{f'the code {code}' if code else 'no code of yours'}. Leave metric_code out: it is "
+            "filled in."
+        )
+    data = {**data, "metric_code": code} if own else data
     for place in PLACES:
         part = data.get(place.section)
         if place.key == "function":
@@ -81,6 +94,24 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
             )
         data = {**data, place.section: {**part, "code": found}}
     return data
+
+
+def load_code(functions: Iterable[tuple[str, str]]) -> None:
+    """Import functions, so that one that is not there is named before anything is trained.
+
+    Args:
+        functions: the group of entry points, and the name, of each.
+
+    Raises:
+        ConfigError: there is no such function, its import raises, or it cannot be called.
+    """
+    for group, named in functions:
+        found = load(group, named)
+        if not callable(found.value):
+            raise ConfigError(
+                f"{group} {named!r} ({found.origin}) is {type(found.value).__name__}, which cannot "
+                "be called. Name a function."
+            )
 
 
 def _with_shifts(data: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,11 @@ class SpecModel(pydantic.BaseModel):
     """Base class for parts of a spec: frozen, strict about types, without unknown keys."""
 
     model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 
@@ -91,6 +95,10 @@ ONE_CLASS_ONLY = {row.name: row.default for row in TABLE if row.of == "one class
 CLASSES_ONLY = ONE_CLASS_ONLY | {row.name: row.default for row in TABLE if row.of == "classes"}
 NUMBERS_ONLY = {row.name: row.default for row in TABLE if row.of == "numbers"}
 """Hyperparameters about one kind of target, and for each the value that has no effect."""
+
+_IN_LOSS = ("label_smoothing", "focal", "class_weight", "huber")
+OF_LOSS = {row.name: row.default for row in TABLE if row.name in _IN_LOSS}
+"""Hyperparameters that change soupray's own losses, and the values without effect."""
 
 _BODY_ONLY = {row.name: row.default for row in TABLE if row.of == "body"}
 """Hyperparameters that treat blocks of a body differently, and the values without effect."""

@@ -16,6 +16,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import Field
 
 from soupray.core.errors import ConfigError, has_password, one_line
+from soupray.core.plugins import METRICS as METRIC_GROUP
 from soupray.core.records import Objective, Setting, Training, digest
 from soupray.recipes import check_recipes
 from soupray.recipes.recipe import Option
@@ -31,13 +32,15 @@ from soupray.spec.objective import (
     ObjectiveSpec,
     Own,
     Regression,
+    not_in_tables,
 )
-from soupray.spec.plugged_in import with_code
+from soupray.spec.plugged_in import AUGMENTATIONS, LOSSES, SHIFTS, with_code
 from soupray.spec.preprocessing import with_preprocessing
 from soupray.spec.space import (
     CLASSES_ONLY,
     IMAGE_ONLY,
     NUMBERS_ONLY,
+    OF_LOSS,
     ONE_CLASS_ONLY,
     Count,
     NonNegative,
@@ -284,6 +287,8 @@ class SweepSpec(SpecModel):
             )
         if kind != "regression" and task is not None and len(task.classes) < 2:
             raise ValueError(f"{kind} has at least two classes; task.classes names one")
+        if task is not None and (taken := not_in_tables(kind, task.classes)):
+            raise ValueError(taken)
         if kind == "one_class":
             return value
         if task is not None and task.kind not in ("timm", "torch"):
@@ -295,6 +300,8 @@ class SweepSpec(SpecModel):
                 f"data of kind {data.kind} have one class for each sample; {kind} needs kind: "
                 "torch, a function that returns datasets"
             )
+        if getattr(data, "label_map", None) is not None:
+            raise ValueError(f"data.label_map is for one class, not for {kind}; leave it out")
         if info.data.get("precision") == "cascade":
             raise ValueError(f"precision: cascade counts one class; with {kind} write fp32")
         return value
@@ -310,6 +317,8 @@ class SweepSpec(SpecModel):
             )
         if space is None:
             return value
+        if info.data.get("loss") is not None:
+            refuse(space, OF_LOSS, "changes the losses of soupray, not your `loss`")
         if isinstance(objective, Regression):
             refuse(space, CLASSES_ONLY | {"mixup": 0.0}, "is for classes, not for regression")
         else:
@@ -425,6 +434,14 @@ class SweepSpec(SpecModel):
         """Name and digest of the code of an augmentation of the user."""
         own = self.augmentation
         return None if own is None else (own.function, own.code)
+
+    @property
+    def functions(self) -> list[tuple[str, str]]:
+        """The functions of the user that this spec names: group of entry points, and name."""
+        named = [(METRIC_GROUP, self.metric)] if self.metric_code else []
+        named += [(LOSSES, self.loss.function)] if self.loss else []
+        named += [(AUGMENTATIONS, self.augmentation.function)] if self.augmentation else []
+        return named + [(SHIFTS, shift.function) for shift in self.data.functions]
 
     @property
     def own_loss(self) -> tuple[str, str] | None:

@@ -11,13 +11,14 @@ from pathlib import Path
 from soupray.core.errors import NotFound, RayLost, StoreError, TrialError
 from soupray.core.progress import Show
 from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
-from soupray.recipes import load_recipes
+from soupray.recipes import check_objective, load_recipes
 from soupray.reporting.tracker import load_trackers
 from soupray.search.history import Stopped, create_stopped
 from soupray.search.plan import is_adaptive
 from soupray.search.state import SweepState, basis_key, find_basis, read_state
 from soupray.services.home import remember_spec
 from soupray.services.place import Place, Services, start_services
+from soupray.spec.plugged_in import load_code
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.lease import Lease, find_stop_request, write_heartbeat
@@ -80,6 +81,9 @@ def run_sweep(
 
     started = time.time()
     load_recipes(spec.recipes)  # a plug-in that is away is named before anything is trained
+    for name in spec.recipes:
+        check_objective(name, spec.targets.kind if spec.targets else "one_class")
+    load_code(spec.functions)
     load_trackers(spec)
     if spec.search.code is not None:
         load_sampler(spec.search.sampler)

@@ -6,6 +6,7 @@ The tests run it. It is Python as a user may paste it; the folder is the current
 from __future__ import annotations
 
 import math
+import re
 
 from soupray.core.plugins import code_place
 from soupray.spec.plugged_in import TASKS
@@ -98,6 +99,23 @@ states = model(**tokens).last_hidden_state
     {features}
     head = load_file(f"{{folder}}/head.safetensors")
     logits = torch.nn.functional.linear(features, head["weight"], head.get("bias"))"""
+
+
+_ANSWER = re.compile(r"print\((.+)\[int\(logits\.argmax\(\)\)\]\)")
+_ANSWERS = {
+    "multi_label": r"print([name for name, logit in zip(\1, logits[0]) if logit > 0])",
+    "regression": r"print(dict(zip(\1, logits[0].tolist())))",
+}
+
+
+def answering(example: str, kind: str) -> str:
+    """Return an example that prints what the outputs mean: a class, some classes, or numbers.
+
+    Args:
+        example: prints the class with the largest output.
+        kind: of the objective.
+    """
+    return _ANSWER.sub(_ANSWERS[kind], example) if kind in _ANSWERS else example
 
 
 def timm_example(channels: int) -> str:

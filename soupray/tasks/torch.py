@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from soupray.core.errors import ConfigError
 from soupray.core.plugins import load, raised
@@ -45,6 +46,7 @@ class TorchTask:
         self._where = f"task.model = {spec.model!r} ({self._found.origin})"
         # The model is made here, so that an error is reported before anything is stored.
         self._last = self._last_linear()
+        self._names = frozenset(self.model().state_dict())
 
     def model(self) -> Classifier:
         """A new model. The values of its weights are not defined."""
@@ -130,11 +132,14 @@ class TorchTask:
     def _ours(self, weights: Weights) -> Weights:
         """The tensors under soupray's names, from soupray's names or the module's."""
         found = unwrapped(weights)
-        if f"{HEAD}weight" in found and any(name.startswith(BODY) for name in found):
-            return found
+        # The user's module may have parts called body and head too: then all names decide.
+        return found if self._names >= found.keys() else self._renamed(found)
+
+    def _renamed(self, weights: Weights) -> Weights:
+        """The tensors of the user's module under soupray's names."""
         last = f"{self._last}."
         return renamed(
-            found,
+            weights,
             lambda n: f"{HEAD}{n.removeprefix(last)}" if n.startswith(last) else f"{BODY}{n}",
         )
 
@@ -169,6 +174,7 @@ class TorchTask:
                 are not one number for each class.
         """
         spec, module = self._spec, self._made().eval()
+        self._refuse_tensors(module)
         inputs = torch.rand(2, len(spec.mean), spec.size, spec.size)
         outputs: dict[str, Any] = {}
         hooks = [
@@ -187,15 +193,16 @@ class TorchTask:
                 f"{len(spec.classes)} classes. A parameter num_classes gets their number."
             )
         last = next((name for name, out in outputs.items() if out is logits), None)
-        if last is None:
+        if last is None or not _is_plain(module.get_submodule(last)):
             raise ConfigError(
                 f"{self._where}: its outputs are not those of a linear layer (nn.Linear), the last "
                 "one. Without such a head there is no linear probe, and no features for VRF. "
-                "Return the logits of the last layer as they are: no softmax, no scale."
+                "Return the logits of the last layer as they are: no softmax, no scale, no "
+                "weight_norm."
             )
         self._last = last
         whole, parts = module.state_dict(), self.model().eval()
-        _take(parts, self._ours(whole))
+        _take(parts, self._renamed(unwrapped(whole)))
         again = self._run(parts, inputs)
         if not torch.equal(logits, again):
             raise ConfigError(
@@ -204,21 +211,59 @@ class TorchTask:
                 "that layer once, as the last step of forward, and nowhere else; draw nothing at "
                 "random in eval mode."
             )
+        self._run(module.train(), inputs, " in training mode")
         return last
 
-    def _run(self, module: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    def _refuse_tensors(self, module: torch.nn.Module) -> None:
+        """Refuse tensors without a shape, complex ones, and those of a module made before.
+
+        Raises:
+            ConfigError: there is such a tensor.
+        """
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        for name, tensor in tensors:
+            if is_lazy(tensor):
+                raise ConfigError(
+                    f"{self._where}: the tensor {name!r} has no shape before the first input "
+                    "(LazyLinear, LazyConv2d). Write the number of its inputs, or call the module "
+                    "once before it is returned."
+                )
+            if tensor.is_complex():
+                raise ConfigError(
+                    f"{self._where}: the tensor {name!r} is complex. Weights are real numbers: "
+                    "store both parts (torch.view_as_real), and join them in forward."
+                )
+        other = self._made()
+        theirs = {id(tensor) for tensor in (*other.parameters(), *other.buffers())}
+        if same := next((name for name, tensor in tensors if id(tensor) in theirs), None):
+            raise ConfigError(
+                f"{self._where}: two calls return one and the same tensor {same!r}. Make a new "
+                "module in each call: several models are in memory at a time."
+            )
+
+    def _run(self, module: torch.nn.Module, inputs: torch.Tensor, mode: str = "") -> torch.Tensor:
         try:
             outputs = module(inputs)
         except Exception as error:
             raise ConfigError(
-                f"{self._where}: for float32 inputs {list(inputs.shape)} it raised {raised(error)}."
+                f"{self._where}: for float32 inputs {list(inputs.shape)} it raised{mode} "
+                f"{raised(error)}."
             ) from error
         if not isinstance(outputs, torch.Tensor):
             raise ConfigError(
-                f"{self._where}: forward returned {type(outputs).__name__}, not a tensor of "
-                "logits [N, classes]."
+                f"{self._where}: forward returned{mode} {type(outputs).__name__}, not a tensor of "
+                f"logits [N, classes].{_ONE_OUTPUT if mode else ''}"
             )
         return outputs
+
+
+_ONE_OUTPUT = " Leave auxiliary outputs out, as with aux_logits: false under task.args."
+
+
+def _is_plain(layer: torch.nn.Module) -> bool:
+    """Whether a layer is torch's own linear layer, with its own weights."""
+    own = type(layer).forward is torch.nn.Linear.forward
+    return own and layer.state_dict().keys() <= {"weight", "bias"}
 
 
 def _keeping(outputs: dict[str, Any], name: str) -> Any:

@@ -104,6 +104,9 @@ class TrainingLoss:
                 f"{where} returned {form}, not the loss of each of the {len(outputs)} samples, "
                 f"[{len(outputs)}]. Return it before any mean: parts of a batch are joined by size."
             )
+        if not each.is_floating_point():
+            kind = str(each.dtype).removeprefix("torch.")
+            raise TrialError(f"{where} returned losses of {kind}; return floats.")
         if not each.requires_grad:
             raise TrialError(f"{where} returned losses without a gradient.")
         return each.mean()
@@ -126,13 +129,15 @@ def _weights(
 ) -> torch.Tensor | None:
     """The weight of each class, [C]: (1 / its samples) ** power, with mean 1 over the samples.
 
-    For multi_label the weight of a positive label: (samples without it / with it) ** power.
+    For multi_label the weight of a positive label: (samples without it / with it) ** power, where
+    both counts are at least 1: a label that all samples have is learnt too.
     """
     if not power:
         return None
     if objective is not UNSET:
         positive = targets.sum(dim=0).double()
-        return (((len(targets) - positive) / positive.clamp(min=1)) ** power).float()
+        negative = len(targets) - positive
+        return ((negative.clamp(min=1) / positive.clamp(min=1)) ** power).float()
     counts = torch.bincount(targets).double()
     weights = torch.where(counts > 0, counts.clamp(min=1) ** -power, 0.0)
     return (weights * len(targets) / (weights * counts).sum()).float()
