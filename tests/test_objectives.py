@@ -593,9 +593,14 @@ def short(name: str, folder, *edits: tuple[str, str]):
     return path
 
 
-def tracked(folder) -> tuple[str, str]:
-    """An edit of `short`: MLflow with a database in a folder."""
-    return 'tracking: "off"', f"tracking: sqlite:///{folder}/mlflow.db"
+def tracked(folder, sweep: str) -> tuple[str, str]:
+    """An edit of `short`: MLflow with a database and artifacts in a folder."""
+    from mlflow.tracking import MlflowClient
+
+    url, kept = f"sqlite:///{folder}/mlflow.db", (folder / "artifacts").as_uri()
+    # Otherwise MLflow puts the artifacts of a database into the current folder.
+    MlflowClient(tracking_uri=url).create_experiment(sweep, artifact_location=kept)
+    return 'tracking: "off"', f"tracking: {url}"
 
 
 def registered(sweep: str, folder, image, params: dict) -> dict:
@@ -649,7 +654,8 @@ def test_numbers_from_the_sweep_to_a_registered_model(tmp_path):
     import soupray
     from sweeps.digit_tasks import rotated_digits
 
-    spec, where = short("digit_angle", tmp_path, tracked(tmp_path)), ["--home", tmp_path / "home"]
+    spec = short("digit_angle", tmp_path, tracked(tmp_path, "digit_angle"))
+    where = ["--home", tmp_path / "home"]
     try:
         inside("sweep", spec, *where)
         inside("soup", spec, *where, "--output", tmp_path / "out")
@@ -680,7 +686,8 @@ def test_several_labels_from_the_sweep_to_a_table_of_predictions(tmp_path):
     import soupray
     from sweeps.digit_tasks import NAMES, two_digits
 
-    spec, where = short("two_digits", tmp_path, tracked(tmp_path)), ["--home", tmp_path / "home"]
+    spec = short("two_digits", tmp_path, tracked(tmp_path, "two_digits"))
+    where = ["--home", tmp_path / "home"]
     try:
         inside("sweep", spec, *where)
         shown = inside("soup", spec, *where, "--output", tmp_path / "out").stdout

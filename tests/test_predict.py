@@ -158,7 +158,8 @@ def test_names_that_are_not_utf_8_or_command_a_terminal_are_escaped_in_every_for
     assert all(name.isprintable() and name.encode() for name in found.names)
     rows = [{"input": name, "class": "a", "probability": 0.5} for name in found.names]
     for ending in ("csv", "jsonl", "parquet"):
-        with writer(tmp_path / f"x.{ending}", list(rows[0]), io.StringIO()) as write:
+        columns = {name: type(value) for name, value in rows[0].items()}
+        with writer(tmp_path / f"x.{ending}", columns, io.StringIO()) as write:
             write(rows)
         assert (tmp_path / f"x.{ending}").stat().st_size
 

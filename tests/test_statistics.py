@@ -355,7 +355,8 @@ def test_what_statistics_explain_is_counted_and_said(trained, board, capsys):
         e.name for e in several if e.held_out.correct > after
     }
     assert 0 <= len(found.above_after) < len(found.above_before)
-    spec = type("Spec", (), {"metric": "accuracy", "precision": "fp32"})()
+    about = {"metric": "accuracy", "precision": "fp32", "targets": None, "own_metric": None}
+    spec = type("Spec", (), about)()
     show_leaderboard(board, trained.basis, spec)
     said = " ".join(capsys.readouterr().out.split())
     assert "They alone bring the best single model from 53.3 to 72.2 held-out (" in said  # of 90
