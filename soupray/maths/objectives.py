@@ -21,10 +21,10 @@ Targets = npt.NDArray[Any]
 
 
 def margins_of(outputs: Logits, targets: Targets, objective: Objective) -> Float64:
-    """For each sample, how far it is from being wrong: it is right if this is above 0, [N].
+    """For each sample, how far it is from being wrong, [N]: below 0 it is wrong, above 0 right.
 
     Multi-label: the smallest logit of a label, with the sign of its target; a logit of 0 says no.
-    Regression: 1 minus the largest error in units of the tolerance.
+    Regression: 1 minus the largest error in units of the tolerance; at 0 a sample is still right.
 
     Args:
         outputs: of a model, [N, C].

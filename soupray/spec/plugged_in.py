@@ -50,9 +50,51 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such code, or the spec says the digest of other code.
     """
-    data = _with_shifts(data)
+    data = _with_metric(_with_shifts(data), source)
+    for place in PLACES:
+        part = _part(data, place)
+        if part is not None:
+            code = _code(part, place, source)
+            data = {**data, place.section: {**part, "code": code}}
+    return data
+
+
+def _part(data: dict[str, Any], place: Place) -> dict[str, Any] | None:
+    """The section that names code; None if it names none, or is left to the checks of the spec."""
+    part = data.get(place.section)
+    if place.key == "function" and isinstance(part, str):
+        part = {place.key: part}
+    if not isinstance(part, dict) or not isinstance(named := part.get(place.key), str):
+        return None
+    if place == SAMPLER:  # the checks of `Search` say what is allowed
+        return None if named in SAMPLER_NAMES or not is_plugin(named, SAMPLERS) else part
+    return part if place.key == "function" or part.get("kind") == "torch" else None
+
+
+def _code(part: dict[str, Any], place: Place, source: str) -> str:
+    """The digest of the code that a section names. Raises ConfigError."""
+    named = part[place.key]
+    if not is_plugin(named, place.group):
+        known = ", ".join(installed(place.group)) or "none is installed"
+        raise ConfigError(
+            f"{source}: {place.section}.{place.key} = {named!r} is neither module:name nor the "
+            f"name of an entry point of the group {place.group} ({known})."
+        )
+    found = digest_of(place.group, named)
+    if part.get("code", found) != found:
+        raise ConfigError(
+            f"{source}: {place.section}.code is {part['code']!r}, but the code of {named!r} "
+            f"here has the digest {found}. Leave {place.section}.code out: it is filled in."
+        )
+    return found
+
+
+def _with_metric(data: dict[str, Any], source: str) -> dict[str, Any]:
+    """The plain data with the digest of a metric of the user. Raises ConfigError.
+
+    Another name is a known metric, or is refused with the other mistakes of the spec.
+    """
     metric = data.get("metric")
-    # Another name is a known metric, or is refused with the other mistakes of the spec.
     own = (
         isinstance(metric, str)
         and metric not in get_args(KnownMetric)
@@ -65,35 +107,7 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
             f"{f'the code {code}' if code else 'no code of yours'}. Leave metric_code out: it is "
             "filled in."
         )
-    data = {**data, "metric_code": code} if own else data
-    for place in PLACES:
-        part = data.get(place.section)
-        if place.key == "function":
-            part = {place.key: part} if isinstance(part, str) else part
-        elif not isinstance(part, dict) or (place != SAMPLER and part.get("kind") != "torch"):
-            continue
-        if not isinstance(part, dict):
-            continue
-        named = part.get(place.key)
-        if not isinstance(named, str):
-            continue
-        if place == SAMPLER and (named in SAMPLER_NAMES or not is_plugin(named, SAMPLERS)):
-            continue  # the checks of `Search` say what is allowed
-        field = f"{source}: {place.section}.{place.key} = {named!r}"
-        if not is_plugin(named, place.group):
-            known = ", ".join(installed(place.group)) or "none is installed"
-            raise ConfigError(
-                f"{field} is neither module:name nor the name of an entry point of the group "
-                f"{place.group} ({known})."
-            )
-        found = digest_of(place.group, named)
-        if part.get("code", found) != found:
-            raise ConfigError(
-                f"{source}: {place.section}.code is {part['code']!r}, but the code of {named!r} "
-                f"here has the digest {found}. Leave {place.section}.code out: it is filled in."
-            )
-        data = {**data, place.section: {**part, "code": found}}
-    return data
+    return {**data, "metric_code": code} if own else data
 
 
 def load_code(functions: Iterable[tuple[str, str]]) -> None:
