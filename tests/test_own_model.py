@@ -202,6 +202,29 @@ def data(split, file):
     assert open_data(spec, here / "cache").split("test").size == 8
 
 
+def test_a_worker_with_other_code_refuses_the_sweep(here):
+    """A key that says one code must not be that of another's results."""
+    from soupray.training.worker import worker_context
+
+    spec = load(here / "letters.yaml")
+    (here / "letters.py").write_text(FILES["letters.py"] + "\n# edited\n")
+    plugins.load.cache_clear()
+    with pytest.raises(ConfigError, match=r"that of the sweep had .* same code on all machines"):
+        worker_context.__wrapped__(spec, None)
+
+
+def test_a_folder_that_is_on_the_path_twice_has_one_digest(here, monkeypatch):
+    """Ray's workers have the driver's folders on their path, beside their own."""
+    (here / "parts").mkdir()  # without __init__.py: its files are looked for in all folders
+    (here / "parts" / "nets.py").write_text("def make(): ...\n")
+    once = plugins.digest_of("soupray.tasks", "parts.nets:make")
+    (here.parent / "link").symlink_to(here)
+    monkeypatch.syspath_prepend(here.parent / "link")
+    assert plugins.digest_of("soupray.tasks", "parts.nets:make") == once
+    (here / "parts" / "more.py").write_text("# of the same package\n")
+    assert plugins.digest_of("soupray.tasks", "parts.nets:make") != once
+
+
 def test_every_form_of_an_image_is_the_same_image(here):
     code(here, """
 COLOURS = np.arange(3 * 5 * 4, dtype=np.uint8).reshape(5, 4, 3) * 4

@@ -6,7 +6,7 @@ The text under a field describes the key, in the JSON schema and in the referenc
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
@@ -14,8 +14,16 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from soupray.core.plugins import METRICS as METRIC_GROUP
 from soupray.core.plugins import is_plugin
 from soupray.core.records import KnownMetric
-from soupray.spec.space import Positive, SpecModel
-from soupray.spec.task import Code
+from soupray.spec.space import (
+    CLASSES_ONLY,
+    NUMBERS_ONLY,
+    OF_LOSS,
+    ONE_CLASS_ONLY,
+    Positive,
+    SpecModel,
+    refuse,
+)
+from soupray.spec.task import Code, ProbeInit, TrainedInit
 
 METRICS: dict[str, tuple[KnownMetric, ...]] = {
     "one_class": ("accuracy", "balanced_accuracy", "macro_f1", "worst_class", "nll"),
@@ -111,3 +119,60 @@ def _function(value: Any) -> Any:
 
 
 Own = Annotated[OwnFunction, BeforeValidator(_function, json_schema_input_type=OwnFunction | str)]
+
+
+def check_objective(value: Any, said: Mapping[str, Any]) -> None:
+    """Raise ValueError if an objective does not go together with what stands before it in a spec.
+
+    Args:
+        value: the objective.
+        said: the keys before it, as they were checked.
+    """
+    kind = "regression" if isinstance(value, Regression) else value
+    metric, task, data = (said.get(name) for name in ("metric", "task", "data"))
+    if metric in KNOWN and metric not in METRICS[kind]:
+        raise ValueError(f"{kind} has no metric {metric}; write metric: {', '.join(METRICS[kind])}")
+    if kind != "regression" and task is not None and len(task.classes) < 2:
+        raise ValueError(f"{kind} has at least two classes; task.classes names one")
+    if task is not None and (taken := not_in_tables(kind, task.classes)):
+        raise ValueError(taken)
+    if kind == "one_class":
+        return
+    if task is not None and task.kind not in ("timm", "torch"):
+        raise ValueError(
+            f"a {task.kind} model has a head for one class; {kind} needs kind: timm or torch"
+        )
+    if data is not None and data.kind != "torch":
+        raise ValueError(
+            f"data of kind {data.kind} have one class for each sample; {kind} needs kind: "
+            "torch, a function that returns datasets"
+        )
+    if getattr(data, "label_map", None) is not None:
+        raise ValueError(f"data.label_map is for one class, not for {kind}; leave it out")
+    if said.get("precision") == "cascade":
+        raise ValueError(f"precision: cascade counts one class; with {kind} write fp32")
+
+
+def check_training(value: Any, said: Mapping[str, Any]) -> None:
+    """Raise ValueError if `init` or `search` does not go together with the objective.
+
+    Args:
+        value: of `init` or `search`.
+        said: the keys before it, as they were checked.
+    """
+    objective = said.get("objective", "one_class")
+    space = value.trained if isinstance(value, TrainedInit) else getattr(value, "space", None)
+    if objective != "one_class" and isinstance(value, ProbeInit):
+        raise ValueError(
+            "a probe is a logistic regression for one class; write init: {trained: ...}"
+        )
+    if space is None:
+        return
+    if said.get("loss") is not None:
+        refuse(space, OF_LOSS, "changes the losses of soupray, not your `loss`")
+    if isinstance(objective, Regression):
+        refuse(space, CLASSES_ONLY | {"mixup": 0.0}, "is for classes, not for regression")
+    else:
+        refuse(space, NUMBERS_ONLY, "is for regression")
+    if objective == "multi_label":
+        refuse(space, ONE_CLASS_ONLY, "is for one class, not for multi_label")

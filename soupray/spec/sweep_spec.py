@@ -26,29 +26,24 @@ from soupray.spec.files import read_text
 from soupray.spec.libraries import Memory
 from soupray.spec.mistakes import explain
 from soupray.spec.objective import (
-    KNOWN,
-    METRICS,
     MetricName,
     ObjectiveSpec,
     Own,
     Regression,
-    not_in_tables,
+    check_objective,
+    check_training,
 )
 from soupray.spec.plugged_in import AUGMENTATIONS, LOSSES, SHIFTS, with_code
 from soupray.spec.preprocessing import with_preprocessing
 from soupray.spec.space import (
-    CLASSES_ONLY,
     IMAGE_ONLY,
-    NUMBERS_ONLY,
-    OF_LOSS,
-    ONE_CLASS_ONLY,
     Count,
     NonNegative,
     Search,
     SpecModel,
     refuse,
 )
-from soupray.spec.task import Code, Init, ProbeInit, TaskSpec, TrainedInit
+from soupray.spec.task import Code, Init, TaskSpec, TrainedInit
 from soupray.spec.trackers import check_trackers
 from soupray.spec.yaml import find_key, parse_yaml
 
@@ -279,52 +274,13 @@ class SweepSpec(SpecModel):
     @pydantic.field_validator("objective")
     @classmethod
     def _suits_metric_and_data(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        kind = "regression" if isinstance(value, Regression) else value
-        metric, task, data = (info.data.get(name) for name in ("metric", "task", "data"))
-        if metric in KNOWN and metric not in METRICS[kind]:
-            raise ValueError(
-                f"{kind} has no metric {metric}; write metric: {', '.join(METRICS[kind])}"
-            )
-        if kind != "regression" and task is not None and len(task.classes) < 2:
-            raise ValueError(f"{kind} has at least two classes; task.classes names one")
-        if task is not None and (taken := not_in_tables(kind, task.classes)):
-            raise ValueError(taken)
-        if kind == "one_class":
-            return value
-        if task is not None and task.kind not in ("timm", "torch"):
-            raise ValueError(
-                f"a {task.kind} model has a head for one class; {kind} needs kind: timm or torch"
-            )
-        if data is not None and data.kind != "torch":
-            raise ValueError(
-                f"data of kind {data.kind} have one class for each sample; {kind} needs kind: "
-                "torch, a function that returns datasets"
-            )
-        if getattr(data, "label_map", None) is not None:
-            raise ValueError(f"data.label_map is for one class, not for {kind}; leave it out")
-        if info.data.get("precision") == "cascade":
-            raise ValueError(f"precision: cascade counts one class; with {kind} write fp32")
+        check_objective(value, info.data)
         return value
 
     @pydantic.field_validator("init", "search")
     @classmethod
     def _suits_the_objective(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        objective = info.data.get("objective", "one_class")
-        space = value.trained if isinstance(value, TrainedInit) else getattr(value, "space", None)
-        if objective != "one_class" and isinstance(value, ProbeInit):
-            raise ValueError(
-                "a probe is a logistic regression for one class; write init: {trained: ...}"
-            )
-        if space is None:
-            return value
-        if info.data.get("loss") is not None:
-            refuse(space, OF_LOSS, "changes the losses of soupray, not your `loss`")
-        if isinstance(objective, Regression):
-            refuse(space, CLASSES_ONLY | {"mixup": 0.0}, "is for classes, not for regression")
-        else:
-            refuse(space, NUMBERS_ONLY, "is for regression")
-        if objective == "multi_label":
-            refuse(space, ONE_CLASS_ONLY, "is for one class, not for multi_label")
+        check_training(value, info.data)
         return value
 
     @pydantic.field_validator("init", "anchor")
