@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -71,6 +72,9 @@ def test_a_soup_with_other_recipes_is_the_newest_and_the_first_one_stays(run, fr
     for _ in range(2):
         inside("publish", fresh.spec, *fresh.where)
         assert entries(fresh) == ranks
+        shown = [r for r in fresh.tracked() if r.data.tags["soupray.current"] == "yes"]
+        kinds = Counter(r.data.tags["soupray.kind"] for r in shown)
+        assert kinds == {"sweep": 1, "trial": 4, "entry": 3}  # those of the newest alone
 
     def ranked(*named: str):
         return json.loads(inside("rank", fresh.spec, *named, *fresh.where, "--json").stdout)

@@ -40,7 +40,15 @@ from soupray.reporting.plots import draw_all
 from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_model
 from soupray.reporting.recipe_file import Foreign, RecipeFile
 from soupray.reporting.report import ReportedBoard, render
-from soupray.reporting.runs import Board, entry_key, entry_run, sweep_run, trial_run, with_flags
+from soupray.reporting.runs import (
+    Board,
+    entry_key,
+    entry_run,
+    sweep_run,
+    trial_run,
+    with_currency,
+    with_flags,
+)
 from soupray.reporting.tracker import is_tracked, open_tracker
 from soupray.reporting.verdict import verdict
 from soupray.search.state import find_state
@@ -315,7 +323,8 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
     manifests = state.manifests
     runs = {r.key: r for r in (trial_run(spec, m) for m in manifests)}
     boards = [layout.leaderboard_file(spec.name, r.key, RUNS) for r in soup_runs(store, spec)]
-    for path in boards or [_in_store(spec, RUNS)]:  # older versions wrote no other
+    boards = boards or [_in_store(spec, RUNS)]  # older versions wrote no other
+    for path in boards:
         souped: list[TrackedRun] | None = find_record(store, path, list[TrackedRun])
         for run in souped or []:
             if run.parent != spec.name or not run.key.startswith(f"{spec.name}/"):
@@ -323,7 +332,7 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
                     f"{path} in {store.url} has the run {run.key!r}, which is not one of "
                     f"{spec.name}: it was copied there, or edited. Run `soupray soup` again."
                 )
-            runs[run.key] = run
+            runs[run.key] = with_currency(run, path == boards[-1])
     started = min((m.started for m in manifests), default=0.0)
     finished = max((m.finished for m in manifests), default=None)
     checked: Report | None = find_record(store, layout.check(spec.name), Report)
