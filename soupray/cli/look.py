@@ -172,7 +172,7 @@ def rank(
         entries, basis, run = stored_leaderboard(loaded, home, *runs)
         champion = run.champion if run else None
         if as_json:
-            print_json(with_verdict(entries, champion, loaded))
+            print_json(with_verdict(entries, basis, champion, loaded))
         else:
             show_leaderboard(entries, basis, loaded, champion, Look(all_columns, sort))
             if calibrated:

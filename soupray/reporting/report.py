@@ -18,6 +18,7 @@ from soupray.reporting.details import DETAILS, Answers, Details, TrialFacts
 from soupray.reporting.history import SoupRun, stored_leaderboard
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
 from soupray.reporting.ranking import Entry, Gain, SameModel, ranked_on, same_models
+from soupray.reporting.taught import of_teacher, taught
 from soupray.reporting.trial_charts import importance_chart
 from soupray.reporting.vega import Chart
 from soupray.reporting.verdict import verdict
@@ -193,7 +194,11 @@ def _board(board: ReportedBoard) -> dict[str, Any]:
         "verdict": said,
         "entries": entries,
         "rows": [_row(r, said.take, spec.metric) for r in same_models(entries)],
-        "notes": [protocol(board.basis, spec, entries[0]), of_statistics(entries, spec.metric)],
+        "notes": [
+            protocol(board.basis, spec, entries[0]),
+            of_statistics(entries, spec.metric),
+            of_teacher(taught(entries, board.basis, board.run.champion.name)),
+        ],
     }
 
 

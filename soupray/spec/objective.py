@@ -19,6 +19,7 @@ from soupray.spec.space import (
     NUMBERS_ONLY,
     OF_LOSS,
     ONE_CLASS_ONLY,
+    TEACHER_ONLY,
     Positive,
     SpecModel,
     refuse,
@@ -168,6 +169,7 @@ def check_training(value: Any, said: Mapping[str, Any]) -> None:
         )
     if space is None:
         return
+    check_distillation(space, None if isinstance(value, TrainedInit) else said.get("teacher"))
     if said.get("loss") is not None:
         refuse(space, OF_LOSS, "changes the losses of soupray, not your `loss`")
     if isinstance(objective, Regression):
@@ -176,3 +178,19 @@ def check_training(value: Any, said: Mapping[str, Any]) -> None:
         refuse(space, NUMBERS_ONLY, "is for regression")
     if objective == "multi_label":
         refuse(space, ONE_CLASS_ONLY, "is for one class, not for multi_label")
+
+
+def check_distillation(space: Any, teacher: str | None) -> None:
+    """Raise ValueError if trials have a teacher and do not learn from it, or the other way round.
+
+    Args:
+        space: the hyperparameters.
+        teacher: of the spec; None if there is none, or if theta_0 is trained: it has none.
+    """
+    if teacher is None:
+        refuse(space, TEACHER_ONLY, "needs the key `teacher`, and trials; theta_0 has none")
+    elif space.distillation == 0:
+        raise ValueError(
+            f"there is a teacher, {teacher}, and no trial learns from it; write "
+            "distillation: 0.5, or {uniform: [0, 1]}"
+        )

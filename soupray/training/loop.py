@@ -19,6 +19,7 @@ from soupray.core.ports import Task
 from soupray.data.cache import Data
 from soupray.store.weights_file import Weights
 from soupray.training.augment import Draws, OwnAugmentation, augmented, draw
+from soupray.training.distillation import RowLoss
 from soupray.training.losses import TrainingLoss, sample_weights
 from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
 from soupray.training.start import Start
@@ -50,7 +51,8 @@ class Loop:
         self._labels = torch.from_numpy(np.array(labels))
         self.micro_batch = start.training.micro_batch or hparams.batch_size
         objective = data.split("train").objective
-        self._loss = TrainingLoss(hparams, objective, self._labels, start.loss)
+        loss = TrainingLoss(hparams, objective, self._labels, start.loss)
+        self._loss = RowLoss(loss, self._labels, start.teacher, hparams, objective)
         own = start.augmentation
         self._own = None if own is None else OwnAugmentation(*own)
         self._odds = sample_weights(self._labels, hparams.balanced)
@@ -215,11 +217,10 @@ class Loop:
             if self._own is not None:
                 samples = self._own(samples, self._seed_of_step())
         inputs = self._task.inputs(samples)
-        labels = self._labels[rows[places]].to(self.device)
         # In a trial's first step the memory may run out, and a worker tries again on its own.
         if self.step > 1 and self._shared is None:
             self._shared = self._group.shared(self.in_training)
-        loss = self.gradients(inputs, labels, n)
+        loss = self.gradients(inputs, rows[places], n)
         if self._shared in (None, self.in_training):
             grads = [p.grad for p in self.in_training.parameters() if p.grad is not None]
             self._group.add_up(grads)
@@ -234,15 +235,20 @@ class Loop:
         drawn = np.random.SeedSequence((self._seed, self.step, self._group.rank)).generate_state(1)
         return int(drawn[0])
 
-    def gradients(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
+    def gradients(self, inputs: torch.Tensor, rows: torch.Tensor, n: int) -> torch.Tensor:
         """Compute gradients of this worker's share of the mean loss over a batch of n samples.
 
         If the memory is too small, the micro-batch is halved, and the computation starts again.
+
+        Args:
+            inputs: this worker's samples.
+            rows: their rows in the train split, on the CPU.
+            n: samples of all workers together.
         """
         while True:
             self._optimizer.zero_grad(set_to_none=True)
             try:
-                return self.accumulate(inputs, labels, n)
+                return self.accumulate(inputs, rows, n)
             except torch.OutOfMemoryError as error:
                 if self.micro_batch == 1:
                     raise TrialError(
@@ -254,11 +260,11 @@ class Loop:
                         f"out of memory on {self.device} while workers exchange gradients. Write "
                         f"training: {{micro_batch: {math.ceil(self.micro_batch / 2)}}}, or less."
                     ) from error
-            self.micro_batch = math.ceil(min(self.micro_batch, len(labels)) / 2)
+            self.micro_batch = math.ceil(min(self.micro_batch, len(rows)) / 2)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def accumulate(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
+    def accumulate(self, inputs: torch.Tensor, rows: torch.Tensor, n: int) -> torch.Tensor:
         """Compute these gradients and this loss in micro-batches of the present size.
 
         The device's memory may run out: `gradients` then tries again with half the size.
@@ -269,19 +275,19 @@ class Loop:
             # torch has no Beta distribution with a generator. A draw that depends only on seed and
             # step is the same after a resume.
             share = float(np.random.default_rng((self._seed, self.step)).beta(h.mixup, h.mixup))
-            half = len(labels) // 2 if self._group.size > 1 else len(labels)
-            other, partners = (inputs[half:], labels[half:])
+            half = len(rows) // 2 if self._group.size > 1 else len(rows)
+            other, partners = (inputs[half:], rows[half:])
             if self._group.size == 1:
-                other, partners = inputs.flip(0), labels.flip(0)
-            inputs, labels = share * inputs[:half] + (1 - share) * other, labels[:half]
+                other, partners = inputs.flip(0), rows.flip(0)
+            inputs, rows = share * inputs[:half] + (1 - share) * other, rows[:half]
         total = torch.zeros((), device=self.device)
         model = self._shared or self.in_training
-        parts = torch.arange(len(labels), device=self.device).split(self.micro_batch)
+        parts = torch.arange(len(rows)).split(self.micro_batch)
         for i, part in enumerate(parts, 1):
             with nullcontext() if i == len(parts) else self._group.apart(model):
                 with self._autocast():
-                    logits = model(inputs[part])
-                loss = self._loss(logits, labels[part])
+                    logits = model(inputs[part.to(self.device)])
+                loss = self._loss(logits, rows[part])
                 if partners is not None:
                     mixed = self._loss(logits, partners[part])
                     loss = share * loss + (1 - share) * mixed
