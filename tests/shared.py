@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from soupray.core.records import (
 )
 from soupray.data.cache import Data, open_data
 from soupray.data.shifts import SHIFTS, shifted_parts
+from soupray.diagnostics.measure import Board, Inputs, Options
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.search.plan import trials_of
 from soupray.services import embedded
@@ -180,9 +181,26 @@ def scores(right: list[int] | int, n: int = 10, of: str = sha("data of held_out"
     )
 
 
+NO_OPTIONS = Options()
+
+
 def session_of(world: Toy) -> Session:
     """A session over a world of linear models, without services and store."""
     return Session(None, None, world.pool, world.basis, (), world.evaluator, {})
+
+
+def inputs_of(
+    world: Any, board: Board | None = None, options: Options = NO_OPTIONS, spec: Any = None
+) -> Inputs:
+    """What measures see of a world of linear models."""
+    return Inputs(
+        spec=spec or demo(),
+        pool=world.pool,
+        basis=world.basis,
+        board=board,
+        answers=world.evaluator,
+        options=options,
+    )
 
 
 def trial(key: str = "t", **hparams: float) -> Trial:

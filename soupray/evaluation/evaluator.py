@@ -144,6 +144,15 @@ class StoredEvaluator:
         for (site, missing), group in todo.items():
             site.workers.evaluate(group, missing, self.on_result)
 
+    def unknown(self, candidates: Sequence[Candidate], split: Split) -> list[WeightCandidate]:
+        """The members of `candidates` that have no stored result on `split`, each once."""
+        members = dict.fromkeys(m for c in candidates for m in c.members)
+        return [m for m in members if self._of(m).cache.find(m, split) is None]
+
+    def knows(self, request: Request[Any], split: Split) -> bool:
+        """Whether the answer to a request is stored, or follows from stored results."""
+        return self._known(request, split) is not None
+
     def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
         """The scores of each candidate on `split`, in the order of `candidates`."""
         self.fill(candidates, [split])

@@ -41,6 +41,7 @@ from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_mod
 from soupray.reporting.recipe_file import Foreign, RecipeFile
 from soupray.reporting.report import ReportedBoard, render
 from soupray.reporting.runs import Board, entry_key, entry_run, sweep_run, trial_run, with_flags
+from soupray.reporting.sections import stored_sections
 from soupray.reporting.tracker import is_tracked, open_tracker
 from soupray.reporting.verdict import verdict
 from soupray.search.state import find_state
@@ -368,7 +369,10 @@ def board_of(result: SoupResult, spec: SweepSpec) -> ReportedBoard:
         result: the results of the run.
         spec: the spec under which they are stored.
     """
-    return ReportedBoard(spec, result.entries, result.basis, _made(result), result.details)
+    store = result.services.place.open_store()
+    sections = stored_sections(store, spec.name, result.key)
+    made = _made(result)
+    return ReportedBoard(spec, result.entries, result.basis, made, result.details, sections)
 
 
 def _made(result: SoupResult) -> SoupRun:
