@@ -201,6 +201,7 @@ def diagnose(
     partial: bool = False,
     only: Sequence[str] = (),
     pairs: int = 20,
+    baseline: str | Path | None = None,
     show: bool = True,
 ) -> Diagnostics:
     """Measure how the models differ and what averaging makes of it, as `soupray diagnose` does.
@@ -212,23 +213,27 @@ def diagnose(
         partial: go on without the trials that are missing.
         only: names of measures; none for all.
         pairs: pairs of trials to measure, at most.
+        baseline: CSV file of standard models' accuracies, for effective robustness; None: the line
+            of the pool's own trials.
         show: as in `run_sweep`.
 
     Returns:
         The numbers of each measure, and why others do not apply.
 
     Raises:
-        ConfigError: there is no such measure.
+        ConfigError: there is no such measure, or the file is no baseline.
         EvaluationError: no ingredients, or NaN weights.
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store cannot be reached.
     """
+    from soupray.diagnostics.baseline import read_baseline
     from soupray.diagnostics.diagnose import Asked, run_diagnose
     from soupray.diagnostics.measure import Options
 
     at = home_at(home)
     loaded = _read(spec, at)[0]
-    asked = Asked(only, partial, Options(pairs=_at_least_one(pairs)))
+    standard = None if baseline is None else read_baseline(Path(baseline))
+    asked = Asked(only, partial, Options(pairs=_at_least_one(pairs), baseline=standard))
     with shown(show) as bars:
         return run_diagnose(loaded, at, address, asked, bars)
 

@@ -82,6 +82,11 @@ def check(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for diagnostics.json, report.html and the figures. Default: results/NAME.",
 )
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV of standard models' accuracies, for effective robustness. Default: the own trials.",
+)
 @click.option("--only", metavar="NAME", multiple=True, help="A measure; several times for several.")
 @click.option("--dry-run", is_flag=True, help="Say what each measure would compute, and stop.")
 def diagnose(
@@ -92,6 +97,7 @@ def diagnose(
     partial: bool,
     pairs: int,
     output: Path | None,
+    baseline: Path | None,
     only: tuple[str, ...],
     dry_run: bool,
 ) -> None:
@@ -107,6 +113,7 @@ def diagnose(
     soupray diagnose --only pairs --pairs 40 --output results/more
     """
     from soupray.cli.tables import print_json, show_planned, show_sections
+    from soupray.diagnostics.baseline import read_baseline
     from soupray.diagnostics.diagnose import (
         Asked,
         plan_diagnose,
@@ -119,7 +126,8 @@ def diagnose(
     from soupray.reporting.live import Bars, say
 
     _, loaded = load_named(spec, home)
-    asked = Asked(only, partial, Options(pairs=pairs))
+    standard = None if baseline is None else read_baseline(baseline)
+    asked = Asked(only, partial, Options(pairs=pairs, baseline=standard))
     if dry_run:
         planned = plan_diagnose(loaded, home, asked)
         print_json(planned) if as_json else show_planned(planned)

@@ -92,19 +92,28 @@ def straight(ends: Sequence[tuple[float, float]], x: Axis, y: Axis) -> Any:
     return line.encode(**_channels(x, y, None))
 
 
-def figure(name: str, title: str, chart: Any, **size: Any) -> Figure:
+def grid(charts: Sequence[Any], across: int) -> Any:
+    """Return charts beside and below each other, each with axes of its own.
+
+    Args:
+        charts: with their own sizes and titles.
+        across: charts in a row.
+    """
+    return alt.concat(*charts, columns=across).resolve_scale(x="independent", y="independent")
+
+
+def figure(name: str, title: str, chart: Any, whole: bool = False) -> Figure:
     """Return a figure of the report, with its title in it: files stand alone.
 
     Args:
         name: unique among all figures of a report.
         title: what it shows, with the number of samples.
-        chart: marks of this module, layered.
-        **size: width and height, if others.
+        chart: marks of this module, layered, or a grid.
+        whole: the chart has its size.
     """
-    whole = chart.properties(
-        title=alt.TitleParams(title, anchor="start"), **{"width": WIDTH, "height": HEIGHT, **size}
-    )
-    return Figure(name=name, spec=finished(name, whole).spec)
+    size: dict[str, int] = {} if whole else {"width": WIDTH, "height": HEIGHT}
+    titled = chart.properties(title=alt.TitleParams(title, anchor="start"), **size)
+    return Figure(name=name, spec=finished(name, titled).spec)
 
 
 def _channels(x: Axis, y: Axis, colour: Axis | None) -> dict[str, Any]:

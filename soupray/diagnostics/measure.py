@@ -18,6 +18,7 @@ from soupray.core.candidates import Candidate, mean_of
 from soupray.core.errors import SouprayError
 from soupray.core.records import Basis, Pool, Predictions, Record, Scores, Split
 from soupray.core.requests import Request
+from soupray.diagnostics.baseline import Baseline
 from soupray.recipes.recipe import ONE_CLASS
 from soupray.reporting.ranking import Entry
 from soupray.reporting.sections import Figure, Section, Table
@@ -78,9 +79,11 @@ class Options(NamedTuple):
 
     Attributes:
         pairs: largest number of pairs of models that are evaluated; a seeded sample.
+        baseline: accuracies of standard models; None: the pool's own trials.
     """
 
     pairs: int = 20
+    baseline: Baseline | None = None
 
 
 class Needed(NamedTuple):

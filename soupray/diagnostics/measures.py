@@ -8,8 +8,9 @@ from typing import Any
 from soupray.core.errors import ConfigError
 from soupray.diagnostics.measure import Measure
 from soupray.diagnostics.pairs import PAIRS
+from soupray.diagnostics.robustness import EFFECTIVE_ROBUSTNESS
 
-MEASURES: tuple[Measure[Any], ...] = (PAIRS,)
+MEASURES: tuple[Measure[Any], ...] = (PAIRS, EFFECTIVE_ROBUSTNESS)
 
 
 def find_measures(names: Sequence[str]) -> tuple[Measure[Any], ...]:
