@@ -355,8 +355,8 @@ def show_planned(planned: list[Planned]) -> None:
     ]
     out.print(fitted(("measure", *numbers, "what"), rows, numbers, ())[0])
     meaning = (
-        "passes: forward passes of one model over a split that are not stored yet, at most. "
-        "samples: in all of these passes."
+        "passes: runs of one model over a split, or a part of it, that are not stored yet. "
+        "samples: forward passes of one sample in all of these, at most."
     )
     out.print(wrapped(meaning), style="dim")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from soupray.core.progress import Show
-from soupray.core.records import Record, digest, encode, encode_pretty
+from soupray.core.records import Record, Split, digest, encode, encode_pretty
 from soupray.diagnostics.measure import Board, CannotMeasure, Inputs, Measure, Options
 from soupray.diagnostics.measures import MEASURES, find_measures
 from soupray.evaluation.live_model import EVALUATION_VERSION
@@ -24,6 +24,9 @@ from soupray.store import layout
 from soupray.store.objects import create_record, find_record
 
 log = logging.getLogger(__name__)
+
+AT_A_TIME = 16
+"""Requests that are answered between two updates of the progress line."""
 
 NUMBERS, PAGE = "diagnostics.json", "report.html"
 
@@ -65,8 +68,8 @@ class Planned(Record, frozen=True, kw_only=True):
     Attributes:
         name, summary, paper: of the measure.
         stored: its numbers are stored: it computes nothing.
-        passes: forward passes of one model over a split that are not stored yet, at most.
-        samples: samples in all of these passes.
+        passes: runs of one model over a split, or over a part of it, that are not stored yet.
+        samples: samples in all of these runs, at most.
         left_out: why it does not apply; None if it does.
     """
 
@@ -196,12 +199,19 @@ def _measured(session: Session, measure: Measure[Any], inputs: Inputs) -> Any:
     if known is not None:
         return known
     needed, evaluator = measure.needs(inputs), session.evaluator
+    asked: dict[Split, list[Any]] = {}
+    for request, split, _ in needed.requests:
+        asked.setdefault(split, []).append(request)
     due = sum(len({m for c in models for m in c.members}) for models, _ in needed.models)
-    with watched(evaluator, f"measuring {measure.name}", due, session.show) as progress:
+    total = due + len(needed.requests)
+    with watched(evaluator, f"measuring {measure.name}", total, session.show) as progress:
         for models, split in needed.models:
             evaluator.fill(models, [split])  # at once, because Ray distributes models
-        for request, split, _ in needed.requests:
-            evaluator.measure([request], split)
+        for split, requests in asked.items():
+            for at in range(0, len(requests), AT_A_TIME):
+                part = requests[at : at + AT_A_TIME]
+                evaluator.measure(part, split)
+                progress.advance(len(part))
         progress.finish()
     return create_record(session.store, _path(measure, inputs), measure.compute(inputs))
 
@@ -211,10 +221,10 @@ def _planned(session: Session, measure: Measure[Any], inputs: Inputs) -> Planned
     stored = why is None and _stored(session, measure, inputs) is not None
     if why is None and not stored:
         needed, evaluator = measure.needs(inputs), session.evaluator
-        counts = [(len(evaluator.unknown(models, on)), on) for models, on in needed.models]
-        asked = [(n, on) for one, on, n in needed.requests if not evaluator.knows(one, on)]
-        passes = sum(n for n, _ in (*counts, *asked))
-        samples = sum(n * on.size for n, on in (*counts, *asked))
+        counts = [(len(evaluator.unknown(models, on)), on.size) for models, on in needed.models]
+        asked = [n for one, on, n in needed.requests if n and not evaluator.knows(one, on)]
+        passes = sum(n for n, _ in counts) + len(asked) + bool(needed.unlisted)
+        samples = sum(n * size for n, size in counts) + sum(asked) + needed.unlisted
     return Planned(
         name=measure.name,
         summary=measure.summary,

@@ -136,7 +136,7 @@ def _position(channel: Any, axis: Axis) -> Any:
         look["labelExpr"] = "format(1 / (1 + exp(-datum.value)), '.3~p')"
     if axis.percent:
         look["format"] = ".4~p"
-    scale = alt.Scale(zero=axis.zero, padding=8, nice=not axis.logit)
+    scale = alt.Scale(zero=axis.zero, padding=0 if axis.zero else 8, nice=not axis.logit)
     return channel(f"{axis.field}:Q", title=axis.title, axis=alt.Axis(**look), scale=scale)
 
 

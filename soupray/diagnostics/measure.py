@@ -14,7 +14,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from msgspec import UNSET
 
-from soupray.core.candidates import Candidate, mean_of
+from soupray.core.arrays import Float32, Mask
+from soupray.core.candidates import Candidate, WeightCandidate, mean_of
 from soupray.core.errors import SouprayError
 from soupray.core.records import Basis, Pool, Predictions, Record, Scores, Split
 from soupray.core.requests import Request
@@ -48,6 +49,10 @@ class Answers(Protocol):
 
     def measure(self, requests: Sequence[Request[T]], split: Split) -> list[T]:
         """The answer to each request on `split`."""
+        ...
+
+    def features(self, model: WeightCandidate, rows: Mask, split: Split) -> Float32:
+        """The features [n, D] of a model on the samples of `split` that `rows` marks."""
         ...
 
 
@@ -91,11 +96,13 @@ class Needed(NamedTuple):
 
     Attributes:
         models: (models, split): their logits.
-        requests: (request, split, forward passes of one model over the split that it takes).
+        requests: (request, split, number of samples that models see for it).
+        unlisted: the same of requests that only the answers to others make known, at most.
     """
 
     models: tuple[tuple[Sequence[Candidate], Split], ...] = ()
     requests: tuple[tuple[Request[Any], Split, int], ...] = ()
+    unlisted: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

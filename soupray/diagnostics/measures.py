@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from soupray.core.errors import ConfigError
+from soupray.diagnostics.additions import ADDITIONS
+from soupray.diagnostics.inconsistency import INCONSISTENCY
 from soupray.diagnostics.measure import Measure
 from soupray.diagnostics.pairs import PAIRS
 from soupray.diagnostics.robustness import EFFECTIVE_ROBUSTNESS
+from soupray.diagnostics.specialisation import SPECIALISATION
 
-MEASURES: tuple[Measure[Any], ...] = (PAIRS, EFFECTIVE_ROBUSTNESS)
+MEASURES: tuple[Measure[Any], ...] = (
+    PAIRS,
+    EFFECTIVE_ROBUSTNESS,
+    INCONSISTENCY,
+    SPECIALISATION,
+    ADDITIONS,
+)
 
 
 def find_measures(names: Sequence[str]) -> tuple[Measure[Any], ...]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from soupray.core.arrays import Float32, Mask
 from soupray.core.candidates import (
     Candidate,
     EntropyEnsemble,
@@ -32,6 +33,7 @@ from soupray.core.records import (
 )
 from soupray.core.requests import (
     Distances,
+    Embedding,
     Failures,
     FailureSet,
     Features,
@@ -273,6 +275,11 @@ class StoredEvaluator:
         for site, asked in todo.items():
             answers |= dict(zip(asked, site.workers.measure(asked, split), strict=True))
         return [answers[request] for request in requests]
+
+    def features(self, model: WeightCandidate, rows: Mask, split: Split) -> Float32:
+        """The features [n, D] of a model on the samples of `split` that `rows` marks."""
+        (ref,) = self.measure([Embedding(model=model, rows=pack_right(rows))], split)
+        return self._of(model).cache.features(ref)
 
     def _known(self, request: Request[Any], split: Split) -> Any:
         """The stored answer, or None."""
