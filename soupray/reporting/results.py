@@ -50,6 +50,7 @@ from soupray.reporting.runs import (
     with_currency,
     with_flags,
 )
+from soupray.reporting.sections import stored_sections
 from soupray.reporting.tracker import is_tracked, open_tracker
 from soupray.reporting.verdict import verdict
 from soupray.search.state import find_state
@@ -372,7 +373,10 @@ def board_of(result: SoupResult, spec: SweepSpec) -> ReportedBoard:
         result: the results of the run.
         spec: the spec under which they are stored.
     """
-    return ReportedBoard(spec, result.entries, result.basis, _made(result), result.details)
+    store = result.services.place.open_store()
+    sections = stored_sections(store, spec.name, result.key)
+    made = _made(result)
+    return ReportedBoard(spec, result.entries, result.basis, made, result.details, sections)
 
 
 def _made(result: SoupResult) -> SoupRun:
