@@ -9,6 +9,7 @@ from soupray.core.errors import ConfigError
 from soupray.diagnostics.additions import ADDITIONS
 from soupray.diagnostics.inconsistency import INCONSISTENCY
 from soupray.diagnostics.measure import Measure
+from soupray.diagnostics.mistakes import MISTAKES
 from soupray.diagnostics.pairs import PAIRS
 from soupray.diagnostics.robustness import EFFECTIVE_ROBUSTNESS
 from soupray.diagnostics.specialisation import SPECIALISATION
@@ -19,6 +20,7 @@ MEASURES: tuple[Measure[Any], ...] = (
     INCONSISTENCY,
     SPECIALISATION,
     ADDITIONS,
+    MISTAKES,
 )
 
 

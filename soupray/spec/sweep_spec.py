@@ -231,6 +231,10 @@ class SweepSpec(SpecModel):
     recipes: dict[str, dict[str, Option]] = Field(default=USUAL)
     """The recipes that `soupray soup` runs when no flag names one, each with its options."""
 
+    slices: dict[str, str | tuple[str, ...]] = Field(default={}, exclude_if=lambda value: not value)
+    """Named parts of ID test, for `soupray diagnose`: ids of samples, or the path of a file with
+    an id in each line."""
+
     def __init__(self, **keys: Any) -> None:
         """Make a spec in code, with the checks of a file.
 
