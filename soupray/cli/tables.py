@@ -73,9 +73,11 @@ def show_compared(both: Comparison) -> None:
             what = (f"{100 * entry.difference:+.1f} ± {error}", p_value(entry.p))
         shown.add_row(entry.name, *scores, *what)
     out.print(shown)
+    graded = {m.graded for e in both.entries for m in (e.first, e.second) if m and m.graded}
+    metric, test = (graded.pop(), "permutation") if graded else ("Accuracy", "exact McNemar")
     meaning = (
-        "Accuracy on ID test in %. Difference: second minus first, ± one standard error of pairs "
-        "of answers to the same sample. p: exact McNemar test."
+        f"{metric} on ID test in %. Difference: second minus first, ± one standard error of pairs "
+        f"of answers to the same sample. p: {test} test."
     )
     out.print(wrapped(meaning), style="dim")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from soupray.core.candidates import Candidate, LayerSoup, Outcome, WeightSoup, mean_of
 from soupray.core.records import Basis, Pool, Record, Rejected, Split
-from soupray.maths.metrics import clopper_pearson, logit, mean_accuracy
+from soupray.maths.metrics import interval, logit, mean_accuracy
 from soupray.recipes import BY_NAME, RECIPES
 from soupray.recipes.greedy import GREEDY
 from soupray.recipes.recipe import INK, Style
@@ -85,7 +85,7 @@ def robustness(
         on_id = [reported[candidate, split] for split in beside or ["test"]]
         accuracy, *id_interval = mean_accuracy(on_id)
         if not beside:  # one split: exact
-            id_interval = list(clopper_pearson(on_id[0].correct, on_id[0].n))
+            id_interval = list(interval(on_id[0]))
         shift, *shift_interval = mean_accuracy([reported[candidate, s.name] for s in shifts])
         return Point(
             name=name,
@@ -283,7 +283,7 @@ def greedy_trace(outcome: Outcome) -> Trace:
         result = step.result
         accuracy = None if isinstance(result, Rejected) else result.accuracy
         trace.tried.append(accuracy)
-        bound = result.bound / outcome.held_out.n if isinstance(result, Rejected) else None
+        bound = result.bound / outcome.held_out.most if isinstance(result, Rejected) else None
         trace.at_most.append(bound)
         trace.accepted.append(step.accepted)
         trace.best.append(accuracy if step.accepted and accuracy is not None else trace.best[-1])
