@@ -224,7 +224,7 @@ def show_trials(rows: list[TrialRow], metric: str = "accuracy") -> None:
 
     Args:
         rows: the trials.
-        metric: of the spec; if it is not accuracy, the table has it too.
+        metric: of the spec; if it is not accuracy or graded, the table has it too.
     """
     values: dict[str, set[Any]] = {}
     for row in rows:
@@ -232,7 +232,8 @@ def show_trials(rows: list[TrialRow], metric: str = "accuracy") -> None:
             values.setdefault(name, set()).add(value)
     varied = [name for name, found in values.items() if len(found) > 1]
     shares = ("share",) if any(row.share is not None for row in rows) else ()
-    own = () if metric == "accuracy" else (metric.rpartition(":")[2],)
+    graded = {row.graded for row in rows if row.graded}
+    own = () if metric in ("accuracy", *graded) else (metric.rpartition(":")[2],)
     columns = ("#", "trial", *own, "held-out", "epoch", *shares, *varied)
     words = {name for name in varied if any(isinstance(value, str) for value in values[name])}
     right = [c for c in columns if c not in words and c != "trial"]
@@ -250,7 +251,8 @@ def show_trials(rows: list[TrialRow], metric: str = "accuracy") -> None:
     ]
     shown, left = fitted(columns, cells, right, varied[::-1])
     out.print(shown)
-    meaning = "held-out: accuracy in %, ± one standard error. epoch: the one that was kept."
+    score = graded.pop().rpartition(":")[2] if graded else "accuracy"
+    meaning = f"held-out: {score} in %, ± one standard error. epoch: the one that was kept."
     meaning += " share: coefficient in the champion." if shares else ""
     meaning += f" --json has {', '.join(left)} too." if left else ""
     out.print(wrapped(meaning), style="dim")
@@ -262,7 +264,8 @@ def _with_error(share: float, error: float | None) -> str:
 
 def best_trial(best: Best) -> str:
     """The best trial so far, in words."""
-    score = "" if best.metric == "accuracy" else f"{best.metric} {best.score:.3f}, "
+    same = best.metric == "accuracy" or best.score == best.accuracy  # graded: its mean
+    score = "" if same else f"{best.metric} {best.score:.3f}, "
     return (
         f"best so far: {best.key}, {score}{percent(best.accuracy)} % on {best.n} held-out samples"
     )

@@ -90,10 +90,13 @@ class Objective(Record, frozen=True, kw_only=True):
         tolerance: of a regression: a sample is right if no output is further than this from its
             target. 0 for the others: for multi_label a sample is right if all its labels are; for
             segmentation its value is its intersection over union.
+        side: of segmentation: height and width of images and masks, in pixels. Unset: masks have
+            any shape.
     """
 
     kind: Literal["multi_label", "regression", "segmentation"]
     tolerance: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    side: Annotated[int, msgspec.Meta(ge=1)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Split(Record, frozen=True, kw_only=True):

@@ -72,7 +72,8 @@ class HeldOutSelection:
         self._held_out = functools.partial(evaluator.measure, split=held_out)
         self._train = functools.partial(evaluator.measure, split=splits[1])
         self._first_reaching = functools.partial(evaluator.first_reaching, split=held_out)
-        self._cascade = cascade
+        # A second pass looks at unsure classes: with a graded metric all decisions are in float32.
+        self._cascade = cascade and not pool.ingredients[0].held_out.graded
         self._hints: Hints | None = None
         self._tallies: dict[Candidate, Tally] = {}
 

@@ -47,11 +47,14 @@ def protocol(basis: Basis, spec: SweepSpec, entry: Entry) -> str:
     said += f" Test (n = {test}) and shifts were evaluated once, after the choice."
     if some := ", ".join(entry.test_on_classes):
         said += f" Of some classes only, beside ID test on them in leaderboard.csv: {some}."
-    return f"{said} {_scores(spec)}"
+    return f"{said} {_scores(spec, entry.test.graded or '')}"
 
 
-def _scores(spec: SweepSpec) -> str:
+def _scores(spec: SweepSpec, graded: str) -> str:
     """Return what a score is."""
+    if graded:
+        name = graded.rpartition(":")[2]
+        return f"Scores: mean {name} of the samples, in %, also where figures say accuracy."
     if not spec.targets:
         return "Scores in %."
     if spec.targets.kind == "multi_label":

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import UNSET
 
 from soupray.core.errors import Diverged, TrialError
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
 from soupray.data.cache import Data
 from soupray.store.weights_file import Weights
-from soupray.training.augment import Draws, OwnAugmentation, augmented, draw
+from soupray.training.augment import Draws, OwnAugmentation, augmented, draw, with_images
 from soupray.training.losses import TrainingLoss, sample_weights
 from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
 from soupray.training.start import Start
@@ -49,8 +50,8 @@ class Loop:
         self._samples, labels = data.samples(data.split("train"))
         self._labels = torch.from_numpy(np.array(labels))
         self.micro_batch = start.training.micro_batch or hparams.batch_size
-        objective = data.split("train").objective
-        self._loss = TrainingLoss(hparams, objective, self._labels, start.loss)
+        self._objective = data.split("train").objective
+        self._loss = TrainingLoss(hparams, self._objective, self._labels, start.loss)
         own = start.augmentation
         self._own = None if own is None else OwnAugmentation(*own)
         self._odds = sample_weights(self._labels, hparams.balanced)
@@ -216,6 +217,8 @@ class Loop:
                 samples = self._own(samples, self._seed_of_step())
         inputs = self._task.inputs(samples)
         labels = self._labels[rows[places]].to(self.device)
+        if self._objective is not UNSET and self._objective.side:  # masks move with their images
+            labels = with_images(labels, self._objective.side, draws.take(places), h)
         # In a trial's first step the memory may run out, and a worker tries again on its own.
         if self.step > 1 and self._shared is None:
             self._shared = self._group.shared(self.in_training)
