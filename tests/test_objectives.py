@@ -569,7 +569,15 @@ def test_records_say_the_objective_and_read_it_again():
 # ---- whole jobs
 
 
-def short(name: str, folder, *edits: tuple[str, str]):
+SMALL = (
+    ("epochs: {integer: [6, 10]}", "epochs: 1"),
+    ("epochs: 6", "epochs: 1"),
+    ("shifts: [faded, grainy, moved, blurred]", "shifts: [grainy]"),
+)
+"""Edits by which a spec of sweeps/ trains and reports little."""
+
+
+def short(name: str, folder, *edits: tuple[str, str], small: tuple[tuple[str, str], ...] = SMALL):
     """A spec of sweeps/ with few samples, two trials of one epoch and two recipes."""
     import re
 
@@ -579,10 +587,8 @@ def short(name: str, folder, *edits: tuple[str, str]):
     text = re.sub(r"recipes:\n(  .*\n)+", "recipes:\n  uniform: {}\n  ensemble: {}\n", text)
     for old, new in (
         ("trials: 8", "trials: 2"),
-        ("epochs: {integer: [6, 10]}", "epochs: 1"),
-        ("epochs: 6", "epochs: 1"),
         ("held_out: 400", "args: {count: 200}\n  held_out: 60"),
-        ("shifts: [faded, grainy, moved, blurred]", "shifts: [grainy]"),
+        *small,
         ("tracking: embedded", 'tracking: "off"'),
         *edits,
     ):

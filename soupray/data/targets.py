@@ -161,7 +161,7 @@ def mask_of(target: Any, side: int, where: str) -> npt.NDArray[np.uint8]:
         )
     values = np.unique(array)  # NaN is one of them
     if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
-        odd = next(v for v in values.tolist() if v not in (0, 1, 255) or 255 in values)
+        odd = next(v for v in values.tolist() if v not in (0, 255 if 255 in values else 1))
         raise ConfigError(
             f"{where}: its mask has the value {odd:g}. Allowed are 0 and 1, or 0 and 255."
         )

@@ -160,12 +160,13 @@ def _data(facts: Facts) -> ModelCardData:
     spec, recipe = facts.spec, facts.recipe
     library, task = KINDS[spec.task.kind]
     results = []
+    of_results = task if library != "open_clip" else "image-classification"
     if facts.board is not None:
         measured = {"test": facts.board[0].test, **facts.board[0].shifts}
         digests = {s.name: s.digest for s in facts.basis.splits} if facts.basis else {}
         results = [
             EvalResult(
-                task_type=task if library != "open_clip" else "image-classification",
+                task_type=_TAGS.get(kind_of(spec)) or of_results,
                 dataset_type=spec.data.kind,
                 dataset_name=f"{spec.name}: {name}",
                 dataset_split=name,
