@@ -53,8 +53,7 @@ def protocol(basis: Basis, spec: SweepSpec, entry: Entry) -> str:
 def _scores(spec: SweepSpec, graded: str) -> str:
     """Return what a score is."""
     if graded:
-        name = graded.rpartition(":")[2]
-        return f"Scores: mean {name} of the samples, in %, also where figures say accuracy."
+        return f"Scores: mean {graded.rpartition(':')[2]} of the samples, in %."
     if not spec.targets:
         return "Scores in %."
     if spec.targets.kind == "multi_label":

@@ -173,6 +173,11 @@ def measured(scores: Scores) -> Measured:
     )
 
 
+def measure_of(scores: Scores | Measured) -> str:
+    """Return what tables and figures show: accuracy, or the name of the graded metric."""
+    return (scores.graded or "accuracy").rpartition(":")[2]
+
+
 def _others(scores: Scores) -> dict[str, float] | msgspec.UnsetType:
     if scores.others is msgspec.UNSET:
         return msgspec.UNSET
