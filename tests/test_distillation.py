@@ -23,7 +23,7 @@ from soupray.search.state import basis_key
 from soupray.services.place import find_place
 from soupray.spec.sweep_spec import load, parse
 from soupray.sweep.teacher import find_teacher, note_other_teacher
-from soupray.training.distillation import RowLoss, divergence
+from soupray.training.distillation import DistillationLoss, Targets, divergence
 from soupray.training.losses import TrainingLoss
 from soupray.training.teacher import Known, for_samples
 from soupray.training.trial import fine_tune
@@ -65,17 +65,17 @@ def test_the_gradient_is_that_of_a_hot_softmax():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_rows_have_their_own_labels_and_outputs_of_the_teacher(share):
+def test_labels_and_teacher_share_the_loss(share):
     labels, teacher = torch.tensor([0, 1, 2]), torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 3]])
     hparams = Hyperparameters(lr=1, epochs=1, distillation=share, distillation_temperature=2.0)
     plain = TrainingLoss(hparams, msgspec.UNSET, labels)
-    made = RowLoss(plain, labels, teacher, hparams, msgspec.UNSET)
+    made = DistillationLoss(plain, hparams, msgspec.UNSET)
     outputs, rows = torch.tensor([[0.0, 1, 0], [2, 0, 0]]), torch.tensor([2, 0])
+    targets = Targets(labels, teacher).take(rows)
     ours = F.cross_entropy(outputs, torch.tensor([2, 0]))
     theirs = divergence(outputs, teacher[[2, 0]], 2.0, msgspec.UNSET)
-    assert torch.allclose(made(outputs, rows), (1 - share) * ours + share * theirs)
-    without = RowLoss(plain, labels, None, hparams, msgspec.UNSET)
-    assert torch.allclose(without(outputs, rows), ours)
+    assert torch.allclose(made(outputs, targets), (1 - share) * ours + share * theirs)
+    assert torch.allclose(made(outputs, Targets(labels).take(rows)), ours)
 
 
 # ---- samples and classes, by name

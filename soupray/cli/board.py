@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 from soupray.cli.console import out, wrapped
 from soupray.core.errors import NotFound
 from soupray.core.records import Basis, Metric, Record
-from soupray.maths.metrics import Z
+from soupray.maths.metrics import SHARES, Z
 from soupray.reporting.live import WIDTH, table
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
 from soupray.reporting.ranking import Champion, Entry, Gain, SameModel, ranked_on, same_models
@@ -154,6 +154,8 @@ def _columns(entries: list[Entry], spec: SweepSpec) -> list[_Column]:
     if len({e.candidate for e in entries}) < len(entries):
         names += " =: the same model."
     classes = not spec.targets or spec.targets.kind == "multi_label"
+    graded = entries[0].test.graded
+    exact, test = ("exact", "exact McNemar") if not graded else ("bootstrap", "permutation")
     less = "minus that of best_single, ± one paired standard error."
     return [
         _Column("#", lambda row: str(row.place)),
@@ -162,8 +164,8 @@ def _columns(entries: list[Entry], spec: SweepSpec) -> list[_Column]:
         _Column(ranked, score, f"{ranked}: ± one standard error."),
         _Column("test", lambda row: percent(row.entry.test.accuracy)),
         _Column("Δ test", lambda row: _difference(row, row.entry.test_gain), f"Δ: {less}"),
-        _Column("95 %", interval, "95 %: exact interval of test."),
-        _Column("p", p, "p: exact McNemar test against best_single on test."),
+        _Column("95 %", interval, f"95 %: {exact} interval of test."),
+        _Column("p", p, f"p: {test} test against best_single on test."),
         _Column("shifts", shifts, f"shifts: mean over {', '.join(entries[0].shifts)}."),
         _Column("Δ shifts", lambda row: _difference(row, row.entry.shift_gain)),
         *_of_objective(entries[0], spec),
@@ -181,18 +183,21 @@ def _of_objective(entry: Entry, spec: SweepSpec) -> list[_Column]:
     found = {} if isinstance(entry.test.others, UnsetType) else entry.test.others
 
     def read(metric: Metric) -> Callable[[SameModel], str]:
-        share = metric in ("map", "micro_f1", "macro_f1")
+        share = metric in SHARES
         return lambda row: (
             percent(row.entry.test.read(metric)) if share else f"{row.entry.test.read(metric):.3g}"
         )
 
     own = []
-    if spec.own_metric:
+    if spec.own_metric and spec.metric in found:
         title = spec.metric.rpartition(":")[2]
         own = [_Column(title, read(spec.metric), f"{title}: {spec.metric}, on test.")]
     if "map" in found:
         f1 = _Column("F1", read("macro_f1"), "F1: macro-F1 on test.")
         return [*own, _Column("mAP", read("map"), "mAP: on test."), f1]
+    if "dice" in found:
+        pixels = _Column("pixels", read("pixel_accuracy"), "pixels: pixel accuracy on test.")
+        return [*own, _Column("Dice", read("dice"), "Dice: on test."), pixels]
     if "mae" in found:
         r2 = _Column("R2", read("r2"), "R2: on test.")
         return [*own, _Column("MAE", read("mae"), "MAE: on test."), r2]
@@ -200,8 +205,8 @@ def _of_objective(entry: Entry, spec: SweepSpec) -> list[_Column]:
 
 
 FIRST = (
-    *("#", "entry", "test", "Δ test", "mAP", "MAE", "shifts", "Δ shifts", "fwd"),
-    *("R2", "F1", "held-out", "rank"),
+    *("#", "entry", "test", "Δ test", "mAP", "MAE", "Dice", "shifts", "Δ shifts", "fwd"),
+    *("R2", "F1", "pixels", "held-out", "rank"),
     *("K", "MB", "p", "NLL", "ECE", "95 %"),
 )
 """Titles of columns, the most important first: a narrow table leaves out the last ones."""

@@ -10,9 +10,11 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, inspect
 
-Subject = Literal["training", "images", "body", "classes", "one class", "numbers", "teacher"]
+Subject = Literal[
+    "training", "images", "body", "classes", "one class", "numbers", "masks", "teacher"
+]
 """Where a hyperparameter has a meaning: in any training, only for images, only where the body of
-the model is trained, only for targets that are classes (one of them), or that are numbers, or only
+the model is trained, only for targets that are classes (one of them), numbers or masks, or only
 with a teacher."""
 
 
@@ -83,6 +85,9 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     huber: Annotated[
         float, _range(0, 1e6, "delta of the Huber loss; 0: the squared error", "numbers")
     ] = 0.0
+    dice: Annotated[
+        float, _range(0, 1, "share of the soft Dice loss (arXiv:1606.04797); 0: none", "masks")
+    ] = 0.0
     distillation: Annotated[
         float,
         _range(
@@ -95,7 +100,15 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 LATER = frozenset(
-    {"focal", "class_weight", "balanced", "huber", "distillation", "distillation_temperature"}
+    {
+        "focal",
+        "class_weight",
+        "balanced",
+        "huber",
+        "dice",
+        "distillation",
+        "distillation_temperature",
+    }
 )
 """Hyperparameters that came after others were published. At their defaults they are in no key, so
 that trials from before them are found."""

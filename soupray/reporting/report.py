@@ -226,7 +226,7 @@ def _filled(template: str, **values: Any) -> str:
 
 def _row(row: SameModel, taken: str, metric: Metric) -> dict[str, Any]:
     chosen = None  # by another metric than the accuracy that the table has
-    if metric != "accuracy":
+    if metric not in ("accuracy", row.entry.test.graded):
         chosen = (metric.rpartition(":")[2], f"{ranked_on(row.entry).read(metric):.3f}")
     return {
         "metric": chosen,

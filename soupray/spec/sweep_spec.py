@@ -43,7 +43,7 @@ from soupray.spec.space import (
     SpecModel,
     refuse,
 )
-from soupray.spec.task import Code, Init, TaskSpec, TrainedInit
+from soupray.spec.task import Code, Init, TaskSpec, TorchSpec, TrainedInit
 from soupray.spec.trackers import check_trackers
 from soupray.spec.yaml import find_key, parse_yaml
 
@@ -156,8 +156,9 @@ class SweepSpec(SpecModel):
     metric: MetricName = "accuracy"
     """On held-out data, it decides which epoch of a trial is the best one, what recipes choose, and
     the order of the leaderboard. A function of your own, as `package.module:name`, gets outputs and
-    targets, and returns a number, or one for each sample: larger is better. Another metric means
-    other trials."""
+    targets, and returns a number, or one for each sample: larger is better. With the attribute
+    `per_sample` it is graded: early rejection, tests and tables are then about it. Another metric
+    means other trials."""
 
     metric_code: Annotated[Code, Field(exclude_if=lambda code: not code)] = ""
     """The digest of the code of a metric of your own, filled in when the spec is read."""
@@ -173,11 +174,11 @@ class SweepSpec(SpecModel):
         "one_class"
     )
     """What the outputs of the model mean: the logits of one class of several; of any number of
-    classes (`multi_label`); or numbers (`regression`)."""
+    classes (`multi_label`); numbers (`regression`); or a mask for each image (`segmentation`)."""
 
     loss: Annotated[Own | None, Field(exclude_if=lambda value: value is None)] = None
     """The loss of the trials, a function of your own. Left out: cross-entropy, binary
-    cross-entropy, or the squared error, by `objective`."""
+    cross-entropy (of labels or pixels), or the squared error, by `objective`."""
 
     augmentation: Annotated[Own | None, Field(exclude_if=lambda value: value is None)] = None
     """A function of your own that augments batches of training images, after those of
@@ -400,6 +401,9 @@ class SweepSpec(SpecModel):
         """What the targets are; unset: one class for each sample."""
         if isinstance(self.objective, Regression):
             return Objective(kind="regression", tolerance=self.objective.regression.tolerance)
+        if self.objective == "segmentation":
+            assert isinstance(self.task, TorchSpec), "checked above"
+            return Objective(kind="segmentation", side=self.task.size)
         return Objective(kind="multi_label") if self.objective == "multi_label" else UNSET
 
     @property

@@ -1,6 +1,8 @@
-"""The loss of samples by their rows: to their labels, and to what a teacher says of them."""
+"""The loss to the labels of samples, and to what a teacher says of them."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,25 @@ from soupray.core.records import Objective
 from soupray.training.losses import TrainingLoss
 
 
-class RowLoss:
+class Targets(NamedTuple):
+    """What the outputs for some samples should become.
+
+    Attributes:
+        labels: classes [N], or [N, C].
+        teacher: logits of the teacher, [N, C]; None if there is none. It saw each sample once,
+            without augmentation.
+    """
+
+    labels: torch.Tensor
+    teacher: torch.Tensor | None = None
+
+    def take(self, rows: torch.Tensor) -> Targets:
+        """Return those of the samples at the positions `rows`."""
+        at = rows.to(self.labels.device)
+        return Targets(self.labels[at], None if self.teacher is None else self.teacher[at])
+
+
+class DistillationLoss:
     """The mean loss of a batch: that of its labels, mixed with that to the teacher's outputs.
 
     With the share d of `Hyperparameters.distillation` it is (1 - d) L + d D, where L is the loss
@@ -19,39 +39,30 @@ class RowLoss:
     """
 
     def __init__(
-        self,
-        loss: TrainingLoss,
-        labels: torch.Tensor,
-        teacher: torch.Tensor | None,
-        hparams: Hyperparameters,
-        objective: Objective | UnsetType,
+        self, loss: TrainingLoss, hparams: Hyperparameters, objective: Objective | UnsetType
     ) -> None:
-        """Keep what is known of the train split.
+        """Keep the settings.
 
         Args:
             loss: of outputs and labels.
-            labels: of all training samples: classes [N], or [N, C].
-            teacher: logits of the teacher on them, [N, C]; None if there is none. It saw each
-                sample once, without augmentation.
             hparams: the hyperparameters of the trial.
             objective: what outputs mean.
         """
-        self._loss, self._labels, self._teacher = loss, labels, teacher
-        self._share = hparams.distillation
+        self._loss, self._share = loss, hparams.distillation
         self._temperature, self._objective = hparams.distillation_temperature, objective
 
-    def __call__(self, outputs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def __call__(self, outputs: torch.Tensor, targets: Targets) -> torch.Tensor:
         """The mean loss over samples, float32, a scalar.
 
         Args:
             outputs: of the model, [N, C].
-            rows: of the samples in the train split, [N], on the CPU.
+            targets: of the same samples.
         """
-        loss = self._loss(outputs, self._labels[rows].to(outputs.device))
-        if self._teacher is None or not self._share:
+        loss = self._loss(outputs, targets.labels)
+        if targets.teacher is None or not self._share:
             return loss
-        said = self._teacher[rows].to(outputs.device)
-        to_teacher = divergence(outputs.float(), said.float(), self._temperature, self._objective)
+        said = targets.teacher.float()
+        to_teacher = divergence(outputs.float(), said, self._temperature, self._objective)
         return (1 - self._share) * loss + self._share * to_teacher
 
 
