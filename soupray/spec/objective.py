@@ -224,7 +224,7 @@ def check_training(value: Any, said: Mapping[str, Any]) -> None:
             "a probe is a logistic regression for one class; write init: {trained: ...}"
         )
     if objective == "segmentation":
-        _check_masks(value, said)
+        _check_mask_training(value, said)
     if space is None:
         return
     check_distillation(space, None if isinstance(value, TrainedInit) else said.get("teacher"))
@@ -242,7 +242,7 @@ def check_training(value: Any, said: Mapping[str, Any]) -> None:
         refuse(space, ONE_CLASS_ONLY, f"is for one class, not for {objective}")
 
 
-def _check_masks(value: Any, said: Mapping[str, Any]) -> None:
+def _check_mask_training(value: Any, said: Mapping[str, Any]) -> None:
     """Raise ValueError for what would part images and their masks, or needs classes."""
     if said.get("augmentation") is not None:
         raise ValueError(
