@@ -7,6 +7,8 @@ from typing import Any
 
 from soupray.core.errors import ConfigError
 from soupray.diagnostics.additions import ADDITIONS
+from soupray.diagnostics.augmentations import AUGMENTATIONS
+from soupray.diagnostics.frequencies import FREQUENCIES
 from soupray.diagnostics.inconsistency import INCONSISTENCY
 from soupray.diagnostics.measure import Measure
 from soupray.diagnostics.mistakes import MISTAKES
@@ -21,6 +23,8 @@ MEASURES: tuple[Measure[Any], ...] = (
     SPECIALISATION,
     ADDITIONS,
     MISTAKES,
+    AUGMENTATIONS,
+    FREQUENCIES,
 )
 
 
