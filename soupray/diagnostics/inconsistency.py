@@ -21,7 +21,7 @@ from soupray.maths.disagreement import cka, correlation, prediction_divergence
 from soupray.maths.geometry import conversion_rate, error_inconsistency, kappa
 from soupray.maths.metrics import right_mask
 from soupray.recipes.recipe import MULTI_LABEL, ONE_CLASS, REGRESSION
-from soupray.reporting.notes import percent
+from soupray.reporting.notes import percent, points
 from soupray.reporting.sections import Figure, Table
 
 MOST_PAIRS = 200
@@ -225,7 +225,7 @@ def _table(made: Inconsistency) -> Table:
                 _said(_others(made.kappa_complement, k), ".2f"),
                 _said(_mean([p.divergence for p in own]), ".3f"),
                 _said(_others(made.cka_complement, k), ".3f"),
-                "-" if best is None else f"{100 * best.over_better:+.1f}",
+                "-" if best is None else points(best.over_better),
                 "-" if mate is None else mate[:18],
             )
         )

@@ -7,6 +7,9 @@ from typing import Any
 
 from soupray.core.errors import ConfigError
 from soupray.diagnostics.additions import ADDITIONS
+from soupray.diagnostics.both_wrong import BOTH_WRONG
+from soupray.diagnostics.failure_distance import FAILURE_DISTANCE
+from soupray.diagnostics.flatness import FLATNESS
 from soupray.diagnostics.inconsistency import INCONSISTENCY
 from soupray.diagnostics.measure import Measure
 from soupray.diagnostics.pairs import PAIRS
@@ -15,10 +18,13 @@ from soupray.diagnostics.specialisation import SPECIALISATION
 
 MEASURES: tuple[Measure[Any], ...] = (
     PAIRS,
+    FLATNESS,
     EFFECTIVE_ROBUSTNESS,
     INCONSISTENCY,
     SPECIALISATION,
     ADDITIONS,
+    BOTH_WRONG,
+    FAILURE_DISTANCE,
 )
 
 

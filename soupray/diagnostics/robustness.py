@@ -22,7 +22,7 @@ from soupray.maths.robustness import (
     resampled,
 )
 from soupray.recipes.recipe import MULTI_LABEL, ONE_CLASS, REGRESSION
-from soupray.reporting.notes import percent
+from soupray.reporting.notes import percent, points
 from soupray.reporting.sections import Figure, Table
 
 OWN = "the pool's own trials"
@@ -272,11 +272,6 @@ def _rho(name: str, right: tuple[Mask, Mask], line: Line, about: tuple[Float64, 
 
 def _show(made: Robustness) -> Shown:
     return Shown(sentences=_sentences(made), tables=(_table(made),), figures=(_figure(made),))
-
-
-def points(rho: float) -> str:
-    """Return an effective robustness in points, with its sign."""
-    return f"{100 * rho:+.1f}"
 
 
 def _table(made: Robustness) -> Table:

@@ -15,7 +15,7 @@ from soupray.diagnostics.measure import Inputs, Measure, Needed, Shown
 from soupray.maths.disagreement import LEAST, buckets_of, confidence_angles
 from soupray.maths.geometry import error_inconsistency
 from soupray.maths.metrics import Z
-from soupray.reporting.notes import percent
+from soupray.reporting.notes import percent, points
 from soupray.reporting.sections import Figure, Table
 
 SURE = 15.0
@@ -214,8 +214,8 @@ def _row(kind: str, part: Part) -> tuple[str, ...]:
         part.name,
         str(part.n),
         *(percent(a) for a in part.accuracies),
-        f"{100 * part.difference:+.1f}",
-        f"[{100 * part.low:+.1f}, {100 * part.high:+.1f}]",
+        points(part.difference),
+        f"[{points(part.low)}, {points(part.high)}]",
     )
 
 
