@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -222,9 +223,10 @@ def _planned(session: Session, measure: Measure[Any], inputs: Inputs) -> Planned
     if why is None and not stored:
         needed, evaluator = measure.needs(inputs), session.evaluator
         counts = [(len(evaluator.unknown(models, on)), on.size) for models, on in needed.models]
-        asked = [n for one, on, n in needed.requests if n and not evaluator.knows(one, on)]
-        passes = sum(n for n, _ in counts) + len(asked) + bool(needed.unlisted)
-        samples = sum(n * size for n, size in counts) + sum(asked) + needed.unlisted
+        asked = [(n, on.size) for one, on, n in needed.requests if not evaluator.knows(one, on)]
+        passes = sum(n for n, _ in counts) + sum(math.ceil(n / size) for n, size in asked)
+        samples = sum(n * size for n, size in counts) + sum(n for n, _ in asked)
+        passes, samples = passes + bool(needed.unlisted), samples + needed.unlisted
     return Planned(
         name=measure.name,
         summary=measure.summary,

@@ -20,6 +20,7 @@ from soupray.core.requests import Distances, Failures, Right
 from soupray.diagnostics.figures import Axis, curve, dots, figure, grid
 from soupray.diagnostics.measure import CannotMeasure, Inputs, Measure, Needed, Shown
 from soupray.maths.disagreement import LEAST, buckets_of, correlation, paired_mean
+from soupray.maths.metrics import Z
 from soupray.maths.outputs import trust
 from soupray.reporting.notes import percent, points
 from soupray.reporting.sections import Figure, Table
@@ -279,13 +280,20 @@ def _table(start: Start) -> Table:
     )
 
 
+def _chance(place: Place) -> float:
+    """Return |r| that one in twenty correlations of as many unrelated samples exceeds."""
+    return float(Z / np.sqrt(place.n))
+
+
 def _sentences(start: Start) -> list[str]:
-    falls = [p.split for p in start.places if p.correlation is not None and p.correlation < 0]
-    sure = [f"{p.split} {p.correlation:+.2f}" for p in start.places if p.correlation is not None]
+    known = [(p, p.correlation) for p in start.places if p.correlation is not None]
+    falls = [p.split for p, r in known if r < -_chance(p)]
+    rises = [p.split for p, r in known if r > _chance(p)]
+    listed = ", ".join(f"{p.split} {r:+.2f}" for p, r in known) or "none"
     said = [
-        f"{start.fine_tuned} against {start.anchor}: what it has beyond the anchor falls with the "
-        f"distance to the failure set on {len(falls)} of {len(start.places)} splits, as VRF "
-        f"assumes (correlation by sample: {', '.join(sure) or 'none'}).",
+        f"What {start.fine_tuned} has beyond {start.anchor} falls with the distance to the failure "
+        f"set, as VRF assumes, by more than chance on {len(falls)} of {len(start.places)} splits, "
+        f"and rises on {len(rises)} (correlation by sample: {listed}).",
     ]
     if start.omega is not None:
         said.append(

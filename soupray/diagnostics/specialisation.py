@@ -97,7 +97,8 @@ def chosen_pairs(inputs: Inputs) -> list[tuple[str, dict[str, Candidate]]]:
         names = {board.champion: champion, "best_single": single}
         found.append(("the entry to take, and the best single model", names))
     else:
-        other = next(((n, m) for n, m in board.each().items() if m != champion), None)
+        others = ((n, m) for n, m in board.each().items() if set(m.members) != {champion})
+        other = next(others, None)  # an ensemble of this one model alone answers as it does
         if other is not None:
             names = {other[0]: other[1], "best_single": single}
             found.append(("the first other entry, and the best single model", names))
