@@ -189,7 +189,7 @@ def _figures(made: Flatness) -> tuple[Figure, ...]:
         y = Axis("loss", "loss minus that of the soup (nats)")
         chart = level(0) + curve(rows, x, y, Axis("pair", "pair", words=True))
         charts.append(chart.properties(width=280, height=260))
-    title = f"Flatness around soups of two trials (held-out, n = {made.n})"
+    title = f"Around soups of two trials (held-out, n = {made.n}; the scales differ)"
     return (figure("flatness", title, grid(charts, 2), whole=True), _terms(made))
 
 

@@ -350,7 +350,7 @@ def rows_of(shift: UnderShift) -> list[dict[str, Any]]:
 
 def _figure(made: Robustness) -> Figure:
     charts = [_chart(s) for s in made.shifts]
-    title = f"Effective robustness against the line of {made.baseline} (logit scale)"
+    title = f"Effective robustness: entries (red) against the line of {made.baseline} (grey)"
     return figure("effective_robustness", title, grid(charts, 2), whole=True)
 
 
