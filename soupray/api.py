@@ -202,6 +202,7 @@ def diagnose(
     only: Sequence[str] = (),
     pairs: int = 20,
     baseline: str | Path | None = None,
+    annotations: str | Path | None = None,
     show: bool = True,
 ) -> Diagnostics:
     """Measure how the models differ and what averaging makes of it, as `soupray diagnose` does.
@@ -215,25 +216,31 @@ def diagnose(
         pairs: pairs of trials to measure, at most.
         baseline: CSV file of standard models' accuracies, for effective robustness; None: the line
             of the pool's own trials.
+        annotations: JSON or CSV file that says which answers are right; None: the labels do.
         show: as in `run_sweep`.
 
     Returns:
         The numbers of each measure, and why others do not apply.
 
     Raises:
-        ConfigError: there is no such measure, or the file is no baseline.
+        ConfigError: there is no such measure, or a file is not what it should be.
         EvaluationError: no ingredients, or NaN weights.
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store cannot be reached.
     """
+    from soupray.diagnostics.annotations import read_annotations
     from soupray.diagnostics.baseline import read_baseline
     from soupray.diagnostics.diagnose import Asked, run_diagnose
     from soupray.diagnostics.measure import Options
 
     at = home_at(home)
     loaded = _read(spec, at)[0]
-    standard = None if baseline is None else read_baseline(Path(baseline))
-    asked = Asked(only, partial, Options(pairs=_at_least_one(pairs), baseline=standard))
+    options = Options(
+        pairs=_at_least_one(pairs),
+        baseline=None if baseline is None else read_baseline(Path(baseline)),
+        annotations=None if annotations is None else read_annotations(Path(annotations)),
+    )
+    asked = Asked(only, partial, options)
     with shown(show) as bars:
         return run_diagnose(loaded, at, address, asked, bars)
 

@@ -17,7 +17,7 @@ from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator, reaches
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.local import LocalWorkers, ahead
-from soupray.evaluation.schedule import FirstReaching
+from soupray.evaluation.schedule import FirstReaching, Goal
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
@@ -279,7 +279,7 @@ def test_the_next_two_checkpoints_come_while_the_present_one_runs(tmp_path, monk
     workers = LocalWorkers(world.task, world.data, fresh, world.setting)
     held_out = world.basis.split("held_out")
     order = lambda index: tuple(range(held_out.size))  # noqa: E731
-    schedule = FirstReaching(5, order, world.setting.batch_size, 0, "ge", "fp32")
+    schedule = FirstReaching(5, order, world.setting.batch_size, Goal(0, "ge"), "fp32")
     assert workers.decide(schedule, candidates, held_out, None).hit
     fresh.background.shutdown()  # when what it began is there
     assert asked == {f"weights/{sha}.safetensors" for sha in world.pool.checkpoints[:3]}

@@ -212,7 +212,7 @@ def test_recipes_are_for_what_they_can_do():
     assert BY_NAME["vrf"].objectives == BY_NAME["fisher"].objectives == ("one_class",)
     assert "regression" not in BY_NAME["learned"].objectives
     for name in ("uniform", "greedy", "wise_ft", "model_stock", "ensemble"):
-        assert len(BY_NAME[name].objectives) == 3
+        assert len(BY_NAME[name].objectives) == 4
 
 
 # ---- losses
@@ -391,12 +391,12 @@ def test_targets_that_can_hardly_be_learnt_are_said():
     from soupray.data.targets import notes_on
 
     labels = np.array([[1, 0, 1], [1, 0, 0]], np.uint8)
-    assert notes_on(labels, ["a", "b", "c"]) == (
+    assert notes_on(labels, ["a", "b", "c"], SEVERAL) == (
         "all samples have the class 'a' in split 'train': nothing tells when it is there",
         "no sample has the class 'b' in split 'train': nothing tells when it is there",
     )
     numbers = np.array([[3, 0.5, 2000, 1e-6], [3, -0.5, 2010, 3e-6]], np.float32)
-    same, year, small = notes_on(numbers, ["same", "fine", "year", "small"])
+    same, year, small = notes_on(numbers, ["same", "fine", "year", "small"], NEAR)
     assert same == "all targets of 'same' in split 'train' are 3: there is nothing to learn"
     assert "'year' in split 'train' have mean 2e+03 and standard deviation 5;" in year
     assert "'small' in split 'train' have mean 2e-06 and standard deviation 1e-06;" in small
@@ -425,7 +425,7 @@ def spec(**keys) -> SweepSpec:
     [
         ({"metric": "mae"}, "multi_label has no metric mae; write metric: accuracy, micro_f1"),
         ({"metric": "map", "objective": "one_class"}, "one_class has no metric map"),
-        ({"objective": "many"}, "write one_class, multi_label or"),
+        ({"objective": "many"}, "write one_class, multi_label, segmentation or"),
         ({"objective": {"regression": {"tolerance": 0}}}, "tolerance"),
         ({"data": {"kind": "digits"}}, "have one class for each sample; multi_label needs kind"),
         ({"objective": {"regression": {"tolerance": math.inf}}}, "finite number"),
@@ -569,7 +569,15 @@ def test_records_say_the_objective_and_read_it_again():
 # ---- whole jobs
 
 
-def short(name: str, folder, *edits: tuple[str, str]):
+SMALL = (
+    ("epochs: {integer: [6, 10]}", "epochs: 1"),
+    ("epochs: 6", "epochs: 1"),
+    ("shifts: [faded, grainy, moved, blurred]", "shifts: [grainy]"),
+)
+"""Edits by which a spec of sweeps/ trains and reports little."""
+
+
+def short(name: str, folder, *edits: tuple[str, str], small: tuple[tuple[str, str], ...] = SMALL):
     """A spec of sweeps/ with few samples, two trials of one epoch and two recipes."""
     import re
 
@@ -579,10 +587,8 @@ def short(name: str, folder, *edits: tuple[str, str]):
     text = re.sub(r"recipes:\n(  .*\n)+", "recipes:\n  uniform: {}\n  ensemble: {}\n", text)
     for old, new in (
         ("trials: 8", "trials: 2"),
-        ("epochs: {integer: [6, 10]}", "epochs: 1"),
-        ("epochs: 6", "epochs: 1"),
         ("held_out: 400", "args: {count: 200}\n  held_out: 60"),
-        ("shifts: [faded, grainy, moved, blurred]", "shifts: [grainy]"),
+        *small,
         ("tracking: embedded", 'tracking: "off"'),
         *edits,
     ):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from soupray.core.ports import Reached
 from soupray.core.records import Rejected, Tally
-from soupray.evaluation.schedule import Answer, FirstReaching, Unit, hardest_first
+from soupray.evaluation.schedule import Answer, FirstReaching, Goal, Unit, hardest_first
 
 N, BATCH = 23, 5
 
@@ -37,7 +37,7 @@ def run(models: Models, bound: int, accept: str, low: bool, workers: int, seed: 
     chance = random.Random(seed)
     precision = "cascade" if low else "fp32"
     schedule = FirstReaching(
-        len(models.orders), models.orders.__getitem__, BATCH, bound, accept, precision
+        len(models.orders), models.orders.__getitem__, BATCH, Goal(bound, accept), precision
     )
     running = []
     while (reached := schedule.answer()) is None:
@@ -104,7 +104,7 @@ def test_the_records_do_not_depend_on_how_many_work_or_who_is_first(
 
 def one(right: list[int], bound: int, accept: str = "ge") -> tuple[Reached, int]:
     """One candidate, ten samples in batches of two, in natural order."""
-    schedule = FirstReaching(1, lambda _: tuple(range(10)), 2, bound, accept, "fp32")
+    schedule = FirstReaching(1, lambda _: tuple(range(10)), 2, Goal(bound, accept), "fp32")
     while (reached := schedule.answer()) is None:
         unit = schedule.next()
         mask = np.array(right, bool)[list(unit.rows)]
@@ -131,7 +131,7 @@ def test_a_bound_that_is_met_is_counted_to_the_end():
 
 
 def test_idle_workers_get_later_batches_of_the_same_candidate_first():
-    schedule = FirstReaching(2, lambda _: tuple(range(6)), 2, 3, "ge", "fp32")
+    schedule = FirstReaching(2, lambda _: tuple(range(6)), 2, Goal(3, "ge"), "fp32")
     units = [schedule.next() for _ in range(7)]
     assert [(u.candidate, u.rows) for u in units[:6]] == [
         (0, (0, 1)), (0, (2, 3)), (0, (4, 5)), (1, (0, 1)), (1, (2, 3)), (1, (4, 5)),
@@ -146,7 +146,7 @@ def test_an_order_is_asked_for_when_its_candidate_is_first_run_and_once():
         asked.append(index)
         return tuple(range(4))
 
-    schedule = FirstReaching(1000, order, 2, 3, "ge", "fp32")
+    schedule = FirstReaching(1000, order, 2, Goal(3, "ge"), "fp32")
     assert asked == []
     right = [[False, False], [True, True], [True, True]]  # the first is given up, the second hits
     while schedule.answer() is None:
@@ -157,7 +157,7 @@ def test_an_order_is_asked_for_when_its_candidate_is_first_run_and_once():
 
 
 def test_unsure_samples_are_run_again_as_soon_as_they_fill_a_batch():
-    schedule = FirstReaching(1, lambda _: tuple(range(6)), 2, 0, "ge", "cascade")
+    schedule = FirstReaching(1, lambda _: tuple(range(6)), 2, Goal(0, "ge"), "cascade")
     seen = []
     while schedule.answer() is None:
         unit = schedule.next()
@@ -177,7 +177,7 @@ def test_hardest_first_is_by_the_sum_of_the_margins_then_by_index():
 
 def asked_of(wrong: set[int], unsure: set[int], bound: int):
     """(units, answer) of one candidate: ten samples in batches of two, in natural order."""
-    schedule = FirstReaching(1, lambda _: tuple(range(10)), 2, bound, "ge", "cascade")
+    schedule = FirstReaching(1, lambda _: tuple(range(10)), 2, Goal(bound, "ge"), "cascade")
     asked = []
     while schedule.answer() is None:
         unit = schedule.next()
@@ -209,7 +209,7 @@ def test_a_candidate_that_survived_a_second_opinion_waits_for_twice_as_many_unsu
     # Of 20 samples, four of them wrong are allowed, five are too many.
     batches = [tuple(range(at, at + 4)) for at in range(0, 20, 4)]
     wrong, unsure = {0, 1, 2, 8}, {3, 4, 9, 12}
-    schedule = FirstReaching(1, lambda _: tuple(range(20)), 4, 16, "ge", "cascade")
+    schedule = FirstReaching(1, lambda _: tuple(range(20)), 4, Goal(16, "ge"), "cascade")
     asked = []
     while schedule.answer() is None:
         unit = schedule.next()
@@ -233,7 +233,7 @@ def test_a_candidate_that_survived_a_second_opinion_waits_for_twice_as_many_unsu
 
 
 def test_what_comes_after_a_hit_is_not_begun_and_a_late_answer_is_dropped():
-    schedule = FirstReaching(3, lambda _: tuple(range(6)), 2, 6, "ge", "fp32")
+    schedule = FirstReaching(3, lambda _: tuple(range(6)), 2, Goal(6, "ge"), "fp32")
     first, late = schedule.next(), schedule.next()
     none, both = np.zeros(2, bool), np.ones(2, bool)
     schedule.take(first, Answer(none, none))
@@ -260,7 +260,7 @@ def test_what_comes_after_a_hit_is_not_begun_and_a_late_answer_is_dropped():
     ],
 )
 def test_a_batch_is_as_large_as_the_first_though_the_last_is_smaller(bound, asked):
-    schedule = FirstReaching(1, lambda _: tuple(range(5)), 2, bound, "ge", "cascade")
+    schedule = FirstReaching(1, lambda _: tuple(range(5)), 2, Goal(bound, "ge"), "cascade")
     seen = []
     while schedule.answer() is None:
         unit = schedule.next()

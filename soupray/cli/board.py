@@ -7,15 +7,16 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from soupray.cli.console import out, wrapped
 from soupray.core.errors import NotFound
 from soupray.core.records import Basis, Metric, Record
-from soupray.maths.metrics import Z
+from soupray.maths.metrics import SHARES, Z
 from soupray.reporting.live import WIDTH, table
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
 from soupray.reporting.ranking import Champion, Entry, Gain, SameModel, ranked_on, same_models
+from soupray.reporting.taught import Taught, of_teacher, taught
 from soupray.reporting.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def show_leaderboard(
     out.width = before
     said = f"{protocol(basis, spec, entries[0])} {' '.join(c.meaning for c in shown if c.meaning)}"
     out.print(textwrap.fill(said, most), style="dim")
-    if said := of_statistics(entries, spec.metric):
+    learnt = taught(entries, basis, None if champion is None else champion.name)
+    for said in filter(None, (of_statistics(entries, spec.metric), of_teacher(learnt))):
         out.print(textwrap.fill(said, most))
 
 
@@ -93,22 +95,28 @@ class Shown(Record, frozen=True, kw_only=True):
     Attributes:
         verdict: what to take, and why; None if an older soupray made the leaderboard.
         entries: the entries, best first.
+        teacher: what is left of the gain of the teacher of the trials. Unset: there is none.
     """
 
     verdict: Verdict | None
     entries: list[Entry]
+    teacher: Taught | UnsetType = UNSET
 
 
-def with_verdict(entries: list[Entry], champion: Champion | None, spec: SweepSpec) -> Shown:
+def with_verdict(
+    entries: list[Entry], basis: Basis, champion: Champion | None, spec: SweepSpec
+) -> Shown:
     """The leaderboard as `--json` prints it.
 
     Args:
         entries: the leaderboard, best first.
+        basis: the splits, and the teacher of the trials.
         champion: the entry to take; None if an older soupray made the leaderboard.
         spec: the sweep.
     """
     said = None if champion is None else verdict(entries, champion, spec.name, spec.metric)
-    return Shown(verdict=said, entries=entries)
+    learnt = taught(entries, basis, None if champion is None else champion.name)
+    return Shown(verdict=said, entries=entries, teacher=learnt or UNSET)
 
 
 def _rows(entries: list[Entry], sort: str | None) -> list[SameModel]:
@@ -146,6 +154,8 @@ def _columns(entries: list[Entry], spec: SweepSpec) -> list[_Column]:
     if len({e.candidate for e in entries}) < len(entries):
         names += " =: the same model."
     classes = not spec.targets or spec.targets.kind == "multi_label"
+    graded = entries[0].test.graded
+    exact, test = ("exact", "exact McNemar") if not graded else ("bootstrap", "permutation")
     less = "minus that of best_single, ± one paired standard error."
     return [
         _Column("#", lambda row: str(row.place)),
@@ -154,8 +164,8 @@ def _columns(entries: list[Entry], spec: SweepSpec) -> list[_Column]:
         _Column(ranked, score, f"{ranked}: ± one standard error."),
         _Column("test", lambda row: percent(row.entry.test.accuracy)),
         _Column("Δ test", lambda row: _difference(row, row.entry.test_gain), f"Δ: {less}"),
-        _Column("95 %", interval, "95 %: exact interval of test."),
-        _Column("p", p, "p: exact McNemar test against best_single on test."),
+        _Column("95 %", interval, f"95 %: {exact} interval of test."),
+        _Column("p", p, f"p: {test} test against best_single on test."),
         _Column("shifts", shifts, f"shifts: mean over {', '.join(entries[0].shifts)}."),
         _Column("Δ shifts", lambda row: _difference(row, row.entry.shift_gain)),
         *_of_objective(entries[0], spec),
@@ -173,18 +183,21 @@ def _of_objective(entry: Entry, spec: SweepSpec) -> list[_Column]:
     found = {} if isinstance(entry.test.others, UnsetType) else entry.test.others
 
     def read(metric: Metric) -> Callable[[SameModel], str]:
-        share = metric in ("map", "micro_f1", "macro_f1")
+        share = metric in SHARES
         return lambda row: (
             percent(row.entry.test.read(metric)) if share else f"{row.entry.test.read(metric):.3g}"
         )
 
     own = []
-    if spec.own_metric:
+    if spec.own_metric and spec.metric in found:
         title = spec.metric.rpartition(":")[2]
         own = [_Column(title, read(spec.metric), f"{title}: {spec.metric}, on test.")]
     if "map" in found:
         f1 = _Column("F1", read("macro_f1"), "F1: macro-F1 on test.")
         return [*own, _Column("mAP", read("map"), "mAP: on test."), f1]
+    if "dice" in found:
+        pixels = _Column("pixels", read("pixel_accuracy"), "pixels: pixel accuracy on test.")
+        return [*own, _Column("Dice", read("dice"), "Dice: on test."), pixels]
     if "mae" in found:
         r2 = _Column("R2", read("r2"), "R2: on test.")
         return [*own, _Column("MAE", read("mae"), "MAE: on test."), r2]
@@ -192,8 +205,8 @@ def _of_objective(entry: Entry, spec: SweepSpec) -> list[_Column]:
 
 
 FIRST = (
-    *("#", "entry", "test", "Δ test", "mAP", "MAE", "shifts", "Δ shifts", "fwd"),
-    *("R2", "F1", "held-out", "rank"),
+    *("#", "entry", "test", "Δ test", "mAP", "MAE", "Dice", "shifts", "Δ shifts", "fwd"),
+    *("R2", "F1", "pixels", "held-out", "rank"),
     *("K", "MB", "p", "NLL", "ECE", "95 %"),
 )
 """Titles of columns, the most important first: a narrow table leaves out the last ones."""

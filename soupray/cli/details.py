@@ -57,7 +57,9 @@ def show_trial(found: TrialDetail) -> None:
 
 
 def _measured(scores: Measured, metric: Metric) -> str:
-    chosen = "" if metric == "accuracy" else f"{metric} {scores.read(metric):.3f}, "
+    chosen = f"{scores.graded} " if scores.graded else ""
+    if metric not in ("accuracy", scores.graded):
+        chosen = f"{metric} {scores.read(metric):.3f}, {chosen}"
     return (
         f"{chosen}{percent(scores.accuracy)} % ± {percent(scores.standard_error)} of {scores.n} "
         f"({percent(scores.low)} to {percent(scores.high)}), NLL {scores.nll:.3f}, "
@@ -95,7 +97,7 @@ def _epochs(history: tuple[EpochRecord, ...], best: int | None, metric: Metric) 
         )
     out.print()
     out.print(shown)
-    out.print("loss: of training. held-out: accuracy in %.", style="dim")
+    out.print("loss: of training. held-out: accuracy, or a graded metric, in %.", style="dim")
 
 
 def _value(epoch: EpochRecord, metric: Metric) -> str:

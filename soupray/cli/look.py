@@ -87,6 +87,11 @@ def check(
     type=click.Path(path_type=Path, dir_okay=False),
     help="CSV of standard models' accuracies, for effective robustness. Default: the own trials.",
 )
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON or CSV that says which answers are right, for multi-label accuracy.",
+)
 @click.option("--only", metavar="NAME", multiple=True, help="A measure; several times for several.")
 @click.option("--dry-run", is_flag=True, help="Say what each measure would compute, and stop.")
 def diagnose(
@@ -98,6 +103,7 @@ def diagnose(
     pairs: int,
     output: Path | None,
     baseline: Path | None,
+    annotations: Path | None,
     only: tuple[str, ...],
     dry_run: bool,
 ) -> None:
@@ -113,6 +119,7 @@ def diagnose(
     soupray diagnose --only pairs --pairs 40 --output results/more
     """
     from soupray.cli.tables import print_json, show_planned, show_sections
+    from soupray.diagnostics.annotations import read_annotations
     from soupray.diagnostics.baseline import read_baseline
     from soupray.diagnostics.diagnose import (
         Asked,
@@ -127,7 +134,8 @@ def diagnose(
 
     _, loaded = load_named(spec, home)
     standard = None if baseline is None else read_baseline(baseline)
-    asked = Asked(only, partial, Options(pairs=pairs, baseline=standard))
+    judged = None if annotations is None else read_annotations(annotations)
+    asked = Asked(only, partial, Options(pairs=pairs, baseline=standard, annotations=judged))
     if dry_run:
         planned = plan_diagnose(loaded, home, asked)
         print_json(planned) if as_json else show_planned(planned)
@@ -198,7 +206,7 @@ def rank(
         entries, basis, run = stored_leaderboard(loaded, home, *runs)
         champion = run.champion if run else None
         if as_json:
-            print_json(with_verdict(entries, champion, loaded))
+            print_json(with_verdict(entries, basis, champion, loaded))
         else:
             show_leaderboard(entries, basis, loaded, champion, Look(all_columns, sort))
             if calibrated:

@@ -74,9 +74,11 @@ def show_compared(both: Comparison) -> None:
             what = (f"{100 * entry.difference:+.1f} ± {error}", p_value(entry.p))
         shown.add_row(entry.name, *scores, *what)
     out.print(shown)
+    graded = {m.graded for e in both.entries for m in (e.first, e.second) if m and m.graded}
+    metric, test = (graded.pop(), "permutation") if graded else ("Accuracy", "exact McNemar")
     meaning = (
-        "Accuracy on ID test in %. Difference: second minus first, ± one standard error of pairs "
-        "of answers to the same sample. p: exact McNemar test."
+        f"{metric} on ID test in %. Difference: second minus first, ± one standard error of pairs "
+        f"of answers to the same sample. p: {test} test."
     )
     out.print(wrapped(meaning), style="dim")
 
@@ -223,7 +225,7 @@ def show_trials(rows: list[TrialRow], metric: str = "accuracy") -> None:
 
     Args:
         rows: the trials.
-        metric: of the spec; if it is not accuracy, the table has it too.
+        metric: of the spec; if it is not accuracy or graded, the table has it too.
     """
     values: dict[str, set[Any]] = {}
     for row in rows:
@@ -231,7 +233,8 @@ def show_trials(rows: list[TrialRow], metric: str = "accuracy") -> None:
             values.setdefault(name, set()).add(value)
     varied = [name for name, found in values.items() if len(found) > 1]
     shares = ("share",) if any(row.share is not None for row in rows) else ()
-    own = () if metric == "accuracy" else (metric.rpartition(":")[2],)
+    graded = {row.graded for row in rows if row.graded}
+    own = () if metric in ("accuracy", *graded) else (metric.rpartition(":")[2],)
     columns = ("#", "trial", *own, "held-out", "epoch", *shares, *varied)
     words = {name for name in varied if any(isinstance(value, str) for value in values[name])}
     right = [c for c in columns if c not in words and c != "trial"]
@@ -249,7 +252,8 @@ def show_trials(rows: list[TrialRow], metric: str = "accuracy") -> None:
     ]
     shown, left = fitted(columns, cells, right, varied[::-1])
     out.print(shown)
-    meaning = "held-out: accuracy in %, ± one standard error. epoch: the one that was kept."
+    score = graded.pop().rpartition(":")[2] if graded else "accuracy"
+    meaning = f"held-out: {score} in %, ± one standard error. epoch: the one that was kept."
     meaning += " share: coefficient in the champion." if shares else ""
     meaning += f" --json has {', '.join(left)} too." if left else ""
     out.print(wrapped(meaning), style="dim")
@@ -261,7 +265,8 @@ def _with_error(share: float, error: float | None) -> str:
 
 def best_trial(best: Best) -> str:
     """The best trial so far, in words."""
-    score = "" if best.metric == "accuracy" else f"{best.metric} {best.score:.3f}, "
+    same = best.metric == "accuracy" or best.score == best.accuracy  # graded: its mean
+    score = "" if same else f"{best.metric} {best.score:.3f}, "
     return (
         f"best so far: {best.key}, {score}{percent(best.accuracy)} % on {best.n} held-out samples"
     )

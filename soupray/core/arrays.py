@@ -27,6 +27,9 @@ Features = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 """bool [N]: a yes or no for each sample."""
 
+Units = npt.NDArray[np.uint16]
+"""uint16 [N]: the value of each sample, in units of 1 / `records.UNITS`."""
+
 Indices = npt.NDArray[np.int64]
 """int64 [K]: positions of samples, from 0."""
 

@@ -78,7 +78,7 @@ class Evaluator(Protocol):
         Args:
             candidates: the candidates, in order.
             split: the samples that are counted.
-            bound: a number of samples.
+            bound: a number of samples; of a graded metric a sum of values, in units.
             accept: "ge": the count must be at least `bound`. "gt": it must be larger.
             hints: an order of the samples and a margin, which save time.
 

@@ -11,8 +11,9 @@ import base64
 import hashlib
 import math
 import operator
+import struct
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -20,7 +21,7 @@ from soupray.core.errors import CheckpointError
 from soupray.core.names import RecordKey, Sha256, TrialKey
 
 if TYPE_CHECKING:  # the import of numpy would double the time of `soupray --help`
-    from soupray.core.arrays import Labels, Logits, Mask
+    from soupray.core.arrays import Float64, Labels, Logits, Mask, Units
 
 R = TypeVar("R")
 KnownMetric = Literal[
@@ -34,6 +35,9 @@ KnownMetric = Literal[
     "mae",
     "r2",
     "spearman",
+    "iou",
+    "dice",
+    "pixel_accuracy",
 ]
 Metric = str
 """A known metric, or the name of one of the user, as the spec has it."""
@@ -81,13 +85,18 @@ class Objective(Record, frozen=True, kw_only=True):
 
     Attributes:
         kind: "multi_label": a sample has any number of the classes, and output c is the logit of
-            class c. "regression": output d is target d itself.
+            class c. "regression": output d is target d itself. "segmentation": a sample has a mask,
+            and output p is the logit that its pixel p, row by row, belongs to it.
         tolerance: of a regression: a sample is right if no output is further than this from its
-            target. 0 for multi_label, where a sample is right if all its labels are.
+            target. 0 for the others: for multi_label a sample is right if all its labels are; for
+            segmentation its value is its intersection over union.
+        side: of segmentation: height and width of images and masks, in pixels. Unset: masks have
+            any shape.
     """
 
-    kind: Literal["multi_label", "regression"]
+    kind: Literal["multi_label", "regression", "segmentation"]
     tolerance: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    side: Annotated[int, msgspec.Meta(ge=1)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Split(Record, frozen=True, kw_only=True):
@@ -133,6 +142,25 @@ class BlobRef(Record, frozen=True, kw_only=True):
     size_bytes: Annotated[int, msgspec.Meta(ge=0)]
 
 
+class Teacher(Record, frozen=True, kw_only=True):
+    """A model whose outputs on the train split the trials of a sweep learn, too.
+
+    Attributes:
+        entry: the model, SWEEP:ENTRY of an earlier leaderboard.
+        candidate: digest of the model.
+        logits: its logits on the train split, [N, C], with the labels.
+        passes: forward passes that it needs for one sample.
+        scores: by the digest of a split that was reported: its accuracy, and that of the best
+            single model of its sweep.
+    """
+
+    entry: str
+    candidate: Sha256
+    logits: BlobRef
+    passes: int
+    scores: dict[Sha256, tuple[float, float]]
+
+
 class Basis(Record, frozen=True, kw_only=True):
     """The data and the weights that all trials of a sweep share.
 
@@ -145,6 +173,7 @@ class Basis(Record, frozen=True, kw_only=True):
         notes: what was left out of the data, and why.
         shape: of one sample of test in the data cache: [C, H, W], or [L] for texts. Bases from
             before this field have None.
+        teacher: the model that the trials learn from. Unset: there is none.
     """
 
     key: RecordKey
@@ -154,6 +183,7 @@ class Basis(Record, frozen=True, kw_only=True):
     anchor_name: str = "zero_shot"
     notes: tuple[str, ...] = ()
     shape: tuple[int, ...] | None = None
+    teacher: Teacher | msgspec.UnsetType = msgspec.UNSET
 
     def split(self, name: str) -> Split:
         """The split with this name. Raises CheckpointError if there is none."""
@@ -222,6 +252,7 @@ class Trial(Record, frozen=True, kw_only=True):
         metric: chooses the best epoch.
         loss: name and digest of the code of a loss of the user. Unset: that of the objective.
         augmentation: the same of an augmentation of the user. Unset: there is none.
+        teacher: SHA-256 (hex) of the teacher's logits. Unset: there is none.
     """
 
     key: TrialKey
@@ -239,6 +270,7 @@ class Trial(Record, frozen=True, kw_only=True):
     metric: Metric | msgspec.UnsetType = msgspec.UNSET
     loss: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
     augmentation: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
+    teacher: Sha256 | msgspec.UnsetType = msgspec.UNSET
 
 
 def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
@@ -269,24 +301,37 @@ def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
         shaping["loss"] = trial.loss
     if trial.augmentation is not msgspec.UNSET:
         shaping["augmentation"] = trial.augmentation
+    if trial.teacher is not msgspec.UNSET:
+        shaping["teacher"] = trial.teacher
     return digest(shaping)[:16]
+
+
+UNITS = 10_000
+"""The value of a sample, from 0 to 1, is a whole number of units of 1 / UNITS: sums are then exact,
+in any order. It is in stored records. A hundredth of a percent is a tenth of what is printed."""
 
 
 class Scores(Record, tag="scores", frozen=True, kw_only=True):
     """The result of a model on one split.
 
+    A sample is right or wrong. With a graded metric it has a value from 0 to 1 instead, in units of
+    1 / UNITS.
+
     Attributes:
         split: digest of the split.
         n: number of samples.
-        correct: number of samples that the model gets right: see `Objective`.
+        correct: number of samples that the model gets right: see `Objective`. Of a graded metric:
+            the sum of the values, in units.
         nll: mean loss: negative log-likelihood in nats, for multi_label of each label; for
-            regression the squared error of each target.
-        ece: expected calibration error; 0 for regression, which has none.
-        right: which samples are correct, as `pack_right` packs them.
+            regression the squared error of each target, for segmentation of each pixel.
+        ece: expected calibration error; 0 for regression, which has none, and for segmentation.
+        right: which samples are correct, as `pack_right` packs them. Of a graded metric: the value
+            of each sample, as `pack_units` packs them.
         by_class: for each class: its samples, the predictions of this class, the correct ones.
-            Empty for regression.
+            Empty for regression and segmentation.
         others: metrics that are no count of samples, by name: of another objective than one class,
             and of the user.
+        graded: name of the graded metric. Unset: a sample is right or wrong.
     """
 
     split: Sha256
@@ -297,10 +342,11 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
     right: str
     by_class: tuple[tuple[int, int, int], ...]
     others: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    graded: str | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         """Refuse (ValueError) counts that contradict each other."""
-        check_mask(self.right, self.n, self.correct)
+        check_counts(self)
         if (
             self.others is not msgspec.UNSET or not self.by_class
         ):  # the record has no counts by class
@@ -317,18 +363,62 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
             )
 
     @property
+    def most(self) -> int:
+        """The largest `correct` that there can be."""
+        return self.n * UNITS if self.graded else self.n
+
+    @property
     def accuracy(self) -> float:
-        """Share of samples classified correctly."""
-        return self.correct / self.n
+        """Share of samples classified correctly; of a graded metric the mean value, 0 to 1."""
+        return self.correct / self.most
 
     @property
     def standard_error(self) -> float:
-        """Binomial standard error of the accuracy."""
+        """Standard error of the accuracy: binomial, or that of a mean."""
+        if self.graded:
+            return float(self.values().std()) / math.sqrt(self.n)
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.n)
 
     def right_mask(self) -> Mask:
-        """For each sample, whether the model classifies it correctly."""
+        """For each sample, whether the model gets it right. Raises ValueError if it is graded."""
+        if self.graded:
+            raise ValueError(f"samples have a value of {self.graded} each, and no yes or no")
         return unpack_right(self.right, self.n)
+
+    def values(self) -> Float64:
+        """The value of each sample, 0 to 1, [N]: 0 or 1 if it is not graded."""
+        if self.graded:
+            graded: Float64 = unpack_units(self.right) / UNITS
+            return graded
+        return self.right_mask().astype(float)
+
+
+class _Counts(Protocol):
+    """What `check_counts` reads of `Scores`, a `Tally`, or a part of one."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def correct(self) -> int: ...
+    @property
+    def right(self) -> str: ...
+    @property
+    def graded(self) -> str | msgspec.UnsetType: ...
+
+
+def check_counts(counts: _Counts) -> None:
+    """Raise ValueError unless `right` is a mask, or has values, of n samples with sum `correct`."""
+    if not counts.graded:
+        check_mask(counts.right, counts.n, counts.correct)
+        return
+    data = base64.b64decode(counts.right, validate=True)
+    if len(data) != 2 * counts.n:
+        raise ValueError(f"right does not have the values of n = {counts.n} samples")
+    values = struct.unpack(f"<{counts.n}H", data)  # quicker than numpy is to import
+    if max(values) > UNITS:
+        raise ValueError(f"right has the value {max(values)}; a sample has at most {UNITS}")
+    if sum(values) != counts.correct:
+        raise ValueError(f"correct = {counts.correct}, but the values in right give {sum(values)}")
 
 
 def check_mask(packed: str, n: int, correct: int) -> None:
@@ -356,27 +446,44 @@ def unpack_right(packed: str, n: int) -> Mask:
     return np.unpackbits(bits, count=n).astype(bool)
 
 
+def pack_units(values: Units) -> str:
+    """Values in units as text: uint16, the low byte first, in base64."""
+    return base64.b64encode(values.astype("<u2").tobytes()).decode()
+
+
+def unpack_units(packed: str) -> Units:
+    """The values that `pack_units` packed, [N]."""
+    import numpy as np
+
+    return np.frombuffer(base64.b64decode(packed), dtype="<u2").astype(np.uint16)
+
+
 class Tally(Record, tag="tally", frozen=True, kw_only=True):
     """The correct count on all samples, without the other scores. A decision needs no more.
 
     Attributes:
         n: number of samples.
-        correct: number of samples that the model classifies correctly.
-        right: which samples are correct, as `pack_right` packs them.
+        correct, right, graded: as in `Scores`.
     """
 
     n: Annotated[int, msgspec.Meta(ge=1)]
     correct: int
     right: str
+    graded: str | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         """Refuse (ValueError) counts that contradict each other."""
-        check_mask(self.right, self.n, self.correct)
+        check_counts(self)
+
+    @property
+    def most(self) -> int:
+        """The largest `correct` that there can be."""
+        return self.n * UNITS if self.graded else self.n
 
     @property
     def accuracy(self) -> float:
-        """Share of samples classified correctly."""
-        return self.correct / self.n
+        """Share of samples classified correctly; of a graded metric the mean value, 0 to 1."""
+        return self.correct / self.most
 
 
 class Rejected(Record, tag="rejected", frozen=True, kw_only=True):
@@ -384,8 +491,8 @@ class Rejected(Record, tag="rejected", frozen=True, kw_only=True):
 
     Attributes:
         seen: number of samples that were counted.
-        correct: number of those that the model classifies correctly.
-        bound: the correct count that was required.
+        correct: number of those that the model gets right, or the sum of their values in units.
+        bound: the correct count that was required, likewise.
     """
 
     seen: int
@@ -399,8 +506,10 @@ class EpochRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         epoch: number of the epoch, from 1.
         train_loss: mean over the training samples.
-        held_out_correct: number of held-out samples that are classified correctly.
-        held_out_n: number of held-out samples.
+        held_out_correct: number of held-out samples that are classified correctly; of a graded
+            metric the sum of their values, in units.
+        held_out_n: the largest `held_out_correct` that there can be: the number of held-out
+            samples, for a graded metric in units.
         seconds: duration of the epoch.
         value: the trial's metric, as a number where larger is better. None: the metric is accuracy.
     """
@@ -545,8 +654,8 @@ class Predictions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         split: the split.
-        logits: [N, C], with a column for each class of the model.
-        labels: [N], classes of the split.
+        logits: [N, C], with a column for each class of the model; of masks, for each pixel.
+        labels: [N], classes of the split; of other objectives targets [N, C].
     """
 
     split: Split

@@ -2,7 +2,8 @@
 
     <split>.images.npy   images, [N, C, H, W] uint8, or texts, [N, L] uint8
     train.rows.npy       for a streamed train split, in place of its images: rows of the source
-    <split>.labels.npy   [N] int64; of several labels [N, C] uint8, of numbers [N, D] float32
+    <split>.labels.npy   [N] int64; of several labels [N, C] uint8, of numbers [N, D] float32, of
+                         masks [N, P] uint8, a column for each pixel
     <split>.ids.txt      the id of each sample on a line, as `held_out: {ids: FILE}` reads it
     splits.json          the records of the splits
     notes.json           what was left out, and why
@@ -18,7 +19,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import UNSET
@@ -34,6 +35,7 @@ from soupray.data.reading import Content, check_images, keep_rows, new_array, sh
 from soupray.data.shifts import SHIFTS, Shift, own_shift, shifted_parts
 from soupray.data.splits import Part, Samples, shown_name
 from soupray.spec.data import DigitsSpec, ImagesSpec
+from soupray.spec.objective import MOVING
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import TransformersSpec
 
@@ -251,8 +253,17 @@ class _Builder:
             at += len(images)
             contents += [Content(sha256(image), "") for image in images]
         written = self._written["test"]._replace(contents=contents)
+        if name in MOVING and self._spec.objective == "segmentation":
+            written = written._replace(labels=self._moved(written.labels, shift, seed))
         about = f"{name}/{seed}/{code}" if code else f"{name}/{seed}"
         self._record(name, "shift", written, None, about)
+
+    def _moved(self, masks: Labels, shift: Shift, seed: int) -> Labels:
+        """The masks after a corruption that moves pixels: it draws as it did for the images."""
+        shape = np.load(self._images("test"), mmap_mode="r").shape
+        pictures = np.broadcast_to(masks.reshape(shape[0], 1, *shape[2:]) * np.uint8(255), shape)
+        parts = [part[:, 0] > 127 for part in shifted_parts(shift, pictures, seed)]
+        return np.concatenate(parts).reshape(masks.shape).astype(masks.dtype)
 
     def _record(
         self,
@@ -276,7 +287,7 @@ class _Builder:
             Split(
                 name=name,
                 role=role,
-                digest=_digest(written, about),
+                digest=_digest(written._replace(labels=self._plain(written.labels)), about),
                 size=len(written.ids),
                 classes=len(label_map) if label_map is not None else len(classes),
                 label_map=label_map,
@@ -284,6 +295,12 @@ class _Builder:
                 metric=self._spec.own_metric,
             )
         )
+
+    def _plain(self, labels: Labels) -> Any:
+        """Labels for a digest: of masks, which are large, each has its own."""
+        if self._spec.objective == "segmentation":
+            return np.array([sha256(mask) for mask in np.asarray(labels)])
+        return labels
 
     def _images(self, name: str) -> Path:
         return self._folder / f"{name}.images.npy"

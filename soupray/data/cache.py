@@ -199,12 +199,14 @@ def planned(spec: SweepSpec) -> Planned:
 
 
 def _counts(labels: Labels, spec: SweepSpec) -> list[int]:
-    """The samples of each class; of a regression all samples, for each output."""
+    """The samples of each class; of a regression all, for each output; those with a mask."""
     if spec.targets is UNSET:
         counts: list[int] = np.bincount(labels, minlength=len(spec.task.classes)).tolist()
         return counts
     if spec.targets.kind == "regression":
         return [len(labels)] * len(spec.task.classes)
+    if spec.targets.kind == "segmentation":
+        return [int(labels.any(axis=1).sum())]
     positive: list[int] = labels.sum(axis=0, dtype=np.int64).tolist()
     return positive
 

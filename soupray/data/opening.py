@@ -138,6 +138,23 @@ def as_raw(image: Image.Image) -> Raw:
     return file.getvalue()
 
 
+def size_of(picture: bytes | Picture) -> tuple[int, int] | None:
+    """Width and height of a picture in pixels. None: EXIF says that it has to be turned.
+
+    Args:
+        picture: the bytes of a file, or opened by Pillow.
+
+    Raises:
+        Unreadable: it cannot be opened.
+    """
+    try:
+        image = picture if isinstance(picture, Picture) else Image.open(io.BytesIO(picture))
+        image.load()  # the orientation in a PNG may come after the pixels
+    except Exception as error:  # as in `opened`
+        raise Unreadable(f"{type(error).__name__}: {one_line(error)}") from error
+    return image.size if _turn(image) is None else None
+
+
 def _known() -> dict[str, object]:
     Image.init()
     return dict.fromkeys(Image.OPEN)

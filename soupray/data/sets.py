@@ -105,13 +105,13 @@ def parts_of(
 def _drawn(
     data: TorchDataSpec, seed: int, classes: Sequence[str], objective: Objective
 ) -> dict[str, Part]:
-    """The splits of data whose samples have several labels, or numbers: drawn at random."""
+    """The splits of data whose samples have no class, but labels, numbers or masks: at random."""
     from soupray.data.torch_sets import list_targets
 
     every = list_targets(data, "train", classes, objective)
     test = data.test if data.test is not None else list_targets(data, "test", classes, objective)
     targets = every.labels
-    every = every._replace(notes=(*every.notes, *notes_on(targets, classes)))
+    every = every._replace(notes=(*every.notes, *notes_on(targets, classes, objective)))
     # One class for all: the draw is not by class.
     alike = every._replace(labels=np.zeros(len(every.ids), np.int64), rows=np.arange(len(targets)))
     alike, listed = set_aside(alike, data.held_out)

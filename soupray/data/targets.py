@@ -1,4 +1,4 @@
-"""Targets of several labels, or of numbers, as datasets give them; each is checked by its form."""
+"""Targets that are no class, as datasets give them: labels, numbers, masks. Each is checked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from soupray.core.errors import ConfigError, one_line
+from soupray.core.records import Objective
+from soupray.data.opening import Picture
 from soupray.spec.class_numbers import number_of, numbers_by_name
 
 SHOWN = 5
@@ -127,13 +129,71 @@ def numbers_of(
     return made
 
 
-def notes_on(targets: npt.NDArray[Any], names: Sequence[str]) -> tuple[str, ...]:
+def mask_of(target: Any, side: int, where: str) -> npt.NDArray[np.uint8]:
+    """The mask of a sample, 0 or 1, row by row, uint8 [side * side].
+
+    Args:
+        target: an image of Pillow (modes 1, L and P), an array or a tensor, [H, W] or [1, H, W],
+            whose values are 0 and 1, or 0 and 255.
+        side: H and W.
+        where: names the dataset and the sample in messages.
+
+    Raises:
+        ConfigError: it is of another form or size, or has other values.
+    """
+    if isinstance(target, Picture):
+        form = f"an image of mode {target.mode}, {target.width} x {target.height}"
+        array = np.asarray(target) if target.mode in ("1", "L", "P") else np.empty(0)
+    else:
+        array = _array(target)
+        form = f"an array {list(array.shape)} {array.dtype}" if array.size else _shown(target)
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array[0] if array.shape[0] == 1 else array[:, :, 0]
+    if array.ndim != 2 or array.dtype.kind not in "buif":
+        raise ConfigError(
+            f"{where}: its target is {form}. Allowed are masks: images of Pillow (modes 1, L and "
+            f"P), arrays and tensors [{side}, {side}] with 0 and 1, or 0 and 255."
+        )
+    if array.shape != (side, side):
+        raise ConfigError(
+            f"{where}: its mask is {array.shape[1]} x {array.shape[0]} pixels, not {side} x {side} "
+            "as task.size. Resize images and masks in the dataset: a mask by its nearest pixels."
+        )
+    values = np.unique(array)  # NaN is one of them
+    if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
+        odd = next(v for v in values.tolist() if v not in (0, 255 if 255 in values else 1))
+        raise ConfigError(
+            f"{where}: its mask has the value {odd:g}. Allowed are 0 and 1, or 0 and 255."
+        )
+    made: npt.NDArray[np.uint8] = (array != 0).astype(np.uint8).ravel()
+    return made
+
+
+def same(one: Any, two: Any) -> bool:
+    """Whether two targets are equal. Images and arrays are compared by all their values."""
+    if isinstance(one, Picture) or getattr(one, "ndim", 0) >= 2:
+        a, b = (np.asarray(t) if isinstance(t, Picture) else _array(t) for t in (one, two))
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return repr(one) == repr(two)
+
+
+def notes_on(
+    targets: npt.NDArray[Any], names: Sequence[str], objective: Objective
+) -> tuple[str, ...]:
     """What of the targets of train a model can hardly learn, in sentences.
 
     Args:
-        targets: labels uint8 [N, C], or numbers float32 [N, D].
-        names: of the C classes, or of the D outputs.
+        targets: labels uint8 [N, C], numbers float32 [N, D], or masks uint8 [N, P].
+        names: of the C classes, of the D outputs, or of the mask.
+        objective: what the targets are.
     """
+    if objective.kind == "segmentation":
+        if targets.any() and not targets.all():
+            return ()
+        what = "full" if targets.any() else "empty"
+        return (
+            f"all masks of {names[0]!r} in split 'train' are {what}: there is nothing to learn",
+        )
     several = np.issubdtype(targets.dtype, np.integer)
     said = _on_labels if several else _on_numbers
     notes = [

@@ -17,9 +17,9 @@ from soupray.core.arrays import Uint8
 from soupray.core.errors import ConfigError
 from soupray.core.plugins import load, raised
 from soupray.core.records import Objective
-from soupray.data.opening import Picture, Unreadable, as_raw
+from soupray.data.opening import Picture, Unreadable, as_raw, size_of
 from soupray.data.splits import Listing, Raw, listing
-from soupray.data.targets import labels_of, numbers_of
+from soupray.data.targets import labels_of, mask_of, numbers_of, same
 from soupray.spec.data import TorchDataSpec
 from soupray.spec.plugged_in import DATA
 
@@ -64,7 +64,7 @@ def list_torch(spec: TorchDataSpec, split: str) -> tuple[Listing, list[str] | No
 def list_targets(
     spec: TorchDataSpec, split: str, classes: Sequence[str], objective: Objective
 ) -> Listing:
-    """A split of a dataset whose samples have several labels, or numbers.
+    """A split of a dataset whose samples have several labels, numbers, or masks.
 
     Args:
         spec: the function and its arguments.
@@ -73,7 +73,7 @@ def list_targets(
         objective: what the targets are.
 
     Returns:
-        The samples, with labels uint8 [N, C] or float32 [N, D].
+        The samples, with labels uint8 [N, C], float32 [N, D], or masks uint8 [N, P].
 
     Raises:
         ConfigError: as of `list_torch`, or a target is of another form.
@@ -81,6 +81,9 @@ def list_targets(
     source = _opened(spec, split)
     if objective.kind == "multi_label":
         labels: Any = labels_of(source.targets(), classes, source.names, source.where)
+    elif objective.kind == "segmentation":
+        assert objective.side, "set when the spec was read"
+        labels = source.masks(objective.side)
     else:
         labels = numbers_of(source.targets(), classes, source.where)
     return listing(source.ids, [0] * source.size, source.image)._replace(labels=labels)
@@ -146,13 +149,14 @@ class _Source:
             raise ConfigError(f"{self.where}: sample 0: {error}.") from error
         for row in sorted({k * (self.size - 1) // READ_TWICE for k in range(READ_TWICE + 1)}):
             try:
-                one, two = (repr(self._pair(row)[1]) for _ in range(2))
+                one, two = (self._pair(row)[1] for _ in range(2))
             except ConfigError:  # it is named, or left out, when all samples are read
                 continue
-            if one != two:
+            if not same(one, two):
                 raise ConfigError(
                     f"{self.where}: the target of sample {row} changes from one read to the next, "
-                    f"from {one[:40]} to {two[:40]}. Targets follow from the number of the sample."
+                    f"from {repr(one)[:40]} to {repr(two)[:40]}. Targets follow from the number of "
+                    "the sample."
                 )
         if not np.array_equal(np.asarray(first), np.asarray(again)):
             raise ConfigError(
@@ -163,6 +167,29 @@ class _Source:
     def targets(self) -> list[Any]:
         """The target of each sample, as the dataset gives it."""
         return [self._pair(row)[1] for row in range(self.size)]
+
+    def masks(self, side: int) -> Uint8:
+        """The mask of each sample, [N, side * side]. Its image has the same size."""
+        made = np.empty((self.size, side * side), np.uint8)
+        for row in range(self.size):
+            where = f"{self.where}: sample {row}"
+            image, target = self._pair(row)
+            made[row] = mask_of(target, side, where)
+            try:
+                size = _size(image)
+            except Unreadable:  # it is named, or left out, when all images are read
+                continue
+            if size is None:
+                raise ConfigError(
+                    f"{where}: its image is turned as EXIF says, and its mask is not. Turn the "
+                    "image in the dataset (PIL.ImageOps.exif_transpose)."
+                )
+            if size != (side, side):
+                raise ConfigError(
+                    f"{where}: its image is {size[0]} x {size[1]} pixels, but its mask {side} x "
+                    f"{side}. Resize both in the dataset."
+                )
+        return made
 
     def classes(self) -> list[Any]:
         """The class of each sample: all are numbers from 0, or all are names."""
@@ -214,6 +241,12 @@ class _Source:
             f"{self.where}: the target of sample {row} is {target!r}. Allowed are the name of a "
             "class, or its number from 0."
         )
+
+
+def _size(given: Any) -> tuple[int, int] | None:
+    """Width and height of an image, as `size_of`; arrays are never turned. Raises Unreadable."""
+    made = given if isinstance(given, Picture) else _image(given)
+    return (made.shape[1], made.shape[0]) if isinstance(made, np.ndarray) else size_of(made)
 
 
 def _image(given: Any) -> Raw:

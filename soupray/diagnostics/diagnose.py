@@ -13,6 +13,7 @@ from soupray.core.progress import Show
 from soupray.core.records import Record, Split, digest, encode, encode_pretty
 from soupray.diagnostics.measure import Board, CannotMeasure, Inputs, Measure, Options
 from soupray.diagnostics.measures import MEASURES, find_measures
+from soupray.diagnostics.samples import DecodedSamples
 from soupray.evaluation.live_model import EVALUATION_VERSION, STATISTICS_SAMPLES
 from soupray.reporting.history import find_board
 from soupray.reporting.report import render, stored_board
@@ -20,7 +21,7 @@ from soupray.reporting.results import stored_candidates
 from soupray.reporting.sections import SECTIONS, Section, draw_figures, stored_sections
 from soupray.soup.check import refuse_or_note
 from soupray.soup.session import Session, open_session, watched
-from soupray.spec.files import atomic_write
+from soupray.spec.files import atomic_write, path_of, read_text
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import create_record, find_record
@@ -168,7 +169,17 @@ def inputs_of(session: Session, spec: SweepSpec, options: Options) -> Inputs:
         board=board,
         answers=session.evaluator,
         options=options,
+        samples=DecodedSamples(spec, session.services.place.folder / "data"),
+        slices={name: _members(name, said) for name, said in spec.slices.items()},
     )
+
+
+def _members(name: str, said: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the samples of a slice. Raises ConfigError if its file cannot be read."""
+    if not isinstance(said, str):
+        return said
+    lines = read_text(path_of(said, f"slices.{name}")).splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _path(measure: Measure[Any], inputs: Inputs) -> str:

@@ -19,10 +19,11 @@ from soupray.core.candidates import Candidate, WeightCandidate, mean_of
 from soupray.core.errors import SouprayError
 from soupray.core.records import Basis, Pool, Predictions, Record, Scores, Split
 from soupray.core.requests import Request
+from soupray.diagnostics.annotations import Annotations
 from soupray.diagnostics.baseline import Baseline
 from soupray.recipes.recipe import ONE_CLASS
 from soupray.reporting.ranking import Entry
-from soupray.reporting.sections import Figure, Section, Table
+from soupray.reporting.sections import Figure, Gallery, Section, Table
 from soupray.spec.sweep_spec import SweepSpec
 
 T = TypeVar("T")
@@ -56,6 +57,46 @@ class Answers(Protocol):
         ...
 
 
+LONGEST = 300
+"""Characters of a text that are shown."""
+
+
+class Picture(Record, frozen=True, kw_only=True):
+    """A sample, as people see it.
+
+    Attributes:
+        image: a `data:` URL of a PNG; empty for a text.
+        text: the text, cut to LONGEST characters; empty for an image.
+    """
+
+    image: str = ""
+    text: str = ""
+
+
+class Samples(Protocol):
+    """What people can see of a split."""
+
+    def ids(self, split: Split) -> list[str]:
+        """The ids of its samples in their source, in order."""
+        ...
+
+    def pictures(self, split: Split, rows: Sequence[int]) -> list[Picture]:
+        """The samples of these rows."""
+        ...
+
+
+class NoSamples:
+    """What people can see where there is no data set, as in tests of measures that need none."""
+
+    def ids(self, split: Split) -> list[str]:
+        """Raise CannotMeasure."""
+        raise CannotMeasure(f"the samples of {split.name} are not here")
+
+    def pictures(self, split: Split, rows: Sequence[int]) -> list[Picture]:
+        """Raise CannotMeasure."""
+        raise CannotMeasure(f"the samples of {split.name} are not here")
+
+
 class Board(NamedTuple):
     """The newest leaderboard: its choices were stored before test and shifts were used.
 
@@ -85,10 +126,12 @@ class Options(NamedTuple):
     Attributes:
         pairs: largest number of pairs of models that are evaluated; a seeded sample.
         baseline: accuracies of standard models; None: the pool's own trials.
+        annotations: what people say of test samples; None: there are only labels.
     """
 
     pairs: int = 20
     baseline: Baseline | None = None
+    annotations: Annotations | None = None
 
 
 class Needed(NamedTuple):
@@ -117,6 +160,8 @@ class Inputs:
             pools without one (`Measure.after_soup`) need to look.
         answers: of the models.
         options: what the user asked for.
+        samples: what people can see of the splits.
+        slices: names of samples by the name of their slice, from the spec.
     """
 
     spec: SweepSpec
@@ -125,6 +170,8 @@ class Inputs:
     board: Board | None
     answers: Answers
     options: Options = field(default_factory=Options)
+    samples: Samples = field(default_factory=NoSamples)
+    slices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def held_out(self) -> Split:
@@ -161,11 +208,13 @@ class Shown(NamedTuple):
         sentences: what they say.
         tables: the numbers.
         figures: the same numbers as pictures.
+        galleries: samples, for the report.
     """
 
     sentences: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +266,7 @@ class Measure(Generic[R]):
             sentences=shown.sentences,
             tables=shown.tables,
             figures=shown.figures,
+            galleries=shown.galleries,
         )
 
     def left_out(self, inputs: Inputs) -> str | None:

@@ -12,6 +12,7 @@ from soupray.diagnostics.failure_distance import FAILURE_DISTANCE
 from soupray.diagnostics.flatness import FLATNESS
 from soupray.diagnostics.inconsistency import INCONSISTENCY
 from soupray.diagnostics.measure import Measure
+from soupray.diagnostics.mistakes import MISTAKES
 from soupray.diagnostics.pairs import PAIRS
 from soupray.diagnostics.robustness import EFFECTIVE_ROBUSTNESS
 from soupray.diagnostics.specialisation import SPECIALISATION
@@ -25,6 +26,7 @@ MEASURES: tuple[Measure[Any], ...] = (
     ADDITIONS,
     BOTH_WRONG,
     FAILURE_DISTANCE,
+    MISTAKES,
 )
 
 

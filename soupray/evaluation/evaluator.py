@@ -43,8 +43,8 @@ from soupray.core.requests import (
     Temperature,
 )
 from soupray.evaluation.cache import Against, EvaluationCache
-from soupray.evaluation.schedule import FirstReaching, Precision
-from soupray.maths.metrics import margins, score
+from soupray.evaluation.schedule import FirstReaching, Goal, Precision
+from soupray.maths.metrics import graded_by, margins, score
 from soupray.maths.outputs import Blender, entropy_logits, fit_temperature, trust, vrf_logits
 
 T = TypeVar("T")
@@ -247,7 +247,7 @@ class StoredEvaluator:
             len(models),
             lambda index: hints.order(models[index]),
             site.setting.batch_size,
-            *goal,
+            Goal(*goal, graded_by(split)),
             precision,
         )
         reached = site.workers.decide(schedule, models, split, hints.tau)
@@ -344,7 +344,7 @@ def reaches(result: Scores | Tally | Rejected, bound: int, accept: Accept) -> bo
 
     Args:
         result: of one candidate.
-        bound: a number of samples.
+        bound: a number of samples; of a graded metric a sum of values, in units.
         accept: "ge": the count must be at least `bound`. "gt": it must be larger.
     """
     if isinstance(result, Rejected):

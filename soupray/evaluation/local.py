@@ -17,7 +17,7 @@ from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.live_model import LiveModel, about
 from soupray.evaluation.measures import Bench, answer
 from soupray.evaluation.schedule import Answer, FirstReaching, Unit
-from soupray.maths.metrics import right_mask
+from soupray.maths.metrics import sample_values
 from soupray.store.checkpoints import AHEAD, Checkpoints
 
 
@@ -90,11 +90,12 @@ class LocalWorkers:
         self._checkpoints.expect(coming)
         rows = np.asarray(unit.rows)
         logits, _ = self.live.predict(candidate, images[rows], unit.low)
-        right = right_mask(Predictions(split=split, logits=logits, labels=np.asarray(labels[rows])))
+        said = Predictions(split=split, logits=logits, labels=np.asarray(labels[rows]))
+        values = sample_values(said)
         if not unit.low or tau is None:
-            return Answer(right, np.zeros(len(rows), bool))
+            return Answer(values, np.zeros(len(rows), bool))
         top = np.partition(logits, -2, axis=1)[:, -2:]
-        return Answer(right, top[:, 1] - top[:, 0] < tau)
+        return Answer(values, top[:, 1] - top[:, 0] < tau)
 
     def measure(self, requests: Sequence[Request[Any]], split: Split) -> list[Any]:
         """The answer to each request on `split`, in the order of `requests`."""

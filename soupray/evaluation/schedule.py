@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
-from soupray.core.arrays import Float64, Mask
+from soupray.core.arrays import Float64, Mask, Units
 from soupray.core.ports import Accept, Reached
-from soupray.core.records import Rejected, Tally, pack_right
+from soupray.core.records import UNITS, Rejected, Tally, pack_right, pack_units
 
 Batches = list[tuple[int, ...]]
 Precision = Literal["fp32", "cascade", "bf16"]
@@ -40,22 +41,50 @@ class Answer(NamedTuple):
     """The result of a unit, with a value for each of its samples.
 
     Attributes:
-        right: whether the prediction is correct.
+        right: whether the prediction is correct; of a graded metric its value in units.
         unsure: whether a bfloat16 prediction could be different in float32.
     """
 
-    right: Mask
+    right: Mask | Units
     unsure: Mask
+
+
+class Goal(NamedTuple):
+    """What a candidate has to reach.
+
+    Attributes:
+        bound: the correct count to reach; of a graded metric a sum of values, in units.
+        accept: "ge": at least `bound`. "gt": more than `bound`.
+        graded: the metric that gives each sample a value. Unset: a sample is right or wrong.
+    """
+
+    bound: int
+    accept: Accept
+    graded: str | UnsetType = UNSET
+
+    @property
+    def needed(self) -> int:
+        """The smallest count that reaches it."""
+        return self.bound + 1 if self.accept == "gt" else self.bound
+
+    @property
+    def unit(self) -> int:
+        """What one sample adds at most."""
+        return UNITS if self.graded else 1
 
 
 class _Count:
     """The counts of one candidate. The answers before a unit determine the unit."""
 
-    def __init__(self, index: int, rows: Batches, needed: int, precision: Precision) -> None:
+    def __init__(self, index: int, rows: Batches, goal: Goal, precision: Precision) -> None:
         n = sum(map(len, rows))
-        self.index, self._needed = index, needed
+        self.index, self._needed, self._unit = index, goal.needed, goal.unit
         self._batches = [Unit(index, batch, precision != "fp32") for batch in rows]
-        if precision == "cascade" and rows and n - needed < len(rows[0]):
+        if (
+            precision == "cascade"
+            and rows
+            and n * goal.unit - goal.needed < len(rows[0]) * goal.unit
+        ):
             # The first batch alone can reject the candidate. To run its unsure samples again would
             # cost as much as to run the batch in float32 at once.
             self._batches[0] = self._batches[0]._replace(low=False)
@@ -65,7 +94,7 @@ class _Count:
         self._unsure: list[int] = []
         self._patience = 1
         self._size = len(rows[0]) if rows else 1
-        self.right = np.zeros(n, bool)
+        self.right = np.zeros(n, np.uint16 if goal.graded else bool)
         self.seen = self.correct = 0
 
     def _again(self) -> Unit | None:
@@ -89,7 +118,9 @@ class _Count:
 
     def _hangs_on_unsure(self) -> bool:
         left = len(self.right) - self.seen - len(self._unsure)
-        return self.correct + left < self._needed and len(self._unsure) >= self._patience
+        return (
+            self.correct + left * self._unit < self._needed and len(self._unsure) >= self._patience
+        )
 
     def issue(self) -> Unit | None:
         """A unit that no worker has yet: the required one, or a later batch."""
@@ -117,7 +148,7 @@ class _Count:
         rows = np.asarray(unit.rows)
         self.right[rows[sure]] = answer.right[sure]
         self.seen += int(sure.sum())
-        self.correct += int(answer.right[sure].sum())
+        self.correct += int(answer.right[sure].sum(dtype=np.int64))
         if again is None:
             self._next += 1
             self._unsure += rows[answer.unsure].tolist()
@@ -125,6 +156,11 @@ class _Count:
             self._unsure = self._unsure[len(unit.rows) :]
             self._patience *= 2
         return True
+
+    @property
+    def at_most(self) -> int:
+        """The largest sum that the samples which are not counted yet allow."""
+        return self.correct + (len(self.right) - self.seen) * self._unit
 
     @property
     def complete(self) -> bool:
@@ -140,8 +176,7 @@ class FirstReaching:
         candidates: int,
         order: Callable[[int], tuple[int, ...]],
         batch_size: int,
-        bound: int,
-        accept: Accept,
+        goal: Goal,
         precision: Precision,
     ) -> None:
         """Plan the search.
@@ -152,12 +187,11 @@ class FirstReaching:
                 candidate's turn comes, and its result is dropped after the decision: there may be
                 thousands of candidates and millions of samples, and most candidates never run.
             batch_size: samples in each unit.
-            bound: the correct count to reach.
-            accept: "ge": at least `bound`. "gt": more than `bound`.
+            goal: what a candidate has to reach.
             precision: of the forward passes.
         """
         self._order, self._batch_size, self._precision = order, batch_size, precision
-        self._needed, self._bound = bound + 1 if accept == "gt" else bound, bound
+        self._goal = goal
         self._counts: dict[int, _Count] = {}
         self._results: list[Tally | Rejected | None] = [None] * candidates
         self.samples = 0
@@ -165,7 +199,7 @@ class FirstReaching:
     def next(self) -> Unit | None:
         """A unit for an idle worker. None: the worker must wait for answers of other workers."""
         for index, result in enumerate(self._results):
-            if isinstance(result, Tally) and result.correct >= self._needed:
+            if isinstance(result, Tally) and result.correct >= self._goal.needed:
                 return None  # the recipe will compare later candidates with another soup
             if result is None and (unit := self._count(index).issue()) is not None:
                 return unit
@@ -174,7 +208,7 @@ class FirstReaching:
     def _count(self, index: int) -> _Count:
         if index not in self._counts:
             rows = _batches(self._order(index), self._batch_size)
-            self._counts[index] = _Count(index, rows, self._needed, self._precision)
+            self._counts[index] = _Count(index, rows, self._goal, self._precision)
         return self._counts[index]
 
     def take(self, unit: Unit, answer: Answer) -> None:
@@ -191,12 +225,15 @@ class FirstReaching:
 
     def _decided(self, count: _Count) -> Tally | Rejected | None:
         """The result for a candidate, or None while its answers do not determine it."""
-        n = len(count.right)
         while count.advance():
-            if count.correct + n - count.seen < self._needed:
-                return Rejected(seen=count.seen, correct=count.correct, bound=self._bound)
+            if count.at_most < self._goal.needed:
+                return Rejected(seen=count.seen, correct=count.correct, bound=self._goal.bound)
         if count.complete:
-            return Tally(n=n, correct=count.correct, right=pack_right(count.right))
+            values = count.right
+            right = pack_units(values) if self._goal.graded else pack_right(values)
+            return Tally(
+                n=len(values), correct=count.correct, right=right, graded=self._goal.graded
+            )
         return None
 
     def answer(self) -> Reached | None:
@@ -206,7 +243,7 @@ class FirstReaching:
             if result is None:
                 return None
             found.append(result)
-            if isinstance(result, Tally) and result.correct >= self._needed:
+            if isinstance(result, Tally) and result.correct >= self._goal.needed:
                 return Reached(results=tuple(found), hit=True)
         return Reached(results=tuple(found), hit=False)
 

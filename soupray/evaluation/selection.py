@@ -72,7 +72,8 @@ class HeldOutSelection:
         self._held_out = functools.partial(evaluator.measure, split=held_out)
         self._train = functools.partial(evaluator.measure, split=splits[1])
         self._first_reaching = functools.partial(evaluator.first_reaching, split=held_out)
-        self._cascade = cascade
+        # A second pass looks at unsure classes: with a graded metric all decisions are in float32.
+        self._cascade = cascade and not pool.ingredients[0].held_out.graded
         self._hints: Hints | None = None
         self._tallies: dict[Candidate, Tally] = {}
 
@@ -140,17 +141,17 @@ class HeldOutSelection:
     ) -> Reached:
         """Find the first candidate, in the given order, whose value reaches `bound`.
 
-        With accuracy as the metric, a candidate can be given up early. With another metric, each
-        candidate is scored on all samples. See `ports.Selection.first_reaching`.
+        With accuracy or a graded metric, a candidate can be given up early. With another metric,
+        each candidate is scored on all samples. See `ports.Selection.first_reaching`.
         """
-        if self._metric != "accuracy":
+        known = self._pool.ingredients[0].held_out
+        if self._metric != (known.graded or "accuracy"):
             return self._one_by_one(candidates, bound, accept)
         ensembles = all(isinstance(c, OutputCandidate) for c in candidates)
         if self._hints is None and not ensembles:  # ensembles are decided from stored logits
             self._hints = self._find_hints()
-        n = self._pool.ingredients[0].held_out.n
         reached = self._first_reaching(
-            candidates, bound=round(bound * n), accept=accept, hints=self._hints
+            candidates, bound=round(bound * known.most), accept=accept, hints=self._hints
         )
         if reached.hit and self._cascade and isinstance(reached.results[-1], Tally):
             self._tallies[candidates[len(reached.results) - 1]] = reached.results[-1]

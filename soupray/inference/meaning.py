@@ -1,4 +1,4 @@
-"""What the outputs of a model mean to its user: probabilities, labels or numbers."""
+"""What the outputs of a model mean to its user: probabilities, labels, numbers or masks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, softmax
 
-from soupray.core.arrays import Logits
+from soupray.core.arrays import Logits, Mask
 from soupray.core.errors import ConfigError
 from soupray.core.records import Objective
 
 Outputs = npt.NDArray[np.float32]
-"""float32 [N, C]: probabilities, or the numbers of a regression."""
+"""float32 [N, C]: probabilities, or the numbers of a regression; of masks [N, H, W]."""
 
 
 class Wanted(NamedTuple):
@@ -28,7 +28,7 @@ class Meaning(NamedTuple):
     """What the outputs of a model mean.
 
     Attributes:
-        classes: names of the C classes, or of the outputs of a regression.
+        classes: names of the C classes, or of the outputs of a regression, or of the mask.
         objective: what the outputs are; None: logits of one class.
         temperature: divides the logits of one class before they become probabilities.
         thresholds: of multi_label: the logit of each class above which it is predicted; None: 0.
@@ -41,11 +41,21 @@ class Meaning(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """one_class, multi_label or regression."""
+        """one_class, multi_label, regression or segmentation."""
         return self.objective.kind if self.objective else "one_class"
 
+    @property
+    def side(self) -> int:
+        """Height and width of a mask, in pixels; 0: the outputs are no masks."""
+        return (self.objective.side or 0) if self.objective else 0
+
+    @property
+    def width(self) -> int:
+        """The number of outputs for a sample."""
+        return self.side**2 or len(self.classes)
+
     def outputs(self, logits: Logits) -> Outputs:
-        """Probabilities: of one class they sum to one. Or the numbers of a regression.
+        """Probabilities: of one class they sum to one; of masks [N, H, W]. Or numbers.
 
         Args:
             logits: of the model, [N, C].
@@ -55,20 +65,25 @@ class Meaning(NamedTuple):
         if self.kind == "multi_label":
             found: Outputs = expit(logits)
             return found.astype(np.float32)
+        if self.kind == "segmentation":
+            found = expit(logits).astype(np.float32)
+            return found.reshape(-1, self.side, self.side)
         # In float32, as the leaderboard's NLL has it.
         found = softmax(logits / np.float32(self.temperature), axis=1)
         return found.astype(np.float32)
 
     def predicted(self, logits: Logits) -> Any:
-        """The answers: names of classes, tuples of them, or numbers.
+        """The answers: names of classes, tuples of them, numbers, or masks.
 
         Args:
             logits: of the model, [N, C].
 
         Returns:
             One class: a list of N names. multi_label: a list of N tuples of names. Regression:
-            float32 [N, D].
+            float32 [N, D]. Segmentation: bool [N, H, W].
         """
+        if self.kind == "segmentation":
+            return (logits > 0).reshape(-1, self.side, self.side)
         if self.kind == "regression":
             return logits
         if self.kind == "multi_label":
@@ -85,10 +100,17 @@ class Meaning(NamedTuple):
             )
         if self.kind == "regression" and wanted.probabilities:
             raise ConfigError("--probabilities: the outputs of a regression are numbers.")
+        if self.kind == "segmentation" and wanted.probabilities:
+            raise ConfigError(
+                f"--probabilities: a table has no {self.side} x {self.side} of them for an image; "
+                "`soupray.load(...).predict_proba` returns them as an array."
+            )
 
     def columns(self, wanted: Wanted) -> dict[str, type]:
         """The columns of `rows`, with the type of each."""
         columns: dict[str, type] = {"input": str}
+        if self.kind == "segmentation":
+            return columns | MASK_COLUMNS
         if self.kind == "regression":
             return columns | dict.fromkeys(self.classes, float)
         if self.kind == "multi_label":
@@ -112,6 +134,9 @@ class Meaning(NamedTuple):
             wanted: what is written.
         """
         columns, outputs = self.columns(wanted), self.outputs(logits)
+        if self.kind == "segmentation":
+            masks = zip(names, map(_written, self.predicted(logits)), strict=True)
+            return [dict(zip(columns, [name, *cells], strict=True)) for name, cells in masks]
         said = self.predicted(logits)
         rows = []
         for name, row, answer in zip(names, outputs, said, strict=True):
@@ -128,12 +153,35 @@ class Meaning(NamedTuple):
         return rows
 
     def counted(self, logits: Logits) -> Counter[str]:
-        """The number of inputs by predicted class; empty for a regression."""
-        if self.kind == "regression":
+        """The number of inputs by predicted class; empty for a regression and for masks."""
+        if self.kind in ("regression", "segmentation"):
             return Counter()
         if self.kind == "multi_label":
             return Counter(name for names in self.predicted(logits) for name in names)
         return Counter(self.predicted(logits))
+
+
+def _written(mask: Mask) -> tuple[str, str, float]:
+    """The values of MASK_COLUMNS for a mask [H, W]."""
+    return f"{mask.shape[1]}x{mask.shape[0]}", run_lengths(mask), float(mask.mean())
+
+
+def run_lengths(mask: Mask) -> str:
+    """A mask as text: the lengths of its runs of equal pixels, with spaces between them.
+
+    Pixels are taken row by row from the top left. The first run is of pixels outside the mask; it
+    has length 0 if the first pixel is in the mask.
+
+    Args:
+        mask: [H, W].
+    """
+    flat = np.concatenate([[False], mask.ravel(), [not mask.ravel()[-1]]])
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    return " ".join(map(str, np.diff(ends, prepend=0).tolist()))
+
+
+MASK_COLUMNS: dict[str, type] = {"size": str, "mask": str, "share": float}
+"""Of a mask, in a table: WIDTHxHEIGHT, its `run_lengths`, and the share of pixels in it."""
 
 
 SEVERAL = "|"

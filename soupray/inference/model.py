@@ -82,7 +82,7 @@ class Model:
         """Return the logits, float32 [N, C]; arguments and errors as in `predict_proba`."""
         given = self.reader.split(inputs)
         if len(given) == 0:
-            return np.zeros((0, len(self.classes)), np.float32)
+            return np.zeros((0, self.meaning.width), np.float32)
         found, first = [], 0
         for part, read in self.parts(given):
             found.append(self.run(all_read(read, part, first)))
@@ -100,7 +100,8 @@ class Model:
 
         Returns:
             float32 [N, C], classes in the order of `classes`. Each row sums to one, except where a
-            sample may have several classes (`objective: multi_label`).
+            sample may have several classes (`objective: multi_label`). Of masks the probability of
+            each pixel, [N, H, W], in the size of the evaluation.
 
         Raises:
             InputError: inputs that cannot be read; the message names each.
@@ -116,7 +117,8 @@ class Model:
         """Return the name of the most probable class of each of the N inputs, a list of str.
 
         Where a sample may have several classes, the names of those that are predicted, a list of
-        tuples. For a regression its numbers, float32 [N, D].
+        tuples. For a regression its numbers, float32 [N, D]. For segmentation masks, bool
+        [N, H, W], in the size of the evaluation.
 
         Args:
             inputs: as in `predict_proba`.
@@ -134,8 +136,12 @@ class Model:
         share their weights.
 
         Raises:
-            ConfigError: it is a regression, or an older soupray wrote the recipe.
+            ConfigError: it is a regression, or gives masks, or an older soupray wrote the recipe.
         """
+        if self.meaning.kind == "segmentation":
+            raise ConfigError(
+                f"{self.name} gives masks: `soup` fits no temperature and no thresholds to them."
+            )
         if self.meaning.kind == "regression":
             raise ConfigError(f"{self.name} is of a regression: it has no probabilities.")
         if self.recipe.temperature is None and self.recipe.thresholds is None:
@@ -167,7 +173,7 @@ class Model:
     def run(self, samples: Images) -> Logits:
         """Return the logits [N, C] of samples that `preprocess` returned."""
         if len(samples) == 0:
-            return np.zeros((0, len(self.classes)), np.float32)
+            return np.zeros((0, self.meaning.width), np.float32)
         return self._predictor.logits(samples)
 
     def network(self) -> Network:
@@ -207,6 +213,8 @@ class Model:
 def _counted(classes: tuple[str, ...], kind: str) -> str:
     if kind == "regression":
         return f"{len(classes)} output{'s' if len(classes) > 1 else ''}"
+    if kind == "segmentation":
+        return "a mask for each image"
     return f"{len(classes)} classes{', any number of them' if kind == 'multi_label' else ''}"
 
 

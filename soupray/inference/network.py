@@ -110,7 +110,7 @@ class Network(torch.nn.Module):
 
 def _in_float32(module: torch.nn.Module) -> torch.nn.Module:
     """The module, or a copy of one that is evaluated in bfloat16."""
-    low = next(module.parameters()).dtype != torch.float32
+    low = any(p.dtype != torch.float32 for p in module.parameters())
     return copy.deepcopy(module).float() if low else module
 
 

@@ -94,15 +94,15 @@ def barrier(middle: float, ends: tuple[float, float]) -> float:
     return -interpolation_advantage(middle, ends)
 
 
-def paired_difference(a: Mask, b: Mask) -> tuple[float, float]:
+def paired_difference(a: Mask | Float64, b: Mask | Float64) -> tuple[float, float]:
     """The difference in accuracy of two models on the same samples.
 
     Only samples that exactly one model gets right contribute. For this reason, the standard error
     is smaller than that of two independent shares.
 
     Args:
-        a: which samples the first model gets right.
-        b: which samples the second model gets right.
+        a: which samples the first model gets right, or its value of each, 0 to 1.
+        b: the same of the second model.
 
     Returns:
         Accuracy of `a` minus accuracy of `b`, and its standard error.

@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from soupray.core.arrays import Float64, Indices, Labels, Logits, Mask
+from soupray.core.arrays import Float64, Indices, Labels, Logits, Mask, Units
 from soupray.core.errors import EvaluationError
 from soupray.core.plugins import METRICS, load, raised
 from soupray.core.records import (
+    UNITS,
     Metric,
     Objective,
     Predictions,
@@ -21,8 +22,11 @@ from soupray.core.records import (
     Tally,
     digest,
     pack_right,
+    pack_units,
+    unpack_units,
 )
 from soupray.maths.geometry import cross_entropy
+from soupray.maths.graded import in_units, mean_interval, overlap, sign_flip_p
 from soupray.maths.objectives import (
     by_class_of,
     margins_of,
@@ -32,8 +36,15 @@ from soupray.maths.objectives import (
 )
 
 COUNTED = ("accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "worst_class")
-"""Metrics from 0 to 1 that follow from counts of samples. For others there is no exact paired
-test."""
+"""Metrics from 0 to 1 that follow from counts of samples. For others that are not graded there is
+no paired test."""
+
+SHARES = (*COUNTED, "map", "iou", "dice", "pixel_accuracy")
+"""Metrics from 0 to 1 that people read in percent."""
+
+PER_SAMPLE = "per_sample"
+"""The attribute by which a metric of the user says that it is graded: it gives each sample a value
+from 0 to 1, which follows from the outputs and the target of this sample alone."""
 
 ECE_BINS = 15
 """Number of equal-mass bins of the expected calibration error (ECE), as in most papers."""
@@ -48,12 +59,43 @@ def score(predictions: Predictions) -> Scores:
     made = _of_soupray(predictions)
     if predictions.split.metric is UNSET:
         return made
-    own = own_metric(predictions, *predictions.split.metric)
+    named, code = predictions.split.metric
+    own = own_metric(predictions, named, code)
     others = {} if made.others is UNSET else made.others
-    return msgspec.structs.replace(made, others={**others, predictions.split.metric[0]: own})
+    if graded_by(predictions.split) != named:
+        return msgspec.structs.replace(made, others={**others, named: float(own.mean())})
+    values = in_units(own)
+    before = made.graded or "accuracy"
+    return msgspec.structs.replace(
+        made,
+        correct=int(values.sum(dtype=np.int64)),
+        right=pack_units(values),
+        others={**others, before: made.accuracy},
+        graded=named,
+    )
 
 
-def own_metric(predictions: Predictions, named: str, code: str) -> float:
+def graded_by(split: Split) -> str | UnsetType:
+    """The name of the metric that gives each sample of a split a value. Unset: right or wrong."""
+    if split.metric is not UNSET:
+        own = load(METRICS, split.metric[0])
+        if getattr(own.value, PER_SAMPLE, False):
+            return split.metric[0]
+    masks = split.objective is not UNSET and split.objective.kind == "segmentation"
+    return "iou" if masks else UNSET
+
+
+def sample_values(predictions: Predictions) -> Mask | Units:
+    """What is counted of each sample, [N]: whether it is right, or its graded value in units."""
+    graded = graded_by(predictions.split)
+    if not graded:
+        return right_mask(predictions)
+    if predictions.split.metric is not UNSET and graded == predictions.split.metric[0]:
+        return in_units(own_metric(predictions, *predictions.split.metric))
+    return overlap(predictions.logits, predictions.labels)
+
+
+def own_metric(predictions: Predictions, named: str, code: str) -> Float64:
     """The metric of the user: a function of outputs and targets, of which more is better.
 
     Args:
@@ -61,9 +103,13 @@ def own_metric(predictions: Predictions, named: str, code: str) -> float:
         named: the function, as a spec has it.
         code: digest of its code.
 
+    Returns:
+        A number, or one for each sample, [N].
+
     Raises:
         EvaluationError: the code here is other code, or the function raises, or returns something
-            else than a finite number or one from 0 to 1 for each sample.
+            else than a finite number or one from 0 to 1 for each sample, or a number where it says
+            that it has one for each sample.
     """
     found = load(METRICS, named)
     where = f"metric {named!r} ({found.origin})"
@@ -83,6 +129,11 @@ def own_metric(predictions: Predictions, named: str, code: str) -> float:
         raise EvaluationError(
             f"{on} an array {list(given.shape)}. Return a number, or one for each sample."
         )
+    if not given.ndim and getattr(found.value, PER_SAMPLE, False):
+        raise EvaluationError(
+            f"{on} one number, but {PER_SAMPLE} says that each sample has a value. Return "
+            f"[{len(logits)}] values from 0 to 1, or leave {PER_SAMPLE} out."
+        )
     if not np.isfinite(given).all():
         raise EvaluationError(f"{on} a value that is NaN or infinite.")
     if given.ndim and not ((given >= 0) & (given <= 1)).all():
@@ -91,7 +142,7 @@ def own_metric(predictions: Predictions, named: str, code: str) -> float:
             f"{on} {given[bad]:g} for sample {bad}. The value of a sample is from 0 to 1; return "
             "one number if the metric has no such bounds."
         )
-    return float(given.mean())
+    return given
 
 
 def _of_soupray(predictions: Predictions) -> Scores:
@@ -117,8 +168,10 @@ def _of_soupray(predictions: Predictions) -> Scores:
 
 
 def _of_objective(predictions: Predictions, objective: Objective) -> Scores:
-    """The scores of a model whose targets are several labels, or numbers."""
+    """The scores of a model whose targets are several labels, numbers, or masks."""
     outputs, targets = predictions.logits, predictions.labels
+    if objective.kind == "segmentation":
+        return _of_masks(predictions, objective)
     right = right_of(outputs, targets, objective)
     several = objective.kind == "multi_label"
     from scipy.special import expit
@@ -134,6 +187,22 @@ def _of_objective(predictions: Predictions, objective: Objective) -> Scores:
         right=pack_right(right),
         by_class=by_class_of(outputs, targets) if several else (),
         others=metrics_of(outputs, targets, objective),
+    )
+
+
+def _of_masks(predictions: Predictions, objective: Objective) -> Scores:
+    outputs, targets = predictions.logits, predictions.labels
+    values = overlap(outputs, targets)
+    return Scores(
+        split=predictions.split.digest,
+        n=len(targets),
+        correct=int(values.sum(dtype=np.int64)),
+        nll=mean_loss(outputs, targets, objective),
+        ece=0.0,
+        right=pack_units(values),
+        by_class=(),
+        others=metrics_of(outputs, targets, objective),
+        graded="iou",
     )
 
 
@@ -183,7 +252,10 @@ def margins(predictions: Predictions) -> Float64:
     """For each sample, the logit of its class minus the largest other logit, [N].
 
     A sample with a positive margin is classified correctly. For other objectives see `margins_of`.
+    Of a graded metric it is the sample's value, 0 to 1.
     """
+    if graded_by(predictions.split):
+        return sample_values(predictions) / UNITS
     if predictions.split.objective is not UNSET:
         return margins_of(predictions.logits, predictions.labels, predictions.split.objective)
     logits = mapped(predictions.logits, predictions.split.label_map).astype(np.float64)
@@ -240,10 +312,10 @@ def value(result: Scores | Tally, metric: Metric) -> float:
     changed. Balanced accuracy, macro-F1 and the worst class use only classes that have samples.
 
     Raises:
-        ValueError: `result` is a `Tally`, and the metric is not accuracy.
+        ValueError: `result` is a `Tally`, and the metric is not the one that it counts.
     """
-    if metric == "accuracy":
-        return result.correct / result.n
+    if metric == (result.graded or "accuracy"):
+        return result.accuracy
     if isinstance(result, Tally):
         raise ValueError(f"a count alone has no {metric}")
     if metric == "nll":
@@ -304,10 +376,37 @@ def clopper_pearson(correct: int, n: int, level: float = 0.95) -> tuple[float, f
     return float(low), float(high)
 
 
+def interval(scores: Scores) -> tuple[float, float]:
+    """The 95 % interval of the accuracy: exact, or of a graded metric by the bootstrap."""
+    if scores.graded:
+        return mean_interval(scores.values())
+    return clopper_pearson(scores.correct, scores.n)
+
+
 def discordant(a: Scores, b: Scores) -> tuple[int, int]:
-    """The number of samples that only `a` gets right, and the number that only `b` gets right."""
+    """The number of samples that only `a` gets right, and the number that only `b` gets right.
+
+    Of a graded metric: the number of samples whose value is larger.
+    """
+    if a.graded:
+        of_a, of_b = a.values(), b.values()
+        return int((of_a > of_b).sum()), int((of_b > of_a).sum())
     right_a, right_b = a.right_mask(), b.right_mask()
     return int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+
+
+def paired_p(a: Scores, b: Scores) -> float:
+    """The two-sided p-value of the hypothesis that two models are equally good on a split.
+
+    McNemar's exact test; of a graded metric the permutation test of which it is a case.
+
+    Args:
+        a: scores of a model.
+        b: scores of another model on the same split.
+    """
+    if not a.graded:
+        return mcnemar(*discordant(a, b))
+    return sign_flip_p(unpack_units(a.right).astype(np.int64) - unpack_units(b.right))
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -335,6 +434,7 @@ def paired_difference(a: Scores, b: Scores) -> tuple[float, float, float]:
 
     The interval is that of Bonett and Price (2012, "Adjusted Wald confidence interval for a
     difference of binomial proportions based on paired data"), which is good for few samples too.
+    Of a graded metric it is that of the bootstrap.
 
     Args:
         a: scores of a model.
@@ -343,6 +443,9 @@ def paired_difference(a: Scores, b: Scores) -> tuple[float, float, float]:
     Returns:
         (difference, low, high), from -1 to 1.
     """
+    if a.graded:
+        apart = a.values() - b.values()
+        return float(apart.mean()), *mean_interval(apart)
     only_a, only_b = discordant(a, b)
     p, q = (only_a + 1) / (a.n + 2), (only_b + 1) / (a.n + 2)
     half = Z * float(np.sqrt((p + q - (p - q) ** 2) / (a.n + 2)))
@@ -364,7 +467,7 @@ def mean_paired_difference(
     Returns:
         (difference, low, high), from -1 to 1.
     """
-    apart = [a.right_mask().astype(float) - b.right_mask().astype(float) for a, b in pairs]
+    apart = [a.values() - b.values() for a, b in pairs]
     mean, error = _mean_of(apart)
     return mean, max(-1.0, mean - Z * error), min(1.0, mean + Z * error)
 
@@ -378,7 +481,7 @@ def mean_accuracy(scores: Sequence[Scores]) -> tuple[float, float, float]:
     Returns:
         (accuracy, low, high), from 0 to 1.
     """
-    mean, error = _mean_of([s.right_mask().astype(float) for s in scores])
+    mean, error = _mean_of([s.values() for s in scores])
     return mean, max(0.0, mean - Z * error), min(1.0, mean + Z * error)
 
 

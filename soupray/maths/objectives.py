@@ -3,7 +3,8 @@
 Multi-label: targets are 0 or 1 for each class, [N, C], and an output is the logit of its class.
 Regression: targets are numbers, [N, D], and an output is its target. In both, "right" is a yes or
 no for each sample, so that all that is done with counts of right samples holds: early rejection,
-McNemar's test, intervals.
+McNemar's test, intervals. Segmentation: targets are 0 or 1 for each pixel, [N, P], and an output is
+the logit of its pixel; a sample has a value from 0 to 1, see `graded`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from soupray.core.arrays import Float64, Logits, Mask
-from soupray.core.records import Objective
+from soupray.core.records import UNITS, Objective
+from soupray.maths.graded import dice, overlap
 
 Targets = npt.NDArray[Any]
-"""0 or 1, [N, C], of a multi-label task; float32 [N, D] of a regression."""
+"""0 or 1, [N, C], of a multi-label task; float32 [N, D] of a regression; masks, 0 or 1, [N, P]."""
 
 
 def margins_of(outputs: Logits, targets: Targets, objective: Objective) -> Float64:
@@ -25,12 +27,15 @@ def margins_of(outputs: Logits, targets: Targets, objective: Objective) -> Float
 
     Multi-label: the smallest logit of a label, with the sign of its target; a logit of 0 says no.
     Regression: 1 minus the largest error in units of the tolerance; at 0 a sample is still right.
+    Segmentation: its value, from 0 to 1: the lower, the more can be lost at it.
 
     Args:
         outputs: of a model, [N, C].
         targets: [N, C].
         objective: what they mean.
     """
+    if objective.kind == "segmentation":
+        return overlap(outputs, targets) / UNITS
     wide = outputs.astype(np.float64)
     if objective.kind == "multi_label":
         signed: Float64 = np.where(targets == 1, wide, -wide).min(axis=1)
@@ -46,7 +51,12 @@ def right_of(outputs: Logits, targets: Targets, objective: Objective) -> Mask:
         outputs: of a model, [N, C].
         targets: [N, C].
         objective: what they mean.
+
+    Raises:
+        ValueError: it is segmentation, where a sample has a value.
     """
+    if objective.kind == "segmentation":
+        raise ValueError("masks are not right or wrong: they have an intersection over union")
     if objective.kind == "multi_label":
         same: Mask = ((outputs > 0) == (targets == 1)).all(axis=1)
         return same
@@ -57,7 +67,7 @@ def right_of(outputs: Logits, targets: Targets, objective: Objective) -> Mask:
 def mean_loss(outputs: Logits | Float64, targets: Targets, objective: Objective) -> float:
     """The mean over samples and outputs of the loss.
 
-    Multi-label: binary cross-entropy, in nats. Regression: the squared error.
+    Multi-label, segmentation: binary cross-entropy, in nats. Regression: the squared error.
 
     Args:
         outputs: of a model, [N, C].
@@ -79,6 +89,9 @@ def metrics_of(outputs: Logits, targets: Targets, objective: Objective) -> dict[
         targets: [N, C].
         objective: what they mean.
     """
+    if objective.kind == "segmentation":
+        same = (outputs > 0) == (targets == 1)
+        return {"dice": dice(outputs, targets), "pixel_accuracy": float(same.mean())}
     wide = outputs.astype(np.float64)
     if objective.kind == "multi_label":
         there = [c for c in range(wide.shape[1]) if targets[:, c].any()]

@@ -61,8 +61,8 @@ class Parity(Record, frozen=True, kw_only=True):
         largest: the largest difference of a logit.
         allowed: the bound above which the graph is refused.
         samples: number of samples.
-        same_class: number of samples with the same most probable class, or the same labels; of a
-            regression, with outputs that differ by `allowed` at most.
+        same_class: number of samples with the same most probable class, or the same labels or
+            mask; of a regression, with outputs that differ by `allowed` at most.
         inputs: where the samples come from.
     """
 
@@ -231,7 +231,7 @@ def _compared(
     allowed = share * max(1.0, float(np.abs(mine).max()))
     if model.meaning.kind == "one_class":
         same = mine.argmax(1) == theirs.argmax(1)
-    elif model.meaning.kind == "multi_label":
+    elif model.meaning.kind in ("multi_label", "segmentation"):
         same = ((mine > 0) == (theirs > 0)).all(axis=1)
     else:
         same = np.abs(mine - theirs).max(axis=1) <= allowed

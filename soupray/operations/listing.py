@@ -52,6 +52,7 @@ class TrialRow(Record, frozen=True, kw_only=True):
         seconds: from its start to its end.
         share: coefficient in the newest champion; None without a champion of averaged weights.
         reason: why it diverged.
+        graded: the metric that gives each sample a value, whose mean `accuracy` then is.
     """
 
     key: str
@@ -65,6 +66,7 @@ class TrialRow(Record, frozen=True, kw_only=True):
     seconds: float | None = None
     share: float | None = None
     reason: str | None = None
+    graded: str | None = None
 
 
 def list_sweeps(home: Path) -> list[SweepRow]:
@@ -147,6 +149,7 @@ def _complete(
         best_epoch=one.best_epoch,
         seconds=one.finished - one.started,
         share=None if shares is None else shares.get(one.trial.key, 0.0),
+        graded=one.held_out.graded or None,
     )
 
 

@@ -160,17 +160,18 @@ def _data(facts: Facts) -> ModelCardData:
     spec, recipe = facts.spec, facts.recipe
     library, task = KINDS[spec.task.kind]
     results = []
+    of_results = task if library != "open_clip" else "image-classification"
     if facts.board is not None:
         measured = {"test": facts.board[0].test, **facts.board[0].shifts}
         digests = {s.name: s.digest for s in facts.basis.splits} if facts.basis else {}
         results = [
             EvalResult(
-                task_type=task if library != "open_clip" else "image-classification",
+                task_type=_TAGS.get(kind_of(spec)) or of_results,
                 dataset_type=spec.data.kind,
                 dataset_name=f"{spec.name}: {name}",
                 dataset_split=name,
                 dataset_revision=digests.get(name),
-                metric_type="accuracy",
+                metric_type=one.graded or "accuracy",
                 metric_value=round(one.accuracy, 6),
             )
             for name, one in measured.items()
@@ -181,9 +182,9 @@ def _data(facts: Facts) -> ModelCardData:
         eval_results=results or None,
         library_name=library,
         license=facts.licence,
-        metrics=["accuracy"] if results else None,
+        metrics=sorted({r.metric_type for r in results}) or None,
         model_name=f"{spec.name}-{slug(recipe.name)}",
-        pipeline_tag=ENCODER if encoder else None if kind_of(spec) == "regression" else task,
+        pipeline_tag=ENCODER if encoder else _TAGS.get(kind_of(spec), task),
         tags=["soupray", "model-soup", recipe.recipe],
     )
 
@@ -192,7 +193,11 @@ _KINDS = {
     "one_class": ("A classifier", "classes"),
     "multi_label": ("A classifier for several labels", "classes, any number of them at a time"),
     "regression": ("A regression", "outputs"),
+    "segmentation": ("A model for masks", "mask"),
 }
+
+_TAGS = {"regression": None, "segmentation": "image-segmentation"}
+"""Tags of pipelines of models that are no classifiers."""
 
 
 def _what(facts: Facts) -> str:
@@ -240,12 +245,15 @@ def _scores(facts: Facts) -> Iterator[str]:
         near = f"every output is within {targets.tolerance:g} of its target"
         right = near if targets.kind == "regression" else "all its labels are"
         loss = "squared error" if targets.kind == "regression" else "binary cross-entropy"
-        yield f"A sample is right if {right}; NLL is the mean {loss}."
+        right = f"A sample is right if {right}"
+        if targets.kind == "segmentation":
+            right = "iou is the mean over images of intersection over union"
+        yield f"{right}; NLL is the mean {loss}."
     of_run = f" of the run {_plain(run.key)}" if run is not None else ""
     yield (
         f"From the leaderboard{of_run}. Held-out data chose the model, so that its score there is "
-        "optimistic; test and shifts were evaluated once, after the choice. Intervals are exact "
-        "(Clopper-Pearson)."
+        "optimistic; test and shifts were evaluated once, after the choice. Intervals are "
+        f"{'of the bootstrap' if entry.test.graded else 'exact (Clopper-Pearson)'}."
     )
 
 
@@ -253,7 +261,8 @@ def _table(rows: list[tuple[str, Measured]]) -> Iterator[str]:
     """The lines of a table of scores; metrics beyond accuracy are those of the objective."""
     others = rows[0][1].others
     more = [] if others is UNSET else sorted(others)
-    heads = ["split", "samples", "accuracy", "95 % interval", "NLL", "ECE", *map(_plain, more)]
+    score = _plain(rows[0][1].graded or "accuracy")
+    heads = ["split", "samples", score, "95 % interval", "NLL", "ECE", *map(_plain, more)]
     yield f"| {' | '.join(heads)} |"
     yield f"|---|{'--:|' * (len(heads) - 1)}"
     for name, m in rows:
@@ -277,7 +286,7 @@ def _inputs(facts: Facts) -> Iterator[str]:
             "A class is predicted where its logit is above 0. The thresholds with the best F1 on "
             f"held-out data: {said}. The scores above are without them."
         )
-    outputs = "Outputs" if kind_of(facts.spec) == "regression" else "Classes"
+    outputs = {"regression": "Outputs", "segmentation": "Mask"}.get(kind_of(facts.spec), "Classes")
     yield f"{outputs}: {_plain(', '.join(names))}."
     if facts.spec.task.kind != "transformers":
         yield (

@@ -118,7 +118,7 @@ def _over(manifest: Glance[Any] | Tombstone, spec: SweepSpec, basis: Basis) -> _
             hparams=manifest.trial.hparams,
             metric=metric,
             score=as_read(value(held_out, metric), metric),
-            accuracy=held_out.correct / held_out.n,
+            accuracy=held_out.accuracy,
             n=held_out.n,
         )
     )

@@ -29,6 +29,7 @@ from soupray.core.requests import TensorNames
 from soupray.recipes.recipe import (
     MULTI_LABEL,
     ONE_CLASS,
+    SEGMENTATION,
     Cost,
     Earlier,
     Option,
@@ -170,7 +171,7 @@ LEARNED = Recipe(
     costs="500 steps, forward and backward",
     uses="held-out loss",
     options=LearnedOptions,
-    objectives=(ONE_CLASS, MULTI_LABEL),  # beta scales logits
+    objectives=(ONE_CLASS, MULTI_LABEL, SEGMENTATION),  # beta scales logits
     choose=_learned,
     cost=cost_of_steps,
     reads=bytes_read,
@@ -187,7 +188,7 @@ LEARNED_BY_LAYER = Recipe(
     costs="500 steps, forward and backward",
     uses="held-out loss",
     options=LearnedOptions,
-    objectives=(ONE_CLASS, MULTI_LABEL),  # beta scales logits
+    objectives=(ONE_CLASS, MULTI_LABEL, SEGMENTATION),  # beta scales logits
     choose=_learned_by_layer,
     cost=cost_of_steps,
     reads=bytes_read,

@@ -13,7 +13,7 @@ from soupray.recipes import BY_NAME
 from soupray.recipes.recipe import INK
 from soupray.reporting.details import Answers, Details
 from soupray.reporting.plots import MUTED, Point, Robustness, id_label, logit_ticks
-from soupray.reporting.ranking import Entry
+from soupray.reporting.ranking import Entry, measure_of
 from soupray.reporting.trial_charts import coefficients, parallel, worth
 from soupray.reporting.vega import (
     CHAMPION,
@@ -72,7 +72,7 @@ def _robustness(numbers: Robustness) -> Any:
     named = [m for m in models if m["name"] in (numbers.champion, "best_single")]
     spots = [*models, *lines]
     x = _logit_axis("x", id_label(numbers), numbers.n, spots, named)
-    y = _logit_axis("y", "mean accuracy over the shifts", numbers.shift_n, spots, named)
+    y = _logit_axis("y", f"mean {numbers.measure} over the shifts", numbers.shift_n, spots, named)
     about = ["name:N", "kind:N", share_of("id", "ID test"), share_of("shifts", "shifts")]
     layers = []
     if lines:
@@ -179,11 +179,12 @@ def _splits(details: Details, entries: Sequence[Entry]) -> Any:
     y = alt.Y("split:N", sort=None, title=None)
     beside = alt.YOffset("model:N", sort=names)
     colour = _two("model", names)
-    about = ["split:N", "model:N", share_of("accuracy", "accuracy"), share_of("low", "95 %, from"),
+    measure = measure_of(entries[0].test)
+    about = ["split:N", "model:N", share_of("accuracy", measure), share_of("low", "95 %, from"),
              share_of("high", "to")]  # fmt: skip
     scale = alt.Scale(zero=False, padding=8, nice=False)
-    x = alt.X("low:Q", title="accuracy, 95 % interval", axis=PERCENT, scale=scale)
-    dots = alt.X("accuracy:Q", title="accuracy, 95 % interval", axis=PERCENT, scale=scale)
+    x = alt.X("low:Q", title=f"{measure}, 95 % interval", axis=PERCENT, scale=scale)
+    dots = alt.X("accuracy:Q", title=f"{measure}, 95 % interval", axis=PERCENT, scale=scale)
     return base.mark_rule().encode(x, y, beside, colour, x2="high:Q") + base.mark_point(
         filled=True, size=60
     ).encode(dots, y, beside, colour, tooltip=about)
@@ -198,6 +199,7 @@ def _two(field: str, names: list[str]) -> alt.Color:
 
 
 def _lines(details: Details) -> Any:
+    measure = details.robustness.measure if details.robustness else "accuracy"
     rows = [
         {"to": name, "alpha": alpha, "accuracy": accuracy, "data": "held-out"}
         for name, points in details.lines.items()
@@ -223,12 +225,12 @@ def _lines(details: Details) -> Any:
         .mark_line(point=True)
         .encode(
             alt.X("alpha:Q", title="alpha: 0 is the anchor, 1 the other end"),
-            alt.Y("accuracy:Q", axis=PERCENT, scale=alt.Scale(zero=False)),
+            alt.Y("accuracy:Q", title=measure, axis=PERCENT, scale=alt.Scale(zero=False)),
             colour,
             alt.Facet(
                 "to:N", columns=2, title=None, header=alt.Header(labelExpr="'to ' + datum.value")
             ),
-            tooltip=["to:N", "data:N", "alpha:Q", share_of("accuracy", "accuracy")],
+            tooltip=["to:N", "data:N", "alpha:Q", share_of("accuracy", measure)],
         )
     )
 
@@ -251,7 +253,7 @@ def _greedy(details: Details) -> Any:
     widths = alt.Scale(domain=[0.5, len(soup) + 0.5], nice=False)
     x = alt.X("ingredient:Q", title="ingredient, best held-out first",
               axis=alt.Axis(tickMinStep=1), scale=widths)  # fmt: skip
-    y = alt.Y("accuracy:Q", title="held-out accuracy with it", axis=PERCENT, scale=heights)
+    y = alt.Y("accuracy:Q", title=f"held-out {trace.measure} with it", axis=PERCENT, scale=heights)
     line = chart_of(soup, width=WIDTH, height=260)
     marks = chart_of(rows)
     kind = alt.Scale(domain=kinds, range=["circle", "circle", "triangle-down"])
@@ -264,7 +266,7 @@ def _greedy(details: Details) -> Any:
         y,
         alt.Color("step:N", title=None, scale=colours, legend=top),
         alt.Shape("step:N", title=None, scale=kind, legend=top),
-        tooltip=["ingredient:Q", "step:N", share_of("accuracy", "accuracy, or at most")],
+        tooltip=["ingredient:Q", "step:N", share_of("accuracy", f"{trace.measure}, or at most")],
     )
 
 

@@ -114,7 +114,7 @@ def deployable(recipe: RecipeFile, place_of: Callable[[SweepSpec], Place]) -> De
 
 
 def kind_of(spec: SweepSpec) -> str:
-    """Return one_class, multi_label or regression.
+    """Return one_class, multi_label, regression or segmentation.
 
     Args:
         spec: of the model.
@@ -130,6 +130,8 @@ def answers_of(spec: SweepSpec) -> dict[str, type]:
     """
     if kind_of(spec) == "regression":
         return dict.fromkeys(spec.task.classes, float)
+    if kind_of(spec) == "segmentation":
+        return {"size": str, "mask": str, "share": float}
     if kind_of(spec) == "multi_label":
         return {"classes": str}
     return {"class": str, "probability": float}
@@ -137,7 +139,7 @@ def answers_of(spec: SweepSpec) -> dict[str, type]:
 
 def _params(spec: SweepSpec) -> dict[str, int | bool]:
     """What may be asked of a model, with the values that are taken otherwise."""
-    if kind_of(spec) == "regression":
+    if kind_of(spec) in ("regression", "segmentation"):
         return {}
     several: dict[str, int | bool] = {"probabilities": False, "calibrated": False}
     return several if kind_of(spec) == "multi_label" else {"top": 1, **several}

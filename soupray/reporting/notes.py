@@ -52,11 +52,13 @@ def protocol(basis: Basis, spec: SweepSpec, entry: Entry) -> str:
     said += f" Test (n = {test}) and shifts were evaluated once, after the choice."
     if some := ", ".join(entry.test_on_classes):
         said += f" Of some classes only, beside ID test on them in leaderboard.csv: {some}."
-    return f"{said} {_scores(spec)}"
+    return f"{said} {_scores(spec, entry.test.graded or '')}"
 
 
-def _scores(spec: SweepSpec) -> str:
+def _scores(spec: SweepSpec, graded: str) -> str:
     """Return what a score is."""
+    if graded:
+        return f"Scores: mean {graded.rpartition(':')[2]} of the samples, in %."
     if not spec.targets:
         return "Scores in %."
     if spec.targets.kind == "multi_label":

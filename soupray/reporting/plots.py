@@ -8,13 +8,13 @@ from typing import Any
 
 from soupray.core.candidates import Candidate, LayerSoup, Outcome, WeightSoup, mean_of
 from soupray.core.records import Basis, Pool, Record, Rejected, Split
-from soupray.maths.metrics import clopper_pearson, logit, mean_accuracy
+from soupray.maths.metrics import interval, logit, mean_accuracy
 from soupray.recipes import BY_NAME, RECIPES
 from soupray.recipes.greedy import GREEDY
 from soupray.recipes.recipe import INK, Style
 from soupray.recipes.starts import interpolate
 from soupray.recipes.wise_ft import LINE_GRID, WISE_FT
-from soupray.reporting.ranking import Reported
+from soupray.reporting.ranking import Reported, measure_of
 
 MUTED = "#9aa0b4"
 
@@ -43,7 +43,7 @@ class Robustness(Record, frozen=True, kw_only=True):
 
     ID accuracy is that on ID test. If a shift has only some classes (`same_classes`), it is a
     mean over the shifts: the ID test accuracy on the classes of each shift (arXiv:2109.01903).
-    `champion`: name of the entry to take.
+    `champion`: name of the entry to take. `measure`: accuracy, or the graded metric.
     """
 
     champion: str
@@ -52,6 +52,7 @@ class Robustness(Record, frozen=True, kw_only=True):
     same_classes: bool
     models: list[Point]
     lines: dict[str, list[Point]]
+    measure: str = "accuracy"
 
 
 def line_candidates(outcomes: list[Outcome]) -> dict[str, list[Any]]:
@@ -85,7 +86,7 @@ def robustness(
         on_id = [reported[candidate, split] for split in beside or ["test"]]
         accuracy, *id_interval = mean_accuracy(on_id)
         if not beside:  # one split: exact
-            id_interval = list(clopper_pearson(on_id[0].correct, on_id[0].n))
+            id_interval = list(interval(on_id[0]))
         shift, *shift_interval = mean_accuracy([reported[candidate, s.name] for s in shifts])
         return Point(
             name=name,
@@ -104,6 +105,7 @@ def robustness(
         champion=champion,
         n=basis.split("test").size,
         shift_n=shifts[0].size,
+        measure=measure_of(outcomes[0].held_out),
         same_classes=bool(beside),
         models=models,
         lines={
@@ -147,7 +149,7 @@ def draw_robustness(numbers: Robustness, path: Path) -> None:
     _set_logit_ticks(axes.xaxis, ids, numbers.n)
     _set_logit_ticks(axes.yaxis, shifts, numbers.shift_n)
     axes.set_xlabel(f"{id_label(numbers)} (n = {numbers.n}; logit scale)")
-    axes.set_ylabel("mean accuracy over shifts (logit scale)")
+    axes.set_ylabel(f"mean {numbers.measure} over shifts (logit scale)")
     axes.legend(frameon=False, fontsize=8, loc="best")
     figure.savefig(path, dpi=150)
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
@@ -157,8 +159,8 @@ def draw_robustness(numbers: Robustness, path: Path) -> None:
 def id_label(numbers: Robustness) -> str:
     """Return the label of the horizontal axis."""
     if numbers.same_classes:
-        return "ID test accuracy on the same classes, mean over shifts"
-    return "ID test accuracy"
+        return f"ID test {numbers.measure} on the same classes, mean over shifts"
+    return f"ID test {numbers.measure}"
 
 
 def _place(point: Point, numbers: Robustness) -> tuple[float, float]:
@@ -263,12 +265,14 @@ class Trace(Record, frozen=True, kw_only=True):
         at_most: accuracy that a soup that was given up could not exceed; None for the others.
         accepted: whether the ingredient was kept.
         best: accuracy of the soup after the step.
+        measure: accuracy, or the graded metric.
     """
 
     tried: list[float | None]
     at_most: list[float | None]
     accepted: list[bool]
     best: list[float]
+    measure: str = "accuracy"
 
     def __post_init__(self) -> None:
         """Raise ValueError if a step lacks a number."""
@@ -278,12 +282,13 @@ class Trace(Record, frozen=True, kw_only=True):
 
 def greedy_trace(outcome: Outcome) -> Trace:
     """Return the numbers of `draw_trace`."""
-    trace = Trace(tried=[], at_most=[], accepted=[], best=[])
+    measure = measure_of(outcome.held_out)
+    trace = Trace(tried=[], at_most=[], accepted=[], best=[], measure=measure)
     for step in outcome.trace:
         result = step.result
         accuracy = None if isinstance(result, Rejected) else result.accuracy
         trace.tried.append(accuracy)
-        bound = result.bound / outcome.held_out.n if isinstance(result, Rejected) else None
+        bound = result.bound / outcome.held_out.most if isinstance(result, Rejected) else None
         trace.at_most.append(bound)
         trace.accepted.append(step.accepted)
         trace.best.append(accuracy if step.accepted and accuracy is not None else trace.best[-1])
@@ -319,7 +324,7 @@ def draw_trace(trace: Trace, path: Path) -> None:
             axes.scatter(*zip(*points, strict=True), label=label, **look, **more)
     axes.set_xticks(steps)
     axes.set_xlabel("ingredient, best held-out first")
-    axes.set_ylabel("held-out accuracy with it")
+    axes.set_ylabel(f"held-out {trace.measure} with it")
     shown = [y for y in (*trace.tried, *trace.at_most) if y is not None]
     room = max(0.004, 0.08 * (max(shown) - min(shown)))
     axes.set_ylim(min(shown) - room, min(1.001, max(shown) + room))

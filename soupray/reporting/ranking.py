@@ -22,11 +22,11 @@ from soupray.core.candidates import (
 from soupray.core.records import Basis, Metric, Pool, Record, Scores
 from soupray.maths.metrics import (
     COUNTED,
-    clopper_pearson,
     discordant,
-    mcnemar,
+    interval,
     mean_paired_difference,
     paired_difference,
+    paired_p,
     value,
 )
 from soupray.recipes.baselines import BEST_UPDATED
@@ -42,7 +42,8 @@ class Measured(Record, frozen=True, kw_only=True):
     """Scores of a model, with the exact 95 % interval of the accuracy (Clopper-Pearson).
 
     `others`: metrics of objectives beyond one class, by name; metrics of classes are then 0 where
-    there are none.
+    there are none. `graded`: the metric that gives each sample a value. `accuracy` is then its
+    mean, with an interval by the bootstrap, and `correct` the sum of the values, in units.
     """
 
     n: int
@@ -57,6 +58,7 @@ class Measured(Record, frozen=True, kw_only=True):
     macro_f1: float
     worst_class: float
     others: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    graded: str | msgspec.UnsetType = msgspec.UNSET
 
     def by(self, metric: Metric) -> float:
         """Return the metric as a number where higher is better: NLL and MAE are negated."""
@@ -66,6 +68,8 @@ class Measured(Record, frozen=True, kw_only=True):
 
     def read(self, metric: Metric) -> float:
         """Return the metric as people read it."""
+        if metric == self.graded:
+            return self.accuracy
         if self.others is not msgspec.UNSET and metric in self.others:
             return self.others[metric]
         return float(getattr(self, metric))
@@ -74,8 +78,9 @@ class Measured(Record, frozen=True, kw_only=True):
 class Versus(Record, frozen=True, kw_only=True):
     """Comparison with a best single model: number of samples that only one of the two gets right.
 
-    `p` is the p-value of McNemar's exact test. It is given for ID test only: both models were
-    chosen on held-out data, so a p-value on held-out data would be meaningless.
+    Of a graded metric: number of samples at which one has the larger value. `p` is the p-value of
+    McNemar's exact test, or of the permutation test (`paired_p`). It is given for ID test only:
+    both models were chosen on held-out data, so a p-value on held-out data would be meaningless.
     """
 
     only_this: int
@@ -150,7 +155,7 @@ class Entry(Record, frozen=True, kw_only=True):
 
 def measured(scores: Scores) -> Measured:
     """Return the scores in the form of the leaderboard."""
-    low, high = clopper_pearson(scores.correct, scores.n)
+    low, high = interval(scores)
     return Measured(
         n=scores.n,
         correct=scores.correct,
@@ -164,7 +169,13 @@ def measured(scores: Scores) -> Measured:
         macro_f1=value(scores, "macro_f1") if scores.by_class else 0.0,
         worst_class=value(scores, "worst_class") if scores.by_class else 0.0,
         others=_others(scores),
+        graded=scores.graded,
     )
+
+
+def measure_of(scores: Scores | Measured) -> str:
+    """Return what tables and figures show: accuracy, or the name of the graded metric."""
+    return (scores.graded or "accuracy").rpartition(":")[2]
 
 
 def _others(scores: Scores) -> dict[str, float] | msgspec.UnsetType:
@@ -348,7 +359,7 @@ def _gain(found: tuple[float, float, float]) -> Gain:
 def _versus(test: Scores, single: Scores) -> Versus:
     """Compare a model with a best single model on ID test."""
     only_this, only_best = discordant(test, single)
-    return Versus(only_this=only_this, only_best_single=only_best, p=mcnemar(only_this, only_best))
+    return Versus(only_this=only_this, only_best_single=only_best, p=paired_p(test, single))
 
 
 def _size(candidate: Candidate, pool: Pool) -> int:
@@ -388,9 +399,9 @@ def champion(
     An entry is told from the first one by McNemar's exact test on the samples that rank the
     leaderboard, with Bonferroni's correction for the number of different models. The cheapest of
     the others has the lowest `cost`; of those with the same cost, one model goes before outputs
-    that are mixed, which other libraries cannot load; then the highest place decides. For metrics
-    that are no counts (NLL, MAE, your own) there is no such test, and only entries with the first
-    one's model are its equals.
+    that are mixed, which other libraries cannot load; then the highest place decides. With a graded
+    metric the test is the permutation test. For metrics that are neither counts nor graded (NLL,
+    MAE) there is none, and only entries with the first one's model are its equals.
 
     Args:
         entries: the leaderboard, best first.
@@ -410,10 +421,9 @@ def champion(
     def is_equal(entry: Entry) -> bool:
         if entry.candidate == first.candidate:
             return True
-        if metric not in COUNTED:
+        if metric not in (*COUNTED, ranked(first).graded):
             return False
-        p = mcnemar(*discordant(ranked(first), ranked(entry)))
-        return p * compared >= LEVEL
+        return paired_p(ranked(first), ranked(entry)) * compared >= LEVEL
 
     equals = [first, *(entry for entry in others if is_equal(entry))]
 

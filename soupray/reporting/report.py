@@ -19,6 +19,7 @@ from soupray.reporting.history import SoupRun, stored_leaderboard
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
 from soupray.reporting.ranking import Entry, Gain, SameModel, ranked_on, same_models
 from soupray.reporting.sections import Section, stored_sections
+from soupray.reporting.taught import of_teacher, taught
 from soupray.reporting.trial_charts import importance_chart
 from soupray.reporting.vega import Chart
 from soupray.reporting.verdict import verdict
@@ -199,7 +200,11 @@ def _board(board: ReportedBoard) -> dict[str, Any]:
         "verdict": said,
         "entries": entries,
         "rows": [_row(r, said.take, spec.metric) for r in same_models(entries)],
-        "notes": [protocol(board.basis, spec, entries[0]), of_statistics(entries, spec.metric)],
+        "notes": [
+            protocol(board.basis, spec, entries[0]),
+            of_statistics(entries, spec.metric),
+            of_teacher(taught(entries, board.basis, board.run.champion.name)),
+        ],
     }
 
 
@@ -221,7 +226,7 @@ def _filled(template: str, **values: Any) -> str:
 
 def _row(row: SameModel, taken: str, metric: Metric) -> dict[str, Any]:
     chosen = None  # by another metric than the accuracy that the table has
-    if metric != "accuracy":
+    if metric not in ("accuracy", row.entry.test.graded):
         chosen = (metric.rpartition(":")[2], f"{ranked_on(row.entry).read(metric):.3f}")
     return {
         "metric": chosen,

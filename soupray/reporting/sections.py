@@ -53,6 +53,27 @@ class Figure(Record, frozen=True, kw_only=True):
     spec: dict[str, Any]
 
 
+class Card(Record, frozen=True, kw_only=True):
+    """A sample in a gallery.
+
+    Attributes:
+        image: a `data:` URL; empty for a text.
+        text: the text; empty for an image.
+        lines: what stands under it.
+    """
+
+    image: str
+    text: str
+    lines: tuple[str, ...]
+
+
+class Gallery(Record, frozen=True, kw_only=True):
+    """Samples side by side."""
+
+    title: str
+    cards: tuple[Card, ...]
+
+
 class Section(Record, frozen=True, kw_only=True):
     """A section of a report, and what a terminal prints.
 
@@ -63,6 +84,7 @@ class Section(Record, frozen=True, kw_only=True):
         tables: the numbers.
         sentences: what the numbers say.
         figures: the numbers again, as pictures.
+        galleries: samples, which only the report shows.
     """
 
     name: Name
@@ -71,6 +93,7 @@ class Section(Record, frozen=True, kw_only=True):
     tables: tuple[Table, ...] = ()
     sentences: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
 
 
 def stored_sections(store: Store, sweep: str, key: str) -> tuple[Section, ...]:

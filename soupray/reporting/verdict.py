@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from soupray.core.records import Metric, Record
-from soupray.maths.metrics import COUNTED
+from soupray.maths.metrics import SHARES
 from soupray.reporting.ranking import Champion, Entry, Gain, Measured, cost, ranked_on
 
 NAMED = 3
@@ -21,7 +21,8 @@ class Verdict(Record, frozen=True, kw_only=True):
         helps: the entry is made of several models.
         test: accuracy on ID test, 0 to 1.
         test_gain: over `best_single`, paired; None in leaderboards of older versions.
-        p: McNemar's exact test against `best_single` on ID test.
+        p: McNemar's exact test against `best_single` on ID test; of a graded metric the
+            permutation test.
         shifts: mean accuracy over the shifts; None without shifts.
         shift_gain: over `best_single`, paired; None without shifts, and in older leaderboards.
         forward_passes: for a sample.
@@ -143,9 +144,13 @@ def _take(board: _Board, sweep: str) -> str:
         why = "cheaper" if cheaper else "one model whose outputs are not mixed"
         said += (
             f" {champion.first} ranks first, but {champion.samples} samples cannot tell the two "
-            f"apart (McNemar's test, corrected for all entries), and this one is {why}."
+            f"apart ({_test(taken)}, corrected for all entries), and this one is {why}."
         )
     return said
+
+
+def _test(entry: Entry) -> str:
+    return "a permutation test" if entry.test.graded else "McNemar's test"
 
 
 def _what(board: _Board) -> str:
@@ -215,13 +220,13 @@ def _why_none(board: _Board) -> str:
     said = f"On the {best.n} samples that rank, "
     if ahead > 0:
         said += (
-            f"no soup is better than chance tells: {name} is {_distance(ahead, board.metric)} "
+            f"no soup is better than chance tells: {name} is {_distance(ahead, board)} "
             "ahead, and costs more"
         )
     elif ahead == 0:
         said += f"no soup is better: the best one, {name}, is equal"
     else:
-        by = _distance(-ahead, board.metric)
+        by = _distance(-ahead, board)
         said += f"no soup is better: the best one, {name}, is {by} behind"
     uniform = next((e for e in soups if e.recipe == "uniform"), None)
     if uniform is not None and _far_below(ranked_on(uniform), best):
@@ -232,11 +237,12 @@ def _why_none(board: _Board) -> str:
     return said
 
 
-def _distance(difference: float, metric: Metric) -> str:
+def _distance(difference: float, board: _Board) -> str:
     """A difference above 0: one that would be printed as 0 is less than the smallest number."""
+    metric = board.metric
     if metric == "nll":
         return f"{difference:.3f} nats" if difference >= 0.0005 else "less than 0.001 nats"
-    if metric not in (*COUNTED, "map"):
+    if metric not in (*SHARES, board.taken.test.graded):
         return f"{difference:.2g} of {metric}"
     return f"{100 * difference:.1f} points" if difference >= 0.0005 else "less than 0.1 points"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from soupray.core.candidates import Candidate
 from soupray.core.records import Record, Scores, Split
 from soupray.evaluation.evaluator import StoredEvaluator
-from soupray.maths.metrics import discordant, mcnemar
+from soupray.maths.geometry import paired_difference
+from soupray.maths.metrics import discordant, paired_p
 from soupray.reporting.ranking import Measured, measured
 from soupray.reporting.results import stored_candidates
 from soupray.soup.session import open_session
@@ -25,7 +26,7 @@ class Difference(Record, frozen=True, kw_only=True):
         same: both runs have the same model.
         difference: accuracy of the second minus that of the first, from -1 to 1.
         standard_error: of the difference, paired by sample.
-        p: McNemar's exact test.
+        p: McNemar's exact test; of a graded metric the permutation test.
     """
 
     name: str
@@ -85,18 +86,26 @@ def compared(
         both = tuple(None if s is None else measured(s) for s in (a, b))
         if a is None or b is None:
             return Difference(name=name, first=both[0], second=both[1])
-        only_b, only_a = discordant(b, a)
+        difference, error = paired(a, b)
         return Difference(
             name=name,
             first=both[0],
             second=both[1],
             same=first[name] == second[name],
-            difference=(only_b - only_a) / a.n,
-            standard_error=paired_error(only_a, only_b, a.n),
-            p=mcnemar(only_b, only_a),
+            difference=difference,
+            standard_error=error,
+            p=paired_p(b, a),
         )
 
     return tuple(one(name) for name in dict.fromkeys([*second, *first]))
+
+
+def paired(a: Scores, b: Scores) -> tuple[float, float]:
+    """Return the accuracy of `b` minus that of `a` on the same samples, and its standard error."""
+    if a.graded:
+        return paired_difference(b.values(), a.values())
+    only_b, only_a = discordant(b, a)
+    return (only_b - only_a) / a.n, paired_error(only_a, only_b, a.n)
 
 
 def paired_error(only_a: int, only_b: int, n: int) -> float:

@@ -278,7 +278,7 @@ def below_init(pool: Pool, init: Scores) -> list[Finding]:
     found = []
     for ingredient in pool.ingredients:
         own = ingredient.held_out
-        difference, error = paired_difference(own.right_mask(), init.right_mask())
+        difference, error = paired_difference(own.values(), init.values())
         if difference < -ERRORS * error:
             what = f"has {_percent(own.accuracy)} held-out, below theta_0's"
             what += f" {_percent(init.accuracy)}"
@@ -290,7 +290,7 @@ def has_barrier(pool: Pool, midpoint: Midpoint) -> bool:
     """Return whether the mean of two models is significantly worse than the worse of the two."""
     ends = [pool.ingredients[i].held_out for i in midpoint.ends]
     worse = min(ends, key=lambda s: s.correct)
-    difference, error = paired_difference(midpoint.scores.right_mask(), worse.right_mask())
+    difference, error = paired_difference(midpoint.scores.values(), worse.values())
     return difference < -ERRORS * error
 
 
@@ -453,7 +453,7 @@ def _greedy(pool: Pool, best: Scores, midpoints: Sequence[Midpoint], hurt: Seque
         pool.ingredients[0].trial.key in hurt
     ):
         return said + "Most of them have a finding above, with its advice."
-    differences = [paired_difference(m.scores.right_mask(), best.right_mask()) for m in midpoints]
+    differences = [paired_difference(m.scores.values(), best.values()) for m in midpoints]
     if all(d < -ERRORS * e for d, e in differences):
         return said + "The other ingredients are much weaker: narrow the search around the best."
     return said + "Some are within noise of it: a larger held-out set would tell."

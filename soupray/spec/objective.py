@@ -16,9 +16,11 @@ from soupray.core.plugins import is_plugin
 from soupray.core.records import KnownMetric
 from soupray.spec.space import (
     CLASSES_ONLY,
+    MASKS_ONLY,
     NUMBERS_ONLY,
     OF_LOSS,
     ONE_CLASS_ONLY,
+    TEACHER_ONLY,
     Positive,
     SpecModel,
     refuse,
@@ -29,8 +31,16 @@ METRICS: dict[str, tuple[KnownMetric, ...]] = {
     "one_class": ("accuracy", "balanced_accuracy", "macro_f1", "worst_class", "nll"),
     "multi_label": ("accuracy", "micro_f1", "macro_f1", "map", "nll"),
     "regression": ("accuracy", "mae", "r2", "spearman", "nll"),
+    "segmentation": ("iou", "dice", "pixel_accuracy", "nll"),
 }
-"""The metrics of each objective. Accuracy is the share of samples that are right."""
+"""The metrics of each objective. Accuracy is the share of samples that are right; `iou` is the mean
+over images of the intersection over union."""
+
+STAYING = ("inverted", "noise", "low_contrast", "blurred", "faded", "grainy", "pixelated")
+"""Corruptions that change pixels where they are, so that a mask stays as it is."""
+
+MOVING = ("rotated", "moved")
+"""Corruptions that move pixels: a mask is moved with its image."""
 
 
 KNOWN: frozenset[str] = frozenset(get_args(KnownMetric))
@@ -74,16 +84,17 @@ class Regression(SpecModel):
 def _form(value: Any) -> str | None:
     if isinstance(value, dict | Regression):
         return "a mapping"
-    return "a word" if value in ("one_class", "multi_label") else None
+    return "a word" if value in ("one_class", "multi_label", "segmentation") else None
 
 
 ObjectiveSpec = Annotated[
-    Annotated[Literal["one_class", "multi_label"], Tag("a word")]
+    Annotated[Literal["one_class", "multi_label", "segmentation"], Tag("a word")]
     | Annotated[Regression, Tag("a mapping")],
     Discriminator(
         _form,
         custom_error_type="objective",
-        custom_error_message="write one_class, multi_label or {regression: {tolerance: NUMBER}}",
+        custom_error_message="write one_class, multi_label, segmentation or {regression: "
+        "{tolerance: NUMBER}}",
     ),
 ]
 
@@ -132,10 +143,8 @@ def check_objective(value: Any, said: Mapping[str, Any]) -> None:
     metric, task, data = (said.get(name) for name in ("metric", "task", "data"))
     if metric in KNOWN and metric not in METRICS[kind]:
         raise ValueError(f"{kind} has no metric {metric}; write metric: {', '.join(METRICS[kind])}")
-    if kind != "regression" and task is not None and len(task.classes) < 2:
-        raise ValueError(f"{kind} has at least two classes; task.classes names one")
-    if task is not None and (taken := not_in_tables(kind, task.classes)):
-        raise ValueError(taken)
+    if task is not None:
+        _check_classes(kind, task)
     if kind == "one_class":
         return
     if task is not None and task.kind not in ("timm", "torch"):
@@ -151,6 +160,54 @@ def check_objective(value: Any, said: Mapping[str, Any]) -> None:
         raise ValueError(f"data.label_map is for one class, not for {kind}; leave it out")
     if said.get("precision") == "cascade":
         raise ValueError(f"precision: cascade counts one class; with {kind} write fp32")
+    if kind == "segmentation":
+        _check_masks(task, data)
+
+
+def _check_classes(kind: str, task: Any) -> None:
+    """Raise ValueError if the outputs or the classes of a task are not those of an objective."""
+    if kind in ("one_class", "multi_label") and len(task.classes) < 2:
+        raise ValueError(f"{kind} has at least two classes; task.classes names one")
+    if taken := not_in_tables(kind, task.classes):
+        raise ValueError(taken)
+    wanted = "masks" if kind == "segmentation" else "classes"
+    if getattr(task, "outputs", wanted) != wanted:
+        raise ValueError(
+            f"task.outputs is {task.outputs}, but {kind} has {wanted}; leave it out: it is filled "
+            "in"
+        )
+
+
+def _check_masks(task: Any, data: Any) -> None:
+    """Raise ValueError if images would be resized, cut or moved without their masks."""
+    if task is not None and task.kind != "torch":
+        raise ValueError(
+            f"a {task.kind} model has a head for classes; segmentation needs kind: torch, a "
+            "function that returns a module"
+        )
+    if task is not None and len(task.classes) != 1:
+        raise ValueError(
+            f"segmentation has one mask for each image: task.classes is its name, not "
+            f"{len(task.classes)} names"
+        )
+    if task is not None and task.crop != 1:
+        raise ValueError(f"task.crop = {task.crop:g} cuts images, not masks; leave it out")
+    if data is None:
+        return
+    sides = {"data.size": data.size, "data.train_size": data.side_of_train}
+    for name, side in sides.items():
+        if task is not None and side != task.size:
+            raise ValueError(
+                f"{name} is {side}, and task.size is {task.size}: masks are not resized; write "
+                f"data.size and data.train_size: {task.size}"
+            )
+    named = [s for s in data.corruptions if s not in (*STAYING, *MOVING)]
+    named += [shift.function for shift in data.functions]
+    if named:
+        raise ValueError(
+            f"data.shifts: {named[0]} changes what is in an image, and nothing says how its mask "
+            f"changes; allowed are {', '.join((*STAYING, *MOVING))}, and splits of your dataset"
+        )
 
 
 def check_training(value: Any, said: Mapping[str, Any]) -> None:
@@ -166,13 +223,52 @@ def check_training(value: Any, said: Mapping[str, Any]) -> None:
         raise ValueError(
             "a probe is a logistic regression for one class; write init: {trained: ...}"
         )
+    if objective == "segmentation":
+        _check_mask_training(value, said)
     if space is None:
         return
+    check_distillation(space, None if isinstance(value, TrainedInit) else said.get("teacher"))
+    if objective == "segmentation":
+        refuse(space, {"randaugment": 0.0}, "moves images without their masks")
+    else:
+        refuse(space, MASKS_ONLY, "is for segmentation")
     if said.get("loss") is not None:
         refuse(space, OF_LOSS, "changes the losses of soupray, not your `loss`")
     if isinstance(objective, Regression):
         refuse(space, CLASSES_ONLY | {"mixup": 0.0}, "is for classes, not for regression")
     else:
         refuse(space, NUMBERS_ONLY, "is for regression")
-    if objective == "multi_label":
-        refuse(space, ONE_CLASS_ONLY, "is for one class, not for multi_label")
+    if objective in ("multi_label", "segmentation"):
+        refuse(space, ONE_CLASS_ONLY, f"is for one class, not for {objective}")
+
+
+def _check_mask_training(value: Any, said: Mapping[str, Any]) -> None:
+    """Raise ValueError for what would part images and their masks, or needs classes."""
+    if said.get("augmentation") is not None:
+        raise ValueError(
+            "augmentation: a function of yours gets images and no masks, so that they may come "
+            "apart; leave it out: rotation, shift, crop and flip move both"
+        )
+    if said.get("teacher") is not None:
+        raise ValueError(
+            "teacher: its outputs would not move with images that are augmented; leave it out "
+            "of a segmentation"
+        )
+    if getattr(value, "train", "all") == "head":
+        raise ValueError("train: head is a linear layer for classes; segmentation has none")
+
+
+def check_distillation(space: Any, teacher: str | None) -> None:
+    """Raise ValueError if trials have a teacher and do not learn from it, or the other way round.
+
+    Args:
+        space: the hyperparameters.
+        teacher: of the spec; None if there is none, or if theta_0 is trained: it has none.
+    """
+    if teacher is None:
+        refuse(space, TEACHER_ONLY, "needs the key `teacher`, and trials; theta_0 has none")
+    elif space.distillation == 0:
+        raise ValueError(
+            f"there is a teacher, {teacher}, and no trial learns from it; write "
+            "distillation: 0.5, or {uniform: [0, 1]}"
+        )

@@ -50,7 +50,7 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such code, or the spec says the digest of other code.
     """
-    data = _with_metric(_with_shifts(data), source)
+    data = _with_metric(_with_shifts(_with_masks(data)), source)
     for place in PLACES:
         part = _part(data, place)
         if part is not None:
@@ -87,6 +87,15 @@ def _code(part: dict[str, Any], place: Place, source: str) -> str:
             f"here has the digest {found}. Leave {place.section}.code out: it is filled in."
         )
     return found
+
+
+def _with_masks(data: dict[str, Any]) -> dict[str, Any]:
+    """The plain data of a spec, whose model says that it gives masks if the objective does."""
+    task = data.get("task")
+    masks = data.get("objective") == "segmentation"
+    if not masks or not isinstance(task, dict) or task.get("kind") != "torch":
+        return data
+    return {**data, "task": {"outputs": "masks", **task}}
 
 
 def _with_metric(data: dict[str, Any], source: str) -> dict[str, Any]:

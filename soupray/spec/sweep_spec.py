@@ -43,7 +43,7 @@ from soupray.spec.space import (
     SpecModel,
     refuse,
 )
-from soupray.spec.task import Code, Init, TaskSpec, TrainedInit
+from soupray.spec.task import Code, Init, TaskSpec, TorchSpec, TrainedInit
 from soupray.spec.trackers import check_trackers
 from soupray.spec.yaml import find_key, parse_yaml
 
@@ -53,6 +53,8 @@ NAME_ALLOWED = f"1 to {NAME_LENGTH} lower-case letters, digits, - and _"
 
 STORAGE_PATTERN = r"embedded|s3://.+|file:///.+"
 TRACKING_PATTERN = r"embedded|off|https?://.+|sqlite:///.+"
+
+TEACHER_PATTERN = rf"{NAME_PATTERN}(@champion|:.+)"
 
 LEAST_SHARE = 0.0001
 """The smallest share of a CPU or GPU that Ray counts: its kResourceUnitScaling is 10 000."""
@@ -72,8 +74,8 @@ _BUCKET = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
 def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
     """Return a check that a text is as `pattern` says; its message says what is allowed."""
 
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
+    def check(text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(pattern, text):
             raise ValueError(f"write {allowed}")
         return text
 
@@ -154,8 +156,9 @@ class SweepSpec(SpecModel):
     metric: MetricName = "accuracy"
     """On held-out data, it decides which epoch of a trial is the best one, what recipes choose, and
     the order of the leaderboard. A function of your own, as `package.module:name`, gets outputs and
-    targets, and returns a number, or one for each sample: larger is better. Another metric means
-    other trials."""
+    targets, and returns a number, or one for each sample: larger is better. With the attribute
+    `per_sample` it is graded: early rejection, tests and tables are then about it. Another metric
+    means other trials."""
 
     metric_code: Annotated[Code, Field(exclude_if=lambda code: not code)] = ""
     """The digest of the code of a metric of your own, filled in when the spec is read."""
@@ -171,15 +174,24 @@ class SweepSpec(SpecModel):
         "one_class"
     )
     """What the outputs of the model mean: the logits of one class of several; of any number of
-    classes (`multi_label`); or numbers (`regression`)."""
+    classes (`multi_label`); numbers (`regression`); or a mask for each image (`segmentation`)."""
 
     loss: Annotated[Own | None, Field(exclude_if=lambda value: value is None)] = None
     """The loss of the trials, a function of your own. Left out: cross-entropy, binary
-    cross-entropy, or the squared error, by `objective`."""
+    cross-entropy (of labels or pixels), or the squared error, by `objective`."""
 
     augmentation: Annotated[Own | None, Field(exclude_if=lambda value: value is None)] = None
     """A function of your own that augments batches of training images, after those of
     `search.space`."""
+
+    teacher: Annotated[
+        str | None,
+        _matching(TEACHER_PATTERN, "SWEEP:ENTRY or SWEEP@champion"),
+        Field(exclude_if=lambda value: value is None),
+    ] = None
+    """A model that the trials learn from, beside the labels: `SWEEP:ENTRY` or `SWEEP@champion` of
+    an earlier leaderboard of this home, such as an ensemble, on the same training samples.
+    `search.space.distillation` says how much."""
 
     init: Annotated[Init, Field(validate_default=True)] = "zero_shot"
     """Where all trials start (theta_0): the zero-shot model, `{trained: ...}`, `{probe: ...}` or
@@ -219,6 +231,10 @@ class SweepSpec(SpecModel):
 
     recipes: dict[str, dict[str, Option]] = Field(default=USUAL)
     """The recipes that `soupray soup` runs when no flag names one, each with its options."""
+
+    slices: dict[str, str | tuple[str, ...]] = Field(default={}, exclude_if=lambda value: not value)
+    """Named parts of ID test, for `soupray diagnose`: ids of samples, or the path of a file with
+    an id in each line."""
 
     def __init__(self, **keys: Any) -> None:
         """Make a spec in code, with the checks of a file.
@@ -275,6 +291,13 @@ class SweepSpec(SpecModel):
     @classmethod
     def _suits_metric_and_data(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         check_objective(value, info.data)
+        return value
+
+    @pydantic.field_validator("teacher")
+    @classmethod
+    def _is_of_another_sweep(cls, value: str | None, info: pydantic.ValidationInfo) -> str | None:
+        if value is not None and re.split("[:@]", value)[0] == info.data.get("name"):
+            raise ValueError("the teacher is of this sweep itself; give the sweep another name")
         return value
 
     @pydantic.field_validator("init", "search")
@@ -378,6 +401,9 @@ class SweepSpec(SpecModel):
         """What the targets are; unset: one class for each sample."""
         if isinstance(self.objective, Regression):
             return Objective(kind="regression", tolerance=self.objective.regression.tolerance)
+        if self.objective == "segmentation":
+            assert isinstance(self.task, TorchSpec), "checked above"
+            return Objective(kind="segmentation", side=self.task.size)
         return Objective(kind="multi_label") if self.objective == "multi_label" else UNSET
 
     @property
@@ -435,6 +461,7 @@ class SweepSpec(SpecModel):
             "objective",
             "loss",
             "augmentation",
+            "teacher",
         )  # left out of the dump where they are not given
         return digest({k: v for k, v in self.model_dump(mode="json").items() if k in shaping})
 

@@ -292,6 +292,12 @@ class TorchSpec(SpecModel):
     crop: Crop = 1.0
     """Share of the side that is left after the centre of an evaluated image is cut out."""
 
+    outputs: Annotated[
+        Literal["classes", "masks"], Field(exclude_if=lambda outputs: outputs == "classes")
+    ] = "classes"
+    """Filled in from `objective`: forward returns a number for each class, [N, C], or with
+    `segmentation` a logit for each pixel, [N, H, W] or [N, 1, H, W]."""
+
     code: Code = ""
     """The digest of the function's code, filled in when the spec is read: edited code is another
     model, and makes other trials."""

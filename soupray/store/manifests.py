@@ -15,7 +15,7 @@ import msgspec
 
 from soupray.core.errors import CheckpointError
 from soupray.core.names import Sha256
-from soupray.core.records import Ingredient, Manifest, Tombstone, Trial, check_mask, key_of
+from soupray.core.records import UNITS, Ingredient, Manifest, Tombstone, Trial, check_counts, key_of
 from soupray.store import layout
 from soupray.store.objects import Store, create_record, find_record
 
@@ -33,10 +33,16 @@ class Counted(msgspec.Struct, tag="scores", frozen=True):
     n: Annotated[int, msgspec.Meta(ge=1)]
     correct: int
     right: str
+    graded: str | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         """Refuse (ValueError) counts that contradict each other."""
-        check_mask(self.right, self.n, self.correct)
+        check_counts(self)
+
+    @property
+    def accuracy(self) -> float:
+        """As of `Scores`."""
+        return self.correct / (self.n * UNITS if self.graded else self.n)
 
 
 class Glance(msgspec.Struct, Generic[S], tag="complete", frozen=True):

@@ -242,6 +242,8 @@ class SweepProgress:
 def _score(metric: Metric, epoch: EpochRecord | None, manifest: Manifest | None) -> str:
     """Return the score in the stored manifest, else the score of the last epoch, as text."""
     if isinstance(manifest, Ingredient):
+        if metric == "accuracy":  # of a graded metric its mean
+            return f"{manifest.held_out.accuracy:.3f}"
         return f"{as_read(value(manifest.held_out, metric), metric):.3f}"
     if epoch is None:
         return ""

@@ -105,11 +105,12 @@ _ANSWER = re.compile(r"print\((.+)\[int\(logits\.argmax\(\)\)\]\)")
 _ANSWERS = {
     "multi_label": r"print([name for name, logit in zip(\1, logits[0]) if logit > 0])",
     "regression": r"print(dict(zip(\1, logits[0].tolist())))",
+    "segmentation": r"print({\1[0]: float((logits > 0).float().mean())})  # share of the pixels",
 }
 
 
 def answering(example: str, kind: str) -> str:
-    """Return an example that prints what the outputs mean: a class, some classes, or numbers.
+    """Return an example that prints what the outputs mean: a class, classes, numbers, or a mask.
 
     Args:
         example: prints the class with the largest output.

@@ -40,6 +40,27 @@ class Classifier(torch.nn.Module):
         return logits
 
 
+class Masks(torch.nn.Module):
+    """The logit of each pixel, row by row: a body without a head.
+
+    Inputs are float32 [N, C, H, W]; features and logits are one and the same, [N, H * W].
+    """
+
+    def __init__(self, body: torch.nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.head = torch.nn.Identity()
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits [N, H * W] of inputs [N, C, H, W]."""
+        masks: torch.Tensor = self.body(inputs)
+        return masks.flatten(1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits [N, H * W] of inputs [N, C, H, W]."""
+        return self.features(inputs)
+
+
 Way = Literal["same", "parts", "main"]
 """How several heads make logits: each head is soupray's (the mean of them is taken), each has a
 part of the features (the mean too), or one is soupray's and the others are zero."""

@@ -29,7 +29,7 @@ from soupray.tasks.foreign import (
     separate,
     unwrapped,
 )
-from soupray.tasks.heads import HEAD, Classifier
+from soupray.tasks.heads import HEAD, Classifier, Masks
 from soupray.tasks.pixels import Pixels
 
 BODY = "body."
@@ -45,12 +45,18 @@ class TorchTask:
         self._found = load(TASKS, spec.model)
         self._where = f"task.model = {spec.model!r} ({self._found.origin})"
         # The model is made here, so that an error is reported before anything is stored.
-        self._last = self._last_linear()
+        self._last = None if spec.outputs == "masks" else self._last_linear()
+        if self._last is None:
+            self._check_masks()
         self._names = frozenset(self.model().state_dict())
 
-    def model(self) -> Classifier:
+    def model(self) -> Classifier | Masks:
         """A new model. The values of its weights are not defined."""
         body = self._made()
+        if self._last is None:
+            masks = Masks(body)
+            leave_out_batch_counts(masks)
+            return masks
         place, _, name = self._last.rpartition(".")
         head = body.get_submodule(self._last)
         assert isinstance(head, torch.nn.Linear)
@@ -103,7 +109,8 @@ class TorchTask:
             A Python expression that loads the weights from `folder`.
         """
         spec = self._spec
-        head = {f"{HEAD}{kind}": f"{self._last}.{kind}" for kind in ("weight", "bias")}
+        last = self._last
+        head = {f"{HEAD}{kind}": f"{last}.{kind}" for kind in ("weight", "bias") if last}
         theirs = renamed(weights, lambda name: head.get(name, name.removeprefix(BODY)))
         # The module has counters in its BatchNorm layers, which soupray leaves out.
         write_weights(folder / WEIGHTS, separate(self._made().state_dict() | theirs), {})
@@ -138,6 +145,8 @@ class TorchTask:
     def _renamed(self, weights: Weights) -> Weights:
         """The tensors of the user's module under soupray's names."""
         last = f"{self._last}."
+        if self._last is None:
+            return renamed(weights, lambda n: f"{BODY}{n}")
         return renamed(
             weights,
             lambda n: f"{HEAD}{n.removeprefix(last)}" if n.startswith(last) else f"{BODY}{n}",
@@ -213,6 +222,27 @@ class TorchTask:
             )
         self._run(module.train(), inputs, " in training mode")
         return last
+
+    @torch.no_grad()
+    def _check_masks(self) -> None:
+        """Refuse (ConfigError) a module whose outputs are no masks of the size of its inputs."""
+        spec, module = self._spec, self._made().eval()
+        self._refuse_tensors(module)
+        inputs = torch.rand(2, len(spec.mean), spec.size, spec.size)
+        masks = self._run(module, inputs)
+        side = [spec.size, spec.size]
+        if list(masks.shape) not in ([2, *side], [2, 1, *side]):
+            raise ConfigError(
+                f"{self._where}: for inputs {list(inputs.shape)} its outputs are "
+                f"{list(masks.shape)}, not {[2, 1, *side]}: with objective: segmentation a logit "
+                "for each pixel. Resize smaller masks in forward (torch.nn.functional.interpolate)."
+            )
+        if not torch.equal(masks, self._run(module, inputs)):
+            raise ConfigError(
+                f"{self._where}: in eval mode, two runs on the same inputs differ: draw nothing "
+                "at random there."
+            )
+        self._run(module.train(), inputs, " in training mode")
 
     def _refuse_tensors(self, module: torch.nn.Module) -> None:
         """Refuse tensors without a shape, complex ones, and those of a module made before.

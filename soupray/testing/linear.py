@@ -80,13 +80,19 @@ def truth() -> torch.Tensor:
     return torch.randn(CLASSES, SIDE * SIDE, generator=torch.Generator().manual_seed(1))
 
 
-def make_data(folder: Path, objective: Objective | UnsetType = UNSET) -> Data:
+def make_data(
+    folder: Path,
+    objective: Objective | UnsetType = UNSET,
+    metric: tuple[str, str] | UnsetType = UNSET,
+) -> Data:
     """Return random pixels, labelled by the truth with noise; `far` is darker.
 
     Args:
         folder: where they are written.
         objective: what the targets are. Unset: the class of the largest output. multi_label: the
-            classes whose outputs are above 0. Regression: the outputs themselves.
+            classes whose outputs are above 0. Segmentation: the same, as pixels. Regression: the
+            outputs themselves.
+        metric: name and digest of the code of a metric of the user.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(2)
@@ -111,6 +117,7 @@ def make_data(folder: Path, objective: Objective | UnsetType = UNSET) -> Data:
                 size=size,
                 classes=CLASSES,
                 objective=objective,
+                metric=metric,
             )
         )
     (folder / "splits.json").write_bytes(encode(splits))
@@ -154,6 +161,7 @@ def toy(
     batch_size: int = 8,
     precision: Literal["fp32", "bf16"] = "fp32",
     objective: Objective | UnsetType = UNSET,
+    metric: tuple[str, str] | UnsetType = UNSET,
 ) -> Toy:
     """Return a world with a pool.
 
@@ -163,13 +171,14 @@ def toy(
         batch_size: samples of a forward pass.
         precision: of the forward pass.
         objective: what the targets are; unset: one class.
+        metric: name and digest of the code of a metric of the user.
     """
     if isinstance(models, int):
         generator = torch.Generator().manual_seed(3)
         shape = (CLASSES, SIDE * SIDE)
         models = [truth() + 0.6 * torch.randn(shape, generator=generator) for _ in range(models)]
     setting = Setting(batch_size=batch_size, precision=precision)
-    task, data = LinearTask(), make_data(folder / "data", objective)
+    task, data = LinearTask(), make_data(folder / "data", objective, metric)
     checkpoints = Checkpoints(open_store("memory://"), folder / "weights")
     init = checkpoints.save(task.init(), {"init": "toy"})
     basis = Basis(key="toy", splits=data.splits, init=init, anchor=init)

@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from soupray.core.candidates import Outcome
 from soupray.core.records import Objective
-from soupray.maths.metrics import right_mask
+from soupray.maths.metrics import score
 from soupray.recipes import broken_contract
 from soupray.recipes.baselines import ANCHOR, BEST_SINGLE
 from soupray.recipes.recipe import Cost, Earlier, Option, PoolSize, Recipe
@@ -32,7 +32,11 @@ POOLS: Mapping[str, Models] = {
 }
 """Pools on which a recipe has to work, by name: their weights, or the number of random ones."""
 
-OBJECTIVES = (Objective(kind="multi_label"), Objective(kind="regression", tolerance=0.5))
+OBJECTIVES = (
+    Objective(kind="multi_label"),
+    Objective(kind="regression", tolerance=0.5),
+    Objective(kind="segmentation"),
+)
 """Objectives of further pools, on which a recipe has to work if `Recipe.objectives` has them."""
 
 
@@ -92,8 +96,7 @@ def _earlier(world: Toy, but: str) -> Earlier:
 def _check_outcome(world: Toy, outcome: Outcome, where: str) -> None:
     held_out = world.basis.split("held_out")
     predictions = world.evaluator.predictions(outcome.candidate, held_out)
-    right = right_mask(predictions)
-    assert (outcome.held_out.right_mask() == right).all(), f"{where}: these are other scores"
+    assert outcome.held_out.right == score(predictions).right, f"{where}: these are other scores"
     if outcome.candidate.coefficients:  # else they differ from sample to sample
         total = float(np.sum(outcome.candidate.coefficients))
         assert abs(total - 1) < 1e-6, f"{where}: the coefficients sum to {total:g}, not to 1"

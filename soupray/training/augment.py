@@ -72,14 +72,7 @@ def augmented(images: torch.Tensor, draws: Draws, wanted: Hyperparameters) -> to
     """
     if draws.moved is None and draws.cut is None and draws.ops is None:
         return images.to(torch.float32)
-    if draws.moved is not None or draws.cut is not None:
-        theta = torch.eye(3).repeat(len(images), 1, 1)
-        if draws.cut is not None:
-            theta = theta @ cutting(draws.cut, wanted.crop, wanted.flip)
-        if draws.moved is not None:
-            theta = theta @ moving(draws.moved, wanted.rotation, wanted.shift)
-        theta = theta[:, :2].to(images.device)
-        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    if (grid := _grid(images, draws, wanted)) is not None:
         images = F.grid_sample(images.to(torch.float32), grid, align_corners=False)
     if draws.ops is not None:
         # Here, because torchvision takes a second to import, and most programs need none of it.
@@ -87,6 +80,43 @@ def augmented(images: torch.Tensor, draws: Draws, wanted: Hyperparameters) -> to
 
         images = randaugmented(images.round().to(torch.uint8), draws.ops, wanted.randaugment)
     return images.to(torch.float32)
+
+
+def with_images(
+    masks: torch.Tensor, side: int, draws: Draws, wanted: Hyperparameters
+) -> torch.Tensor:
+    """Masks that are rotated, shifted, cropped and flipped as `augmented` does with their images.
+
+    A pixel is taken from the nearest one. Outside an image no pixel belongs to its mask.
+
+    Args:
+        masks: 0 or 1, [N, side * side].
+        side: height and width in pixels.
+        draws: the random numbers of the N images.
+        wanted: the hyperparameters.
+
+    Returns:
+        Masks of the shape and the dtype of `masks`.
+    """
+    pictures = masks.view(len(masks), 1, side, side)
+    grid = _grid(pictures, draws, wanted)
+    if grid is None:
+        return masks
+    moved = F.grid_sample(pictures.to(torch.float32), grid, mode="nearest", align_corners=False)
+    return moved.flatten(1).to(masks.dtype)
+
+
+def _grid(images: torch.Tensor, draws: Draws, wanted: Hyperparameters) -> torch.Tensor | None:
+    """Where the pixels of augmented images come from, [N, H, W, 2]. None: they stay."""
+    if draws.moved is None and draws.cut is None:
+        return None
+    theta = torch.eye(3).repeat(len(images), 1, 1)
+    if draws.cut is not None:
+        theta = theta @ cutting(draws.cut, wanted.crop, wanted.flip)
+    if draws.moved is not None:
+        theta = theta @ moving(draws.moved, wanted.rotation, wanted.shift)
+    theta = theta[:, :2].to(images.device)
+    return F.affine_grid(theta, list(images.shape), align_corners=False)
 
 
 class OwnAugmentation:

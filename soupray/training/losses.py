@@ -33,14 +33,14 @@ class TrainingLoss:
         Args:
             hparams: the hyperparameters of the trial.
             objective: what outputs mean.
-            targets: of all training samples: classes [N], or [N, C].
+            targets: of all training samples: classes [N], or [N, C]; masks are [N, P].
             own: name and digest of the code of a loss of the user.
 
         Raises:
             TrialError: the code here is not that of the trial.
         """
         self._smoothing, self._focal = hparams.label_smoothing, hparams.focal
-        self._huber, self._objective = hparams.huber, objective
+        self._huber, self._dice, self._objective = hparams.huber, hparams.dice, objective
         self._weights = _weights(targets, objective, hparams.class_weight)
         self._own, self._named = None, own[0] if own else ""
         if own:
@@ -78,6 +78,8 @@ class TrainingLoss:
         if self._focal:
             wrong = F.logsigmoid(torch.where(wanted == 1, -outputs, outputs))
             each = each * _focus(wrong, self._focal)
+        if self._dice:
+            return (1 - self._dice) * each.mean() + self._dice * soft_dice(outputs, wanted).mean()
         return each.mean()
 
     def _one_class(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -112,6 +114,21 @@ class TrainingLoss:
         return each.mean()
 
 
+def soft_dice(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """1 minus the Dice coefficient of probabilities, for each sample, [N] (arXiv:1606.04797).
+
+    It is (2 sum p t + 1) / (sum p^2 + sum t^2 + 1): the ones make an empty mask, which is predicted
+    empty, perfect.
+
+    Args:
+        outputs: a logit for each pixel, [N, P].
+        targets: 0 or 1, [N, P].
+    """
+    p = outputs.sigmoid()
+    both = (p * targets).sum(dim=1)
+    return 1 - (2 * both + 1) / ((p * p).sum(dim=1) + (targets * targets).sum(dim=1) + 1)
+
+
 def _focus(wrong: torch.Tensor, gamma: float) -> torch.Tensor:
     """The factor (1 - p) ** gamma of the focal loss (arXiv:1708.02002).
 
@@ -130,13 +147,15 @@ def _weights(
     """The weight of each class, [C]: (1 / its samples) ** power, with mean 1 over the samples.
 
     For multi_label the weight of a positive label: (samples without it / with it) ** power, where
-    both counts are at least 1: a label that all samples have is learnt too.
+    both counts are at least 1: a label that all samples have is learnt too. For segmentation the
+    same of all pixels together, [1].
     """
     if not power:
         return None
     if objective is not UNSET:
-        positive = targets.sum(dim=0).double()
-        negative = len(targets) - positive
+        rows = targets.reshape(-1, 1) if objective.kind == "segmentation" else targets
+        positive = rows.sum(dim=0).double()
+        negative = len(rows) - positive
         return ((negative.clamp(min=1) / positive.clamp(min=1)) ** power).float()
     counts = torch.bincount(targets).double()
     weights = torch.where(counts > 0, counts.clamp(min=1) ** -power, 0.0)

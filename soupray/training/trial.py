@@ -19,6 +19,7 @@ from soupray.core.errors import Diverged
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
 from soupray.core.records import (
+    UNITS,
     EpochRecord,
     Ingredient,
     Manifest,
@@ -31,7 +32,7 @@ from soupray.data.cache import Data
 from soupray.evaluation.cache import save_logits
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.local import LocalWorkers
-from soupray.maths.metrics import right_mask, score, value
+from soupray.maths.metrics import sample_values, score, value
 from soupray.maths.weights import distance
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.manifests import create_manifest, find_manifest
@@ -133,6 +134,7 @@ class _Run:
             group=group,
             loss=trial.loss or None,
             augmentation=trial.augmentation or None,
+            teacher=checkpoints.load_blob(trial.teacher)["logits"] if trial.teacher else None,
         )
         self._seen: tuple[Any, Data] = seen
         self.loop = Loop(seen[0], seen[1], self.hparams, start)
@@ -187,11 +189,13 @@ class _Run:
             raise Diverged(f"logits are not finite after epoch {number}")
         metric = self.trial.metric
         said = Predictions(split=held_out, logits=logits, labels=np.asarray(labels))
+        values = sample_values(said)
+        most = held_out.size * (1 if values.dtype == bool else UNITS)
         record = EpochRecord(
             epoch=number,
             train_loss=loss,
-            held_out_correct=int(right_mask(said).sum()),
-            held_out_n=held_out.size,
+            held_out_correct=int(values.sum(dtype=np.int64)),
+            held_out_n=most,
             seconds=time.monotonic() - started,
             value=value(score(said), metric) if metric else None,
         )
