@@ -8,6 +8,9 @@ from typing import Any
 from soupray.core.errors import ConfigError
 from soupray.diagnostics.additions import ADDITIONS
 from soupray.diagnostics.augmentations import AUGMENTATIONS
+from soupray.diagnostics.both_wrong import BOTH_WRONG
+from soupray.diagnostics.failure_distance import FAILURE_DISTANCE
+from soupray.diagnostics.flatness import FLATNESS
 from soupray.diagnostics.frequencies import FREQUENCIES
 from soupray.diagnostics.inconsistency import INCONSISTENCY
 from soupray.diagnostics.measure import Measure
@@ -18,10 +21,13 @@ from soupray.diagnostics.specialisation import SPECIALISATION
 
 MEASURES: tuple[Measure[Any], ...] = (
     PAIRS,
+    FLATNESS,
     EFFECTIVE_ROBUSTNESS,
     INCONSISTENCY,
     SPECIALISATION,
     ADDITIONS,
+    BOTH_WRONG,
+    FAILURE_DISTANCE,
     MISTAKES,
     AUGMENTATIONS,
     FREQUENCIES,
