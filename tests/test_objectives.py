@@ -1,6 +1,7 @@
 """Several labels for each sample, and numbers: scores by hand, decisions, losses, errors."""
 
 import math
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import demo
 from sklearn import metrics as oracle
 
 from soupray.core.candidates import mean_of
@@ -30,7 +32,8 @@ from soupray.recipes import BY_NAME
 from soupray.recipes.greedy import GREEDY
 from soupray.recipes.recipe import Earlier
 from soupray.reporting.ranking import measured
-from soupray.spec.sweep_spec import SweepSpec
+from soupray.search.state import basis_key
+from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.testing.linear import toy, truth
 from soupray.training.losses import TrainingLoss, sample_weights
 
@@ -216,6 +219,50 @@ def test_recipes_are_for_what_they_can_do():
 
 
 # ---- losses
+
+SWEEPS = Path(__file__).parent.parent / "sweeps"
+
+
+def test_given_weights_of_classes_by_hand():
+    """Three of class 0, one of class 1; class 1 weighs four times: 4 / 7 and 16 / 7."""
+    outputs, targets = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
+    ce = [math.log(1 + math.exp(-2)), math.log(2)]
+    chosen, seen = Hyperparameters(lr=1, epochs=1), torch.tensor([0, 0, 0, 1])
+    made = TrainingLoss(chosen, msgspec.UNSET, seen, given=(1.0, 4.0))
+    assert float(made(outputs, targets)) == pytest.approx((ce[0] * 4 / 7 + ce[1] * 16 / 7) / 2)
+    alike = TrainingLoss(chosen, msgspec.UNSET, seen, given=(3.0, 3.0))
+    assert float(alike(outputs, targets)) == pytest.approx(sum(ce) / 2)
+    # With the power 1, each class has the same sum, before the weights that are given.
+    both = TrainingLoss(
+        Hyperparameters(lr=1, epochs=1, class_weight=1), msgspec.UNSET, seen, given=(1.0, 3.0)
+    )
+    assert float(both(outputs, targets)) == pytest.approx((ce[0] / 3 + ce[1] * 3) / 2)
+    labels = Objective(kind="multi_label")
+    many = TrainingLoss(chosen, labels, torch.tensor([[1, 0]]), given=(1.0, 5.0))
+    said, wanted = torch.zeros(1, 2), torch.tensor([[1, 1]])
+    assert float(many(said, wanted)) == pytest.approx(math.log(2) * (1 + 5) / 2)
+
+
+def test_weights_of_classes_are_by_name_and_make_other_trials():
+    line = "seed: 0\n"
+    plain, heavy = demo(), demo((line, f"{line}class_weights: {{nine: 2}}\n"))
+    assert heavy.loss_weights == (*[1.0] * 9, 2.0)
+    assert plain.loss_weights is None
+    assert heavy.digest != plain.digest
+    with pytest.raises(ConfigError, match=r"no class 'nin'; did you mean 'nine'\?; task.classes"):
+        demo((line, f"{line}class_weights: {{nin: 2}}\n"))
+    with pytest.raises(ConfigError, match="class_weights"):
+        demo((line, f"{line}class_weights: {{nine: 0}}\n"))
+
+
+def test_another_objective_is_another_basis_and_so_is_another_loss_of_theta_0():
+    text = (SWEEPS / "digit_angle.yaml").read_text()
+    one = parse(text, "x")
+    other = parse(text.replace("tolerance: 0.175", "tolerance: 0.2"), "x")
+    assert basis_key(one) != basis_key(other)
+    names = (SWEEPS / "two_digits.yaml").read_text()
+    weighed = parse(names.replace("seed: 0", "seed: 0\nclass_weights: {one: 2}"), "x")
+    assert basis_key(weighed) != basis_key(parse(names, "x"))
 
 
 def loss(targets, objective=msgspec.UNSET, own=None, **hparams: float) -> TrainingLoss:

@@ -253,6 +253,7 @@ class Trial(Record, frozen=True, kw_only=True):
         loss: name and digest of the code of a loss of the user. Unset: that of the objective.
         augmentation: the same of an augmentation of the user. Unset: there is none.
         teacher: SHA-256 (hex) of the teacher's logits. Unset: there is none.
+        class_weights: of the loss, in the order of the classes. Unset: all are 1.
     """
 
     key: TrialKey
@@ -271,6 +272,7 @@ class Trial(Record, frozen=True, kw_only=True):
     loss: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
     augmentation: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
     teacher: Sha256 | msgspec.UnsetType = msgspec.UNSET
+    class_weights: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
@@ -301,6 +303,8 @@ def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
         shaping["loss"] = trial.loss
     if trial.augmentation is not msgspec.UNSET:
         shaping["augmentation"] = trial.augmentation
+    if trial.class_weights is not msgspec.UNSET:
+        shaping["class_weights"] = trial.class_weights
     if trial.teacher is not msgspec.UNSET:
         shaping["teacher"] = trial.teacher
     return digest(shaping)[:16]

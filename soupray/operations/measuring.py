@@ -125,6 +125,7 @@ def _start(spec: SweepSpec, weights: dict[str, torch.Tensor]) -> Start:
         training=spec.training.record(),
         loss=spec.own_loss,
         augmentation=spec.own_augmentation,
+        class_weights=spec.loss_weights,
     )
 
 

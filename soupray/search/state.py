@@ -71,11 +71,15 @@ def basis_key(spec: SweepSpec) -> str:
     # training gives different low bits on each kind of device
     if isinstance(spec.init, TrainedInit):
         versions += [spec.setting.device, digest(spec.training.record())]
+        versions += [digest(own) for own in (spec.own_loss, spec.own_augmentation) if own]
+        versions += [digest(spec.class_weights)] if spec.class_weights else []
     # every part of the setting changes the low bits of features
     if isinstance(spec.init, ProbeInit):
         versions.append(digest(spec.setting))
     if isinstance(spec.init, FileInit):
         versions += file_digests(spec.init.file)
+    # what the targets are, and a metric of the user, are in the digests of the splits
+    versions += [digest(part) for part in (spec.targets, spec.own_metric) if part]
     if spec.teacher is not None:
         versions.append(f"teacher {spec.teacher}")
     named = ("data", "task", "seed", "init", "anchor", "threads")

@@ -288,8 +288,35 @@ def check_noise(space: Any, said: Mapping[str, Any]) -> None:
         raise ValueError("noise changes the labels of soupray's own loss, not of your `loss`")
     if getattr(said.get("task"), "kind", None) == "transformers":
         raise ValueError("noise is a wave over pixels; texts have none; leave it out")
+    if said.get("class_weights"):
+        raise ValueError("noise changes the loss, and so do class_weights; leave one out")
     refuse(
         space,
         {n: OF_LOSS[n] for n in ("label_smoothing", "focal", "class_weight")},
         "changes the loss, and so does noise",
     )
+
+
+def check_class_weights(value: Mapping[str, float], said: Mapping[str, Any]) -> None:
+    """Raise ValueError if a weight is of no class, or the loss has no classes.
+
+    Args:
+        value: weights by the name of a class.
+        said: the keys before it, as they were checked.
+    """
+    task, objective = said.get("task"), said.get("objective", "one_class")
+    if not value or task is None:
+        return
+    if objective not in ("one_class", "multi_label"):
+        kind = "regression" if isinstance(objective, Regression) else objective
+        raise ValueError(f"a {kind} has no classes to weigh; leave class_weights out")
+    if said.get("loss") is not None:
+        raise ValueError("class_weights change the losses of soupray, not your `loss`")
+    for name in value:
+        if name not in task.classes:
+            near = difflib.get_close_matches(name, task.classes, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"there is no class {name!r}{hint}; task.classes are "
+                f"{', '.join(task.classes[:10])}{', ...' if len(task.classes) > 10 else ''}"
+            )

@@ -30,6 +30,7 @@ from soupray.spec.objective import (
     ObjectiveSpec,
     Own,
     Regression,
+    check_class_weights,
     check_objective,
     check_training,
 )
@@ -184,6 +185,13 @@ class SweepSpec(SpecModel):
     """A function of your own that augments batches of training images, after those of
     `search.space`."""
 
+    class_weights: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(
+        default={}, exclude_if=lambda value: not value
+    )
+    """Weights of classes in the loss, by name; the others have 1. The mean over the samples is then
+    made 1, so that they do not change the learning rate. `search.space.class_weight` makes weights
+    of the numbers of samples."""
+
     teacher: Annotated[
         str | None,
         _matching(TEACHER_PATTERN, "SWEEP:ENTRY or SWEEP@champion"),
@@ -291,6 +299,12 @@ class SweepSpec(SpecModel):
     @classmethod
     def _suits_metric_and_data(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         check_objective(value, info.data)
+        return value
+
+    @pydantic.field_validator("class_weights")
+    @classmethod
+    def _are_of_classes(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        check_class_weights(value, info.data)
         return value
 
     @pydantic.field_validator("teacher")
@@ -431,6 +445,13 @@ class SweepSpec(SpecModel):
         return None if self.loss is None else (self.loss.function, self.loss.code)
 
     @property
+    def loss_weights(self) -> tuple[float, ...] | None:
+        """The weights of all classes in the loss, in their order; None: no weight is given."""
+        if not self.class_weights:
+            return None
+        return tuple(self.class_weights.get(name, 1.0) for name in self.task.classes)
+
+    @property
     def init_name(self) -> str:
         """How theta_0 is made: zero_shot, trained, probe or file."""
         if isinstance(self.init, str):
@@ -462,6 +483,7 @@ class SweepSpec(SpecModel):
             "loss",
             "augmentation",
             "teacher",
+            "class_weights",
         )  # left out of the dump where they are not given
         return digest({k: v for k, v in self.model_dump(mode="json").items() if k in shaping})
 

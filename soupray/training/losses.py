@@ -27,6 +27,7 @@ class TrainingLoss:
         objective: Objective | UnsetType,
         targets: torch.Tensor,
         own: tuple[str, str] | None = None,
+        given: tuple[float, ...] | None = None,
     ) -> None:
         """Count the classes of the training data, where the loss weights them.
 
@@ -35,13 +36,14 @@ class TrainingLoss:
             objective: what outputs mean.
             targets: of all training samples: classes [N], or [N, C]; masks are [N, P].
             own: name and digest of the code of a loss of the user.
+            given: weights of the classes, from the spec; None: all are 1.
 
         Raises:
             TrialError: the code here is not that of the trial.
         """
         self._smoothing, self._focal = hparams.label_smoothing, hparams.focal
         self._huber, self._dice, self._objective = hparams.huber, hparams.dice, objective
-        self._weights = _weights(targets, objective, hparams.class_weight)
+        self._weights = _weights(targets, objective, hparams.class_weight, given)
         self._own, self._named = None, own[0] if own else ""
         if own:
             self._own = load(LOSSES, own[0])
@@ -142,23 +144,29 @@ def _focus(wrong: torch.Tensor, gamma: float) -> torch.Tensor:
 
 
 def _weights(
-    targets: torch.Tensor, objective: Objective | UnsetType, power: float
+    targets: torch.Tensor,
+    objective: Objective | UnsetType,
+    power: float,
+    given: tuple[float, ...] | None,
 ) -> torch.Tensor | None:
     """The weight of each class, [C]: (1 / its samples) ** power, with mean 1 over the samples.
+
+    `given`, the weights that a spec gives, are factors of these before their mean is made 1.
 
     For multi_label the weight of a positive label: (samples without it / with it) ** power, where
     both counts are at least 1: a label that all samples have is learnt too. For segmentation the
     same of all pixels together, [1].
     """
-    if not power:
+    if not power and given is None:
         return None
+    factors = 1.0 if given is None else torch.tensor(given, dtype=torch.float64)
     if objective is not UNSET:
         rows = targets.reshape(-1, 1) if objective.kind == "segmentation" else targets
         positive = rows.sum(dim=0).double()
         negative = len(rows) - positive
-        return ((negative.clamp(min=1) / positive.clamp(min=1)) ** power).float()
-    counts = torch.bincount(targets).double()
-    weights = torch.where(counts > 0, counts.clamp(min=1) ** -power, 0.0)
+        return (factors * (negative.clamp(min=1) / positive.clamp(min=1)) ** power).float()
+    counts = torch.bincount(targets, minlength=len(given or ())).double()
+    weights = factors * torch.where(counts > 0, counts.clamp(min=1) ** -power, 0.0)
     return (weights * len(targets) / (weights * counts).sum()).float()
 
 

@@ -70,6 +70,7 @@ class Start:
         group: the workers.
         loss: name and digest of the code of a loss of the user; None: that of the objective.
         augmentation: the same of an augmentation of the user; None: there is none.
+        class_weights: of the loss, in the order of the classes; None: all are 1.
         teacher: logits of a teacher on the train split, [N, C]; None: there is none.
     """
 
@@ -81,3 +82,4 @@ class Start:
     loss: tuple[str, str] | None = None
     augmentation: tuple[str, str] | None = None
     teacher: torch.Tensor | None = None
+    class_weights: tuple[float, ...] | None = None

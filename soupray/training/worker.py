@@ -197,6 +197,7 @@ def _trained_from(weights: Weights, here: WorkerContext) -> Weights:
         training=spec.training.record(),
         loss=spec.own_loss,
         augmentation=spec.own_augmentation,
+        class_weights=spec.loss_weights,
     )
     try:
         return trained(here.task, here.data, hparams, start)
