@@ -128,38 +128,48 @@ def augmentation_of(hparams: Mapping[str, float | int | str]) -> Values:
     return tuple(sorted((found | more).items()))
 
 
+class _Found:
+    """What workers answered, and the two numbers that follow."""
+
+    def __init__(self, inputs: Inputs, reference: _Reference) -> None:
+        asked = _asked(inputs)
+        self._reference, self._rows = reference, _rows(inputs)
+        self._held_out, self._train = (
+            dict(zip(part, _answers(inputs, part, split), strict=True))
+            for part, split in ((asked.held_out, "held_out"), (asked.train, "train"))
+        )
+        self.clean = self._held_out[_on_held_out(reference.model, ())]
+
+    def affinity(self, values: Values) -> tuple[float, float]:
+        """The difference and the ratio of the reference's accuracies; 1 where both are 0."""
+        seen = self._held_out[_on_held_out(self._reference.model, values)].accuracy
+        ratio = seen / self.clean.accuracy if self.clean.accuracy else 1.0
+        return seen - self.clean.accuracy, ratio
+
+    def diversity(self, model: WeightCandidate, values: Values) -> float | None:
+        """The ratio of losses on training data; None without a trained reference."""
+        if not self._reference.trained:
+            return None
+        hard = self._train[_on_train(model, values, self._rows)].loss
+        easy = self._train[_on_train(self._reference.model, (), self._rows)].loss
+        return hard / easy if easy else None
+
+
 def measure_augmentations(inputs: Inputs) -> Augmentations:
     """Return Affinity and Diversity of each augmentation and of each trial's mixture."""
-    reference, pool = _reference(inputs), inputs.pool.ingredients
-    asked = _asked(inputs)
-    held_out = dict(zip(asked.held_out, _answers(inputs, asked.held_out, "held_out"), strict=True))
-    train = dict(zip(asked.train, _answers(inputs, asked.train, "train"), strict=True))
-    clean = held_out[_on_held_out(reference.model, ())]
-
-    def affinity(values: Values) -> tuple[float, float]:
-        seen = held_out[_on_held_out(reference.model, values)].accuracy
-        return seen - clean.accuracy, seen / clean.accuracy if clean.accuracy else float("nan")
-
-    rows = _rows(inputs)
-    coefficients = _coefficients(inputs)
+    reference, coefficients = _reference(inputs), _coefficients(inputs)
+    found = _Found(inputs, reference)
     mixtures = []
-    for one in pool:
+    for one in inputs.pool.ingredients:
         values = augmentation_of(one.trial.hparams)
-        difference, ratio = affinity(values)
-        diversity = None
-        if reference.trained:
-            losses = [
-                train[_on_train(model, v, rows)].loss
-                for model, v in ((_model(one), values), (reference.model, ()))
-            ]
-            diversity = losses[0] / losses[1] if losses[1] else None
+        difference, ratio = found.affinity(values)
         mixtures.append(
             Mixture(
                 trial=one.trial.key,
                 augmentation=dict(values),
                 affinity=difference,
                 ratio=ratio,
-                diversity=diversity,
+                diversity=found.diversity(_model(one), values),
                 accuracy=one.held_out.accuracy,
                 coefficients={name: given[one.trial.key] for name, given in coefficients.items()},
             )
@@ -167,11 +177,11 @@ def measure_augmentations(inputs: Inputs) -> Augmentations:
     return Augmentations(
         reference=reference.name,
         trained=reference.trained,
-        n=clean.n,
-        train=len(rows) or inputs.basis.split("train").size,
-        accuracy=clean.accuracy,
+        n=found.clean.n,
+        train=len(_rows(inputs)) or inputs.basis.split("train").size,
+        accuracy=found.clean.accuracy,
         alone=tuple(
-            _alone(name, value, affinity(_single(inputs, name, value)), mixtures)
+            _alone(name, value, found.affinity(_single(inputs, name, value)), mixtures)
             for name, value in _largest(inputs).items()
         ),
         trials=tuple(mixtures),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
@@ -20,6 +19,7 @@ from soupray.maths.annotations import (
     RIGHT,
     SKIPPED,
     WRONG,
+    Accuracy,
     Judged,
     collapse,
     judge,
@@ -129,62 +129,87 @@ def compared(inputs: Inputs) -> tuple[tuple[str, Candidate], tuple[str, Candidat
     return (first, board.models[first]), ("best_single", single)
 
 
+class _Truth(NamedTuple):
+    """What is known of the samples of ID test.
+
+    Attributes:
+        ids: in order.
+        labels: class of each sample, [N].
+        judged: what people say of each sample; None: only its label is known.
+        collapsed: see `annotations.collapse`.
+        slices: rows of each named slice.
+    """
+
+    ids: list[str]
+    labels: Labels
+    judged: list[Judged | None]
+    collapsed: Mapping[int, frozenset[int]]
+    slices: Mapping[str, Indices]
+
+    @property
+    def known(self) -> Mask:
+        """Samples that people have judged, [N]."""
+        return np.array([one is not None for one in self.judged], dtype=bool)
+
+    def kinds(self, answers: Indices) -> list[str]:
+        """What each answer is."""
+        return judge(answers, self.labels, self.judged, self.collapsed)
+
+
 def measure_mistakes(inputs: Inputs) -> Mistakes:
     """Return the mistakes of the entries of the newest leaderboard on ID test."""
-    test, names = inputs.test, list(inputs.spec.task.classes)
-    ids = inputs.samples.ids(test)
+    ids, names = inputs.samples.ids(inputs.test), list(inputs.spec.task.classes)
     said = inputs.options.annotations
     known, unmatched = _judged(said, ids, names)
-    slices = _slices(inputs, ids)
-    collapsed = collapse(COLLAPSED) if known and is_imagenet(names) else {}
-    labels = np.asarray(
-        inputs.answers.predictions(inputs.frozen.models["best_single"], test).labels
-    )
-    judged = [known.get(row) for row in range(len(ids))]
-    there = np.array([one is not None for one in judged], dtype=bool)
-
-    def answers(model: Candidate) -> Predictions:
-        return inputs.answers.predictions(model, test)
-
-    entries, sizes = [], (0, 0)
-    for name, model in inputs.frozen.each().items():
-        chosen = _top(answers(model))[0]
-        kinds = judge(chosen, labels, judged, collapsed)
-        accuracy = multi_label_accuracy(kinds, labels, there)
-        sizes = (accuracy.n, accuracy.classes)
-        # In a slice, a plain count: a problematic sample has its label.
-        wrong = np.array([kind == WRONG for kind in kinds])
-        wrong |= np.array([kind == SKIPPED for kind in kinds]) & (chosen != labels)
-        entries.append(
-            OfEntry(
-                name=name,
-                right=int((chosen == labels).sum()),
-                kinds={kind: Counter(kinds)[kind] for kind in KINDS},
-                multi_label=accuracy.value,
-                slices={slice_: int(wrong[rows].sum()) for slice_, rows in slices.items()},
-            )
-        )
     (first, after), (second, before) = compared(inputs)
-    cases = _Cases(inputs, ids, labels, (answers(before), answers(after)), (judged, collapsed))
+    two = [inputs.answers.predictions(model, inputs.test) for model in (before, after)]
+    truth = _Truth(
+        ids=ids,
+        labels=np.asarray(two[0].labels),
+        judged=[known.get(row) for row in range(len(ids))],
+        collapsed=collapse(COLLAPSED) if known and is_imagenet(names) else {},
+        slices=_slices(inputs, ids),
+    )
+    entries = {name: _entry(name, m, inputs, truth) for name, m in inputs.frozen.each().items()}
+    accuracy = next(iter(entries.values()))[1]
+    cases = _Cases(inputs, truth, two)
+    old, new = cases.right
     return Mistakes(
         models=(first, second),
         n=len(ids),
-        both=int((~cases.right[0] & ~cases.right[1]).sum()),
-        fixed=int((~cases.right[0] & cases.right[1]).sum()),
-        broken=int((cases.right[0] & ~cases.right[1]).sum()),
-        fixed_cases=cases.of(~cases.right[0] & cases.right[1]),
-        broken_cases=cases.of(cases.right[0] & ~cases.right[1]),
-        entries=tuple(entries),
+        both=int((~old & ~new).sum()),
+        fixed=int((~old & new).sum()),
+        broken=int((old & ~new).sum()),
+        fixed_cases=cases.of(~old & new),
+        broken_cases=cases.of(old & ~new),
+        entries=tuple(entry for entry, _ in entries.values()),
         source=None if said is None else said.source,
         judged=len(known),
-        counted=sizes[0],
-        classes=sizes[1],
+        counted=accuracy.n,
+        classes=accuracy.classes,
         of_classes=len(names),
         unmatched=(tuple(unmatched[:SHOWN]), len(unmatched)),
-        collapsed=bool(collapsed),
-        slices={name: len(rows) for name, rows in slices.items()},
-        overlaps=tuple(_overlaps(slices)),
+        collapsed=bool(truth.collapsed),
+        slices={name: len(rows) for name, rows in truth.slices.items()},
+        overlaps=tuple(_overlaps(truth.slices)),
     )
+
+
+def _entry(name: str, model: Candidate, inputs: Inputs, truth: _Truth) -> tuple[OfEntry, Accuracy]:
+    chosen = _top(inputs.answers.predictions(model, inputs.test))[0]
+    kinds = truth.kinds(chosen)
+    accuracy = multi_label_accuracy(kinds, truth.labels, truth.known)
+    # In a slice, a plain count: a problematic sample has its label.
+    wrong = np.array([kind == WRONG for kind in kinds])
+    wrong |= np.array([kind == SKIPPED for kind in kinds]) & (chosen != truth.labels)
+    made = OfEntry(
+        name=name,
+        right=int((chosen == truth.labels).sum()),
+        kinds={kind: kinds.count(kind) for kind in KINDS},
+        multi_label=accuracy.value,
+        slices={part: int(wrong[rows].sum()) for part, rows in truth.slices.items()},
+    )
+    return made, accuracy
 
 
 def _top(of: Predictions) -> tuple[Indices, Any]:
@@ -197,22 +222,20 @@ def _top(of: Predictions) -> tuple[Indices, Any]:
 class _Cases:
     """Samples that exactly one of two models gets right."""
 
-    def __init__(
-        self,
-        inputs: Inputs,
-        ids: list[str],
-        labels: Labels,
-        two: tuple[Predictions, Predictions],
-        judged: tuple[Sequence[Judged | None], Mapping[int, frozenset[int]]],
-    ) -> None:
-        self._inputs, self._ids, self._labels = inputs, ids, labels
+    def __init__(self, inputs: Inputs, truth: _Truth, two: Sequence[Predictions]) -> None:
+        """Find what both models say.
+
+        Args:
+            inputs: with the pictures, and the trials, which say how hard a sample is.
+            truth: of the samples.
+            two: the other model, and the entry to take.
+        """
+        self._inputs, self._truth = inputs, truth
         self._top = [_top(one) for one in two]
-        self._kinds = [judge(answer, labels, *judged) for answer, _ in self._top]
-        self.right: list[Mask] = [answer == labels for answer, _ in self._top]
-        masks = [s.right_mask() for s in inputs.answers.scores(
-            [*inputs.trials.values()], inputs.test
-        )]  # fmt: skip
-        self._trials = np.mean(masks, axis=0)
+        self._kinds = [truth.kinds(answer) for answer, _ in self._top]
+        self.right: list[Mask] = [answer == truth.labels for answer, _ in self._top]
+        scores = inputs.answers.scores([*inputs.trials.values()], inputs.test)
+        self._trials = np.mean([one.right_mask() for one in scores], axis=0)
 
     def of(self, which: Mask) -> tuple[Case, ...]:
         """Return the hardest cases: those that fewest trials get right first."""
@@ -227,8 +250,8 @@ class _Cases:
 
         return tuple(
             Case(
-                id=self._ids[row],
-                label=names[int(self._labels[row])],
+                id=self._truth.ids[row],
+                label=names[int(self._truth.labels[row])],
                 before=said(0, row),
                 after=said(1, row),
                 kinds=(self._kinds[0][row], self._kinds[1][row]),
