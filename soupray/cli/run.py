@@ -58,7 +58,7 @@ def sweep(
         raise click.UsageError("--measure goes with --dry-run: a sweep shows its time left itself.")
     path, loaded = load_named(spec, home)
     if dry:
-        _dry_run(loaded, as_json, measure)
+        _dry_run(loaded, home, as_json, measure)
         return
     from soupray.cli.tables import describe_sweep, print_json
     from soupray.reporting.live import Bars, say
@@ -100,15 +100,19 @@ def _show_best(spec: SweepSpec, home: Path) -> None:
             say(f"{finding.severity}: {finding.what}. {finding.advice}.")
 
 
-def _dry_run(spec: SweepSpec, as_json: bool, measure: bool) -> None:
+def _dry_run(spec: SweepSpec, home: Path, as_json: bool, measure: bool) -> None:
     """Print the plan, its cost and, if it is to be measured, its time."""
     from soupray.cli.tables import show_plan
     from soupray.operations.estimate import dry_run
+    from soupray.reporting.live import say
+    from soupray.sweep.teacher import find_teacher
 
+    teacher = find_teacher(spec, home)
+    if teacher is not None:
+        say(f"teacher: {teacher.entry}; each training sample costs {teacher.passes} of its passes.")
     cost, measured = dry_run(spec), None
     if measure:
         from soupray.operations.measuring import measure as take
-        from soupray.reporting.live import say
 
         say("training one step ...")
         measured = take(spec, cost)
