@@ -34,7 +34,13 @@ def find_teacher(spec: SweepSpec, home: Path) -> TeacherSource | None:
         return None
     sweep, _, champion = spec.teacher.partition("@")
     sweep, _, entry = (sweep, "", None) if champion else spec.teacher.partition(":")
-    theirs = find_sweep(sweep, home)
+    try:
+        theirs = find_sweep(sweep, home)
+    except ConfigError as error:
+        raise ConfigError(
+            f"teacher: {spec.teacher}: the home {home} knows no sweep {sweep!r}. Sweep it there "
+            "first, and make its soups; or name the --home that has it."
+        ) from error
     recipe = stored_recipe(theirs, home, entry)
     if recipe.foreign:
         raise ConfigError(
