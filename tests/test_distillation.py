@@ -284,7 +284,7 @@ def test_another_meaning_of_the_name_is_said_and_the_sweep_keeps_its_teacher(sch
 @pytest.mark.parametrize(
     ("name", "error", "match"),
     [
-        ("none:ensemble", ConfigError, r"teacher: none:ensemble: the home .* knows no sweep 'none'"),
+        ("none:ensemble", ConfigError, r"none:ensemble: the home .* knows no sweep 'none'"),
         ("one:nothing", NotFound, r"has no entry 'nothing'. It has: .*ensemble"),
     ],
 )
