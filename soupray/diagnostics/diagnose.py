@@ -17,6 +17,7 @@ from soupray.diagnostics.diversity import Diagnosis, Pair, compare_pair, diagnos
 from soupray.diagnostics.figures import draw_diagnosis
 from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.maths.geometry import angles, distances, total_gram
+from soupray.maths.metrics import right_mask
 from soupray.soup.check import refuse_or_note, treated_alike
 from soupray.soup.session import Session, open_session, watched
 from soupray.spec.files import atomic_write
@@ -103,7 +104,12 @@ def measure_pairs(session: Session, sample: tuple[int, int]) -> Diagnosis:
         # All at once, because Ray distributes models, not pairs.
         evaluator.fill([m for i, j in ends for m in segment(pool, i, j)], [held_out])
         progress.finish()
-    return diagnosis(pool, [_pair(session, (i, j), between) for i, j in ends])
+    pairs = [_pair(session, (i, j), between) for i, j in ends]
+    if not pool.ingredients[0].held_out.graded:
+        return diagnosis(pool, pairs)
+    # Scores have values of the graded metric: what is right is in the answers alone.
+    models = soups_of_one(pool.checkpoints, pool)
+    return diagnosis(pool, pairs, [right_mask(evaluator.predictions(m, held_out)) for m in models])
 
 
 def segment(pool: Pool, i: int, j: int) -> list[WeightSoup]:

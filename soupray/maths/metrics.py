@@ -42,6 +42,9 @@ no paired test."""
 SHARES = (*COUNTED, "map", "iou", "dice", "pixel_accuracy")
 """Metrics from 0 to 1 that people read in percent."""
 
+FEW = 8
+"""The number of samples, at most, for which a graded metric of the user is asked twice."""
+
 PER_SAMPLE = "per_sample"
 """The attribute by which a metric of the user says that it is graded: it gives each sample a value
 from 0 to 1, which follows from the outputs and the target of this sample alone."""
@@ -64,6 +67,7 @@ def score(predictions: Predictions) -> Scores:
     others = {} if made.others is UNSET else made.others
     if graded_by(predictions.split) != named:
         return msgspec.structs.replace(made, others={**others, named: float(own.mean())})
+    _refuse_joint(predictions, own)
     values = in_units(own)
     before = made.graded or "accuracy"
     return msgspec.structs.replace(
@@ -73,6 +77,30 @@ def score(predictions: Predictions) -> Scores:
         others={**others, before: made.accuracy},
         graded=named,
     )
+
+
+def _refuse_joint(predictions: Predictions, values: Float64) -> None:
+    """Raise EvaluationError if a graded metric of the user gives a sample another value elsewhere.
+
+    It is asked again for the first samples alone, as early rejection asks for some alone.
+    """
+    assert predictions.split.metric is not UNSET
+    count = min(FEW, len(values) // 2)
+    if not count:
+        return
+    some = msgspec.structs.replace(
+        predictions, logits=predictions.logits[:count], labels=predictions.labels[:count]
+    )
+    alone = own_metric(some, *predictions.split.metric)
+    apart = np.abs(alone - values[:count])
+    if apart.max() > 1 / UNITS:
+        row = int(apart.argmax())
+        raise EvaluationError(
+            f"metric {predictions.split.metric[0]!r}: sample {row} of split "
+            f"{predictions.split.name} has {values[row]:g} among all {len(values)} samples, and "
+            f"{alone[row]:g} among {count}. Leave {PER_SAMPLE} out if the value of a sample "
+            "depends on the others."
+        )
 
 
 def graded_by(split: Split) -> str | UnsetType:
