@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from soupray.core.findings import Report
-    from soupray.diagnostics.diversity import Diagnosis
+    from soupray.diagnostics.diagnose import Diagnostics
     from soupray.inference.model import Model
     from soupray.operations.status import Status
     from soupray.recipes import Wanted
@@ -199,35 +199,50 @@ def diagnose(
     home: str | Path | None = None,
     address: str | None = None,
     partial: bool = False,
+    only: Sequence[str] = (),
     pairs: int = 20,
+    baseline: str | Path | None = None,
+    annotations: str | Path | None = None,
     show: bool = True,
-) -> Diagnosis:
-    """Measure how the trials differ and what averaging makes of it, as `soupray diagnose` does.
+) -> Diagnostics:
+    """Measure how the models differ and what averaging makes of it, as `soupray diagnose` does.
 
     Args:
         spec: the sweep, or the path of its YAML file.
         home: as in `run_sweep`.
         address: as in `run_sweep`.
         partial: go on without the trials that are missing.
+        only: names of measures; none for all.
         pairs: pairs of trials to measure, at most.
+        baseline: CSV file of standard models' accuracies, for effective robustness; None: the line
+            of the pool's own trials.
+        annotations: JSON or CSV file that says which answers are right; None: the labels do.
         show: as in `run_sweep`.
 
     Returns:
-        The numbers of each pair, and their summary.
+        The numbers of each measure, and why others do not apply.
 
     Raises:
-        EvaluationError: fewer than two ingredients, or NaN weights.
+        ConfigError: there is no such measure, or a file is not what it should be.
+        EvaluationError: no ingredients, or NaN weights.
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store cannot be reached.
     """
-    from soupray.diagnostics.diagnose import run_diagnose
+    from soupray.diagnostics.annotations import read_annotations
+    from soupray.diagnostics.baseline import read_baseline
+    from soupray.diagnostics.diagnose import Asked, run_diagnose
+    from soupray.diagnostics.measure import Options
 
     at = home_at(home)
     loaded = _read(spec, at)[0]
+    options = Options(
+        pairs=_at_least_one(pairs),
+        baseline=None if baseline is None else read_baseline(Path(baseline)),
+        annotations=None if annotations is None else read_annotations(Path(annotations)),
+    )
+    asked = Asked(only, partial, options)
     with shown(show) as bars:
-        return run_diagnose(
-            loaded, at, address, partial=partial, pairs=_at_least_one(pairs), show=bars
-        )
+        return run_diagnose(loaded, at, address, asked, bars)
 
 
 def status(spec: Spec, *, home: str | Path | None = None) -> Status:

@@ -4,22 +4,24 @@ import hashlib
 import subprocess
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from conftest import inside
 
+from soupray.core.candidates import Candidate
 from soupray.core.records import (
     Basis,
     BlobRef,
     CheckpointRef,
     Ingredient,
     Pool,
+    Predictions,
     Scores,
     Setting,
     Split,
@@ -28,7 +30,9 @@ from soupray.core.records import (
 )
 from soupray.data.cache import Data, open_data
 from soupray.data.shifts import SHIFTS, shifted_parts
+from soupray.diagnostics.measure import Board, Inputs, Options
 from soupray.evaluation.selection import HeldOutSelection
+from soupray.maths.metrics import score
 from soupray.search.plan import trials_of
 from soupray.services import embedded
 from soupray.soup.session import Session
@@ -180,9 +184,47 @@ def scores(right: list[int] | int, n: int = 10, of: str = sha("data of held_out"
     )
 
 
+NO_OPTIONS = Options()
+
+
 def session_of(world: Toy) -> Session:
     """A session over a world of linear models, without services and store."""
     return Session(None, None, world.pool, world.basis, (), world.evaluator, {})
+
+
+def inputs_of(
+    world: Any, board: Board | None = None, options: Options = NO_OPTIONS, spec: Any = None
+) -> Inputs:
+    """What measures see of a world of linear models."""
+    return Inputs(
+        spec=spec or demo(),
+        pool=world.pool,
+        basis=world.basis,
+        board=board,
+        answers=world.evaluator,
+        options=options,
+    )
+
+
+class Given:
+    """Answers of models that a test makes up: logits by (model, name of the split)."""
+
+    def __init__(self, known: dict[tuple[Candidate, str], Predictions], asked: Any = None) -> None:
+        self.known, self.asked = known, asked or {}
+
+    def predictions(self, candidate: Candidate, split: Split) -> Predictions:
+        return self.known[candidate, split.name]
+
+    def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
+        return [score(self.predictions(c, split)) for c in candidates]
+
+    def measure(self, requests: Sequence[Any], split: Split) -> list[Any]:
+        return [self.asked[request] for request in requests]
+
+
+def board(champion: str, **models: Candidate) -> Board:
+    """A leaderboard of these models, without its rows."""
+    return Board("k", (), models, champion)
 
 
 def trial(key: str = "t", **hparams: float) -> Trial:

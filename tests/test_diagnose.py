@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ONE_SLOT, inside, mini_text
-from shared import ingredient, scores, session_of
+from shared import ingredient, inputs_of, scores
 from test_findings import noisy
 
-from soupray.cli.tables import show_diagnosis
+from soupray.cli.tables import show_sections
 from soupray.core.candidates import ensemble_of, mean_of
 from soupray.core.records import Basis, CheckpointRef, Manifest, Predictions, Split, encode, pool_of
-from soupray.diagnostics.diagnose import measure_pairs, write_diagnosis
+from soupray.diagnostics.diagnose import Diagnostics, write_diagnosis
 from soupray.diagnostics.diversity import (
     Diagnosis,
     Mixed,
@@ -24,7 +24,14 @@ from soupray.diagnostics.diversity import (
     drawn_pairs,
     summary,
 )
-from soupray.diagnostics.figures import diversity_points, ensemble_points, interpolation_points
+from soupray.diagnostics.measure import Options
+from soupray.diagnostics.pairs import (
+    PAIRS,
+    diversity_points,
+    ensemble_points,
+    interpolation_points,
+    measure_pairs,
+)
 from soupray.distributed import cluster
 from soupray.search.state import find_basis
 from soupray.store.checkpoints import Checkpoints
@@ -48,7 +55,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(world) -> Diagnosis:
-    return measure_pairs(session_of(world), (20, 0))
+    return measure_pairs(inputs_of(world))
 
 
 def test_the_soup_of_linear_models_is_their_ensemble_measured_and_predicted(made):
@@ -116,8 +123,8 @@ def test_all_pairs_come_from_the_stored_answers(world, made):
 
 def test_running_again_and_more_pairs_evaluate_nothing_known(world, made, monkeypatch):
     monkeypatch.setattr(world.workers.live, "predict", None)
-    assert measure_pairs(session_of(world), (20, 0)) == made
-    fewer = measure_pairs(session_of(world), (3, 0))
+    assert measure_pairs(inputs_of(world)) == made
+    fewer = measure_pairs(inputs_of(world, options=Options(pairs=3)))
     assert set(fewer.pairs) < set(made.pairs)
 
 
@@ -194,7 +201,7 @@ def test_the_summary_in_words():
 
 
 def test_the_table_fits_80_columns_and_says_what_it_shows(made, capsys):
-    show_diagnosis(made)
+    show_sections([PAIRS.section(made)], {})
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert shown.count("t4") == 4
@@ -203,21 +210,31 @@ def test_the_table_fits_80_columns_and_says_what_it_shows(made, capsys):
     assert all(sentence in said for sentence in summary(made))
 
 
+def only_pairs(made: Diagnosis) -> Diagnostics:
+    return Diagnostics(leaderboard=None, measures={"pairs": made}, left_out={})
+
+
 def test_numbers_and_figures_are_written(made, tmp_path):
-    files = write_diagnosis(made, tmp_path)
+    files = write_diagnosis(only_pairs(made), tmp_path)
     assert [f.name for f in files] == [
-        "diagnostics.json", "interpolation.png", "diversity.png", "soup_against_ensemble.png",
+        "diagnostics.json",
+        "interpolation.png", "interpolation.svg",
+        "diversity.png", "diversity.svg",
+        "soup_against_ensemble.png", "soup_against_ensemble.svg",
     ]  # fmt: skip
-    assert msgspec.json.decode(files[0].read_bytes(), type=Diagnosis) == made
-    assert all(f.read_bytes().startswith(b"\x89PNG") for f in files[1:])
+    written = msgspec.json.decode(files[0].read_bytes(), type=Diagnostics)
+    assert msgspec.convert(written.measures["pairs"], Diagnosis) == made
+    assert all(f.read_bytes().startswith(b"\x89PNG") for f in files[1::2])
+    assert all(b"</svg>" in f.read_bytes() for f in files[2::2])
 
 
 def test_a_pool_without_angles_or_differences_is_drawn_too(tmp_path):
     """Three times theta_0: no way, no inconsistent sample."""
     world = toy(tmp_path, [truth() * 0.3] * 3)
-    made = measure_pairs(session_of(world), (20, 0))
+    made = measure_pairs(inputs_of(world))
     assert {(d.angle, d.soup.conversion, d.distance) for d in made.pairs} == {(None, None, 0)}
-    assert len(write_diagnosis(made, tmp_path)) == 4
+    files = write_diagnosis(only_pairs(made), tmp_path)
+    assert [f.name for f in files if f.suffix == ".svg"] == ["soup_against_ensemble.svg"]
     assert len(summary(made)) == 3
 
 
@@ -244,13 +261,23 @@ def test_check_and_diagnose_at_the_command_line(fresh, tmp_path, monkeypatch):
     assert told["averageable"]
     assert len(told["ingredients"]) == 4
     assert len(told["pairs"]) == 6  # all of four
-    asked = ("--pairs", 2, "--output", tmp_path)
+    asked = ("--only", "pairs", "--pairs", 2, "--output", tmp_path)
+    (planned,) = json.loads(
+        inside("diagnose", fresh.spec, *fresh.where, *asked, "--dry-run", "--json").stdout
+    )
+    assert not planned["stored"]
+    evaluated = len(fresh.world()[2].list("evaluations"))
     shown = inside("diagnose", fresh.spec, *fresh.where, *asked)
     assert max(map(len, shown.stdout.splitlines())) <= 80
     assert "Soup against ensemble: the soup has the lower loss" in shown.stdout
     written = json.loads((tmp_path / "diagnostics.json").read_text())
-    assert len(written["pairs"]) == 2
+    assert len(written["measures"]["pairs"]["pairs"]) == 2
     assert reported(fresh) == before
+    # The dry run counted what was then computed.
+    assert len(fresh.world()[2].list("evaluations")) == evaluated + planned["passes"]
+    page = (tmp_path / "report.html").read_text()
+    assert "chart-soup_against_ensemble" in page
+    assert "lower loss in" in page
     # Again: the numbers are in the store, and nothing is made. Other pairs are other numbers.
     _, _, store = fresh.world()
     (kept,) = store.list("sweeps/mini/diagnoses")
@@ -260,6 +287,10 @@ def test_check_and_diagnose_at_the_command_line(fresh, tmp_path, monkeypatch):
     (tmp_path / "diagnostics.json").unlink()
     assert inside("diagnose", fresh.spec, *fresh.where, *asked).stdout == shown.stdout
     assert json.loads((tmp_path / "diagnostics.json").read_text()) == written
+    (planned,) = json.loads(
+        inside("diagnose", fresh.spec, *fresh.where, *asked, "--dry-run", "--json").stdout
+    )
+    assert (planned["stored"], planned["passes"]) == (True, 0)
     assert store.list("sweeps/mini/diagnoses") == [kept]
 
 

@@ -10,6 +10,7 @@ from soupray.core.errors import TrialError
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.records import Training
 from soupray.tasks.foreign import leave_out_batch_counts
+from soupray.training.distillation import Targets
 from soupray.training.loop import Loop
 from soupray.training.start import Alone, Start
 
@@ -50,7 +51,7 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(here):
     found = []
     for training in (Training(), Training(micro_batch=7)):
         made = loop(here, training)
-        loss = made.gradients(inputs, torch.from_numpy(np.array(labels[:20])), 20)
+        loss = made.gradients(inputs, Targets(torch.from_numpy(np.array(labels[:20]))), 20)
         found.append({n: p.grad for n, p in made.in_training.named_parameters()})
         found[-1]["loss"] = loss
     assert close(*found, rtol=1e-4, atol=1e-6)
@@ -177,7 +178,9 @@ def test_mixup_by_hand(here):
     expected = share * F.cross_entropy(logits, labels, label_smoothing=smoothing)
     backwards = labels[[5, 4, 3, 2, 1, 0]]
     expected += (1 - share) * F.cross_entropy(logits, backwards, label_smoothing=smoothing)
-    assert made.accumulate(inputs, labels, 6).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert made.accumulate(inputs, Targets(labels), 6).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_the_moving_average_is_what_is_evaluated_and_stored(here):
@@ -255,7 +258,7 @@ def test_the_workers_gradients_add_up_even_where_some_have_no_sample(here, n, mi
         )
         mine = made.places_of(n).numpy()
         inputs = here.task.inputs(torch.from_numpy(np.array(images[mine])))
-        loss = made.gradients(inputs, torch.from_numpy(np.array(labels[mine])), n)
+        loss = made.gradients(inputs, Targets(torch.from_numpy(np.array(labels[mine]))), n)
         found = {name: p.grad for name, p in made.in_training.named_parameters()}
         total.append({**found, "loss": loss})
     alone, *members = total

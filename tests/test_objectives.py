@@ -736,8 +736,9 @@ def test_several_labels_from_the_sweep_to_a_table_of_predictions(tmp_path):
         assert "<th>map</th>" in page
         assert f"<td>{entries['ensemble']['held_out']['others']['map']:.3f}</td>" in page
         assert "Confusion on ID test" not in page
-        refused = inside("diagnose", spec, *where, check=False)
-        assert "diagnose compares answers of one class" in refused.stderr
+        diagnosed = inside("diagnose", spec, *where, "--output", tmp_path / "d", "--json")
+        left = json.loads(diagnosed.stdout)["left_out"]
+        assert left["pairs"] == "it is for one_class; the targets here are of multi_label"
         refused = inside("soup", spec, *where, "--vrf", check=False)
         assert "vrf is for one_class; the targets of this spec are of multi_label" in refused.stderr
         best = json.loads(inside("status", spec, *where, "--json").stdout)["best"]

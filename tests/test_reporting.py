@@ -56,7 +56,7 @@ from soupray.reporting.ranking import (
     one_model,
     shift_mean,
 )
-from soupray.reporting.runs import Board, entry_run, sweep_run, trial_run, with_flags
+from soupray.reporting.runs import Board, entry_run, sweep_run, trial_run, with_currency, with_flags
 from soupray.reporting.verdict import verdict
 
 
@@ -543,7 +543,8 @@ def test_a_diverged_trial_is_a_failed_run_with_its_reason():
     )
     run = trial_run(SPEC, tombstone)
     assert run.failed
-    assert run.tags == {"soupray.status": "diverged", "soupray.reason": "loss is nan"}
+    reason = {"soupray.status": "diverged", "soupray.reason": "loss is nan"}
+    assert run.tags == reason | {"soupray.current": "yes"}
     assert run.metrics == {}
     assert run.key == trial_run(SPEC, TRIED).key
 
@@ -553,7 +554,12 @@ def test_an_entry_has_its_rank_its_recipe_and_its_trace():
     assert run.metrics["rank"] == 1
     assert run.metrics["size_mb"] == 0.002
     assert run.params == {"recipe": "greedy", "ingredients": "2", "recipe.accept": "ge"}
-    assert run.tags == {"soupray.candidate": AB.digest, "soupray.leaderboard": sha("board")[:8]}
+    made = {"soupray.candidate": AB.digest, "soupray.leaderboard": sha("board")[:8]}
+    assert run.tags == made | {"soupray.current": "yes"}
+    assert with_currency(run, newest=False).tags == made | {"soupray.current": "no"}
+    assert with_currency(with_currency(run, newest=False), newest=True) == run
+    trial = trial_run(SPEC, TRIED)
+    assert with_currency(trial, newest=False) == trial  # a trial is of all leaderboards
     assert run.curves == {
         "trace/tried_held_out_accuracy": ((0, 0.9), (1, 0.91), (3, 0.85)),
         "trace/kept_held_out_accuracy": ((0, 0.9), (1, 0.91)),

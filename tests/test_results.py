@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -71,6 +72,9 @@ def test_a_soup_with_other_recipes_is_the_newest_and_the_first_one_stays(run, fr
     for _ in range(2):
         inside("publish", fresh.spec, *fresh.where)
         assert entries(fresh) == ranks
+        shown = [r for r in fresh.tracked() if r.data.tags["soupray.current"] == "yes"]
+        kinds = Counter(r.data.tags["soupray.kind"] for r in shown)
+        assert kinds == {"sweep": 1, "trial": 4, "entry": 3}  # those of the newest alone
 
     def ranked(*named: str):
         return json.loads(inside("rank", fresh.spec, *named, *fresh.where, "--json").stdout)
@@ -91,6 +95,19 @@ def test_a_soup_with_other_recipes_is_the_newest_and_the_first_one_stays(run, fr
     assert both["uniform"]["difference"] == both["uniform"]["standard_error"] == 0
     assert both["greedy"]["second"] is None
     assert "same model" in inside("rank", old[:8], new[:8], *fresh.where).stdout
+
+
+def test_a_soup_that_is_run_again_is_the_newest_again(run, fresh):
+    inside("soup", fresh.spec, *fresh.where, "--uniform", "--output", fresh.output)
+    inside("soup", fresh.spec, *fresh.where, "--all", "--output", fresh.output)
+    assert leaderboard(fresh.output) == leaderboard(run.output)
+    shown = [r.data for r in fresh.tracked() if r.data.tags["soupray.current"] == "yes"]
+    entries = [d.tags["soupray.leaderboard"] for d in shown if "soupray.leaderboard" in d.tags]
+    assert set(entries) == {key(run)[:8]}
+    assert len(entries) == len(leaderboard(run.output))
+    sweep = next(d for d in shown if d.tags["soupray.kind"] == "sweep")
+    first = json.loads(inside("rank", fresh.spec, *fresh.where, "--json").stdout)
+    assert sweep.tags["mlflow.note.content"].startswith(first["verdict"]["lines"][0])
 
 
 def test_the_error_of_a_paired_difference_is_that_of_its_samples():

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from shared import demo, ingredient, scores, sha, trial
+from shared import demo, ingredient, inputs_of, scores, sha, trial
 from test_live_model import NormedTask
 
 from soupray.cli.board import show_leaderboard
@@ -28,7 +28,7 @@ from soupray.core.errors import ConfigError
 from soupray.core.records import Basis, CheckpointRef, Ingredient, Pool, Setting, encode, pool_of
 from soupray.core.task_vectors import DareSoup
 from soupray.data.cache import Data
-from soupray.diagnostics.diagnose import measure_pairs, segment
+from soupray.diagnostics.pairs import measure_pairs, segment
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOutSelection
@@ -383,7 +383,7 @@ def test_pairs_are_measured_with_statistics_made_alike(trained):
     assert [i.trial.key for i in session.pool.ingredients] == [
         i.trial.key for i in trained.pool.ingredients
     ]
-    made = measure_pairs(session, (20, 0))
+    made = measure_pairs(inputs_of(trained))
     assert made.statistics == "estimated"
     n = trained.basis.split("held_out").size
     heads = dict(zip("abc", HEADS, strict=True))
@@ -393,8 +393,8 @@ def test_pairs_are_measured_with_statistics_made_alike(trained):
         assert pair.soup.accuracy == trained.alike((one + other) / 2) / n
         # With equal statistics the logits are linear along the segment: soup and ensemble agree.
         assert pair.measured == pytest.approx(0, abs=1e-6)
-    ends = segment(session.pool, 0, 1)
-    assert (ends[0], ends[-1]) == tuple(map(estimated, session.pool.checkpoints[:2]))
+    ends = segment(trained.pool, 0, 1)
+    assert (ends[0], ends[-1]) == tuple(map(estimated, trained.pool.checkpoints[:2]))
 
 
 def recipe(trained: Trained, **edits: object) -> RecipeFile:

@@ -10,7 +10,7 @@ import pytest
 from board import BY_NAME, GREEDY, SPEC
 
 from soupray.core.errors import TrackingError
-from soupray.core.ports import TrackedRun
+from soupray.core.ports import CURRENT, TrackedRun
 from soupray.reporting.runs import entry_run
 from soupray.reporting.tracker import MemoryTracker
 
@@ -55,6 +55,9 @@ class InMemory:
     def runs(self) -> dict[str, TrackedRun]:
         return self.tracker.runs
 
+    def ids(self) -> set[str]:
+        return set(self.tracker.runs)
+
     def rows(self) -> int:
         runs = self.tracker.runs.values()
         return sum(len(r.metrics) + sum(map(len, r.curves.values())) for r in runs)
@@ -87,6 +90,9 @@ class InMlflow:
 
     def found(self) -> list:
         return list(self.client.search_runs([self.id]))
+
+    def ids(self) -> set[str]:
+        return {r.info.run_id for r in self.found()}
 
     def runs(self) -> dict[str, TrackedRun]:
         found = self.found()
@@ -228,6 +234,16 @@ class TestContract:
         assert {r.parent for r in runs.values()} == {None, "s"}
         assert looked.rows() == 4 + 2
 
+    def test_an_entry_of_an_earlier_leaderboard_says_so_and_is_the_same_run(self, looked):
+        entry = trial_run("s/entry/greedy", kind="entry", tags={CURRENT: "yes"})
+        looked.tracker.write([SWEEP, entry])
+        ids = looked.ids()
+        earlier = msgspec.structs.replace(entry, tags={CURRENT: "no"})
+        looked.tracker.write([SWEEP, earlier])
+        assert looked.runs()["s/entry/greedy"] == earlier
+        assert looked.rows() == 4
+        assert looked.ids() == ids
+
     def test_only_runs_of_the_kind_that_are_not_kept_are_removed(self, looked):
         entries = [trial_run(f"s/entry/{n}", kind="entry", name=n) for n in ("greedy", "uniform")]
         looked.tracker.write([SWEEP, trial_run(), *entries])
@@ -298,6 +314,12 @@ def test_the_page_of_an_experiment_shows_the_runs_by_rank(mlflow):
     tags = mlflow.client.get_experiment(mlflow.id).tags
     state = json.loads(tags["mlflow.sharedViewState.soupray"])
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`rank`", True)
+    entry = {"kind": "entry", "tags": {CURRENT: "no"}}
+    mlflow.tracker.write(
+        [SWEEP, trial_run(tags={CURRENT: "yes"}), trial_run("s/entry/old", **entry)]
+    )
+    seen = mlflow.client.search_runs([mlflow.id], state["searchFilter"])
+    assert {r.data.tags["soupray.key"] for r in seen} == {"s/trial/a"}
     shown = {column.split("`")[1] for column in state["selectedColumns"]}
     entry = entry_run(SPEC, "b" * 32, BY_NAME["greedy"], GREEDY, rank=1, when=300.0)
     assert shown <= entry.metrics.keys() | entry.params.keys()

@@ -12,6 +12,7 @@ from soupray.cli import cli, console, details, tables
 from soupray.core.findings import Report
 from soupray.core.records import EpochRecord
 from soupray.diagnostics.diversity import Diagnosis
+from soupray.diagnostics.pairs import PAIRS
 from soupray.operations.details import Flag, TrialDetail
 from soupray.operations.garbage import Garbage
 from soupray.operations.listing import SweepRow, TrialRow
@@ -138,9 +139,10 @@ def test_a_diagnosis_with_wide_numbers():
     made = json.loads((STORES / "diagnose.json").read_text())
     for pair in made["pairs"]:
         pair |= {"distance": 12345.6, "angle": 179.0, "measured": -12.3456, "predicted": -12.3456}
-    lines = printed(tables.show_diagnosis, msgspec.convert(made, Diagnosis))
-    assert "-12.3456" in lines[1]
-    assert len(lines[1].split()[0]) == 6
+    section = PAIRS.section(msgspec.convert(made, Diagnosis))
+    lines = printed(tables.show_sections, [section], {"vrf": "the pool has no features " * 9})
+    assert "-12.3456" in lines[2]
+    assert len(lines[2].split()[0]) == 6
 
 
 def test_a_status_with_a_driver_far_away():

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from soupray.cli.console import out, wrapped
 from soupray.core.errors import NotFound
@@ -16,6 +16,7 @@ from soupray.maths.metrics import SHARES, Z
 from soupray.reporting.live import WIDTH, table
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
 from soupray.reporting.ranking import Champion, Entry, Gain, SameModel, ranked_on, same_models
+from soupray.reporting.taught import Taught, of_teacher, taught
 from soupray.reporting.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def show_leaderboard(
     out.width = before
     said = f"{protocol(basis, spec, entries[0])} {' '.join(c.meaning for c in shown if c.meaning)}"
     out.print(textwrap.fill(said, most), style="dim")
-    if said := of_statistics(entries, spec.metric):
+    learnt = taught(entries, basis, None if champion is None else champion.name)
+    for said in filter(None, (of_statistics(entries, spec.metric), of_teacher(learnt))):
         out.print(textwrap.fill(said, most))
 
 
@@ -93,22 +95,28 @@ class Shown(Record, frozen=True, kw_only=True):
     Attributes:
         verdict: what to take, and why; None if an older soupray made the leaderboard.
         entries: the entries, best first.
+        teacher: what is left of the gain of the teacher of the trials. Unset: there is none.
     """
 
     verdict: Verdict | None
     entries: list[Entry]
+    teacher: Taught | UnsetType = UNSET
 
 
-def with_verdict(entries: list[Entry], champion: Champion | None, spec: SweepSpec) -> Shown:
+def with_verdict(
+    entries: list[Entry], basis: Basis, champion: Champion | None, spec: SweepSpec
+) -> Shown:
     """The leaderboard as `--json` prints it.
 
     Args:
         entries: the leaderboard, best first.
+        basis: the splits, and the teacher of the trials.
         champion: the entry to take; None if an older soupray made the leaderboard.
         spec: the sweep.
     """
     said = None if champion is None else verdict(entries, champion, spec.name, spec.metric)
-    return Shown(verdict=said, entries=entries)
+    learnt = taught(entries, basis, None if champion is None else champion.name)
+    return Shown(verdict=said, entries=entries, teacher=learnt or UNSET)
 
 
 def _rows(entries: list[Entry], sort: str | None) -> list[SameModel]:

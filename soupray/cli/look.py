@@ -80,8 +80,20 @@ def check(
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for diagnostics.json and the figures. Default: results/NAME.",
+    help="Folder for diagnostics.json, report.html and the figures. Default: results/NAME.",
 )
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV of standard models' accuracies, for effective robustness. Default: the own trials.",
+)
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON or CSV that says which answers are right, for multi-label accuracy.",
+)
+@click.option("--only", metavar="NAME", multiple=True, help="A measure; several times for several.")
+@click.option("--dry-run", is_flag=True, help="Say what each measure would compute, and stop.")
 def diagnose(
     spec: Path | None,
     home: Path,
@@ -90,30 +102,52 @@ def diagnose(
     partial: bool,
     pairs: int,
     output: Path | None,
+    baseline: Path | None,
+    annotations: Path | None,
+    only: tuple[str, ...],
+    dry_run: bool,
 ) -> None:
-    r"""Measure how SPEC's trials differ and what averaging makes of it. Held-out data only.
+    r"""Measure how SPEC's models differ, which mistakes remain, and what averaging makes of it.
 
-    Error inconsistency, kappa and conversion rate of pairs; interpolation advantage against angle;
-    soup against ensemble, predicted and measured. A table, diagnostics.json and three figures.
+    The measures of the papers behind soups, on the trials and on the newest leaderboard, whose
+    choices are frozen: nothing here chooses. --dry-run lists them with their cost. Tables,
+    diagnostics.json, figures, and sections of report.html.
 
     \b
+    soupray diagnose sweeps/digits.yaml --dry-run
     soupray diagnose sweeps/digits.yaml
-    soupray diagnose --pairs 40 --output results/more
+    soupray diagnose --only pairs --pairs 40 --output results/more
     """
-    from soupray.cli.tables import print_json, show_diagnosis
-    from soupray.diagnostics.diagnose import run_diagnose, write_diagnosis
+    from soupray.cli.tables import print_json, show_planned, show_sections
+    from soupray.diagnostics.annotations import read_annotations
+    from soupray.diagnostics.baseline import read_baseline
+    from soupray.diagnostics.diagnose import (
+        Asked,
+        plan_diagnose,
+        run_diagnose,
+        sections_of,
+        write_diagnosis,
+        write_report,
+    )
+    from soupray.diagnostics.measure import Options
     from soupray.reporting.live import Bars, say
 
     _, loaded = load_named(spec, home)
+    standard = None if baseline is None else read_baseline(baseline)
+    judged = None if annotations is None else read_annotations(annotations)
+    asked = Asked(only, partial, Options(pairs=pairs, baseline=standard, annotations=judged))
+    if dry_run:
+        planned = plan_diagnose(loaded, home, asked)
+        print_json(planned) if as_json else show_planned(planned)
+        return
     folder = output or Path("results") / loaded.name
     folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
-    made = run_diagnose(loaded, home, address, partial=partial, pairs=pairs, show=Bars())
-    files = write_diagnosis(made, folder)
-    if as_json:
-        print_json(made)
-    else:
-        show_diagnosis(made)
-    say(f"files: {folder}/ ({', '.join(f.name for f in files)})")
+    made = run_diagnose(loaded, home, address, asked, Bars())
+    files = [*write_diagnosis(made, folder), *write_report(loaded, home, made, folder)]
+    print_json(made) if as_json else show_sections(sections_of(made), made.left_out)
+    figures = sum(f.suffix == ".svg" for f in files)
+    named = [f.name for f in files if f.suffix not in (".svg", ".png")]
+    say(f"files: {folder}/ ({', '.join(named)}; {figures} figures as PNG and SVG)")
 
 
 @click.command()
@@ -172,7 +206,7 @@ def rank(
         entries, basis, run = stored_leaderboard(loaded, home, *runs)
         champion = run.champion if run else None
         if as_json:
-            print_json(with_verdict(entries, champion, loaded))
+            print_json(with_verdict(entries, basis, champion, loaded))
         else:
             show_leaderboard(entries, basis, loaded, champion, Look(all_columns, sort))
             if calibrated:

@@ -183,7 +183,7 @@ def soup(
     result = run_soup(loaded, home, address, recipes, Allowed(partial, yes), Bars())
     files = finish_soup(result, shown, home, folder)
     if as_json:
-        print_json(with_verdict(result.entries, result.champion, shown))
+        print_json(with_verdict(result.entries, result.basis, result.champion, shown))
     else:
         look = Look(all_columns, sort)
         show_leaderboard(result.entries, result.basis, shown, result.champion, look)

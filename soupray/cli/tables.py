@@ -18,7 +18,7 @@ from soupray.reporting.notes import p_value, percent
 
 if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.core.findings import Report
-    from soupray.diagnostics.diversity import Diagnosis
+    from soupray.diagnostics.diagnose import Planned
     from soupray.operations.deleting import Removal
     from soupray.operations.estimate import DryRun, Inputs
     from soupray.operations.garbage import Garbage
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.operations.measuring import Measured
     from soupray.operations.status import Best, Status
     from soupray.reporting.history import SoupRun
+    from soupray.reporting.sections import Section, Table
     from soupray.soup.compare import Comparison
     from soupray.spec.sweep_spec import SweepSpec
     from soupray.sweep.run import SweepReport
@@ -321,62 +322,48 @@ def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def show_diagnosis(made: Diagnosis) -> None:
-    """The sampled pairs, what the columns mean, and what the numbers say."""
-    from soupray.diagnostics.diversity import summary
+MOST_SHOWN = 24
+"""Rows of a table that a terminal shows of a measure; the report and --json have all."""
 
-    right = (
-        "acc.",
-        "dist.",
-        "°",
-        "inc.",
-        "1-κ",
-        "soup",
-        "conv.",
-        "ens.",
-        "conv",
-        "ΔL",
-        "pred.",
-    )
-    rows = [
-        (
-            " ".join(key[:6] for key in d.trials),
-            percent(sum(d.accuracies) / 2),
-            f"{d.distance:#.3g}",
-            _or_dash(d.angle, ".0f"),
-            percent(d.error_inconsistency),
-            _or_dash(d.kappa_complement, ".2f"),
-            f"{100 * d.soup.advantage:+.1f}",
-            "-" if d.soup.conversion is None else f"{100 * d.soup.conversion:.0f}",
-            f"{100 * d.ensemble.advantage:+.1f}",
-            "-" if d.ensemble.conversion is None else f"{100 * d.ensemble.conversion:.0f}",
-            f"{d.measured:+.4f}",
-            f"{d.predicted:+.4f}",
-        )
-        for d in made.pairs
-    ]
-    shown, left = fitted(("pair", *right), rows, right, ("conv", "1-κ", "conv."))
+
+def show_sections(sections: list[Section], left_out: dict[str, str]) -> None:
+    """What was measured: of each measure the tables, their meaning, and what the numbers say."""
+    for section in sections:
+        headline(section.name, section.title)
+        for one in section.tables:
+            _show_table(one)
+        for sentence in section.sentences:
+            out.print(wrapped(sentence))
+        out.print()
+    for name, why in left_out.items():
+        out.print(wrapped(f"{name} is left out: {why}.", "  "))
+
+
+def _show_table(one: Table) -> None:
+    shown, left = fitted(one.columns, one.rows[:MOST_SHOWN], one.numbers, one.least)
     out.print(shown)
-    meaning = _meaning_of_pairs(made.n, bool(made.statistics))
-    meaning += f" --json has {', '.join(left)} too." if left else ""
+    hidden = len(one.rows) - MOST_SHOWN
+    meaning = f"{hidden} more rows are in the report. {one.meaning}" if hidden > 0 else one.meaning
+    meaning += f" The report has {', '.join(left)} too." if left else ""
     out.print(wrapped(meaning), style="dim")
     out.print()
-    for sentence in summary(made):
-        out.print(sentence)
 
 
-def _meaning_of_pairs(n: int, estimated: bool) -> str:
-    alike = "All BatchNorm statistics are estimated, those of single models too. "
-    return (
-        f"Held-out data only (n = {n}), in %. {alike if estimated else ''}"
-        "acc.: mean of the two. dist.: "
-        "|theta_i - theta_j|. °: angle between their "
-        "ways from theta_0. inc.: samples that exactly one gets right. 1-κ: complement of "
-        "Cohen's kappa of being right. soup, ens.: accuracy of the mean of weights, of logits, "
-        "minus acc. conv.: of the inconsistent samples, those that it gets right. ΔL: measured "
-        "L(soup) - L(ensemble) in nats, with logits times beta = 1 / the soup's best "
-        "temperature; pred.: by Model soups (arXiv:2203.05482), section 4."
+def show_planned(planned: list[Planned]) -> None:
+    """What a diagnosis would compute."""
+    numbers = ("passes", "samples")
+    rows = [
+        (p.name, "-", "-", p.left_out)
+        if p.left_out is not None
+        else (p.name, str(p.passes), f"{p.samples:,}", "stored" if p.stored else p.summary)
+        for p in planned
+    ]
+    out.print(fitted(("measure", *numbers, "what"), rows, numbers, ())[0])
+    meaning = (
+        "passes: runs of one model over a split, or a part of it, that are not stored yet. "
+        "samples: forward passes of one sample in all of these, at most."
     )
+    out.print(wrapped(meaning), style="dim")
 
 
 def show_status(found: Status) -> None:

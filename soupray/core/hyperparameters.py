@@ -10,9 +10,12 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, inspect
 
-Subject = Literal["training", "images", "body", "classes", "one class", "numbers", "masks"]
+Subject = Literal[
+    "training", "images", "body", "classes", "one class", "numbers", "masks", "teacher"
+]
 """Where a hyperparameter has a meaning: in any training, only for images, only where the body of
-the model is trained, only for targets that are classes (one of them), numbers, or masks."""
+the model is trained, only for targets that are classes (one of them), numbers or masks, or only
+with a teacher."""
 
 
 def _range(low: float, high: float, meaning: str, of: Subject = "training") -> Meta:
@@ -85,9 +88,28 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     dice: Annotated[
         float, _range(0, 1, "share of the soft Dice loss (arXiv:1606.04797); 0: none", "masks")
     ] = 0.0
+    distillation: Annotated[
+        float,
+        _range(
+            0, 1, "share of the loss that is to the teacher's outputs (arXiv:1503.02531)", "teacher"
+        ),
+    ] = 0.0
+    distillation_temperature: Annotated[
+        float, _range(0.1, 100, "divides the logits of teacher and model, for classes", "teacher")
+    ] = 1.0
 
 
-LATER = frozenset({"focal", "class_weight", "balanced", "huber", "dice"})
+LATER = frozenset(
+    {
+        "focal",
+        "class_weight",
+        "balanced",
+        "huber",
+        "dice",
+        "distillation",
+        "distillation_temperature",
+    }
+)
 """Hyperparameters that came after others were published. At their defaults they are in no key, so
 that trials from before them are found."""
 

@@ -265,6 +265,10 @@ class Sampler(Protocol):
         ...
 
 
+CURRENT = "soupray.current"
+"""Tag of a run: "no" for an entry of an earlier leaderboard than the newest, else "yes"."""
+
+
 class TrackedRun(Record, frozen=True, kw_only=True):
     """One run of the experiment tracker, with all that it shows.
 

@@ -142,6 +142,25 @@ class BlobRef(Record, frozen=True, kw_only=True):
     size_bytes: Annotated[int, msgspec.Meta(ge=0)]
 
 
+class Teacher(Record, frozen=True, kw_only=True):
+    """A model whose outputs on the train split the trials of a sweep learn, too.
+
+    Attributes:
+        entry: the model, SWEEP:ENTRY of an earlier leaderboard.
+        candidate: digest of the model.
+        logits: its logits on the train split, [N, C], with the labels.
+        passes: forward passes that it needs for one sample.
+        scores: by the digest of a split that was reported: its accuracy, and that of the best
+            single model of its sweep.
+    """
+
+    entry: str
+    candidate: Sha256
+    logits: BlobRef
+    passes: int
+    scores: dict[Sha256, tuple[float, float]]
+
+
 class Basis(Record, frozen=True, kw_only=True):
     """The data and the weights that all trials of a sweep share.
 
@@ -154,6 +173,7 @@ class Basis(Record, frozen=True, kw_only=True):
         notes: what was left out of the data, and why.
         shape: of one sample of test in the data cache: [C, H, W], or [L] for texts. Bases from
             before this field have None.
+        teacher: the model that the trials learn from. Unset: there is none.
     """
 
     key: RecordKey
@@ -163,6 +183,7 @@ class Basis(Record, frozen=True, kw_only=True):
     anchor_name: str = "zero_shot"
     notes: tuple[str, ...] = ()
     shape: tuple[int, ...] | None = None
+    teacher: Teacher | msgspec.UnsetType = msgspec.UNSET
 
     def split(self, name: str) -> Split:
         """The split with this name. Raises CheckpointError if there is none."""
@@ -231,6 +252,7 @@ class Trial(Record, frozen=True, kw_only=True):
         metric: chooses the best epoch.
         loss: name and digest of the code of a loss of the user. Unset: that of the objective.
         augmentation: the same of an augmentation of the user. Unset: there is none.
+        teacher: SHA-256 (hex) of the teacher's logits. Unset: there is none.
     """
 
     key: TrialKey
@@ -248,6 +270,7 @@ class Trial(Record, frozen=True, kw_only=True):
     metric: Metric | msgspec.UnsetType = msgspec.UNSET
     loss: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
     augmentation: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
+    teacher: Sha256 | msgspec.UnsetType = msgspec.UNSET
 
 
 def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
@@ -278,6 +301,8 @@ def key_of(trial: Trial, tensors: Mapping[str, str] | None = None) -> str:
         shaping["loss"] = trial.loss
     if trial.augmentation is not msgspec.UNSET:
         shaping["augmentation"] = trial.augmentation
+    if trial.teacher is not msgspec.UNSET:
+        shaping["teacher"] = trial.teacher
     return digest(shaping)[:16]
 
 

@@ -82,6 +82,50 @@ class Features(Request[BlobRef], tag="features", frozen=True, kw_only=True):
     on_train: ClassVar[bool] = True
 
 
+class Embedding(Request[BlobRef], tag="embedding", frozen=True, kw_only=True):
+    """A model's features as they are, float32 [n, D], of some samples of any split.
+
+    Attributes:
+        model: the model.
+        rows: marks the n samples, as `pack_right` packs a mask.
+    """
+
+    model: WeightCandidate
+    rows: str
+    answer: ClassVar[object] = BlobRef
+
+
+class Nearby(Record, frozen=True, kw_only=True):
+    """The losses of models around a soup.
+
+    Attributes:
+        beta: 1 / the temperature that minimises the loss of the soup; all logits are times beta.
+        losses: mean cross-entropy in nats, of each point.
+    """
+
+    beta: float
+    losses: tuple[float, ...]
+
+
+class Surroundings(Request[Nearby], tag="surroundings", frozen=True, kw_only=True):
+    """The losses at theta + s d, for a random direction d.
+
+    In each tensor, d has the length of the difference of the two models there.
+
+    Attributes:
+        soup: theta.
+        ends: SHA-256 (hex) of the two models that give d its length.
+        at: the values of s.
+        seed: of the draw of d.
+    """
+
+    soup: WeightCandidate
+    ends: tuple[str, str]
+    at: tuple[float, ...]
+    seed: int
+    answer: ClassVar[object] = Nearby
+
+
 class FailureSet(Record, frozen=True, kw_only=True):
     """The zero-shot failure (ZSF) set of VRF.
 

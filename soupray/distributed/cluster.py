@@ -29,6 +29,7 @@ from soupray.core.records import Basis
 from soupray.distributed.nodes import room, wanted
 from soupray.services.place import Place
 from soupray.spec.sweep_spec import Resources, SweepSpec
+from soupray.training.teacher import TeacherSource
 
 log = logging.getLogger(__name__)
 session_is_here = True
@@ -344,20 +345,23 @@ def largest(resources: Sequence[Resources]) -> Resources:
     )
 
 
-def _make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
+def _make_basis(spec: SweepSpec, place: Place, key: str, teacher: TeacherSource | None) -> Basis:
     with importing():
         from soupray.training.worker import make_basis
 
-    return make_basis(spec, place, key)
+    return make_basis(spec, place, key, teacher)
 
 
-def make_basis_there(spec: SweepSpec, place: Place, key: str) -> Basis:
+def make_basis_there(
+    spec: SweepSpec, place: Place, key: str, teacher: TeacherSource | None = None
+) -> Basis:
     """Run `make_basis` on a worker, because the driver never loads weights, nor torch.
 
     Args:
         spec: the sweep.
         place: where the sweep stores its data.
         key: key of the basis.
+        teacher: a model that the trials learn from.
 
     Raises:
         EvaluationError: the worker died.
@@ -366,7 +370,7 @@ def make_basis_there(spec: SweepSpec, place: Place, key: str) -> Basis:
     task = ray.remote(_make_basis).options(
         num_cpus=spec.resources.cpu, num_gpus=spec.resources.gpu, max_retries=2
     )
-    reference, vigil = task.remote(spec, place, key), Vigil(wanted(spec.resources, 1))
+    reference, vigil = task.remote(spec, place, key, teacher), Vigil(wanted(spec.resources, 1))
     while not ray.wait([reference], timeout=LOOK_S)[0]:
         vigil.look(running=1)  # Ray does not say whether a task waits or runs
     basis: Basis = get(reference)

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import torch
 
+from soupray.core.arrays import Features
 from soupray.core.candidates import WeightCandidate, as_trained, mean_of
 from soupray.core.errors import CheckpointError
 from soupray.core.ports import Accept
@@ -99,6 +100,11 @@ class EvaluationCache:
         return Predictions(
             split=split, logits=stored["logits"].numpy(), labels=stored["labels"].numpy()
         )
+
+    def features(self, ref: BlobRef) -> Features:
+        """Load stored features, [n, D]."""
+        found: Features = self._checkpoints.load_blob(ref.sha256)["features"].numpy()
+        return found
 
     def decision(
         self, candidate: WeightCandidate, split: Split, against: Against

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from soupray.core.arrays import Float32, Mask
 from soupray.core.candidates import (
     Candidate,
     EntropyEnsemble,
@@ -32,6 +33,7 @@ from soupray.core.records import (
 )
 from soupray.core.requests import (
     Distances,
+    Embedding,
     Failures,
     FailureSet,
     Features,
@@ -143,6 +145,15 @@ class StoredEvaluator:
                 todo.setdefault((self._of(member), missing), []).append(member)
         for (site, missing), group in todo.items():
             site.workers.evaluate(group, missing, self.on_result)
+
+    def unknown(self, candidates: Sequence[Candidate], split: Split) -> list[WeightCandidate]:
+        """The members of `candidates` that have no stored result on `split`, each once."""
+        members = dict.fromkeys(m for c in candidates for m in c.members)
+        return [m for m in members if self._of(m).cache.find(m, split) is None]
+
+    def knows(self, request: Request[Any], split: Split) -> bool:
+        """Whether the answer to a request is stored, or follows from stored results."""
+        return self._known(request, split) is not None
 
     def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
         """The scores of each candidate on `split`, in the order of `candidates`."""
@@ -264,6 +275,11 @@ class StoredEvaluator:
         for site, asked in todo.items():
             answers |= dict(zip(asked, site.workers.measure(asked, split), strict=True))
         return [answers[request] for request in requests]
+
+    def features(self, model: WeightCandidate, rows: Mask, split: Split) -> Float32:
+        """The features [n, D] of a model on the samples of `split` that `rows` marks."""
+        (ref,) = self.measure([Embedding(model=model, rows=pack_right(rows))], split)
+        return self._of(model).cache.features(ref)
 
     def _known(self, request: Request[Any], split: Split) -> Any:
         """The stored answer, or None."""

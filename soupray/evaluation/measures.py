@@ -30,6 +30,7 @@ from soupray.core.requests import (
     Defect,
     Deviation,
     Distances,
+    Embedding,
     Features,
     FileDigest,
     Fisher,
@@ -37,16 +38,20 @@ from soupray.core.requests import (
     Gram,
     Health,
     Matrix,
+    Nearby,
     Request,
     Right,
     Slope,
+    Surroundings,
     TensorNames,
     Threshold,
 )
 from soupray.evaluation.live_model import LiveModel, about
+from soupray.maths.geometry import cross_entropy
 from soupray.maths.losses import loss_sum
 from soupray.maths.metrics import right_mask
 from soupray.maths.neighbours import kth_distances
+from soupray.maths.outputs import fit_temperature
 from soupray.maths.task_vectors import magnitudes, threshold_of
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.weights_file import digest_of, tensor_digests
@@ -134,6 +139,54 @@ def distances(request: Distances, bench: Bench) -> tuple[float, ...]:
         _normalised(features), points, request.k, bench.live.threads, bench.live.device == "cuda"
     )
     return tuple(found.astype(np.float64).tolist())
+
+
+@answer.register
+def embedding(request: Embedding, bench: Bench) -> BlobRef:
+    """Store the features of the samples in `request.rows`, as the head gets them."""
+    rows = np.flatnonzero(unpack_right(request.rows, len(bench.labels)))
+    _, found = bench.live.predict(request.model, bench.images[rows], bench.live.low)
+    features = {"features": torch.from_numpy(np.ascontiguousarray(found))}
+    return bench.checkpoints.save_blob(features, {"embedding_of": request.model.digest})
+
+
+@answer.register
+def surroundings(request: Surroundings, bench: Bench) -> Nearby:
+    """The losses along a random direction. In memory are two models and the direction.
+
+    BatchNorm statistics are those of the soup at every point: no gradient trains them.
+
+    Raises:
+        EvaluationError: a loss is not finite.
+    """
+    model = bench.live.load(request.soup, torch.float32)
+    ends = [bench.checkpoints.open(sha) for sha in request.ends]
+    generator = torch.Generator().manual_seed(request.seed)
+    ways = {}
+    for name, parameter in sorted(model.named_parameters()):
+        drawn = torch.randn(parameter.shape, generator=generator)
+        length = (ends[0][name].double() - ends[1][name].double()).norm() / drawn.double().norm()
+        ways[name] = (drawn * float(length)).to(parameter.device)
+    parts, labels = range(0, len(bench.labels), bench.live.batch_size), np.asarray(bench.labels)
+    weights = dict(model.named_parameters())
+
+    def logits(s: float) -> Float32:
+        moved = {name: weights[name] + s * ways[name] for name in ways}
+        found = []
+        with torch.inference_mode():
+            for at in parts:
+                inputs = bench.live.inputs(bench.images[at : at + bench.live.batch_size])
+                found.append(torch.func.functional_call(model, moved, (inputs,)).cpu().numpy())
+        return np.concatenate(found)
+
+    beta = 1 / fit_temperature(logits(0.0), labels)
+    losses = tuple(cross_entropy(logits(s), labels, beta) for s in request.at)
+    if not np.isfinite(losses).all():
+        raise EvaluationError(
+            f"soup {request.soup.digest[:12]}: a loss near it is not finite. `soupray check` names "
+            "an ingredient that is broken."
+        )
+    return Nearby(beta=beta, losses=losses)
 
 
 @answer.register

@@ -12,8 +12,9 @@ from soupray.reporting.model_folder import RECIPE, is_model_folder
 from soupray.reporting.recipe_file import RecipeFile, read_recipe
 from soupray.reporting.results import stored_recipe
 from soupray.services import embedded
+from soupray.services.home import find_sweep
 from soupray.services.place import find_place
-from soupray.spec.sweep_spec import SweepSpec, load
+from soupray.spec.sweep_spec import load
 from soupray.store import layout
 from soupray.store.objects import open_store, read_record
 
@@ -110,21 +111,3 @@ def _registered(what: str, home: Path) -> RecipeFile:
     store = find_place(load(spec), home).open_store() if spec.exists() else open_store(storage)
     recipe: RecipeFile = read_record(store, f"{layout.SWEEPS}/{rest}", RecipeFile)
     return recipe
-
-
-def find_sweep(name: str, home: Path) -> SweepSpec:
-    """Return the spec of a sweep. Raises ConfigError if there is none.
-
-    Args:
-        name: of a sweep of this home, or the path of a spec.
-        home: folder for the state of this machine.
-    """
-    if Path(name).is_file():
-        return load(Path(name))
-    known = {path.stem: path for path in (home / "sweeps").glob("*.yaml")}
-    if name not in known:
-        raise ConfigError(
-            f"no sweep {name!r} in the home {home}. It has: {', '.join(sorted(known)) or 'none'}. "
-            "Name another --home, or write the path of a spec in place of the name."
-        )
-    return load(known[name])

@@ -29,7 +29,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from soupray.core.errors import SouprayError, TrackingError, mask
 from soupray.core.names import plain
-from soupray.core.ports import Deployable, Registered, TrackedRun
+from soupray.core.ports import CURRENT, Deployable, Registered, TrackedRun
 from soupray.core.records import digest
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # they log every migration
@@ -55,7 +55,7 @@ COLUMNS = (
 
 VIEW_STATE = json.dumps(
     {
-        "searchFilter": "",
+        "searchFilter": f"tags.`{CURRENT}` = 'yes'",
         "orderByKey": "metrics.`rank`",
         "orderByAsc": True,
         "startTime": "ALL",
@@ -79,7 +79,8 @@ class MlflowTracker:
     Each run has a key and the digest of its content. If the digest is equal, a second write does
     nothing. An incomplete run is completed, because MLflow ignores rows that it already has. MLflow
     never changes a parameter and keeps the points of old curves; therefore a run with changed
-    parameters or tags is deleted and written again.
+    parameters or tags is deleted and written again. The tag `CURRENT` alone changes in place: it
+    says whether a later run of `soup` has made a leaderboard.
     """
 
     def __init__(self, url: str, experiment: str, artifacts: str | None = None) -> None:
@@ -328,7 +329,7 @@ def _contradicts(there: Run, run: TrackedRun) -> bool:
     """Return whether an existing run has other values for a parameter or tag."""
     params, tags = there.data.params, there.data.tags
     return any(params.get(k, v) != v for k, v in run.params.items()) or any(
-        tags.get(k, v) != v for k, v in run.tags.items()
+        tags.get(k, v) != v for k, v in run.tags.items() if k != CURRENT
     )
 
 

@@ -18,6 +18,8 @@ from soupray.reporting.details import DETAILS, Answers, Details, TrialFacts
 from soupray.reporting.history import SoupRun, stored_leaderboard
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
 from soupray.reporting.ranking import Entry, Gain, SameModel, ranked_on, same_models
+from soupray.reporting.sections import Section, stored_sections
+from soupray.reporting.taught import of_teacher, taught
 from soupray.reporting.trial_charts import importance_chart
 from soupray.reporting.vega import Chart
 from soupray.reporting.verdict import verdict
@@ -43,6 +45,7 @@ class ReportedBoard(NamedTuple):
         basis: the splits.
         run: of `soup`, which made it.
         details: the numbers behind the pictures.
+        sections: what `soupray diagnose` measured.
     """
 
     spec: SweepSpec
@@ -50,6 +53,7 @@ class ReportedBoard(NamedTuple):
     basis: Basis
     run: SoupRun
     details: Details
+    sections: tuple[Section, ...] = ()
 
 
 def stored_board(spec: SweepSpec, home: Path, key: str | None = None) -> ReportedBoard:
@@ -75,7 +79,8 @@ def stored_board(spec: SweepSpec, home: Path, key: str | None = None) -> Reporte
             "report needs. Run `soupray soup` again: it evaluates nothing again."
         )
     _refuse_damaged(details, entries, spec, f"{path} in {store.url}")
-    return ReportedBoard(spec, entries, basis, run, details)
+    sections = stored_sections(store, spec.name, run.key)
+    return ReportedBoard(spec, entries, basis, run, details, sections)
 
 
 def _refuse_damaged(details: Details, entries: list[Entry], spec: SweepSpec, where: str) -> None:
@@ -163,6 +168,7 @@ def render(board: ReportedBoard) -> str:
 
     spec, entries, details = board.spec, board.entries, board.details
     classes, drawn, shown = _class_names(spec), charts_of(board), _board(board)
+    figures = {f.name: Chart(f"chart-{f.name}", f.spec) for s in board.sections for f in s.figures}
     return _filled(
         REPORT,
         **shown,
@@ -174,6 +180,7 @@ def render(board: ReportedBoard) -> str:
         details=details,
         basis=board.basis,
         charts=drawn,
+        sections=board.sections,
         mistakes=[(a.name, _mistakes(a, classes)) for a in details.answers],
         classes=len(classes),
         most_classes=MOST_CLASSES,
@@ -181,7 +188,7 @@ def render(board: ReportedBoard) -> str:
         cost=cost_of(details.trials, spec.resources.cpu, spec.resources.gpu),
         version=__version__,
         script=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
-        data=_as_script(drawn),
+        data=_as_script(drawn | figures),
     )
 
 
@@ -193,7 +200,11 @@ def _board(board: ReportedBoard) -> dict[str, Any]:
         "verdict": said,
         "entries": entries,
         "rows": [_row(r, said.take, spec.metric) for r in same_models(entries)],
-        "notes": [protocol(board.basis, spec, entries[0]), of_statistics(entries, spec.metric)],
+        "notes": [
+            protocol(board.basis, spec, entries[0]),
+            of_statistics(entries, spec.metric),
+            of_teacher(taught(entries, board.basis, board.run.champion.name)),
+        ],
     }
 
 

@@ -31,6 +31,7 @@ from soupray.reporting.history import (
     RUN,
     RUNS,
     SoupRun,
+    find_board,
     recipe_name,
     soup_runs,
     whole_key,
@@ -40,7 +41,16 @@ from soupray.reporting.plots import draw_all
 from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_model
 from soupray.reporting.recipe_file import Foreign, RecipeFile
 from soupray.reporting.report import ReportedBoard, render
-from soupray.reporting.runs import Board, entry_key, entry_run, sweep_run, trial_run, with_flags
+from soupray.reporting.runs import (
+    Board,
+    entry_key,
+    entry_run,
+    sweep_run,
+    trial_run,
+    with_currency,
+    with_flags,
+)
+from soupray.reporting.sections import stored_sections
 from soupray.reporting.tracker import is_tracked, open_tracker
 from soupray.reporting.verdict import verdict
 from soupray.search.state import find_state
@@ -314,7 +324,10 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
         raise NotFound(f"nothing was swept with this spec ({spec.name}) in {store.url}.")
     manifests = state.manifests
     runs = {r.key: r for r in (trial_run(spec, m) for m in manifests)}
-    boards = [layout.leaderboard_file(spec.name, r.key, RUNS) for r in soup_runs(store, spec)]
+    newest = find_board(store, spec)  # of the last run of soup, also if it made nothing new
+    last = newest[1] if newest else None
+    made = sorted(soup_runs(store, spec), key=lambda run: run == last)  # the newest last
+    boards = {layout.leaderboard_file(spec.name, r.key, RUNS): r for r in made}
     for path in boards or [_in_store(spec, RUNS)]:  # older versions wrote no other
         souped: list[TrackedRun] | None = find_record(store, path, list[TrackedRun])
         for run in souped or []:
@@ -323,21 +336,13 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
                     f"{path} in {store.url} has the run {run.key!r}, which is not one of "
                     f"{spec.name}: it was copied there, or edited. Run `soupray soup` again."
                 )
-            runs[run.key] = run
+            runs[run.key] = with_currency(run, boards.get(path) == last)
     started = min((m.started for m in manifests), default=0.0)
     finished = max((m.finished for m in manifests), default=None)
     checked: Report | None = find_record(store, layout.check(spec.name), Report)
     found = [with_flags(run, checked.findings if checked else ()) for run in runs.values()]
-    return [sweep_run(spec, started, finished, _newest(store, spec)), *found]
-
-
-def _newest(store: Store, spec: SweepSpec) -> Board | None:
-    """Return the newest leaderboard; None before the first soup, or if an older version made it."""
-    made = soup_runs(store, spec)
-    if not made:
-        return None
-    path = layout.leaderboard_file(spec.name, made[-1].key, LEADERBOARD)
-    return Board(read_record(store, path, list[Entry]), made[-1].champion)
+    board = Board(newest[0], last.champion) if newest and last else None
+    return [sweep_run(spec, started, finished, board), *found]
 
 
 def publish_soup(result: SoupResult, spec: SweepSpec, home: Path, files: list[Path]) -> None:
@@ -368,7 +373,10 @@ def board_of(result: SoupResult, spec: SweepSpec) -> ReportedBoard:
         result: the results of the run.
         spec: the spec under which they are stored.
     """
-    return ReportedBoard(spec, result.entries, result.basis, _made(result), result.details)
+    store = result.services.place.open_store()
+    sections = stored_sections(store, spec.name, result.key)
+    made = _made(result)
+    return ReportedBoard(spec, result.entries, result.basis, made, result.details, sections)
 
 
 def _made(result: SoupResult) -> SoupRun:

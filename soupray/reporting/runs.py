@@ -15,7 +15,7 @@ import msgspec
 from soupray.core.candidates import Outcome
 from soupray.core.findings import Finding
 from soupray.core.names import slug
-from soupray.core.ports import TrackedRun
+from soupray.core.ports import CURRENT, TrackedRun
 from soupray.core.records import (
     EpochRecord,
     Ingredient,
@@ -73,7 +73,7 @@ def sweep_run(
             "seed": str(spec.seed),
             "init": spec.init_name,
         },
-        tags={"soupray.spec_digest": spec.digest},
+        tags={"soupray.spec_digest": spec.digest, CURRENT: "yes"},
         metrics=_of_board(board) if board else {},
         curves={},
         started=started,
@@ -147,7 +147,7 @@ def trial_run(
         tags["soupray.reason"] = manifest.reason
     run = live_run(spec, trial, manifest.history, manifest.started, ended=manifest.finished)
     failed = not isinstance(manifest, Ingredient)
-    return msgspec.structs.replace(run, tags=tags, metrics=metrics, failed=failed)
+    return msgspec.structs.replace(run, tags=run.tags | tags, metrics=metrics, failed=failed)
 
 
 def live_run(
@@ -174,7 +174,7 @@ def live_run(
         name=f"trial {trial.index:02d} {trial.key[:SHORT]}",
         parent=spec.name,
         params={"ingredients": "1", "recipe": "trial", **_params(hparams)},
-        tags={},
+        tags={CURRENT: "yes"},
         metrics={},
         curves=_curves(history, trial.metric),
         started=started,
@@ -193,6 +193,17 @@ def with_flags(run: TrackedRun, findings: Sequence[Finding]) -> TrackedRun:
     own = [f for f in findings if run.kind == "trial" and run.key.rpartition("/")[2] in f.trials]
     note = "\n\n".join(f"{f.severity}: {f.what}. {f.advice}." for f in own)
     return msgspec.structs.replace(run, note=note) if own else run
+
+
+def with_currency(run: TrackedRun, newest: bool) -> TrackedRun:
+    """Return a run that says whether it is of the newest leaderboard; trials always are.
+
+    Args:
+        run: the run, as it was stored when its leaderboard was made.
+        newest: whether no leaderboard was made later.
+    """
+    current = "yes" if newest or run.kind != "entry" else "no"
+    return msgspec.structs.replace(run, tags=run.tags | {CURRENT: current})
 
 
 def _coefficients(trial: str, entries: Sequence[Entry]) -> dict[str, float]:
@@ -253,7 +264,11 @@ def entry_run(
             "recipe": entry.recipe,
             **_params(options),
         },
-        tags={"soupray.candidate": entry.candidate, "soupray.leaderboard": board[:SHORT]},
+        tags={
+            "soupray.candidate": entry.candidate,
+            "soupray.leaderboard": board[:SHORT],
+            CURRENT: "yes",
+        },
         metrics=metrics,
         curves=_trace(outcome),
         started=when,

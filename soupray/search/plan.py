@@ -105,6 +105,7 @@ def as_trials(spec: SweepSpec, basis: Basis, points: Sequence[PlannedTrial]) -> 
             metric=msgspec.UNSET if spec.metric == "accuracy" else spec.metric,
             loss=spec.own_loss or msgspec.UNSET,
             augmentation=spec.own_augmentation or msgspec.UNSET,
+            teacher=basis.teacher.logits.sha256 if basis.teacher else msgspec.UNSET,
         )
         trials.append(msgspec.structs.replace(trial, key=key_of(trial)))
     return trials

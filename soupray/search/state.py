@@ -76,6 +76,8 @@ def basis_key(spec: SweepSpec) -> str:
         versions.append(digest(spec.setting))
     if isinstance(spec.init, FileInit):
         versions += file_digests(spec.init.file)
+    if spec.teacher is not None:
+        versions.append(f"teacher {spec.teacher}")
     named = ("data", "task", "seed", "init", "anchor", "threads")
     return digest([*(plain[name] for name in named), versions])[:32]
 

@@ -106,3 +106,23 @@ def load_spec(given: Path | None, home: Path) -> tuple[Path, SweepSpec, str]:
     path, why = find_spec(given, home)
     spec = load(path, memory=home / "libraries")
     return path, spec, f"spec: {path} ({why})"
+
+
+def find_sweep(name: str, home: Path) -> SweepSpec:
+    """Return the spec of a sweep. Raises ConfigError if there is none.
+
+    Args:
+        name: of a sweep of this home, or the path of a spec.
+        home: folder for the state of this machine.
+    """
+    from soupray.spec.sweep_spec import load
+
+    if Path(name).is_file():
+        return load(Path(name))
+    known = {path.stem: path for path in (home / "sweeps").glob("*.yaml")}
+    if name not in known:
+        raise ConfigError(
+            f"no sweep {name!r} in the home {home}. It has: {', '.join(sorted(known)) or 'none'}. "
+            "Name another --home, or write the path of a spec in place of the name."
+        )
+    return load(known[name])

@@ -20,6 +20,7 @@ from soupray.spec.space import (
     NUMBERS_ONLY,
     OF_LOSS,
     ONE_CLASS_ONLY,
+    TEACHER_ONLY,
     Positive,
     SpecModel,
     refuse,
@@ -223,15 +224,10 @@ def check_training(value: Any, said: Mapping[str, Any]) -> None:
             "a probe is a logistic regression for one class; write init: {trained: ...}"
         )
     if objective == "segmentation":
-        if said.get("augmentation") is not None:
-            raise ValueError(
-                "augmentation: a function of yours gets images and no masks, so that they may come "
-                "apart; leave it out: rotation, shift, crop and flip move both"
-            )
-        if getattr(value, "train", "all") == "head":
-            raise ValueError("train: head is a linear layer for classes; segmentation has none")
+        _check_mask_training(value, said)
     if space is None:
         return
+    check_distillation(space, None if isinstance(value, TrainedInit) else said.get("teacher"))
     if objective == "segmentation":
         refuse(space, {"randaugment": 0.0}, "moves images without their masks")
     else:
@@ -244,3 +240,35 @@ def check_training(value: Any, said: Mapping[str, Any]) -> None:
         refuse(space, NUMBERS_ONLY, "is for regression")
     if objective in ("multi_label", "segmentation"):
         refuse(space, ONE_CLASS_ONLY, f"is for one class, not for {objective}")
+
+
+def _check_mask_training(value: Any, said: Mapping[str, Any]) -> None:
+    """Raise ValueError for what would part images and their masks, or needs classes."""
+    if said.get("augmentation") is not None:
+        raise ValueError(
+            "augmentation: a function of yours gets images and no masks, so that they may come "
+            "apart; leave it out: rotation, shift, crop and flip move both"
+        )
+    if said.get("teacher") is not None:
+        raise ValueError(
+            "teacher: its outputs would not move with images that are augmented; leave it out "
+            "of a segmentation"
+        )
+    if getattr(value, "train", "all") == "head":
+        raise ValueError("train: head is a linear layer for classes; segmentation has none")
+
+
+def check_distillation(space: Any, teacher: str | None) -> None:
+    """Raise ValueError if trials have a teacher and do not learn from it, or the other way round.
+
+    Args:
+        space: the hyperparameters.
+        teacher: of the spec; None if there is none, or if theta_0 is trained: it has none.
+    """
+    if teacher is None:
+        refuse(space, TEACHER_ONLY, "needs the key `teacher`, and trials; theta_0 has none")
+    elif space.distillation == 0:
+        raise ValueError(
+            f"there is a teacher, {teacher}, and no trial learns from it; write "
+            "distillation: 0.5, or {uniform: [0, 1]}"
+        )

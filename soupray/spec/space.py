@@ -97,6 +97,9 @@ NUMBERS_ONLY = {row.name: row.default for row in TABLE if row.of == "numbers"}
 MASKS_ONLY = {row.name: row.default for row in TABLE if row.of == "masks"}
 """Hyperparameters about one kind of target, and for each the value that has no effect."""
 
+TEACHER_ONLY = {row.name: row.default for row in TABLE if row.of == "teacher"}
+"""Hyperparameters that need a teacher, and for each the value that has no effect."""
+
 _IN_LOSS = ("label_smoothing", "focal", "class_weight", "huber", "dice")
 OF_LOSS = {row.name: row.default for row in TABLE if row.name in _IN_LOSS}
 """Hyperparameters that change soupray's own losses, and the values without effect."""

@@ -54,6 +54,8 @@ NAME_ALLOWED = f"1 to {NAME_LENGTH} lower-case letters, digits, - and _"
 STORAGE_PATTERN = r"embedded|s3://.+|file:///.+"
 TRACKING_PATTERN = r"embedded|off|https?://.+|sqlite:///.+"
 
+TEACHER_PATTERN = rf"{NAME_PATTERN}(@champion|:.+)"
+
 LEAST_SHARE = 0.0001
 """The smallest share of a CPU or GPU that Ray counts: its kResourceUnitScaling is 10 000."""
 
@@ -72,8 +74,8 @@ _BUCKET = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
 def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
     """Return a check that a text is as `pattern` says; its message says what is allowed."""
 
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
+    def check(text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(pattern, text):
             raise ValueError(f"write {allowed}")
         return text
 
@@ -182,6 +184,15 @@ class SweepSpec(SpecModel):
     """A function of your own that augments batches of training images, after those of
     `search.space`."""
 
+    teacher: Annotated[
+        str | None,
+        _matching(TEACHER_PATTERN, "SWEEP:ENTRY or SWEEP@champion"),
+        Field(exclude_if=lambda value: value is None),
+    ] = None
+    """A model that the trials learn from, beside the labels: `SWEEP:ENTRY` or `SWEEP@champion` of
+    an earlier leaderboard of this home, such as an ensemble, on the same training samples.
+    `search.space.distillation` says how much."""
+
     init: Annotated[Init, Field(validate_default=True)] = "zero_shot"
     """Where all trials start (theta_0): the zero-shot model, `{trained: ...}`, `{probe: ...}` or
     `{file: PATH}`."""
@@ -220,6 +231,10 @@ class SweepSpec(SpecModel):
 
     recipes: dict[str, dict[str, Option]] = Field(default=USUAL)
     """The recipes that `soupray soup` runs when no flag names one, each with its options."""
+
+    slices: dict[str, str | tuple[str, ...]] = Field(default={}, exclude_if=lambda value: not value)
+    """Named parts of ID test, for `soupray diagnose`: ids of samples, or the path of a file with
+    an id in each line."""
 
     def __init__(self, **keys: Any) -> None:
         """Make a spec in code, with the checks of a file.
@@ -276,6 +291,13 @@ class SweepSpec(SpecModel):
     @classmethod
     def _suits_metric_and_data(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         check_objective(value, info.data)
+        return value
+
+    @pydantic.field_validator("teacher")
+    @classmethod
+    def _is_of_another_sweep(cls, value: str | None, info: pydantic.ValidationInfo) -> str | None:
+        if value is not None and re.split("[:@]", value)[0] == info.data.get("name"):
+            raise ValueError("the teacher is of this sweep itself; give the sweep another name")
         return value
 
     @pydantic.field_validator("init", "search")
@@ -439,6 +461,7 @@ class SweepSpec(SpecModel):
             "objective",
             "loss",
             "augmentation",
+            "teacher",
         )  # left out of the dump where they are not given
         return digest({k: v for k, v in self.model_dump(mode="json").items() if k in shaping})
 

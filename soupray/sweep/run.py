@@ -26,6 +26,7 @@ from soupray.store.manifests import find_manifest
 from soupray.store.objects import Store, check_bucket, create_record
 from soupray.sweep.indexer import Indexer
 from soupray.sweep.progress import SweepProgress, may_pass
+from soupray.sweep.teacher import find_teacher, note_other_teacher
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def run_sweep(
         store = services.place.open_store()
         remember_spec(spec, home, file)
         with Lease(store, layout.lease(spec.name)) as lease:
-            basis = find_basis_or_make(spec, services.place, store, attach)
+            basis = find_basis_or_make(spec, services.place, store, attach, home)
             create_record(store, layout.spec(spec.name, spec.digest), _as_data(spec))
             state = read_state(store, spec, basis)
             gone = f" ({len(state.stopped)} were stopped)" if state.stopped else ""
@@ -225,7 +226,11 @@ def _run(
 
 
 def find_basis_or_make(
-    spec: SweepSpec, place: Place, store: Store, attach: Callable[[], None]
+    spec: SweepSpec,
+    place: Place,
+    store: Store,
+    attach: Callable[[], None],
+    home: Path,
 ) -> Basis:
     """Return the stored basis, or make one on a worker, because the driver never loads weights.
 
@@ -234,14 +239,18 @@ def find_basis_or_make(
         place: where the sweep stores its data.
         store: the store at this place.
         attach: connects to Ray.
+        home: folder for the state of this machine; it knows the sweep of a teacher.
     """
     from soupray.distributed import cluster
 
     basis = find_basis(store, spec)
-    if basis is None:
+    if basis is not None:
+        note_other_teacher(spec, basis, home)
+    else:
+        teacher = find_teacher(spec, home)
         log.info("decoding the data and building the initial model ...")
         attach()
-        basis = cluster.make_basis_there(spec, place, basis_key(spec))
+        basis = cluster.make_basis_there(spec, place, basis_key(spec), teacher)
         for note in basis.notes:
             log.warning(f"{note}.")
     return basis

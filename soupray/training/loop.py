@@ -20,6 +20,7 @@ from soupray.core.ports import Task
 from soupray.data.cache import Data
 from soupray.store.weights_file import Weights
 from soupray.training.augment import Draws, OwnAugmentation, augmented, draw, with_images
+from soupray.training.distillation import DistillationLoss, Targets
 from soupray.training.losses import TrainingLoss, sample_weights
 from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
 from soupray.training.start import Start
@@ -51,7 +52,9 @@ class Loop:
         self._labels = torch.from_numpy(np.array(labels))
         self.micro_batch = start.training.micro_batch or hparams.batch_size
         self._objective = data.split("train").objective
-        self._loss = TrainingLoss(hparams, self._objective, self._labels, start.loss)
+        self._teacher = start.teacher
+        plain = TrainingLoss(hparams, self._objective, self._labels, start.loss)
+        self._loss = DistillationLoss(plain, hparams, self._objective)
         own = start.augmentation
         self._own = None if own is None else OwnAugmentation(*own)
         self._odds = sample_weights(self._labels, hparams.balanced)
@@ -219,10 +222,11 @@ class Loop:
         labels = self._labels[rows[places]].to(self.device)
         if self._objective is not UNSET and self._objective.side:  # masks move with their images
             labels = with_images(labels, self._objective.side, draws.take(places), h)
+        taught = None if self._teacher is None else self._teacher[rows[places]].to(self.device)
         # In a trial's first step the memory may run out, and a worker tries again on its own.
         if self.step > 1 and self._shared is None:
             self._shared = self._group.shared(self.in_training)
-        loss = self.gradients(inputs, labels, n)
+        loss = self.gradients(inputs, Targets(labels, taught), n)
         if self._shared in (None, self.in_training):
             grads = [p.grad for p in self.in_training.parameters() if p.grad is not None]
             self._group.add_up(grads)
@@ -237,15 +241,20 @@ class Loop:
         drawn = np.random.SeedSequence((self._seed, self.step, self._group.rank)).generate_state(1)
         return int(drawn[0])
 
-    def gradients(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
+    def gradients(self, inputs: torch.Tensor, targets: Targets, n: int) -> torch.Tensor:
         """Compute gradients of this worker's share of the mean loss over a batch of n samples.
 
         If the memory is too small, the micro-batch is halved, and the computation starts again.
+
+        Args:
+            inputs: this worker's samples.
+            targets: what they should become.
+            n: samples of all workers together.
         """
         while True:
             self._optimizer.zero_grad(set_to_none=True)
             try:
-                return self.accumulate(inputs, labels, n)
+                return self.accumulate(inputs, targets, n)
             except torch.OutOfMemoryError as error:
                 if self.micro_batch == 1:
                     raise TrialError(
@@ -257,11 +266,11 @@ class Loop:
                         f"out of memory on {self.device} while workers exchange gradients. Write "
                         f"training: {{micro_batch: {math.ceil(self.micro_batch / 2)}}}, or less."
                     ) from error
-            self.micro_batch = math.ceil(min(self.micro_batch, len(labels)) / 2)
+            self.micro_batch = math.ceil(min(self.micro_batch, len(inputs)) / 2)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def accumulate(self, inputs: torch.Tensor, labels: torch.Tensor, n: int) -> torch.Tensor:
+    def accumulate(self, inputs: torch.Tensor, targets: Targets, n: int) -> torch.Tensor:
         """Compute these gradients and this loss in micro-batches of the present size.
 
         The device's memory may run out: `gradients` then tries again with half the size.
@@ -272,21 +281,22 @@ class Loop:
             # torch has no Beta distribution with a generator. A draw that depends only on seed and
             # step is the same after a resume.
             share = float(np.random.default_rng((self._seed, self.step)).beta(h.mixup, h.mixup))
-            half = len(labels) // 2 if self._group.size > 1 else len(labels)
-            other, partners = (inputs[half:], labels[half:])
-            if self._group.size == 1:
-                other, partners = inputs.flip(0), labels.flip(0)
-            inputs, labels = share * inputs[:half] + (1 - share) * other, labels[:half]
+            size = len(inputs)
+            half = size // 2 if self._group.size > 1 else size
+            mates = torch.arange(half, size) if self._group.size > 1 else torch.arange(size).flip(0)
+            partners = targets.take(mates)
+            inputs = share * inputs[:half] + (1 - share) * inputs[mates.to(inputs.device)]
+            targets = targets.take(torch.arange(half))
         total = torch.zeros((), device=self.device)
         model = self._shared or self.in_training
-        parts = torch.arange(len(labels), device=self.device).split(self.micro_batch)
+        parts = torch.arange(len(inputs)).split(self.micro_batch)
         for i, part in enumerate(parts, 1):
             with nullcontext() if i == len(parts) else self._group.apart(model):
                 with self._autocast():
-                    logits = model(inputs[part])
-                loss = self._loss(logits, labels[part])
+                    logits = model(inputs[part.to(self.device)])
+                loss = self._loss(logits, targets.take(part))
                 if partners is not None:
-                    mixed = self._loss(logits, partners[part])
+                    mixed = self._loss(logits, partners.take(part))
                     loss = share * loss + (1 - share) * mixed
                 if len(part) < n or self._idle(n):
                     loss = loss * (0.0 if self._idle(n) else len(part) / n)

@@ -70,6 +70,7 @@ class Start:
         group: the workers.
         loss: name and digest of the code of a loss of the user; None: that of the objective.
         augmentation: the same of an augmentation of the user; None: there is none.
+        teacher: logits of a teacher on the train split, [N, C]; None: there is none.
     """
 
     weights: Weights
@@ -79,3 +80,4 @@ class Start:
     group: Group = field(default_factory=Alone)
     loss: tuple[str, str] | None = None
     augmentation: tuple[str, str] | None = None
+    teacher: torch.Tensor | None = None

@@ -134,6 +134,7 @@ class _Run:
             group=group,
             loss=trial.loss or None,
             augmentation=trial.augmentation or None,
+            teacher=checkpoints.load_blob(trial.teacher)["logits"] if trial.teacher else None,
         )
         self._seen: tuple[Any, Data] = seen
         self.loop = Loop(seen[0], seen[1], self.hparams, start)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from msgspec import UNSET
 
 from soupray.core.errors import ConfigError, Diverged
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
-from soupray.core.records import Basis
+from soupray.core.records import Basis, Predictions, Teacher
 from soupray.data.cache import Data, open_data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
@@ -29,6 +30,7 @@ from soupray.tasks.foreign import load_foreign, named_classes
 from soupray.training.loop import trained
 from soupray.training.probe import probed
 from soupray.training.start import Start
+from soupray.training.teacher import Known, TeacherSource, for_samples, stored_teacher
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def worker_context(spec: SweepSpec, place: Place) -> WorkerContext:
     )
 
 
-def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
+def make_basis(
+    spec: SweepSpec, place: Place, key: str, teacher: TeacherSource | None = None
+) -> Basis:
     """Decode the data, make theta_0, and store the basis of a sweep.
 
     If two processes make the same basis, both use the one that is stored first.
@@ -87,13 +91,18 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
         spec: of the sweep.
         place: where its store and its local folder are.
         key: of the basis in the store.
+        teacher: a model that the trials learn from.
 
     Raises:
-        ConfigError: the data or the model cannot be made.
+        ConfigError: the data or the model cannot be made, or the teacher does not fit them.
         Diverged: the training of theta_0 diverged.
     """
+    lesson = (
+        None if teacher is None else _lesson(worker_context(teacher.spec, teacher.place), teacher)
+    )
     here = worker_context(spec, place)
     _refuse_long_texts(here)
+    taught = UNSET if teacher is None or lesson is None else _taught(here, teacher, lesson)
     torch.manual_seed(spec.seed)  # weights that are not pre-trained are drawn
     start = here.task.init()
     refuse_infinite(start, spec.task.model)
@@ -109,8 +118,29 @@ def make_basis(spec: SweepSpec, place: Place, key: str) -> Basis:
         anchor_name=spec.anchor,
         notes=here.data.notes,
         shape=here.data.samples(here.data.split("test"))[0].shape[1:],
+        teacher=taught,
     )
     return create_record(here.checkpoints.store, layout.basis(basis.key), basis)
+
+
+def _lesson(there: WorkerContext, teacher: TeacherSource) -> tuple[Predictions, Known]:
+    """What a teacher says of the train split of its own sweep, and that split."""
+    split = there.data.split("train")
+    return there.evaluator().predictions(teacher.candidate, split), _known(there)
+
+
+def _known(there: WorkerContext) -> Known:
+    split = there.data.split("train")
+    labels = there.data.samples(split)[1]
+    return Known(tuple(there.spec.task.classes), split, there.data.ids(split), labels)
+
+
+def _taught(
+    here: WorkerContext, teacher: TeacherSource, lesson: tuple[Predictions, Known]
+) -> Teacher:
+    mine = _known(here)
+    logits = for_samples(*lesson, mine, teacher.entry)
+    return stored_teacher(teacher, logits, here.checkpoints, mine.split)
 
 
 def refuse_infinite(weights: Weights, model: str) -> None:

@@ -1,0 +1,39 @@
+"""All measures, in the order in which they run and stand in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from soupray.core.errors import ConfigError
+from soupray.diagnostics.additions import ADDITIONS
+from soupray.diagnostics.inconsistency import INCONSISTENCY
+from soupray.diagnostics.measure import Measure
+from soupray.diagnostics.mistakes import MISTAKES
+from soupray.diagnostics.pairs import PAIRS
+from soupray.diagnostics.robustness import EFFECTIVE_ROBUSTNESS
+from soupray.diagnostics.specialisation import SPECIALISATION
+
+MEASURES: tuple[Measure[Any], ...] = (
+    PAIRS,
+    EFFECTIVE_ROBUSTNESS,
+    INCONSISTENCY,
+    SPECIALISATION,
+    ADDITIONS,
+    MISTAKES,
+)
+
+
+def find_measures(names: Sequence[str]) -> tuple[Measure[Any], ...]:
+    """Return the measures with these names, in the order of MEASURES; all for no names.
+
+    Raises:
+        ConfigError: there is no such measure.
+    """
+    known = [m.name for m in MEASURES]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"there is no measure {', '.join(map(repr, unknown))}. There are: {', '.join(known)}."
+        )
+    return tuple(m for m in MEASURES if m.name in names or not names)
