@@ -256,9 +256,9 @@ def test_the_loop_moves_masks_with_their_images(here):
     seen = []
     plain = loop.gradients
 
-    def kept(inputs, labels, n):
-        seen.append((inputs, labels))
-        return plain(inputs, labels, n)
+    def kept(inputs, targets, n):
+        seen.append((inputs, targets.labels))
+        return plain(inputs, targets, n)
 
     loop.gradients = kept
     loop.epoch(1)
