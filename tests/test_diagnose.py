@@ -25,6 +25,7 @@ from soupray.diagnostics.diversity import (
     summary,
 )
 from soupray.diagnostics.measure import Options
+from soupray.diagnostics.measures import MEASURES
 from soupray.diagnostics.pairs import (
     PAIRS,
     diversity_points,
@@ -292,6 +293,44 @@ def test_check_and_diagnose_at_the_command_line(fresh, tmp_path, monkeypatch):
     )
     assert (planned["stored"], planned["passes"]) == (True, 0)
     assert store.list("sweeps/mini/diagnoses") == [kept]
+
+
+def test_all_measures_run_once_and_change_no_choice(fresh, tmp_path, monkeypatch):
+    """On the main job's leaderboard, of all recipes; the second call computes nothing."""
+    fresh.spec.write_text(mini_text(**ONE_SLOT))
+    _, _, store = fresh.world()
+
+    def chosen() -> dict[str, bytes]:
+        paths = [*store.list("sweeps/mini/choices"), *store.list("sweeps/mini/leaderboards")]
+        return {path: store.get(path) for path in paths}
+
+    before = chosen()
+    asked = ("diagnose", fresh.spec, *fresh.where, "--pairs", 2, "--output", tmp_path / "d")
+    first = json.loads(inside(*asked, "--json").stdout)
+    after = chosen()
+    assert {path: after[path] for path in before} == before
+    (added,) = after.keys() - before
+    assert added.endswith("/diagnostics.json")
+    assert first["leaderboard"] in added
+    assert {*first["measures"], *first["left_out"]} == {m.name for m in MEASURES}
+    assert len(first["measures"]) >= 7, first["left_out"]
+    for measure in MEASURES:  # what is stored is what is printed
+        if measure.name in first["measures"]:
+            msgspec.convert(first["measures"][measure.name], measure.record)
+    # A report that is made again has the sections, in the order of the measures.
+    inside("report", fresh.spec, *fresh.where, "--output", tmp_path / "report.html")
+    pages = [(tmp_path / "report.html").read_text(), (tmp_path / "d/report.html").read_text()]
+    assert pages[0] == pages[1]
+    found = [pages[0].index(f'id="measure-{name}"') for name in first["measures"]]
+    assert found == sorted(found)
+    # Again, without Ray; one alone leaves the sections of the others.
+    monkeypatch.setattr(cluster, "attach", lambda *specs: pytest.fail("Ray was asked for"))
+    assert json.loads(inside(*asked, "--json").stdout) == first
+    inside(*asked, "--only", "both_wrong")
+    assert (tmp_path / "d/report.html").read_text() == pages[0]
+    unknown = inside(*asked, "--only", "rho", check=False)
+    assert unknown.returncode == 2
+    assert "there is no measure 'rho'. There are: pairs, flatness, robustness" in unknown.stderr
 
 
 def test_a_broken_ingredient_ends_check_and_soup_with_status_1(fresh, tmp_path):

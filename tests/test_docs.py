@@ -32,6 +32,9 @@ GUIDES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("[gt]u*/
 """Pages whose commands and snippets are run, unless a title says what they need."""
 
 ON_THE_MAIN_JOB = ["README.md", "docs/guide/use.md", "docs/guide/specs.md"]
+ON_A_COPY = ["docs/guide/diagnose.md"]
+"""Pages whose commands write into the store."""
+
 TUTORIALS = ["docs/tutorials/images.md", "docs/tutorials/texts.md"]
 """The pages that have commands without such a title."""
 
@@ -146,7 +149,7 @@ def test_the_commands_of_the_documents_exist(page):
     extras = (ROOT / "pyproject.toml").read_text()
     for block in blocks(page):
         assert block.language in ("sh", "python", "yaml", "toml", "text", ""), block.language
-        if page not in (*ON_THE_MAIN_JOB, *TUTORIALS):
+        if page not in (*ON_THE_MAIN_JOB, *ON_A_COPY, *TUTORIALS):
             assert block.needs or block.language not in ("sh", "python"), "no test runs it"
         for command in commands(block.text) if block.language == "sh" else ():
             program, *arguments = shlex.split(command)
@@ -196,7 +199,25 @@ MADE = ("sweep", "soup", "ui", "down")
 def test_the_commands_of_the_documents_run(page, run, tmp_path, monkeypatch, capsys):
     """As they stand, but for the name of the sweep: the main job's is a smaller digits."""
     stand(run, tmp_path, monkeypatch)
-    ran = []
+    assert ran(page, run)
+    if page == "README.md":
+        rows = (tmp_path / "predictions.csv").read_text().splitlines()[1:]
+        assert [row.split(",")[:2] for row in rows] == [
+            ["photos/0.png", "zero"],
+            ["photos/1.png", "one"],
+        ]
+        assert "['zero', 'one', 'two', 'three', 'four']" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ON_A_COPY)
+def test_commands_that_write_into_the_store_run_on_a_copy(page, fresh, tmp_path, monkeypatch):
+    stand(fresh, tmp_path, monkeypatch)
+    assert ran(page, fresh)
+
+
+def ran(page: str, run) -> list[str]:
+    """Run the commands and snippets of a page, and return the verbs."""
+    verbs = []
     for block in blocks(page):
         if block.needs or block.language not in ("sh", "python"):
             continue
@@ -208,15 +229,8 @@ def test_the_commands_of_the_documents_run(page, run, tmp_path, monkeypatch, cap
             program, verb, *_ = shlex.split(command)
             if program == "soupray" and (verb not in MADE or "--dry-run" in command):
                 inside(*shlex.split(command)[1:])
-                ran.append(verb)
-    assert ran
-    if page == "README.md":
-        rows = (tmp_path / "predictions.csv").read_text().splitlines()[1:]
-        assert [row.split(",")[:2] for row in rows] == [
-            ["photos/0.png", "zero"],
-            ["photos/1.png", "one"],
-        ]
-        assert "['zero', 'one', 'two', 'three', 'four']" in capsys.readouterr().out
+                verbs.append(verb)
+    return verbs
 
 
 def stand(run, folder, monkeypatch) -> None:

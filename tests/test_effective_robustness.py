@@ -13,9 +13,10 @@ from soupray.core.errors import ConfigError
 from soupray.core.records import Basis, CheckpointRef, Predictions, Split, pool_of
 from soupray.diagnostics.baseline import Baseline, read_baseline
 from soupray.diagnostics.measure import CannotMeasure, Inputs, Options
-from soupray.diagnostics.robustness import EFFECTIVE_ROBUSTNESS, measure_robustness, points
+from soupray.diagnostics.robustness import EFFECTIVE_ROBUSTNESS, measure_robustness
 from soupray.maths.metrics import paired_difference
 from soupray.maths.robustness import fit_line, interval, logits_of, resampled
+from soupray.reporting.notes import points
 from soupray.testing.linear import toy, truth
 
 SAME = Baseline(

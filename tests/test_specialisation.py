@@ -7,13 +7,14 @@ from test_findings import noisy
 
 from soupray.core.candidates import ensemble_of, mean_of
 from soupray.core.records import Objective, Predictions, Split
-from soupray.diagnostics.additions import ADDITIONS, measure_additions, paired_mean
+from soupray.diagnostics.additions import ADDITIONS, measure_additions
 from soupray.diagnostics.specialisation import (
     SPECIALISATION,
     angle_rows,
     compare,
     measure_specialisation,
 )
+from soupray.maths.disagreement import paired_mean
 from soupray.maths.metrics import paired_difference, score
 from soupray.testing.linear import toy, truth
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from msgspec import UNSET, structs
 
@@ -11,12 +9,12 @@ from soupray.core.arrays import Float64, Mask
 from soupray.core.records import Predictions, Record
 from soupray.diagnostics.figures import Axis, dots, figure, level, spans
 from soupray.diagnostics.measure import Inputs, Measure, Needed, Shown
-from soupray.maths.disagreement import losses_of
+from soupray.maths.disagreement import losses_of, paired_mean
 from soupray.maths.geometry import error_inconsistency
-from soupray.maths.metrics import Z, right_mask
+from soupray.maths.metrics import right_mask
 from soupray.maths.outputs import fit_temperature
 from soupray.recipes.recipe import MULTI_LABEL, ONE_CLASS, REGRESSION
-from soupray.reporting.notes import percent
+from soupray.reporting.notes import percent, points
 from soupray.reporting.sections import Table
 
 
@@ -125,17 +123,6 @@ def calibrated_losses(of: Predictions) -> Float64:
     return losses_of(logits, of.labels, of.split.objective)
 
 
-def paired_mean(differences: Float64) -> tuple[float, float, float]:
-    """Return the mean of differences by sample, with its 95 % interval (normal).
-
-    Args:
-        differences: [N].
-    """
-    mean = float(differences.mean())
-    half = Z * float(differences.std()) / math.sqrt(len(differences))
-    return mean, mean - half, mean + half
-
-
 # ---- How it is read
 
 
@@ -171,8 +158,8 @@ def _table(made: Additions) -> Table:
             percent(a.inconsistency),
             f"{a.loss:+.4f}",
             f"[{a.loss_low:+.4f}, {a.loss_high:+.4f}]",
-            f"{100 * a.gain:+.1f}",
-            f"[{100 * a.low:+.1f}, {100 * a.high:+.1f}]",
+            points(a.gain),
+            f"[{points(a.low)}, {points(a.high)}]",
         )
         for a in made.trials
     ]
@@ -204,7 +191,7 @@ def _sentences(made: Additions) -> tuple[str, ...]:
     low = min(sure, key=lambda a: a.accuracy)
     return (
         f"{said}; the most {best.trial[:8]}, by {-best.loss:.4f} nats "
-        f"([{-best.loss_high:.4f}, {-best.loss_low:.4f}]), {100 * best.gain:+.1f} points of "
+        f"([{-best.loss_high:.4f}, {-best.loss_low:.4f}]), {points(best.gain)} points of "
         "accuracy.",
         f"The least accurate one that helps is {low.trial[:8]}: {percent(low.accuracy)} % alone, "
         f"beside {percent(made.accuracy)} % of the champion.",

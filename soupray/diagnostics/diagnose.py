@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from soupray.core.candidates import WeightCandidate, as_trained
 from soupray.core.progress import Show
 from soupray.core.records import Record, Split, digest, encode, encode_pretty
 from soupray.diagnostics.measure import Board, CannotMeasure, Inputs, Measure, Options
 from soupray.diagnostics.measures import MEASURES, find_measures
 from soupray.diagnostics.samples import DecodedSamples
-from soupray.evaluation.live_model import EVALUATION_VERSION
+from soupray.evaluation.live_model import EVALUATION_VERSION, STATISTICS_SAMPLES
 from soupray.reporting.history import find_board
 from soupray.reporting.report import render, stored_board
 from soupray.reporting.results import stored_candidates
@@ -70,7 +72,8 @@ class Planned(Record, frozen=True, kw_only=True):
         name, summary, paper: of the measure.
         stored: its numbers are stored: it computes nothing.
         passes: runs of one model over a split, or over a part of it, that are not stored yet.
-        samples: samples in all of these runs, at most.
+        samples: samples in all of these runs, at most, and those on which BatchNorm statistics
+            are estimated.
         left_out: why it does not apply; None if it does.
     """
 
@@ -232,10 +235,13 @@ def _planned(session: Session, measure: Measure[Any], inputs: Inputs) -> Planned
     stored = why is None and _stored(session, measure, inputs) is not None
     if why is None and not stored:
         needed, evaluator = measure.needs(inputs), session.evaluator
-        counts = [(len(evaluator.unknown(models, on)), on.size) for models, on in needed.models]
-        asked = [n for one, on, n in needed.requests if n and not evaluator.knows(one, on)]
-        passes = sum(n for n, _ in counts) + len(asked) + bool(needed.unlisted)
-        samples = sum(n * size for n, size in counts) + sum(asked) + needed.unlisted
+        unknown = [(evaluator.unknown(models, on), on.size) for models, on in needed.models]
+        counts = [(len(models), size) for models, size in unknown]
+        asked = [(n, on.size) for one, on, n in needed.requests if not evaluator.knows(one, on)]
+        passes = sum(n for n, _ in counts) + sum(math.ceil(n / size) for n, size in asked)
+        samples = sum(n * size for n, size in counts) + sum(n for n, _ in asked)
+        passes, samples = passes + bool(needed.unlisted), samples + needed.unlisted
+        samples += _estimated(session, {m for models, _ in unknown for m in models})
     return Planned(
         name=measure.name,
         summary=measure.summary,
@@ -245,6 +251,16 @@ def _planned(session: Session, measure: Measure[Any], inputs: Inputs) -> Planned
         samples=samples,
         left_out=why,
     )
+
+
+def _estimated(session: Session, models: set[WeightCandidate]) -> int:
+    """Return the training samples on which BatchNorm statistics of `models` are estimated."""
+    if not session.pool.moved:
+        return 0
+    due = {m for m in models if not as_trained(m)}
+    known = session.evaluator.statistics(due)
+    each = min(STATISTICS_SAMPLES, session.basis.split("train").size)
+    return each * sum(m.digest not in known for m in due)
 
 
 def sections_of(made: Diagnostics) -> list[Section]:

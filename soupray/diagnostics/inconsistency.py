@@ -21,7 +21,7 @@ from soupray.maths.disagreement import cka, correlation, prediction_divergence
 from soupray.maths.geometry import conversion_rate, error_inconsistency, kappa
 from soupray.maths.metrics import right_mask
 from soupray.recipes.recipe import MULTI_LABEL, ONE_CLASS, REGRESSION
-from soupray.reporting.notes import percent
+from soupray.reporting.notes import percent, points
 from soupray.reporting.sections import Figure, Table
 
 MOST_PAIRS = 200
@@ -206,27 +206,31 @@ def _others(matrix: Sequence[Sequence[Any]], k: int) -> float | None:
     return _mean([v for j, v in enumerate(matrix[k]) if j != k])
 
 
+def _called(model: Model) -> str:
+    return model.name if model.kind == "entry" else f"trial {model.name[:8]}"
+
+
 def _said(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
 def _table(made: Inconsistency) -> Table:
-    rows = []
+    rows, names = [], [_called(model) for model in made.models]
     for k, model in enumerate(made.models):
         own = [p for p in made.pairs if k in p.models]
         best = max(own, key=lambda p: p.over_better, default=None)
-        mate = None if best is None else made.models[sum(best.models) - k].name
+        mate = "-" if best is None else names[sum(best.models) - k]
         apart = _others(made.inconsistency, k)
         rows.append(
             (
-                model.name if model.kind == "entry" else f"trial {model.name[:8]}",
+                names[k],
                 percent(model.accuracy),
                 "-" if apart is None else percent(apart),
                 _said(_others(made.kappa_complement, k), ".2f"),
                 _said(_mean([p.divergence for p in own]), ".3f"),
                 _said(_others(made.cka_complement, k), ".3f"),
-                "-" if best is None else f"{100 * best.over_better:+.1f}",
-                "-" if mate is None else mate[:18],
+                "-" if best is None else points(best.over_better),
+                mate,
             )
         )
     numbers = ("test", "inc.", "1-κ", "KL", "1-CKA", "gain")
@@ -252,7 +256,7 @@ def _sentences(made: Inconsistency) -> tuple[str, ...]:
     if not pairs:
         return ("There is one model: nothing to compare.",)
     low, high = min(pairs), max(pairs)
-    names = [m.name if m.kind == "entry" else f"trial {m.name[:8]}" for m in made.models]
+    names = [_called(model) for model in made.models]
     helped = sum(p.over_better > 0 for p in made.pairs)
     related = "" if made.correlation is None else f" (correlation {made.correlation:+.2f})"
     conversion = _mean([p.conversion for p in made.pairs])

@@ -7,6 +7,11 @@ from typing import Any
 
 from soupray.core.errors import ConfigError
 from soupray.diagnostics.additions import ADDITIONS
+from soupray.diagnostics.augmentations import AUGMENTATIONS
+from soupray.diagnostics.both_wrong import BOTH_WRONG
+from soupray.diagnostics.failure_distance import FAILURE_DISTANCE
+from soupray.diagnostics.flatness import FLATNESS
+from soupray.diagnostics.frequencies import FREQUENCIES
 from soupray.diagnostics.inconsistency import INCONSISTENCY
 from soupray.diagnostics.measure import Measure
 from soupray.diagnostics.mistakes import MISTAKES
@@ -16,11 +21,16 @@ from soupray.diagnostics.specialisation import SPECIALISATION
 
 MEASURES: tuple[Measure[Any], ...] = (
     PAIRS,
+    FLATNESS,
     EFFECTIVE_ROBUSTNESS,
     INCONSISTENCY,
     SPECIALISATION,
     ADDITIONS,
+    BOTH_WRONG,
+    FAILURE_DISTANCE,
     MISTAKES,
+    AUGMENTATIONS,
+    FREQUENCIES,
 )
 
 

@@ -22,7 +22,7 @@ from soupray.maths.robustness import (
     resampled,
 )
 from soupray.recipes.recipe import MULTI_LABEL, ONE_CLASS, REGRESSION
-from soupray.reporting.notes import percent
+from soupray.reporting.notes import percent, points
 from soupray.reporting.sections import Figure, Table
 
 OWN = "the pool's own trials"
@@ -270,11 +270,6 @@ def _show(made: Robustness) -> Shown:
     return Shown(sentences=_sentences(made), tables=(_table(made),), figures=(_figure(made),))
 
 
-def points(rho: float) -> str:
-    """Return an effective robustness in points, with its sign."""
-    return f"{100 * rho:+.1f}"
-
-
 def _table(made: Robustness) -> Table:
     names = [s.name for s in made.shifts]
     by_name = {s.name: {r.name: r for r in s.entries} for s in made.shifts}
@@ -351,7 +346,7 @@ def rows_of(shift: UnderShift) -> list[dict[str, Any]]:
 
 def _figure(made: Robustness) -> Figure:
     charts = [_chart(s) for s in made.shifts]
-    title = f"Effective robustness against the line of {made.baseline} (logit scale)"
+    title = f"Effective robustness: entries (red) against the line of {made.baseline} (grey)"
     return figure("effective_robustness", title, grid(charts, 2), whole=True)
 
 

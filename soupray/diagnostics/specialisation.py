@@ -15,7 +15,7 @@ from soupray.diagnostics.measure import Inputs, Measure, Needed, Shown
 from soupray.maths.disagreement import LEAST, buckets_of, confidence_angles
 from soupray.maths.geometry import error_inconsistency
 from soupray.maths.metrics import Z
-from soupray.reporting.notes import percent
+from soupray.reporting.notes import percent, points
 from soupray.reporting.sections import Figure, Table
 
 SURE = 15.0
@@ -97,7 +97,8 @@ def chosen_pairs(inputs: Inputs) -> list[tuple[str, dict[str, Candidate]]]:
         names = {board.champion: champion, "best_single": single}
         found.append(("the entry to take, and the best single model", names))
     else:
-        other = next(((n, m) for n, m in board.each().items() if m != champion), None)
+        others = ((n, m) for n, m in board.each().items() if set(m.members) != {champion})
+        other = next(others, None)  # an ensemble of this one model alone answers as it does
         if other is not None:
             names = {other[0]: other[1], "best_single": single}
             found.append(("the first other entry, and the best single model", names))
@@ -214,8 +215,8 @@ def _row(kind: str, part: Part) -> tuple[str, ...]:
         part.name,
         str(part.n),
         *(percent(a) for a in part.accuracies),
-        f"{100 * part.difference:+.1f}",
-        f"[{100 * part.low:+.1f}, {100 * part.high:+.1f}]",
+        points(part.difference),
+        f"[{points(part.low)}, {points(part.high)}]",
     )
 
 

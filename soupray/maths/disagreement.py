@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 
 from soupray.core.arrays import Float32, Float64, Indices, Labels, Logits
 from soupray.core.records import Objective
+from soupray.maths.metrics import Z
 
 LEAST = 25
 """Samples of a bucket: fewer are joined with the next bucket, because their share says nothing."""
@@ -144,6 +145,17 @@ def buckets_of(values: Float64, count: int, least: int = LEAST) -> Buckets:
         kept[-2:] = [np.concatenate(kept[-2:])]
     made = (Bucket(float(values[p[0]]), float(values[p[-1]]), p) for p in kept)
     return Buckets(tuple(made), count)
+
+
+def paired_mean(differences: Float64) -> tuple[float, float, float]:
+    """The mean of differences by sample, with its 95 % interval (normal).
+
+    Args:
+        differences: [N].
+    """
+    mean = float(differences.mean())
+    half = Z * float(differences.std()) / float(np.sqrt(len(differences)))
+    return mean, mean - half, mean + half
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:

@@ -7,6 +7,11 @@ from soupray.reporting.ranking import Entry, explained, ranked_on
 from soupray.spec.sweep_spec import SweepSpec
 
 
+def points(share: float) -> str:
+    """Return a difference of shares in points, with its sign: +0.7. Zero is +0.0."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
+
+
 def percent(share: float) -> str:
     """97.2 for .972."""
     return f"{100 * share:.1f}"

@@ -17,9 +17,9 @@ from msgspec import UNSET
 from soupray.core.errors import Diverged, TrialError
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
+from soupray.data.augment import Draws, OwnAugmentation, augmented, draw, with_images
 from soupray.data.cache import Data
 from soupray.store.weights_file import Weights
-from soupray.training.augment import Draws, OwnAugmentation, augmented, draw, with_images
 from soupray.training.distillation import DistillationLoss, Targets
 from soupray.training.losses import TrainingLoss, sample_weights
 from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
