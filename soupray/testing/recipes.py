@@ -70,9 +70,7 @@ def check_recipe(
     for number, (name, models, objective) in enumerate(pools):
         world = toy(folder / str(number), models(), objective=objective)
         earlier = _earlier(world, recipe.name)
-        first, second = (
-            recipe.run(_selection(world), earlier, dict(options)) for _ in range(2)
-        )
+        first, second = (recipe.run(_selection(world), earlier, dict(options)) for _ in range(2))
         on = f"recipe {recipe.name} on the pool {name!r}"
         problem = broken_contract(recipe, first, world.pool, earlier)
         assert not problem, f"{on}: {problem}"
