@@ -18,7 +18,8 @@ from msgspec import UNSET
 from soupray.core.arrays import Labels, Logits
 from soupray.core.errors import CheckpointError, NotFound
 from soupray.core.records import UNITS, Ingredient, Predictions, Scores, Split, pack_right
-from soupray.maths.metrics import graded_by, score
+from soupray.maths.metrics import score
+from soupray.maths.own_metric import graded_by
 from soupray.store.checkpoints import Checkpoints
 
 READERS = 8
