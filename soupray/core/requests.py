@@ -353,3 +353,28 @@ class Paths(Request[Matrix], tag="paths", frozen=True, kw_only=True):
     ends: tuple[tuple[int, int], ...]
     steps: int
     answer: ClassVar[object] = Matrix
+
+
+class Losses(Record, frozen=True, kw_only=True):
+    """Mean cross-entropy of a model, in nats.
+
+    Attributes:
+        clean: to the labels.
+        noisy: to the labels with noise.
+    """
+
+    clean: float
+    noisy: float
+
+
+class NoisyLabels(Request[Losses], tag="noisy_labels", frozen=True, kw_only=True):
+    """The losses of a model to labels with and without noise, on any split.
+
+    Attributes:
+        model: the model.
+        noise: name and value of the hyperparameters of the noise, sorted by name.
+    """
+
+    model: WeightCandidate
+    noise: tuple[tuple[str, float], ...]
+    answer: ClassVar[object] = Losses

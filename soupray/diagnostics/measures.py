@@ -15,6 +15,7 @@ from soupray.diagnostics.frequencies import FREQUENCIES
 from soupray.diagnostics.inconsistency import INCONSISTENCY
 from soupray.diagnostics.measure import Measure
 from soupray.diagnostics.mistakes import MISTAKES
+from soupray.diagnostics.noise_fitting import NOISE_FITTING
 from soupray.diagnostics.pairs import PAIRS
 from soupray.diagnostics.robustness import EFFECTIVE_ROBUSTNESS
 from soupray.diagnostics.specialisation import SPECIALISATION
@@ -31,6 +32,7 @@ MEASURES: tuple[Measure[Any], ...] = (
     MISTAKES,
     AUGMENTATIONS,
     FREQUENCIES,
+    NOISE_FITTING,
 )
 
 

@@ -39,8 +39,10 @@ from soupray.core.requests import (
     Gradient,
     Gram,
     Health,
+    Losses,
     Matrix,
     Nearby,
+    NoisyLabels,
     Paths,
     Request,
     Right,
@@ -51,6 +53,7 @@ from soupray.core.requests import (
     Threshold,
 )
 from soupray.data.augment import augmented, draw
+from soupray.data.label_noise import noise_shares, noisy_losses
 from soupray.evaluation.live_model import LiveModel, about
 from soupray.maths.geometry import cross_entropy
 from soupray.maths.losses import loss_sum
@@ -174,6 +177,17 @@ def augmented_samples(request: Augmented, bench: Bench) -> Seen:
         right += int((logits.argmax(axis=1) == labels).sum())
         loss += cross_entropy(logits, labels) * len(part)
     return Seen(n=len(rows), accuracy=right / len(rows), loss=loss / len(rows))
+
+
+@answer.register
+def noisy_labels(request: NoisyLabels, bench: Bench) -> Losses:
+    """Make the noise of the split, and compare the model's answers with both kinds of labels."""
+    wanted = Hyperparameters(lr=1, epochs=1, **dict(request.noise))  # type: ignore[arg-type]
+    shares = noise_shares(lambda x: bench.live.inputs(x.numpy()).cpu(), bench.images, wanted)
+    logits, _ = bench.live.predict(request.model, bench.images)
+    wide, labels = torch.from_numpy(logits).double(), torch.from_numpy(np.array(bench.labels))
+    clean, noisy = (float(noisy_losses(wide, labels, some).mean()) for some in (0 * shares, shares))
+    return Losses(clean=clean, noisy=noisy)
 
 
 @answer.register
