@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import math
 
 import msgspec
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from soupray.core.candidates import mean_of
-from soupray.core.errors import EvaluationError
+from soupray.core.errors import CheckpointError, EvaluationError
 from soupray.core.plugins import load
 from soupray.core.records import (
     UNITS,
@@ -27,7 +28,10 @@ from soupray.core.records import (
     encode,
     pack_right,
     pack_units,
+    unpack_units,
 )
+from soupray.diagnostics.diversity import diagnosis
+from soupray.evaluation.evidence import check_scores
 from soupray.evaluation.schedule import Answer, FirstReaching, Goal
 from soupray.maths import graded
 from soupray.maths.graded import mean_interval, overlap, sign_flip_p
@@ -338,6 +342,11 @@ def beyond(outputs, targets):
 
 beyond.per_sample = True
 
+def ranks(outputs, targets):
+    return np.argsort(np.argsort(outputs[:, 0])) / len(outputs)
+
+ranks.per_sample = True
+
 def broken(outputs, targets):
     return near(outputs, targets) * np.nan
 
@@ -362,11 +371,14 @@ def measures(tmp_path, monkeypatch):
     load.cache_clear()
 
 
-def of_class(metric) -> Predictions:
-    split = Split(name="held_out", role="held_out", digest=digest("x"), size=3, classes=2,
+PLAIN = ((0, 0), (0, 100), (0, math.log(3)))
+
+
+def of_class(metric, logits=PLAIN) -> Predictions:
+    split = Split(name="held_out", role="held_out", digest=digest("x"), size=len(logits), classes=2,
                   metric=metric)  # fmt: skip
-    logits = np.array([[0, 0], [0, 100], [0, np.log(3)]], np.float32)
-    return Predictions(split=split, logits=logits, labels=np.array([0, 1, 0]))
+    labels = np.array([0, 1, 0, 1])[: len(logits)]
+    return Predictions(split=split, logits=np.array(logits, np.float32), labels=labels)
 
 
 def test_a_metric_that_says_so_is_graded(measures):
@@ -399,6 +411,11 @@ def test_a_graded_metric_that_breaks_its_word_is_named(measures, name, says):
             ask(of_class(measures(name)))
 
 
+def test_a_graded_metric_that_looks_at_other_samples_is_refused(measures):
+    with pytest.raises(EvaluationError, match=r"has 0\.25 among all 4 samples, and 0\.5 among 2"):
+        score(of_class(measures("ranks"), [[1, 0], [0, 0], [2, 0], [3, 0]]))
+
+
 def test_greedy_by_a_metric_of_the_user_is_rejected_early_as_a_plain_loop_is(tmp_path, measures):
     from soupray.testing import linear
 
@@ -419,3 +436,59 @@ def test_greedy_by_a_metric_of_the_user_is_rejected_early_as_a_plain_loop_is(tmp
         if total([*kept, sha]) >= total(kept):
             kept.append(sha)
     assert sorted(outcome.candidate.checkpoints) == sorted(kept)
+
+
+# ---- stored scores
+
+
+@pytest.mark.parametrize("kind", ["masks", "metric"])
+def test_graded_scores_that_contradict_their_logits_are_found(tmp_path, measures, kind):
+    named = measures("near")
+    about = {"objective": MASKS} if kind == "masks" else {"metric": named}
+    world = toy(tmp_path / "world", 2, **about)
+    held_out = world.basis.split("held_out")
+    check_scores(world.pool.ingredients, held_out, world.checkpoints)
+    first = world.pool.ingredients[0]
+    values = unpack_units(first.held_out.right).astype(int)
+    low, high = int(values.argmin()), int(values.argmax())
+    swapped = values.copy()
+    swapped[[low, high]] = swapped[[high, low]]  # the same sum
+    for lie in ({"right": pack_units(swapped)}, {"nll": first.held_out.nll + 1}):
+        wrong = msgspec.structs.replace(first.held_out, **lie)
+        edited = msgspec.structs.replace(first, held_out=wrong)
+        with pytest.raises(CheckpointError, match="contradicts its stored logits"):
+            check_scores([edited], held_out, world.checkpoints)
+    # Another machine may round a function of floats to the next unit.
+    near = values.copy()
+    near[high] -= 1
+    wrong = msgspec.structs.replace(
+        first.held_out, right=pack_units(near), correct=first.held_out.correct - 1
+    )
+    check_scores([msgspec.structs.replace(first, held_out=wrong)], held_out, world.checkpoints)
+
+
+def test_a_diagnosis_of_a_graded_pool_is_about_its_answers(tmp_path, measures):
+    world = toy(tmp_path / "world", 3, metric=measures("near"))
+    held_out = world.basis.split("held_out")
+    answers = [
+        right_mask(world.evaluator.predictions(mean_of([sha]), held_out))
+        for sha in world.pool.checkpoints
+    ]
+    made = diagnosis(world.pool, [], answers)
+    apart = (answers[0] != answers[1]).mean()
+    assert made.error_inconsistency[0][1] == pytest.approx(apart)
+    with pytest.raises(ValueError, match="no yes or no"):
+        diagnosis(world.pool, [])
+
+
+def test_a_cascade_of_a_graded_metric_decides_in_float32(tmp_path, measures):
+    named = measures("near")
+    world = toy(tmp_path / "world", 4, metric=named)
+    selection = world.selection(cascade=True, metric=named[0])
+    plain = world.selection(metric=named[0])
+    candidates = [mean_of(world.pool.checkpoints[:k]) for k in (2, 3)]
+    bound = plain.value(world.pool.ingredients[0].held_out)
+    assert selection.first_reaching(candidates, bound, "ge") == plain.first_reaching(
+        candidates, bound, "ge"
+    )
+    assert selection.tau is None

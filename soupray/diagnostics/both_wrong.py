@@ -111,8 +111,7 @@ def measure_both_wrong(inputs: Inputs) -> BothWrong:
 
     def right(model: Candidate, split: Split) -> Mask:
         if (model, split.name) not in masks:
-            (scores,) = inputs.answers.scores([model], split)
-            masks[model, split.name] = scores.right_mask()
+            (masks[model, split.name],) = inputs.right([model], split)
         return masks[model, split.name]
 
     mixtures = []

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from soupray.core.arrays import Float64, Logits
+from soupray.core.arrays import Float64, Logits, Mask
 from soupray.core.records import Pool, Predictions, Record
 from soupray.core.requests import Matrix
 from soupray.maths.geometry import (
@@ -132,9 +132,17 @@ def compare_pair(
     )
 
 
-def diagnosis(pool: Pool, pairs: Sequence[Pair]) -> Diagnosis:
-    """Return `pairs` together with error inconsistency and 1 - kappa of all pairs of the pool."""
-    right = [i.held_out.right_mask() for i in pool.ingredients]
+def diagnosis(
+    pool: Pool, pairs: Sequence[Pair], answered: Sequence[Mask] | None = None
+) -> Diagnosis:
+    """Return `pairs` together with error inconsistency and 1 - kappa of all pairs of the pool.
+
+    Args:
+        pool: the ingredients.
+        pairs: the sampled pairs.
+        answered: which held-out samples each ingredient gets right; None: its scores say it.
+    """
+    right = answered or [i.held_out.right_mask() for i in pool.ingredients]
     return Diagnosis(
         n=pool.ingredients[0].held_out.n,
         trials=tuple(i.trial.key for i in pool.ingredients),

@@ -158,7 +158,7 @@ def _start(
     places = []
     for split in _splits(inputs):
         (distances,) = answers.measure([request], split)
-        one, other = (s.right_mask() for s in answers.scores([model, anchor], split))
+        one, other = inputs.right([model, anchor], split)
         places.append(by_distance(split.name, np.asarray(distances), (one, other), vrf))
     return Start(
         fine_tuned=name,

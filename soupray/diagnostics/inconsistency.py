@@ -113,7 +113,7 @@ def _one_network(model: Candidate) -> WeightCandidate | None:
 def measure_inconsistency(inputs: Inputs) -> Inconsistency:
     """Return how the models of a sweep differ on ID test."""
     models, test = compared(inputs), inputs.test
-    right = [s.right_mask() for s in inputs.answers.scores([*models.values()], test)]
+    right = inputs.right([*models.values()], test)
     kappas = tuple(tuple(_complement(kappa(a, b)) for b in right) for a in right)
     networks = [_one_network(m) for m in models.values()]
     rows = feature_rows(inputs)

@@ -21,6 +21,7 @@ from soupray.core.records import Basis, Pool, Predictions, Record, Scores, Split
 from soupray.core.requests import Request
 from soupray.diagnostics.annotations import Annotations
 from soupray.diagnostics.baseline import Baseline
+from soupray.maths.metrics import right_mask
 from soupray.recipes.recipe import ONE_CLASS
 from soupray.reporting.ranking import Entry
 from soupray.reporting.sections import Figure, Gallery, Section, Table
@@ -192,6 +193,22 @@ class Inputs:
     def trials(self) -> dict[str, Candidate]:
         """The single models as trained, by the key of the trial, best on held-out data first."""
         return {i.trial.key: mean_of([i.checkpoint.sha256]) for i in self.pool.ingredients}
+
+    def right(self, models: Sequence[Candidate], split: Split) -> list[Mask]:
+        """Return which samples of a split each model gets right.
+
+        With a graded metric its scores do not say it, and its answers do.
+
+        Args:
+            models: the models.
+            split: the samples.
+        """
+        return [
+            right_mask(self.answers.predictions(model, split))
+            if scores.graded
+            else scores.right_mask()
+            for model, scores in zip(models, self.answers.scores(models, split), strict=True)
+        ]
 
     @property
     def frozen(self) -> Board:

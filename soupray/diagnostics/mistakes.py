@@ -234,8 +234,7 @@ class _Cases:
         self._top = [_top(one) for one in two]
         self._kinds = [truth.kinds(answer) for answer, _ in self._top]
         self.right: list[Mask] = [answer == truth.labels for answer, _ in self._top]
-        scores = inputs.answers.scores([*inputs.trials.values()], inputs.test)
-        self._trials = np.mean([one.right_mask() for one in scores], axis=0)
+        self._trials = np.mean(inputs.right([*inputs.trials.values()], inputs.test), axis=0)
 
     def of(self, which: Mask) -> tuple[Case, ...]:
         """Return the hardest cases: those that fewest trials get right first."""

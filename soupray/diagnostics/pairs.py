@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from msgspec import structs
 
 from soupray.core.arrays import Float64
 from soupray.core.candidates import WeightSoup, soups_of_one, weight_soup
@@ -34,12 +33,8 @@ def measure_pairs(inputs: Inputs) -> Diagnosis:
     between = np.stack([distances(gram), angles(gram)])
     pairs = [_pair(inputs, ends, between) for ends in _drawn(inputs)]
     # Where training moved BatchNorm statistics, single models are compared with estimated ones.
-    own = answers.scores(soups_of_one(pool.checkpoints, pool), held_out)
-    alike = [
-        structs.replace(ingredient, held_out=scores)
-        for ingredient, scores in zip(pool.ingredients, own, strict=True)
-    ]
-    return diagnosis(structs.replace(pool, ingredients=tuple(alike)), pairs)
+    own = inputs.right(soups_of_one(pool.checkpoints, pool), held_out)
+    return diagnosis(pool, pairs, own)
 
 
 def segment(pool: Pool, i: int, j: int) -> list[WeightSoup]:

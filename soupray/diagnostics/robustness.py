@@ -172,9 +172,9 @@ def _mean(name: str, rhos: Sequence[float], values: Float64) -> MeanRho:
 
 def _masks(inputs: Inputs, models: Sequence[Candidate], shift: Split) -> _Masks | None:
     """Return what the models get right; None if ID test has no sample of the shift's classes."""
-    shifted = _right(inputs, models, shift)
+    shifted = inputs.right(models, shift)
     if shift.label_map is None:
-        return _Masks(_right(inputs, models, inputs.test), shifted)
+        return _Masks(inputs.right(models, inputs.test), shifted)
     on_id = []
     for model in models:
         there = on_classes_of(inputs.answers.predictions(model, inputs.test), shift)
@@ -182,10 +182,6 @@ def _masks(inputs: Inputs, models: Sequence[Candidate], shift: Split) -> _Masks 
             return None
         on_id.append(right_mask(there))
     return _Masks(on_id, shifted)
-
-
-def _right(inputs: Inputs, models: Sequence[Candidate], split: Split) -> list[Mask]:
-    return [scores.right_mask() for scores in inputs.answers.scores(models, split)]
 
 
 def _standard(

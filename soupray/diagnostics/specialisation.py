@@ -105,7 +105,7 @@ def chosen_pairs(inputs: Inputs) -> list[tuple[str, dict[str, Candidate]]]:
     trials = inputs.trials
     if len(trials) > 1:
         keys = [*trials]
-        right = [s.right_mask() for s in inputs.answers.scores([*trials.values()], inputs.held_out)]
+        right = inputs.right([*trials.values()], inputs.held_out)
         apart = [
             (error_inconsistency(right[i], right[j]), -i, -j)
             for i in range(len(keys))

@@ -44,8 +44,9 @@ from soupray.core.requests import (
 )
 from soupray.evaluation.cache import Against, EvaluationCache
 from soupray.evaluation.schedule import FirstReaching, Goal, Precision
-from soupray.maths.metrics import graded_by, margins, score
+from soupray.maths.metrics import margins, score
 from soupray.maths.outputs import Blender, entropy_logits, fit_temperature, trust, vrf_logits
+from soupray.maths.own_metric import graded_by
 
 T = TypeVar("T")
 CACHED_LOGITS = 4

@@ -19,6 +19,7 @@ from soupray.core.arrays import Labels, Logits
 from soupray.core.errors import CheckpointError, NotFound
 from soupray.core.records import UNITS, Ingredient, Predictions, Scores, Split, pack_right
 from soupray.maths.metrics import score
+from soupray.maths.own_metric import graded_by
 from soupray.store.checkpoints import Checkpoints
 
 READERS = 8
@@ -78,7 +79,7 @@ def _check(ingredient: Ingredient, split: Split, checkpoints: Checkpoints) -> st
     masks = split.objective is not UNSET and split.objective.kind == "segmentation"
     if len(labels) != said.n or (logits.shape[1] != split.classes and not masks):
         raise _contradicted(ingredient, f"its logits are {list(logits.shape)}")
-    if several:
+    if several or graded_by(split):
         made = score(Predictions(split=split, logits=logits, labels=labels))
         if made != said and not _close(made, said):
             raise _contradicted(ingredient, "its logits have other scores than it says")

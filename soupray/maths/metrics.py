@@ -10,8 +10,6 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from soupray.core.arrays import Float64, Indices, Labels, Logits, Mask, Units
-from soupray.core.errors import EvaluationError
-from soupray.core.plugins import METRICS, load, raised
 from soupray.core.records import (
     UNITS,
     Metric,
@@ -34,6 +32,7 @@ from soupray.maths.objectives import (
     metrics_of,
     right_of,
 )
+from soupray.maths.own_metric import graded_by, own_metric
 
 COUNTED = ("accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "worst_class")
 """Metrics from 0 to 1 that follow from counts of samples. For others that are not graded there is
@@ -41,10 +40,6 @@ no paired test."""
 
 SHARES = (*COUNTED, "map", "iou", "dice", "pixel_accuracy")
 """Metrics from 0 to 1 that people read in percent."""
-
-PER_SAMPLE = "per_sample"
-"""The attribute by which a metric of the user says that it is graded: it gives each sample a value
-from 0 to 1, which follows from the outputs and the target of this sample alone."""
 
 ECE_BINS = 15
 """Number of equal-mass bins of the expected calibration error (ECE), as in most papers."""
@@ -59,8 +54,8 @@ def score(predictions: Predictions) -> Scores:
     made = _of_soupray(predictions)
     if predictions.split.metric is UNSET:
         return made
-    named, code = predictions.split.metric
-    own = own_metric(predictions, named, code)
+    named, _ = predictions.split.metric
+    own = _own(predictions)
     others = {} if made.others is UNSET else made.others
     if graded_by(predictions.split) != named:
         return msgspec.structs.replace(made, others={**others, named: float(own.mean())})
@@ -75,74 +70,19 @@ def score(predictions: Predictions) -> Scores:
     )
 
 
-def graded_by(split: Split) -> str | UnsetType:
-    """The name of the metric that gives each sample of a split a value. Unset: right or wrong."""
-    if split.metric is not UNSET:
-        own = load(METRICS, split.metric[0])
-        if getattr(own.value, PER_SAMPLE, False):
-            return split.metric[0]
-    masks = split.objective is not UNSET and split.objective.kind == "segmentation"
-    return "iou" if masks else UNSET
-
-
 def sample_values(predictions: Predictions) -> Mask | Units:
     """What is counted of each sample, [N]: whether it is right, or its graded value in units."""
     graded = graded_by(predictions.split)
     if not graded:
         return right_mask(predictions)
     if predictions.split.metric is not UNSET and graded == predictions.split.metric[0]:
-        return in_units(own_metric(predictions, *predictions.split.metric))
+        return in_units(_own(predictions))
     return overlap(predictions.logits, predictions.labels)
 
 
-def own_metric(predictions: Predictions, named: str, code: str) -> Float64:
-    """The metric of the user: a function of outputs and targets, of which more is better.
-
-    Args:
-        predictions: of a model on a split.
-        named: the function, as a spec has it.
-        code: digest of its code.
-
-    Returns:
-        A number, or one for each sample, [N].
-
-    Raises:
-        EvaluationError: the code here is other code, or the function raises, or returns something
-            else than a finite number or one from 0 to 1 for each sample, or a number where it says
-            that it has one for each sample.
-    """
-    found = load(METRICS, named)
-    where = f"metric {named!r} ({found.origin})"
-    if found.digest != code:
-        raise EvaluationError(
-            f"{where}: the code here has the digest {found.digest[:12]}, that of the sweep had "
-            f"{code[:12]}. Start again, with the same code on all machines."
-        )
+def _own(predictions: Predictions) -> Float64:
     logits = mapped(predictions.logits, predictions.split.label_map)
-    try:
-        # Copies: what the function changes in place is neither stored nor scored.
-        given = np.asarray(found.value(np.array(logits), np.array(predictions.labels)), np.float64)
-    except Exception as error:
-        raise EvaluationError(f"{where} raised {raised(error)}.") from error
-    on = f"{where}, on split {predictions.split.name} (n = {len(logits)}): it returned"
-    if given.shape not in ((), (len(logits),)):
-        raise EvaluationError(
-            f"{on} an array {list(given.shape)}. Return a number, or one for each sample."
-        )
-    if not given.ndim and getattr(found.value, PER_SAMPLE, False):
-        raise EvaluationError(
-            f"{on} one number, but {PER_SAMPLE} says that each sample has a value. Return "
-            f"[{len(logits)}] values from 0 to 1, or leave {PER_SAMPLE} out."
-        )
-    if not np.isfinite(given).all():
-        raise EvaluationError(f"{on} a value that is NaN or infinite.")
-    if given.ndim and not ((given >= 0) & (given <= 1)).all():
-        bad = int(np.flatnonzero((given < 0) | (given > 1))[0])
-        raise EvaluationError(
-            f"{on} {given[bad]:g} for sample {bad}. The value of a sample is from 0 to 1; return "
-            "one number if the metric has no such bounds."
-        )
-    return given
+    return own_metric(predictions.split, logits, predictions.labels)
 
 
 def _of_soupray(predictions: Predictions) -> Scores:

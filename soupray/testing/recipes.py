@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from soupray.core.candidates import Outcome
 from soupray.core.records import Objective
+from soupray.evaluation.selection import HeldOutSelection
 from soupray.maths.metrics import score
 from soupray.recipes import broken_contract
 from soupray.recipes.baselines import ANCHOR, BEST_SINGLE
@@ -69,7 +70,7 @@ def check_recipe(
     for number, (name, models, objective) in enumerate(pools):
         world = toy(folder / str(number), models(), objective=objective)
         earlier = _earlier(world, recipe.name)
-        first, second = (recipe.run(world.selection(), earlier, dict(options)) for _ in range(2))
+        first, second = (recipe.run(_selection(world), earlier, dict(options)) for _ in range(2))
         on = f"recipe {recipe.name} on the pool {name!r}"
         problem = broken_contract(recipe, first, world.pool, earlier)
         assert not problem, f"{on}: {problem}"
@@ -84,8 +85,13 @@ def check_recipe(
     return found
 
 
+def _selection(world: Toy) -> HeldOutSelection:
+    """What a recipe gets, with the metric that the scores of the pool are about."""
+    return world.selection(metric=world.pool.ingredients[0].held_out.graded or "accuracy")
+
+
 def _earlier(world: Toy, but: str) -> Earlier:
-    selection = world.selection()
+    selection = _selection(world)
     before: list[Outcome] = []
     for one in (ANCHOR, BEST_SINGLE, UNIFORM):
         if one.name != but:
