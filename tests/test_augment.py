@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import InterpolationMode, RandAugment
 
 from soupray.core.hyperparameters import Hyperparameters
+from soupray.data.augment import Draws, augmented, cutting, draw
+from soupray.data.randaugment import OPERATIONS, randaugmented
 from soupray.spec.space import Space
-from soupray.training.augment import Draws, augmented, cutting, draw
-from soupray.training.randaugment import OPERATIONS, randaugmented
 
 
 def wanted(**hparams: float) -> Hyperparameters:

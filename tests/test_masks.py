@@ -20,6 +20,7 @@ from soupray.core import plugins
 from soupray.core.errors import ConfigError
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.records import Objective
+from soupray.data.augment import Draws, augmented, draw, with_images
 from soupray.data.cache import open_data, planned
 from soupray.data.targets import mask_of, notes_on
 from soupray.inference.meaning import Meaning, Wanted, run_lengths
@@ -27,7 +28,6 @@ from soupray.recipes import BY_NAME, check_objective
 from soupray.reporting.model_folder import answers_of
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.tasks import task_of
-from soupray.training.augment import Draws, augmented, draw, with_images
 from soupray.training.loop import Loop
 from soupray.training.losses import TrainingLoss, soft_dice
 from soupray.training.start import Start

@@ -98,17 +98,28 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
         float, _range(0.1, 100, "divides the logits of teacher and model, for classes", "teacher")
     ] = 1.0
 
+    noise: Annotated[
+        float,
+        _range(0, 0.5, "mean share of labels that a wave gives to all classes", "one class"),
+    ] = 0.0
+    # Also about one class. Without `noise` they have no effect: no spec is refused for them.
+    noise_frequency: Annotated[
+        float, _range(1e-6, 1e6, "of the wave (arXiv:2110.02424), in cycles by unit of input")
+    ] = 0.038
+    noise_phase: Annotated[
+        float, _range(-1e6, 1e6, "where the wave is 0, in units of normalised inputs")
+    ] = 0.0
+    noise_direction: Annotated[
+        int, _range(0, 1_000_000, "0: the wave goes from the centre; else the seed of a direction")
+    ] = 0
+
 
 LATER = frozenset(
-    {
-        "focal",
-        "class_weight",
-        "balanced",
-        "huber",
-        "dice",
-        "distillation",
-        "distillation_temperature",
-    }
+    (
+        *("focal", "class_weight", "balanced", "huber", "dice"),
+        *("distillation", "distillation_temperature"),
+        *("noise", "noise_frequency", "noise_phase", "noise_direction"),
+    )
 )
 """Hyperparameters that came after others were published. At their defaults they are in no key, so
 that trials from before them are found."""

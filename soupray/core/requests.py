@@ -31,7 +31,8 @@ class Request(Record, Generic[T], frozen=True, kw_only=True):
         first = getattr(self, self.__struct_fields__[0])
         if isinstance(first, str):
             return first
-        sha: str = first[0] if isinstance(first, tuple) else first.checkpoints[0]
+        one = first[0] if isinstance(first, tuple) else first
+        sha: str = one if isinstance(one, str) else one.checkpoints[0]
         return sha
 
 
@@ -303,3 +304,77 @@ class FileDigest(Request[str], tag="file_digest", frozen=True, kw_only=True):
 
     model: WeightCandidate
     answer: ClassVar[object] = str
+
+
+class Seen(Record, frozen=True, kw_only=True):
+    """A model on augmented samples.
+
+    Attributes:
+        n: number of samples.
+        accuracy: share of them that is right.
+        loss: mean cross-entropy, in nats, without label smoothing.
+    """
+
+    n: int
+    accuracy: float
+    loss: float
+
+
+class Augmented(Request[Seen], tag="augmented", frozen=True, kw_only=True):
+    """A model on augmented images of any split.
+
+    Attributes:
+        model: the model.
+        augmentation: name and value of hyperparameters that augment, sorted by name.
+        rows: positions of the samples. Empty: all samples.
+        seed: of the draw of the augmentation.
+    """
+
+    model: WeightCandidate
+    augmentation: tuple[tuple[str, float], ...]
+    rows: tuple[int, ...]
+    seed: int
+    answer: ClassVar[object] = Seen
+
+
+class Paths(Request[Matrix], tag="paths", frozen=True, kw_only=True):
+    """How far the probabilities of a model are from those at the start of a path, |p(t) - p(0)|.
+
+    A path is the line between two samples: between their pixels, or between the embeddings of
+    their tokens. The answer has a row of `steps` values for each path.
+
+    Attributes:
+        models: the model; of several, the mean of their logits.
+        ends: positions of the two samples of each path.
+        steps: points on each path, both ends included, evenly spaced.
+    """
+
+    models: tuple[WeightCandidate, ...]
+    ends: tuple[tuple[int, int], ...]
+    steps: int
+    answer: ClassVar[object] = Matrix
+
+
+class Losses(Record, frozen=True, kw_only=True):
+    """Mean cross-entropy of a model, in nats.
+
+    Attributes:
+        clean: to the labels.
+        noisy: to the labels with noise.
+    """
+
+    clean: float
+    noisy: float
+
+
+class NoisyLabels(Request[Losses], tag="noisy_labels", frozen=True, kw_only=True):
+    """The losses of a model to labels with and without noise, on any split.
+
+    Attributes:
+        model: the model.
+        noise: name and value of the hyperparameters of the noise, sorted by name.
+    """
+
+    model: WeightCandidate
+    noise: tuple[tuple[str, float], ...]
+    answer: ClassVar[object] = Losses

@@ -7,12 +7,15 @@ from typing import Any
 
 from soupray.core.errors import ConfigError
 from soupray.diagnostics.additions import ADDITIONS
+from soupray.diagnostics.augmentations import AUGMENTATIONS
 from soupray.diagnostics.both_wrong import BOTH_WRONG
 from soupray.diagnostics.failure_distance import FAILURE_DISTANCE
 from soupray.diagnostics.flatness import FLATNESS
+from soupray.diagnostics.frequencies import FREQUENCIES
 from soupray.diagnostics.inconsistency import INCONSISTENCY
 from soupray.diagnostics.measure import Measure
 from soupray.diagnostics.mistakes import MISTAKES
+from soupray.diagnostics.noise_fitting import NOISE_FITTING
 from soupray.diagnostics.pairs import PAIRS
 from soupray.diagnostics.robustness import EFFECTIVE_ROBUSTNESS
 from soupray.diagnostics.specialisation import SPECIALISATION
@@ -27,6 +30,9 @@ MEASURES: tuple[Measure[Any], ...] = (
     BOTH_WRONG,
     FAILURE_DISTANCE,
     MISTAKES,
+    AUGMENTATIONS,
+    FREQUENCIES,
+    NOISE_FITTING,
 )
 
 

@@ -64,6 +64,30 @@ class LiveModel:
         """Model inputs for images or texts, on the device."""
         return self._task.inputs(torch.from_numpy(np.array(images)).to(self._setting.device))
 
+    @torch.inference_mode()
+    def between_texts(
+        self, candidate: WeightCandidate, two: torch.Tensor, share: torch.Tensor
+    ) -> Logits:
+        """Run a candidate on the line between the embeddings of the tokens of two texts.
+
+        Args:
+            candidate: the model.
+            two: the texts, in the form of the data cache, [2, L].
+            share: of the second text, at each point, [T].
+
+        Returns:
+            Logits [T, C].
+
+        Raises:
+            EvaluationError: this kind of model has no embeddings of tokens.
+        """
+        model = self.load(candidate, torch.float32)
+        if not hasattr(model, "between"):
+            raise EvaluationError("this kind of model has no embeddings of tokens")
+        tokens = self._task.inputs(two.to(self._setting.device))
+        logits: Logits = model.between(tokens, share).float().cpu().numpy()  # type: ignore[operator]
+        return logits
+
     def tensors(self, candidate: WeightCandidate) -> Weights:
         """All tensors of a candidate, with the BatchNorm statistics of its evaluation."""
         weights = dict(self._mixer.tensors(candidate))

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from soupray.core.arrays import Float32, Images, Labels
-from soupray.core.candidates import mean_of
+from soupray.core.candidates import WeightCandidate, mean_of
 from soupray.core.errors import EvaluationError
+from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.records import (
     STATISTICS,
     BlobRef,
@@ -26,6 +27,7 @@ from soupray.core.records import (
     unpack_right,
 )
 from soupray.core.requests import (
+    Augmented,
     Body,
     Defect,
     Deviation,
@@ -37,15 +39,21 @@ from soupray.core.requests import (
     Gradient,
     Gram,
     Health,
+    Losses,
     Matrix,
     Nearby,
+    NoisyLabels,
+    Paths,
     Request,
     Right,
+    Seen,
     Slope,
     Surroundings,
     TensorNames,
     Threshold,
 )
+from soupray.data.augment import augmented, draw
+from soupray.data.label_noise import noise_shares, noisy_losses
 from soupray.evaluation.live_model import LiveModel, about
 from soupray.maths.geometry import cross_entropy
 from soupray.maths.losses import loss_sum
@@ -65,6 +73,9 @@ GRADIENT_CHUNK = 2**22
 FISHER_BYTES = 2**28
 """Bytes of per-sample gradients in memory at a time."""
 
+
+PATHS_AT_ONCE = 8
+"""Paths whose points are in memory at a time: 150 MB for images of 224 x 224 pixels, 32 steps."""
 
 TRAIN_CHUNK = 20
 """Batches of training data whose logits are in memory at a time."""
@@ -148,6 +159,62 @@ def embedding(request: Embedding, bench: Bench) -> BlobRef:
     _, found = bench.live.predict(request.model, bench.images[rows], bench.live.low)
     features = {"features": torch.from_numpy(np.ascontiguousarray(found))}
     return bench.checkpoints.save_blob(features, {"embedding_of": request.model.digest})
+
+
+@answer.register
+def augmented_samples(request: Augmented, bench: Bench) -> Seen:
+    """Augment the samples as a trial does, and run the model on them."""
+    wanted = Hyperparameters(lr=1, epochs=1, **dict(request.augmentation))  # type: ignore[arg-type]
+    rows = np.asarray(request.rows or range(len(bench.labels)))
+    generator = torch.Generator().manual_seed(request.seed)
+    right, loss = 0, 0.0
+    for at in range(0, len(rows), bench.live.batch_size):
+        part = rows[at : at + bench.live.batch_size]
+        images = torch.from_numpy(np.array(bench.images[part]))
+        images = augmented(images, draw(len(part), wanted, generator), wanted)
+        logits, _ = bench.live.predict(request.model, images.numpy())
+        labels = np.asarray(bench.labels[part])
+        right += int((logits.argmax(axis=1) == labels).sum())
+        loss += cross_entropy(logits, labels) * len(part)
+    return Seen(n=len(rows), accuracy=right / len(rows), loss=loss / len(rows))
+
+
+@answer.register
+def noisy_labels(request: NoisyLabels, bench: Bench) -> Losses:
+    """Make the noise of the split, and compare the model's answers with both kinds of labels."""
+    wanted = Hyperparameters(lr=1, epochs=1, **dict(request.noise))  # type: ignore[arg-type]
+    shares = noise_shares(lambda x: bench.live.inputs(x.numpy()).cpu(), bench.images, wanted)
+    logits, _ = bench.live.predict(request.model, bench.images)
+    wide, labels = torch.from_numpy(logits).double(), torch.from_numpy(np.array(bench.labels))
+    clean, noisy = (float(noisy_losses(wide, labels, some).mean()) for some in (0 * shares, shares))
+    return Losses(clean=clean, noisy=noisy)
+
+
+@answer.register
+def paths(request: Paths, bench: Bench) -> Matrix:
+    """Run the models along each path; probabilities are the softmax over classes."""
+    total = sum(_along(model, request, bench) for model in request.models)
+    p = torch.softmax(torch.as_tensor(total) / len(request.models), dim=2)
+    far = (p - p[:, :1]).norm(dim=2)
+    return tuple(tuple(row) for row in far.tolist())
+
+
+def _along(model: WeightCandidate, request: Paths, bench: Bench) -> torch.Tensor:
+    """The logits of a model at all points of all paths, float64 [paths, steps, C]."""
+    share = torch.linspace(0, 1, request.steps)
+    found = []
+    for at in range(0, len(request.ends), PATHS_AT_ONCE):
+        ends = np.array(request.ends[at : at + PATHS_AT_ONCE])
+        if bench.images.ndim == 4:
+            first, last = (torch.from_numpy(np.array(bench.images[rows])) for rows in ends.T)
+            weights = share.view(1, -1, 1, 1, 1)
+            lines = (1 - weights) * first[:, None].float() + weights * last[:, None].float()
+            logits, _ = bench.live.predict(model, lines.flatten(0, 1).numpy())
+        else:
+            both = [torch.from_numpy(np.array(bench.images[rows])) for rows in ends]
+            logits = np.concatenate([bench.live.between_texts(model, two, share) for two in both])
+        found.append(torch.from_numpy(logits).double())
+    return torch.cat(found).view(len(request.ends), request.steps, -1)
 
 
 @answer.register

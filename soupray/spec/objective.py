@@ -227,6 +227,7 @@ def check_training(value: Any, said: Mapping[str, Any]) -> None:
         _check_mask_training(value, said)
     if space is None:
         return
+    check_noise(space, said)
     check_distillation(space, None if isinstance(value, TrainedInit) else said.get("teacher"))
     if objective == "segmentation":
         refuse(space, {"randaugment": 0.0}, "moves images without their masks")
@@ -272,3 +273,23 @@ def check_distillation(space: Any, teacher: str | None) -> None:
             f"there is a teacher, {teacher}, and no trial learns from it; write "
             "distillation: 0.5, or {uniform: [0, 1]}"
         )
+
+
+def check_noise(space: Any, said: Mapping[str, Any]) -> None:
+    """Raise ValueError if label noise stands beside what changes the loss in another way.
+
+    Args:
+        space: the hyperparameters.
+        said: the keys of the spec before `search`, as they were checked.
+    """
+    if space.noise == 0:
+        return
+    if said.get("loss") is not None:
+        raise ValueError("noise changes the labels of soupray's own loss, not of your `loss`")
+    if getattr(said.get("task"), "kind", None) == "transformers":
+        raise ValueError("noise is a wave over pixels; texts have none; leave it out")
+    refuse(
+        space,
+        {n: OF_LOSS[n] for n in ("label_smoothing", "focal", "class_weight")},
+        "changes the loss, and so does noise",
+    )

@@ -65,6 +65,26 @@ class TextClassifier(torch.nn.Module):
             pooled = (found.last_hidden_state * share).sum(1) / share.sum(1).clamp_min(1)
         return F.normalize(pooled, dim=-1) if self._normalise else pooled
 
+    def between(self, two: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Logits [P, C] along the line between the embeddings of the tokens of two texts.
+
+        A position where only one text has a token is mixed with padding, and is not masked: the
+        ends of the line are the two texts with room for one another.
+
+        Args:
+            two: token ids of both, [2, T].
+            share: of the second text, at each point, [P].
+        """
+        table = self.body.get_input_embeddings()  # type: ignore[operator]
+        ends, weights = table(two), share.to(two.device).view(-1, 1, 1)
+        line = (1 - weights) * ends[0] + weights * ends[1]
+        seen = torch.where(two[0] == self._pad, two[1], two[0]).expand(len(share), -1)
+        hook = table.register_forward_hook(lambda module, inputs, output: line)
+        try:
+            return self(seen)  # type: ignore[no-any-return]
+        finally:
+            hook.remove()
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits [N, C] of inputs [N, T]."""
         logits: torch.Tensor = self.head(self.features(inputs))

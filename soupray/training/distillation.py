@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.records import Objective
+from soupray.data.label_noise import noisy_losses
 from soupray.training.losses import TrainingLoss
 
 
@@ -20,15 +21,17 @@ class Targets(NamedTuple):
         labels: classes [N], or [N, C].
         teacher: logits of the teacher, [N, C]; None if there is none. It saw each sample once,
             without augmentation.
+        noise: share of each label that goes to all classes alike, [N]; None: no share does.
     """
 
     labels: torch.Tensor
     teacher: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
 
     def take(self, rows: torch.Tensor) -> Targets:
         """Return those of the samples at the positions `rows`."""
         at = rows.to(self.labels.device)
-        return Targets(self.labels[at], None if self.teacher is None else self.teacher[at])
+        return Targets(*(None if part is None else part[at] for part in self))  # type: ignore[arg-type]
 
 
 class DistillationLoss:
@@ -58,7 +61,10 @@ class DistillationLoss:
             outputs: of the model, [N, C].
             targets: of the same samples.
         """
-        loss = self._loss(outputs, targets.labels)
+        if targets.noise is not None:
+            loss = noisy_losses(outputs.float(), targets.labels, targets.noise).mean()
+        else:
+            loss = self._loss(outputs, targets.labels)
         if targets.teacher is None or not self._share:
             return loss
         said = targets.teacher.float()

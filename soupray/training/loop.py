@@ -17,9 +17,10 @@ from msgspec import UNSET
 from soupray.core.errors import Diverged, TrialError
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
+from soupray.data.augment import Draws, OwnAugmentation, augmented, draw, with_images
 from soupray.data.cache import Data
+from soupray.data.label_noise import noise_shares
 from soupray.store.weights_file import Weights
-from soupray.training.augment import Draws, OwnAugmentation, augmented, draw, with_images
 from soupray.training.distillation import DistillationLoss, Targets
 from soupray.training.losses import TrainingLoss, sample_weights
 from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
@@ -54,6 +55,9 @@ class Loop:
         self._objective = data.split("train").objective
         self._teacher = start.teacher
         plain = TrainingLoss(hparams, self._objective, self._labels, start.loss)
+        self._noise = None
+        if hparams.noise:
+            self._noise = noise_shares(task.inputs, self._samples, hparams)
         self._loss = DistillationLoss(plain, hparams, self._objective)
         own = start.augmentation
         self._own = None if own is None else OwnAugmentation(*own)
@@ -222,11 +226,14 @@ class Loop:
         labels = self._labels[rows[places]].to(self.device)
         if self._objective is not UNSET and self._objective.side:  # masks move with their images
             labels = with_images(labels, self._objective.side, draws.take(places), h)
-        taught = None if self._teacher is None else self._teacher[rows[places]].to(self.device)
+        taught, noise = (
+            None if known is None else known[rows[places]].to(self.device)
+            for known in (self._teacher, self._noise)
+        )
         # In a trial's first step the memory may run out, and a worker tries again on its own.
         if self.step > 1 and self._shared is None:
             self._shared = self._group.shared(self.in_training)
-        loss = self.gradients(inputs, Targets(labels, taught), n)
+        loss = self.gradients(inputs, Targets(labels, taught, noise), n)
         if self._shared in (None, self.in_training):
             grads = [p.grad for p in self.in_training.parameters() if p.grad is not None]
             self._group.add_up(grads)

@@ -76,7 +76,7 @@ def augmented(images: torch.Tensor, draws: Draws, wanted: Hyperparameters) -> to
         images = F.grid_sample(images.to(torch.float32), grid, align_corners=False)
     if draws.ops is not None:
         # Here, because torchvision takes a second to import, and most programs need none of it.
-        from soupray.training.randaugment import randaugmented
+        from soupray.data.randaugment import randaugmented
 
         images = randaugmented(images.round().to(torch.uint8), draws.ops, wanted.randaugment)
     return images.to(torch.float32)
