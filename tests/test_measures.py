@@ -4,6 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from shared import board, inputs_of
 from test_findings import noisy
 
@@ -65,6 +66,18 @@ def test_every_measure_says_what_it_is(measure: Measure):
     assert "arXiv:" in measure.paper
     assert measure.about.endswith(".")
     assert len(measure.summary) < 90
+
+
+def test_the_guide_has_a_section_for_each_measure_in_their_order():
+    text = (ROOT / "docs" / "guide" / "diagnose.md").read_text()
+    headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [*(m.name for m in MEASURES), "In Python"]
+
+
+def test_the_guide_names_those_that_need_no_leaderboard():
+    text = (ROOT / "docs" / "guide" / "diagnose.md").read_text()
+    early = [f"`{m.name}`" for m in MEASURES if not m.after_soup]
+    assert f"Before the first soup only {', '.join(early[:-1])} and {early[-1]} run" in text
 
 
 # ---- Both wrong, mean right
