@@ -246,6 +246,11 @@ def test_distances_are_those_of_vrf(tmp_path):
     assert len(section.tables[0].rows) == sum(len(p.buckets) for p in start.places)
     assert len(bucket_rows(test, start)) == 2 * len(test.buckets)
     assert "buckets were joined: each has at least 25 samples" in section.tables[0].meaning
+    few = msgspec.structs.replace(start, failures=24)
+    assert "24 samples, fewer than 25" in " ".join(
+        FAILURE_DISTANCE.section(msgspec.structs.replace(made, starts=(few,))).sentences
+    )
+    assert "fewer than 25: distances" not in " ".join(section.sentences)
 
 
 def test_an_anchor_that_knows_all_leaves_no_failure_set(tmp_path):
