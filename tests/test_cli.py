@@ -88,6 +88,7 @@ def test_the_command_line_is_what_it_was():
         "check": ["--address", "--home", "--json", "--pairs", "--partial"],
         "diagnose": [
             "--address",
+            "--annotations",
             "--baseline",
             "--dry-run",
             "--home",

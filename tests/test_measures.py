@@ -4,7 +4,8 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from shared import NO_OPTIONS, board, inputs_of
+from conftest import ROOT
+from shared import board, inputs_of
 from test_findings import noisy
 
 from soupray.core.candidates import ensemble_of, mean_of
@@ -65,6 +66,18 @@ def test_every_measure_says_what_it_is(measure: Measure):
     assert "arXiv:" in measure.paper
     assert measure.about.endswith(".")
     assert len(measure.summary) < 90
+
+
+def test_the_guide_has_a_section_for_each_measure_in_their_order():
+    text = (ROOT / "docs" / "guide" / "diagnose.md").read_text()
+    headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [*(m.name for m in MEASURES), "In Python"]
+
+
+def test_the_guide_names_those_that_need_no_leaderboard():
+    text = (ROOT / "docs" / "guide" / "diagnose.md").read_text()
+    early = [f"`{m.name}`" for m in MEASURES if not m.after_soup]
+    assert f"Before the first soup only {', '.join(early[:-1])} and {early[-1]} run" in text
 
 
 # ---- Both wrong, mean right
@@ -233,6 +246,11 @@ def test_distances_are_those_of_vrf(tmp_path):
     assert len(section.tables[0].rows) == sum(len(p.buckets) for p in start.places)
     assert len(bucket_rows(test, start)) == 2 * len(test.buckets)
     assert "buckets were joined: each has at least 25 samples" in section.tables[0].meaning
+    few = msgspec.structs.replace(start, failures=24)
+    assert "24 samples, fewer than 25" in " ".join(
+        FAILURE_DISTANCE.section(msgspec.structs.replace(made, starts=(few,))).sentences
+    )
+    assert "fewer than 25: distances" not in " ".join(section.sentences)
 
 
 def test_an_anchor_that_knows_all_leaves_no_failure_set(tmp_path):
@@ -258,5 +276,5 @@ def test_what_needs_classes_is_left_out_by_name(tmp_path, kind):
     world = toy(tmp_path, noisy(2, 0.4), objective=Objective(kind=kind, tolerance=0.5))
     inputs = failures_of(world)
     left = {m.name for m in MEASURES if "it is for one_class" in (m.left_out(inputs) or "")}
-    assert left == {"pairs", "flatness", "specialisation", "failure_distance"}
-    assert inputs.options == NO_OPTIONS
+    assert {"pairs", "flatness", "specialisation", "failure_distance"} <= left
+    assert not {"robustness", "inconsistency", "additions", "both_wrong"} & left

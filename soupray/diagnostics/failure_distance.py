@@ -295,6 +295,11 @@ def _sentences(start: Start) -> list[str]:
         f"set, as VRF assumes, by more than chance on {len(falls)} of {len(start.places)} splits, "
         f"and rises on {len(rises)} (correlation by sample: {listed}).",
     ]
+    if start.failures < LEAST:
+        said.append(
+            f"The failure set has {start.failures} samples, fewer than {LEAST}: distances to so "
+            "few say little."
+        )
     if start.omega is not None:
         said.append(
             f"VRF chose the same omega for all samples, {start.omega:g}: there is no curve of it."
