@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 
 from soupray.core.candidates import mean_of
-from soupray.core.records import Basis, Ingredient, pool_of
+from soupray.core.records import Basis
+from soupray.core.trials import Ingredient, pool_of
 from soupray.evaluation.selection import HeldOutSelection
 from soupray.recipes import run_recipes
 from soupray.recipes.greedy import Rule, add, begin, one_pass

@@ -20,7 +20,7 @@ from counting import Counting
 from vit_pool import BATCH, SETTING, Jpegs, prepare
 
 from soupray.core.candidates import mean_of
-from soupray.core.records import Pool
+from soupray.core.trials import Pool
 from soupray.data.cache import Data
 from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator

@@ -17,7 +17,7 @@ import torch
 from training_speed import BATCH, IMAGES, SPEC, THREADS, make_photos
 
 from soupray.core.hyperparameters import Hyperparameters
-from soupray.core.records import EpochRecord, Training
+from soupray.core.trials import EpochRecord, Training
 from soupray.data.cache import open_data
 from soupray.spec.space import Space
 from soupray.spec.sweep_spec import parse

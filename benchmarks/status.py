@@ -23,15 +23,13 @@ from soupray.core.records import (
     Basis,
     BlobRef,
     CheckpointRef,
-    EpochRecord,
-    Ingredient,
     Scores,
     Split,
-    Trial,
     digest,
     encode,
     pack_right,
 )
+from soupray.core.trials import EpochRecord, Ingredient, Trial
 from soupray.search.plan import trials_of
 from soupray.search.state import basis_key
 from soupray.services import embedded

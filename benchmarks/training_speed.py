@@ -25,7 +25,7 @@ from vit_pool import make_photos
 
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
-from soupray.core.records import Training
+from soupray.core.trials import Training
 from soupray.data.cache import Data, open_data
 from soupray.spec.space import Space
 from soupray.spec.sweep_spec import parse

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from soupray.core.records import Ingredient
+from soupray.core.trials import Ingredient
 
 ROOT = Path(__file__).parent.parent
 WORKERS = 2
@@ -26,7 +26,7 @@ WORKERS = 2
 
 def ours(trials: int) -> list[float]:
     """Overhead of each trial after a worker's first, in seconds."""
-    from soupray.core.records import Manifest
+    from soupray.core.trials import Manifest
     from soupray.services import embedded
     from soupray.services.place import start_services
     from soupray.spec.sweep_spec import load

@@ -18,16 +18,8 @@ import torch
 from PIL import Image, ImageEnhance
 
 from soupray.core.candidates import mean_of
-from soupray.core.records import (
-    CheckpointRef,
-    Ingredient,
-    Pool,
-    Setting,
-    Split,
-    Trial,
-    decode,
-    encode,
-)
+from soupray.core.records import CheckpointRef, Setting, Split, decode, encode
+from soupray.core.trials import Ingredient, Pool, Trial
 from soupray.data.cache import Data
 from soupray.evaluation.local import LocalWorkers
 from soupray.store.checkpoints import Checkpoints

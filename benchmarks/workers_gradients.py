@@ -21,7 +21,7 @@ import torch
 import torch.multiprocessing
 
 from soupray.core.hyperparameters import Hyperparameters
-from soupray.core.records import Training
+from soupray.core.trials import Training
 from soupray.data.cache import open_data
 from soupray.distributed.train import TorchGroup
 from soupray.spec.space import Space

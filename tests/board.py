@@ -4,7 +4,8 @@ import msgspec
 from shared import demo, ingredient, scores, sha, split
 
 from soupray.core.candidates import Candidate, Outcome, Step, mean_of
-from soupray.core.records import Basis, CheckpointRef, Pool, Rejected, Scores
+from soupray.core.records import Basis, CheckpointRef, Rejected, Scores
+from soupray.core.trials import Pool
 from soupray.recipes import run_recipes
 from soupray.recipes.recipe import Earlier
 from soupray.recipes.wise_ft import WISE_FT

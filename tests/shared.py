@@ -19,15 +19,13 @@ from soupray.core.records import (
     Basis,
     BlobRef,
     CheckpointRef,
-    Ingredient,
-    Pool,
     Predictions,
     Scores,
     Setting,
     Split,
-    Trial,
     pack_right,
 )
+from soupray.core.trials import Ingredient, Pool, Trial
 from soupray.data.cache import Data, open_data
 from soupray.data.shifts import SHIFTS, shifted_parts
 from soupray.diagnostics.measure import Board, Inputs, Options

@@ -8,7 +8,8 @@ import pytest
 from conftest import FEW, ONE_SLOT, inside, mini_text
 from shared import ingredient, scores, some_basis, trial
 
-from soupray.core.records import Basis, KnownMetric, Tombstone, Trial
+from soupray.core.records import Basis, KnownMetric
+from soupray.core.trials import Tombstone, Trial
 from soupray.search.history import find_stopped, find_suggested, score_of, search_key
 from soupray.search.plan import plan, trials_of
 from soupray.search.state import pool_trials, read_state

@@ -15,8 +15,9 @@ from tiny_text import texts, tiny_text, write_world
 from soupray.core.candidates import mean_of
 from soupray.core.errors import EvaluationError
 from soupray.core.hyperparameters import Hyperparameters
-from soupray.core.records import Basis, CheckpointRef, Pool, Predictions, Split
+from soupray.core.records import Basis, CheckpointRef, Predictions, Split
 from soupray.core.requests import Augmented, Paths, Seen
+from soupray.core.trials import Pool
 from soupray.data.augment import augmented, draw
 from soupray.diagnostics.augmentations import (
     AUGMENTATIONS,

@@ -18,7 +18,8 @@ import torch
 from shared import ingredient, key, scores, small_disk, trial
 
 from soupray.core.errors import CheckpointError, ChecksumMismatch, NotFound, StoreUnavailable
-from soupray.core.records import Ingredient, Manifest, Tombstone, encode
+from soupray.core.records import encode
+from soupray.core.trials import Ingredient, Manifest, Tombstone
 from soupray.store import layout
 from soupray.store.checkpoints import AHEAD, Checkpoints
 from soupray.store.objects import create_record, find_record, open_store, read_record

@@ -13,7 +13,8 @@ from test_findings import noisy
 
 from soupray.cli.tables import show_sections
 from soupray.core.candidates import ensemble_of, mean_of
-from soupray.core.records import Basis, CheckpointRef, Manifest, Predictions, Split, encode, pool_of
+from soupray.core.records import Basis, CheckpointRef, Predictions, Split, encode
+from soupray.core.trials import Manifest, pool_of
 from soupray.diagnostics.diagnose import Diagnostics, write_diagnosis
 from soupray.diagnostics.diversity import (
     Diagnosis,

@@ -10,7 +10,8 @@ from test_findings import noisy
 
 from soupray.core.candidates import mean_of
 from soupray.core.errors import ConfigError
-from soupray.core.records import Basis, CheckpointRef, Predictions, Split, pool_of
+from soupray.core.records import Basis, CheckpointRef, Predictions, Split
+from soupray.core.trials import pool_of
 from soupray.diagnostics.baseline import Baseline, read_baseline
 from soupray.diagnostics.measure import CannotMeasure, Inputs, Options
 from soupray.diagnostics.robustness import EFFECTIVE_ROBUSTNESS, measure_robustness

@@ -11,8 +11,9 @@ from shared import Small, ingredient, scores, small, split
 from soupray.core.candidates import WeightSoup, mean_of, weight_soup
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Hints, Reached
-from soupray.core.records import CheckpointRef, Pool, Rejected, Scores, Setting, Split
+from soupray.core.records import CheckpointRef, Rejected, Scores, Setting, Split
 from soupray.core.requests import Failures, Fisher, Temperature, TensorNames
+from soupray.core.trials import Pool
 from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator, reaches
 from soupray.evaluation.live_model import predict

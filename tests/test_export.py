@@ -24,7 +24,8 @@ import soupray
 from soupray.core.candidates import Candidate, EntropyEnsemble, VRFEnsemble, ensemble_of, mean_of
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Origin
-from soupray.core.records import STATISTICS, encode
+from soupray.core.records import encode
+from soupray.core.trials import STATISTICS
 from soupray.data.decoding import Look
 from soupray.inference.network import Network
 from soupray.operations import graph_files

@@ -19,19 +19,9 @@ from shared import CutShort, key, small_disk, split, trial
 
 from soupray.core.candidates import mean_of
 from soupray.core.errors import AlreadyExists, CheckpointError, SouprayError, StoreUnavailable
-from soupray.core.records import (
-    Basis,
-    Ingredient,
-    Manifest,
-    Setting,
-    Trial,
-    decode,
-    digest,
-    encode,
-    key_of,
-    pool_of,
-)
+from soupray.core.records import Basis, Setting, decode, digest, encode
 from soupray.core.requests import Temperature
+from soupray.core.trials import Ingredient, Manifest, Trial, key_of, pool_of
 from soupray.data.cache import Data
 from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator

@@ -11,8 +11,8 @@ from shared import ingredient, scores, session_of, trial
 from soupray.cli.tables import show_check
 from soupray.core.errors import EvaluationError, IncompatibleWeights
 from soupray.core.findings import Report
-from soupray.core.records import Pool, Tombstone
 from soupray.core.requests import Defect, Gram, Health
+from soupray.core.trials import Pool, Tombstone
 from soupray.maths.geometry import total_gram
 from soupray.soup.check import measure_midpoints, measure_weights, refuse_or_note
 from soupray.soup.findings import (

@@ -16,7 +16,8 @@ from shared import CutShort, ingredient, key, scores, sha, split
 from soupray.core.candidates import mean_of
 from soupray.core.errors import CheckpointError
 from soupray.core.ports import Registered
-from soupray.core.records import Basis, BlobRef, CheckpointRef, Evaluation, Tombstone, encode
+from soupray.core.records import Basis, BlobRef, CheckpointRef, Evaluation, encode
+from soupray.core.trials import Tombstone
 from soupray.operations.garbage import find_garbage, remove
 from soupray.reporting.recipe_file import RecipeFile
 from soupray.search.plan import trials_of

@@ -13,7 +13,8 @@ from shared import small
 
 from soupray.core.candidates import mean_of
 from soupray.core.hyperparameters import Hyperparameters
-from soupray.core.records import Setting, Training
+from soupray.core.records import Setting
+from soupray.core.trials import Training
 from soupray.evaluation.local import LocalWorkers
 from soupray.maths.neighbours import FAISS_GPU_K, kth_distances
 from soupray.training.loop import Loop

@@ -35,16 +35,8 @@ from soupray.core.errors import (
 )
 from soupray.core.names import inside as below
 from soupray.core.names import joined, plain, plain_json
-from soupray.core.records import (
-    Basis,
-    BlobRef,
-    Ingredient,
-    Manifest,
-    Scores,
-    decode,
-    encode,
-    pack_right,
-)
+from soupray.core.records import Basis, BlobRef, Scores, decode, encode, pack_right
+from soupray.core.trials import Ingredient, Manifest
 from soupray.operations.garbage import find_garbage
 from soupray.operations.status import find_status
 from soupray.recipes import BY_NAME

@@ -8,7 +8,8 @@ from shared import DIGITS, ingredient, scores, sha
 
 from soupray.core.errors import Diverged
 from soupray.core.hyperparameters import Hyperparameters
-from soupray.core.records import Basis, Ingredient, pool_of
+from soupray.core.records import Basis
+from soupray.core.trials import Ingredient, pool_of
 from soupray.data.cache import Data
 from soupray.operations.estimate import DryRun, dry_run
 from soupray.reporting.ranking import names_of

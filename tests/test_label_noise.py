@@ -12,8 +12,9 @@ from shared import Given, demo, ingredient, scores, sha, small
 from soupray.core.candidates import mean_of
 from soupray.core.errors import ConfigError, TrialError
 from soupray.core.hyperparameters import Hyperparameters
-from soupray.core.records import Basis, CheckpointRef, Pool, Split
+from soupray.core.records import Basis, CheckpointRef, Split
 from soupray.core.requests import Losses, NoisyLabels
+from soupray.core.trials import Pool
 from soupray.data.label_noise import noise_shares, noisy_losses
 from soupray.diagnostics.measure import Inputs
 from soupray.diagnostics.noise_fitting import NOISE_FITTING, measure_noise_fitting, noise_of

@@ -8,7 +8,8 @@ import pytest
 from shared import Old, unpacked
 
 from soupray.core.errors import TRIAL_FAILED
-from soupray.core.records import Tombstone, encode
+from soupray.core.records import encode
+from soupray.core.trials import Tombstone
 from soupray.search.state import find_basis, find_state
 from soupray.spec.sweep_spec import load
 from soupray.store import layout

@@ -8,7 +8,7 @@ from shared import Small, small
 
 from soupray.core.errors import TrialError
 from soupray.core.hyperparameters import Hyperparameters
-from soupray.core.records import Training
+from soupray.core.trials import Training
 from soupray.tasks.foreign import leave_out_batch_counts
 from soupray.training.distillation import Targets
 from soupray.training.loop import Loop

@@ -15,7 +15,7 @@ from test_evaluators import forgetful
 import soupray as package
 from soupray.core.candidates import mean_of
 from soupray.core.errors import ChecksumMismatch, ConfigError, TrackingError
-from soupray.core.records import Ingredient, Manifest, Pool
+from soupray.core.trials import Ingredient, Manifest, Pool
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.evaluation.selection import HeldOutSelection

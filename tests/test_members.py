@@ -8,7 +8,7 @@ import torch.multiprocessing
 from shared import Small, small
 
 from soupray.core.hyperparameters import Hyperparameters
-from soupray.core.records import Training
+from soupray.core.trials import Training
 from soupray.distributed.train import TorchGroup
 from soupray.training.loop import Loop
 from soupray.training.start import Alone, Group, Start

@@ -9,7 +9,8 @@ from shared import Given, board, demo, ingredient, scores, sha
 
 from soupray.core.candidates import mean_of
 from soupray.core.errors import ConfigError
-from soupray.core.records import Basis, CheckpointRef, Pool, Predictions, Split
+from soupray.core.records import Basis, CheckpointRef, Predictions, Split
+from soupray.core.trials import Pool
 from soupray.data.thumbnails import SIDE, thumbnail
 from soupray.diagnostics.annotations import Annotations, Said, read_annotations, rows_of
 from soupray.diagnostics.measure import CannotMeasure, Inputs, NoSamples, Options, Picture

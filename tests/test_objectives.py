@@ -798,7 +798,8 @@ def test_several_labels_from_the_sweep_to_a_table_of_predictions(tmp_path):
 
 
 def test_a_trial_of_a_regression_keeps_the_epoch_with_the_smallest_error(tmp_path):
-    from soupray.core.records import Basis, Ingredient
+    from soupray.core.records import Basis
+    from soupray.core.trials import Ingredient
     from soupray.data.cache import open_data
     from soupray.search.plan import trials_of
     from soupray.spec.sweep_spec import load

@@ -13,7 +13,7 @@ from tiny_text import tiny_text, write_world
 from soupray.core.candidates import FisherSoup, VRFEnsemble, ensemble_of, mean_of
 from soupray.core.errors import ConfigError, TrialError
 from soupray.core.hyperparameters import Hyperparameters
-from soupray.core.records import Ingredient, Trial, pool_of
+from soupray.core.trials import Ingredient, Trial, pool_of
 from soupray.data.cache import Data
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.selection import HeldOutSelection

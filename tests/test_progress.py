@@ -6,7 +6,7 @@ from rich.console import Console
 from shared import ingredient, scores, trial
 
 from soupray.core.errors import CheckpointError, StoreUnavailable, TrialError
-from soupray.core.records import EpochRecord, Manifest, Tombstone, Trial
+from soupray.core.trials import EpochRecord, Manifest, Tombstone, Trial
 from soupray.reporting.live import WIDTH, as_table, line
 from soupray.sweep.progress import SweepProgress
 from soupray.sweep.run import SweepReport, check_report

@@ -20,16 +20,7 @@ from soupray.core.blocks import BLOCK_NUMBER
 from soupray.core.candidates import QUANTUM, LayerSoup, WeightSoup, mean_of, quantised, weight_soup
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Reached
-from soupray.core.records import (
-    CheckpointRef,
-    Ingredient,
-    Pool,
-    Rejected,
-    Scores,
-    Setting,
-    Trial,
-    pack_right,
-)
+from soupray.core.records import CheckpointRef, Rejected, Scores, Setting, pack_right
 from soupray.core.requests import (
     Distances,
     Failures,
@@ -38,6 +29,7 @@ from soupray.core.requests import (
     Temperature,
     TensorNames,
 )
+from soupray.core.trials import Ingredient, Pool, Trial
 from soupray.evaluation.evaluator import reaches
 from soupray.recipes import (
     BY_NAME,

@@ -36,7 +36,8 @@ from soupray.core.candidates import (
 )
 from soupray.core.findings import Finding
 from soupray.core.ports import TrackedRun
-from soupray.core.records import CheckpointRef, EpochRecord, Scores, Tombstone
+from soupray.core.records import CheckpointRef, Scores
+from soupray.core.trials import EpochRecord, Tombstone
 from soupray.reporting.plots import (
     Robustness,
     draw_all,

@@ -12,7 +12,8 @@ from shared import Old, demo, trial, unpacked
 from soupray.cli.details import show_trial
 from soupray.core.errors import NotFound
 from soupray.core.findings import Finding, IngredientRow, Report
-from soupray.core.records import EpochRecord, encode
+from soupray.core.records import encode
+from soupray.core.trials import EpochRecord
 from soupray.operations.details import TrialDetail, _named
 from soupray.search.state import find_state
 from soupray.spec.sweep_spec import load

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from shared import blind, ingredient, scores, split
 
 from soupray.core.errors import EvaluationError, IncompatibleWeights
-from soupray.core.records import Basis, CheckpointRef, Pool, Tombstone, encode, pool_of
+from soupray.core.records import Basis, CheckpointRef, encode
+from soupray.core.trials import Pool, Tombstone, pool_of
 from soupray.search.plan import trials_of
 from soupray.search.state import basis_key, find_basis
 from soupray.soup.run import choices_path, choose

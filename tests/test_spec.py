@@ -10,7 +10,8 @@ import pytest
 from conftest import inside
 
 from soupray.core.errors import ConfigError
-from soupray.core.records import Basis, CheckpointRef, Split, Trial, decode, encode
+from soupray.core.records import Basis, CheckpointRef, Split, decode, encode
+from soupray.core.trials import Trial
 from soupray.search.plan import plan, trials_of
 from soupray.spec.examples import EXAMPLES
 from soupray.spec.space import Dimension

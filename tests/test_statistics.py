@@ -25,8 +25,9 @@ from soupray.core.candidates import (
     soups_of_one,
 )
 from soupray.core.errors import ConfigError
-from soupray.core.records import Basis, CheckpointRef, Ingredient, Pool, Setting, encode, pool_of
+from soupray.core.records import Basis, CheckpointRef, Setting, encode
 from soupray.core.task_vectors import DareSoup
+from soupray.core.trials import Ingredient, Pool, pool_of
 from soupray.data.cache import Data
 from soupray.diagnostics.pairs import measure_pairs, segment
 from soupray.evaluation.evaluator import Site, StoredEvaluator

@@ -9,7 +9,8 @@ from conftest import HANG_S, inside, mini_text
 from shared import ingredient, scores, sha, split
 
 from soupray.core.errors import NotFound, StoreUnavailable
-from soupray.core.records import Basis, CheckpointRef, EpochRecord, Tombstone, decode, encode
+from soupray.core.records import Basis, CheckpointRef, decode, encode
+from soupray.core.trials import EpochRecord, Tombstone
 from soupray.operations.status import find_status
 from soupray.search.plan import trials_of
 from soupray.search.state import basis_key

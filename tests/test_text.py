@@ -12,9 +12,10 @@ from tiny_text import CLASSES, texts, tiny_text, write_model, write_world
 import soupray
 from soupray.core.candidates import mean_of
 from soupray.core.errors import ConfigError, InputError
-from soupray.core.records import Ingredient, Setting, encode
+from soupray.core.records import Setting, encode
 from soupray.core.requests import FileDigest, Fisher
 from soupray.core.texts import pack
+from soupray.core.trials import Ingredient
 from soupray.evaluation.live_model import predict
 from soupray.reporting.model_folder import write_folder
 from soupray.reporting.recipe_file import RecipeFile

@@ -12,7 +12,7 @@ from shared import sha
 from test_embedded import listening
 from test_ray_job import descendants
 
-from soupray.core.records import Training
+from soupray.core.trials import Training
 from soupray.distributed import cluster
 from soupray.distributed.tune import Planned, run_trials
 from soupray.search.plan import trials_of

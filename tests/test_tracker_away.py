@@ -10,7 +10,7 @@ import pytest
 from conftest import HANG_S
 
 from soupray.core.errors import TrackingError
-from soupray.core.records import Manifest
+from soupray.core.trials import Manifest
 from soupray.reporting import results
 from soupray.reporting.runs import trial_run
 from soupray.reporting.tracker import MemoryTracker

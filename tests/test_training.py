@@ -9,8 +9,9 @@ import torch
 from shared import Small, sha, small
 
 from soupray.core.candidates import mean_of
-from soupray.core.records import EpochRecord, Ingredient, Manifest, Tombstone, Trial, encode, key_of
+from soupray.core.records import encode
 from soupray.core.requests import Gram
+from soupray.core.trials import EpochRecord, Ingredient, Manifest, Tombstone, Trial, key_of
 from soupray.evaluation.local import LocalWorkers
 from soupray.maths.geometry import norms, total_gram
 from soupray.maths.metrics import score

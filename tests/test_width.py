@@ -10,7 +10,7 @@ from shared import STORES, Old, sha, unpacked
 
 from soupray.cli import cli, console, details, tables
 from soupray.core.findings import Report
-from soupray.core.records import EpochRecord
+from soupray.core.trials import EpochRecord
 from soupray.diagnostics.diversity import Diagnosis
 from soupray.diagnostics.pairs import PAIRS
 from soupray.operations.details import Flag, TrialDetail

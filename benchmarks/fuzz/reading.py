@@ -28,7 +28,8 @@ from benchmarks.fuzz.inputs import (
     tar_files,
     with_checksums,
 )
-from soupray.core.records import Basis, Evaluation, Manifest
+from soupray.core.records import Basis, Evaluation
+from soupray.core.trials import Manifest
 from soupray.data.decoding import Look, decoded
 from soupray.data.folders import list_folders
 from soupray.data.idx import read_idx

@@ -18,7 +18,7 @@ from benchmarks.soak.place import Place
 from benchmarks.soak.proxy import Told
 from benchmarks.soak.servers import Servers
 from benchmarks.trial_overhead import WORKERS, overheads
-from soupray.core.records import Ingredient, Manifest
+from soupray.core.trials import Ingredient, Manifest
 from soupray.store.objects import read_record
 
 EPOCHS = 2

@@ -12,7 +12,8 @@ from soupray.reporting.live import duration, table
 from soupray.reporting.notes import p_value, percent
 
 if TYPE_CHECKING:
-    from soupray.core.records import EpochRecord, Metric
+    from soupray.core.records import Metric
+    from soupray.core.trials import EpochRecord
     from soupray.operations.details import EntryDetail, Part, TrialDetail
     from soupray.operations.logs import Logs
     from soupray.reporting.ranking import Entry, Gain, Measured

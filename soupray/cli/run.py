@@ -86,7 +86,7 @@ def _show_best(spec: SweepSpec, home: Path) -> None:
     both. Here it would be a second start of Ray: 20 s after 55 s of four trials of 3 MB.
     """
     from soupray.cli.tables import show_trials
-    from soupray.core.records import pool_of
+    from soupray.core.trials import pool_of
     from soupray.operations.listing import list_trials
     from soupray.reporting.live import say
     from soupray.search.state import find_state

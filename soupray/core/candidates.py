@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, UnsetType, structs
 
 from soupray.core.names import Sha256
-from soupray.core.records import BlobRef, Pool, Record, Rejected, Scores, Tally, digest
+from soupray.core.records import BlobRef, Record, Rejected, Scores, Tally, digest
 from soupray.core.task_vectors import DareSoup, TiesSoup
+from soupray.core.trials import Pool
 
 OutputSpace = Literal["logits", "probabilities"]
 

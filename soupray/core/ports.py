@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 from soupray.core.candidates import Candidate, Step, WeightCandidate
 from soupray.core.names import Quotable, Sha256
-from soupray.core.records import CheckpointRef, Pool, Record, Rejected, Scores, Split, Tally
+from soupray.core.records import CheckpointRef, Record, Rejected, Scores, Split, Tally
 from soupray.core.requests import Request
+from soupray.core.trials import Pool
 
 if TYPE_CHECKING:
     import torch

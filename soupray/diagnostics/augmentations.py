@@ -9,8 +9,9 @@ import numpy as np
 
 from soupray.core.candidates import WeightCandidate, mean_of
 from soupray.core.hyperparameters import TABLE
-from soupray.core.records import Ingredient, Record
+from soupray.core.records import Record
 from soupray.core.requests import Augmented, Seen
+from soupray.core.trials import Ingredient
 from soupray.diagnostics.figures import Axis, dots, figure, grid, level
 from soupray.diagnostics.measure import Inputs, Measure, Needed, Shown
 from soupray.maths.associations import association

@@ -11,8 +11,9 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from soupray.core.arrays import Float64, Logits, Mask
-from soupray.core.records import Pool, Predictions, Record
+from soupray.core.records import Predictions, Record
 from soupray.core.requests import Matrix
+from soupray.core.trials import Pool
 from soupray.maths.geometry import (
     conversion_rate,
     cross_entropy,

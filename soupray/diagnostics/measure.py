@@ -17,8 +17,9 @@ from msgspec import UNSET
 from soupray.core.arrays import Float32, Mask
 from soupray.core.candidates import Candidate, WeightCandidate, mean_of
 from soupray.core.errors import SouprayError
-from soupray.core.records import Basis, Pool, Predictions, Record, Scores, Split
+from soupray.core.records import Basis, Predictions, Record, Scores, Split
 from soupray.core.requests import Request
+from soupray.core.trials import Pool
 from soupray.diagnostics.annotations import Annotations
 from soupray.diagnostics.baseline import Baseline
 from soupray.maths.metrics import right_mask

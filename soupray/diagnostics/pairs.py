@@ -8,8 +8,8 @@ import numpy as np
 
 from soupray.core.arrays import Float64
 from soupray.core.candidates import WeightSoup, soups_of_one, weight_soup
-from soupray.core.records import Pool
 from soupray.core.requests import Gram
+from soupray.core.trials import Pool
 from soupray.diagnostics.diversity import (
     Diagnosis,
     Pair,

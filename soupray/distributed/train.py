@@ -20,7 +20,8 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from soupray.core.errors import SouprayError, TrialError
-from soupray.core.records import EpochRecord, Manifest, Trial, decode, encode
+from soupray.core.records import decode, encode
+from soupray.core.trials import EpochRecord, Manifest, Trial
 from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout

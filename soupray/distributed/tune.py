@@ -27,7 +27,8 @@ from ray.tune.search import Searcher
 
 from soupray.core.errors import TRIAL_FAILED, ConfigError, RayLost, TrialError, mask
 from soupray.core.imports import importing
-from soupray.core.records import EpochRecord, Ingredient, Trial, decode, encode
+from soupray.core.records import decode, encode
+from soupray.core.trials import EpochRecord, Ingredient, Trial
 from soupray.distributed.cluster import Vigil, at_a_time
 from soupray.distributed.nodes import wanted
 from soupray.search.plugged import PluginSearch

@@ -26,7 +26,6 @@ from soupray.core.records import (
     BlobRef,
     CheckpointRef,
     Evaluation,
-    Ingredient,
     Predictions,
     Rejected,
     Setting,
@@ -35,6 +34,7 @@ from soupray.core.records import (
     digest,
 )
 from soupray.core.requests import Request
+from soupray.core.trials import Ingredient
 from soupray.evaluation.live_model import EVALUATION_VERSION, statistics_path
 from soupray.maths.metrics import score
 from soupray.store import layout

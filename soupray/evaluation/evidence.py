@@ -17,7 +17,8 @@ from msgspec import UNSET
 
 from soupray.core.arrays import Labels, Logits
 from soupray.core.errors import CheckpointError, NotFound
-from soupray.core.records import UNITS, Ingredient, Predictions, Scores, Split, pack_right
+from soupray.core.records import UNITS, Predictions, Scores, Split, pack_right
+from soupray.core.trials import Ingredient
 from soupray.maths.metrics import score
 from soupray.maths.own_metric import graded_by
 from soupray.store.checkpoints import Checkpoints

@@ -17,15 +17,7 @@ from soupray.core.arrays import Float32, Images, Labels
 from soupray.core.candidates import WeightCandidate, mean_of
 from soupray.core.errors import EvaluationError
 from soupray.core.hyperparameters import Hyperparameters
-from soupray.core.records import (
-    STATISTICS,
-    BlobRef,
-    Predictions,
-    Split,
-    digest,
-    pack_right,
-    unpack_right,
-)
+from soupray.core.records import BlobRef, Predictions, Split, digest, pack_right, unpack_right
 from soupray.core.requests import (
     Augmented,
     Body,
@@ -52,6 +44,7 @@ from soupray.core.requests import (
     TensorNames,
     Threshold,
 )
+from soupray.core.trials import STATISTICS
 from soupray.data.augment import augmented, draw
 from soupray.data.label_noise import noise_shares, noisy_losses
 from soupray.evaluation.live_model import LiveModel, about

@@ -13,8 +13,9 @@ from soupray.core.arrays import Float64
 from soupray.core.candidates import Candidate, OutputCandidate, WeightCandidate, mean_of
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Accept, Evaluator, Hints, Reached
-from soupray.core.records import Ingredient, Metric, Pool, Rejected, Scores, Split, Tally
+from soupray.core.records import Metric, Rejected, Scores, Split, Tally
 from soupray.core.requests import Deviation, Margins, Request
+from soupray.core.trials import Ingredient, Pool
 from soupray.evaluation.schedule import hardest_first
 from soupray.maths.metrics import value
 

@@ -16,8 +16,8 @@ from msgspec import structs
 
 from soupray.core.candidates import FisherSoup, LayerSoup, WeightCandidate, WeightSoup
 from soupray.core.errors import IncompatibleWeights
-from soupray.core.records import STATISTICS
 from soupray.core.task_vectors import TaskVectorSoup
+from soupray.core.trials import STATISTICS
 from soupray.maths.task_vectors import direction, moved
 
 Parts = tuple[tuple[str, int], ...]

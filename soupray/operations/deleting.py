@@ -19,7 +19,8 @@ import msgspec
 
 from soupray.core.candidates import WeightCandidate, estimated, mean_of
 from soupray.core.errors import CheckpointError, ConfigError, NotFound, StoreError
-from soupray.core.records import Basis, CheckpointRef, Evaluation, Record, Trial
+from soupray.core.records import Basis, CheckpointRef, Evaluation, Record
+from soupray.core.trials import Trial
 from soupray.evaluation.cache import result_key, result_path
 from soupray.evaluation.live_model import statistics_path
 from soupray.operations.garbage import SHA256, named_files

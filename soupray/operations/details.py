@@ -12,16 +12,8 @@ import msgspec
 from soupray.core.errors import NotFound
 from soupray.core.findings import Report
 from soupray.core.ports import TrackedRun
-from soupray.core.records import (
-    EpochRecord,
-    Ingredient,
-    Manifest,
-    Method,
-    Metric,
-    Record,
-    Tombstone,
-    Trial,
-)
+from soupray.core.records import Metric, Record
+from soupray.core.trials import EpochRecord, Ingredient, Manifest, Method, Tombstone, Trial
 from soupray.reporting.history import LEADERBOARD, RUNS, SoupRun, find_board, recipe_name
 from soupray.reporting.ranking import Entry, Measured, measured
 from soupray.search.history import Stopped, search_key

@@ -16,15 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from soupray.core.errors import CheckpointError, NotFound, SouprayError
-from soupray.core.records import (
-    Basis,
-    BlobRef,
-    CheckpointRef,
-    Evaluation,
-    Manifest,
-    Record,
-    encode,
-)
+from soupray.core.records import Basis, BlobRef, CheckpointRef, Evaluation, Record, encode
+from soupray.core.trials import Manifest
 from soupray.search.state import find_basis, pool_trials
 from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.store import layout

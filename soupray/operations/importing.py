@@ -17,7 +17,8 @@ from soupray.core.errors import (
     TrialError,
 )
 from soupray.core.names import plain
-from soupray.core.records import Basis, Ingredient, Trial, key_of
+from soupray.core.records import Basis
+from soupray.core.trials import Ingredient, Trial, key_of
 from soupray.search.plan import CODE_VERSION
 from soupray.search.state import basis_key, find_basis
 from soupray.services.place import start_services

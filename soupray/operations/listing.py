@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from soupray.core.errors import ConfigError, NotFound, SouprayError
-from soupray.core.records import Ingredient, Metric, Record
+from soupray.core.records import Metric, Record
+from soupray.core.trials import Ingredient
 from soupray.maths.metrics import as_read, value
 from soupray.operations.status import find_status
 from soupray.reporting.history import soup_runs, stored_leaderboard

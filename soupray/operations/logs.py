@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from soupray.core.errors import TRIAL_FAILED
-from soupray.core.records import Record, Tombstone
+from soupray.core.records import Record
+from soupray.core.trials import Tombstone
 from soupray.operations.details import find_trial
 from soupray.search.state import find_state
 from soupray.services.place import Place, find_place

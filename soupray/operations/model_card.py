@@ -14,8 +14,9 @@ from soupray.core.candidates import FisherSoup, LayerSoup
 from soupray.core.errors import NotFound
 from soupray.core.names import plain, slug
 from soupray.core.ports import UNKNOWN, Origin
-from soupray.core.records import Basis, Ingredient, encode_pretty
+from soupray.core.records import Basis, encode_pretty
 from soupray.core.task_vectors import TaskVectorSoup
+from soupray.core.trials import Ingredient
 from soupray.reporting.history import SoupRun, recipe_name, soup_runs, stored_leaderboard
 from soupray.reporting.model_folder import kind_of
 from soupray.reporting.ranking import Entry, Measured

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from soupray.core.errors import NotFound
-from soupray.core.records import Basis, Metric, Record, Scores, Tombstone
+from soupray.core.records import Basis, Metric, Record, Scores
+from soupray.core.trials import Tombstone
 from soupray.maths.metrics import as_read, value
 from soupray.search.state import find_basis, pool_plan, refuse_other_origin
 from soupray.services.place import find_place

@@ -15,7 +15,7 @@ from soupray.core.candidates import Outcome
 from soupray.core.errors import ConfigError, EvaluationError, SouprayError
 from soupray.core.plugins import installed, is_plugin, load, raised
 from soupray.core.ports import Selection
-from soupray.core.records import Pool
+from soupray.core.trials import Pool
 from soupray.recipes.baselines import ANCHOR, BEST_SINGLE, UPDATE_BN
 from soupray.recipes.cma_es import CMA_ES
 from soupray.recipes.dawin import DAWIN

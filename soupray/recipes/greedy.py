@@ -16,7 +16,8 @@ from msgspec import Meta
 
 from soupray.core.candidates import Candidate, Outcome, Step
 from soupray.core.ports import Accept, Selection
-from soupray.core.records import Pool, Scores
+from soupray.core.records import Scores
+from soupray.core.trials import Pool
 from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, Style, single
 from soupray.recipes.starts import mean_among, singles
 

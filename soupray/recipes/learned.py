@@ -24,8 +24,8 @@ from soupray.core.candidates import (
     weight_soup,
 )
 from soupray.core.ports import Selection
-from soupray.core.records import Ingredient
 from soupray.core.requests import TensorNames
+from soupray.core.trials import Ingredient
 from soupray.recipes.recipe import (
     MULTI_LABEL,
     ONE_CLASS,

@@ -13,7 +13,7 @@ from msgspec import inspect
 from soupray.core.candidates import Candidate, Outcome, Step
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Selection
-from soupray.core.records import Ingredient
+from soupray.core.trials import Ingredient
 
 Option = str | int | float | list[float]
 """The value of an option in a spec."""

@@ -7,7 +7,8 @@ from typing import Annotated
 from msgspec import Meta
 
 from soupray.core.candidates import Outcome
-from soupray.core.records import Pool, Record, Rejected
+from soupray.core.records import Record, Rejected
+from soupray.core.trials import Pool
 from soupray.maths.mistakes import Answered, Bin
 from soupray.reporting.plots import Robustness, Trace, greedy_trace
 from soupray.reporting.runs import alphas_of

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from soupray.core.candidates import Candidate, LayerSoup, Outcome, WeightSoup, mean_of
-from soupray.core.records import Basis, Pool, Record, Rejected, Split
+from soupray.core.records import Basis, Record, Rejected, Split
+from soupray.core.trials import Pool
 from soupray.maths.metrics import interval, logit, mean_accuracy
 from soupray.recipes import BY_NAME, RECIPES
 from soupray.recipes.greedy import GREEDY

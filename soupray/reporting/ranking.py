@@ -19,7 +19,8 @@ from soupray.core.candidates import (
     WeightCandidate,
     is_estimated,
 )
-from soupray.core.records import Basis, Metric, Pool, Record, Scores
+from soupray.core.records import Basis, Metric, Record, Scores
+from soupray.core.trials import Pool
 from soupray.maths.metrics import (
     COUNTED,
     discordant,

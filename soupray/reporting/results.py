@@ -15,15 +15,8 @@ from soupray.core.errors import CheckpointError, ConfigError, NotFound, Tracking
 from soupray.core.findings import Report
 from soupray.core.names import inside, slug
 from soupray.core.ports import Registered, TrackedRun, Tracker
-from soupray.core.records import (
-    Basis,
-    BlobRef,
-    CheckpointRef,
-    Pool,
-    Scores,
-    encode,
-    encode_pretty,
-)
+from soupray.core.records import Basis, BlobRef, CheckpointRef, Scores, encode, encode_pretty
+from soupray.core.trials import Pool
 from soupray.recipes import Wanted
 from soupray.reporting.details import DETAILS, Details
 from soupray.reporting.history import (

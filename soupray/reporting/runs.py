@@ -16,15 +16,8 @@ from soupray.core.candidates import Outcome
 from soupray.core.findings import Finding
 from soupray.core.names import slug
 from soupray.core.ports import CURRENT, TrackedRun
-from soupray.core.records import (
-    EpochRecord,
-    Ingredient,
-    Manifest,
-    Metric,
-    Rejected,
-    Scores,
-    Trial,
-)
+from soupray.core.records import Metric, Rejected, Scores
+from soupray.core.trials import EpochRecord, Ingredient, Manifest, Trial
 from soupray.maths.metrics import as_read
 from soupray.reporting.ranking import Champion, Entry, Measured, measured, shift_mean
 from soupray.reporting.verdict import verdict

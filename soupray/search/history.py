@@ -9,16 +9,8 @@ from __future__ import annotations
 import math
 
 from soupray.core.errors import CheckpointError
-from soupray.core.records import (
-    Basis,
-    EpochRecord,
-    Ingredient,
-    Manifest,
-    Metric,
-    Record,
-    Trial,
-    digest,
-)
+from soupray.core.records import Basis, Metric, Record, digest
+from soupray.core.trials import EpochRecord, Ingredient, Manifest, Trial
 from soupray.maths.metrics import COUNTED, value
 from soupray.search.plan import PlannedTrial, dimensions_of
 from soupray.spec.space import Space

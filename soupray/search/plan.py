@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import msgspec
 
 from soupray.core.hyperparameters import LATER, TABLE
-from soupray.core.records import Basis, Method, Record, Trial, key_of
+from soupray.core.records import Basis, Record
+from soupray.core.trials import Method, Trial, key_of
 from soupray.spec.space import Dimension, Space, Value
 from soupray.spec.sweep_spec import SweepSpec
 

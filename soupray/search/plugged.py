@@ -9,7 +9,8 @@ from typing import Any
 from soupray.core.errors import ConfigError, SouprayError, TrialError
 from soupray.core.plugins import load, raised
 from soupray.core.ports import Sampler, Seen
-from soupray.core.records import Basis, Trial
+from soupray.core.records import Basis
+from soupray.core.trials import Trial
 from soupray.search.history import (
     Suggested,
     create_suggestion,

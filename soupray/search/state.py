@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from soupray.core.errors import CheckpointError, IncompatibleWeights
-from soupray.core.records import Basis, Ingredient, Manifest, Tombstone, Trial, digest
+from soupray.core.records import Basis, digest
+from soupray.core.trials import Ingredient, Manifest, Tombstone, Trial
 from soupray.data import DATA_VERSION
 from soupray.search.history import find_stopped, find_suggested
 from soupray.search.plan import CODE_VERSION, as_trials, is_adaptive, trials_of

@@ -8,7 +8,8 @@ from typing import Any
 
 import optuna
 
-from soupray.core.records import Basis, Manifest, Trial
+from soupray.core.records import Basis
+from soupray.core.trials import Manifest, Trial
 from soupray.search.history import (
     Suggested,
     create_suggestion,

@@ -10,8 +10,9 @@ from soupray.core.candidates import mean_of, soups_of_one
 from soupray.core.errors import EvaluationError, IncompatibleWeights
 from soupray.core.findings import Finding, Report
 from soupray.core.progress import Progress, Show
-from soupray.core.records import encode, pool_of
+from soupray.core.records import encode
 from soupray.core.requests import Defect, Gram, Health
+from soupray.core.trials import pool_of
 from soupray.maths.geometry import total_gram
 from soupray.soup.findings import Facts, Midpoint, judge, report_on, sampled_pairs
 from soupray.soup.session import Session, open_session, watched

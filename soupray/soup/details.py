@@ -5,7 +5,8 @@ from __future__ import annotations
 from msgspec import UNSET
 
 from soupray.core.candidates import Candidate, Outcome, mean_of
-from soupray.core.records import Basis, Ingredient, Pool
+from soupray.core.records import Basis
+from soupray.core.trials import Ingredient, Pool
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.maths.metrics import nll
 from soupray.maths.mistakes import confusion, reliability

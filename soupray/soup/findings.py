@@ -16,8 +16,9 @@ import numpy as np
 
 from soupray.core.arrays import Float64
 from soupray.core.findings import Finding, IngredientRow, Kind, PairRow, Report
-from soupray.core.records import Ingredient, Pool, Record, Scores, Tombstone
+from soupray.core.records import Record, Scores
 from soupray.core.requests import Defect, Matrix
+from soupray.core.trials import Ingredient, Pool, Tombstone
 from soupray.maths.geometry import (
     angles,
     barrier,

@@ -14,8 +14,9 @@ import numpy as np
 from soupray.core.candidates import Candidate, Outcome, WeightCandidate, as_trained, mean_of
 from soupray.core.errors import CheckpointError, ConfigError, EvaluationError
 from soupray.core.progress import Show
-from soupray.core.records import Basis, Pool, Record, Scores, Split, digest
+from soupray.core.records import Basis, Record, Scores, Split, digest
 from soupray.core.requests import FileDigest, Temperature
+from soupray.core.trials import Pool
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.live_model import EVALUATION_VERSION
 from soupray.evaluation.selection import HeldOutSelection

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from soupray.core.candidates import Candidate
 from soupray.core.errors import EvaluationError
 from soupray.core.progress import Progress, Show
-from soupray.core.records import Basis, Pool, Tombstone, pool_of
+from soupray.core.records import Basis
 from soupray.core.requests import Body
+from soupray.core.trials import Pool, Tombstone, pool_of
 from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.evidence import check_scores

@@ -17,7 +17,8 @@ from pydantic import Field
 
 from soupray.core.errors import ConfigError, has_password, one_line
 from soupray.core.plugins import METRICS as METRIC_GROUP
-from soupray.core.records import Objective, Setting, Training, digest
+from soupray.core.records import Objective, Setting, digest
+from soupray.core.trials import Training
 from soupray.recipes import check_recipes
 from soupray.recipes.recipe import Option
 from soupray.spec.class_names import resolved
@@ -130,7 +131,7 @@ class TrainingSpec(SpecModel):
     batch; BatchNorm sees that share only."""
 
     def record(self) -> Training:
-        """Return these settings as the record that trials contain (`core.records.Training`)."""
+        """Return these settings as the record that trials contain (`core.trials.Training`)."""
         return Training(**self.model_dump())
 
 

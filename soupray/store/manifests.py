@@ -15,7 +15,8 @@ import msgspec
 
 from soupray.core.errors import CheckpointError
 from soupray.core.names import Sha256
-from soupray.core.records import UNITS, Ingredient, Manifest, Tombstone, Trial, check_counts, key_of
+from soupray.core.records import UNITS, check_counts
+from soupray.core.trials import Ingredient, Manifest, Tombstone, Trial, key_of
 from soupray.store import layout
 from soupray.store.objects import Store, create_record, find_record
 

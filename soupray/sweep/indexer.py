@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from soupray.core.errors import SouprayError
 from soupray.core.ports import TrackedRun
-from soupray.core.records import Manifest
+from soupray.core.trials import Manifest
 from soupray.reporting.tracker import is_tracked, open_tracker
 from soupray.services.place import Services
 from soupray.spec.sweep_spec import SweepSpec

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from soupray.core import errors
 from soupray.core.errors import CheckpointError, StoreError
 from soupray.core.progress import Progress, Rows, Show
-from soupray.core.records import EpochRecord, Ingredient, Manifest, Metric, Tombstone, Trial
+from soupray.core.records import Metric
+from soupray.core.trials import EpochRecord, Ingredient, Manifest, Tombstone, Trial
 from soupray.maths.metrics import as_read, value
 from soupray.store.lease import Beat, RunningTrial
 

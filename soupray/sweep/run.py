@@ -10,7 +10,8 @@ from pathlib import Path
 
 from soupray.core.errors import NotFound, RayLost, StoreError, TrialError
 from soupray.core.progress import Show
-from soupray.core.records import Basis, EpochRecord, Manifest, Record, Trial
+from soupray.core.records import Basis, Record
+from soupray.core.trials import EpochRecord, Manifest, Trial
 from soupray.recipes import check_objective, load_recipes
 from soupray.reporting.tracker import load_trackers
 from soupray.search.history import Stopped, create_stopped

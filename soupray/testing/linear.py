@@ -15,20 +15,8 @@ from msgspec import UNSET, UnsetType
 
 from soupray.core.candidates import WeightCandidate, mean_of
 from soupray.core.ports import Task
-from soupray.core.records import (
-    Basis,
-    Ingredient,
-    Metric,
-    Objective,
-    Pool,
-    Role,
-    Setting,
-    Split,
-    Trial,
-    digest,
-    encode,
-    pool_of,
-)
+from soupray.core.records import Basis, Metric, Objective, Role, Setting, Split, digest, encode
+from soupray.core.trials import Ingredient, Pool, Trial, pool_of
 from soupray.data.cache import Data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers

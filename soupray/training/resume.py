@@ -19,7 +19,8 @@ import torch
 
 from soupray.core.errors import CheckpointError, StoreError
 from soupray.core.names import Sha256
-from soupray.core.records import EpochRecord, Record, encode
+from soupray.core.records import Record, encode
+from soupray.core.trials import EpochRecord
 from soupray.store import layout
 from soupray.store.objects import Store, find_record
 from soupray.store.weights_file import MappedWeights, Weights, sha256_of, write_weights

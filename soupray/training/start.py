@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from soupray.core.records import Training
+from soupray.core.trials import Training
 from soupray.store.weights_file import Weights
 
 

@@ -18,16 +18,8 @@ from soupray.core.candidates import mean_of
 from soupray.core.errors import Diverged
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
-from soupray.core.records import (
-    UNITS,
-    EpochRecord,
-    Ingredient,
-    Manifest,
-    Predictions,
-    Split,
-    Tombstone,
-    Trial,
-)
+from soupray.core.records import UNITS, Predictions, Split
+from soupray.core.trials import EpochRecord, Ingredient, Manifest, Tombstone, Trial
 from soupray.data.cache import Data
 from soupray.evaluation.cache import save_logits
 from soupray.evaluation.live_model import predict
