@@ -118,15 +118,20 @@ class Mistakes(Record, frozen=True, kw_only=True):
 
 
 def compared(inputs: Inputs) -> tuple[tuple[str, Candidate], tuple[str, Candidate]]:
-    """Return the entry to take and the best single model; if they are one, the next entry first."""
-    board = inputs.frozen
+    """Return the entry to take, and the best single model.
+
+    If the entry answers like that model, the first entry that answers otherwise stands for it.
+
+    Raises:
+        CannotMeasure: all entries answer alike.
+    """
+    board, test = inputs.frozen, inputs.test
     single = board.models["best_single"]
-    first = board.champion
-    if board.models[first] == single:
-        first = next((n for n, m in board.each().items() if m != single), "")
-        if not first:
-            raise CannotMeasure("all entries are one model: there is nothing to compare it to")
-    return (first, board.models[first]), ("best_single", single)
+    own = _top(inputs.answers.predictions(single, test))[0]
+    for name, model in {board.champion: board.models[board.champion], **board.models}.items():
+        if (_top(inputs.answers.predictions(model, test))[0] != own).any():
+            return (name, model), ("best_single", single)
+    raise CannotMeasure("all entries give the same answers: there is nothing to compare")
 
 
 class _Truth(NamedTuple):
