@@ -1,6 +1,6 @@
 """Print what each claim of the papers is worth on some pools, as a table in Markdown.
 
-    python scripts/claims.py digits=results/digits/diagnostics.json ...
+    python scripts/claims.py digits=results/digits ...
 
 Reads what `soupray diagnose` wrote. A claim holds if its test says so (p < .05, or an interval
 without 0), does not hold if the opposite is as sure, and else nobody can tell.
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from scipy.stats import binomtest
 
 from soupray.maths.associations import association
+from soupray.reporting.notes import p_value
 
 HOLDS, FAILS, UNSURE = "holds", "does not hold", "cannot tell"
 LEVEL = 0.05
@@ -39,12 +40,18 @@ class Claim(NamedTuple):
     test: Callable[[dict[str, Any]], tuple[str, str]]
 
 
+def p_words(p: float) -> str:
+    """`p = .031`, or `p < .001`."""
+    words = p_value(p)
+    return f"p {words[0]} {words[1:]}" if words.startswith("<") else f"p = {words}"
+
+
 def correlated(xs: list[float], ys: list[float], sign: int) -> tuple[str, str]:
     """Whether two numbers go together in the direction `sign`."""
     found = association(xs, ys)
     if found is None:
         return UNSURE, f"{len(xs)} pairs are too few"
-    words = f"{found.rho:+.2f}, p = {found.p:.3g}, n = {found.n}"
+    words = f"{found.rho:+.2f}, {p_words(found.p)}, n = {found.n}"
     if found.p >= LEVEL:
         return UNSURE, words
     return (HOLDS if found.rho * sign > 0 else FAILS), words
@@ -55,7 +62,7 @@ def counted(good: int, n: int, what: str) -> tuple[str, str]:
     if not n:
         return UNSURE, "none"
     p = float(binomtest(good, n).pvalue)
-    words = f"{good} of {n} {what}, p = {p:.3g}"
+    words = f"{good} of {n} {what}, {p_words(p)}"
     return (UNSURE if p >= LEVEL else HOLDS if 2 * good > n else FAILS), words
 
 
@@ -145,7 +152,7 @@ def distances(made: dict[str, Any]) -> tuple[str, str]:
 def alone(made: dict[str, Any]) -> tuple[str, str]:
     """Each of the two numbers against held-out accuracy."""
     found = [t for t in made["together"] if t["what"] == "held-out accuracy"]
-    words = ", ".join(f"{t['of']} {t['rho']:+.2f} (p = {t['p']:.2f})" for t in found)
+    words = ", ".join(f"{t['of']} {t['rho']:+.2f} ({p_words(t['p'])})" for t in found)
     if not found:
         return UNSURE, "no variation"
     return (FAILS if any(t["p"] < LEVEL for t in found) else UNSURE), words
@@ -209,11 +216,12 @@ CLAIMS = (
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table for NAME=FILE, .... A name may stand several times, for several sweeps."""
+    """Print the table for NAME=FOLDER, .... A name may stand several times, for several sweeps."""
     pools: dict[str, dict[str, Any]] = {}
     for one in arguments:
-        name, _, file = one.partition("=")
-        pools.setdefault(name, {}).update(json.loads(Path(file).read_text())["measures"])
+        name, _, folder = one.partition("=")
+        made = json.loads(Path(folder, "diagnostics.json").read_text())
+        pools.setdefault(name, {}).update(made["measures"])
     print(f"| claim | {' | '.join(pools)} |")
     print(f"|---|{'---|' * len(pools)}")
     for claim in CLAIMS:
