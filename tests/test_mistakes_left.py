@@ -15,6 +15,7 @@ from soupray.data.thumbnails import SIDE, thumbnail
 from soupray.diagnostics.annotations import Annotations, Said, read_annotations, rows_of
 from soupray.diagnostics.measure import CannotMeasure, Inputs, NoSamples, Options, Picture
 from soupray.diagnostics.mistakes import MISTAKES, measure_mistakes
+from soupray.diagnostics.samples import DecodedSamples
 from soupray.maths.annotations import COLLAPSED, Judged, collapse, judge, multi_label_accuracy
 from soupray.spec.sweep_spec import parse
 
@@ -353,3 +354,12 @@ def test_the_report_shows_what_was_mended(fresh):
     assert len(shown) == said["fixed"] + said["broken"]
     page = (out / "report.html").read_text()
     assert all(case["picture"]["image"] in page for case in shown)
+
+
+def test_samples_of_other_data_are_not_shown(tmp_path):
+    """The data of this machine are not those of the sweep: no id and no picture is theirs."""
+    shown = DecodedSamples(demo(), tmp_path / "data")
+    with pytest.raises(CannotMeasure, match="split test: the data here have digest"):
+        shown.ids(TEST)
+    with pytest.raises(CannotMeasure, match="split test: the data here have digest"):
+        shown.pictures(TEST, [0])
