@@ -244,6 +244,14 @@ def fresh(run: Run, tmp_path: Path):
 
 
 @pytest.fixture
+def few_paths(monkeypatch) -> None:
+    """A diagnosis of twelve paths of each kind: 400 take a minute of a core."""
+    from soupray.diagnostics import frequencies
+
+    monkeypatch.setattr(frequencies, "PAIRS", 12)
+
+
+@pytest.fixture
 def computed(monkeypatch) -> list:
     """The models that are evaluated, by the workers of an actor in this process."""
     from soupray.training.worker import worker_context

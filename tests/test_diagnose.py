@@ -296,6 +296,7 @@ def test_check_and_diagnose_at_the_command_line(fresh, tmp_path, monkeypatch):
     assert store.list("sweeps/mini/diagnoses") == [kept]
 
 
+@pytest.mark.usefixtures("few_paths")
 def test_all_measures_run_once_and_change_no_choice(fresh, tmp_path, monkeypatch):
     """On the main job's leaderboard, of all recipes; the second call computes nothing."""
     fresh.spec.write_text(mini_text(**ONE_SLOT))
