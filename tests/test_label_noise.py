@@ -107,6 +107,33 @@ def test_a_trial_learns_noisy_labels(world):
     assert loss > clean
 
 
+def test_each_sample_has_its_own_noise_however_the_epoch_is_shuffled(world):
+    """Two ways to the same losses: noise, and a teacher that says the noisy labels alone.
+
+    The divergence to a teacher is the cross-entropy to its probabilities minus a constant.
+    """
+    plain = world.trial.hparams | {"label_smoothing": 0.0}
+    noise = {"noise": 0.3, "noise_frequency": 0.1}
+    samples, labels = world.data.samples(world.data.split("train"))
+    shares = noise_shares(world.task.inputs, samples, Hyperparameters(**(plain | noise)))
+    assert float(shares.std()) > 0.1
+    own = F.one_hot(torch.from_numpy(np.array(labels)), 10)
+    soft = own * (1 - shares[:, None]) + shares[:, None] / 10
+    losses = []
+    for more, teacher in ((noise, None), ({"distillation": 1.0}, soft.log().clamp(min=-60))):
+        start = Start(
+            weights=world.checkpoints.load(world.basis.init.sha256),
+            seed=world.trial.seed,
+            device="cpu",
+            teacher=teacher,
+        )
+        loop = Loop(world.task, world.data, Hyperparameters(**(plain | more)), start)
+        losses.append([loop.epoch(number) for number in (1, 2)])
+    constant = float(torch.special.entr(soft).sum(dim=1).mean())
+    assert constant > 0.5
+    assert losses[0] == pytest.approx([loss + constant for loss in losses[1]], abs=2e-3)
+
+
 def test_a_worker_compares_both_kinds_of_labels(world):
     workers = LocalWorkers(world.task, world.data, world.checkpoints, world.spec.setting)
     held_out = world.data.split("held_out")
@@ -185,7 +212,15 @@ SMOOTH = "    label_smoothing: {uniform: [0.02, 0.2], off: 0.5}   # off in half 
 def test_noise_stands_alone_in_the_loss():
     with pytest.raises(ConfigError, match="label_smoothing changes the loss, and so does noise"):
         demo((LINE, f"{LINE}\n    noise: 0.2"))
-    spec = demo((LINE, f"{LINE}\n    noise: 0.2"), (SMOOTH, ""))
+    noisy = ((LINE, f"{LINE}\n    noise: 0.2"), (SMOOTH, ""))
+    with pytest.raises(ConfigError, match="wave over pixels; train: head sees features"):
+        demo(
+            *noisy,
+            ("trials: 2", "trials: 2\n  train: head"),
+            ("    rotation: {uniform: [0, 15], off: 0.3} ", "    # "),
+            ("    shift: {uniform: [0, 0.1], off: 0.3} ", "    # "),
+        )
+    spec = demo(*noisy)
     assert isinstance(spec.search.space, Space)
     with pytest.raises(ConfigError, match=r"noise = 0\.6"):
         demo((LINE, f"{LINE}\n    noise: 0.6"), (SMOOTH, ""))

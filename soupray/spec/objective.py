@@ -227,7 +227,7 @@ def check_training(value: Any, said: Mapping[str, Any]) -> None:
         _check_mask_training(value, said)
     if space is None:
         return
-    check_noise(space, said)
+    check_noise(space, said, head=getattr(value, "train", "all") == "head")
     check_distillation(space, None if isinstance(value, TrainedInit) else said.get("teacher"))
     if objective == "segmentation":
         refuse(space, {"randaugment": 0.0}, "moves images without their masks")
@@ -275,15 +275,18 @@ def check_distillation(space: Any, teacher: str | None) -> None:
         )
 
 
-def check_noise(space: Any, said: Mapping[str, Any]) -> None:
+def check_noise(space: Any, said: Mapping[str, Any], head: bool) -> None:
     """Raise ValueError if label noise stands beside what changes the loss in another way.
 
     Args:
         space: the hyperparameters.
         said: the keys of the spec before `search`, as they were checked.
+        head: trials train the head alone.
     """
     if space.noise == 0:
         return
+    if head:
+        raise ValueError("noise is a wave over pixels; train: head sees features; leave it out")
     if said.get("loss") is not None:
         raise ValueError("noise changes the labels of soupray's own loss, not of your `loss`")
     if getattr(said.get("task"), "kind", None) == "transformers":
