@@ -13,6 +13,7 @@ from soupray.core.records import Basis, CheckpointRef, Predictions, Split
 from soupray.core.trials import Pool
 from soupray.data.thumbnails import SIDE, thumbnail
 from soupray.diagnostics.annotations import Annotations, Said, read_annotations, rows_of
+from soupray.diagnostics.diagnose import members_of
 from soupray.diagnostics.measure import CannotMeasure, Inputs, NoSamples, Options, Picture
 from soupray.diagnostics.mistakes import MISTAKES, measure_mistakes
 from soupray.diagnostics.samples import DecodedSamples
@@ -329,6 +330,14 @@ def test_slices_are_no_part_of_a_sweep_and_may_be_in_a_file(tmp_path):
     listed = parse(text[:-1] + ', "slices": {"hard": ["digits/1"]}}', "x")
     assert listed.slices == {"hard": ("digits/1",)}
     assert listed.digest == plain.digest
+
+
+def test_a_slice_is_a_list_or_the_lines_of_a_file(tmp_path):
+    file = tmp_path / "some.txt"
+    with pytest.raises(ConfigError, match=r"slices\.hard: .*some\.txt: cannot be read"):
+        members_of("hard", str(file))
+    file.write_text("test/1\n\n  test/2\n")
+    assert members_of("hard", str(file)) == members_of("hard", ("test/1", "test/2"))
 
 
 def test_the_report_shows_what_was_mended(fresh):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from soupray.core.candidates import WeightCandidate, as_trained
+from soupray.core.errors import ConfigError
 from soupray.core.progress import Show
 from soupray.core.records import Record, Split, digest, encode, encode_pretty
 from soupray.diagnostics.measure import Board, CannotMeasure, Inputs, Measure, Options
@@ -170,15 +171,18 @@ def inputs_of(session: Session, spec: SweepSpec, options: Options) -> Inputs:
         answers=session.evaluator,
         options=options,
         samples=DecodedSamples(spec, session.services.place.folder / "data"),
-        slices={name: _members(name, said) for name, said in spec.slices.items()},
+        slices={name: members_of(name, said) for name, said in spec.slices.items()},
     )
 
 
-def _members(name: str, said: str | tuple[str, ...]) -> tuple[str, ...]:
+def members_of(name: str, said: str | tuple[str, ...]) -> tuple[str, ...]:
     """Return the samples of a slice. Raises ConfigError if its file cannot be read."""
     if not isinstance(said, str):
         return said
-    lines = read_text(path_of(said, f"slices.{name}")).splitlines()
+    try:
+        lines = read_text(path_of(said, f"slices.{name}")).splitlines()
+    except ConfigError as error:
+        raise ConfigError(f"slices.{name}: {error}") from error
     return tuple(line.strip() for line in lines if line.strip())
 
 
