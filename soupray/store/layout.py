@@ -25,6 +25,9 @@
     sweeps/<name>/check.json                    Report: what `soupray check` found last
     sweeps/<name>/asked/<search>/<index>.json   Suggested: a trial that the sampler suggested
     sweeps/<name>/stopped/<search>/<trial>.json Stopped: a trial that the scheduler stopped
+    sweeps/<name>/prefixes/<key>.json           Prefix: what the first trials of the plan are worth
+    sweeps/<name>/enough/<search>.json          Enough: the stop rule ended the search
+    sweeps/<name>/drain.json                    Drain: the driver lets no further trial start
     sweeps/<name>/choices/<key>.json            Choices: what the recipes chose; never changed
     sweeps/<name>/diagnoses/<key>.json          Diagnosis: how the models of the pool differ
     sweeps/<name>/results/<file>                newest leaderboard, figures and recipe files
@@ -32,12 +35,12 @@
 
     doctor/<id>                                 written, read and deleted by `soupray doctor`
 
-`lease.json`, `progress.json`, `stop.json`, `check.json`, and the files in `working/`, `resume/`,
-`results/` and `leaderboards/` are overwritten. Files in `weights/` and `blobs/` may be written
-again with the same bytes. Every other object is written once and never overwritten. A file of
-arrays is written before the record that names it. `<key>`, `<basis>` and `<search>` are digests of
-all inputs of the object. Only `soupray gc` and `soupray delete` delete objects of other processes,
-but for the records in `working/` of processes that were killed.
+`lease.json`, `progress.json`, `stop.json`, `drain.json`, `check.json`, and the files in `working/`,
+`resume/`, `results/` and `leaderboards/` are overwritten. Files in `weights/` and `blobs/` may be
+written again with the same bytes. Every other object is written once and never overwritten. A file
+of arrays is written before the record that names it. `<key>`, `<basis>` and `<search>` are digests
+of all inputs of the object. Only `soupray gc` and `soupray delete` delete objects of other
+processes, but for the records in `working/` of processes that were killed.
 """
 
 from __future__ import annotations
@@ -184,6 +187,26 @@ def stopped(sweep: str, search: str, trial: str) -> str:
     return joined(SWEEPS, sweep, "stopped", search, f"{trial}.json")
 
 
+def prefixes(sweep: str) -> str:
+    """Return the folder of what the first trials of plans are worth."""
+    return joined(SWEEPS, sweep, "prefixes")
+
+
+def prefix(sweep: str, key: str) -> str:
+    """Return the path of what some trials are worth together, from the digest of their keys."""
+    return joined(SWEEPS, sweep, "prefixes", f"{key}.json")
+
+
+def enough(sweep: str, search: str) -> str:
+    """Return the path of the record that the stop rule ended a search, from its digest."""
+    return joined(SWEEPS, sweep, "enough", f"{search}.json")
+
+
+def drain(sweep: str) -> str:
+    """Return the path of the driver's word that no further trial may start."""
+    return joined(SWEEPS, sweep, "drain.json")
+
+
 def choices(sweep: str, key: str) -> str:
     """Return the path of the record of what the recipes chose."""
     return joined(SWEEPS, sweep, "choices", f"{key}.json")
@@ -227,7 +250,8 @@ _OURS = re.compile(
     rf"|imports/{_HEX}{{32}}/{_HEX}{{16}}\.json"
     rf"|{RESUME}/{_HEX}{{16}}/([0-9]+\.safetensors|state\.json)"
     rf"|(evaluations|decisions|answers|statistics|soups)/{_HEX}{{32}}\.json"
-    rf"|{SWEEPS}/{_SWEEP}/(lease|progress|stop|check|specs/{_HEX}{{64}}|(choices|diagnoses)/{_HEX}{{32}}"
+    rf"|{SWEEPS}/{_SWEEP}/(lease|progress|stop|drain|check|specs/{_HEX}{{64}}"
+    rf"|(choices|diagnoses|prefixes)/{_HEX}{{32}}|enough/{_HEX}{{16}}"
     rf"|working/{_HEX}{{32}}(\.stop)?"
     rf"|asked/{_HEX}{{16}}/[0-9]{{5,}}|stopped/{_HEX}{{16}}/{_HEX}{{16}})\.json"
     rf"|{SWEEPS}/{_SWEEP}/(results|leaderboards/{_HEX}{{32}})/[a-z0-9_]+(\.recipe)?\.(json|csv|png|svg|html)"

@@ -14,6 +14,7 @@ from soupray.core.progress import Progress, Rows, Show
 from soupray.core.records import Metric
 from soupray.core.trials import EpochRecord, Ingredient, Manifest, Tombstone, Trial
 from soupray.maths.metrics import as_read, value
+from soupray.search.prefixes import Enough
 from soupray.store.lease import Beat, RunningTrial
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ class Live(NamedTuple):
 class SweepProgress:
     """Receives the events of a sweep (`distributed.tune.TrialEvents`) and shows its progress.
 
-    `stopped_by` is who asked the sweep to stop (`soupray stop`); None if nobody did.
+    `stopped_by` is who asked the sweep to stop (`soupray stop`); None if nobody did. `enough` is
+    the decision of the stop rule.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class SweepProgress:
         self.complete = self.diverged = self.given_up = 0
         self.errors: dict[str, str] = {}
         self.stopped_by: str | None = None
+        self.enough: Enough | None = None
         self._over: set[str] = set()
         self._left = {t.key: int(t.hparams["epochs"]) for t in todo}
         self.progress = Progress("training", sum(self._left.values()), show)
@@ -112,6 +115,13 @@ class SweepProgress:
         epoch = self._epochs[key].epoch if key in self._epochs else 0
         of = self._trials[key].hparams["epochs"]
         log.info(f"trial {key} was stopped after {epoch} of {of} epochs: no ingredient.")
+        self._show()
+
+    def spared(self, key: str) -> None:
+        """Record that a trial did not start, because the stop rule has ended the search."""
+        self._running.pop(key, None)
+        self.progress.advance(self._left[key])
+        self._left[key] = 0
         self._show()
 
     def started(self, key: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from soupray.core.errors import NotFound, RayLost, StoreError, TrialError
 from soupray.core.progress import Show
@@ -16,18 +17,28 @@ from soupray.recipes import check_objective, load_recipes
 from soupray.reporting.tracker import load_trackers
 from soupray.search.history import Stopped, create_stopped
 from soupray.search.plan import is_adaptive
-from soupray.search.state import SweepState, basis_key, find_basis, read_state
+from soupray.search.prefixes import Enough, enough_said
+from soupray.search.state import (
+    SweepState,
+    basis_key,
+    find_basis,
+    known_trials,
+    prefixes_of,
+    read_state,
+)
 from soupray.services.home import remember_spec
 from soupray.services.place import Place, Services, start_services
 from soupray.spec.plugged_in import load_code
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
-from soupray.store.lease import Lease, find_stop_request, write_heartbeat
+from soupray.store.lease import Lease, begin_drain, find_stop_request, write_heartbeat
 from soupray.store.manifests import find_manifest
 from soupray.store.objects import Store, check_bucket, create_record
 from soupray.sweep.indexer import Indexer
 from soupray.sweep.progress import SweepProgress, may_pass
-from soupray.sweep.teacher import find_teacher, note_other_teacher
+
+if TYPE_CHECKING:
+    from soupray.sweep.enough import StopRule
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +51,8 @@ class SweepReport(Record, frozen=True, kw_only=True):
 
     `failed` maps the key of a trial to the reason; another run repeats these trials, with success
     if the reason was outside the trial (`soupray.sweep.progress.may_pass`). `stopped_by`: who asked
-    the sweep to stop.
+    the sweep to stop. `enough`: the decision of the stop rule, after which `spared` trials were not
+    trained.
     """
 
     sweep: str
@@ -54,6 +66,8 @@ class SweepReport(Record, frozen=True, kw_only=True):
     seconds: float
     storage: str
     stopped_by: str | None = None
+    enough: Enough | None = None
+    spared: int = 0
 
 
 def run_sweep(
@@ -103,6 +117,11 @@ def run_sweep(
                 f"{spec.search.trials} trials planned, {len(state.over)} in the store, "
                 f"{state.to_train} to train{gone}."
             )
+            if state.enough is not None:
+                log.info(
+                    f"{enough_said(state.enough)} (search.stop): {state.spared} others are not "
+                    "trained. Leave search.stop out to train them."
+                )
             if state.to_train:
                 attach()
             progress = _train(spec, services, store, state, (lease, show))
@@ -119,6 +138,9 @@ def _report(
 ) -> SweepReport:
     """Return what was in the store before, and what this run did."""
     done = progress.complete + progress.diverged + progress.given_up
+    enough = before.enough or progress.enough
+    # Trials that failed may be among the others: they are said as failed, and are not needed.
+    spared = before.to_train - done - len(progress.errors) if progress.enough else 0
     return SweepReport(
         sweep=spec.name,
         trials=spec.search.trials,
@@ -127,10 +149,12 @@ def _report(
         diverged=len(before.diverged) + progress.diverged,
         failed=progress.errors,
         stopped=len(before.stopped) + progress.given_up,
-        unfinished=before.to_train - done,
+        unfinished=before.to_train - done - spared,
         seconds=seconds,
         storage=services.place.storage,
         stopped_by=progress.stopped_by,
+        enough=enough,
+        spared=before.spared + spared,
     )
 
 
@@ -149,17 +173,51 @@ def _train(
             raise NotFound(f"{layout.manifest(key)} is not in {store.url}.")
         return manifest
 
-    lease, show = held
-    progress = SweepProgress(state.missing, read, lambda key: indexer.add(key), show)
-    indexer = Indexer(spec, services, read, progress.live)
-    for key in state.over:
+    def over(key: str) -> None:
         indexer.add(key)
-    with indexer:
+        if rule is not None:
+            rule.add(key)
+
+    def drain(enough: Enough) -> None:
+        begin_drain(store, spec.name, lease.holder)
+        progress.enough = enough
+        log.info(
+            f"{enough_said(enough)} (search.stop). No further one starts; those that run finish."
+        )
+
+    lease, show = held
+    progress = SweepProgress(state.missing, read, over, show)
+    indexer = Indexer(
+        spec, services, read, progress.live, lambda: prefixes_of(store, spec, state.basis)
+    )
+    rule = _stop_rule(spec, services.place, state.basis, read, drain)
+    for key in state.over:
+        over(key)
+    with indexer, rule or nullcontext():
         if state.to_train:
             lease.attend(lambda: _beat(store, spec.name, lease, progress))
             with progress, _last_beat(store, spec.name, lease, progress):
                 _run(spec, services.place, store, state, progress, lease)
     return progress
+
+
+def _stop_rule(
+    spec: SweepSpec,
+    place: Place,
+    basis: Basis,
+    read: Callable[[str], Manifest],
+    tell: Callable[[Enough], None],
+) -> StopRule | None:
+    """Return the thread that applies the rule of the spec; None: it has none, as most."""
+    if spec.search.stop is None:
+        return None
+    from soupray.store.checkpoints import Checkpoints  # it imports torch: seconds
+    from soupray.sweep.enough import StopRule
+
+    store = place.open_store()
+    plan = known_trials(store, spec, basis)
+    checkpoints = Checkpoints(store, place.folder / "weights")
+    return StopRule(spec, checkpoints, (plan, basis.split("held_out")), read, tell)
 
 
 def _beat(store: Store, sweep: str, lease: Lease, progress: SweepProgress) -> None:
@@ -192,7 +250,7 @@ def _run(
     lease: Lease,
 ) -> None:
     from soupray.distributed import cluster
-    from soupray.distributed.tune import Planned, run_trials
+    from soupray.distributed.tune import Control, Planned, run_trials
     from soupray.search.plugged import PluginSearch
     from soupray.search.tpe import TpeSearch
 
@@ -203,15 +261,19 @@ def _run(
     def give_up(trial: Trial, last: EpochRecord) -> None:
         create_stopped(store, spec, state.basis, Stopped(trial=trial, last=last))
 
-    def over() -> bool:
-        return lease.lost or progress.stopped_by is not None
+    control = Control(
+        stop=lambda: lease.lost or progress.stopped_by is not None,
+        drained=lambda: progress.enough is not None,
+        give_up=give_up,
+        driver=lease.holder,
+    )
 
     for restarts in range(RESTARTS + 1):
         # Trials that are stored, but whose end the driver did not hear, end at once in a new run.
         left = [trial for trial in state.missing if not progress.is_over(trial.key)]
         planned = Planned(left, search())
         try:
-            run_trials(spec, place, planned, progress, over, give_up)
+            run_trials(spec, place, planned, progress, control)
         except RayLost:
             if not cluster.session_is_here or restarts == RESTARTS:
                 raise
@@ -244,11 +306,15 @@ def find_basis_or_make(
     """
     from soupray.distributed import cluster
 
-    basis = find_basis(store, spec)
-    if basis is not None:
-        note_other_teacher(spec, basis, home)
-    else:
-        teacher = find_teacher(spec, home)
+    basis, teacher = find_basis(store, spec), None
+    if spec.teacher is not None:
+        from soupray.sweep.teacher import find_teacher, note_other_teacher  # torch: seconds
+
+        if basis is None:
+            teacher = find_teacher(spec, home)
+        else:
+            note_other_teacher(spec, basis, home)
+    if basis is None:
         log.info("decoding the data and building the initial model ...")
         attach()
         basis = cluster.make_basis_there(spec, place, basis_key(spec), teacher)
