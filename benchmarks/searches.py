@@ -78,7 +78,7 @@ class World:
         self.spec = spec
         self.evaluator: StoredEvaluator = self.here.evaluator()
 
-    def evaluator_predictions(self, one: Ingredient) -> Predictions:
+    def predictions(self, one: Ingredient) -> Predictions:
         """The stored held-out logits of a trial."""
         workers = self.here.workers()
         return workers.cache.predictions(one.logits, self.basis.split("held_out"))
@@ -115,7 +115,7 @@ class World:
 def stopped_at(world: World, pool: Sequence[Ingredient], gain: float, probability: float) -> int:
     """Where the stop rule ends a sweep with these trials; all of them if it does not."""
     held_out = world.basis.split("held_out")
-    stored = [world.evaluator_predictions(one) for one in pool]
+    stored = [world.predictions(one) for one in pool]
     labels = stored[0].labels
     for size in range(AFTER, len(pool)):
         chance = chance_of_gain(
@@ -136,34 +136,32 @@ def soup_points(world: World) -> Iterator[list[Ingredient]]:
     in held-out NLL of the greedy ensemble) gives the expected improvement at 512 random points.
     Every third trial stays random.
     """
-    names, held_out = dimensions_of(world.spec), world.basis.split("held_out")
+    names = dimensions_of(world.spec)
     random = random_points(world.spec.seed, TRIALS, len(names))
     draw = np.random.default_rng(world.spec.seed)
-    points, pool, logits = [], [], []
+    pool: list[Ingredient] = []
+    known: list[tuple[list[float], Predictions]] = []
     for index in range(TRIALS):
         point = random[index]
-        if len(logits) >= AFTER and index % 3:
-            point = proposed([p for p, one in zip(points, pool, strict=True) if one], logits,
-                             (labels, held_out), draw.random((512, len(names))))  # fmt: skip
+        if len(known) >= AFTER and index % 3:
+            point = proposed(known, draw.random((512, len(names))))
         (trial,) = as_trials(world.spec, world.basis, [planned_at(world.spec, index, point)])
         made = trained(world.here, trial)
-        points.append(point)
-        pool.append(made)
         if made is not None:
-            stored = world.evaluator_predictions(made)
-            logits.append(stored.logits)
-            labels = stored.labels
-        yield present(pool)
+            pool.append(made)
+            known.append((point, world.predictions(made)))
+        yield pool
 
 
-def proposed(points, logits, target, candidates) -> list[float]:
+def proposed(known: list[tuple[list[float], Predictions]], candidates: np.ndarray) -> list[float]:
     """The candidate with the largest expected improvement of the gain."""
     from scipy.stats import norm
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-    labels, held_out = target
-    loss = lambda mean: nll(mean, labels, held_out.objective)  # noqa: E731
+    points, logits = [point for point, _ in known], [one.logits for _, one in known]
+    first = known[0][1]
+    loss = lambda mean: nll(mean, first.labels, first.split.objective)  # noqa: E731
     order = sorted(range(len(logits)), key=lambda k: loss(logits[k].astype(float)))
     gains = []
     for k in range(len(logits)):
