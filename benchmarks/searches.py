@@ -48,6 +48,8 @@ def spec_of(seed: int, folder: str, sampler: str) -> SweepSpec:
     for old, new in (
         ("seed: 0", f"seed: {seed}"),
         ("trials: 16", f"trials: {TRIALS}"),
+        ("held_out: 500", "held_out: 300"),
+        ("epochs: {integer: [5, 15]}", "epochs: {integer: [3, 9]}"),
         ("sampler: random ", f"sampler: {sampler} "),
         ("storage: embedded", f"storage: file://{folder}/store"),
         ("tracking: embedded", "tracking: off"),
