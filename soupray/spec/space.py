@@ -125,6 +125,12 @@ class _Hyperparameters(SpecModel):
                     )
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _one_average(self) -> Self:
+        if getattr(self, "ema") != 0 and getattr(self, "merge") != 0:
+            raise ValueError("ema and merge are two averages of one training; leave one out")
+        return self
+
 
 def _field(row: Hyperparameter) -> Any:
     number: Any = Annotated[int if row.whole else float, Field(ge=row.low)]
