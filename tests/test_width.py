@@ -53,7 +53,14 @@ def old(tmp_path_factory) -> Old:
             "delete one --dry-run",
         ),
         "gc one --dry-run --older-than 0",
-        *("show one 0", "show one greedy", "trials two", "status two", "sweep two --dry-run"),
+        *(
+            "show one 0",
+            "show one greedy",
+            "why one 0",
+            "trials two",
+            "status two",
+            "sweep two --dry-run",
+        ),
     ],
 )
 def test_a_verb_on_a_real_store(old, words, monkeypatch):

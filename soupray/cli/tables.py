@@ -24,9 +24,11 @@ if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.operations.garbage import Garbage
     from soupray.operations.listing import SweepRow, TrialRow
     from soupray.operations.measuring import Measured
+    from soupray.operations.retention import Retention
     from soupray.operations.status import Best, Status
     from soupray.reporting.history import SoupRun
     from soupray.reporting.sections import Section, Table
+    from soupray.search.budget import Account
     from soupray.soup.compare import Comparison
     from soupray.spec.sweep_spec import SweepSpec
     from soupray.sweep.run import SweepReport
@@ -126,16 +128,21 @@ def show_recipes(as_json: bool) -> None:
 
 
 def show_plan(
-    spec: SweepSpec, cost: DryRun, as_json: bool, measured: Measured | None = None
+    spec: SweepSpec,
+    cost: DryRun,
+    as_json: bool,
+    measured: Measured | None = None,
+    budget: Account | None = None,
 ) -> None:
-    """The trials, and what they cost; how long they take, if it was measured."""
+    """The trials, and what they cost; how long they take, if it was measured; their budget."""
     from soupray.search.plan import plan
 
     trials = plan(spec)
     if as_json:
         plain = to_builtins(cost)
         apart = {name: plain.pop(name) for name in ("classes", "inputs", "notes", "weights")}
-        print_json({"trials": trials, "cost": plain, **apart, "measured": measured})
+        more = {} if budget is None else {"budget": budget}
+        print_json({"trials": trials, "cost": plain, **apart, "measured": measured, **more})
         return
     names = trials[0].hparams if trials else ()  # a pool of imported models plans none
     varied = [n for n in names if len({t.hparams[n] for t in trials}) > 1]
@@ -160,6 +167,21 @@ def show_plan(
     _show_cost(cost)
     if measured is not None:
         out.print(_measured(measured))
+    if budget is not None:
+        _show_budget(spec, budget)
+
+
+def _show_budget(spec: SweepSpec, budget: Account) -> None:
+    from soupray.search.budget import in_words
+
+    out.print(wrapped(f"budget: {in_words(budget, spec)}.", "  "))
+    if budget.forecast is None:
+        out.print(wrapped("No trial ran yet: --measure has a forecast for this machine.", "  "))
+    elif budget.will_be_over and not budget.over:
+        said = "; ".join(budget.will_be_over)
+        out.print(wrapped(f"It will not be enough for all trials ({said}).", "  "))
+    if budget.over:
+        out.print(wrapped(f"It is spent ({'; '.join(budget.over)}): no trial starts.", "  "))
 
 
 def _show_cost(cost: DryRun) -> None:
@@ -275,10 +297,11 @@ def best_trial(best: Best) -> str:
 def describe_sweep(report: SweepReport) -> str:
     """One line for the person at the terminal."""
     stopped = f"{report.stopped} stopped, " if report.stopped else ""
+    spent = f" Budget: {report.budget}." if report.budget else ""
     return (
         f"sweep {report.sweep}: {report.trained} trained, {report.found} found in the store, "
         f"{report.diverged} diverged, {stopped}{len(report.failed)} failed; took "
-        f"{duration(report.seconds)}."
+        f"{duration(report.seconds)}.{spent}"
     )
 
 
@@ -381,6 +404,8 @@ def show_status(found: Status) -> None:
     out.print(f"{done}{', ' if said else ''}{said}.")
     if found.best is not None:
         out.print(f"{best_trial(found.best)}.")
+    if found.budget:
+        out.print(wrapped(f"budget: {found.budget}."))
     if found.driver is None or found.lease_expires is None:
         out.print("nobody drives it.")
     else:
@@ -401,16 +426,29 @@ def show_status(found: Status) -> None:
 
 
 def show_garbage(found: list[Garbage], url: str, dry: bool) -> None:
-    """What went, or would go: each object, then counts and bytes."""
+    """What went, or would go: each object, then counts and bytes, by sweep and reason."""
     shown = table("object", "size", "why", right=("size",))
+    sums: dict[tuple[str, str], list[int]] = {}
     for one in found:
         why = re.sub("trial [0-9a-f]{16}", "the trial", one.why)  # its path has the key
         shown.add_row(_short(one.path), size(one.size_bytes), why)
+        sums.setdefault((one.sweep or "-", why), []).append(one.size_bytes)
     if found:
         out.print(shown)
+        out.print()
+        summed = table("sweep", "why", "objects", "size", right=("objects", "size"))
+        for (sweep, why), sizes in sums.items():
+            summed.add_row(sweep, why, str(len(sizes)), size(sum(sizes)))
+        out.print(summed)
     total = size(sum(one.size_bytes for one in found))
     done = "would be deleted from" if dry else "deleted from"
     tell(f"{len(found)} objects, {total}, {done} {url}.")
+
+
+def show_staying(found: Retention) -> None:
+    """Which trials of the sweep keep their weights, and why; nothing with `keep: all`."""
+    for one in found.staying:
+        tell(f"{found.sweep}: {one.trials} trials keep {size(one.size_bytes)}: {one.why}.")
 
 
 def show_removal(found: Removal, planned: bool) -> None:

@@ -31,6 +31,7 @@ from soupray.core.records import decode, encode
 from soupray.core.trials import EpochRecord, Ingredient, Trial
 from soupray.distributed.cluster import Vigil, at_a_time
 from soupray.distributed.nodes import wanted
+from soupray.search.budget import is_out_of_budget
 from soupray.search.plugged import PluginSearch
 from soupray.search.tpe import TpeSearch
 from soupray.services.place import Place
@@ -79,6 +80,10 @@ class TrialEvents(Protocol):
         """The scheduler has stopped the trial, and this is stored."""
         ...
 
+    def skipped(self, key: str) -> None:
+        """The trial was not begun, because the budget of the sweep is spent."""
+        ...
+
     def failed(self, key: str, reason: str) -> None:
         """The worker of the trial died or raised an error; nothing is stored."""
         ...
@@ -100,6 +105,8 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         try:
             if self._training is None:
+                if self._spec.budget and is_out_of_budget(self._place.open_store(), self._spec):
+                    return {"skipped": True, "done": True}
                 self._training = self._begin()
             record = next(self._training)
             said: dict[str, Any] = {"epoch": encode(record).decode(), "done": False}
@@ -159,6 +166,8 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
         result = trial.last_result
         if "failed" in result:
             self._watcher.failed(_key_of(trial), result["failed"])
+        elif "skipped" in result:
+            self._watcher.skipped(_key_of(trial))
         elif "complete" in result:
             self._watcher.finished(_key_of(trial), result["complete"])
         # Tune keeps every trial, with statistics of each number it reported: 18 kB, never read.
@@ -182,7 +191,11 @@ class _Searcher(Searcher):  # type: ignore[misc]
     """An adaptive search in the form of Tune; its state is in the store, so Tune saves nothing."""
 
     def __init__(
-        self, search: AdaptiveSearch, shared: dict[str, str], tell: Callable[[Trial], None]
+        self,
+        search: AdaptiveSearch,
+        shared: dict[str, str],
+        tell: Callable[[Trial], None],
+        spent: Callable[[], bool],
     ) -> None:
         """Wrap a search.
 
@@ -190,9 +203,10 @@ class _Searcher(Searcher):  # type: ignore[misc]
             search: the search.
             shared: the configuration that all trials share.
             tell: called with each trial before it runs.
+            spent: whether no further trial may start.
         """
         super().__init__()
-        self._search, self._shared, self._tell = search, shared, tell
+        self._search, self._shared, self._tell, self._spent = search, shared, tell, spent
         self._keys: dict[str, str] = {}
 
     def set_search_properties(
@@ -203,7 +217,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the configuration of the next trial, or Tune's mark for the end."""
-        trial = self._search.next()
+        trial = None if self._spent() else self._search.next()
         if trial is None:
             return str(Searcher.FINISHED)
         self._tell(trial)
@@ -225,10 +239,14 @@ class _Searcher(Searcher):  # type: ignore[misc]
 
 
 class Planned(NamedTuple):
-    """The work of a sweep: trials that are known, or a search that suggests them."""
+    """The work of a sweep: trials that are known, or a search that suggests them.
+
+    `spent` says whether the budget is spent: then the search is not asked any more.
+    """
 
     trials: list[Trial]
     search: AdaptiveSearch | None = None
+    spent: Callable[[], bool] = lambda: False
 
 
 def run_trials(
@@ -325,7 +343,7 @@ def _search(
         return {**shared, "trial": grid}, {"max_concurrent_trials": at_a_time(spec)}
     # With a searcher, Tune lets only one trial wait unless a limit is given.
     return {}, {
-        "search_alg": _Searcher(planned.search, shared, events.suggested),
+        "search_alg": _Searcher(planned.search, shared, events.suggested, planned.spent),
         "num_samples": planned.search.left,
         "max_concurrent_trials": at_a_time(spec) or spec.search.trials,
     }

@@ -6,6 +6,7 @@
                                                 (older versions wrote them under weights/)
     bases/<basis>.json                          Basis: splits, theta_0 and anchor of a sweep
     trials/<trial>/manifest.json                Ingredient or Tombstone: the trial is over
+    trials/<trial>/freed.json                   Freed: its weights were let go
     imports/<basis>/<trial>.json                Trial: a checkpoint that was imported into a pool
     resume/<trial>/<epoch>.safetensors          state of a running trial after an epoch
     resume/<trial>/state.json                   Saved: which of these states is valid
@@ -20,6 +21,7 @@
     sweeps/<name>/lease.json                    LeaseRecord: the driver of the sweep
     sweeps/<name>/progress.json                 Heartbeat: what the driver runs now
     sweeps/<name>/stop.json                     StopRequest: somebody asked the driver to stop
+    sweeps/<name>/spent.json                    OutOfBudget: no further trial starts in this run
     sweeps/<name>/working/<id>.json             Working: a soup, check or diagnosis that runs
     sweeps/<name>/working/<id>.stop.json        StopRequest: somebody asked it to stop
     sweeps/<name>/check.json                    Report: what `soupray check` found last
@@ -32,12 +34,14 @@
 
     doctor/<id>                                 written, read and deleted by `soupray doctor`
 
-`lease.json`, `progress.json`, `stop.json`, `check.json`, and the files in `working/`, `resume/`,
-`results/` and `leaderboards/` are overwritten. Files in `weights/` and `blobs/` may be written
-again with the same bytes. Every other object is written once and never overwritten. A file of
-arrays is written before the record that names it. `<key>`, `<basis>` and `<search>` are digests of
-all inputs of the object. Only `soupray gc` and `soupray delete` delete objects of other processes,
-but for the records in `working/` of processes that were killed.
+`lease.json`, `progress.json`, `stop.json`, `spent.json`, `check.json`, and the files in `working/`,
+`resume/`, `results/` and `leaderboards/` are overwritten. Files in `weights/` and `blobs/` may be
+written again with the same bytes. Every other object is written once and never overwritten, but for
+the manifest of a trial whose weights were let go and that is trained again. A file of arrays is
+written before the record that names it, and `freed.json` before the weights are deleted. `<key>`,
+`<basis>` and `<search>` are digests of all inputs of the object. Only `soupray gc` and `soupray
+delete` delete objects of other processes, but for the records in `working/` of processes that were
+killed; with `keep` in its spec, `soupray soup` deletes weights at its end.
 """
 
 from __future__ import annotations
@@ -72,6 +76,11 @@ def basis(key: str) -> str:
 def manifest(trial: str) -> str:
     """Return the path of a trial's manifest, from its key. It exists once the trial is over."""
     return joined(TRIALS, trial, "manifest.json")
+
+
+def freed(trial: str) -> str:
+    """Return the path of the record that a trial's weights were let go, from the trial's key."""
+    return joined(TRIALS, trial, "freed.json")
 
 
 def imports(basis: str) -> str:
@@ -132,6 +141,11 @@ def heartbeat(sweep: str) -> str:
 def stop_request(sweep: str) -> str:
     """Return the path of the request to the driver of `sweep` to stop."""
     return joined(SWEEPS, sweep, "stop.json")
+
+
+def spent(sweep: str) -> str:
+    """Return the path of the record that the budget of `sweep` is spent."""
+    return joined(SWEEPS, sweep, "spent.json")
 
 
 def all_working(sweep: str) -> str:
@@ -223,11 +237,11 @@ _HEX, _SWEEP = "[0-9a-f]", r"[a-z0-9][a-z0-9_-]{0,62}"
 _OURS = re.compile(
     rf"({WEIGHTS}|{BLOBS})/{_HEX}{{64}}\.safetensors"
     rf"|bases/{_HEX}{{32}}\.json"
-    rf"|{TRIALS}/{_HEX}{{16}}/manifest\.json"
+    rf"|{TRIALS}/{_HEX}{{16}}/(manifest|freed)\.json"
     rf"|imports/{_HEX}{{32}}/{_HEX}{{16}}\.json"
     rf"|{RESUME}/{_HEX}{{16}}/([0-9]+\.safetensors|state\.json)"
     rf"|(evaluations|decisions|answers|statistics|soups)/{_HEX}{{32}}\.json"
-    rf"|{SWEEPS}/{_SWEEP}/(lease|progress|stop|check|specs/{_HEX}{{64}}|(choices|diagnoses)/{_HEX}{{32}}"
+    rf"|{SWEEPS}/{_SWEEP}/(lease|progress|stop|spent|check|specs/{_HEX}{{64}}|(choices|diagnoses)/{_HEX}{{32}}"
     rf"|working/{_HEX}{{32}}(\.stop)?"
     rf"|asked/{_HEX}{{16}}/[0-9]{{5,}}|stopped/{_HEX}{{16}}/{_HEX}{{16}})\.json"
     rf"|{SWEEPS}/{_SWEEP}/(results|leaderboards/{_HEX}{{32}})/[a-z0-9_]+(\.recipe)?\.(json|csv|png|svg|html)"

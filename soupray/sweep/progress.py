@@ -57,7 +57,8 @@ class Live(NamedTuple):
 class SweepProgress:
     """Receives the events of a sweep (`distributed.tune.TrialEvents`) and shows its progress.
 
-    `stopped_by` is who asked the sweep to stop (`soupray stop`); None if nobody did.
+    `stopped_by` is who asked the sweep to stop (`soupray stop`); None if nobody did. `extra` gives
+    what follows the counts in the line of the progress.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class SweepProgress:
         self.complete = self.diverged = self.given_up = 0
         self.errors: dict[str, str] = {}
         self.stopped_by: str | None = None
+        self.extra: Callable[[], str] = lambda: ""
         self._over: set[str] = set()
         self._left = {t.key: int(t.hparams["epochs"]) for t in todo}
         self.progress = Progress("training", sum(self._left.values()), show)
@@ -168,6 +170,10 @@ class SweepProgress:
         self._running.pop(key, None)
         log.warning(f"trial {key} is trained again: {reason}")
 
+    def skipped(self, key: str) -> None:
+        """Record that a trial was not begun, because the budget is spent."""
+        self._running.pop(key, None)
+
     def lost(self) -> None:
         """Record that all workers died together; the trials that ran are trained again."""
         self._running.clear()
@@ -217,7 +223,8 @@ class SweepProgress:
 
     def _show(self) -> None:
         over = self.complete + self.diverged + self.given_up
-        self.progress.note = f" ({over} of {len(self._left)} trials, {len(self._running)} running)"
+        counts = f"{over} of {len(self._left)} trials, {len(self._running)} running"
+        self.progress.note = f" ({counts}{self.extra()})"
         # all trials of a sweep have the same one
         metrics = {t.metric for t in self._trials.values() if t.metric}
         right = ("lr", "epoch", "held-out", *metrics)
