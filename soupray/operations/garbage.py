@@ -144,21 +144,31 @@ def named_files(store: Store, but: Collection[str] = ()) -> set[str]:
         named = set[str]().union(*threads.map(digests, records))
     # Listed last: a file is written before the record that names it.
     there = {layout.stem(p) for f in (layout.WEIGHTS, layout.BLOBS) for p in store.list(f)}
-    damaged += [
+    _refuse_damaged(store, damaged, {s: p for s, p in wanted.items() if s not in there | freed})
+    return named
+
+
+def _refuse_damaged(store: Store, damaged: list[str], missing: dict[str, str]) -> None:
+    """Raise CheckpointError if records are damaged, or name files that are not there.
+
+    Args:
+        store: the store.
+        damaged: what is wrong with records.
+        missing: the record that names a file, by the SHA-256 of each file that is not there.
+    """
+    problems = damaged + [
         f"{path} in {store.url} names the file {sha256}, which is not there. It is damaged, or "
         "somebody deleted the file. Delete the record, or restore the file."
-        for sha256, path in wanted.items()
-        if sha256 not in there | freed
+        for sha256, path in missing.items()
     ]
-    for problem in sorted(damaged):
+    for problem in sorted(problems):
         log.warning(problem)
-    if damaged:
+    if problems:
         raise CheckpointError(
-            f"nothing is deleted from {store.url}, because {len(damaged)} records cannot be read "
+            f"nothing is deleted from {store.url}, because {len(problems)} records cannot be read "
             "or name no file: nobody knows what they named. Restore or delete them, then run the "
             "same command again."
         )
-    return named
 
 
 def _read(store: Store, path: str) -> Any:

@@ -114,18 +114,7 @@ def run_sweep(
         with Lease(store, layout.lease(spec.name)) as lease:
             basis = find_basis_or_make(spec, services.place, store, attach, home)
             create_record(store, layout.spec(spec.name, spec.digest), _as_data(spec))
-            stored = read_state(store, spec, basis)
-            state = with_let_go(stored, spec)
-            if again := len(stored.complete) - len(state.complete):
-                log.info(
-                    f"the weights of {again} trials were let go; `keep: all` has them trained "
-                    "again (`keep: ingredients` would not)."
-                )
-            gone = f" ({len(state.stopped)} were stopped)" if state.stopped else ""
-            log.info(
-                f"{spec.search.trials} trials planned, {len(state.over)} in the store, "
-                f"{state.to_train} to train{gone}."
-            )
+            state = _state(store, spec, basis)
             book = read_book(store, spec, state) if spec.budget else None
             if state.to_train and not (book and account(book, spec).over):
                 attach()
@@ -135,6 +124,23 @@ def run_sweep(
     if meter is None:
         return made
     return structs.replace(made, budget=in_words(meter.account(), spec), over=meter.over)
+
+
+def _state(store: Store, spec: SweepSpec, basis: Basis) -> SweepState:
+    """Return what there is to do, and say it."""
+    stored = read_state(store, spec, basis)
+    state = with_let_go(stored, spec)
+    if again := len(stored.complete) - len(state.complete):
+        log.info(
+            f"the weights of {again} trials were let go; `keep: all` has them trained again "
+            "(`keep: ingredients` would not)."
+        )
+    gone = f" ({len(state.stopped)} were stopped)" if state.stopped else ""
+    log.info(
+        f"{spec.search.trials} trials planned, {len(state.over)} in the store, "
+        f"{state.to_train} to train{gone}."
+    )
+    return state
 
 
 def _report(
@@ -231,9 +237,6 @@ def _run(
     progress, meter = watching
     events = meter or progress
 
-    def spent() -> bool:
-        return meter is not None and meter.is_spent()
-
     def over() -> bool:
         ended = meter is not None and meter.is_spent() and meter.idle
         return lease.lost or progress.stopped_by is not None or ended
@@ -245,7 +248,7 @@ def _run(
         # Trials that are stored, but whose end the driver did not hear, end at once in a new run.
         left = [trial for trial in state.missing if not progress.is_over(trial.key)]
         try:
-            for planned in _planned(store, spec, state, left, spent):
+            for planned in _planned(store, spec, state, left, meter):
                 if not over():
                     run_trials(spec, place, planned, events, over, give_up)
         except RayLost:
@@ -267,7 +270,7 @@ def _planned(
     spec: SweepSpec,
     state: SweepState,
     left: list[Trial],
-    spent: Callable[[], bool],
+    meter: Meter | None,
 ) -> Iterator[Planned]:
     """Yield the work that is left: trials; for an adaptive search what it suggests.
 
@@ -287,7 +290,7 @@ def _planned(
     kind = TpeSearch if spec.search.sampler == "tpe" else PluginSearch
     search = kind(store, spec, state.basis)
     if search.left:
-        yield Planned([], search, spent)
+        yield Planned([], search, lambda: meter is not None and meter.is_spent())
 
 
 def find_basis_or_make(
