@@ -12,7 +12,7 @@ setup: .venv/.installed
 
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[local,cpu,text,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[local,cpu,text,dev]'
 	touch $@
 
 demo: setup

@@ -16,17 +16,15 @@ from soupray.search.budget import (
     Book,
     Stretch,
     account,
-    clear_out_of_budget,
     in_words,
-    is_out_of_budget,
     read_book,
-    say_out_of_budget,
     stretch_of,
 )
 from soupray.search.state import find_state
 from soupray.services.place import start_services
 from soupray.spec.sweep_spec import SweepSpec, load, parse
 from soupray.store import layout
+from soupray.store.lease import begin_drain
 from soupray.sweep.meter import Meter
 from soupray.sweep.progress import SweepProgress
 
@@ -138,7 +136,12 @@ def metered(budget: str, manifests: dict) -> tuple[Meter, SweepProgress, Clock, 
     progress = SweepProgress(trials, read, lambda name: None)
     book = Book({}, 0.0, 0, {t.key: 4.0 for t in trials})
     of = spec(budget).model_copy(update={"name": "s"})
-    return Meter(of, book, progress, read, said.append, clock), progress, clock, said
+    return (
+        Meter(of, book, progress, read, lambda: said.append(clock()), clock),
+        progress,
+        clock,
+        said,
+    )
 
 
 def test_when_the_clock_reaches_the_budget_it_is_said_once_and_running_trials_end():
@@ -157,10 +160,10 @@ def test_when_the_clock_reaches_the_budget_it_is_said_once_and_running_trials_en
     assert not meter.is_spent()
     clock.now = 7200
     assert meter.is_spent()
-    assert said == [("hours: 2 of 2",)]
-    assert not meter.idle
+    assert said == [7200]
+    assert meter.over == ("hours: 2 of 2",)
     meter.started(c)  # Tune had begun to start it: its worker looks, and does not begin
-    meter.skipped(c)
+    meter.spared(c)
     manifests[a] = structs.replace(
         ingredient(a, scores(5)), trial=structs.replace(trial(a), sweep="s"), started=0.0,
         finished=9000.0,
@@ -168,7 +171,6 @@ def test_when_the_clock_reaches_the_budget_it_is_said_once_and_running_trials_en
     clock.now = 9000
     meter.finished(a, True)
     meter.failed(b, "OSError: full")
-    assert meter.idle
     assert meter.is_spent()
     assert len(said) == 1
     assert meter.account().spent.hours == pytest.approx(2.5)
@@ -271,12 +273,10 @@ def test_a_worker_looks_before_it_begins_a_trial(old):
     place = start_services(of, old.folder / "home").place
     worker = _Trainable.__new__(_Trainable)
     config = {"spec": of.model_dump_json(), "place": encode(place), "trial": encode(missing)}
-    worker.setup({k: v if isinstance(v, str) else v.decode() for k, v in config.items()})
-    say_out_of_budget(old.store, "one", ("hours: 1 of 1",))
-    assert layout.is_ours(layout.spent("one"))
-    assert worker.step() == {"skipped": True, "done": True}
-    clear_out_of_budget(old.store, "one")
-    assert not is_out_of_budget(old.store, of)
+    config = {k: v if isinstance(v, str) else v.decode() for k, v in config.items()}
+    worker.setup(config | {"driver": "me"})
+    begin_drain(old.store, "one", "me")
+    assert worker.step() == {"spared": True, "done": True}
 
 
 def test_an_account_can_be_stored():

@@ -21,6 +21,9 @@ def test_help_and_import_load_nothing_heavy():
     assert not heavy & modules_after(shown)
     recipes = "import soupray.recipes.greedy, soupray.recipes.wise_ft, soupray.recipes.uniform"
     assert not {"torch", "ray", "mlflow", "boto3", "obstore"} & modules_after(recipes)
+    # The driver of a sweep has Tune; the models are on the workers.
+    driver = "import soupray.sweep.run, soupray.distributed.tune"
+    assert not {"torch", "altair", "mlflow"} & modules_after(driver)
 
 
 def test_every_command_has_help_and_takes_home_if_it_needs_one():

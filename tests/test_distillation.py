@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from board import BASIS, OUTCOMES, POOL, REPORTED
-from conftest import inside, leaderboard, mini_text
+from conftest import ONE_SLOT, inside, leaderboard, mini_text
 from shared import demo, sha, unpacked
 
 from soupray.core.errors import ConfigError, NotFound
@@ -297,7 +297,8 @@ def test_a_teacher_that_is_not_there_is_named(school, name, error, match):
 
 def test_a_sweep_learns_from_the_champion_of_another_and_says_what_is_left(fresh):
     text = mini_text(
-        **{
+        **ONE_SLOT
+        | {
             "name: digits\n": "name: student\nteacher: mini:ensemble\n",
             "batch_size: 20": "batch_size: 50\n    distillation: 0.5",
             "trials: 16": "trials: 1",

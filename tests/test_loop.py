@@ -194,6 +194,28 @@ def test_the_moving_average_is_what_is_evaluated_and_stored(here):
     assert not equal(averaged.weights(), plain.weights())
 
 
+def test_a_merged_model_is_the_mean_of_the_ends_of_its_last_epochs(here):
+    """With merge = 1 the ends themselves are seen: the training is the same."""
+    single, merged = loop(here, merge=1, epochs=4), loop(here, merge=3, epochs=4)
+    ends, means = [], []
+    for number in range(1, 5):
+        single.epoch(number)
+        merged.epoch(number)
+        ends.append(single.weights())
+        means.append(merged.weights())
+    assert equal(ends[0], means[0])
+    parameters = {name for name, _ in single.in_training.named_parameters()}
+    for seen, mean in ((ends[:2], means[1]), (ends[1:], means[3])):
+        for name in parameters:
+            expected = sum(end[name].double() for end in seen) / len(seen)
+            assert torch.allclose(mean[name].double(), expected, atol=1e-7), name
+    # The rate stays at its peak: a decayed one would have ended elsewhere.
+    decayed = loop(here, epochs=4)
+    for number in range(1, 5):
+        decayed.epoch(number)
+    assert not equal(decayed.weights(), ends[3])
+
+
 def test_frozen_blocks_keep_their_weights(here):
     weights = after(loop(here, last_blocks=1))
     init = here.checkpoints.load(here.trial.init)
@@ -205,7 +227,6 @@ def test_frozen_blocks_keep_their_weights(here):
 
 EVERYTHING = {
     "mixup": 0.3,
-    "ema": 0.9,
     "randaugment": 9.0,
     "crop": 0.6,
     "flip": 0.5,
@@ -214,15 +235,15 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_training_that_is_taken_up_ends_in_the_same_bytes(here, precision):
-    training = Training(precision=precision)
-    undisturbed = after(loop(here, training, **EVERYTHING), epochs=3)
-    left = loop(here, training, **EVERYTHING)
+@pytest.mark.parametrize(("precision", "average"), [("fp32", {"ema": 0.9}), ("bf16", {"merge": 2})])
+def test_a_training_that_is_taken_up_ends_in_the_same_bytes(here, precision, average):
+    training, everything = Training(precision=precision), EVERYTHING | average
+    undisturbed = after(loop(here, training, **everything), epochs=3)
+    left = loop(here, training, **everything)
     left.epoch(1)
     state = left.state()
     left.epoch(2)  # what happens after the state was taken does not change it
-    taken_up = loop(here, training, **EVERYTHING)
+    taken_up = loop(here, training, **everything)
     torch.rand(5)  # nor do draws of somebody else
     taken_up.restore(state)
     taken_up.epoch(2)

@@ -628,7 +628,7 @@ def short(name: str, folder, *edits: tuple[str, str], small: tuple[tuple[str, st
     """A spec of sweeps/ with few samples, two trials of one epoch and two recipes."""
     import re
 
-    from conftest import ROOT
+    from conftest import ONE_SLOT, ROOT
 
     text = (ROOT / "sweeps" / f"{name}.yaml").read_text()
     text = re.sub(r"recipes:\n(  .*\n)+", "recipes:\n  uniform: {}\n  ensemble: {}\n", text)
@@ -637,6 +637,7 @@ def short(name: str, folder, *edits: tuple[str, str], small: tuple[tuple[str, st
         ("held_out: 400", "args: {count: 200}\n  held_out: 60"),
         *small,
         ("tracking: embedded", 'tracking: "off"'),
+        *ONE_SLOT.items(),
         *edits,
     ):
         assert old in text, old

@@ -59,6 +59,19 @@ def test_the_schedule_by_hand():
     assert (scales[2], scales[6], scales[10]) == pytest.approx((1, 0.5, 0))
 
 
+def test_a_rate_that_does_not_decay_stays_at_its_peak():
+    assert [lr_scale(step, 10, 0.2, decays=False) for step in (0, 1, 2, 9)] == [0.5, 1, 1, 1]
+
+
+def test_a_trial_ends_when_its_patience_does_and_keeps_its_best_epoch(here):
+    """At a rate at which nothing moves, no epoch is better than the first one."""
+    trial = another(here.trial, lr=1e-12, epochs=8, patience=2)
+    manifest, records = run(here, trial)
+    assert isinstance(manifest, Ingredient)
+    assert (manifest.best_epoch, len(records)) == (1, 3)
+    assert len({record.held_out_correct for record in records}) == 1
+
+
 def test_the_warm_up_is_500_steps_at_most_and_may_be_none():
     assert lr_scale(249, total=100_000, warmup=0.1) == 0.5
     assert lr_scale(499, total=100_000, warmup=0.1) == 1.0

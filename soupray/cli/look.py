@@ -383,6 +383,42 @@ def status(spec: Path | None, home: Path, as_json: bool) -> None:
 
 
 @click.command()
+@spec_argument
+@home_option
+@click.option(
+    "--every",
+    type=click.FloatRange(min=1),
+    default=5.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+def watch(spec: Path | None, home: Path, every: float) -> None:
+    r"""Show how SPEC's sweep stands, again and again, until nobody drives it.
+
+    What `soupray status` says, and the soup of the trials so far: after each few trials of the plan
+    that are over, what a mean of their weights is worth on held-out data. Ctrl-C ends the view, not
+    the sweep.
+
+    \b
+    soupray watch sweeps/digits.yaml
+    """
+    import time
+
+    from soupray.cli.tables import show_curve, show_status
+    from soupray.operations.status import find_status
+
+    _, loaded = load_named(spec, home)
+    while True:
+        found = find_status(loaded, home)
+        click.clear()
+        show_status(found)
+        show_curve(found)
+        if found.driver is None:
+            return
+        time.sleep(every)
+
+
+@click.command()
 @spec_of(required=True)
 @click.argument("trial", required=False)
 @home_option
@@ -413,4 +449,17 @@ def logs(spec: Path, trial: str | None, home: Path, as_json: bool, tail: int) ->
     print_json(found) if as_json else show_logs(found)
 
 
-VERBS = (recipes, rank, report, sweeps, trials, show, why, status, logs, check, diagnose)
+VERBS = (
+    recipes,
+    rank,
+    report,
+    sweeps,
+    trials,
+    show,
+    why,
+    status,
+    watch,
+    logs,
+    check,
+    diagnose,
+)

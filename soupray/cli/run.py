@@ -108,10 +108,12 @@ def _dry_run(spec: SweepSpec, home: Path, as_json: bool, measure: bool) -> None:
     from soupray.cli.tables import show_plan
     from soupray.operations.estimate import dry_run
     from soupray.reporting.live import say
-    from soupray.sweep.teacher import find_teacher
 
-    teacher = find_teacher(spec, home)
-    if teacher is not None:
+    if spec.teacher is not None:
+        from soupray.sweep.teacher import find_teacher
+
+        teacher = find_teacher(spec, home)
+        assert teacher is not None, "the spec names one"
         say(f"teacher: {teacher.entry}; each training sample costs {teacher.passes} of its passes.")
     cost, measured = dry_run(spec), None
     if measure:

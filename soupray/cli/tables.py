@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.operations.measuring import Measured
     from soupray.operations.retention import Retention
     from soupray.operations.status import Best, Status
+    from soupray.reporting.anytime import Difference
     from soupray.reporting.history import SoupRun
     from soupray.reporting.sections import Section, Table
     from soupray.search.budget import Account
@@ -298,6 +299,7 @@ def describe_sweep(report: SweepReport) -> str:
     """One line for the person at the terminal."""
     stopped = f"{report.stopped} stopped, " if report.stopped else ""
     spent = f" Budget: {report.budget}." if report.budget else ""
+    stopped += f"{report.spared} not needed, " if report.spared else ""
     return (
         f"sweep {report.sweep}: {report.trained} trained, {report.found} found in the store, "
         f"{report.diverged} diverged, {stopped}{len(report.failed)} failed; took "
@@ -397,6 +399,7 @@ def show_status(found: Status) -> None:
         "running": len(found.running),
         "failed": len(found.failed),
         "missing": found.missing,
+        "not needed": found.spared,
     }
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     done = f"{found.complete} of {found.trials} trials done"
@@ -406,6 +409,8 @@ def show_status(found: Status) -> None:
         out.print(f"{best_trial(found.best)}.")
     if found.budget:
         out.print(wrapped(f"budget: {found.budget}."))
+    for line in soup_so_far(found):
+        out.print(wrapped(line))
     if found.driver is None or found.lease_expires is None:
         out.print("nobody drives it.")
     else:
@@ -423,6 +428,61 @@ def show_status(found: Status) -> None:
         out.print(shown)
     for key, reason in found.failed.items():
         out.print(wrapped(f"failed: {key}: {plain(reason)}"))
+
+
+def show_curve(found: Status) -> None:
+    """The soup against the number of trials; nothing before the first soup."""
+    if not found.soup:
+        return
+    right = ("trials", "best single", "uniform", "greedy", "ensemble", "gain", "added")
+    shown = table(*right, right=right)
+    for point in found.soup:
+        shown.add_row(
+            str(point.trials),
+            _or_dash(point.best, ".4f"),
+            _or_dash(point.uniform, ".4f"),
+            _or_dash(point.greedy, ".4f"),
+            _or_dash(point.ensemble, ".4f"),
+            _points(point.gain) if point.gain else "-",
+            _points(point.added) if point.added else "-",
+        )
+    out.print(shown)
+    out.print(
+        wrapped(
+            "On held-out data. uniform: mean of all weights; greedy: of those that lower the loss "
+            "of their ensemble, the mean of outputs. gain: of greedy over the best single model, "
+            "in points; added: by the trials since the last soup; with standard errors, paired by "
+            "sample. -: not measured, as soups take at most 2 % of the time of training."
+        )
+    )
+
+
+def soup_so_far(found: Status) -> list[str]:
+    """Return what the soup of the first trials is worth, and whether these are enough."""
+    from soupray.search.prefixes import enough_said
+
+    said = []
+    measured = [point for point in found.soup if point.greedy is not None]
+    if measured:
+        last = measured[-1]
+        gain = f", {_points(last.gain)} points over the best single" if last.gain else ""
+        said.append(
+            f"greedy soup of the first {last.trials} trials: {last.greedy:.4f} held-out{gain}."
+        )
+        if last.added:
+            before = measured[-2].trials
+            said.append(
+                f"the last {last.trials - before} of them added {_points(last.added)} points "
+                "(± standard error)."
+            )
+    if found.enough is not None:
+        said.append(f"{enough_said(found.enough)} (search.stop).")
+    return said
+
+
+def _points(difference: Difference) -> str:
+    """A difference of shares, in points."""
+    return f"{100 * difference.difference:+.1f} ± {100 * difference.standard_error:.1f}"
 
 
 def show_garbage(found: list[Garbage], url: str, dry: bool) -> None:

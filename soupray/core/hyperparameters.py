@@ -98,6 +98,21 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
         float, _range(0.1, 100, "divides the logits of teacher and model, for classes", "teacher")
     ] = 1.0
 
+    merge: Annotated[
+        int,
+        _range(
+            0,
+            1000,
+            "epochs at the end whose weights are averaged, at a constant rate (arXiv:2209.14981); "
+            "0: the rate decays",
+        ),
+    ] = 0
+    patience: Annotated[
+        int,
+        _range(
+            0, 100_000, "epochs without a better one after which the trial ends; 0: it does not"
+        ),
+    ] = 0
     noise: Annotated[
         float,
         _range(0, 0.5, "mean share of labels that a wave gives to all classes", "one class"),
@@ -118,6 +133,7 @@ LATER = frozenset(
     (
         *("focal", "class_weight", "balanced", "huber", "dice"),
         *("distillation", "distillation_temperature"),
+        *("merge", "patience"),
         *("noise", "noise_frequency", "noise_phase", "noise_direction"),
     )
 )

@@ -25,21 +25,23 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from soupray.core.errors import TRIAL_FAILED, ConfigError, RayLost, TrialError, mask
+from soupray.core.errors import TRIAL_FAILED, ConfigError, RayLost, TrialError, mask, one_line
 from soupray.core.imports import importing
 from soupray.core.records import decode, encode
 from soupray.core.trials import EpochRecord, Ingredient, Trial
 from soupray.distributed.cluster import Vigil, at_a_time
 from soupray.distributed.nodes import wanted
-from soupray.search.budget import is_out_of_budget
 from soupray.search.plugged import PluginSearch
 from soupray.search.tpe import TpeSearch
 from soupray.services.place import Place
 from soupray.spec.space import Dimension
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.store.lease import is_draining
 
 if TYPE_CHECKING:
     from soupray.training.trial import Training
+
+log = logging.getLogger(__name__)
 
 # `_Reporter` reports errors in one line, and Tune's own state is never read.
 logging.getLogger("ray.tune.execution").setLevel(logging.CRITICAL)
@@ -72,16 +74,16 @@ class TrialEvents(Protocol):
         """An adaptive search has suggested this trial; called before `started`."""
         ...
 
+    def spared(self, key: str) -> None:
+        """The trial did not start, because no further one may: see `store.lease.Drain`."""
+        ...
+
     def repeated(self, key: str, reason: str) -> None:
         """The worker of the trial died; another worker trains the trial."""
         ...
 
     def stopped(self, key: str) -> None:
         """The scheduler has stopped the trial, and this is stored."""
-        ...
-
-    def skipped(self, key: str) -> None:
-        """The trial was not begun, because the budget of the sweep is spent."""
         ...
 
     def failed(self, key: str, reason: str) -> None:
@@ -95,6 +97,7 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any]) -> None:
         self._spec = SweepSpec.model_validate_json(config["spec"])
         self._place = decode(config["place"].encode(), Place)
+        self._driver = config["driver"]
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -105,8 +108,8 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         try:
             if self._training is None:
-                if self._spec.budget and is_out_of_budget(self._place.open_store(), self._spec):
-                    return {"skipped": True, "done": True}
+                if self._is_spared():
+                    return {"spared": True, "done": True}
                 self._training = self._begin()
             record = next(self._training)
             said: dict[str, Any] = {"epoch": encode(record).decode(), "done": False}
@@ -118,13 +121,34 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
                 "held_out": record.rank,
             }
         except StopIteration as end:
-            return {"complete": isinstance(end.value, Ingredient), "done": True}
+            said = {"complete": isinstance(end.value, Ingredient), "done": True}
+            return said | self._measure_prefixes()
         except Exception as error:  # noqa: BLE001 - whatever it is would come again in a retry
             # Into the log of this worker, where `soupray logs` looks.
             first = TRIAL_FAILED.format(self._trial.key)
             sys.stderr.write(f"{first}\n{mask(traceback.format_exc())}")
             told = (str(error) or "no message").splitlines()[0][:500]
             return {"failed": f"{type(error).__name__}: {told}", "done": True}
+
+    def _is_spared(self) -> bool:
+        if self._spec.search.stop is None and self._spec.budget is None:
+            return False
+        return is_draining(self._place.open_store(), self._spec.name, self._driver)
+
+    def _measure_prefixes(self) -> dict[str, str]:
+        """Measure what this trial completes; a failure is told, and the trial stays complete."""
+        if self._trial.training.workers > 1:
+            return {}  # this process has neither the data nor the device
+        try:
+            with importing():
+                from soupray.distributed.anytime import measure_prefixes
+                from soupray.training.worker import worker_context
+
+            measure_prefixes(worker_context(self._spec, self._place), self._trial)
+        except Exception as error:  # noqa: BLE001 - no trial is lost for it
+            sys.stderr.write(mask(traceback.format_exc()))
+            return {"unmeasured": f"{type(error).__name__}: {one_line(str(error))}"}
+        return {}
 
     def _begin(self) -> Training:
         if self._trial.training.workers > 1:
@@ -164,12 +188,15 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.running.discard(_key_of(trial))
         result = trial.last_result
-        if "failed" in result:
+        if "spared" in result:
+            self._watcher.spared(_key_of(trial))
+        elif "failed" in result:
             self._watcher.failed(_key_of(trial), result["failed"])
-        elif "skipped" in result:
-            self._watcher.skipped(_key_of(trial))
         elif "complete" in result:
             self._watcher.finished(_key_of(trial), result["complete"])
+            if "unmeasured" in result:
+                why = result["unmeasured"]
+                log.warning(f"the soup of the trials up to {_key_of(trial)} is unknown: {why}")
         # Tune keeps every trial, with statistics of each number it reported: 18 kB, never read.
         trial.run_metadata.metric_analysis.clear()
         trial.run_metadata.metric_n_steps.clear()
@@ -195,7 +222,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
         search: AdaptiveSearch,
         shared: dict[str, str],
         tell: Callable[[Trial], None],
-        spent: Callable[[], bool],
+        drained: Callable[[], bool],
     ) -> None:
         """Wrap a search.
 
@@ -203,10 +230,10 @@ class _Searcher(Searcher):  # type: ignore[misc]
             search: the search.
             shared: the configuration that all trials share.
             tell: called with each trial before it runs.
-            spent: whether no further trial may start.
+            drained: whether no further trial may start.
         """
         super().__init__()
-        self._search, self._shared, self._tell, self._spent = search, shared, tell, spent
+        self._search, self._shared, self._tell, self._drained = search, shared, tell, drained
         self._keys: dict[str, str] = {}
 
     def set_search_properties(
@@ -217,7 +244,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the configuration of the next trial, or Tune's mark for the end."""
-        trial = None if self._spent() else self._search.next()
+        trial = None if self._drained() else self._search.next()
         if trial is None:
             return str(Searcher.FINISHED)
         self._tell(trial)
@@ -239,14 +266,26 @@ class _Searcher(Searcher):  # type: ignore[misc]
 
 
 class Planned(NamedTuple):
-    """The work of a sweep: trials that are known, or a search that suggests them.
-
-    `spent` says whether the budget is spent: then the search is not asked any more.
-    """
+    """The work of a sweep: trials that are known, or a search that suggests them."""
 
     trials: list[Trial]
     search: AdaptiveSearch | None = None
-    spent: Callable[[], bool] = lambda: False
+
+
+class Control(NamedTuple):
+    """How a sweep ends before all its trials are trained.
+
+    Attributes:
+        stop: called after every result; the sweep ends now if it returns True.
+        drained: likewise; the sweep ends as soon as no trial runs, and a search is asked no more.
+        give_up: records a trial that the scheduler stops.
+        driver: the holder of the lease, whose word trials hear as they start: `store.lease.Drain`.
+    """
+
+    stop: Callable[[], bool] = lambda: False
+    drained: Callable[[], bool] = lambda: False
+    give_up: Callable[[Trial, EpochRecord], None] = lambda trial, last: None
+    driver: str = ""
 
 
 def run_trials(
@@ -254,8 +293,7 @@ def run_trials(
     place: Place,
     planned: Planned,
     events: TrialEvents,
-    stop: Callable[[], bool] = lambda: False,
-    give_up: Callable[[Trial, EpochRecord], None] = lambda trial, last: None,
+    control: Control = Control(),  # noqa: B008 - a record, and frozen
 ) -> None:
     """Run the planned trials and report to `events`.
 
@@ -266,8 +304,7 @@ def run_trials(
         place: where the sweep stores its data.
         planned: the work.
         events: receives the events.
-        stop: called after every result; the sweep ends if it returns True.
-        give_up: records a trial that the scheduler stops.
+        control: how the sweep ends early.
 
     Raises:
         TrialError: Tune itself cannot continue.
@@ -276,9 +313,9 @@ def run_trials(
     """
     reporter = _Reporter(events)
     vigil = Vigil(wanted(spec.resources, spec.training.workers))
-    stopper = _Stopper(stop, vigil, reporter)
-    space, settings = _search(spec, place, planned, events)
-    scheduler = _scheduler(spec, events, give_up)
+    stopper = _Stopper(control, vigil, reporter)
+    space, settings = _search((spec, place, control), planned, events)
+    scheduler = _scheduler(spec, events, control.give_up)
     tuner = tune.Tuner(
         tune.with_resources(_Trainable, _holds(spec)),
         param_space=space,
@@ -334,16 +371,21 @@ def _run_config(
 
 
 def _search(
-    spec: SweepSpec, place: Place, planned: Planned, events: TrialEvents
+    sweep: tuple[SweepSpec, Place, Control], planned: Planned, events: TrialEvents
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return Tune's search space, and the settings of the search."""
-    shared = {"spec": spec.model_dump_json(), "place": encode(place).decode()}
+    spec, place, control = sweep
+    shared = {
+        "spec": spec.model_dump_json(),
+        "place": encode(place).decode(),
+        "driver": control.driver,
+    }
     if planned.search is None:
         grid = tune.grid_search([encode(t).decode() for t in planned.trials])
         return {**shared, "trial": grid}, {"max_concurrent_trials": at_a_time(spec)}
     # With a searcher, Tune lets only one trial wait unless a limit is given.
     return {}, {
-        "search_alg": _Searcher(planned.search, shared, events.suggested, planned.spent),
+        "search_alg": _Searcher(planned.search, shared, events.suggested, control.drained),
         "num_samples": planned.search.left,
         "max_concurrent_trials": at_a_time(spec) or spec.search.trials,
     }
@@ -395,8 +437,8 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]
 class _Stopper(tune.Stopper):  # type: ignore[misc]
     """Tune asks it about ten times a second whether the sweep ends. `lost` says why it had to."""
 
-    def __init__(self, stop: Callable[[], bool], vigil: Vigil, reporter: _Reporter) -> None:
-        self._stop, self._vigil, self._reporter = stop, vigil, reporter
+    def __init__(self, control: Control, vigil: Vigil, reporter: _Reporter) -> None:
+        self._control, self._vigil, self._reporter = control, vigil, reporter
         self.lost: RayLost | ConfigError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -411,7 +453,9 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
         except (RayLost, ConfigError) as lost:
             self.lost = lost
             return True
-        return self._stop()
+        if not self._reporter.running and self._control.drained():
+            return True
+        return self._control.stop()
 
 
 def _last_line(trial: Any) -> str:

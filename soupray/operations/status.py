@@ -10,10 +10,13 @@ from soupray.core.errors import NotFound
 from soupray.core.records import Basis, Metric, Record, Scores
 from soupray.core.trials import Tombstone
 from soupray.maths.metrics import as_read, value
+from soupray.reporting.anytime import Point, points
 from soupray.search.budget import Account, Stretch, account, in_words, read_book
+from soupray.search.prefixes import Enough
 from soupray.search.state import (
     find_basis,
     pool_plan,
+    prefixes_of,
     read_state,
     refuse_other_origin,
     with_let_go,
@@ -42,8 +45,10 @@ class Status(Record, frozen=True, kw_only=True):
 
     `missing` trials are neither over nor running. `driver` and `lease_expires` are None if there is
     no driver. `failed` (reason by key) comes from the current run of the driver, because failures
-    are not stored elsewhere. `others` are soups, checks and diagnoses that run. `account`: what was
-    spent of the budget; None without one. `budget` says it in words.
+    are not stored elsewhere. `others` are soups, checks and diagnoses that run. `soup` is what the
+    first trials of the plan were worth. `enough`: the decision of the stop rule, for which `spared`
+    trials are not trained. `account`: what was spent of the budget; None without one. `budget` says
+    it in words.
     """
 
     sweep: str
@@ -63,6 +68,9 @@ class Status(Record, frozen=True, kw_only=True):
     others: tuple[Working, ...] = ()
     account: Account | None = None
     budget: str = ""
+    soup: tuple[Point, ...] = ()
+    enough: Enough | None = None
+    spared: int = 0
 
 
 def find_status(spec: SweepSpec, home: Path) -> Status:
@@ -89,22 +97,26 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
     scores: Any = Counted if spec.metric == "accuracy" else Scores
     over = glance_at_manifests(store, plan.trials, scores, lambda found: _over(found, spec, basis))
     complete = [one.best for one in over if one is not None and one.best is not None]
-    missing = {t.key for t, one in zip(plan.trials, over, strict=True) if one is None}
+    left = [t for t, one in zip(plan.trials, over, strict=True) if one is None]
+    missing = {t.key for t in left if plan.is_needed(t) or t.method == "imported"}
     heartbeat = driver.heartbeat if driver else None
     beat = heartbeat.beat if heartbeat else Beat(running=(), failed={}, seconds_left=None)
     # A trial that ended since the heartbeat does not run.
-    running = tuple(r for r in beat.running if r.key in missing)
+    unfinished = {t.key for t in left}
+    running = tuple(r for r in beat.running if r.key in unfinished)
+    needed = {r.key for r in running} & missing
+    spared = len(unfinished - missing - {r.key for r in running})
     spent = _account(store, spec, basis, running) if spec.budget else None
     return Status(
         sweep=spec.name,
         storage=store.url,
         trials=len(over) + plan.unsuggested + len(plan.stopped),
         complete=len(complete),
-        diverged=len(over) - len(complete) - len(missing),
+        diverged=len(over) - len(complete) - len(left),
         stopped=len(plan.stopped),
         running=running,
         failed=beat.failed,
-        missing=len(missing) + plan.unsuggested - len(running),
+        missing=len(missing) + plan.unsuggested - len(needed),
         best=min(complete, key=lambda b: (_place(b), b.key), default=None),
         seconds_left=_aged(beat.seconds_left, heartbeat.written) if heartbeat else None,
         driver=driver.lease.who if driver else None,
@@ -113,6 +125,9 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
         others=tuple(one.working for one in find_present(store, spec.name)),
         account=spent,
         budget="" if spent is None else in_words(spent, spec),
+        soup=points(prefixes_of(store, spec, basis), spec.metric),
+        enough=plan.enough,
+        spared=spared,
     )
 
 

@@ -13,6 +13,7 @@ from soupray.core.errors import CheckpointError, NotFound
 from soupray.core.names import plain
 from soupray.core.records import Basis, Metric, Record
 from soupray.maths.metrics import Z
+from soupray.reporting.anytime import points, rows
 from soupray.reporting.charts import MOST_CLASSES, charts
 from soupray.reporting.details import DETAILS, Answers, Details, TrialFacts
 from soupray.reporting.history import SoupRun, stored_leaderboard
@@ -20,10 +21,12 @@ from soupray.reporting.notes import of_statistics, p_value, percent, protocol
 from soupray.reporting.ranking import Entry, Gain, SameModel, ranked_on, same_models
 from soupray.reporting.sections import Section, stored_sections
 from soupray.reporting.taught import of_teacher, taught
-from soupray.reporting.trial_charts import importance_chart
+from soupray.reporting.trial_charts import anytime_chart, importance_chart
 from soupray.reporting.vega import Chart
 from soupray.reporting.verdict import verdict
 from soupray.search.importance import LEAST, importances
+from soupray.search.prefixes import Prefix
+from soupray.search.state import prefixes_of
 from soupray.services.place import find_place
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
@@ -46,6 +49,7 @@ class ReportedBoard(NamedTuple):
         run: of `soup`, which made it.
         details: the numbers behind the pictures.
         sections: what `soupray diagnose` measured.
+        prefixes: what the first trials were worth, the smallest number first.
     """
 
     spec: SweepSpec
@@ -54,6 +58,7 @@ class ReportedBoard(NamedTuple):
     run: SoupRun
     details: Details
     sections: tuple[Section, ...] = ()
+    prefixes: tuple[Prefix, ...] = ()
 
 
 def stored_board(spec: SweepSpec, home: Path, key: str | None = None) -> ReportedBoard:
@@ -80,7 +85,8 @@ def stored_board(spec: SweepSpec, home: Path, key: str | None = None) -> Reporte
         )
     _refuse_damaged(details, entries, spec, f"{path} in {store.url}")
     sections = stored_sections(store, spec.name, run.key)
-    return ReportedBoard(spec, entries, basis, run, details, sections)
+    prefixes = tuple(prefixes_of(store, spec, basis))
+    return ReportedBoard(spec, entries, basis, run, details, sections, prefixes)
 
 
 def _refuse_damaged(details: Details, entries: list[Entry], spec: SweepSpec, where: str) -> None:
@@ -141,6 +147,9 @@ def charts_of(board: ReportedBoard) -> dict[str, Chart]:
     )
     if shares:
         drawn["importance"] = importance_chart(shares)
+    if board.prefixes:
+        found = points(board.prefixes, board.spec.metric)
+        drawn["anytime"] = anytime_chart(rows(found), board.spec.metric)
     return drawn
 
 

@@ -46,7 +46,7 @@ from soupray.reporting.runs import (
 from soupray.reporting.sections import stored_sections
 from soupray.reporting.tracker import is_tracked, open_tracker
 from soupray.reporting.verdict import verdict
-from soupray.search.state import find_state
+from soupray.search.state import find_state, prefixes_of
 from soupray.services.place import Place, Services, find_place, start_services
 from soupray.spec.files import atomic_write
 from soupray.spec.sweep_spec import SweepSpec
@@ -335,7 +335,8 @@ def stored_runs(store: Store, spec: SweepSpec) -> list[TrackedRun]:
     checked: Report | None = find_record(store, layout.check(spec.name), Report)
     found = [with_flags(run, checked.findings if checked else ()) for run in runs.values()]
     board = Board(newest[0], last.champion) if newest and last else None
-    return [sweep_run(spec, started, finished, board), *found]
+    prefixes = prefixes_of(store, spec, state.basis)
+    return [sweep_run(spec, started, finished, board, prefixes), *found]
 
 
 def publish_soup(result: SoupResult, spec: SweepSpec, home: Path, files: list[Path]) -> None:
@@ -368,8 +369,11 @@ def board_of(result: SoupResult, spec: SweepSpec) -> ReportedBoard:
     """
     store = result.services.place.open_store()
     sections = stored_sections(store, spec.name, result.key)
+    prefixes = tuple(prefixes_of(store, spec, result.basis))
     made = _made(result)
-    return ReportedBoard(spec, result.entries, result.basis, made, result.details, sections)
+    return ReportedBoard(
+        spec, result.entries, result.basis, made, result.details, sections, prefixes
+    )
 
 
 def _made(result: SoupResult) -> SoupRun:

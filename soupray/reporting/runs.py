@@ -19,9 +19,11 @@ from soupray.core.ports import CURRENT, TrackedRun
 from soupray.core.records import Metric, Rejected, Scores
 from soupray.core.trials import EpochRecord, Ingredient, Manifest, Trial
 from soupray.maths.metrics import as_read
+from soupray.reporting.anytime import curves
 from soupray.reporting.ranking import Champion, Entry, Measured, measured, shift_mean
 from soupray.reporting.verdict import verdict
 from soupray.search.plan import plan
+from soupray.search.prefixes import Prefix
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 
@@ -41,7 +43,11 @@ class Board(NamedTuple):
 
 
 def sweep_run(
-    spec: SweepSpec, started: float, finished: float | None = None, board: Board | None = None
+    spec: SweepSpec,
+    started: float,
+    finished: float | None = None,
+    board: Board | None = None,
+    prefixes: Sequence[Prefix] = (),
 ) -> TrackedRun:
     """Return the run of a sweep, which is the parent of its other runs.
 
@@ -50,6 +56,7 @@ def sweep_run(
         started: seconds since the epoch.
         finished: seconds since the epoch; None while the sweep runs.
         board: the newest leaderboard; None before the first soup.
+        prefixes: what the first trials were worth, the smallest number first.
     """
     verdict_ = board and verdict(board.entries, board.champion, spec.name, spec.metric)
     return TrackedRun(
@@ -68,7 +75,7 @@ def sweep_run(
         },
         tags={"soupray.spec_digest": spec.digest, CURRENT: "yes"},
         metrics=_of_board(board) if board else {},
-        curves={},
+        curves=curves(prefixes, spec.metric),
         started=started,
         finished=finished,
         note=_note(board, verdict_.lines) if board and verdict_ else "",

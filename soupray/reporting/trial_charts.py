@@ -8,6 +8,8 @@ from typing import Any
 
 import altair as alt
 
+from soupray.core.records import Metric
+from soupray.maths.metrics import SHARES
 from soupray.reporting.details import TrialFacts
 from soupray.reporting.ranking import Entry
 from soupray.reporting.vega import (
@@ -39,6 +41,32 @@ def importance_chart(shares: Mapping[str, float]) -> Chart:
         )
     )
     return finished("importance", made)
+
+
+def anytime_chart(rows: list[dict[str, Any]], metric: Metric) -> Chart:
+    """Return the soup and the best single model against the number of trials.
+
+    Args:
+        rows: as `anytime.rows` returns them.
+        metric: whose value they have.
+    """
+    axis = PERCENT if metric in SHARES else alt.Axis()
+    made = (
+        chart_of(rows, width=WIDTH, height=240)
+        .mark_line(point=True)
+        .encode(
+            alt.X("trials:Q", title="trials of the plan that are over",
+                  scale=alt.Scale(type="log", base=2), axis=alt.Axis(format="d")),
+            alt.Y("value:Q", title=f"held-out {metric}", axis=axis,
+                  scale=alt.Scale(zero=False)),
+            alt.Color("model:N", title=None, sort=None,
+                      scale=alt.Scale(
+                          domain=["greedy soup", "its ensemble", "uniform soup", "best single"],
+                          range=[CHAMPION, "#e9a3ac", "#2a9d8f", SINGLE])),
+            tooltip=["model:N", "trials:Q", alt.Tooltip("value:Q", format=".4f")],
+        )
+    )  # fmt: skip
+    return finished("anytime", made)
 
 
 def parallel(trials: Sequence[TrialFacts]) -> Any:

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from soupray.core.records import Record, encode
+from soupray.core.records import Record
 from soupray.core.trials import EpochRecord, Manifest
 from soupray.search.history import Stopped, find_saved_epochs, search_key
 from soupray.search.state import SweepState
@@ -26,7 +26,7 @@ from soupray.spec.limits import Price
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.manifests import find_manifest
-from soupray.store.objects import Store, find_record, read_record
+from soupray.store.objects import Store, read_record
 
 HOUR_S = 3600.0
 UNSUGGESTED = ""
@@ -196,39 +196,6 @@ def read_book(store: Store, spec: SweepSpec, state: SweepState) -> Book:
 
 def _sum(history: Iterable[EpochRecord]) -> float:
     return sum(e.seconds for e in history)
-
-
-class OutOfBudget(Record, frozen=True, kw_only=True):
-    """Says to the workers of a sweep that no further trial begins: which limits are reached."""
-
-    over: tuple[str, ...]
-
-
-def say_out_of_budget(store: Store, sweep: str, over: tuple[str, ...]) -> None:
-    """Tell the workers of a sweep, wherever they are, that its budget is spent.
-
-    Tune starts trials by itself, as soon as there is room; the worker of a trial looks here first.
-    A later driver takes it back with `clear_out_of_budget`.
-
-    Args:
-        store: the store.
-        sweep: name of the sweep.
-        over: the limits that are reached.
-
-    Raises:
-        StoreError: the store cannot be reached.
-    """
-    store.put(layout.spent(sweep), encode(OutOfBudget(over=over)))
-
-
-def clear_out_of_budget(store: Store, sweep: str) -> None:
-    """Forget that the budget of a sweep was spent. Raises StoreError."""
-    store.delete(layout.spent(sweep))
-
-
-def is_out_of_budget(store: Store, spec: SweepSpec) -> bool:
-    """Whether the driver of a sweep said that its budget is spent. Raises StoreError."""
-    return find_record(store, layout.spent(spec.name), OutOfBudget) is not None
 
 
 def in_words(found: Account, spec: SweepSpec) -> str:

@@ -37,7 +37,7 @@ class Stopped(Record, tag="stopped", frozen=True, kw_only=True):
 
 def search_key(spec: SweepSpec, basis: Basis) -> str:
     """Return the digest that identifies the search of `spec`: 16 hexadecimal digits."""
-    search = spec.search.model_dump(mode="json", exclude={"trials"})
+    search = spec.search.model_dump(mode="json", exclude={"trials", "stop"})
     shaping = [search, spec.seed, basis.key, spec.setting, spec.training.record()]
     return digest(shaping if spec.metric == "accuracy" else [*shaping, spec.metric])[:16]
 

@@ -13,6 +13,7 @@ from soupray.core.trials import Freed, Ingredient, Manifest, Tombstone, Trial
 from soupray.data import DATA_VERSION
 from soupray.search.history import find_stopped, find_suggested
 from soupray.search.plan import CODE_VERSION, as_trials, is_adaptive, trials_of
+from soupray.search.prefixes import Enough, Prefix, find_enough, find_prefixes
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import FileInit, ProbeInit, TrainedInit
 from soupray.store import layout
@@ -27,7 +28,9 @@ class SweepState(NamedTuple):
     `complete`, `diverged` and `missing` are trials of the plan. `imported` are imported checkpoints
     of the pool; `lost` are imports without a manifest. `stopped` are keys of trials that the
     scheduler stopped. `unsuggested` is the number of trials of an adaptive search that have no
-    point yet. `freed` has, by key, those of the ingredients whose weights were let go.
+    point yet. `enough` is the decision of the stop rule; `spared` is the number of trials that are
+    not trained for this reason. `freed` has, by key, those of the ingredients whose weights were
+    let go.
     """
 
     basis: Basis
@@ -39,6 +42,8 @@ class SweepState(NamedTuple):
     stopped: set[str]
     unsuggested: int
     freed: dict[str, Freed]
+    enough: Enough | None = None
+    spared: int = 0
 
     @property
     def ingredients(self) -> list[Ingredient]:
@@ -116,13 +121,18 @@ class PoolPlan(NamedTuple):
     """The trials that may be ingredients of a pool, before their manifests are read.
 
     `planned` are trials of the plan without the stopped ones, `imports` imported checkpoints. For
-    `stopped` and `unsuggested` see `SweepState`.
+    `stopped`, `unsuggested` and `enough` see `SweepState`.
     """
 
     planned: list[Trial]
     imports: list[Trial]
     stopped: set[str]
     unsuggested: int
+    enough: Enough | None = None
+
+    def is_needed(self, trial: Trial) -> bool:
+        """Whether a trial that is not over is to be trained."""
+        return self.enough is None or trial.index < self.enough.size
 
     @property
     def trials(self) -> list[Trial]:
@@ -143,6 +153,7 @@ def pool_plan(store: Store, spec: SweepSpec, basis: Basis) -> PoolPlan:
         imports=_imports(store, spec, basis),
         stopped=stopped,
         unsuggested=spec.search.trials - len(suggested) if is_adaptive(spec) else 0,
+        enough=find_enough(store, spec, suggested),
     )
 
 
@@ -160,16 +171,20 @@ def read_state(store: Store, spec: SweepSpec, basis: Basis) -> SweepState:
     for manifest in found:
         if isinstance(manifest, Ingredient):
             refuse_other_origin(manifest.trial.key, manifest.init, basis)
+    left = [t for t, m in zip(plan.planned, of_plan, strict=True) if m is None]
+    missing = [trial for trial in left if plan.is_needed(trial)]
     return SweepState(
         basis=basis,
         complete=[m for m in of_plan if isinstance(m, Ingredient)],
         imported=[m for m in of_imports if isinstance(m, Ingredient)],
         diverged=[m for m in found if isinstance(m, Tombstone)],
-        missing=[t for t, m in zip(plan.planned, of_plan, strict=True) if m is None],
+        missing=missing,
         lost=[t for t, m in zip(plan.imports, of_imports, strict=True) if m is None],
         stopped=plan.stopped,
         unsuggested=plan.unsuggested,
         freed=find_freed(store, [m for m in found if isinstance(m, Ingredient)]),
+        enough=plan.enough,
+        spared=len(left) - len(missing),
     )
 
 
@@ -195,6 +210,17 @@ def known_trials(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:
     if not is_adaptive(spec):
         return trials_of(spec, basis)
     return as_trials(spec, basis, [s.planned for s in find_suggested(store, spec, basis)])
+
+
+def prefixes_of(store: Store, spec: SweepSpec, basis: Basis) -> list[Prefix]:
+    """Return what the first trials of the sweep were worth, the smallest number first.
+
+    Raises:
+        CheckpointError: a record cannot be read.
+        StoreError: the store cannot be reached.
+    """
+    plan = known_trials(store, spec, basis)
+    return find_prefixes(store, spec.name, plan, spec.search.trials)
 
 
 def _imports(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:

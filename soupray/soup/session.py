@@ -19,6 +19,7 @@ from soupray.evaluation.cache import EvaluationCache
 from soupray.evaluation.evaluator import Site, StoredEvaluator, Workers
 from soupray.evaluation.evidence import check_scores
 from soupray.evaluation.freed import Guarded
+from soupray.search.prefixes import enough_said
 from soupray.search.state import SweepState, find_state
 from soupray.services.place import Services, start_services
 from soupray.spec.sweep_spec import SweepSpec
@@ -254,6 +255,8 @@ def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, Sweep
             f"{state.unsuggested} of {spec.search.trials} trials were not suggested yet: the sweep "
             "is not over. Run `soupray sweep` to go on, or add --partial to leave them out."
         )
+    if state.enough is not None and state.spared:
+        log.info(f"{enough_said(state.enough)}: {state.spared} others were not trained.")
     for tombstone in state.diverged:
         log.info(f"trial {tombstone.trial.key} diverged and is left out: {tombstone.reason}.")
     if state.missing or state.lost:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from soupray.core.hyperparameters import LATER, TABLE, Hyperparameter
 from soupray.core.plugins import MODULE, installed, is_plugin
+from soupray.maths.prefixes import fewest_trials
 from soupray.spec.plugged_in import SAMPLER_NAMES, SAMPLERS
 
 Value = float | int | str
@@ -124,6 +125,12 @@ class _Hyperparameters(SpecModel):
                     )
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _one_average(self) -> Self:
+        if self.ema != 0 and self.merge != 0:
+            raise ValueError("ema and merge are two averages of one training; leave one out")
+        return self
+
 
 def _field(row: Hyperparameter) -> Any:
     number: Any = Annotated[int if row.whole else float, Field(ge=row.low)]
@@ -165,6 +172,21 @@ def refuse(space: Space, names: dict[str, float | None], why: str) -> None:
             raise ValueError(f"{name} {why}; leave it out")
 
 
+class Stop(SpecModel):
+    """When a sweep has enough trials: another one is unlikely to improve the soup."""
+
+    gain: Positive = 0.001
+    """What a further trial would have to gain: in the loss (the NLL in nats) of the greedy ensemble
+    of the trials on held-out data, the mean of their logits, which stands for their soup."""
+
+    probability: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """The sweep ends when the chance of such a gain is below it. Of K trials the chance is at least
+    1 / (K + 2): .05 needs 19 trials."""
+
+    after: Annotated[Count, Field(ge=2)] = 12
+    """No sooner than after this many trials of the plan are over."""
+
+
 class Search(SpecModel):
     """The trials of a sweep."""
 
@@ -187,6 +209,10 @@ class Search(SpecModel):
     """`fifo`: every trial is trained to its end. `asha`: trials with low scores are stopped early,
     and are then not ingredients."""
 
+    stop: Stop | None = None
+    """End the sweep when another trial is unlikely to improve the soup. The trials that run then
+    finish; the others are never trained. Left out: all trials are trained."""
+
     train: Literal["all", "head"] = "all"
     """`all` weights; or those of the `head` alone, on features that are computed once."""
 
@@ -203,11 +229,32 @@ class Search(SpecModel):
 
     @pydantic.model_serializer(mode="wrap")
     def _without_code(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `code` out where there is none: digests of older specs do not have it."""
+        """Leave out what is not there: digests of older specs do not have it."""
         found: dict[str, Any] = dump(self)
-        if self.code is None:
-            found.pop("code", None)
+        for name in ("code", "stop"):
+            if getattr(self, name) is None:
+                found.pop(name, None)
         return found
+
+    @pydantic.model_validator(mode="after")
+    def _may_stop(self) -> Search:
+        if self.stop is None:
+            return self
+        if self.sampler not in ("random", "qmc") or self.scheduler != "fifo":
+            raise ValueError(
+                f"stop is for trials that are drawn independently and trained to their end, not for"
+                f" sampler: {self.sampler} with scheduler: {self.scheduler}; write sampler: random "
+                "and scheduler: fifo, or leave stop out"
+            )
+        first = max(self.stop.after, fewest_trials(self.stop.probability))
+        if first >= self.trials:
+            raise ValueError(
+                f"stop could never end this sweep: its {self.trials} trials are over before it can "
+                f"decide, after {first} (after: {self.stop.after}; probability: "
+                f"{self.stop.probability:g} needs {fewest_trials(self.stop.probability)}). Plan "
+                "more trials, raise probability, lower after, or leave stop out"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _of_what_is_trained(self) -> Search:

@@ -13,7 +13,7 @@ import pydantic
 from pydantic import Discriminator, Field, JsonValue, Tag
 
 from soupray.spec.class_names import is_imagenet
-from soupray.spec.space import Count, Dimension, Positive, Space, SpecModel
+from soupray.spec.space import Count, Dimension, Positive, Space, SpecModel, refuse
 
 
 def _also_a_text(schema: dict[str, Any]) -> None:
@@ -325,6 +325,7 @@ class Trained(Space):
         for name in Space.model_fields:
             if isinstance(getattr(self, name), Dimension):
                 raise ValueError(f"{name} is a range; this is one training, so write a number")
+        refuse(self, {"patience": 0}, "looks at held-out data, which theta_0 must not see")
         return self
 
     def numbers(self) -> dict[str, Any]:

@@ -21,12 +21,14 @@
     sweeps/<name>/lease.json                    LeaseRecord: the driver of the sweep
     sweeps/<name>/progress.json                 Heartbeat: what the driver runs now
     sweeps/<name>/stop.json                     StopRequest: somebody asked the driver to stop
-    sweeps/<name>/spent.json                    OutOfBudget: no further trial starts in this run
     sweeps/<name>/working/<id>.json             Working: a soup, check or diagnosis that runs
     sweeps/<name>/working/<id>.stop.json        StopRequest: somebody asked it to stop
     sweeps/<name>/check.json                    Report: what `soupray check` found last
     sweeps/<name>/asked/<search>/<index>.json   Suggested: a trial that the sampler suggested
     sweeps/<name>/stopped/<search>/<trial>.json Stopped: a trial that the scheduler stopped
+    sweeps/<name>/prefixes/<key>.json           Prefix: what the first trials of the plan are worth
+    sweeps/<name>/enough/<search>.json          Enough: the stop rule ended the search
+    sweeps/<name>/drain.json                    Drain: the driver lets no further trial start
     sweeps/<name>/choices/<key>.json            Choices: what the recipes chose; never changed
     sweeps/<name>/diagnoses/<key>.json          Diagnosis: how the models of the pool differ
     sweeps/<name>/results/<file>                newest leaderboard, figures and recipe files
@@ -34,7 +36,7 @@
 
     doctor/<id>                                 written, read and deleted by `soupray doctor`
 
-`lease.json`, `progress.json`, `stop.json`, `spent.json`, `check.json`, and the files in `working/`,
+`lease.json`, `progress.json`, `stop.json`, `drain.json`, `check.json`, and the files in `working/`,
 `resume/`, `results/` and `leaderboards/` are overwritten. Files in `weights/` and `blobs/` may be
 written again with the same bytes. Every other object is written once and never overwritten, but for
 the manifest of a trial whose weights were let go and that is trained again. A file of arrays is
@@ -143,11 +145,6 @@ def stop_request(sweep: str) -> str:
     return joined(SWEEPS, sweep, "stop.json")
 
 
-def spent(sweep: str) -> str:
-    """Return the path of the record that the budget of `sweep` is spent."""
-    return joined(SWEEPS, sweep, "spent.json")
-
-
 def all_working(sweep: str) -> str:
     """Return the folder of the soups, checks and diagnoses of `sweep` that run."""
     return joined(SWEEPS, sweep, "working")
@@ -198,6 +195,26 @@ def stopped(sweep: str, search: str, trial: str) -> str:
     return joined(SWEEPS, sweep, "stopped", search, f"{trial}.json")
 
 
+def prefixes(sweep: str) -> str:
+    """Return the folder of what the first trials of plans are worth."""
+    return joined(SWEEPS, sweep, "prefixes")
+
+
+def prefix(sweep: str, key: str) -> str:
+    """Return the path of what some trials are worth together, from the digest of their keys."""
+    return joined(SWEEPS, sweep, "prefixes", f"{key}.json")
+
+
+def enough(sweep: str, search: str) -> str:
+    """Return the path of the record that the stop rule ended a search, from its digest."""
+    return joined(SWEEPS, sweep, "enough", f"{search}.json")
+
+
+def drain(sweep: str) -> str:
+    """Return the path of the driver's word that no further trial may start."""
+    return joined(SWEEPS, sweep, "drain.json")
+
+
 def choices(sweep: str, key: str) -> str:
     """Return the path of the record of what the recipes chose."""
     return joined(SWEEPS, sweep, "choices", f"{key}.json")
@@ -241,7 +258,8 @@ _OURS = re.compile(
     rf"|imports/{_HEX}{{32}}/{_HEX}{{16}}\.json"
     rf"|{RESUME}/{_HEX}{{16}}/([0-9]+\.safetensors|state\.json)"
     rf"|(evaluations|decisions|answers|statistics|soups)/{_HEX}{{32}}\.json"
-    rf"|{SWEEPS}/{_SWEEP}/(lease|progress|stop|spent|check|specs/{_HEX}{{64}}|(choices|diagnoses)/{_HEX}{{32}}"
+    rf"|{SWEEPS}/{_SWEEP}/(lease|progress|stop|drain|check|specs/{_HEX}{{64}}"
+    rf"|(choices|diagnoses|prefixes)/{_HEX}{{32}}|enough/{_HEX}{{16}}"
     rf"|working/{_HEX}{{32}}(\.stop)?"
     rf"|asked/{_HEX}{{16}}/[0-9]{{5,}}|stopped/{_HEX}{{16}}/{_HEX}{{16}})\.json"
     rf"|{SWEEPS}/{_SWEEP}/(results|leaderboards/{_HEX}{{32}})/[a-z0-9_]+(\.recipe)?\.(json|csv|png|svg|html)"

@@ -348,6 +348,28 @@ def find_stop_request(store: Store, sweep: str, holder: str) -> StopRequest | No
     return found if found is not None and found.holder == holder else None
 
 
+class Drain(Record, frozen=True, kw_only=True):
+    """The holder of the lease lets no further trial start; those that run finish."""
+
+    holder: str
+
+
+def begin_drain(store: Store, sweep: str, holder: str) -> None:
+    """Let no further trial of `sweep` start under this holder of the lease. Raises StoreError."""
+    store.put(layout.drain(sweep), encode(Drain(holder=holder)))
+
+
+def is_draining(store: Store, sweep: str, holder: str) -> bool:
+    """Whether no further trial of `sweep` may start under this holder of the lease.
+
+    Raises:
+        CheckpointError: the record cannot be read.
+        StoreError: the store cannot be reached.
+    """
+    found: Drain | None = find_record(store, layout.drain(sweep), Drain)
+    return found is not None and found.holder == holder
+
+
 def find_driver(store: Store, sweep: str) -> Driver | None:
     """Return the driver that runs `sweep` now, or None. Raises StoreError, CheckpointError."""
     lease: LeaseRecord | None = find_record(store, layout.lease(sweep), LeaseRecord)

@@ -12,6 +12,7 @@ from soupray.core.errors import SouprayError
 from soupray.core.ports import TrackedRun
 from soupray.core.trials import Manifest
 from soupray.reporting.tracker import is_tracked, open_tracker
+from soupray.search.prefixes import Prefix
 from soupray.services.place import Services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.sweep.progress import Live
@@ -40,6 +41,7 @@ class Indexer:
         services: Services,
         read: Callable[[str], Manifest],
         live: Callable[[], list[Live]] = list,
+        prefixes: Callable[[], list[Prefix]] = list,
     ) -> None:
         """Start nothing yet.
 
@@ -48,8 +50,10 @@ class Indexer:
             services: has the address of the tracker.
             read: returns the manifest of a trial from its key.
             live: returns the trials that run.
+            prefixes: returns what the first trials were worth.
         """
         self._spec, self._services, self._read, self._live = spec, services, read, live
+        self._prefixes = prefixes
         self._followed: dict[str, Live] = {}
         self._keys: queue.Queue[str | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, daemon=True, name="indexer")
@@ -87,10 +91,13 @@ class Indexer:
                 for key in batch:
                     self._followed.pop(key, None)
                 over = [trial_run(self._spec, self._read(key)) for key in batch]
+                if over:
+                    over = [sweep_run(self._spec, started, prefixes=self._prefixes()), *over]
                 if runs := over + self._news():
                     tracker.write(runs)
             finished = time.time()
-            tracker.write([sweep_run(self._spec, started, finished), *self._left_open(finished)])
+            whole = sweep_run(self._spec, started, finished, prefixes=self._prefixes())
+            tracker.write([whole, *self._left_open(finished)])
         except SouprayError as error:
             self.problem = str(error)
 

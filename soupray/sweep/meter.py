@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from soupray.core.errors import CheckpointError, StoreError
 from soupray.core.trials import EpochRecord, Manifest, Trial
@@ -28,7 +29,7 @@ class Meter:
         book: Book,
         progress: SweepProgress,
         read: Callable[[str], Manifest],
-        tell: Callable[[tuple[str, ...]], None] = lambda over: None,
+        tell: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Start with what is in the store.
@@ -38,7 +39,7 @@ class Meter:
             book: the records of the sweep.
             progress: receives the events, too.
             read: returns the manifest of a trial from its key.
-            tell: called once, when the budget is spent, with the limits that are reached.
+            tell: called once, when the budget is spent: no further trial may start.
             clock: Unix time in seconds.
         """
         self._spec, self._book, self._next, self._read = spec, book, progress, read
@@ -56,18 +57,14 @@ class Meter:
     def is_spent(self) -> bool:
         """Whether the budget is spent. Once it is, it stays so in this run."""
         if not self.over and (over := self.account().over):
-            self.over = over
-            log.info(
-                f"the budget is spent ({'; '.join(over)}): no further trial starts; "
-                f"{len(self._since)} that run end."
-            )
-            self._tell(over)
+            with suppress(StoreError):  # it is away: this is asked again soon
+                self._tell()
+                self.over = over
+                log.info(
+                    f"the budget is spent ({'; '.join(over)}): no further trial starts; "
+                    f"{len(self._since)} that run end."
+                )
         return bool(self.over)
-
-    @property
-    def idle(self) -> bool:
-        """Whether no trial runs."""
-        return not self._since
 
     def suggested(self, trial: Trial) -> None:
         """See `TrialEvents`."""
@@ -119,10 +116,10 @@ class Meter:
         self._ended(key)
         self._next.failed(key, reason)
 
-    def skipped(self, key: str) -> None:
+    def spared(self, key: str) -> None:
         """See `TrialEvents`."""
         self._since.pop(key, None)
-        self._next.skipped(key)
+        self._next.spared(key)
 
     def lost(self) -> None:
         """Record that all workers died together."""

@@ -14,6 +14,7 @@ from soupray.core.progress import Progress, Rows, Show
 from soupray.core.records import Metric
 from soupray.core.trials import EpochRecord, Ingredient, Manifest, Tombstone, Trial
 from soupray.maths.metrics import as_read, value
+from soupray.search.prefixes import Enough
 from soupray.store.lease import Beat, RunningTrial
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,9 @@ class Live(NamedTuple):
 class SweepProgress:
     """Receives the events of a sweep (`distributed.tune.TrialEvents`) and shows its progress.
 
-    `stopped_by` is who asked the sweep to stop (`soupray stop`); None if nobody did. `extra` gives
-    what follows the counts in the line of the progress.
+    `stopped_by` is who asked the sweep to stop (`soupray stop`); None if nobody did. `enough` is
+    the decision of the stop rule. `extra` gives what follows the counts in the line of the
+    progress.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class SweepProgress:
         self.errors: dict[str, str] = {}
         self.stopped_by: str | None = None
         self.extra: Callable[[], str] = lambda: ""
+        self.enough: Enough | None = None
         self._over: set[str] = set()
         self._left = {t.key: int(t.hparams["epochs"]) for t in todo}
         self.progress = Progress("training", sum(self._left.values()), show)
@@ -114,6 +117,13 @@ class SweepProgress:
         epoch = self._epochs[key].epoch if key in self._epochs else 0
         of = self._trials[key].hparams["epochs"]
         log.info(f"trial {key} was stopped after {epoch} of {of} epochs: no ingredient.")
+        self._show()
+
+    def spared(self, key: str) -> None:
+        """Record that a trial did not start: trials are enough, or the budget is spent."""
+        self._running.pop(key, None)
+        self.progress.advance(self._left[key])
+        self._left[key] = 0
         self._show()
 
     def started(self, key: str) -> None:
@@ -169,10 +179,6 @@ class SweepProgress:
         """Record that the worker of a trial died, so that the trial is trained again."""
         self._running.pop(key, None)
         log.warning(f"trial {key} is trained again: {reason}")
-
-    def skipped(self, key: str) -> None:
-        """Record that a trial was not begun, because the budget is spent."""
-        self._running.pop(key, None)
 
     def lost(self) -> None:
         """Record that all workers died together; the trials that ran are trained again."""

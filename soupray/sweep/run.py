@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,29 +21,36 @@ from soupray.reporting.tracker import load_trackers
 from soupray.search.budget import (
     Book,
     account,
-    clear_out_of_budget,
     in_words,
     read_book,
-    say_out_of_budget,
 )
 from soupray.search.history import Stopped, create_stopped
 from soupray.search.plan import is_adaptive
-from soupray.search.state import SweepState, basis_key, find_basis, read_state, with_let_go
+from soupray.search.prefixes import Enough, enough_said
+from soupray.search.state import (
+    SweepState,
+    basis_key,
+    find_basis,
+    known_trials,
+    prefixes_of,
+    read_state,
+    with_let_go,
+)
 from soupray.services.home import remember_spec
 from soupray.services.place import Place, Services, start_services
 from soupray.spec.plugged_in import load_code
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
-from soupray.store.lease import Lease, find_stop_request, write_heartbeat
+from soupray.store.lease import Lease, begin_drain, find_stop_request, write_heartbeat
 from soupray.store.manifests import find_manifest
 from soupray.store.objects import Store, check_bucket, create_record
 from soupray.sweep.indexer import Indexer
 from soupray.sweep.meter import Meter
 from soupray.sweep.progress import SweepProgress, may_pass
-from soupray.sweep.teacher import find_teacher, note_other_teacher
 
 if TYPE_CHECKING:
     from soupray.distributed.tune import Planned
+    from soupray.sweep.enough import StopRule
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +63,8 @@ class SweepReport(Record, frozen=True, kw_only=True):
 
     `failed` maps the key of a trial to the reason; another run repeats these trials, with success
     if the reason was outside the trial (`soupray.sweep.progress.may_pass`). `stopped_by`: who asked
-    the sweep to stop. `budget`: what was spent of it, in words. `over`: limits that are reached.
+    the sweep to stop. `enough`: the decision of the stop rule, after which `spared` trials were not
+    trained. `budget`: what was spent of it, in words. `over`: limits that are reached.
     """
 
     sweep: str
@@ -69,6 +78,8 @@ class SweepReport(Record, frozen=True, kw_only=True):
     seconds: float
     storage: str
     stopped_by: str | None = None
+    enough: Enough | None = None
+    spared: int = 0
     budget: str = ""
     over: tuple[str, ...] = ()
 
@@ -140,6 +151,11 @@ def _state(store: Store, spec: SweepSpec, basis: Basis) -> SweepState:
         f"{spec.search.trials} trials planned, {len(state.over)} in the store, "
         f"{state.to_train} to train{gone}."
     )
+    if state.enough is not None:
+        log.info(
+            f"{enough_said(state.enough)} (search.stop): {state.spared} others are not trained. "
+            "Leave search.stop out to train them."
+        )
     return state
 
 
@@ -152,6 +168,9 @@ def _report(
 ) -> SweepReport:
     """Return what was in the store before, and what this run did."""
     done = progress.complete + progress.diverged + progress.given_up
+    enough = before.enough or progress.enough
+    # Trials that failed may be among the others: they are said as failed, and are not needed.
+    spared = before.to_train - done - len(progress.errors) if progress.enough else 0
     return SweepReport(
         sweep=spec.name,
         trials=spec.search.trials,
@@ -160,10 +179,12 @@ def _report(
         diverged=len(before.diverged) + progress.diverged,
         failed=progress.errors,
         stopped=len(before.stopped) + progress.given_up,
-        unfinished=before.to_train - done,
+        unfinished=before.to_train - done - spared,
         seconds=seconds,
         storage=services.place.storage,
         stopped_by=progress.stopped_by,
+        enough=enough,
+        spared=before.spared + spared,
     )
 
 
@@ -183,23 +204,55 @@ def _train(
             raise NotFound(f"{layout.manifest(key)} is not in {store.url}.")
         return manifest
 
+    def over(key: str) -> None:
+        indexer.add(key)
+        if rule is not None:
+            rule.add(key)
+
+    def drain(enough: Enough) -> None:
+        begin_drain(store, spec.name, lease.holder)
+        progress.enough = enough
+        log.info(
+            f"{enough_said(enough)} (search.stop). No further one starts; those that run finish."
+        )
+
     lease, show = held
-    progress = SweepProgress(state.missing, read, lambda key: indexer.add(key), show)
-    indexer = Indexer(spec, services, read, progress.live)
+    progress = SweepProgress(state.missing, read, over, show)
+    indexer = Indexer(
+        spec, services, read, progress.live, lambda: prefixes_of(store, spec, state.basis)
+    )
+    rule = _stop_rule(spec, services.place, state.basis, read, drain)
     meter = None
     if book is not None:
-        clear_out_of_budget(store, spec.name)
-        meter = Meter(
-            spec, book, progress, read, lambda over: say_out_of_budget(store, spec.name, over)
-        )
+        tell = partial(begin_drain, store, spec.name, lease.holder)
+        meter = Meter(spec, book, progress, read, tell)
     for key in state.over:
-        indexer.add(key)
-    with indexer:
+        over(key)
+    with indexer, rule or nullcontext():
         if state.to_train and not (meter and meter.is_spent()):
             lease.attend(lambda: _beat(store, spec.name, lease, progress))
             with progress, _last_beat(store, spec.name, lease, progress):
                 _run(spec, services.place, store, state, (progress, meter), lease)
     return progress, meter
+
+
+def _stop_rule(
+    spec: SweepSpec,
+    place: Place,
+    basis: Basis,
+    read: Callable[[str], Manifest],
+    tell: Callable[[Enough], None],
+) -> StopRule | None:
+    """Return the thread that applies the rule of the spec; None: it has none, as most."""
+    if spec.search.stop is None:
+        return None
+    from soupray.store.checkpoints import Checkpoints  # it imports torch: seconds
+    from soupray.sweep.enough import StopRule
+
+    store = place.open_store()
+    plan = known_trials(store, spec, basis)
+    checkpoints = Checkpoints(store, place.folder / "weights")
+    return StopRule(spec, checkpoints, (plan, basis.split("held_out")), read, tell)
 
 
 def _beat(store: Store, sweep: str, lease: Lease, progress: SweepProgress) -> None:
@@ -232,25 +285,35 @@ def _run(
     lease: Lease,
 ) -> None:
     from soupray.distributed import cluster
-    from soupray.distributed.tune import run_trials
+    from soupray.distributed.tune import Control, run_trials
 
     progress, meter = watching
     events = meter or progress
 
-    def over() -> bool:
-        ended = meter is not None and meter.is_spent() and meter.idle
-        return lease.lost or progress.stopped_by is not None or ended
+    def spent() -> bool:
+        return meter is not None and meter.is_spent()
+
+    def stop() -> bool:
+        spent()  # no further trial starts from then on
+        return lease.lost or progress.stopped_by is not None
 
     def give_up(trial: Trial, last: EpochRecord) -> None:
         create_stopped(store, spec, state.basis, Stopped(trial=trial, last=last))
+
+    control = Control(
+        stop=stop,
+        drained=lambda: progress.enough is not None or spent(),
+        give_up=give_up,
+        driver=lease.holder,
+    )
 
     for restarts in range(RESTARTS + 1):
         # Trials that are stored, but whose end the driver did not hear, end at once in a new run.
         left = [trial for trial in state.missing if not progress.is_over(trial.key)]
         try:
-            for planned in _planned(store, spec, state, left, meter):
-                if not over():
-                    run_trials(spec, place, planned, events, over, give_up)
+            for planned in _planned(store, spec, state, left):
+                if not (stop() or control.drained()):
+                    run_trials(spec, place, planned, events, control)
         except RayLost:
             if not cluster.session_is_here or restarts == RESTARTS:
                 raise
@@ -270,7 +333,6 @@ def _planned(
     spec: SweepSpec,
     state: SweepState,
     left: list[Trial],
-    meter: Meter | None,
 ) -> Iterator[Planned]:
     """Yield the work that is left: trials; for an adaptive search what it suggests.
 
@@ -290,7 +352,7 @@ def _planned(
     kind = TpeSearch if spec.search.sampler == "tpe" else PluginSearch
     search = kind(store, spec, state.basis)
     if search.left:
-        yield Planned([], search, lambda: meter is not None and meter.is_spent())
+        yield Planned([], search)
 
 
 def find_basis_or_make(
@@ -311,11 +373,15 @@ def find_basis_or_make(
     """
     from soupray.distributed import cluster
 
-    basis = find_basis(store, spec)
-    if basis is not None:
-        note_other_teacher(spec, basis, home)
-    else:
-        teacher = find_teacher(spec, home)
+    basis, teacher = find_basis(store, spec), None
+    if spec.teacher is not None:
+        from soupray.sweep.teacher import find_teacher, note_other_teacher  # torch: seconds
+
+        if basis is None:
+            teacher = find_teacher(spec, home)
+        else:
+            note_other_teacher(spec, basis, home)
+    if basis is None:
         log.info("decoding the data and building the initial model ...")
         attach()
         basis = cluster.make_basis_there(spec, place, basis_key(spec), teacher)

@@ -23,7 +23,13 @@ from soupray.data.label_noise import noise_shares
 from soupray.store.weights_file import Weights
 from soupray.training.distillation import DistillationLoss, Targets
 from soupray.training.losses import TrainingLoss, sample_weights
-from soupray.training.optim import MovingAverage, adamw, lr_scale, train_last_blocks
+from soupray.training.optim import (
+    LastEpochs,
+    MovingAverage,
+    adamw,
+    lr_scale,
+    train_last_blocks,
+)
 from soupray.training.start import Start
 
 log = logging.getLogger(__name__)
@@ -74,14 +80,16 @@ class Loop:
             fused=start.training.precision == "bf16",
         )
         self._average = MovingAverage(self.in_training, hparams.ema) if hparams.ema else None
+        self._last = LastEpochs(self.in_training, hparams.merge) if hparams.merge else None
         self.step = 0
         self._shared: torch.nn.Module | None = None
         self._sending = False
 
     @property
     def model(self) -> torch.nn.Module:
-        """The current model: the moving average, if there is one."""
-        return self._average.model if self._average else self.in_training
+        """The current model: an average, if there is one."""
+        averaged = self._average or self._last
+        return averaged.model if averaged else self.in_training
 
     def weights(self) -> Weights:
         """A copy of the current model's weights, on the CPU."""
@@ -115,6 +123,8 @@ class Loop:
             if len(losses) % LOOK_EVERY == 0 or len(losses) == self._steps_per_epoch:
                 first = (len(losses) - 1) // LOOK_EVERY * LOOK_EVERY
                 seen.append(self._seen(losses[first:], number))
+        if self._last:
+            self._last.update(self.in_training)
         sizes = torch.tensor([len(rows) for rows in order.split(self.hparams.batch_size)])
         total = (torch.cat(seen) * sizes.to(self.device)).double().sum()
         return float(total) / self._used
@@ -212,7 +222,7 @@ class Loop:
     def _batch(self, rows: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
         """Do one step of the optimizer. Return this worker's share of the batch's mean loss."""
         h, n = self.hparams, len(rows)
-        scale = lr_scale(self.step, self._steps_per_epoch * h.epochs, h.warmup)
+        scale = lr_scale(self.step, self._steps_per_epoch * h.epochs, h.warmup, not h.merge)
         for group in self._optimizer.param_groups:
             group["lr"] = h.lr * scale * group["scale"]
         self.step += 1
@@ -327,6 +337,8 @@ class Loop:
         found = {f"model.{n}": t for n, t in self.in_training.state_dict().items()}
         if self._average:
             found |= {f"average.{n}": t for n, t in self._average.model.state_dict().items()}
+        if self._last:
+            found |= {f"last.{n}": t for n, t in self._last.state().items()}
         for i, (_, moments) in enumerate(self._moments()):
             found |= {f"moments.{i}.{n}": t for n, t in moments.items()}
         found["generator"] = self._generator.get_state()
@@ -341,6 +353,8 @@ class Loop:
         self.in_training.load_state_dict(under("model.", state))
         if self._average:
             self._average.model.load_state_dict(under("average.", state))
+        if self._last:
+            self._last.restore(under("last.", state))
         for i, (parameter, _) in enumerate(self._moments()):
             moments = under(f"moments.{i}.", state)
             self._optimizer.state[parameter] = {

@@ -93,17 +93,20 @@ def train_last_blocks(model: torch.nn.Module, count: int) -> None:
         parameter.requires_grad_(below[name] <= count)
 
 
-def lr_scale(step: int, total: int, warmup: float) -> float:
+def lr_scale(step: int, total: int, warmup: float, decays: bool = True) -> float:
     """The learning rate as a share of its peak: linear warm-up, then a cosine to 0.
 
     Args:
         step: number of the step, from 0.
         total: number of steps of the whole training.
         warmup: the share of warm-up steps. There are at most MAX_WARMUP_STEPS.
+        decays: False: after the warm-up, the rate stays at its peak.
     """
     warm = min(MAX_WARMUP_STEPS, int(warmup * total))
     if step < warm:
         return (step + 1) / warm
+    if not decays:
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
@@ -127,3 +130,46 @@ class MovingAverage:
         torch._foreach_lerp_(mine, theirs, share)
         for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
             own.copy_(other)
+
+
+class LastEpochs:
+    """The mean of a model's weights at the ends of its last epochs (LAWA, arXiv:2209.14981).
+
+    At a constant learning rate it takes the place of the decay, so that a training may end after
+    any epoch. Buffers are those of the last step.
+
+    Attributes:
+        model: has the mean; before the first epoch, the weights of the start.
+        ends: the parameters at these ends, the oldest first, on the CPU.
+    """
+
+    def __init__(self, model: torch.nn.Module, count: int) -> None:
+        """`count`: number of epochs."""
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.ends: list[list[torch.Tensor]] = []
+        self._count = count
+
+    @torch.no_grad()
+    def update(self, model: torch.nn.Module) -> None:
+        """Add the weights of `model` at the end of an epoch."""
+        self.ends.append([p.detach().to("cpu", copy=True) for p in model.parameters()])
+        del self.ends[: -self._count]
+        for own, *theirs in zip(self.model.parameters(), *self.ends, strict=True):
+            own.copy_(torch.stack(theirs).mean(dim=0))
+        for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
+            own.copy_(other)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All on which the next updates depend."""
+        found = {f"model.{n}": t for n, t in self.model.state_dict().items()}
+        for end, parameters in enumerate(self.ends):
+            found |= {f"end.{end}.{k}": t for k, t in enumerate(parameters)}
+        return found
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Continue from `state`."""
+        weights = {n.removeprefix("model."): t for n, t in state.items() if n[:6] == "model."}
+        self.model.load_state_dict(weights)
+        count, self.ends = sum(1 for _ in self.model.parameters()), []
+        while f"end.{len(self.ends)}.0" in state:
+            self.ends.append([state[f"end.{len(self.ends)}.{k}"] for k in range(count)])

@@ -75,6 +75,8 @@ def fine_tune(
     try:
         for epoch in range(len(run.history) + 1, run.hparams.epochs + 1):
             yield run.epoch(epoch)
+            if run.is_over():
+                break
             if run.first and epoch < run.hparams.epochs and resumer.due():
                 resumer.keep(run.state(), run.history, run.best_epoch)
         if not run.first:
@@ -151,6 +153,11 @@ class _Run:
             started=started,
             finished=time.time(),
         )
+
+    def is_over(self) -> bool:
+        """Whether the last epochs, as many as the patience of the trial, were no better."""
+        since = len(self.history) - self.best_epoch
+        return bool(self.hparams.patience) and since >= self.hparams.patience
 
     def state(self) -> Weights:
         """Copies of all on which the rest of the trial depends."""
