@@ -201,7 +201,8 @@ def gc(spec: Path | None, home: Path, as_json: bool, dry: bool, hours: float) ->
     \b
     soupray gc sweeps/digits.yaml --dry-run
     """
-    from soupray.cli.tables import print_json, show_garbage, show_staying
+    from soupray.cli.removals import show_garbage, show_staying
+    from soupray.cli.tables import print_json
     from soupray.operations import retention
     from soupray.operations.garbage import find_garbage, remove
     from soupray.services.place import find_place
@@ -289,7 +290,8 @@ def delete(spec: Path, home: Path, as_json: bool, dry: bool, yes: bool) -> None:
     soupray delete mine.yaml --dry-run
     soupray delete mine.yaml --yes
     """
-    from soupray.cli.tables import print_json, show_removal
+    from soupray.cli.removals import show_removal
+    from soupray.cli.tables import print_json
     from soupray.operations import deleting
     from soupray.reporting.live import say
     from soupray.services.place import find_place

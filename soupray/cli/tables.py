@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import textwrap
 import time
@@ -19,12 +18,9 @@ from soupray.reporting.notes import p_value, percent
 if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.core.findings import Report
     from soupray.diagnostics.diagnose import Planned
-    from soupray.operations.deleting import Removal
     from soupray.operations.estimate import DryRun, Inputs
-    from soupray.operations.garbage import Garbage
     from soupray.operations.listing import SweepRow, TrialRow
     from soupray.operations.measuring import Measured
-    from soupray.operations.retention import Retention
     from soupray.operations.status import Best, Status
     from soupray.reporting.anytime import Difference
     from soupray.reporting.history import SoupRun
@@ -483,55 +479,3 @@ def soup_so_far(found: Status) -> list[str]:
 def _points(difference: Difference) -> str:
     """A difference of shares, in points."""
     return f"{100 * difference.difference:+.1f} ± {100 * difference.standard_error:.1f}"
-
-
-def show_garbage(found: list[Garbage], url: str, dry: bool) -> None:
-    """What went, or would go: each object, then counts and bytes, by sweep and reason."""
-    shown = table("object", "size", "why", right=("size",))
-    sums: dict[tuple[str, str], list[int]] = {}
-    for one in found:
-        why = re.sub("trial [0-9a-f]{16}", "the trial", one.why)  # its path has the key
-        shown.add_row(_short(one.path), size(one.size_bytes), why)
-        sums.setdefault((one.sweep or "-", why), []).append(one.size_bytes)
-    if found:
-        out.print(shown)
-        out.print()
-        summed = table("sweep", "why", "objects", "size", right=("objects", "size"))
-        for (sweep, why), sizes in sums.items():
-            summed.add_row(sweep, why, str(len(sizes)), size(sum(sizes)))
-        out.print(summed)
-    total = size(sum(one.size_bytes for one in found))
-    done = "would be deleted from" if dry else "deleted from"
-    tell(f"{len(found)} objects, {total}, {done} {url}.")
-
-
-def show_staying(found: Retention) -> None:
-    """Which trials of the sweep keep their weights, and why; nothing with `keep: all`."""
-    for one in found.staying:
-        tell(f"{found.sweep}: {one.trials} trials keep {size(one.size_bytes)}: {one.why}.")
-
-
-def show_removal(found: Removal, planned: bool) -> None:
-    """What would go with a sweep, by kind, or what went; and what stays."""
-    kinds: dict[str, list[int]] = {}
-    for path, size_bytes in found.objects.items():
-        kinds.setdefault(path.partition("/")[0], []).append(size_bytes)
-    right = ("objects", "size")
-    shown = table("what", *right, right=right)
-    for kind, sizes in kinds.items():
-        shown.add_row(kind, str(len(sizes)), size(sum(sizes)))
-    if planned:
-        out.print(shown)
-    done = "would be deleted from" if planned else "deleted from"
-    total = size(sum(found.objects.values()))
-    tell(f"{found.sweep}: {len(found.objects)} objects, {total}, {done} {found.storage}.")
-    if found.kept_trials:
-        tell(f"{len(found.kept_trials)} of its trials stay, because other sweeps use them.")
-    if not found.alone:
-        tell("Small results that do not say whose they are stay, for the other sweeps there.")
-
-
-def _short(path: str) -> str:
-    """A path whose digest, if it has one, is cut to 12 digits."""
-    folder, _, name = path.rpartition("/")
-    return f"{folder}/{name[:12]}..." if len(name) > 32 else path

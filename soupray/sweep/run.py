@@ -49,7 +49,7 @@ from soupray.sweep.meter import Meter
 from soupray.sweep.progress import SweepProgress, may_pass
 
 if TYPE_CHECKING:
-    from soupray.distributed.tune import Planned
+    from soupray.distributed.tune import Control, Planned
     from soupray.sweep.enough import StopRule
 
 log = logging.getLogger(__name__)
@@ -222,10 +222,8 @@ def _train(
         spec, services, read, progress.live, lambda: prefixes_of(store, spec, state.basis)
     )
     rule = _stop_rule(spec, services.place, state.basis, read, drain)
-    meter = None
-    if book is not None:
-        tell = partial(begin_drain, store, spec.name, lease.holder)
-        meter = Meter(spec, book, progress, read, tell)
+    tell = partial(begin_drain, store, spec.name, lease.holder)
+    meter = None if book is None else Meter(spec, book, progress, read, tell)
     for key in state.over:
         over(key)
     with indexer, rule or nullcontext():
@@ -285,34 +283,18 @@ def _run(
     lease: Lease,
 ) -> None:
     from soupray.distributed import cluster
-    from soupray.distributed.tune import Control, run_trials
+    from soupray.distributed.tune import run_trials
 
     progress, meter = watching
     events = meter or progress
 
-    def spent() -> bool:
-        return meter is not None and meter.is_spent()
-
-    def stop() -> bool:
-        spent()  # no further trial starts from then on
-        return lease.lost or progress.stopped_by is not None
-
-    def give_up(trial: Trial, last: EpochRecord) -> None:
-        create_stopped(store, spec, state.basis, Stopped(trial=trial, last=last))
-
-    control = Control(
-        stop=stop,
-        drained=lambda: progress.enough is not None or spent(),
-        give_up=give_up,
-        driver=lease.holder,
-    )
-
+    control = _control(store, spec, state, watching, lease)
     for restarts in range(RESTARTS + 1):
         # Trials that are stored, but whose end the driver did not hear, end at once in a new run.
         left = [trial for trial in state.missing if not progress.is_over(trial.key)]
         try:
             for planned in _planned(store, spec, state, left):
-                if not (stop() or control.drained()):
+                if not (control.stop() or control.drained()):
                     run_trials(spec, place, planned, events, control)
         except RayLost:
             if not cluster.session_is_here or restarts == RESTARTS:
@@ -326,6 +308,36 @@ def _run(
             cluster.start_again()
         else:
             return
+
+
+def _control(
+    store: Store,
+    spec: SweepSpec,
+    state: SweepState,
+    watching: tuple[SweepProgress, Meter | None],
+    lease: Lease,
+) -> Control:
+    """Return how the sweep ends before all its trials are trained."""
+    from soupray.distributed.tune import Control
+
+    progress, meter = watching
+
+    def spent() -> bool:
+        return meter is not None and meter.is_spent()
+
+    def stop() -> bool:
+        spent()  # no further trial starts from then on
+        return lease.lost or progress.stopped_by is not None
+
+    def give_up(trial: Trial, last: EpochRecord) -> None:
+        create_stopped(store, spec, state.basis, Stopped(trial=trial, last=last))
+
+    return Control(
+        stop=stop,
+        drained=lambda: progress.enough is not None or spent(),
+        give_up=give_up,
+        driver=lease.holder,
+    )
 
 
 def _planned(
