@@ -119,6 +119,7 @@ def run_soup(
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store cannot be reached.
     """
+    from soupray.operations.retention import after_soup
     from soupray.reporting.results import board_of, finish_soup
     from soupray.soup import run
 
@@ -133,6 +134,7 @@ def run_soup(
     with shown(show) as bars:
         result = run.run_soup(loaded, at, address, wanted, run.Allowed(partial), bars)
         finish_soup(result, joint, at, folder)
+        after_soup(loaded, at)
     return Leaderboard(board_of(result, joint), at)
 
 

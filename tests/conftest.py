@@ -254,6 +254,11 @@ def few_paths(monkeypatch) -> None:
 @pytest.fixture
 def computed(monkeypatch) -> list:
     """The models that are evaluated, by the workers of an actor in this process."""
+    return computed_here(monkeypatch)
+
+
+def computed_here(monkeypatch: pytest.MonkeyPatch) -> list:
+    """See `computed`."""
     from soupray.training.worker import worker_context
 
     models = []

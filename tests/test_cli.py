@@ -69,6 +69,7 @@ def test_the_command_line_is_what_it_was():
         "sweeps": ["--home", "--json"],
         "trials": ["--home", "--json", "--sort"],
         "show": ["--home", "--json"],
+        "why": ["--home", "--json"],
         "predict": [
             "--address",
             "--batch-size",

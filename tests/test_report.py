@@ -15,7 +15,7 @@ from soupray.core.records import Predictions, Split
 from soupray.maths.geometry import cross_entropy
 from soupray.maths.metrics import expected_calibration_error, score
 from soupray.maths.mistakes import Answered, Bin, confusion, reliability
-from soupray.maths.outputs import leave_one_out
+from soupray.maths.worth import leave_one_out
 from soupray.reporting.charts import MOST_CLASSES, charts
 from soupray.reporting.details import Details, TrialFacts
 from soupray.reporting.report import cost_of, render, stored_board

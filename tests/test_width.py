@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from shared import STORES, Old, sha, unpacked
 
-from soupray.cli import cli, console, details, tables
+from soupray.cli import cli, console, details, removals, tables
 from soupray.core.findings import Report
 from soupray.core.trials import EpochRecord
 from soupray.diagnostics.diversity import Diagnosis
@@ -53,7 +53,14 @@ def old(tmp_path_factory) -> Old:
             "delete one --dry-run",
         ),
         "gc one --dry-run --older-than 0",
-        *("show one 0", "show one greedy", "trials two", "status two", "sweep two --dry-run"),
+        *(
+            "show one 0",
+            "show one greedy",
+            "why one 0",
+            "trials two",
+            "status two",
+            "sweep two --dry-run",
+        ),
     ],
 )
 def test_a_verb_on_a_real_store(old, words, monkeypatch):
@@ -170,7 +177,7 @@ def test_garbage_of_every_kind():
         Garbage(path=f"blobs/{sha('x')}.safetensors", size_bytes=10**12, why="no record names it"),
         Garbage(path=resume, size_bytes=10**9, why=f"no spec plans trial {KEY}"),
     ]  # fmt: skip
-    assert resume in " ".join(printed(tables.show_garbage, found, "s3://b", True))
+    assert resume in " ".join(printed(removals.show_garbage, found, "s3://b", True))
 
 
 def test_a_trial_with_long_reasons_and_flags(capsys):

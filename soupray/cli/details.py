@@ -13,9 +13,10 @@ from soupray.reporting.notes import p_value, percent
 
 if TYPE_CHECKING:
     from soupray.core.records import Metric
-    from soupray.core.trials import EpochRecord
+    from soupray.core.trials import EpochRecord, Freed
     from soupray.operations.details import EntryDetail, Part, TrialDetail
     from soupray.operations.logs import Logs
+    from soupray.operations.worth import Estimate, TrialWorth
     from soupray.reporting.ranking import Entry, Gain, Measured
 
 LABEL = 12
@@ -46,15 +47,19 @@ def show_trial(found: TrialDetail) -> None:
         fact("made with", ", ".join(f"{n} {v}" for n, v in found.made_with.items()))
     if found.weights is not None and found.size_bytes is not None:
         fact("weights", f"{size(found.size_bytes)}, sha256 {found.weights}")
-        fact("file", found.file or "")
+        if found.freed is None:
+            fact("file", found.file or "")
+        else:
+            fact("", f"{_let_go(found.freed)}: `soupray sweep` with keep: all makes them again")
     _flags(found)
-    if found.coefficients:
-        shares = found.coefficients.items()
-        said = ", ".join(n if c is None else f"{n} {c:.3g}" for n, c in shares)
-        fact("in entries", said)
+    _in_entries(found)
     for command in found.use:
         fact("use it", command)
     _epochs(found.history, found.best_epoch, found.metric)
+
+
+def _let_go(freed: Freed) -> str:
+    return f"let go on {_when(freed.at)} (keep: {freed.keep})"
 
 
 def _measured(scores: Measured, metric: Metric) -> str:
@@ -79,6 +84,65 @@ def _flags(found: TrialDetail) -> None:
         fact("check", "found nothing")
     for flag in found.flags or ():
         fact("check", f"{flag.severity}: {flag.what}. {flag.advice}.")
+
+
+def _in_entries(found: TrialDetail) -> None:
+    if found.coefficients:
+        shares = found.coefficients.items()
+        said = ", ".join(n if c is None else f"{n} {c:.3g}" for n, c in shares)
+        fact("in entries", said)
+
+
+def show_worth(found: TrialWorth) -> None:
+    """What a trial is worth: its numbers, what each means, and the answer last."""
+    trial, of = found.trial, f"of {found.trials}"
+    headline(f"trial {trial.key}", f"number {trial.index} of {trial.sweep}: what it is worth")
+    if trial.held_out is not None:
+        fact("held-out", _measured(trial.held_out, trial.metric))
+    fact("place", f"{found.place} {of} by {trial.metric}, {found.loss_place} by {found.loss}")
+    fact("left out", f"{_estimate(found.leave_one_out)}, place {found.leave_one_out.place} {of}")
+    fact("Shapley", f"{_estimate(found.shapley)}, place {found.shapley.place} {of}")
+    fact("", _how_sure(found))
+    _in_entries(trial)
+    others = found.entries - len(trial.coefficients)
+    if found.entries:
+        fact("" if trial.coefficients else "in entries", f"not in {others} of {found.entries}")
+    _flags(trial)
+    if found.copies:
+        fact("copies", ", ".join(found.copies))
+    if trial.freed is not None:
+        fact("weights", _let_go(trial.freed))
+    out.print()
+    for meaning in _meanings(found):
+        out.print(wrapped(meaning), style="dim")
+    out.print()
+    out.print(wrapped(found.verdict))
+
+
+def _estimate(found: Estimate) -> str:
+    return f"{found.value:+.3g} ± {found.standard_error:.2g}"
+
+
+def _how_sure(found: TrialWorth) -> str:
+    if found.orders == 0:
+        return f"from all {2**found.trials} sets of trials"
+    return f"from {found.orders} random orders, which adds ± {found.order_error:.2g}"
+
+
+def _meanings(found: TrialWorth) -> tuple[str, ...]:
+    gain = found.alone - found.ensemble
+    unit = " in nats" if found.loss != "squared error" else ""
+    return (
+        f"left out, Shapley: {found.loss}{unit} on {found.n} held-out samples, ± one standard "
+        "error from these samples; positive is good. No model ran: the numbers come from stored "
+        "logits, whose mean is the ensemble.",
+        f"left out: how much worse the ensemble of all {found.trials} trials is without this one. "
+        "It is small where others do the same.",
+        "Shapley: how much better an ensemble gets when this trial joins, on average over all "
+        f"orders. All trials together have {gain:.3g}: what the ensemble of all "
+        f"({found.ensemble:.3g}) gains over a trial drawn at random ({found.alone:.3g}).",
+        "in entries: its coefficient; without a number where an entry has no single one.",
+    )
 
 
 def _epochs(history: tuple[EpochRecord, ...], best: int | None, metric: Metric) -> None:

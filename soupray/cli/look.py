@@ -333,6 +333,31 @@ def show(spec: Path, what: str, home: Path, as_json: bool) -> None:
 
 
 @click.command()
+@spec_of(required=True)
+@click.argument("trial")
+@home_option
+@json_option
+def why(spec: Path, trial: str, home: Path, as_json: bool) -> None:
+    r"""Say what one TRIAL of SPEC is worth to soups and ensembles, and whether to keep it.
+
+    Leave-one-out and Shapley value in the ensemble of all finished trials, its place among them,
+    its coefficient in each entry, copies, what `check` found. From stored held-out logits alone. A
+    trial is named as in `soupray show`.
+
+    \b
+    soupray why sweeps/digits.yaml 3
+    soupray why sweeps/digits.yaml 1f3a --json
+    """
+    from soupray.cli.details import show_worth
+    from soupray.cli.tables import print_json
+    from soupray.operations.worth import find_worth
+
+    _, loaded = load_named(spec, home)
+    found = find_worth(loaded, home, trial)
+    print_json(found) if as_json else show_worth(found)
+
+
+@click.command()
 @spec_argument
 @home_option
 @json_option
@@ -424,4 +449,17 @@ def logs(spec: Path, trial: str | None, home: Path, as_json: bool, tail: int) ->
     print_json(found) if as_json else show_logs(found)
 
 
-VERBS = (recipes, rank, report, sweeps, trials, show, status, watch, logs, check, diagnose)
+VERBS = (
+    recipes,
+    rank,
+    report,
+    sweeps,
+    trials,
+    show,
+    why,
+    status,
+    watch,
+    logs,
+    check,
+    diagnose,
+)

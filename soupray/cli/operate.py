@@ -192,26 +192,35 @@ def publish(spec: Path | None, home: Path) -> None:
     help="Hours. What was written later stays: a trial or soup that runs may be about to name it.",
 )
 def gc(spec: Path | None, home: Path, as_json: bool, dry: bool, hours: float) -> None:
-    r"""Delete what nothing in SPEC's store needs; never an ingredient.
+    r"""Delete what nothing in SPEC's store needs; never an ingredient of an entry.
 
     Resume states of trials that are over or that no spec plans, and weights and logits that no
-    record of any sweep in that store names.
+    record of any sweep in that store names. With `keep` in SPEC, also the weights of its trials
+    that no entry of a leaderboard is made of, however old they are.
 
     \b
     soupray gc sweeps/digits.yaml --dry-run
     """
-    from soupray.cli.tables import print_json, show_garbage
+    from soupray.cli.removals import show_garbage, show_staying
+    from soupray.cli.tables import print_json
+    from soupray.operations import retention
     from soupray.operations.garbage import find_garbage, remove
     from soupray.services.place import find_place
 
     _, loaded = load_named(spec, home)
     store = find_place(loaded, home).open_store()
     found = find_garbage(store, loaded, hours * 3600)
-    gone = found if dry else remove(store, found, hours * 3600)
+    if dry:
+        let_go = retention.find_retention(store, loaded)
+    else:
+        found = remove(store, found, hours * 3600)
+        let_go = retention.let_go_if_possible(store, loaded)
+    gone = [*found, *retention.as_garbage(let_go)]
     if as_json:
         print_json(gone)
     else:
         show_garbage(gone, store.url, dry)
+        show_staying(let_go)
 
 
 @click.command()
@@ -281,7 +290,8 @@ def delete(spec: Path, home: Path, as_json: bool, dry: bool, yes: bool) -> None:
     soupray delete mine.yaml --dry-run
     soupray delete mine.yaml --yes
     """
-    from soupray.cli.tables import print_json, show_removal
+    from soupray.cli.removals import show_removal
+    from soupray.cli.tables import print_json
     from soupray.operations import deleting
     from soupray.reporting.live import say
     from soupray.services.place import find_place

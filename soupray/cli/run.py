@@ -25,6 +25,9 @@ from soupray.core.hyperparameters import TABLE as HYPERPARAMETERS
 from soupray.core.hyperparameters import Hyperparameter
 
 if TYPE_CHECKING:
+    from soupray.operations.estimate import DryRun
+    from soupray.operations.measuring import Measured
+    from soupray.search.budget import Account
     from soupray.spec.sweep_spec import SweepSpec
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
@@ -118,7 +121,18 @@ def _dry_run(spec: SweepSpec, home: Path, as_json: bool, measure: bool) -> None:
 
         say("training one step ...")
         measured = take(spec, cost)
-    show_plan(spec, cost, as_json, measured)
+    show_plan(spec, cost, as_json, measured, _forecast(spec, home, cost, measured))
+
+
+def _forecast(
+    spec: SweepSpec, home: Path, cost: DryRun, measured: Measured | None
+) -> Account | None:
+    """What the sweep will cost of its budget, if it has one."""
+    if spec.budget is None:
+        return None
+    from soupray.operations.forecast import forecast
+
+    return forecast(spec, home, cost, measured)
 
 
 def _recipe_flags(command: Command) -> Command:
@@ -177,6 +191,7 @@ def soup(
     """
     from soupray.cli.board import Look, show_calibration, show_leaderboard, with_verdict
     from soupray.cli.tables import print_json
+    from soupray.operations.retention import after_soup
     from soupray.reporting.live import Bars, say
     from soupray.reporting.results import finish_soup
     from soupray.soup.run import Allowed, chosen_recipes, joint, run_soup
@@ -196,6 +211,7 @@ def soup(
         if calibrated:
             show_calibration(result.entries)
     say(f"files: {folder}/ ({', '.join(f.name for f in files)})")
+    after_soup(loaded, home)
 
 
 @click.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import textwrap
 import time
@@ -19,15 +18,14 @@ from soupray.reporting.notes import p_value, percent
 if TYPE_CHECKING:  # `soupray status` has no time to import torch
     from soupray.core.findings import Report
     from soupray.diagnostics.diagnose import Planned
-    from soupray.operations.deleting import Removal
     from soupray.operations.estimate import DryRun, Inputs
-    from soupray.operations.garbage import Garbage
     from soupray.operations.listing import SweepRow, TrialRow
     from soupray.operations.measuring import Measured
     from soupray.operations.status import Best, Status
     from soupray.reporting.anytime import Difference
     from soupray.reporting.history import SoupRun
     from soupray.reporting.sections import Section, Table
+    from soupray.search.budget import Account
     from soupray.soup.compare import Comparison
     from soupray.spec.sweep_spec import SweepSpec
     from soupray.sweep.run import SweepReport
@@ -127,16 +125,21 @@ def show_recipes(as_json: bool) -> None:
 
 
 def show_plan(
-    spec: SweepSpec, cost: DryRun, as_json: bool, measured: Measured | None = None
+    spec: SweepSpec,
+    cost: DryRun,
+    as_json: bool,
+    measured: Measured | None = None,
+    budget: Account | None = None,
 ) -> None:
-    """The trials, and what they cost; how long they take, if it was measured."""
+    """The trials, and what they cost; how long they take, if it was measured; their budget."""
     from soupray.search.plan import plan
 
     trials = plan(spec)
     if as_json:
         plain = to_builtins(cost)
         apart = {name: plain.pop(name) for name in ("classes", "inputs", "notes", "weights")}
-        print_json({"trials": trials, "cost": plain, **apart, "measured": measured})
+        more = {} if budget is None else {"budget": budget}
+        print_json({"trials": trials, "cost": plain, **apart, "measured": measured, **more})
         return
     names = trials[0].hparams if trials else ()  # a pool of imported models plans none
     varied = [n for n in names if len({t.hparams[n] for t in trials}) > 1]
@@ -161,6 +164,21 @@ def show_plan(
     _show_cost(cost)
     if measured is not None:
         out.print(_measured(measured))
+    if budget is not None:
+        _show_budget(spec, budget)
+
+
+def _show_budget(spec: SweepSpec, budget: Account) -> None:
+    from soupray.search.budget import in_words
+
+    out.print(wrapped(f"budget: {in_words(budget, spec)}.", "  "))
+    if budget.forecast is None:
+        out.print(wrapped("No trial ran yet: --measure has a forecast for this machine.", "  "))
+    elif budget.will_be_over and not budget.over:
+        said = "; ".join(budget.will_be_over)
+        out.print(wrapped(f"It will not be enough for all trials ({said}).", "  "))
+    if budget.over:
+        out.print(wrapped(f"It is spent ({'; '.join(budget.over)}): no trial starts.", "  "))
 
 
 def _show_cost(cost: DryRun) -> None:
@@ -276,11 +294,12 @@ def best_trial(best: Best) -> str:
 def describe_sweep(report: SweepReport) -> str:
     """One line for the person at the terminal."""
     stopped = f"{report.stopped} stopped, " if report.stopped else ""
+    spent = f" Budget: {report.budget}." if report.budget else ""
     stopped += f"{report.spared} not needed, " if report.spared else ""
     return (
         f"sweep {report.sweep}: {report.trained} trained, {report.found} found in the store, "
         f"{report.diverged} diverged, {stopped}{len(report.failed)} failed; took "
-        f"{duration(report.seconds)}."
+        f"{duration(report.seconds)}.{spent}"
     )
 
 
@@ -384,6 +403,8 @@ def show_status(found: Status) -> None:
     out.print(f"{done}{', ' if said else ''}{said}.")
     if found.best is not None:
         out.print(f"{best_trial(found.best)}.")
+    if found.budget:
+        out.print(wrapped(f"budget: {found.budget}."))
     for line in soup_so_far(found):
         out.print(wrapped(line))
     if found.driver is None or found.lease_expires is None:
@@ -458,42 +479,3 @@ def soup_so_far(found: Status) -> list[str]:
 def _points(difference: Difference) -> str:
     """A difference of shares, in points."""
     return f"{100 * difference.difference:+.1f} ± {100 * difference.standard_error:.1f}"
-
-
-def show_garbage(found: list[Garbage], url: str, dry: bool) -> None:
-    """What went, or would go: each object, then counts and bytes."""
-    shown = table("object", "size", "why", right=("size",))
-    for one in found:
-        why = re.sub("trial [0-9a-f]{16}", "the trial", one.why)  # its path has the key
-        shown.add_row(_short(one.path), size(one.size_bytes), why)
-    if found:
-        out.print(shown)
-    total = size(sum(one.size_bytes for one in found))
-    done = "would be deleted from" if dry else "deleted from"
-    tell(f"{len(found)} objects, {total}, {done} {url}.")
-
-
-def show_removal(found: Removal, planned: bool) -> None:
-    """What would go with a sweep, by kind, or what went; and what stays."""
-    kinds: dict[str, list[int]] = {}
-    for path, size_bytes in found.objects.items():
-        kinds.setdefault(path.partition("/")[0], []).append(size_bytes)
-    right = ("objects", "size")
-    shown = table("what", *right, right=right)
-    for kind, sizes in kinds.items():
-        shown.add_row(kind, str(len(sizes)), size(sum(sizes)))
-    if planned:
-        out.print(shown)
-    done = "would be deleted from" if planned else "deleted from"
-    total = size(sum(found.objects.values()))
-    tell(f"{found.sweep}: {len(found.objects)} objects, {total}, {done} {found.storage}.")
-    if found.kept_trials:
-        tell(f"{len(found.kept_trials)} of its trials stay, because other sweeps use them.")
-    if not found.alone:
-        tell("Small results that do not say whose they are stay, for the other sweeps there.")
-
-
-def _short(path: str) -> str:
-    """A path whose digest, if it has one, is cut to 12 digits."""
-    folder, _, name = path.rpartition("/")
-    return f"{folder}/{name[:12]}..." if len(name) > 32 else path

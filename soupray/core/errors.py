@@ -13,6 +13,7 @@
     ├── TrialError               a trial that ended without an ingredient
     │   └── Diverged             NaN or collapse: recorded, never trained again
     ├── EvaluationError          a model or a pool that cannot be evaluated
+    │   └── WeightsGone          weights that were let go (`keep` in a spec) would be needed
     ├── InputError               images or texts that a loaded model cannot read
     │   └── Refused              a request that a server of a model does not take
     └── RayLost                  the node of Ray on this machine ended under a job
@@ -110,6 +111,10 @@ class Diverged(TrialError):
 
 class EvaluationError(SouprayError):
     """A model or a pool that cannot be evaluated."""
+
+
+class WeightsGone(EvaluationError):
+    """Weights that were let go (`keep` in a spec) would be needed."""
 
 
 class InputError(SouprayError):

@@ -196,6 +196,27 @@ class Tombstone(Record, tag="diverged", frozen=True, kw_only=True):
 Manifest = Ingredient | Tombstone
 
 
+class Freed(Record, frozen=True, kw_only=True):
+    """The weights of a trial were let go (`keep` in a spec); its manifest and logits stay.
+
+    It is written before the weights are deleted. It counts as long as the manifest names the same
+    weights: a trial that is trained again may get others.
+
+    Attributes:
+        trial: key of the trial.
+        checkpoint: the weights.
+        sweep: name of the sweep that let them go.
+        keep: its `keep`, in words.
+        at: Unix time in seconds.
+    """
+
+    trial: TrialKey
+    checkpoint: CheckpointRef
+    sweep: str
+    keep: str
+    at: float
+
+
 STATISTICS = (".running_mean", ".running_var")
 """Endings of the names of BatchNorm statistics."""
 

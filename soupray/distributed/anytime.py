@@ -27,7 +27,7 @@ from soupray.search.prefixes import (
 )
 from soupray.search.state import find_basis, known_trials
 from soupray.store import layout
-from soupray.store.manifests import find_manifests
+from soupray.store.manifests import find_freed, find_manifests
 from soupray.training.worker import WorkerContext
 
 ABANDONED_S = 600.0
@@ -100,6 +100,8 @@ def _measured(
     trained = sum(epoch.seconds for one in manifests for epoch in one.history)
     size, earlier = at
     measured = budget_allows(earlier, size, trained)
+    if find_freed(here.checkpoints.store, pool):  # `keep` in the spec: there is nothing to average
+        measured = False
     return Prefix(
         size=size,
         ingredients=len(pool),

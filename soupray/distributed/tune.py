@@ -131,7 +131,7 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
             return {"failed": f"{type(error).__name__}: {told}", "done": True}
 
     def _is_spared(self) -> bool:
-        if self._spec.search.stop is None:
+        if self._spec.search.stop is None and self._spec.budget is None:
             return False
         return is_draining(self._place.open_store(), self._spec.name, self._driver)
 
@@ -218,7 +218,11 @@ class _Searcher(Searcher):  # type: ignore[misc]
     """An adaptive search in the form of Tune; its state is in the store, so Tune saves nothing."""
 
     def __init__(
-        self, search: AdaptiveSearch, shared: dict[str, str], tell: Callable[[Trial], None]
+        self,
+        search: AdaptiveSearch,
+        shared: dict[str, str],
+        tell: Callable[[Trial], None],
+        drained: Callable[[], bool],
     ) -> None:
         """Wrap a search.
 
@@ -226,9 +230,10 @@ class _Searcher(Searcher):  # type: ignore[misc]
             search: the search.
             shared: the configuration that all trials share.
             tell: called with each trial before it runs.
+            drained: whether no further trial may start.
         """
         super().__init__()
-        self._search, self._shared, self._tell = search, shared, tell
+        self._search, self._shared, self._tell, self._drained = search, shared, tell, drained
         self._keys: dict[str, str] = {}
 
     def set_search_properties(
@@ -239,7 +244,7 @@ class _Searcher(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the configuration of the next trial, or Tune's mark for the end."""
-        trial = self._search.next()
+        trial = None if self._drained() else self._search.next()
         if trial is None:
             return str(Searcher.FINISHED)
         self._tell(trial)
@@ -272,7 +277,7 @@ class Control(NamedTuple):
 
     Attributes:
         stop: called after every result; the sweep ends now if it returns True.
-        drained: likewise; the sweep ends as soon as no trial runs.
+        drained: likewise; the sweep ends as soon as no trial runs, and a search is asked no more.
         give_up: records a trial that the scheduler stops.
         driver: the holder of the lease, whose word trials hear as they start: `store.lease.Drain`.
     """
@@ -309,7 +314,7 @@ def run_trials(
     reporter = _Reporter(events)
     vigil = Vigil(wanted(spec.resources, spec.training.workers))
     stopper = _Stopper(control, vigil, reporter)
-    space, settings = _search((spec, place, control.driver), planned, events)
+    space, settings = _search((spec, place, control), planned, events)
     scheduler = _scheduler(spec, events, control.give_up)
     tuner = tune.Tuner(
         tune.with_resources(_Trainable, _holds(spec)),
@@ -366,21 +371,21 @@ def _run_config(
 
 
 def _search(
-    sweep: tuple[SweepSpec, Place, str], planned: Planned, events: TrialEvents
+    sweep: tuple[SweepSpec, Place, Control], planned: Planned, events: TrialEvents
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return Tune's search space, and the settings of the search."""
-    spec, place, driver = sweep
+    spec, place, control = sweep
     shared = {
         "spec": spec.model_dump_json(),
         "place": encode(place).decode(),
-        "driver": driver,
+        "driver": control.driver,
     }
     if planned.search is None:
         grid = tune.grid_search([encode(t).decode() for t in planned.trials])
         return {**shared, "trial": grid}, {"max_concurrent_trials": at_a_time(spec)}
     # With a searcher, Tune lets only one trial wait unless a limit is given.
     return {}, {
-        "search_alg": _Searcher(planned.search, shared, events.suggested),
+        "search_alg": _Searcher(planned.search, shared, events.suggested, control.drained),
         "num_samples": planned.search.left,
         "max_concurrent_trials": at_a_time(spec) or spec.search.trials,
     }

@@ -167,8 +167,19 @@ def cross_entropy(logits: Logits | Float64, labels: Labels, beta: float = 1.0) -
     Returns:
         The mean in nats, computed in float64.
     """
-    scaled = beta * logits.astype(np.float64)
-    return float((logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]).mean())
+    return float(cross_entropies(beta * logits.astype(np.float64), labels).mean())
+
+
+def cross_entropies(logits: Logits | Float64, labels: Labels) -> Float64:
+    """-log softmax(f)_y of each sample, in nats, computed in float64, [N].
+
+    Args:
+        logits: f, [N, C].
+        labels: y, [N].
+    """
+    wide = logits.astype(np.float64)
+    lost: Float64 = logsumexp(wide, axis=1) - wide[np.arange(len(labels)), labels]
+    return lost
 
 
 def second_derivative(values: Sequence[float], spacing: float) -> float:

@@ -23,10 +23,11 @@ from soupray.core.records import (
     pack_units,
     unpack_units,
 )
-from soupray.maths.geometry import cross_entropy
+from soupray.maths.geometry import cross_entropies, cross_entropy
 from soupray.maths.graded import in_units, mean_interval, overlap, sign_flip_p
 from soupray.maths.objectives import (
     by_class_of,
+    losses_of,
     margins_of,
     mean_loss,
     metrics_of,
@@ -157,6 +158,21 @@ def nll(logits: Float64 | Logits, labels: Labels, objective: Objective | UnsetTy
     if objective is UNSET:
         return cross_entropy(logits, labels)
     return mean_loss(logits, labels, objective)
+
+
+def sample_losses(
+    logits: Float64 | Logits, labels: Labels, objective: Objective | UnsetType
+) -> Float64:
+    """The loss of each sample, [N]; their mean is `nll`.
+
+    Args:
+        logits: [N, C].
+        labels: classes [N], or targets [N, C].
+        objective: what they mean; unset: one class.
+    """
+    if objective is UNSET:
+        return cross_entropies(logits, labels)
+    return losses_of(logits, labels, objective)
 
 
 def right_mask(predictions: Predictions) -> Mask:

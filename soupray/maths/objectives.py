@@ -74,11 +74,30 @@ def mean_loss(outputs: Logits | Float64, targets: Targets, objective: Objective)
         targets: [N, C].
         objective: what they mean.
     """
+    return float(_losses(outputs, targets, objective).mean())
+
+
+def losses_of(outputs: Logits | Float64, targets: Targets, objective: Objective) -> Float64:
+    """The loss of each sample, [N]: their mean is `mean_loss`.
+
+    Args:
+        outputs: of a model, [N, C].
+        targets: [N, C].
+        objective: what they mean.
+    """
+    mean: Float64 = _losses(outputs, targets, objective).mean(axis=1)
+    return mean
+
+
+def _losses(outputs: Logits | Float64, targets: Targets, objective: Objective) -> Float64:
+    """The loss of each output of each sample, [N, C]."""
     wide = outputs.astype(np.float64)
     if objective.kind == "regression":
-        return float(((wide - targets) ** 2).mean())
+        squared: Float64 = (wide - targets) ** 2
+        return squared
     # -log sigmoid(z) = log(1 + exp(-z)), for z with the sign of the target
-    return float(np.logaddexp(0, np.where(targets == 1, -wide, wide)).mean())
+    entropy: Float64 = np.logaddexp(0, np.where(targets == 1, -wide, wide))
+    return entropy
 
 
 def metrics_of(outputs: Logits, targets: Targets, objective: Objective) -> dict[str, float]:

@@ -15,31 +15,6 @@ LARGEST_TEMPERATURE = 100.0
 """Temperatures are sought in [1/100, 100]."""
 
 
-def leave_one_out(
-    count: int, logits_of: Callable[[int], Logits], loss: Callable[[Float64], float]
-) -> list[float]:
-    """What each model is worth to the ensemble of all of them, the mean of their logits.
-
-    Each model's logits are asked for twice; two arrays of their size are in memory.
-
-    Args:
-        count: number of models, K.
-        logits_of: the logits [N, C] of the k-th model, k from 0.
-        loss: of logits [N, C]: the NLL, or the loss of another objective.
-
-    Returns:
-        For each model, the NLL of the ensemble without it minus that of the ensemble with it, in
-        nats: positive if it helps. 0 for a model that is alone.
-    """
-    if count == 1:
-        return [0.0]
-    total = logits_of(0).astype(np.float64)
-    for k in range(1, count):
-        total += logits_of(k)
-    whole = loss(total / count)
-    return [loss((total - logits_of(k)) / (count - 1)) - whole for k in range(count)]
-
-
 class Blender:
     """Makes the logits of ensembles.
 

@@ -9,25 +9,30 @@ finds the rest.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from soupray.core.candidates import WeightCandidate, estimated, mean_of
-from soupray.core.errors import CheckpointError, ConfigError, NotFound, StoreError
-from soupray.core.records import Basis, CheckpointRef, Evaluation, Record
-from soupray.core.trials import Trial
+from soupray.core.errors import CheckpointError, NotFound, StoreError
+from soupray.core.records import Evaluation, Record
 from soupray.evaluation.cache import result_key, result_path
 from soupray.evaluation.live_model import statistics_path
-from soupray.operations.garbage import SHA256, named_files
+from soupray.operations.claims import (
+    Claim,
+    World,
+    bases_of,
+    claims_of,
+    look,
+    planned_by,
+    stored_specs,
+)
+from soupray.operations.garbage import named_files
 from soupray.reporting.plots import line_candidates
-from soupray.search.state import basis_key, known_trials
 from soupray.soup.run import Choices
-from soupray.spec.sweep_spec import SweepSpec, parse_data
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.lease import Lease, find_driver
 from soupray.store.objects import Store, find_record, read_record
@@ -61,62 +66,11 @@ class Removal(Record, frozen=True, kw_only=True):
     alone: bool
 
 
-class _Over(msgspec.Struct):
-    """What is needed of a manifest. Other fields of the JSON are skipped, not decoded."""
-
-    trial: Trial
-    checkpoint: CheckpointRef | None = None
-
-
-class _World(NamedTuple):
-    """What is in the store: sizes by path, the bases by key, and the trials that are over.
-
-    `folders` has the paths below each folder. `trials` has None for a manifest that is damaged.
-    """
-
-    store: Store
-    sizes: dict[str, int]
-    folders: dict[str, list[str]]
-    bases: dict[str, Basis]
-    trials: dict[str, _Over | None]
-
-    def below(self, folder: str) -> list[str]:
-        return self.folders.get(folder, [])
-
-    def states(self, key: str) -> list[str]:
-        return self.below(layout.resume_folder(key))
-
-    def imports(self, basis: str) -> list[str]:
-        return [layout.stem(path) for path in self.below(layout.imports(basis))]
-
-    def sweep(self, key: str) -> str | None:
-        over = self.trials[key]
-        return None if over is None else over.trial.sweep
-
-    def weights(self, keys: Iterable[str]) -> set[str]:
-        """Return the SHA-256 of the weights of these trials."""
-        found = (self.trials[key] for key in keys)
-        return {one.checkpoint.sha256 for one in found if one and one.checkpoint}
-
-    def digests(self, paths: Iterable[str]) -> set[str]:
-        """Return every SHA-256 in these records, which may be damaged."""
-        with ThreadPoolExecutor(16) as threads:
-            found = threads.map(lambda p: SHA256.findall(self.store.get(p)), paths)
-            return {digest.decode() for one in found for digest in one}
-
-
 class _Gone(NamedTuple):
     """Keys of the trials and bases that go."""
 
     trials: set[str]
     bases: set[str]
-
-
-class _Claim(NamedTuple):
-    """What sweeps use: keys of bases, and of trials that are planned for them."""
-
-    bases: set[str]
-    trials: set[str]
 
 
 def find_removal(store: Store, spec: SweepSpec) -> Removal:
@@ -132,12 +86,12 @@ def find_removal(store: Store, spec: SweepSpec) -> Removal:
         CheckpointError: a record is damaged, so that nobody knows what it names.
         StoreError: the store cannot be reached.
     """
-    world = _look(store)
+    world = look(store)
     mine = world.below(f"{layout.SWEEPS}/{spec.name}")
     others = {p.split("/")[1] for p in world.below(layout.SWEEPS)} - {spec.name}
-    stored = _specs(world, spec.name, strict=False)
+    stored = stored_specs(world, spec.name, strict=False)
     specs = [*{one.digest: one for one in (*stored, spec)}.values()]
-    own, theirs = _own(world, specs), _theirs(world, others)
+    own, theirs = _own(world, specs), claims_of(world, others)
     owned = {k for k in world.trials if k in own.trials or world.sweep(k) == spec.name}
     if not mine and not owned:
         raise NotFound(f"there is nothing of the sweep {spec.name} in {store.url}.")
@@ -164,7 +118,7 @@ def find_removal(store: Store, spec: SweepSpec) -> Removal:
     )
 
 
-def _files(world: _World, leaving: list[str]) -> list[str]:
+def _files(world: World, leaving: list[str]) -> list[str]:
     """Return the files of arrays that only these records name."""
     named = world.digests(p for p in leaving if p.endswith(".json"))
     free = named - named_files(world.store, {*leaving})
@@ -177,99 +131,19 @@ def _late(path: str) -> tuple[bool, bool, str]:
     return path.endswith("/lease.json"), "/specs/" in path, path
 
 
-def _look(store: Store) -> _World:
-    sizes = {path: size for path, size, _ in store.entries("") if layout.is_ours(path)}
-    folders: dict[str, list[str]] = {}
-    for path in sizes:
-        for folder in accumulate(path.split("/")[:-1], "{}/{}".format):
-            folders.setdefault(folder, []).append(path)
-    bases = {layout.stem(path): path for path in folders.get("bases", [])}
-    manifests = folders.get(layout.TRIALS, [])
-
-    def read(path: str) -> _Over | None:
-        try:
-            found: _Over = read_record(store, path, _Over)
-        except CheckpointError as error:  # it goes if only this sweep plans it, else it stays
-            log.warning(str(error))
-            return None
-        return found
-
-    with ThreadPoolExecutor(16) as threads:
-        keys = [path.split("/")[1] for path in manifests]
-        return _World(
-            store,
-            sizes,
-            folders,
-            {key: read_record(store, path, Basis) for key, path in bases.items()},
-            dict(zip(keys, threads.map(read, manifests), strict=True)),
-        )
-
-
-def _specs(world: _World, sweep: str, strict: bool) -> list[SweepSpec]:
-    """Return the stored specs of a sweep.
-
-    Args:
-        world: the store.
-        sweep: name of the sweep.
-        strict: raise ConfigError for a spec that cannot be read, rather than leave it out.
-    """
-    found = []
-    for path in world.below(layout.specs(sweep)):
-        try:
-            found.append(parse_data(read_record(world.store, path, dict), path))
-        except (ConfigError, CheckpointError) as error:
-            if strict:
-                raise ConfigError(
-                    f"nothing is deleted, because nobody knows what the sweep {sweep} uses: {error}"
-                ) from error
-            log.warning(f"{path} cannot be read, and plans no trial: {error}")
-    return found
-
-
-def _own(world: _World, specs: list[SweepSpec]) -> _Claim:
+def _own(world: World, specs: list[SweepSpec]) -> Claim:
     """Return what this sweep uses, as far as its records say it still."""
-    bases = {key for spec in specs for key in _bases(world, spec) or ()}
+    bases = {key for spec in specs for key in bases_of(world, spec) or ()}
     trials: set[str] = set()
     for spec in specs:
         try:
-            trials |= _planned(world, spec, bases)
+            trials |= planned_by(world, spec, bases)
         except CheckpointError as error:  # as after a deletion that was killed
             log.warning(str(error))
-    return _Claim(bases, trials)
+    return Claim(bases, trials)
 
 
-def _theirs(world: _World, others: Collection[str]) -> _Claim:
-    """Return what other sweeps use; more than that where nobody can say."""
-    claim = _Claim(set(), set())
-    for name in sorted(others):
-        specs = _specs(world, name, strict=True)
-        made = any("/choices/" in p for p in world.below(f"{layout.SWEEPS}/{name}"))
-        if not specs and not made and find_driver(world.store, name) is not None:
-            raise ConfigError(
-                f"nothing is deleted, because the sweep {name} is just beginning in "
-                f"{world.store.url}: nobody knows yet what it uses. Try again in a minute."
-            )
-        for spec in specs:
-            found = _bases(world, spec)
-            bases = set(world.bases) if found is None else found
-            claim.bases.update(bases)
-            claim.trials.update(_planned(world, spec, bases))
-    return claim
-
-
-def _bases(world: _World, spec: SweepSpec) -> set[str] | None:
-    """Return the key of the basis of a spec; None if it names files that are not here."""
-    try:
-        return {basis_key(spec)} & world.bases.keys()
-    except (ConfigError, OSError):
-        return None
-
-
-def _planned(world: _World, spec: SweepSpec, bases: Collection[str]) -> set[str]:
-    return {t.key for key in bases for t in known_trials(world.store, spec, world.bases[key])}
-
-
-def _imported_by_others(world: _World, sweep: str) -> set[str]:
+def _imported_by_others(world: World, sweep: str) -> set[str]:
     """Return the bases with imports of another sweep, which may have no spec in the store."""
     return {
         basis
@@ -279,11 +153,11 @@ def _imported_by_others(world: _World, sweep: str) -> set[str]:
     }
 
 
-def _splits(world: _World, bases: Iterable[str]) -> set[str]:
+def _splits(world: World, bases: Iterable[str]) -> set[str]:
     return {split.digest for key in bases for split in world.bases[key].splits}
 
 
-def _records(world: _World, gone: _Gone) -> list[str]:
+def _records(world: World, gone: _Gone) -> list[str]:
     """Return the records of trials and bases, in the order in which they go."""
     imports = [
         path
@@ -291,11 +165,12 @@ def _records(world: _World, gone: _Gone) -> list[str]:
         if path.split("/")[1] in gone.bases or layout.stem(path) in gone.trials
     ]
     trials = map(layout.manifest, sorted(gone.trials))
-    return [*imports, *trials, *map(layout.basis, sorted(gone.bases))]
+    freed = [p for p in map(layout.freed, sorted(gone.trials)) if p in world.sizes]
+    return [*imports, *trials, *freed, *map(layout.basis, sorted(gone.bases))]
 
 
 def _results(
-    world: _World, gone: _Gone, own: tuple[list[SweepSpec], list[str]], elsewhere: set[str]
+    world: World, gone: _Gone, own: tuple[list[SweepSpec], list[str]], elsewhere: set[str]
 ) -> list[str]:
     """Return the results that no other sweep of the store can use.
 
@@ -320,14 +195,14 @@ def _results(
 
 
 def _of_models(
-    world: _World, specs: list[SweepSpec], mine: list[str], weights: set[str]
+    world: World, specs: list[SweepSpec], mine: list[str], weights: set[str]
 ) -> Iterator[str]:
     """Yield where the results about models with any of these weights are, if they exist."""
     models: set[WeightCandidate] = {m for sha in weights for m in (mean_of([sha]), estimated(sha))}
     for path in (p for p in mine if "/choices/" in p):
         models |= {m for m in _tried(world.store, path) if weights & {*m.checkpoints}}
     for spec in specs:
-        for key in _bases(world, spec) or ():
+        for key in bases_of(world, spec) or ():
             splits, train = world.bases[key].splits, world.bases[key].split("train")
             for model in models:
                 yield statistics_path(model, train, spec.setting)

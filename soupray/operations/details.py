@@ -13,10 +13,18 @@ from soupray.core.errors import NotFound
 from soupray.core.findings import Report
 from soupray.core.ports import TrackedRun
 from soupray.core.records import Metric, Record
-from soupray.core.trials import EpochRecord, Ingredient, Manifest, Method, Tombstone, Trial
+from soupray.core.trials import (
+    EpochRecord,
+    Freed,
+    Ingredient,
+    Manifest,
+    Method,
+    Tombstone,
+    Trial,
+)
 from soupray.reporting.history import LEADERBOARD, RUNS, SoupRun, find_board, recipe_name
 from soupray.reporting.ranking import Entry, Measured, measured
-from soupray.search.history import Stopped, search_key
+from soupray.search.history import Stopped, find_saved_epochs, search_key
 from soupray.search.state import SweepState, find_state, known_trials
 from soupray.services.place import find_place
 from soupray.spec.sweep_spec import SweepSpec
@@ -59,6 +67,7 @@ class TrialDetail(Record, frozen=True, kw_only=True):
         weights: SHA-256 (hex) of the file of weights.
         size_bytes: of that file.
         file: URL of that file in the store.
+        freed: when and by which `keep` its weights were let go; None if they were not.
         reason: why it diverged or failed.
         flags: what the last `soupray check` found; None if it did not look at this trial.
         coefficients: by entry of the newest leaderboard; None where an entry has no single one.
@@ -82,6 +91,7 @@ class TrialDetail(Record, frozen=True, kw_only=True):
     weights: str | None = None
     size_bytes: int | None = None
     file: str | None = None
+    freed: Freed | None = None
     reason: str | None = None
     flags: tuple[Flag, ...] | None = None
     coefficients: dict[str, float | None] = msgspec.field(default_factory=dict)
@@ -129,7 +139,7 @@ class EntryDetail(Record, frozen=True, kw_only=True):
     use: tuple[str, ...]
 
 
-class _Board(NamedTuple):
+class Newest(NamedTuple):
     """The newest leaderboard; no entries before the first soup."""
 
     entries: list[Entry]
@@ -140,12 +150,6 @@ class _Recipe(msgspec.Struct):
     """What is shown of a recipe file. Other fields of the JSON are skipped, not decoded."""
 
     sha256: str | None
-
-
-class _Saved(msgspec.Struct):
-    """What is shown of the record about the saved state of a trial."""
-
-    history: tuple[EpochRecord, ...]
 
 
 def find_detail(spec: SweepSpec, home: Path, named: str) -> TrialDetail | EntryDetail:
@@ -161,10 +165,8 @@ def find_detail(spec: SweepSpec, home: Path, named: str) -> TrialDetail | EntryD
             name.
     """
     store = find_place(spec, home).open_store()
-    state = find_state(store, spec)
-    if state is None:
-        raise NotFound(f"nothing was swept with this spec ({spec.name}) in {store.url}.")
-    board = _board(store, spec)
+    state = find_sweep_state(store, spec)
+    board = newest(store, spec)
     trials = _all_trials(store, spec, state)
     entry = next((e for e in board.entries if e.name == named), None)
     if entry is not None:
@@ -181,15 +183,37 @@ def find_trial(store: Store, spec: SweepSpec, named: str) -> Trial:
         spec: the sweep.
         named: what a person wrote.
     """
+    return _named(spec, named, _all_trials(store, spec, find_sweep_state(store, spec)), None)
+
+
+def trial_detail(store: Store, spec: SweepSpec, state: SweepState, named: str) -> TrialDetail:
+    """Return all that is known of the trial with this key, beginning of a key, or index.
+
+    Args:
+        store: the store.
+        spec: the sweep.
+        state: of the sweep.
+        named: what a person wrote.
+
+    Raises:
+        NotFound: no trial, or more than one, has this name.
+    """
+    trial = _named(spec, named, _all_trials(store, spec, state), None)
+    return _trial(store, spec, state, newest(store, spec), trial)
+
+
+def find_sweep_state(store: Store, spec: SweepSpec) -> SweepState:
+    """Return the state of the sweep of `spec`. Raises NotFound if nothing was swept with it."""
     state = find_state(store, spec)
     if state is None:
         raise NotFound(f"nothing was swept with this spec ({spec.name}) in {store.url}.")
-    return _named(spec, named, _all_trials(store, spec, state), None)
+    return state
 
 
-def _board(store: Store, spec: SweepSpec) -> _Board:
+def newest(store: Store, spec: SweepSpec) -> Newest:
+    """Return the newest leaderboard of `spec`."""
     found = find_board(store, spec)
-    return _Board([], None) if found is None else _Board(*found)
+    return Newest([], None) if found is None else Newest(*found)
 
 
 def _all_trials(store: Store, spec: SweepSpec, state: SweepState) -> list[Trial]:
@@ -238,7 +262,7 @@ def _unknown(spec: SweepSpec, named: str, entries: list[str] | None, keys: list[
 
 
 def _trial(
-    store: Store, spec: SweepSpec, state: SweepState, board: _Board, trial: Trial
+    store: Store, spec: SweepSpec, state: SweepState, board: Newest, trial: Trial
 ) -> TrialDetail:
     manifest = next((m for m in state.manifests if m.trial.key == trial.key), None)
     used = _coefficients(trial.key, board.entries)
@@ -255,10 +279,11 @@ def _trial(
     }
     if manifest is None:
         return TrialDetail(**known, **_unfinished(store, spec, state, trial))
-    return TrialDetail(**known, **_over(store, spec, manifest, board))
+    over = _over(store, spec, manifest, board)
+    return TrialDetail(**known, **over, freed=state.freed.get(trial.key))
 
 
-def _over(store: Store, spec: SweepSpec, manifest: Manifest, board: _Board) -> dict[str, Any]:
+def _over(store: Store, spec: SweepSpec, manifest: Manifest, board: Newest) -> dict[str, Any]:
     """Return what the manifest of a trial says."""
     said: dict[str, Any] = {
         "history": manifest.history,
@@ -292,12 +317,11 @@ def _unfinished(store: Store, spec: SweepSpec, state: SweepState, trial: Trial) 
     if beat is not None and trial.key in beat.failed:
         return {"state": "failed", "reason": beat.failed[trial.key]}
     runs = beat is not None and any(r.key == trial.key for r in beat.running)
-    saved: _Saved | None = find_record(store, layout.resume_state(trial.key), _Saved)
-    history = () if saved is None else saved.history
+    history = find_saved_epochs(store, trial.key)
     return {"state": "running" if runs else "missing", "history": history}
 
 
-def _use_of_trial(spec: SweepSpec, made: Ingredient, board: _Board) -> tuple[str, ...]:
+def _use_of_trial(spec: SweepSpec, made: Ingredient, board: Newest) -> tuple[str, ...]:
     """Return commands: a trial is used as the entry that is this model alone, if there is one."""
     alone = [e for e in board.entries if e.ingredients == [made.trial.key]]
     plain = next((e.name for e in alone if e.recipe == "best_single"), None)
@@ -343,7 +367,7 @@ def _reported(store: Store, spec: SweepSpec, key: str) -> dict[str, float]:
 
 
 def _entry(
-    store: Store, spec: SweepSpec, board: _Board, entry: Entry, trials: list[Trial]
+    store: Store, spec: SweepSpec, board: Newest, entry: Entry, trials: list[Trial]
 ) -> EntryDetail:
     folder = layout.results(spec.name)
     if board.run is not None:

@@ -17,11 +17,11 @@ from typing import Any
 
 from soupray.core.errors import CheckpointError, NotFound, SouprayError
 from soupray.core.records import Basis, BlobRef, CheckpointRef, Evaluation, Record, encode
-from soupray.core.trials import Manifest
+from soupray.core.trials import Freed, Ingredient, Manifest
 from soupray.search.state import find_basis, pool_trials
 from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.store import layout
-from soupray.store.manifests import find_manifest
+from soupray.store.manifests import find_freed, find_manifest
 from soupray.store.objects import Store, find_record, read_record
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,12 @@ SHA256 = re.compile(rb"[0-9a-f]{64}")
 
 
 class Garbage(Record, frozen=True, kw_only=True):
-    """An object that is not needed, and the reason."""
+    """An object that is not needed, and the reason; `sweep` if it is known whose it was."""
 
     path: str
     size_bytes: int
     why: str
+    sweep: str | None = None
 
 
 def find_garbage(store: Store, spec: SweepSpec, older_than_s: float) -> list[Garbage]:
@@ -118,6 +119,7 @@ def named_files(store: Store, but: Collection[str] = ()) -> set[str]:
     """
     damaged: list[str] = []
     wanted: dict[str, str] = {}
+    freed: set[str] = set()
 
     def digests(path: str) -> set[str]:
         if not layout.is_ours(path):
@@ -130,7 +132,10 @@ def named_files(store: Store, but: Collection[str] = ()) -> set[str]:
         except CheckpointError as error:
             damaged.append(str(error))
             return set()
-        wanted.update(dict.fromkeys(_files_of(record), path))
+        if isinstance(record, Freed):  # it says that they may be gone
+            freed.add(record.checkpoint.sha256)
+        else:
+            wanted.update(dict.fromkeys(_files_of(record), path))
         return _found(lambda: encode(record))
 
     listed = [p for p in store.list("") if p.endswith(".json") and not p.startswith("resume/")]
@@ -139,26 +144,38 @@ def named_files(store: Store, but: Collection[str] = ()) -> set[str]:
         named = set[str]().union(*threads.map(digests, records))
     # Listed last: a file is written before the record that names it.
     there = {layout.stem(p) for f in (layout.WEIGHTS, layout.BLOBS) for p in store.list(f)}
-    damaged += [
+    _refuse_damaged(store, damaged, {s: p for s, p in wanted.items() if s not in there | freed})
+    return named
+
+
+def _refuse_damaged(store: Store, damaged: list[str], missing: dict[str, str]) -> None:
+    """Raise CheckpointError if records are damaged, or name files that are not there.
+
+    Args:
+        store: the store.
+        damaged: what is wrong with records.
+        missing: the record that names a file, by the SHA-256 of each file that is not there.
+    """
+    problems = damaged + [
         f"{path} in {store.url} names the file {sha256}, which is not there. It is damaged, or "
         "somebody deleted the file. Delete the record, or restore the file."
-        for sha256, path in wanted.items()
-        if sha256 not in there
+        for sha256, path in missing.items()
     ]
-    for problem in sorted(damaged):
+    for problem in sorted(problems):
         log.warning(problem)
-    if damaged:
+    if problems:
         raise CheckpointError(
-            f"nothing is deleted from {store.url}, because {len(damaged)} records cannot be read "
+            f"nothing is deleted from {store.url}, because {len(problems)} records cannot be read "
             "or name no file: nobody knows what they named. Restore or delete them, then run the "
             "same command again."
         )
-    return named
 
 
 def _read(store: Store, path: str) -> Any:
     """Return the record at `path`, or None. Raises CheckpointError."""
     folder = path.partition("/")[0]
+    if folder == layout.TRIALS and path.endswith("/freed.json"):
+        return find_record(store, path, Freed)
     if folder == layout.TRIALS:
         return find_manifest(store, path.split("/")[1])
     return find_record(store, path, _NAMING.get(folder, Any))
@@ -188,8 +205,11 @@ def _old_states(
     if not states:
         return
     keys = {path.split("/")[1] for path, _, _ in states}
-    # Read, not only listed: the trial of a damaged manifest will be trained again.
-    over = {key for key in keys if find_manifest(store, key) is not None}
+    # Read, not only listed: the trial of a damaged manifest will be trained again. So may be one
+    # whose weights were let go.
+    found = [find_manifest(store, key) for key in keys]
+    freed = find_freed(store, [m for m in found if isinstance(m, Ingredient)])
+    over = {m.trial.key for m in found if m is not None} - freed.keys()
     planned = _planned(store, spec)
     for path, size, _ in states:
         key = path.split("/")[1]

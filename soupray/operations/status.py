@@ -11,12 +11,21 @@ from soupray.core.records import Basis, Metric, Record, Scores
 from soupray.core.trials import Tombstone
 from soupray.maths.metrics import as_read, value
 from soupray.reporting.anytime import Point, points
+from soupray.search.budget import Account, Stretch, account, in_words, read_book
 from soupray.search.prefixes import Enough
-from soupray.search.state import find_basis, pool_plan, prefixes_of, refuse_other_origin
+from soupray.search.state import (
+    find_basis,
+    pool_plan,
+    prefixes_of,
+    read_state,
+    refuse_other_origin,
+    with_let_go,
+)
 from soupray.services.place import find_place
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store.lease import Beat, RunningTrial, find_driver
 from soupray.store.manifests import Counted, Glance, glance_at_manifests
+from soupray.store.objects import Store
 from soupray.store.presence import Working, find_present
 
 
@@ -38,7 +47,8 @@ class Status(Record, frozen=True, kw_only=True):
     no driver. `failed` (reason by key) comes from the current run of the driver, because failures
     are not stored elsewhere. `others` are soups, checks and diagnoses that run. `soup` is what the
     first trials of the plan were worth. `enough`: the decision of the stop rule, for which `spared`
-    trials are not trained.
+    trials are not trained. `account`: what was spent of the budget; None without one. `budget` says
+    it in words.
     """
 
     sweep: str
@@ -56,6 +66,8 @@ class Status(Record, frozen=True, kw_only=True):
     lease_expires: float | None
     heartbeat: float | None
     others: tuple[Working, ...] = ()
+    account: Account | None = None
+    budget: str = ""
     soup: tuple[Point, ...] = ()
     enough: Enough | None = None
     spared: int = 0
@@ -94,6 +106,7 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
     running = tuple(r for r in beat.running if r.key in unfinished)
     needed = {r.key for r in running} & missing
     spared = len(unfinished - missing - {r.key for r in running})
+    spent = _account(store, spec, basis, running) if spec.budget else None
     return Status(
         sweep=spec.name,
         storage=store.url,
@@ -110,10 +123,23 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
         lease_expires=driver.lease.expires if driver else None,
         heartbeat=heartbeat.written if heartbeat else None,
         others=tuple(one.working for one in find_present(store, spec.name)),
+        account=spent,
+        budget="" if spent is None else in_words(spent, spec),
         soup=points(prefixes_of(store, spec, basis), spec.metric),
         enough=plan.enough,
         spared=spared,
     )
+
+
+def _account(
+    store: Store, spec: SweepSpec, basis: Basis, running: tuple[RunningTrial, ...]
+) -> Account:
+    """Return what was spent until now, by the clock of this machine for trials that run."""
+    book = read_book(store, spec, with_let_go(read_state(store, spec, basis), spec))
+    now = time.time()
+    left = {one.key: float(one.epochs - one.epoch) for one in running}
+    since = {one.key: Stretch(min(one.since, now), now) for one in running}
+    return account(book._replace(left=book.left | left), spec, since)
 
 
 class _Over(NamedTuple):

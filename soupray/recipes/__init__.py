@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from soupray.core.candidates import Outcome
-from soupray.core.errors import ConfigError, EvaluationError, SouprayError
+from soupray.core.errors import ConfigError, EvaluationError, SouprayError, WeightsGone
 from soupray.core.plugins import installed, is_plugin, load, raised
 from soupray.core.ports import Selection
 from soupray.core.trials import Pool
@@ -175,6 +175,7 @@ def run_recipes(selection: Selection, wanted: Wanted) -> list[Outcome]:
     Raises:
         ConfigError: two recipes have the same name.
         EvaluationError: a plug-in raised an error, or returned what is no outcome.
+        WeightsGone: a recipe needs weights that were let go.
     """
     found = {name: find_recipe(name) for name in sorted(wanted, key=_place)}
     kinds = {recipe.name: recipe.kind for recipe in found.values()}
@@ -184,10 +185,13 @@ def run_recipes(selection: Selection, wanted: Wanted) -> list[Outcome]:
     for name, recipe in found.items():
         soups = tuple(o for o in outcomes if kinds[o.recipe] == "soup")
         earlier = Earlier(tuple(outcomes), soups)
-        if name in BY_NAME:
-            outcomes += recipe.run(selection, earlier, wanted[name])
-        else:
-            outcomes += _run_plugin(name, recipe, (selection, earlier, wanted[name]))
+        try:
+            if name in BY_NAME:
+                outcomes += recipe.run(selection, earlier, wanted[name])
+            else:
+                outcomes += _run_plugin(name, recipe, (selection, earlier, wanted[name]))
+        except WeightsGone as error:
+            raise WeightsGone(f"{name}: {error}") from error
     return outcomes
 
 

@@ -15,14 +15,23 @@ from soupray.core.candidates import (
     check_temperatures,
     is_estimated,
 )
-from soupray.core.errors import CheckpointError, ChecksumMismatch, ConfigError, one_line
+from soupray.core.errors import (
+    CheckpointError,
+    ChecksumMismatch,
+    ConfigError,
+    NotFound,
+    WeightsGone,
+    one_line,
+)
 from soupray.core.names import Sha256
 from soupray.core.records import BlobRef, Record, decode
+from soupray.evaluation.freed import are_gone
 from soupray.evaluation.live_model import about
 from soupray.maths.weights import Mixer
 from soupray.services.place import Place
 from soupray.spec.sweep_spec import SweepSpec, parse_data
 from soupray.store.checkpoints import Checkpoints
+from soupray.store.manifests import was_freed
 from soupray.store.weights_file import digest_of, sha256_of, write_weights
 
 FORMAT: Literal[1] = 1
@@ -157,6 +166,14 @@ def rebuild(recipe: RecipeFile, place: Place, output: Path) -> str:
     return sha256
 
 
+def _refuse_freed(recipe: RecipeFile, checkpoints: Checkpoints, error: NotFound) -> None:
+    """Raise WeightsGone if weights of ingredients were let go."""
+    names = sorted({*recipe.ingredients.values()})
+    gone = [one for one in names if was_freed(checkpoints.store, one)]
+    if gone:
+        raise WeightsGone(f"{recipe.name}: {are_gone(gone)}") from error
+
+
 def _one_model(recipe: RecipeFile) -> WeightCandidate:
     candidate = recipe.candidate
     if isinstance(candidate, OutputCandidate):
@@ -179,10 +196,15 @@ def weights_of(
 
     Raises:
         NotFound: an ingredient is no longer in the store.
+        WeightsGone: the weights of an ingredient were let go.
         ChecksumMismatch: the weights differ from those that the recipe recorded.
         CheckpointError: the weights are not finite, or the statistics are of another model.
     """
-    weights = dict(Mixer(checkpoints.open).tensors(member))
+    try:
+        weights = dict(Mixer(checkpoints.open).tensors(member))
+    except NotFound as error:
+        _refuse_freed(recipe, checkpoints, error)
+        raise
     if member.digest in recipe.statistics:
         statistics = checkpoints.load_blob(recipe.statistics[member.digest].sha256)
         for name, tensor in statistics.items():

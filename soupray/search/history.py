@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from soupray.core.errors import CheckpointError
 from soupray.core.records import Basis, Metric, Record, digest
 from soupray.core.trials import EpochRecord, Ingredient, Manifest, Trial
@@ -16,7 +18,7 @@ from soupray.search.plan import PlannedTrial, dimensions_of
 from soupray.spec.space import Space
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
-from soupray.store.objects import Store, create_record, list_ours, read_record
+from soupray.store.objects import Store, create_record, find_record, list_ours, read_record
 
 
 class Suggested(Record, frozen=True, kw_only=True):
@@ -94,6 +96,23 @@ def _is_at(one: Suggested, index: int, spec: SweepSpec) -> bool:
 def create_stopped(store: Store, spec: SweepSpec, basis: Basis, made: Stopped) -> None:
     """Record that the scheduler stopped a trial. Raises StoreError."""
     create_record(store, layout.stopped(spec.name, search_key(spec, basis), made.trial.key), made)
+
+
+class _Saved(msgspec.Struct):
+    """What is read of the record about the saved state of a trial. Other fields are skipped."""
+
+    history: tuple[EpochRecord, ...]
+
+
+def find_saved_epochs(store: Store, key: str) -> tuple[EpochRecord, ...]:
+    """Return the epochs that are in the saved state of a trial that is not over; none without one.
+
+    Raises:
+        CheckpointError: the record cannot be read.
+        StoreError: the store cannot be reached.
+    """
+    saved: _Saved | None = find_record(store, layout.resume_state(key), _Saved)
+    return () if saved is None else saved.history
 
 
 def find_stopped(store: Store, spec: SweepSpec, basis: Basis) -> set[str]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from soupray.core.errors import CheckpointError, IncompatibleWeights
 from soupray.core.records import Basis, digest
-from soupray.core.trials import Ingredient, Manifest, Tombstone, Trial
+from soupray.core.trials import Freed, Ingredient, Manifest, Tombstone, Trial
 from soupray.data import DATA_VERSION
 from soupray.search.history import find_stopped, find_suggested
 from soupray.search.plan import CODE_VERSION, as_trials, is_adaptive, trials_of
@@ -17,7 +17,7 @@ from soupray.search.prefixes import Enough, Prefix, find_enough, find_prefixes
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import FileInit, ProbeInit, TrainedInit
 from soupray.store import layout
-from soupray.store.manifests import find_manifests
+from soupray.store.manifests import find_freed, find_manifests
 from soupray.store.objects import Store, find_record, list_ours, read_record
 from soupray.tasks import file_digests, local_digests
 
@@ -29,7 +29,8 @@ class SweepState(NamedTuple):
     of the pool; `lost` are imports without a manifest. `stopped` are keys of trials that the
     scheduler stopped. `unsuggested` is the number of trials of an adaptive search that have no
     point yet. `enough` is the decision of the stop rule; `spared` is the number of trials that are
-    not trained for this reason.
+    not trained for this reason. `freed` has, by key, those of the ingredients whose weights were
+    let go.
     """
 
     basis: Basis
@@ -40,6 +41,7 @@ class SweepState(NamedTuple):
     lost: list[Trial]
     stopped: set[str]
     unsuggested: int
+    freed: dict[str, Freed]
     enough: Enough | None = None
     spared: int = 0
 
@@ -180,9 +182,22 @@ def read_state(store: Store, spec: SweepSpec, basis: Basis) -> SweepState:
         lost=[t for t, m in zip(plan.imports, of_imports, strict=True) if m is None],
         stopped=plan.stopped,
         unsuggested=plan.unsuggested,
+        freed=find_freed(store, [m for m in found if isinstance(m, Ingredient)]),
         enough=plan.enough,
         spared=len(left) - len(missing),
     )
+
+
+def with_let_go(state: SweepState, spec: SweepSpec) -> SweepState:
+    """Return a state in which trials whose weights were let go are missing, if all are kept.
+
+    With another `keep` they stay complete: nobody asked for their weights.
+    """
+    if spec.keep != "all" or not state.freed:
+        return state
+    again = [i.trial for i in state.complete if i.trial.key in state.freed]
+    left = [i for i in state.complete if i.trial.key not in state.freed]
+    return state._replace(complete=left, missing=[*again, *state.missing])
 
 
 def pool_trials(store: Store, spec: SweepSpec, basis: Basis) -> list[Trial]:

@@ -138,6 +138,8 @@ def measure_midpoints(session: Session, facts: Facts, sample: tuple[int, int]) -
 def refuse_or_note(session: Session) -> list[Finding]:
     """Check the weights before a soup, and return the findings if there is no error.
 
+    Where weights were let go, those that are left are checked, unless all were before.
+
     Args:
         session: the pool and its evaluator.
 
@@ -145,9 +147,20 @@ def refuse_or_note(session: Session) -> list[Finding]:
         EvaluationError: weights are NaN or infinite; the message names trial and tensor.
         IncompatibleWeights: weights of another architecture.
     """
+    session = _with_weights(session)
     found = judge(session.pool, measure_weights(session))
     errors = [f for f in found if f.severity == "error"]
     if errors:
         kind = EvaluationError if errors[0].kind == "not_finite" else IncompatibleWeights
         raise kind(" ".join(f"{f.what}. {f.advice}." for f in errors[:3]))
     return found
+
+
+def _with_weights(session: Session) -> Session:
+    """Return a session with the ingredients that have weights; all if their answers are stored."""
+    pool, held_out = session.pool, session.basis.split("held_out")
+    whole = Gram(checkpoints=tuple(pool.checkpoints), origin=pool.init.sha256)
+    if not session.freed or session.evaluator.knows(whole, held_out):
+        return session
+    left = tuple(i for i in pool.ingredients if i.checkpoint.sha256 not in session.freed)
+    return session._replace(pool=structs.replace(pool, ingredients=left))

@@ -10,7 +10,7 @@ from soupray.core.trials import Ingredient, Pool
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.maths.metrics import nll
 from soupray.maths.mistakes import confusion, reliability
-from soupray.maths.outputs import leave_one_out
+from soupray.maths.worth import leave_one_out
 from soupray.reporting.details import Answers, Details, TrialFacts, details_of
 from soupray.reporting.plots import robustness
 from soupray.reporting.ranking import Champion, Entry, Reported, measured, shift_mean

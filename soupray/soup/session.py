@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from soupray.core.candidates import Candidate
@@ -15,8 +16,9 @@ from soupray.core.records import Basis
 from soupray.core.requests import Body
 from soupray.core.trials import Pool, Tombstone, pool_of
 from soupray.evaluation.cache import EvaluationCache
-from soupray.evaluation.evaluator import Site, StoredEvaluator
+from soupray.evaluation.evaluator import Site, StoredEvaluator, Workers
 from soupray.evaluation.evidence import check_scores
+from soupray.evaluation.freed import Guarded
 from soupray.search.prefixes import enough_said
 from soupray.search.state import SweepState, find_state
 from soupray.services.place import Services, start_services
@@ -33,7 +35,7 @@ class Session(NamedTuple):
     """A pool, and everything that is needed to evaluate its models.
 
     `diverged`: trials of the first spec that are not ingredients. `foreign`: for each checkpoint of
-    another pool, its spec.
+    another pool, its spec. `freed`: for each checkpoint that was let go, the key of its trial.
     """
 
     services: Services
@@ -44,6 +46,7 @@ class Session(NamedTuple):
     evaluator: StoredEvaluator
     foreign: dict[str, SweepSpec]
     show: Show | None = None
+    freed: Mapping[str, str] = MappingProxyType({})
 
     def bodies(self, candidates: Sequence[Candidate]) -> dict[str, str]:
         """Return the digest of the body of each checkpoint in the ensembles of `candidates`.
@@ -120,7 +123,9 @@ def open_session(
         actors = Actors(specs, attach, lambda: _refuse_stop(here))
 
         def site(of: SpecPool) -> Site:
-            workers = RayWorkers(of.spec, of.services.place, actors)
+            workers: Workers = RayWorkers(of.spec, of.services.place, actors)
+            if of.freed:
+                workers = Guarded(workers, of.freed)
             return Site(workers, of.cache, of.spec.setting)
 
         joined, foreign = _joined(mine, theirs)
@@ -134,6 +139,7 @@ def open_session(
             StoredEvaluator(site(mine), {sha: sites[k] for sha, k in foreign.items()}),
             {sha: specs[1 + k] for sha, k in foreign.items()},
             lambda progress: _follow(progress, here, show),
+            {sha: key for of in pools for sha, key in of.freed.items()},
         )
 
 
@@ -150,7 +156,7 @@ def _follow(progress: Progress, here: Sequence[Presence], show: Show | None) -> 
 
 
 class SpecPool(NamedTuple):
-    """The pool, store and cache of one spec in a session."""
+    """The pool, store and cache of one spec in a session; `freed` as in `Session`."""
 
     spec: SweepSpec
     services: Services
@@ -159,6 +165,7 @@ class SpecPool(NamedTuple):
     basis: Basis
     diverged: tuple[Tombstone, ...]
     cache: EvaluationCache
+    freed: dict[str, str]
 
 
 def _spec_pool(spec: SweepSpec, home: Path, partial: bool) -> SpecPool:
@@ -172,7 +179,13 @@ def _spec_pool(spec: SweepSpec, home: Path, partial: bool) -> SpecPool:
     check_scores(pool.ingredients, basis.split("held_out"), checkpoints)
     cache = EvaluationCache(checkpoints, spec.setting, basis.split("train"))
     cache.add(pool.ingredients)
-    return SpecPool(spec, services, store, pool, basis, tuple(state.diverged), cache)
+    freed = {one.checkpoint.sha256: key for key, one in state.freed.items()}
+    if freed:
+        log.info(
+            f"{len(freed)} of {len(pool.ingredients)} ingredients have no weights any more (`keep` "
+            "in the spec): their stored logits are used."
+        )
+    return SpecPool(spec, services, store, pool, basis, tuple(state.diverged), cache, freed)
 
 
 def _joined(mine: SpecPool, theirs: Sequence[SpecPool]) -> tuple[Pool, dict[str, int]]:

@@ -25,6 +25,7 @@ from soupray.spec.class_names import resolved
 from soupray.spec.data import DataSpec
 from soupray.spec.files import read_text
 from soupray.spec.libraries import Memory
+from soupray.spec.limits import Budget, Keep, check_budget
 from soupray.spec.mistakes import explain
 from soupray.spec.objective import (
     MetricName,
@@ -241,6 +242,15 @@ class SweepSpec(SpecModel):
     recipes: dict[str, dict[str, Option]] = Field(default=USUAL)
     """The recipes that `soupray soup` runs when no flag names one, each with its options."""
 
+    keep: Annotated[Keep, Field(exclude_if=lambda value: value == "all")] = "all"
+    """Which trials keep their weights after `soupray soup` and `soupray gc`: `all`; `ingredients`,
+    those that an entry of a stored leaderboard is made of; or `{best: N}`, these and the N best by
+    `metric`. Logits and records always stay. With `all`, `soupray sweep` trains again what was let
+    go."""
+
+    budget: Annotated[Budget | None, Field(exclude_if=lambda value: value is None)] = None
+    """What the trials may cost. When it is spent, no further trial starts."""
+
     slices: dict[str, str | tuple[str, ...]] = Field(default={}, exclude_if=lambda value: not value)
     """Named parts of ID test, for `soupray diagnose`: ids of samples, or the path of a file with
     an id in each line."""
@@ -396,6 +406,13 @@ class SweepSpec(SpecModel):
             )
         return value
 
+    @pydantic.field_validator("budget")
+    @classmethod
+    def _can_be_spent(cls, value: Budget | None, info: pydantic.ValidationInfo) -> Budget | None:
+        resources = info.data.get("resources")
+        check_budget(value, 0.0 if resources is None else resources.gpu)
+        return value
+
     def __hash__(self) -> int:
         """Return a hash of all fields; pydantic's own fails because `recipes` is a dictionary."""
         return hash(self.model_dump_json())
@@ -463,7 +480,7 @@ class SweepSpec(SpecModel):
     def digest(self) -> str:
         """Digest of the fields that determine the trials.
 
-        It does not depend on recipes, resources, storage, tracking or trackers.
+        It does not depend on recipes, resources, storage, tracking, trackers, keep or budget.
         """
         shaping: tuple[str, ...] = (
             "seed",

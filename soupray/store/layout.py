@@ -6,6 +6,7 @@
                                                 (older versions wrote them under weights/)
     bases/<basis>.json                          Basis: splits, theta_0 and anchor of a sweep
     trials/<trial>/manifest.json                Ingredient or Tombstone: the trial is over
+    trials/<trial>/freed.json                   Freed: its weights were let go
     imports/<basis>/<trial>.json                Trial: a checkpoint that was imported into a pool
     resume/<trial>/<epoch>.safetensors          state of a running trial after an epoch
     resume/<trial>/state.json                   Saved: which of these states is valid
@@ -37,10 +38,12 @@
 
 `lease.json`, `progress.json`, `stop.json`, `drain.json`, `check.json`, and the files in `working/`,
 `resume/`, `results/` and `leaderboards/` are overwritten. Files in `weights/` and `blobs/` may be
-written again with the same bytes. Every other object is written once and never overwritten. A file
-of arrays is written before the record that names it. `<key>`, `<basis>` and `<search>` are digests
-of all inputs of the object. Only `soupray gc` and `soupray delete` delete objects of other
-processes, but for the records in `working/` of processes that were killed.
+written again with the same bytes. Every other object is written once and never overwritten, but for
+the manifest of a trial whose weights were let go and that is trained again. A file of arrays is
+written before the record that names it, and `freed.json` before the weights are deleted. `<key>`,
+`<basis>` and `<search>` are digests of all inputs of the object. Only `soupray gc` and `soupray
+delete` delete objects of other processes, but for the records in `working/` of processes that were
+killed; with `keep` in its spec, `soupray soup` deletes weights at its end.
 """
 
 from __future__ import annotations
@@ -75,6 +78,11 @@ def basis(key: str) -> str:
 def manifest(trial: str) -> str:
     """Return the path of a trial's manifest, from its key. It exists once the trial is over."""
     return joined(TRIALS, trial, "manifest.json")
+
+
+def freed(trial: str) -> str:
+    """Return the path of the record that a trial's weights were let go, from the trial's key."""
+    return joined(TRIALS, trial, "freed.json")
 
 
 def imports(basis: str) -> str:
@@ -246,7 +254,7 @@ _HEX, _SWEEP = "[0-9a-f]", r"[a-z0-9][a-z0-9_-]{0,62}"
 _OURS = re.compile(
     rf"({WEIGHTS}|{BLOBS})/{_HEX}{{64}}\.safetensors"
     rf"|bases/{_HEX}{{32}}\.json"
-    rf"|{TRIALS}/{_HEX}{{16}}/manifest\.json"
+    rf"|{TRIALS}/{_HEX}{{16}}/(manifest|freed)\.json"
     rf"|imports/{_HEX}{{32}}/{_HEX}{{16}}\.json"
     rf"|{RESUME}/{_HEX}{{16}}/([0-9]+\.safetensors|state\.json)"
     rf"|(evaluations|decisions|answers|statistics|soups)/{_HEX}{{32}}\.json"

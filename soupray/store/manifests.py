@@ -13,10 +13,10 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
-from soupray.core.errors import CheckpointError
+from soupray.core.errors import CheckpointError, NotFound
 from soupray.core.names import Sha256
-from soupray.core.records import UNITS, check_counts
-from soupray.core.trials import Ingredient, Manifest, Tombstone, Trial, key_of
+from soupray.core.records import UNITS, check_counts, encode
+from soupray.core.trials import Freed, Ingredient, Manifest, Tombstone, Trial, key_of
 from soupray.store import layout
 from soupray.store.objects import Store, create_record, find_record
 
@@ -74,6 +74,88 @@ def create_manifest(store: Store, made: Manifest) -> Manifest:
     """
     key = made.trial.key
     return _of(key, create_record(store, layout.manifest(key), made, Manifest))
+
+
+def find_trained(store: Store, key: str) -> Manifest | None:
+    """Return the manifest of a trial that need not be trained: it is over, and has its weights.
+
+    The record that its weights were let go is removed if they are there: whoever was about to
+    delete them was killed, or the trial was trained again.
+
+    Raises:
+        CheckpointError: a record cannot be read, or belongs to another trial.
+        StoreError: the store cannot be reached.
+    """
+    found = find_manifest(store, key)
+    if not isinstance(found, Ingredient) or not _is_freed(store, found):
+        return found
+    if not _is_there(store, layout.weights(found.checkpoint.sha256)):
+        return None
+    store.delete(layout.freed(key))
+    return found
+
+
+def put_manifest(store: Store, made: Manifest) -> Manifest:
+    """Store the manifest of a trial that was trained, and return the one that is in the store.
+
+    That of a trial whose weights were let go is replaced: on another kind of machine the new
+    weights are other ones. Else as `create_manifest`.
+    """
+    kept, key = create_manifest(store, made), made.trial.key
+    if not isinstance(kept, Ingredient) or not _is_freed(store, kept):
+        return kept
+    store.put(layout.manifest(key), encode(made))
+    store.delete(layout.freed(key))
+    return made
+
+
+def find_freed(store: Store, ingredients: Sequence[Ingredient]) -> dict[str, Freed]:
+    """Return which of these trials have no weights any more, by key.
+
+    Raises:
+        CheckpointError: a record cannot be read, or belongs to another trial.
+        StoreError: the store cannot be reached.
+    """
+    there = set(store.list(layout.TRIALS)) if ingredients else set()
+    some = [i for i in ingredients if layout.freed(i.trial.key) in there]
+    with ThreadPoolExecutor(READERS) as threads:
+        found = list(threads.map(lambda i: _freed(store, i), some))
+    return {one.trial: one for one in found if one is not None}
+
+
+def was_freed(store: Store, key: str) -> bool:
+    """Whether the weights of the trial with this key were let go; False if it is no key.
+
+    Raises:
+        CheckpointError: a record cannot be read, or belongs to another trial.
+        StoreError: the store cannot be reached.
+    """
+    is_key = layout.is_ours(f"{layout.TRIALS}/{key}/manifest.json")
+    found = find_manifest(store, key) if is_key else None
+    return isinstance(found, Ingredient) and _is_freed(store, found)
+
+
+def _is_freed(store: Store, made: Ingredient) -> bool:
+    return _freed(store, made) is not None
+
+
+def _freed(store: Store, made: Ingredient) -> Freed | None:
+    key = made.trial.key
+    found: Freed | None = find_record(store, layout.freed(key), Freed)
+    if found is not None and found.trial != key:
+        raise CheckpointError(
+            f"{layout.freed(key)} in {store.url} is about trial {found.trial}: it was copied "
+            "there, or edited. Delete it: whether weights are there is seen when they are read."
+        )
+    return found if found is not None and found.checkpoint == made.checkpoint else None
+
+
+def _is_there(store: Store, path: str) -> bool:
+    try:
+        store.size(path)
+    except NotFound:
+        return False
+    return True
 
 
 def find_manifests(store: Store, trials: Sequence[Trial]) -> list[Manifest | None]:

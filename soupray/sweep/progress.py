@@ -59,7 +59,8 @@ class SweepProgress:
     """Receives the events of a sweep (`distributed.tune.TrialEvents`) and shows its progress.
 
     `stopped_by` is who asked the sweep to stop (`soupray stop`); None if nobody did. `enough` is
-    the decision of the stop rule.
+    the decision of the stop rule. `extra` gives what follows the counts in the line of the
+    progress.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class SweepProgress:
         self.complete = self.diverged = self.given_up = 0
         self.errors: dict[str, str] = {}
         self.stopped_by: str | None = None
+        self.extra: Callable[[], str] = lambda: ""
         self.enough: Enough | None = None
         self._over: set[str] = set()
         self._left = {t.key: int(t.hparams["epochs"]) for t in todo}
@@ -118,7 +120,7 @@ class SweepProgress:
         self._show()
 
     def spared(self, key: str) -> None:
-        """Record that a trial did not start, because the stop rule has ended the search."""
+        """Record that a trial did not start: trials are enough, or the budget is spent."""
         self._running.pop(key, None)
         self.progress.advance(self._left[key])
         self._left[key] = 0
@@ -227,7 +229,8 @@ class SweepProgress:
 
     def _show(self) -> None:
         over = self.complete + self.diverged + self.given_up
-        self.progress.note = f" ({over} of {len(self._left)} trials, {len(self._running)} running)"
+        counts = f"{over} of {len(self._left)} trials, {len(self._running)} running"
+        self.progress.note = f" ({counts}{self.extra()})"
         # all trials of a sweep have the same one
         metrics = {t.metric for t in self._trials.values() if t.metric}
         right = ("lr", "epoch", "held-out", *metrics)

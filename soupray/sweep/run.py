@@ -6,8 +6,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from soupray.core.errors import NotFound, RayLost, StoreError, TrialError
 from soupray.core.progress import Show
@@ -15,6 +18,12 @@ from soupray.core.records import Basis, Record
 from soupray.core.trials import EpochRecord, Manifest, Trial
 from soupray.recipes import check_objective, load_recipes
 from soupray.reporting.tracker import load_trackers
+from soupray.search.budget import (
+    Book,
+    account,
+    in_words,
+    read_book,
+)
 from soupray.search.history import Stopped, create_stopped
 from soupray.search.plan import is_adaptive
 from soupray.search.prefixes import Enough, enough_said
@@ -25,6 +34,7 @@ from soupray.search.state import (
     known_trials,
     prefixes_of,
     read_state,
+    with_let_go,
 )
 from soupray.services.home import remember_spec
 from soupray.services.place import Place, Services, start_services
@@ -35,9 +45,11 @@ from soupray.store.lease import Lease, begin_drain, find_stop_request, write_hea
 from soupray.store.manifests import find_manifest
 from soupray.store.objects import Store, check_bucket, create_record
 from soupray.sweep.indexer import Indexer
+from soupray.sweep.meter import Meter
 from soupray.sweep.progress import SweepProgress, may_pass
 
 if TYPE_CHECKING:
+    from soupray.distributed.tune import Control, Planned
     from soupray.sweep.enough import StopRule
 
 log = logging.getLogger(__name__)
@@ -52,7 +64,7 @@ class SweepReport(Record, frozen=True, kw_only=True):
     `failed` maps the key of a trial to the reason; another run repeats these trials, with success
     if the reason was outside the trial (`soupray.sweep.progress.may_pass`). `stopped_by`: who asked
     the sweep to stop. `enough`: the decision of the stop rule, after which `spared` trials were not
-    trained.
+    trained. `budget`: what was spent of it, in words. `over`: limits that are reached.
     """
 
     sweep: str
@@ -68,6 +80,8 @@ class SweepReport(Record, frozen=True, kw_only=True):
     stopped_by: str | None = None
     enough: Enough | None = None
     spared: int = 0
+    budget: str = ""
+    over: tuple[str, ...] = ()
 
 
 def run_sweep(
@@ -111,22 +125,38 @@ def run_sweep(
         with Lease(store, layout.lease(spec.name)) as lease:
             basis = find_basis_or_make(spec, services.place, store, attach, home)
             create_record(store, layout.spec(spec.name, spec.digest), _as_data(spec))
-            state = read_state(store, spec, basis)
-            gone = f" ({len(state.stopped)} were stopped)" if state.stopped else ""
-            log.info(
-                f"{spec.search.trials} trials planned, {len(state.over)} in the store, "
-                f"{state.to_train} to train{gone}."
-            )
-            if state.enough is not None:
-                log.info(
-                    f"{enough_said(state.enough)} (search.stop): {state.spared} others are not "
-                    "trained. Leave search.stop out to train them."
-                )
-            if state.to_train:
+            state = _state(store, spec, basis)
+            book = read_book(store, spec, state) if spec.budget else None
+            if state.to_train and not (book and account(book, spec).over):
                 attach()
-            progress = _train(spec, services, store, state, (lease, show))
+            progress, meter = _train(spec, services, store, state, (lease, show), book)
         lease.refuse_loss(spec.name)
-    return _report(spec, services, state, progress, time.time() - started)
+    made = _report(spec, services, state, progress, time.time() - started)
+    if meter is None:
+        return made
+    return structs.replace(made, budget=in_words(meter.account(), spec), over=meter.over)
+
+
+def _state(store: Store, spec: SweepSpec, basis: Basis) -> SweepState:
+    """Return what there is to do, and say it."""
+    stored = read_state(store, spec, basis)
+    state = with_let_go(stored, spec)
+    if again := len(stored.complete) - len(state.complete):
+        log.info(
+            f"the weights of {again} trials were let go; `keep: all` has them trained again "
+            "(`keep: ingredients` would not)."
+        )
+    gone = f" ({len(state.stopped)} were stopped)" if state.stopped else ""
+    log.info(
+        f"{spec.search.trials} trials planned, {len(state.over)} in the store, "
+        f"{state.to_train} to train{gone}."
+    )
+    if state.enough is not None:
+        log.info(
+            f"{enough_said(state.enough)} (search.stop): {state.spared} others are not trained. "
+            "Leave search.stop out to train them."
+        )
+    return state
 
 
 def _report(
@@ -164,7 +194,8 @@ def _train(
     store: Store,
     state: SweepState,
     held: tuple[Lease, Show | None],
-) -> SweepProgress:
+    book: Book | None,
+) -> tuple[SweepProgress, Meter | None]:
     """Run the missing trials, show the live table, and send finished trials to the tracker."""
 
     def read(key: str) -> Manifest:
@@ -191,14 +222,16 @@ def _train(
         spec, services, read, progress.live, lambda: prefixes_of(store, spec, state.basis)
     )
     rule = _stop_rule(spec, services.place, state.basis, read, drain)
+    tell = partial(begin_drain, store, spec.name, lease.holder)
+    meter = None if book is None else Meter(spec, book, progress, read, tell)
     for key in state.over:
         over(key)
     with indexer, rule or nullcontext():
-        if state.to_train:
+        if state.to_train and not (meter and meter.is_spent()):
             lease.attend(lambda: _beat(store, spec.name, lease, progress))
             with progress, _last_beat(store, spec.name, lease, progress):
-                _run(spec, services.place, store, state, progress, lease)
-    return progress
+                _run(spec, services.place, store, state, (progress, meter), lease)
+    return progress, meter
 
 
 def _stop_rule(
@@ -246,34 +279,23 @@ def _run(
     place: Place,
     store: Store,
     state: SweepState,
-    progress: SweepProgress,
+    watching: tuple[SweepProgress, Meter | None],
     lease: Lease,
 ) -> None:
     from soupray.distributed import cluster
-    from soupray.distributed.tune import Control, Planned, run_trials
-    from soupray.search.plugged import PluginSearch
-    from soupray.search.tpe import TpeSearch
+    from soupray.distributed.tune import run_trials
 
-    def search() -> TpeSearch | PluginSearch | None:
-        kind = TpeSearch if spec.search.sampler == "tpe" else PluginSearch
-        return kind(store, spec, state.basis) if is_adaptive(spec) else None
+    progress, meter = watching
+    events = meter or progress
 
-    def give_up(trial: Trial, last: EpochRecord) -> None:
-        create_stopped(store, spec, state.basis, Stopped(trial=trial, last=last))
-
-    control = Control(
-        stop=lambda: lease.lost or progress.stopped_by is not None,
-        drained=lambda: progress.enough is not None,
-        give_up=give_up,
-        driver=lease.holder,
-    )
-
+    control = _control(store, spec, state, watching, lease)
     for restarts in range(RESTARTS + 1):
         # Trials that are stored, but whose end the driver did not hear, end at once in a new run.
         left = [trial for trial in state.missing if not progress.is_over(trial.key)]
-        planned = Planned(left, search())
         try:
-            run_trials(spec, place, planned, progress, control)
+            for planned in _planned(store, spec, state, left):
+                if not (control.stop() or control.drained()):
+                    run_trials(spec, place, planned, events, control)
         except RayLost:
             if not cluster.session_is_here or restarts == RESTARTS:
                 raise
@@ -282,10 +304,67 @@ def _run(
                 f"full). Starting Ray again, {restarts + 1} of at most {RESTARTS} times; trials "
                 "that ran go on from their last states."
             )
-            progress.lost()
+            events.lost()
             cluster.start_again()
         else:
             return
+
+
+def _control(
+    store: Store,
+    spec: SweepSpec,
+    state: SweepState,
+    watching: tuple[SweepProgress, Meter | None],
+    lease: Lease,
+) -> Control:
+    """Return how the sweep ends before all its trials are trained."""
+    from soupray.distributed.tune import Control
+
+    progress, meter = watching
+
+    def spent() -> bool:
+        return meter is not None and meter.is_spent()
+
+    def stop() -> bool:
+        spent()  # no further trial starts from then on
+        return lease.lost or progress.stopped_by is not None
+
+    def give_up(trial: Trial, last: EpochRecord) -> None:
+        create_stopped(store, spec, state.basis, Stopped(trial=trial, last=last))
+
+    return Control(
+        stop=stop,
+        drained=lambda: progress.enough is not None or spent(),
+        give_up=give_up,
+        driver=lease.holder,
+    )
+
+
+def _planned(
+    store: Store,
+    spec: SweepSpec,
+    state: SweepState,
+    left: list[Trial],
+) -> Iterator[Planned]:
+    """Yield the work that is left: trials; for an adaptive search what it suggests.
+
+    A search knows the scores of trials whose weights were let go, and does not suggest them again:
+    they are trained before it.
+    """
+    from soupray.distributed.tune import Planned
+    from soupray.search.plugged import PluginSearch
+    from soupray.search.tpe import TpeSearch
+
+    if not is_adaptive(spec):
+        yield Planned(left)
+        return
+    again = [trial for trial in left if trial.key in state.freed]
+    if again:
+        yield Planned(again)
+    kind = TpeSearch if spec.search.sampler == "tpe" else PluginSearch
+    search = kind(store, spec, state.basis)
+    if search.left:
+        yield Planned([], search)
 
 
 def find_basis_or_make(
@@ -334,6 +413,13 @@ def check_report(report: SweepReport) -> None:
             f"{report.stopped_by} asked this sweep to stop (`soupray stop`): {report.unfinished} "
             f"of {report.trials} trials are not finished. Run the same command again: finished "
             "trials are kept, and the others go on from their saved epochs."
+        )
+    if report.over and report.unfinished:
+        raise TrialError(
+            f"the budget is spent ({'; '.join(report.over)}): {report.unfinished} of "
+            f"{report.trials} trials are not trained. Finished trials are kept. To go on, raise "
+            "`budget` in the spec and run the same command again; or make a soup of what is there: "
+            "`soupray soup --partial`."
         )
     if report.failed:
         lasting = {key: why for key, why in report.failed.items() if not may_pass(why)}

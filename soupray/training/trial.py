@@ -27,7 +27,7 @@ from soupray.evaluation.local import LocalWorkers
 from soupray.maths.metrics import sample_values, score, value
 from soupray.maths.weights import distance
 from soupray.store.checkpoints import Checkpoints
-from soupray.store.manifests import create_manifest, find_manifest
+from soupray.store.manifests import find_trained, put_manifest
 from soupray.store.weights_file import Weights, tensor_digests
 from soupray.training.loop import Loop, under
 from soupray.training.probe import frozen
@@ -64,7 +64,7 @@ def fine_tune(
     Raises:
         TrialError: the model does not fit the hyperparameters, or the memory is too small.
     """
-    known = find_manifest(checkpoints.store, trial.key)
+    known = find_trained(checkpoints.store, trial.key)
     if known is not None:  # stored by a worker that died before it could report the result
         return known
     started = time.time()
@@ -85,7 +85,7 @@ def fine_tune(
         manifest = run.ingredient(made, started)
     except Diverged as error:
         manifest = run.tombstone(error, started)
-    kept = create_manifest(checkpoints.store, manifest)
+    kept = put_manifest(checkpoints.store, manifest)
     resumer.clear()
     return kept
 
@@ -93,7 +93,7 @@ def fine_tune(
 def _adopted(trial: Trial, checkpoints: Checkpoints) -> Manifest:
     """Wait until the first worker of the group has stored its manifest, and return it."""
     while True:
-        found = find_manifest(checkpoints.store, trial.key)
+        found = find_trained(checkpoints.store, trial.key)
         if found is not None:
             return found
         time.sleep(ADOPT_S)
