@@ -16,7 +16,7 @@ LARGEST_TEMPERATURE = 100.0
 
 
 def leave_one_out(
-    count: int, logits_of: Callable[[int], Logits], loss: Callable[[Float64], float]
+    count: int, logits_of: Callable[[int], Logits | Float64], loss: Callable[[Float64], float]
 ) -> list[float]:
     """What each model is worth to the ensemble of all of them, the mean of their logits.
 
@@ -24,7 +24,7 @@ def leave_one_out(
 
     Args:
         count: number of models, K.
-        logits_of: the logits [N, C] of the k-th model, k from 0.
+        logits_of: the logits [N, C] of the k-th model, k from 0; of retrieval its similarities.
         loss: of logits [N, C]: the NLL, or the loss of another objective.
 
     Returns:

@@ -10,7 +10,9 @@ from soupray.core.trials import Ingredient, Pool
 from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.maths.metrics import nll
 from soupray.maths.mistakes import confusion, reliability
+from soupray.maths.objectives import scale_of
 from soupray.maths.outputs import leave_one_out
+from soupray.maths.retrieval import gallery_loss, similarities
 from soupray.reporting.details import Answers, Details, TrialFacts, details_of
 from soupray.reporting.plots import robustness
 from soupray.reporting.ranking import Champion, Entry, Reported, measured, shift_mean
@@ -58,6 +60,13 @@ def _worth(evaluator: StoredEvaluator, pool: Pool, basis: Basis) -> list[float]:
     held_out = basis.split("held_out")
     models = [mean_of([sha]) for sha in pool.checkpoints]
     labels = evaluator.predictions(models[0], held_out).labels
+    if held_out.objective and held_out.objective.kind == "retrieval":
+        scale = scale_of(held_out.objective)
+        return leave_one_out(  # the ensemble is the mean of similarities
+            len(models),
+            lambda k: similarities(evaluator.predictions(models[k], held_out).logits, labels),
+            lambda similar: gallery_loss(similar, labels, scale),
+        )
     return leave_one_out(
         len(models),
         lambda k: evaluator.predictions(models[k], held_out).logits,
