@@ -6,7 +6,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo fashion clipart wordnet lint test docs notebook soak fuzz gpu down clean
+.PHONY: setup demo fashion clipart wordnet glosses lint test docs notebook soak fuzz gpu down clean
 
 setup: .venv/.installed
 
@@ -64,6 +64,15 @@ wordnet: setup .home/wordnet/topics
 	$(BIN)/python -m pip install --quiet --editable '.[wordnet]'
 	$(BIN)/soupray sweep sweeps/wordnet_topics.yaml --home $(HOME_DIR)
 	$(BIN)/soupray soup sweeps/wordnet_topics.yaml --home $(HOME_DIR) --all
+
+glosses: setup .home/wordnet/glosses
+	$(BIN)/python -m pip install --quiet --editable '.[wordnet]'
+	$(BIN)/soupray sweep sweeps/wordnet_glosses.yaml --home $(HOME_DIR)
+	$(BIN)/soupray soup sweeps/wordnet_glosses.yaml --home $(HOME_DIR) --all
+
+.home/wordnet/glosses: $(WORDNET) scripts/wordnet_glosses.py
+	$(BIN)/python scripts/wordnet_glosses.py $(WORDNET) $@
+	touch $@
 
 .home/wordnet/topics: $(WORDNET) scripts/wordnet_topics.py
 	$(BIN)/python scripts/wordnet_topics.py $(WORDNET) $@

@@ -215,7 +215,7 @@ def test_recipes_are_for_what_they_can_do():
     assert BY_NAME["vrf"].objectives == BY_NAME["fisher"].objectives == ("one_class",)
     assert "regression" not in BY_NAME["learned"].objectives
     for name in ("uniform", "greedy", "wise_ft", "model_stock", "ensemble"):
-        assert len(BY_NAME[name].objectives) == 4
+        assert len(BY_NAME[name].objectives) == 5
 
 
 # ---- losses
@@ -472,7 +472,7 @@ def spec(**keys) -> SweepSpec:
     [
         ({"metric": "mae"}, "multi_label has no metric mae; write metric: accuracy, micro_f1"),
         ({"metric": "map", "objective": "one_class"}, "one_class has no metric map"),
-        ({"objective": "many"}, "write one_class, multi_label, segmentation or"),
+        ({"objective": "many"}, "write one_class, multi_label, segmentation, retrieval or"),
         ({"objective": {"regression": {"tolerance": 0}}}, "tolerance"),
         ({"data": {"kind": "digits"}}, "have one class for each sample; multi_label needs kind"),
         ({"objective": {"regression": {"tolerance": math.inf}}}, "finite number"),

@@ -28,7 +28,7 @@ class RegisteredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """Return the columns of `soupray predict`.
 
         One class: class, probability, class_2, ..., p(CLASS). Several classes: classes, p(CLASS).
-        Numbers: a column for each output.
+        Numbers: a column for each output. Embeddings: their numbers, with spaces between them.
 
         Args:
             context: what `load_context` got.

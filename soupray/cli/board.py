@@ -13,6 +13,7 @@ from soupray.cli.console import out, wrapped
 from soupray.core.errors import NotFound
 from soupray.core.records import Basis, Metric, Record
 from soupray.maths.metrics import SHARES, Z
+from soupray.maths.retrieval import PLACES
 from soupray.reporting.live import WIDTH, table
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
 from soupray.reporting.ranking import Champion, Entry, Gain, SameModel, ranked_on, same_models
@@ -198,6 +199,11 @@ def _of_objective(entry: Entry, spec: SweepSpec) -> list[_Column]:
     if "dice" in found:
         pixels = _Column("pixels", read("pixel_accuracy"), "pixels: pixel accuracy on test.")
         return [*own, _Column("Dice", read("dice"), "Dice: on test."), pixels]
+    if "mrr" in found:
+        names = {f"R@{k}": f"recall_at_{k}" for k in PLACES if f"recall_at_{k}" != spec.metric}
+        recalls = [_Column(at, read(name), f"{at}: {name} on test.") for at, name in names.items()]
+        mrr = _Column("MRR", read("mrr"), "MRR: mean of 1 / the document's place, on test.")
+        return [*own, *recalls, mrr]
     if "mae" in found:
         r2 = _Column("R2", read("r2"), "R2: on test.")
         return [*own, _Column("MAE", read("mae"), "MAE: on test."), r2]
@@ -206,7 +212,7 @@ def _of_objective(entry: Entry, spec: SweepSpec) -> list[_Column]:
 
 FIRST = (
     *("#", "entry", "test", "Δ test", "mAP", "MAE", "Dice", "shifts", "Δ shifts", "fwd"),
-    *("R2", "F1", "pixels", "held-out", "rank"),
+    *("R2", "F1", "pixels", "R@1", "R@5", "R@10", "MRR", "held-out", "rank"),
     *("K", "MB", "p", "NLL", "ECE", "95 %"),
 )
 """Titles of columns, the most important first: a narrow table leaves out the last ones."""

@@ -11,11 +11,11 @@ import msgspec
 from msgspec import Meta, inspect
 
 Subject = Literal[
-    "training", "images", "body", "classes", "one class", "numbers", "masks", "teacher"
+    "training", "images", "body", "classes", "one class", "numbers", "masks", "pairs", "teacher"
 ]
 """Where a hyperparameter has a meaning: in any training, only for images, only where the body of
-the model is trained, only for targets that are classes (one of them), numbers or masks, or only
-with a teacher."""
+the model is trained, only for targets that are classes (one of them), numbers or masks, only for
+pairs of a query and a document, or only with a teacher."""
 
 
 def _range(low: float, high: float, meaning: str, of: Subject = "training") -> Meta:
@@ -88,6 +88,10 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     dice: Annotated[
         float, _range(0, 1, "share of the soft Dice loss (arXiv:1606.04797); 0: none", "masks")
     ] = 0.0
+    temperature: Annotated[
+        float,
+        _range(0, 100, "divides inner products of embeddings in the loss; 0: 1 / scale", "pairs"),
+    ] = 0.0
     distillation: Annotated[
         float,
         _range(
@@ -131,7 +135,7 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
 
 LATER = frozenset(
     (
-        *("focal", "class_weight", "balanced", "huber", "dice"),
+        *("focal", "class_weight", "balanced", "huber", "dice", "temperature"),
         *("distillation", "distillation_temperature"),
         *("merge", "patience"),
         *("noise", "noise_frequency", "noise_phase", "noise_direction"),

@@ -37,6 +37,10 @@ KnownMetric = Literal[
     "iou",
     "dice",
     "pixel_accuracy",
+    "recall_at_1",
+    "recall_at_5",
+    "recall_at_10",
+    "mrr",
 ]
 Metric = str
 """A known metric, or the name of one of the user, as the spec has it."""
@@ -84,17 +88,24 @@ class Objective(Record, frozen=True, kw_only=True):
     Attributes:
         kind: "multi_label": a sample has any number of the classes, and output c is the logit of
             class c. "regression": output d is target d itself. "segmentation": a sample has a mask,
-            and output p is the logit that its pixel p, row by row, belongs to it.
+            and output p is the logit that its pixel p, row by row, belongs to it. "retrieval": a
+            sample is a query and its document. The first half of the outputs is the embedding of
+            the query, the second half that of the document; its targets are the numbers of both.
         tolerance: of a regression: a sample is right if no output is further than this from its
             target. 0 for the others: for multi_label a sample is right if all its labels are; for
             segmentation its value is its intersection over union.
         side: of segmentation: height and width of images and masks, in pixels. Unset: masks have
             any shape.
+        first: of retrieval: a sample is right if its document is among so many of the split's
+            documents that are nearest to its query.
+        scale: of retrieval: factor on inner products in the loss of held-out data.
     """
 
-    kind: Literal["multi_label", "regression", "segmentation"]
+    kind: Literal["multi_label", "regression", "segmentation", "retrieval"]
     tolerance: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     side: Annotated[int, msgspec.Meta(ge=1)] | msgspec.UnsetType = msgspec.UNSET
+    first: Annotated[int, msgspec.Meta(ge=1)] | msgspec.UnsetType = msgspec.UNSET
+    scale: Annotated[float, msgspec.Meta(gt=0)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Split(Record, frozen=True, kw_only=True):
@@ -231,12 +242,14 @@ class Scores(Record, tag="scores", frozen=True, kw_only=True):
         correct: number of samples that the model gets right: see `Objective`. Of a graded metric:
             the sum of the values, in units.
         nll: mean loss: negative log-likelihood in nats, for multi_label of each label; for
-            regression the squared error of each target, for segmentation of each pixel.
-        ece: expected calibration error; 0 for regression, which has none, and for segmentation.
+            regression the squared error of each target, for segmentation of each pixel, for
+            retrieval that of each query's document among all.
+        ece: expected calibration error; 0 for regression, which has none, and for segmentation and
+            retrieval.
         right: which samples are correct, as `pack_right` packs them. Of a graded metric: the value
             of each sample, as `pack_units` packs them.
         by_class: for each class: its samples, the predictions of this class, the correct ones.
-            Empty for regression and segmentation.
+            Empty for regression, segmentation and retrieval.
         others: metrics that are no count of samples, by name: of another objective than one class,
             and of the user.
         graded: name of the graded metric. Unset: a sample is right or wrong.
@@ -420,8 +433,10 @@ class Predictions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         split: the split.
-        logits: [N, C], with a column for each class of the model; of masks, for each pixel.
-        labels: [N], classes of the split; of other objectives targets [N, C].
+        logits: [N, C], with a column for each class of the model; of masks, for each pixel; of
+            retrieval two embeddings, [N, 2 D].
+        labels: [N], classes of the split; of other objectives targets [N, C]; of retrieval the
+            numbers of query and document, [N, 2].
     """
 
     split: Split

@@ -3,7 +3,7 @@
     <split>.images.npy   images, [N, C, H, W] uint8, or texts, [N, L] uint8
     train.rows.npy       for a streamed train split, in place of its images: rows of the source
     <split>.labels.npy   [N] int64; of several labels [N, C] uint8, of numbers [N, D] float32, of
-                         masks [N, P] uint8, a column for each pixel
+                         masks [N, P] uint8, a column for each pixel; of pairs [N, 2] int64
     <split>.ids.txt      the id of each sample on a line, as `held_out: {ids: FILE}` reads it
     splits.json          the records of the splits
     notes.json           what was left out, and why
@@ -31,6 +31,7 @@ from soupray.data.decoding import Look
 from soupray.data.digits import SIDE
 from soupray.data.natural import LabelMap, Shifted
 from soupray.data.opening import MAX_PIXELS
+from soupray.data.pairs import check_gallery, queries_of
 from soupray.data.reading import Content, check_images, keep_rows, new_array, sha256, write_images
 from soupray.data.shifts import SHIFTS, Shift, own_shift, shifted_parts
 from soupray.data.splits import Part, Samples, shown_name
@@ -174,8 +175,11 @@ class _Builder:
         path = self._images(name)
         if isinstance(part, Samples):
             np.save(path, part.images)
+            if self._spec.objective == "retrieval":
+                asked = map(sha256, queries_of(part.images))  # what may be in one split only
+                return [Content(sha256(r), a) for r, a in zip(_trimmed(part), asked, strict=True)]
             texts = part.images.ndim == 2  # the number of padding zeros differs between files
-            shas = [sha256(np.trim_zeros(row, "b") if texts else row) for row in part.images]
+            shas = list(map(sha256, _trimmed(part) if texts else part.images))
             return [Content(sha, sha) for sha in shas]
         look = self._look(train=name == "train")
         if self._streams(name):
@@ -278,6 +282,7 @@ class _Builder:
         about += [label_map] if label_map is not None else []
         about += [self._spec.targets] if self._spec.targets is not UNSET else []
         about += [self._spec.own_metric] if self._spec.own_metric is not UNSET else []
+        check_gallery(name, written.labels, self._spec.targets)
         np.save(self._folder / f"{name}.labels.npy", written.labels)
         (self._folder / f"{name}.ids.txt").write_bytes(
             "".join(f"{i}\n" for i in written.ids).encode()
@@ -304,6 +309,11 @@ class _Builder:
 
     def _images(self, name: str) -> Path:
         return self._folder / f"{name}.images.npy"
+
+
+def _trimmed(part: Samples) -> list[Any]:
+    """Texts as bytes, without the zeros that follow them."""
+    return [np.trim_zeros(row, "b") for row in part.images]
 
 
 _ROLES: dict[str, Role] = {

@@ -16,6 +16,7 @@ from soupray.core.arrays import Images, Labels
 from soupray.core.errors import ConfigError, EvaluationError
 from soupray.core.records import Record, Role, Split, decode, digest
 from soupray.data.building import build, is_whole, left_out, look_of
+from soupray.data.pairs import check_gallery
 from soupray.data.reading import Stream
 from soupray.data.sets import fingerprints, parts_of, shifts_of
 from soupray.data.splits import Listing, Part
@@ -187,6 +188,8 @@ def planned(spec: SweepSpec) -> Planned:
     own = [shift.split for shift in spec.data.functions]
     sizes += [(n, "shift", len(parts["test"].ids)) for n in (*spec.data.corruptions, *own)]
     shifts = shifts_of(spec.data, names, spec.targets)
+    for name, part in {**parts, **{n: s.samples for n, s in shifts.items()}}.items():
+        check_gallery(name, part.labels, spec.targets)
     sizes += [(name, "shift", len(s.samples.ids)) for name, s in shifts.items()]
     counts = [_counts(parts[split].labels, spec) for split in ("train", "held_out", "test")]
     fields = PlannedClass.__struct_fields__
@@ -199,12 +202,14 @@ def planned(spec: SweepSpec) -> Planned:
 
 
 def _counts(labels: Labels, spec: SweepSpec) -> list[int]:
-    """The samples of each class; of a regression all, for each output; those with a mask."""
+    """The samples of each class; of a regression all, for each output; with a mask; documents."""
     if spec.targets is UNSET:
         counts: list[int] = np.bincount(labels, minlength=len(spec.task.classes)).tolist()
         return counts
     if spec.targets.kind == "regression":
         return [len(labels)] * len(spec.task.classes)
+    if spec.targets.kind == "retrieval":
+        return [len(np.unique(labels[:, 1]))]
     if spec.targets.kind == "segmentation":
         return [int(labels.any(axis=1).sum())]
     positive: list[int] = labels.sum(axis=0, dtype=np.int64).tolist()

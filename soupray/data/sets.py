@@ -23,6 +23,7 @@ from soupray.data.digits import split_digits
 from soupray.data.folders import existing, folder_labels, list_part, mapped_labels, walked
 from soupray.data.idx import file_digests, split_idx
 from soupray.data.natural import Shifted, list_shift
+from soupray.data.pairs import read_pairs, split_pairs
 from soupray.data.shards import list_shards, shards
 from soupray.data.splits import Listing, Part, draw, held_out_shares, set_aside, shares
 from soupray.data.targets import notes_on
@@ -82,6 +83,9 @@ def parts_of(
         return Parts(dict(digits), names)
     if isinstance(data, IdxSpec):
         return Parts(dict(split_idx(data, seed)), _numbers(classes))
+    if objective is not UNSET and objective.kind == "retrieval":
+        assert isinstance(data, TextSpec), "checked when the spec was read"
+        return Parts(dict(split_pairs(data, seed)), list(classes))
     if objective is not UNSET:
         assert isinstance(data, TorchDataSpec), "checked when the spec was read"
         return Parts(_drawn(data, seed, classes, objective), list(classes))
@@ -263,7 +267,11 @@ def shifts_of(
         ConfigError: the data of a shift are missing or do not fit the task.
     """
     if isinstance(data, TextSpec):
-        found = {name: read_texts(file, data, classes) for name, file in data.shifts.items()}
+        pairs = objective is not UNSET
+        found = {
+            name: read_pairs(file, data) if pairs else read_texts(file, data, classes)
+            for name, file in data.shifts.items()
+        }
         return {name: Shifted(samples, None) for name, samples in found.items()}
     if isinstance(data, TorchDataSpec):
         from soupray.data.torch_sets import list_targets, list_torch

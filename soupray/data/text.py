@@ -25,11 +25,11 @@ MOST_BYTES = 4 * 2**30
 """The largest file: all its texts are in memory at a time."""
 
 
-class _Row(NamedTuple):
-    """A sample, and its place as FILE:LINE."""
+class Row(NamedTuple):
+    """A sample: its text, what stands in the column of labels, and its place as FILE:LINE."""
 
     text: str
-    label: int
+    label: str
     where: str
 
 
@@ -78,25 +78,61 @@ def read_texts(named: str, spec: TextSpec, classes: Sequence[str]) -> Samples:
         ConfigError: the file is missing, broken or empty, a column or a label is unknown, or a text
             is too long.
     """
-    path = path_of(named, "data")
-    rows = list(_rows(path, spec, classes))
+    path, known = path_of(named, "data"), numbers_by_name(classes)
+    rows, labels = list[Row](), list[int]()
+    for row in rows_of(path, spec, known):
+        number = number_of(row.label, known)
+        if number is None:
+            raise ConfigError(
+                f"{row.where}: the label {row.label!r} is not one of task.classes: "
+                f"{', '.join(classes)}."
+            )
+        rows.append(row)
+        labels.append(number)
     if not rows:
         raise ConfigError(f"{path}: there is no sample in it.")
-    long = [row for row in rows if len(row.text.encode()) > spec.max_bytes]
+    texts = pack(short([(row.text, row.where) for row in rows], path, spec))
+    return Samples(ids_of(path, len(rows)), texts, np.array(labels, np.int64))
+
+
+def ids_of(path: Path, count: int) -> list[str]:
+    """The ids of the samples of a file, like train/123."""
+    return [f"{path.stem}/{i}" for i in range(count)]
+
+
+def short(texts: Sequence[tuple[str, str]], path: Path, spec: TextSpec) -> list[str]:
+    """The texts of a file, cut to the largest length if the spec says so.
+
+    Args:
+        texts: each with its place as FILE:LINE.
+        path: of the file.
+        spec: says the largest length, and what happens to longer texts.
+
+    Raises:
+        ConfigError: a text is too long, and is not to be cut.
+    """
+    long = [(text, where) for text, where in texts if len(text.encode()) > spec.max_bytes]
     if long and spec.on_long == "fail":
-        size = len(long[0].text.encode())
+        text, where = long[0]
         raise ConfigError(
-            f"{path}: {len(long)} of {len(rows)} texts are longer than data.max_bytes = "
-            f"{spec.max_bytes}, the first at {long[0].where} with {size} bytes. Write a larger "
-            "max_bytes, or on_long: cut."
+            f"{path}: {len(long)} of {len(texts)} texts are longer than data.max_bytes = "
+            f"{spec.max_bytes}, the first at {where} with {len(text.encode())} bytes. Write a "
+            "larger max_bytes, or on_long: cut."
         )
-    texts = pack([cut(row.text, spec.max_bytes) for row in rows])
-    ids = [f"{path.stem}/{i}" for i in range(len(rows))]
-    return Samples(ids, texts, np.array([row.label for row in rows], np.int64))
+    return [cut(text, spec.max_bytes) for text, _ in texts]
 
 
-def _rows(path: Path, spec: TextSpec, classes: Sequence[str]) -> Iterator[_Row]:
-    known = numbers_by_name(classes)
+def rows_of(path: Path, spec: TextSpec, known: Mapping[str, int]) -> Iterator[Row]:
+    """The samples of a file, without white space at the ends of their texts.
+
+    Args:
+        path: of the file.
+        spec: names the columns.
+        known: numbers of the classes by the names that mean them; empty: labels are no classes.
+
+    Raises:
+        ConfigError: the file is missing or broken, a column is not there, or a text is empty.
+    """
     for where, found in _records(path, _read(path), spec, known):
         for column in (spec.text_column, spec.label_column):
             if not isinstance(found.get(column), str):
@@ -108,12 +144,7 @@ def _rows(path: Path, spec: TextSpec, classes: Sequence[str]) -> Iterator[_Row]:
         text, label = found[spec.text_column].strip(), found[spec.label_column]
         if not text:
             raise ConfigError(f"{where}: the text is empty. Remove that line.")
-        number = number_of(label, known)
-        if number is None:
-            raise ConfigError(
-                f"{where}: the label {label!r} is not one of task.classes: {', '.join(classes)}."
-            )
-        yield _Row(text, number, where)
+        yield Row(text, label, where)
 
 
 def _records(

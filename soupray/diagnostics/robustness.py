@@ -21,7 +21,7 @@ from soupray.maths.robustness import (
     logits_of,
     resampled,
 )
-from soupray.recipes.recipe import MULTI_LABEL, ONE_CLASS, REGRESSION
+from soupray.recipes.recipe import MULTI_LABEL, ONE_CLASS, REGRESSION, RETRIEVAL
 from soupray.reporting.notes import percent, points
 from soupray.reporting.sections import Figure, Table
 
@@ -417,5 +417,5 @@ EFFECTIVE_ROBUSTNESS = Measure(
     needs=_needs,
     depends=lambda inputs: inputs.options.baseline,
     cannot=_cannot,
-    objectives=(ONE_CLASS, MULTI_LABEL, REGRESSION),
+    objectives=(ONE_CLASS, MULTI_LABEL, REGRESSION, RETRIEVAL),
 )

@@ -14,8 +14,9 @@ from soupray.core.records import Basis, Scores, Split
 from soupray.core.trials import Ingredient, Manifest, Trial
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
-from soupray.maths.metrics import nll, score, value
+from soupray.maths.metrics import score, value
 from soupray.maths.prefixes import greedy_ensemble
+from soupray.maths.terms import terms_of
 from soupray.search.history import find_stopped
 from soupray.search.prefixes import (
     Prefix,
@@ -89,10 +90,10 @@ def _measured(
     workers.cache.add(tuple(pool))
     evaluator = StoredEvaluator(Site(workers, workers.cache, here.spec.setting))
     models = [mean_of([one.checkpoint.sha256]) for one in pool]
-    labels = here.data.samples(held_out)[1]
+    terms = terms_of(evaluator.predictions(models[0], held_out).labels, held_out.objective)
     kept = greedy_ensemble(
-        lambda k: evaluator.predictions(models[k], held_out).logits,
-        lambda logits: nll(logits, labels, held_out.objective),
+        lambda k: terms.of(evaluator.predictions(models[k], held_out).logits),
+        terms.loss,
         range(len(pool)),
     )
     mixed = ensemble_of([(models[k], 1, 1.0) for k in kept], len(kept), "logits")

@@ -18,6 +18,7 @@ from soupray.core.candidates import (
     VRFEnsemble,
     WeightCandidate,
 )
+from soupray.core.errors import EvaluationError
 from soupray.core.ports import Accept, Hints, Reached
 from soupray.core.records import (
     BlobRef,
@@ -47,6 +48,7 @@ from soupray.evaluation.schedule import FirstReaching, Goal, Precision
 from soupray.maths.metrics import margins, score
 from soupray.maths.outputs import Blender, entropy_logits, fit_temperature, trust, vrf_logits
 from soupray.maths.own_metric import graded_by
+from soupray.maths.retrieval import side_by_side
 
 T = TypeVar("T")
 CACHED_LOGITS = 4
@@ -171,6 +173,8 @@ class StoredEvaluator:
 
     def predictions(self, candidate: Candidate, split: Split) -> Predictions:
         """The logits of a model or an ensemble of any kind on `split`."""
+        if split.objective and split.objective.kind == "retrieval":
+            return self._embeddings(candidate, split)
         if isinstance(candidate, OutputEnsemble):
             blender = self._blenders.setdefault(
                 split.digest, Blender(lambda member: self._logits(member, split).logits)
@@ -193,6 +197,20 @@ class StoredEvaluator:
             return self._logits(candidate, split)
         labels = self._logits(candidate.members[0], split).labels
         return Predictions(split=split, logits=logits, labels=labels)
+
+    def _embeddings(self, candidate: Candidate, split: Split) -> Predictions:
+        """The embeddings of a model, or those of an ensemble side by side."""
+        if not isinstance(candidate, OutputCandidate):
+            return self._logits(candidate, split)
+        if not isinstance(candidate, OutputEnsemble) or candidate.space != "logits":
+            raise EvaluationError(
+                f"{candidate.digest[:12]} mixes class probabilities, which embeddings do not have: "
+                "in retrieval an ensemble is the mean of similarities"
+            )
+        known = [self._logits(member, split) for member, _, _ in candidate.parts]
+        shares = [n / candidate.denominator / t for _, n, t in candidate.parts]
+        logits = side_by_side([(p.logits, s) for p, s in zip(known, shares, strict=True)])
+        return Predictions(split=split, logits=logits, labels=known[0].labels)
 
     def first_reaching(
         self,

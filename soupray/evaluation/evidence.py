@@ -72,13 +72,16 @@ def _check(ingredient: Ingredient, split: Split, checkpoints: Checkpoints) -> st
         ) from error
     logits, labels = (stored[n].numpy() if n in stored else None for n in ("logits", "labels"))
     several = split.objective is not UNSET  # targets [N, C] in place of classes [N]
+    pairs = split.objective is not UNSET and split.objective.kind == "retrieval"
     if logits is None or labels is None or logits.ndim != 2:
         raise _contradicted(ingredient, "its arrays are not logits with labels")
-    if labels.shape != (logits.shape if several else logits.shape[:1]):
+    wanted = (len(logits), 2) if pairs else logits.shape if several else logits.shape[:1]
+    if labels.shape != wanted:
         raise _contradicted(ingredient, "its arrays are not logits with labels")
-    # Masks have a column for each pixel.
+    # Masks have a column for each pixel, and embeddings have any even width.
     masks = split.objective is not UNSET and split.objective.kind == "segmentation"
-    if len(labels) != said.n or (logits.shape[1] != split.classes and not masks):
+    fits = logits.shape[1] % 2 == 0 if pairs else masks or logits.shape[1] == split.classes
+    if len(labels) != said.n or not fits:
         raise _contradicted(ingredient, f"its logits are {list(logits.shape)}")
     if several or graded_by(split):
         made = score(Predictions(split=split, logits=logits, labels=labels))

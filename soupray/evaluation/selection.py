@@ -41,6 +41,7 @@ class HeldOutSelection:
         "_first_reaching",
         "_held_out",
         "_hints",
+        "_joint",
         "_metric",
         "_pool",
         "_scores",
@@ -67,6 +68,9 @@ class HeldOutSelection:
         if not pool.ingredients:
             raise EvaluationError("the pool is empty: there is nothing to choose from.")
         self._metric = metric
+        # Whether a sample is right depends on the others of its split.
+        about = held_out.objective
+        self._joint = about is not msgspec.UNSET and about.kind == "retrieval"
         self._pool = msgspec.structs.replace(pool, ingredients=self._best_first(pool))
         # The splits are bound here: a recipe can reach neither the evaluator nor another split.
         self._scores = functools.partial(evaluator.scores, split=held_out)
@@ -143,10 +147,11 @@ class HeldOutSelection:
         """Find the first candidate, in the given order, whose value reaches `bound`.
 
         With accuracy or a graded metric, a candidate can be given up early. With another metric,
-        each candidate is scored on all samples. See `ports.Selection.first_reaching`.
+        and in retrieval, each candidate is scored on all samples. See
+        `ports.Selection.first_reaching`.
         """
         known = self._pool.ingredients[0].held_out
-        if self._metric != (known.graded or "accuracy"):
+        if self._joint or self._metric != (known.graded or "accuracy"):
             return self._one_by_one(candidates, bound, accept)
         ensembles = all(isinstance(c, OutputCandidate) for c in candidates)
         if self._hints is None and not ensembles:  # ensembles are decided from stored logits

@@ -138,6 +138,7 @@ def _stored(spec: SweepSpec, recipe: RecipeFile, home: Path) -> ModelSource:
         lambda member: weights_of(member, recipe, found),
         found.load_blob,
         spec.setting,
+        spec.objective == "retrieval",
     )
 
 
@@ -148,6 +149,7 @@ def _in_folder(spec: SweepSpec, recipe: RecipeFile, folder: Path) -> ModelSource
         lambda member: folder_weights(folder, file_of(member, recipe)),
         lambda sha256: folder_weights(folder, sha256),
         spec.setting,
+        spec.objective == "retrieval",
     )
 
 

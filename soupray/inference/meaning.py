@@ -1,4 +1,4 @@
-"""What the outputs of a model mean to its user: probabilities, labels, numbers or masks."""
+"""What the outputs of a model mean to its user: probabilities, labels, numbers, masks, vectors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from soupray.core.errors import ConfigError
 from soupray.core.records import Objective
 
 Outputs = npt.NDArray[np.float32]
-"""float32 [N, C]: probabilities, or the numbers of a regression; of masks [N, H, W]."""
+"""float32 [N, C]: probabilities, the numbers of a regression, or embeddings; of masks [N, H, W]."""
 
 
 class Wanted(NamedTuple):
@@ -41,7 +41,7 @@ class Meaning(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """one_class, multi_label, regression or segmentation."""
+        """one_class, multi_label, regression, segmentation or retrieval."""
         return self.objective.kind if self.objective else "one_class"
 
     @property
@@ -60,7 +60,7 @@ class Meaning(NamedTuple):
         Args:
             logits: of the model, [N, C].
         """
-        if self.kind == "regression":
+        if self.kind in ("regression", "retrieval"):
             return logits
         if self.kind == "multi_label":
             found: Outputs = expit(logits)
@@ -80,11 +80,11 @@ class Meaning(NamedTuple):
 
         Returns:
             One class: a list of N names. multi_label: a list of N tuples of names. Regression:
-            float32 [N, D]. Segmentation: bool [N, H, W].
+            float32 [N, D]. Segmentation: bool [N, H, W]. Retrieval: embeddings, float32 [N, D].
         """
         if self.kind == "segmentation":
             return (logits > 0).reshape(-1, self.side, self.side)
-        if self.kind == "regression":
+        if self.kind in ("regression", "retrieval"):
             return logits
         if self.kind == "multi_label":
             has = logits > np.asarray(self.thresholds or 0.0)
@@ -100,6 +100,8 @@ class Meaning(NamedTuple):
             )
         if self.kind == "regression" and wanted.probabilities:
             raise ConfigError("--probabilities: the outputs of a regression are numbers.")
+        if self.kind == "retrieval" and wanted.probabilities:
+            raise ConfigError("--probabilities: embeddings have none; inner products rank texts.")
         if self.kind == "segmentation" and wanted.probabilities:
             raise ConfigError(
                 f"--probabilities: a table has no {self.side} x {self.side} of them for an image; "
@@ -111,6 +113,8 @@ class Meaning(NamedTuple):
         columns: dict[str, type] = {"input": str}
         if self.kind == "segmentation":
             return columns | MASK_COLUMNS
+        if self.kind == "retrieval":
+            return columns | {"embedding": str}
         if self.kind == "regression":
             return columns | dict.fromkeys(self.classes, float)
         if self.kind == "multi_label":
@@ -137,6 +141,11 @@ class Meaning(NamedTuple):
         if self.kind == "segmentation":
             masks = zip(names, map(_written, self.predicted(logits)), strict=True)
             return [dict(zip(columns, [name, *cells], strict=True)) for name, cells in masks]
+        if self.kind == "retrieval":
+            cells = (" ".join(map(str, row)) for row in logits)
+            return [
+                dict(zip(columns, pair, strict=True)) for pair in zip(names, cells, strict=True)
+            ]
         said = self.predicted(logits)
         rows = []
         for name, row, answer in zip(names, outputs, said, strict=True):
@@ -153,8 +162,8 @@ class Meaning(NamedTuple):
         return rows
 
     def counted(self, logits: Logits) -> Counter[str]:
-        """The number of inputs by predicted class; empty for a regression and for masks."""
-        if self.kind in ("regression", "segmentation"):
+        """The number of inputs by predicted class; empty where there are no classes."""
+        if self.kind in ("regression", "segmentation", "retrieval"):
             return Counter()
         if self.kind == "multi_label":
             return Counter(name for names in self.predicted(logits) for name in names)

@@ -9,6 +9,7 @@ import numpy as np
 
 from soupray.core.arrays import Images, Logits, Probabilities
 from soupray.core.errors import ConfigError
+from soupray.core.texts import pack
 from soupray.inference.inputs import Read, Reader, all_read
 from soupray.inference.meaning import Meaning
 from soupray.inference.network import Network, network_of
@@ -82,7 +83,7 @@ class Model:
         """Return the logits, float32 [N, C]; arguments and errors as in `predict_proba`."""
         given = self.reader.split(inputs)
         if len(given) == 0:
-            return np.zeros((0, self.meaning.width), np.float32)
+            return self._nothing()
         found, first = [], 0
         for part, read in self.parts(given):
             found.append(self.run(all_read(read, part, first)))
@@ -105,8 +106,10 @@ class Model:
 
         Raises:
             InputError: inputs that cannot be read; the message names each.
-            ConfigError: the model is of a regression; `predict` returns its numbers.
+            ConfigError: the model is of a regression or of retrieval; `predict` returns numbers.
         """
+        if self.meaning.kind == "retrieval":
+            raise ConfigError(f"{self.name} is of retrieval: use `predict`, it returns embeddings.")
         if self.meaning.kind == "regression":
             raise ConfigError(f"{self.name} is of a regression: use `predict`, it returns numbers.")
         return self.meaning.outputs(self.logits(inputs))
@@ -118,7 +121,8 @@ class Model:
 
         Where a sample may have several classes, the names of those that are predicted, a list of
         tuples. For a regression its numbers, float32 [N, D]. For segmentation masks, bool
-        [N, H, W], in the size of the evaluation.
+        [N, H, W], in the size of the evaluation. For retrieval embeddings, float32 [N, D]: a text
+        is a query or a document, and inner products rank documents.
 
         Args:
             inputs: as in `predict_proba`.
@@ -136,14 +140,15 @@ class Model:
         share their weights.
 
         Raises:
-            ConfigError: it is a regression, or gives masks, or an older soupray wrote the recipe.
+            ConfigError: it is a regression, gives masks or embeddings, or an older soupray wrote
+                the recipe.
         """
         if self.meaning.kind == "segmentation":
             raise ConfigError(
                 f"{self.name} gives masks: `soup` fits no temperature and no thresholds to them."
             )
-        if self.meaning.kind == "regression":
-            raise ConfigError(f"{self.name} is of a regression: it has no probabilities.")
+        if self.meaning.kind in ("regression", "retrieval"):
+            raise ConfigError(f"{self.name} is of {self.meaning.kind}: it has no probabilities.")
         if self.recipe.temperature is None and self.recipe.thresholds is None:
             raise ConfigError(
                 f"{self.name}: its recipe has no temperature, because an older soupray wrote it. "
@@ -173,8 +178,14 @@ class Model:
     def run(self, samples: Images) -> Logits:
         """Return the logits [N, C] of samples that `preprocess` returned."""
         if len(samples) == 0:
-            return np.zeros((0, self.meaning.width), np.float32)
+            return self._nothing()
         return self._predictor.logits(samples)
+
+    def _nothing(self) -> Logits:
+        """The outputs for no input. The width of embeddings is that of an input's."""
+        if self.meaning.kind == "retrieval":
+            return self._predictor.logits(pack(["a"]))[:0]
+        return np.zeros((0, self.meaning.width), np.float32)
 
     def network(self) -> Network:
         """Return the whole model as one module of torch: images or token ids to logits.
@@ -198,8 +209,7 @@ class Model:
             f"{getattr(self._spec.task, 'model', '')}, {_models(passes)}",
             f"made of {len(names)}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
             f"reads {reads}",
-            f"{_counted(self.classes, self.meaning.kind)}: {', '.join(self.classes[:10])}"
-            f"{' ...' if len(self.classes) > 10 else ''}",
+            _counted(self.classes, self.meaning.kind),
             f"runs on {self.device} in batches of {self.batch_size}"
             f"{'' if self.temperature == 1 else f'; temperature {self.temperature:.4g}'}",
         ]
@@ -211,11 +221,14 @@ class Model:
 
 
 def _counted(classes: tuple[str, ...], kind: str) -> str:
+    if kind == "retrieval":
+        return "an embedding of each text; inner products rank documents for a query"
+    said = f"{len(classes)} classes{', any number of them' if kind == 'multi_label' else ''}"
     if kind == "regression":
-        return f"{len(classes)} output{'s' if len(classes) > 1 else ''}"
+        said = f"{len(classes)} output{'s' if len(classes) > 1 else ''}"
     if kind == "segmentation":
-        return "a mask for each image"
-    return f"{len(classes)} classes{', any number of them' if kind == 'multi_label' else ''}"
+        said = "a mask for each image"
+    return f"{said}: {', '.join(classes[:10])}{' ...' if len(classes) > 10 else ''}"
 
 
 def _models(count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -37,6 +38,8 @@ class _Part(NamedTuple):
 class Network(torch.nn.Module):
     """Logits float32 [N, C] of images uint8 [N, C, H, W], or of token ids int64 [N, T].
 
+    Of retrieval it gives the embeddings of texts, float32 [N, D].
+
     Images are those of `Model.preprocess`: they are resized and normalised here. Token ids are
     padded to the T of the evaluation with the tokenizer's padding token, which the attention leaves
     out. All members of an ensemble are in it, and members that differ only in their heads share a
@@ -48,6 +51,7 @@ class Network(torch.nn.Module):
         super().__init__()
         self.reads_tokens = reads_tokens
         self._space: Literal["logits", "probabilities", "entropy"] = "logits"
+        self._embeds = predictor.embeds
         self._sources: list[ModelSource] = []
         self._parts: list[_Part] = []
         bodies: list[Any] = []
@@ -96,6 +100,9 @@ class Network(torch.nn.Module):
         if len(rows) == 1 and self._space == "logits":
             logits: torch.Tensor = rows[0][1] / rows[0][0].temperature
             return logits
+        if self._embeds:  # as `maths.retrieval.side_by_side`
+            roots = [(math.sqrt(part.share / part.temperature), found) for part, found in rows]
+            return torch.cat([root * found for root, found in roots], dim=1)
         scaled = [(part.share, logits / part.temperature) for part, logits in rows]
         if self._space == "logits":
             return torch.stack([share * logits for share, logits in scaled]).sum(0)

@@ -36,7 +36,7 @@ class Predicted(Record, frozen=True, kw_only=True):
         predicted: number of inputs with a prediction.
         failed: why an input could not be read, by its name.
         done: what was done to inputs, in words, and how often.
-        classes: number of inputs by predicted class; empty for a regression and for masks.
+        classes: number of inputs by predicted class; empty where there are no classes.
     """
 
     predicted: int
@@ -143,7 +143,7 @@ def predict(
         for part in parts:
             names = inputs.names[first : first + part.size]
             failed |= {names[row]: why for row, why in part.problems}
-            shape = (len(part.rows), meaning.width)
+            shape = (len(part.rows), -1 if part.rows else meaning.width)
             found: Logits = np.frombuffer(part.logits, np.float32).reshape(shape)
             counts.update(meaning.counted(found))
             predicted += len(found)

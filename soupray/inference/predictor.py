@@ -17,6 +17,7 @@ from soupray.core.records import Setting
 from soupray.evaluation.live_model import batches
 from soupray.maths.neighbours import kth_distances
 from soupray.maths.outputs import Blender, entropy_logits, trust, vrf_logits
+from soupray.maths.retrieval import side_by_side
 from soupray.reporting.recipe_file import RecipeFile
 from soupray.store.weights_file import Weights
 
@@ -29,12 +30,14 @@ class ModelSource(NamedTuple):
         weights: returns all tensors of a model, as they were evaluated.
         blob: returns the arrays of a blob by its SHA-256.
         setting: how models are evaluated.
+        embeds: their outputs are embeddings.
     """
 
     task: Task
     weights: Callable[[WeightCandidate], Weights]
     blob: Callable[[str], Weights]
     setting: Setting
+    embeds: bool = False
 
 
 class _Member(NamedTuple):
@@ -48,6 +51,7 @@ class _Member(NamedTuple):
 class Predictor:
     """The model of a recipe. Its logits are those of the evaluation.
 
+    `embeds` is true if they are embeddings: those of an ensemble's members are then side by side.
     `sources` has the source of each checkpoint of another spec; the key "" has that of all others.
     Batches have the size that the evaluation had, unless `batch_size` is given.
     """
@@ -60,6 +64,7 @@ class Predictor:
         batch_size: int | None = None,
     ) -> None:
         self.candidate, self._device, self._batch_size = recipe.candidate, device, batch_size
+        self.embeds = sources[""].embeds
         self.models: dict[WeightCandidate, _Member] = {}
         for member in recipe.candidate.members:
             source = sources.get(member.checkpoints[0], sources[""])
@@ -99,6 +104,9 @@ class Predictor:
             logits: Logits = _joined([(head(one), real) for one, real in features(body, source)])
             return logits
 
+        if isinstance(candidate, OutputEnsemble) and self.embeds:
+            shares = [(m, n / candidate.denominator / t) for m, n, t in candidate.parts]
+            return side_by_side([(run(m), share) for m, share in shares], pairs=False)
         if isinstance(candidate, OutputEnsemble):
             return Blender(run).logits(candidate)
         if isinstance(candidate, VRFEnsemble):

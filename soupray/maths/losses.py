@@ -21,9 +21,14 @@ def loss_sum(
         outputs: [N, C].
         targets: classes [N], or [N, C].
         objective: what they mean; unset: one class.
+
+    Raises:
+        ValueError: it is retrieval, whose loss is no sum over samples.
     """
     if objective is UNSET:
         return F.cross_entropy(outputs, targets, reduction="sum")
+    if objective.kind == "retrieval":
+        raise ValueError("the loss of a query depends on all documents: it is no sum over samples")
     wanted = targets.to(outputs.dtype)
     if objective.kind == "regression":
         return ((outputs - wanted) ** 2).mean(dim=1).sum()

@@ -34,12 +34,16 @@ from soupray.maths.objectives import (
     right_of,
 )
 from soupray.maths.own_metric import graded_by, own_metric
+from soupray.maths.retrieval import PLACES
 
-COUNTED = ("accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "worst_class")
+RECALL = tuple(f"recall_at_{k}" for k in PLACES)
+"""Shares of queries whose document is among the k nearest ones."""
+
+COUNTED = ("accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "worst_class", *RECALL)
 """Metrics from 0 to 1 that follow from counts of samples. For others that are not graded there is
 no paired test."""
 
-SHARES = (*COUNTED, "map", "iou", "dice", "pixel_accuracy")
+SHARES = (*COUNTED, "map", "iou", "dice", "pixel_accuracy", "mrr")
 """Metrics from 0 to 1 that people read in percent."""
 
 ECE_BINS = 15
@@ -109,10 +113,12 @@ def _of_soupray(predictions: Predictions) -> Scores:
 
 
 def _of_objective(predictions: Predictions, objective: Objective) -> Scores:
-    """The scores of a model whose targets are several labels, numbers, or masks."""
+    """The scores of a model whose targets are several labels, numbers, masks, or documents."""
     outputs, targets = predictions.logits, predictions.labels
     if objective.kind == "segmentation":
         return _of_masks(predictions, objective)
+    if objective.kind == "retrieval":
+        return _of_documents(predictions, objective)
     right = right_of(outputs, targets, objective)
     several = objective.kind == "multi_label"
     from scipy.special import expit
@@ -147,6 +153,21 @@ def _of_masks(predictions: Predictions, objective: Objective) -> Scores:
     )
 
 
+def _of_documents(predictions: Predictions, objective: Objective) -> Scores:
+    right = right_mask(predictions)
+    outputs, targets = predictions.logits, predictions.labels
+    return Scores(
+        split=predictions.split.digest,
+        n=len(targets),
+        correct=int(right.sum()),
+        nll=mean_loss(outputs, targets, objective),
+        ece=0.0,
+        right=pack_right(right),
+        by_class=(),
+        others=metrics_of(outputs, targets, objective),
+    )
+
+
 def nll(logits: Float64 | Logits, labels: Labels, objective: Objective | UnsetType) -> float:
     """The mean loss of logits, as `Scores.nll` has it.
 
@@ -176,9 +197,20 @@ def sample_losses(
 
 
 def right_mask(predictions: Predictions) -> Mask:
-    """Which samples a model gets right, [N]; see `Objective` for what that means."""
-    if predictions.split.objective is not UNSET:
-        return right_of(predictions.logits, predictions.labels, predictions.split.objective)
+    """Which samples a model gets right, [N]; see `Objective` for what that means.
+
+    Raises:
+        ValueError: masks are not right or wrong; and of retrieval the samples are not a whole
+            split, whose documents are the gallery.
+    """
+    split = predictions.split
+    if split.objective is not UNSET:
+        if split.objective.kind == "retrieval" and len(predictions.labels) != split.size:
+            raise ValueError(
+                f"{len(predictions.labels)} of {split.size} samples of {split.name}: retrieval is "
+                "scored on whole splits"
+            )
+        return right_of(predictions.logits, predictions.labels, split.objective)
     logits = mapped(predictions.logits, predictions.split.label_map)
     right: Mask = logits.argmax(axis=1) == predictions.labels
     return right

@@ -4,7 +4,8 @@ Multi-label: targets are 0 or 1 for each class, [N, C], and an output is the log
 Regression: targets are numbers, [N, D], and an output is its target. In both, "right" is a yes or
 no for each sample, so that all that is done with counts of right samples holds: early rejection,
 McNemar's test, intervals. Segmentation: targets are 0 or 1 for each pixel, [N, P], and an output is
-the logit of its pixel; a sample has a value from 0 to 1, see `graded`.
+the logit of its pixel; a sample has a value from 0 to 1, see `graded`. Retrieval: a sample is right
+among the others of its split, see `retrieval`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import numpy.typing as npt
 from soupray.core.arrays import Float64, Logits, Mask
 from soupray.core.records import UNITS, Objective
 from soupray.maths.graded import dice, overlap
+from soupray.maths.retrieval import places, retrieval_loss, retrieval_metrics
 
 Targets = npt.NDArray[Any]
-"""0 or 1, [N, C], of a multi-label task; float32 [N, D] of a regression; masks, 0 or 1, [N, P]."""
+"""0 or 1, [N, C], of a multi-label task; float32 [N, D] of a regression; masks, 0 or 1, [N, P];
+int64 [N, 2], the numbers of query and document, of retrieval."""
 
 
 def margins_of(outputs: Logits, targets: Targets, objective: Objective) -> Float64:
@@ -33,7 +36,12 @@ def margins_of(outputs: Logits, targets: Targets, objective: Objective) -> Float
         outputs: of a model, [N, C].
         targets: [N, C].
         objective: what they mean.
+
+    Raises:
+        ValueError: it is retrieval, where a sample alone is neither right nor wrong.
     """
+    if objective.kind == "retrieval":
+        raise ValueError("a query alone has no margin: it is right among the others of its split")
     if objective.kind == "segmentation":
         return overlap(outputs, targets) / UNITS
     wide = outputs.astype(np.float64)
@@ -45,16 +53,19 @@ def margins_of(outputs: Logits, targets: Targets, objective: Objective) -> Float
 
 
 def right_of(outputs: Logits, targets: Targets, objective: Objective) -> Mask:
-    """Which samples are right, [N]: all labels, or all outputs within the tolerance.
+    """Which samples are right, [N]: all labels, all outputs within the tolerance, or the document.
 
     Args:
-        outputs: of a model, [N, C].
+        outputs: of a model, [N, C]; for retrieval of a whole split.
         targets: [N, C].
         objective: what they mean.
 
     Raises:
         ValueError: it is segmentation, where a sample has a value.
     """
+    if objective.kind == "retrieval":
+        found: Mask = places(outputs, targets) <= first_of(objective)
+        return found
     if objective.kind == "segmentation":
         raise ValueError("masks are not right or wrong: they have an intersection over union")
     if objective.kind == "multi_label":
@@ -68,12 +79,15 @@ def mean_loss(outputs: Logits | Float64, targets: Targets, objective: Objective)
     """The mean over samples and outputs of the loss.
 
     Multi-label, segmentation: binary cross-entropy, in nats. Regression: the squared error.
+    Retrieval: InfoNCE over the documents of the split.
 
     Args:
         outputs: of a model, [N, C].
         targets: [N, C].
         objective: what they mean.
     """
+    if objective.kind == "retrieval":
+        return retrieval_loss(outputs, targets, scale_of(objective))
     return float(_losses(outputs, targets, objective).mean())
 
 
@@ -108,6 +122,8 @@ def metrics_of(outputs: Logits, targets: Targets, objective: Objective) -> dict[
         targets: [N, C].
         objective: what they mean.
     """
+    if objective.kind == "retrieval":
+        return retrieval_metrics(places(outputs, targets))
     if objective.kind == "segmentation":
         same = (outputs > 0) == (targets == 1)
         return {"dice": dice(outputs, targets), "pixel_accuracy": float(same.mean())}
@@ -122,6 +138,16 @@ def metrics_of(outputs: Logits, targets: Targets, objective: Objective) -> dict[
         "r2": float(np.mean([r_squared(o, t) for o, t in pairs])),
         "spearman": float(np.mean([rank_correlation(o, t) for o, t in pairs])),
     }
+
+
+def first_of(objective: Objective) -> int:
+    """Return among how many nearest documents that of a query has to be; see `Objective.first`."""
+    return objective.first or 1
+
+
+def scale_of(objective: Objective) -> float:
+    """Return the factor on inner products in losses; see `Objective.scale`."""
+    return objective.scale or 1.0
 
 
 def by_class_of(outputs: Logits, targets: Targets) -> tuple[tuple[int, int, int], ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a spec reads `fewest_trials`, and needs no numpy
 ORDERS = 32
 """Number of random orders of the trials. Twice as many change the chance by less than a trial."""
 
-LogitsOf = Callable[[int], "Logits"]
+LogitsOf = Callable[[int], "Logits | Float64"]
 Loss = Callable[["Float64"], float]
 
 
@@ -27,9 +27,9 @@ def greedy_ensemble(logits_of: LogitsOf, loss: Loss, order: Sequence[int]) -> li
     A model is kept if the loss of the ensemble does not rise with it. The first one is kept.
 
     Args:
-        logits_of: the logits [N, C] of the k-th model. Each is asked for once, in order; two arrays
-            of their size are in memory.
-        loss: of logits [N, C].
+        logits_of: the logits [N, C] of the k-th model, or in retrieval its similarities.
+            Each is asked for once, in order; two arrays of their size are in memory.
+        loss: of a mean of logits [N, C].
         order: the models, in the order in which they are tried; at least one.
     """
     return [k for k, gain in _one_by_one(logits_of, loss, order) if gain is None or gain >= 0]

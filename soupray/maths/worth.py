@@ -27,7 +27,7 @@ FEWEST, MOST = 16, 1024
 
 
 def leave_one_out(
-    count: int, outputs_of: Callable[[int], Logits], loss: Callable[[Float64], Loss]
+    count: int, outputs_of: Callable[[int], Logits | Float64], loss: Callable[[Float64], Loss]
 ) -> list[Loss]:
     """What each model is worth to the ensemble of all of them.
 
@@ -67,7 +67,9 @@ class Shapley(NamedTuple):
     orders: int
 
 
-def shapley(outputs: Sequence[Logits], losses: Callable[[Float64], Float64], seed: int) -> Shapley:
+def shapley(
+    outputs: Sequence[Logits | Float64], losses: Callable[[Float64], Float64], seed: int
+) -> Shapley:
     """The Shapley value of each model in the loss of the ensemble (Shapley, 1953).
 
     The models join one by one, in a random order. The value of a model is how much it lowers the
@@ -81,7 +83,7 @@ def shapley(outputs: Sequence[Logits], losses: Callable[[Float64], Float64], see
     same number then, too.
 
     Args:
-        outputs: of each model, [N, C].
+        outputs: of each model, [N, C]; in retrieval its similarities.
         losses: of outputs [N, C]: the loss of each sample, [N].
         seed: of the sampled orders.
     """
@@ -93,7 +95,7 @@ def shapley(outputs: Sequence[Logits], losses: Callable[[Float64], Float64], see
 
 
 def _of_all_subsets(
-    outputs: Sequence[Logits], losses: Callable[[Float64], Float64], alone: Float64
+    outputs: Sequence[Logits | Float64], losses: Callable[[Float64], Float64], alone: Float64
 ) -> Float64:
     """Sum over the subsets S: a model in S is rewarded for its loss, a model outside pays it.
 
@@ -122,7 +124,10 @@ def _of_all_subsets(
 
 
 def _of_orders(
-    outputs: Sequence[Logits], losses: Callable[[Float64], Float64], alone: Float64, seed: int
+    outputs: Sequence[Logits | Float64],
+    losses: Callable[[Float64], Float64],
+    alone: Float64,
+    seed: int,
 ) -> Shapley:
     count, draw = len(outputs), np.random.default_rng(seed)
     pairs = min(MOST, max(FEWEST, WORK // (count * outputs[0].size))) // 2

@@ -179,6 +179,12 @@ class DryRun(Record, frozen=True, kw_only=True):
     weights: tuple[WeightFile, ...] = ()
 
 
+def _outputs(spec: SweepSpec, task: Task) -> int:
+    """The numbers that are stored for a sample: one a class, or two embeddings."""
+    width: int = getattr(task, "width", 0)
+    return 2 * width if spec.objective == "retrieval" else len(spec.task.classes)
+
+
 def dry_run(spec: SweepSpec) -> DryRun:
     """Estimate the cost of a sweep and its soups.
 
@@ -211,7 +217,7 @@ def dry_run(spec: SweepSpec) -> DryRun:
     total = total_cost(PoolSize(k, held_out), chosen)
     models = k + total.models
     statistics = total.mixtures * min(STATISTICS_SAMPLES, train) if moves else 0
-    row = len(spec.task.classes) * 4
+    row = _outputs(spec, task) * 4
     logits = held_out * row
     features = LINES * train * state["head.weight"].shape[1] * 4 if total.train_passes else 0
     return DryRun(

@@ -184,10 +184,7 @@ def differences(spec: SweepSpec, task: Task, look: Look | None) -> list[str]:
             "White space at both ends of texts was removed, and all texts were padded to "
             f"{spec.task.max_tokens} tokens. Padding changes low bits of logits only."
         )
-        kind = f"{'normalised ' if spec.task.normalise else ''}{spec.task.pooling}"
-        if spec.task.pooling != "own":
-            found.append(_HEAD.format(f"the {kind} of the last hidden state"))
-        return found
+        return found + _last_step(spec.task)
     if isinstance(spec.task, OpenClipSpec):
         found.append(_HEAD.format("the normalised features of the image tower"))
         if spec.task.interpolation not in ("bilinear", "bicubic"):
@@ -215,6 +212,17 @@ def differences(spec: SweepSpec, task: Task, look: Look | None) -> list[str]:
             "(Pillow's .convert('L').convert('RGB'))."
         )
     return found
+
+
+def _last_step(task: TransformersSpec) -> list[str]:
+    """What transformers does not do after the body: the head, or the pooling of an encoder."""
+    pooled = f"the {'normalised ' if task.normalise else ''}{task.pooling} of the last hidden state"
+    if task.outputs == "embeddings":
+        return [
+            f"The library has no place for the last step: an embedding is {pooled}. Queries and "
+            "documents have the same model."
+        ]
+    return [] if task.pooling == "own" else [_HEAD.format(pooled)]
 
 
 _HEAD = "The library has no place for the head: logits are the product of {} and head.safetensors."

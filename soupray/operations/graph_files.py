@@ -24,7 +24,7 @@ from soupray.core.errors import ConfigError, EvaluationError, one_line
 from soupray.core.ports import Task
 from soupray.core.progress import Progress
 from soupray.core.records import Record
-from soupray.core.texts import pack
+from soupray.core.texts import pack, unpack_pairs
 from soupray.data.cache import find_data
 from soupray.inference.model import Model
 from soupray.inference.network import Network
@@ -251,7 +251,10 @@ def _samples(model: Model, cache: Path) -> tuple[Images, Literal["held-out", "ra
     if data is not None:
         held_out, _ = data.samples(data.split("held_out"))
         rows = np.linspace(0, len(held_out) - 1, max(2, min(SAMPLES, len(held_out))))
-        return np.array(held_out[rows.astype(int)]), "held-out"
+        some = np.array(held_out[rows.astype(int)])
+        if model.meaning.kind == "retrieval":  # a graph embeds a text, not a pair
+            some = pack(unpack_pairs(some)[0])
+        return some, "held-out"
     draw = np.random.default_rng(0)
     look = getattr(model.reader, "look", None)
     if model.reader.kind == "texts":

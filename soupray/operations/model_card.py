@@ -195,9 +195,14 @@ _KINDS = {
     "multi_label": ("A classifier for several labels", "classes, any number of them at a time"),
     "regression": ("A regression", "outputs"),
     "segmentation": ("A model for masks", "mask"),
+    "retrieval": ("An encoder", "embedding of queries and documents alike"),
 }
 
-_TAGS = {"regression": None, "segmentation": "image-segmentation"}
+_TAGS = {
+    "regression": None,
+    "segmentation": "image-segmentation",
+    "retrieval": "sentence-similarity",
+}
 """Tags of pipelines of models that are no classifiers."""
 
 
@@ -249,6 +254,12 @@ def _scores(facts: Facts) -> Iterator[str]:
         right = f"A sample is right if {right}"
         if targets.kind == "segmentation":
             right = "iou is the mean over images of intersection over union"
+        if targets.kind == "retrieval":
+            right = (
+                f"A query is right if its document is among the {targets.first or 1} nearest ones, "
+                "by inner products, of all documents of its split; accuracy is the share of these"
+            )
+            loss = f"InfoNCE over them, with inner products times {targets.scale or 1:g}"
         yield f"{right}; NLL is the mean {loss}."
     of_run = f" of the run {_plain(run.key)}" if run is not None else ""
     yield (
@@ -288,7 +299,8 @@ def _inputs(facts: Facts) -> Iterator[str]:
             f"held-out data: {said}. The scores above are without them."
         )
     outputs = {"regression": "Outputs", "segmentation": "Mask"}.get(kind_of(facts.spec), "Classes")
-    yield f"{outputs}: {_plain(', '.join(names))}."
+    if kind_of(facts.spec) != "retrieval":
+        yield f"{outputs}: {_plain(', '.join(names))}."
     if facts.spec.task.kind != "transformers":
         yield (
             "soupray turns pictures as their EXIF says, and lays transparency over white, before "

@@ -13,7 +13,8 @@ from soupray.core.errors import NotFound
 from soupray.core.records import Record, Split
 from soupray.core.trials import Ingredient, pool_of
 from soupray.evaluation.evidence import check_scores
-from soupray.maths.metrics import sample_losses, value
+from soupray.maths.metrics import value
+from soupray.maths.terms import terms_of
 from soupray.maths.worth import Shapley, leave_one_out, shapley
 from soupray.operations.details import TrialDetail, find_sweep_state, newest, trial_detail
 from soupray.services.place import find_place
@@ -149,11 +150,9 @@ def _worths(
     """Compute what each trial is worth. The logits of all trials are in memory."""
     check_scores(ingredients, held_out, checkpoints)
     stored = [checkpoints.load_blob(i.logits.sha256) for i in ingredients]
-    outputs = [one["logits"].numpy() for one in stored]
-    labels = stored[0]["labels"].numpy()
-
-    def losses(of: Float64) -> Float64:
-        return sample_losses(of, labels, held_out.objective)
+    terms = terms_of(stored[0]["labels"].numpy(), held_out.objective)
+    outputs = [terms.of(one["logits"].numpy()) for one in stored]
+    losses = terms.losses
 
     left_out = leave_one_out(len(outputs), lambda k: outputs[k], losses)
     return _Worths(
@@ -168,7 +167,8 @@ def loss_name(split: Split) -> str:
     """Return what `Scores.nll` is for the objective of a split, as people call it."""
     if split.objective is UNSET:
         return "NLL"
-    return "squared error" if split.objective.kind == "regression" else "binary cross-entropy"
+    names = {"regression": "squared error", "retrieval": "NLL"}
+    return names.get(split.objective.kind, "binary cross-entropy")
 
 
 def _estimate(values: Float64, at: int) -> Estimate:

@@ -88,7 +88,7 @@ SOUP = Style("other soups", "s", TEAL)
 ENSEMBLE = Style("ensembles", "^", TEAL)
 
 ONE_CLASS, MULTI_LABEL, REGRESSION = "one_class", "multi_label", "regression"
-SEGMENTATION = "segmentation"
+SEGMENTATION, RETRIEVAL = "segmentation", "retrieval"
 """Objectives: see `core.records.Objective`."""
 
 Kind = Literal["baseline", "soup", "line", "ensemble"]
@@ -139,7 +139,7 @@ class Recipe(Generic[O]):
     passes: str = "1"
     style: Style = SOUP
     reads: Callable[[Sequence[Ingredient], O], int] | None = None
-    objectives: tuple[str, ...] = (ONE_CLASS, MULTI_LABEL, REGRESSION, SEGMENTATION)
+    objectives: tuple[str, ...] = (ONE_CLASS, MULTI_LABEL, REGRESSION, SEGMENTATION, RETRIEVAL)
     with_all: bool = True
     complete: Callable[[Mapping[str, Option]], dict[str, Option]] = dict
 

@@ -22,7 +22,15 @@ from soupray.core.candidates import QUANTUM, LayerSoup, Outcome, Step, quantised
 from soupray.core.ports import Selection
 from soupray.core.requests import Gradient, Gram, Matrix, TensorNames
 from soupray.recipes.learned import LearnedOptions, bytes_read, cost_of_steps
-from soupray.recipes.recipe import Earlier, Recipe, single
+from soupray.recipes.recipe import (
+    MULTI_LABEL,
+    ONE_CLASS,
+    REGRESSION,
+    SEGMENTATION,
+    Earlier,
+    Recipe,
+    single,
+)
 
 if TYPE_CHECKING:
     from soupray.core.arrays import Float64
@@ -148,4 +156,5 @@ LEARNED_SIGNED = Recipe(
     with_all=False,
     cost=cost_of_steps,
     reads=bytes_read,
+    objectives=(ONE_CLASS, MULTI_LABEL, REGRESSION, SEGMENTATION),  # losses of samples add up
 )

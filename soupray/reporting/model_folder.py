@@ -114,7 +114,7 @@ def deployable(recipe: RecipeFile, place_of: Callable[[SweepSpec], Place]) -> De
 
 
 def kind_of(spec: SweepSpec) -> str:
-    """Return one_class, multi_label, regression or segmentation.
+    """Return one_class, multi_label, regression, segmentation or retrieval.
 
     Args:
         spec: of the model.
@@ -132,6 +132,8 @@ def answers_of(spec: SweepSpec) -> dict[str, type]:
         return dict.fromkeys(spec.task.classes, float)
     if kind_of(spec) == "segmentation":
         return {"size": str, "mask": str, "share": float}
+    if kind_of(spec) == "retrieval":
+        return {"embedding": str}
     if kind_of(spec) == "multi_label":
         return {"classes": str}
     return {"class": str, "probability": float}
@@ -139,7 +141,7 @@ def answers_of(spec: SweepSpec) -> dict[str, type]:
 
 def _params(spec: SweepSpec) -> dict[str, int | bool]:
     """What may be asked of a model, with the values that are taken otherwise."""
-    if kind_of(spec) in ("regression", "segmentation"):
+    if kind_of(spec) in ("regression", "segmentation", "retrieval"):
         return {}
     several: dict[str, int | bool] = {"probabilities": False, "calibrated": False}
     return several if kind_of(spec) == "multi_label" else {"top": 1, **several}

@@ -63,6 +63,10 @@ def _scores(spec: SweepSpec, graded: str) -> str:
         return "Scores in %."
     if spec.targets.kind == "multi_label":
         return "Scores: samples with all labels right, in %."
+    if spec.targets.kind == "retrieval":
+        first = spec.targets.first or 1
+        nearest = "the nearest one" if first == 1 else f"among the {first} nearest ones"
+        return f"Scores: queries whose document is {nearest} of its split, in %."
     return f"Scores: samples within {spec.targets.tolerance:g} of their targets, in %."
 
 

@@ -8,8 +8,8 @@ from soupray.core.candidates import Candidate, Outcome, mean_of
 from soupray.core.records import Basis
 from soupray.core.trials import Ingredient, Pool
 from soupray.evaluation.evaluator import StoredEvaluator
-from soupray.maths.metrics import nll
 from soupray.maths.mistakes import confusion, reliability
+from soupray.maths.terms import terms_of
 from soupray.maths.worth import leave_one_out
 from soupray.reporting.details import Answers, Details, TrialFacts, details_of
 from soupray.reporting.plots import robustness
@@ -58,10 +58,11 @@ def _worth(evaluator: StoredEvaluator, pool: Pool, basis: Basis) -> list[float]:
     held_out = basis.split("held_out")
     models = [mean_of([sha]) for sha in pool.checkpoints]
     labels = evaluator.predictions(models[0], held_out).labels
+    terms = terms_of(labels, held_out.objective)
     return leave_one_out(
         len(models),
-        lambda k: evaluator.predictions(models[k], held_out).logits,
-        lambda logits: nll(logits, labels, held_out.objective),
+        lambda k: terms.of(evaluator.predictions(models[k], held_out).logits),
+        terms.loss,
     )
 
 

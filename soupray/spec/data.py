@@ -406,7 +406,8 @@ class TextSpec(SpecModel):
     kind: Literal["text"]
 
     train: str
-    """The file with the training texts. A label is the name of one of the task's classes."""
+    """The file with the training texts. A label is the name of one of the task's classes, or with
+    `objective: retrieval` the document that is right for a query."""
 
     test: str | Count
     """The file with the test texts, or a number of samples that are drawn by class from `train`."""
@@ -421,10 +422,10 @@ class TextSpec(SpecModel):
     """Further files that are reported like the test texts, by the name of the split."""
 
     text_column: str = "text"
-    """Name of the column with the texts."""
+    """Name of the column with the texts; in retrieval with the queries."""
 
     label_column: str = "label"
-    """Name of the column with the classes."""
+    """Name of the column with the classes; in retrieval with the documents."""
 
     max_bytes: Annotated[Count, Field(le=1_000_000)] = 2000
     """Most bytes of a text, in UTF-8."""
@@ -434,7 +435,8 @@ class TextSpec(SpecModel):
 
     overlap: Literal["fail", "drop"] = "fail"
     """A training or held-out text that is also reported, or a training text that is also held out:
-    `fail` is an error, `drop` leaves it out."""
+    `fail` is an error, `drop` leaves it out. In retrieval it is about queries: documents may be in
+    several splits."""
 
     @pydantic.field_validator("shifts")
     @classmethod

@@ -20,6 +20,7 @@ from soupray.spec.space import (
     NUMBERS_ONLY,
     OF_LOSS,
     ONE_CLASS_ONLY,
+    PAIRS_ONLY,
     TEACHER_ONLY,
     Positive,
     SpecModel,
@@ -32,9 +33,16 @@ METRICS: dict[str, tuple[KnownMetric, ...]] = {
     "multi_label": ("accuracy", "micro_f1", "macro_f1", "map", "nll"),
     "regression": ("accuracy", "mae", "r2", "spearman", "nll"),
     "segmentation": ("iou", "dice", "pixel_accuracy", "nll"),
+    "retrieval": ("recall_at_1", "recall_at_5", "recall_at_10", "mrr", "nll"),
 }
 """The metrics of each objective. Accuracy is the share of samples that are right; `iou` is the mean
-over images of the intersection over union."""
+over images of the intersection over union; `recall_at_k` the share of queries whose document is
+among the k nearest ones, and `mrr` the mean of 1 / its place. MLflow takes no @ in a name."""
+
+RECALL = tuple(name for name in METRICS["retrieval"] if name.startswith("recall_at_"))
+
+DOCUMENT = ("document",)
+"""What stands for `task.classes` in retrieval, which has none."""
 
 STAYING = ("inverted", "noise", "low_contrast", "blurred", "faded", "grainy", "pixelated")
 """Corruptions that change pixels where they are, so that a mask stays as it is."""
@@ -81,20 +89,22 @@ class Regression(SpecModel):
     """How far an output may be from its target."""
 
 
+Word = Literal["one_class", "multi_label", "segmentation", "retrieval"]
+
+
 def _form(value: Any) -> str | None:
     if isinstance(value, dict | Regression):
         return "a mapping"
-    return "a word" if value in ("one_class", "multi_label", "segmentation") else None
+    return "a word" if value in get_args(Word) else None
 
 
 ObjectiveSpec = Annotated[
-    Annotated[Literal["one_class", "multi_label", "segmentation"], Tag("a word")]
-    | Annotated[Regression, Tag("a mapping")],
+    Annotated[Word, Tag("a word")] | Annotated[Regression, Tag("a mapping")],
     Discriminator(
         _form,
         custom_error_type="objective",
-        custom_error_message="write one_class, multi_label, segmentation or {regression: "
-        "{tolerance: NUMBER}}",
+        custom_error_message="write one_class, multi_label, segmentation, retrieval or "
+        "{regression: {tolerance: NUMBER}}",
     ),
 ]
 
@@ -147,6 +157,11 @@ def check_objective(value: Any, said: Mapping[str, Any]) -> None:
         _check_classes(kind, task)
     if kind == "one_class":
         return
+    if said.get("precision") == "cascade":
+        raise ValueError(f"precision: cascade counts one class; with {kind} write fp32")
+    if kind == "retrieval":
+        _check_pairs(task, data)
+        return
     if task is not None and task.kind not in ("timm", "torch"):
         raise ValueError(
             f"a {task.kind} model has a head for one class; {kind} needs kind: timm or torch"
@@ -158,8 +173,6 @@ def check_objective(value: Any, said: Mapping[str, Any]) -> None:
         )
     if getattr(data, "label_map", None) is not None:
         raise ValueError(f"data.label_map is for one class, not for {kind}; leave it out")
-    if said.get("precision") == "cascade":
-        raise ValueError(f"precision: cascade counts one class; with {kind} write fp32")
     if kind == "segmentation":
         _check_masks(task, data)
 
@@ -170,11 +183,41 @@ def _check_classes(kind: str, task: Any) -> None:
         raise ValueError(f"{kind} has at least two classes; task.classes names one")
     if taken := not_in_tables(kind, task.classes):
         raise ValueError(taken)
-    wanted = "masks" if kind == "segmentation" else "classes"
+    wanted = {"segmentation": "masks", "retrieval": "embeddings"}.get(kind, "classes")
     if getattr(task, "outputs", wanted) != wanted:
         raise ValueError(
             f"task.outputs is {task.outputs}, but {kind} has {wanted}; leave it out: it is filled "
             "in"
+        )
+
+
+def _check_pairs(task: Any, data: Any) -> None:
+    """Raise ValueError if a model makes no embeddings of texts, or the data are no pairs."""
+    if task is not None and task.kind != "transformers":
+        raise ValueError(
+            f"a {task.kind} model reads images; retrieval needs kind: transformers, which embeds "
+            "queries and documents"
+        )
+    if data is not None and data.kind != "text":
+        raise ValueError(
+            f"data of kind {data.kind} have no documents; retrieval needs kind: text, with "
+            "queries in text_column and documents in label_column"
+        )
+    if data is not None and data.text_column == data.label_column:
+        raise ValueError(
+            f"data.text_column and data.label_column are both {data.text_column!r}: each query "
+            "would be its own document; name two columns"
+        )
+    if task is None:
+        return
+    if task.classes != DOCUMENT:
+        raise ValueError("retrieval has documents and no classes; leave task.classes out")
+    if task.templates:
+        raise ValueError("task.templates are of a head for classes; retrieval has none")
+    if task.pooling == "own":
+        raise ValueError(
+            "task.pooling: own is the library's classifier; write mean or cls, which make one "
+            "vector of a text"
         )
 
 
@@ -225,6 +268,8 @@ def check_training(value: Any, said: Mapping[str, Any]) -> None:
         )
     if objective == "segmentation":
         _check_mask_training(value, said)
+    if objective == "retrieval":
+        _check_pair_training(value, said)
     if space is None:
         return
     check_noise(space, said, head=getattr(value, "train", "all") == "head")
@@ -235,6 +280,15 @@ def check_training(value: Any, said: Mapping[str, Any]) -> None:
         refuse(space, MASKS_ONLY, "is for segmentation")
     if said.get("loss") is not None:
         refuse(space, OF_LOSS, "changes the losses of soupray, not your `loss`")
+    _check_targets(space, objective)
+
+
+def _check_targets(space: Any, objective: Any) -> None:
+    """Raise ValueError for hyperparameters about targets that an objective does not have."""
+    if objective == "retrieval":
+        refuse(space, CLASSES_ONLY, "is for classes, not for retrieval")
+    else:
+        refuse(space, PAIRS_ONLY, "is for retrieval")
     if isinstance(objective, Regression):
         refuse(space, CLASSES_ONLY | {"mixup": 0.0}, "is for classes, not for regression")
     else:
@@ -257,6 +311,35 @@ def _check_mask_training(value: Any, said: Mapping[str, Any]) -> None:
         )
     if getattr(value, "train", "all") == "head":
         raise ValueError("train: head is a linear layer for classes; segmentation has none")
+
+
+def _check_pair_training(value: Any, said: Mapping[str, Any]) -> None:
+    """Raise ValueError for what needs classes, or outputs that two models have in common."""
+    if said.get("teacher") is not None:
+        raise ValueError(
+            "teacher: the embeddings of one model are not those of another; leave it out of "
+            "retrieval"
+        )
+    if getattr(value, "train", "all") == "head":
+        raise ValueError("train: head is a linear layer for classes; retrieval has none")
+
+
+def check_parts(objective: Any, training: Any) -> None:
+    """Raise ValueError if batches would be divided whose pairs need one another.
+
+    Args:
+        objective: of the spec.
+        training: how trials are computed.
+    """
+    if objective != "retrieval":
+        return
+    divides = {"workers": training.workers > 1, "micro_batch": training.micro_batch is not None}
+    for name, divided in divides.items():
+        if divided:
+            raise ValueError(
+                f"{name} divides a batch, and in retrieval the other pairs of a batch are the "
+                f"wrong answers to a query; leave {name} out"
+            )
 
 
 def check_distillation(space: Any, teacher: str | None) -> None:

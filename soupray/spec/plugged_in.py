@@ -50,7 +50,7 @@ def with_code(data: dict[str, Any], source: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such code, or the spec says the digest of other code.
     """
-    data = _with_metric(_with_shifts(_with_masks(data)), source)
+    data = _with_metric(_with_shifts(_with_outputs(data)), source)
     for place in PLACES:
         part = _part(data, place)
         if part is not None:
@@ -89,13 +89,21 @@ def _code(part: dict[str, Any], place: Place, source: str) -> str:
     return found
 
 
-def _with_masks(data: dict[str, Any]) -> dict[str, Any]:
-    """The plain data of a spec, whose model says that it gives masks if the objective does."""
+FILLED: dict[tuple[Any, Any], dict[str, Any]] = {
+    ("segmentation", "torch"): {"outputs": "masks"},
+    ("retrieval", "transformers"): {"outputs": "embeddings", "classes": ["document"]},
+}
+"""What a task is filled in with, by objective and `task.kind`."""
+
+
+def _with_outputs(data: dict[str, Any]) -> dict[str, Any]:
+    """The plain data of a spec, whose model says what its outputs are, if they are no classes."""
     task = data.get("task")
-    masks = data.get("objective") == "segmentation"
-    if not masks or not isinstance(task, dict) or task.get("kind") != "torch":
+    if not isinstance(task, dict) or not isinstance(data.get("objective"), str):
         return data
-    return {**data, "task": {"outputs": "masks", **task}}
+    kind = task.get("kind")
+    filled = FILLED.get((data["objective"], kind), {}) if isinstance(kind, str) else {}
+    return {**data, "task": {**filled, **task}} if filled else data
 
 
 def _with_metric(data: dict[str, Any], source: str) -> dict[str, Any]:

@@ -96,12 +96,13 @@ ONE_CLASS_ONLY = {row.name: row.default for row in TABLE if row.of == "one class
 CLASSES_ONLY = ONE_CLASS_ONLY | {row.name: row.default for row in TABLE if row.of == "classes"}
 NUMBERS_ONLY = {row.name: row.default for row in TABLE if row.of == "numbers"}
 MASKS_ONLY = {row.name: row.default for row in TABLE if row.of == "masks"}
+PAIRS_ONLY = {row.name: row.default for row in TABLE if row.of == "pairs"}
 """Hyperparameters about one kind of target, and for each the value that has no effect."""
 
 TEACHER_ONLY = {row.name: row.default for row in TABLE if row.of == "teacher"}
 """Hyperparameters that need a teacher, and for each the value that has no effect."""
 
-_IN_LOSS = ("label_smoothing", "focal", "class_weight", "huber", "dice")
+_IN_LOSS = ("label_smoothing", "focal", "class_weight", "huber", "dice", "temperature")
 OF_LOSS = {row.name: row.default for row in TABLE if row.name in _IN_LOSS}
 """Hyperparameters that change soupray's own losses, and the values without effect."""
 
@@ -127,7 +128,7 @@ class _Hyperparameters(SpecModel):
 
     @pydantic.model_validator(mode="after")
     def _one_average(self) -> Self:
-        if self.ema != 0 and self.merge != 0:
+        if all(getattr(self, name) != 0 for name in ("ema", "merge")):
             raise ValueError("ema and merge are two averages of one training; leave one out")
         return self
 

@@ -28,12 +28,14 @@ from soupray.spec.libraries import Memory
 from soupray.spec.limits import Budget, Keep, check_budget
 from soupray.spec.mistakes import explain
 from soupray.spec.objective import (
+    RECALL,
     MetricName,
     ObjectiveSpec,
     Own,
     Regression,
     check_class_weights,
     check_objective,
+    check_parts,
     check_training,
 )
 from soupray.spec.plugged_in import AUGMENTATIONS, LOSSES, SHIFTS, with_code
@@ -46,7 +48,7 @@ from soupray.spec.space import (
     SpecModel,
     refuse,
 )
-from soupray.spec.task import Code, Init, TaskSpec, TorchSpec, TrainedInit
+from soupray.spec.task import Code, Init, TaskSpec, TorchSpec, TrainedInit, TransformersSpec
 from soupray.spec.trackers import check_trackers
 from soupray.spec.yaml import find_key, parse_yaml
 
@@ -177,11 +179,12 @@ class SweepSpec(SpecModel):
         "one_class"
     )
     """What the outputs of the model mean: the logits of one class of several; of any number of
-    classes (`multi_label`); numbers (`regression`); or a mask for each image (`segmentation`)."""
+    classes (`multi_label`); numbers (`regression`); a mask for each image (`segmentation`); or
+    embeddings of queries and documents (`retrieval`)."""
 
     loss: Annotated[Own | None, Field(exclude_if=lambda value: value is None)] = None
     """The loss of the trials, a function of your own. Left out: cross-entropy, binary
-    cross-entropy (of labels or pixels), or the squared error, by `objective`."""
+    cross-entropy (of labels or pixels), the squared error, or InfoNCE, by `objective`."""
 
     augmentation: Annotated[Own | None, Field(exclude_if=lambda value: value is None)] = None
     """A function of your own that augments batches of training images, after those of
@@ -335,6 +338,8 @@ class SweepSpec(SpecModel):
     @classmethod
     def _suits_the_task(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         task = info.data.get("task")
+        if info.data.get("objective") == "retrieval":  # an encoder needs no head
+            return value
         if value == "zero_shot" and task is not None and not getattr(task, "templates", ()):
             new = "init: {probe: {l2: ...}}, or init: {trained: {lr: ..., epochs: ...}}"
             write = {"init": new, "anchor": "anchor: init"}
@@ -378,6 +383,7 @@ class SweepSpec(SpecModel):
     @pydantic.field_validator("training")
     @classmethod
     def _suits_the_search(cls, value: TrainingSpec, info: pydantic.ValidationInfo) -> TrainingSpec:
+        check_parts(info.data.get("objective"), value)
         search, together = info.data.get("search"), value.workers > 1
         if together and search is not None and search.scheduler == "asha":
             raise ValueError(
@@ -436,6 +442,10 @@ class SweepSpec(SpecModel):
         if self.objective == "segmentation":
             assert isinstance(self.task, TorchSpec), "checked above"
             return Objective(kind="segmentation", side=self.task.size)
+        if self.objective == "retrieval":
+            assert isinstance(self.task, TransformersSpec), "checked above"
+            first = int(self.metric.removeprefix("recall_at_")) if self.metric in RECALL else 1
+            return Objective(kind="retrieval", first=first, scale=self.task.scale)
         return Objective(kind="multi_label") if self.objective == "multi_label" else UNSET
 
     @property

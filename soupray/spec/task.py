@@ -219,7 +219,8 @@ class TransformersSpec(SpecModel):
     package, or a name on the hub (`HF_HUB_OFFLINE=1`: the local cache only)."""
 
     classes: Classes
-    """The names of the classes, as the prompts have them: a list, or the path of a YAML list."""
+    """The names of the classes, as the prompts have them: a list, or the path of a YAML list. Left
+    out with `objective: retrieval`, which has none."""
 
     templates: tuple[str, ...] = Field(default=(), json_schema_extra=_also_a_text)
     """The prompts of the zero-shot head, each with {} for the name of the class: a list, or the
@@ -234,10 +235,16 @@ class TransformersSpec(SpecModel):
 
     scale: Positive = 20.0
     """Factor of a zero-shot head: the logits are this times the cosines. 20 is the default of
-    sentence-transformers' ranking loss."""
+    sentence-transformers' ranking loss. In `retrieval` the factor on inner products in the loss."""
 
     max_tokens: Annotated[int, Field(ge=2)] = 128
     """All texts are padded to this number of tokens."""
+
+    outputs: Annotated[
+        Literal["classes", "embeddings"], Field(exclude_if=lambda outputs: outputs == "classes")
+    ] = "classes"
+    """Filled in from `objective`: a number for each class, or with `retrieval` the vectors of query
+    and document."""
 
     @pydantic.model_validator(mode="after")
     def _head_suits_the_pooling(self) -> TransformersSpec:

@@ -13,8 +13,8 @@ from soupray.core.arrays import Labels, Logits
 from soupray.core.errors import SouprayError
 from soupray.core.records import Split
 from soupray.core.trials import Ingredient, Manifest, Trial
-from soupray.maths.metrics import nll
 from soupray.maths.prefixes import chance_of_gain
+from soupray.maths.terms import terms_of
 from soupray.search.prefixes import Enough, create_enough, finished
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store.checkpoints import Checkpoints
@@ -105,13 +105,9 @@ class StopRule:
         seen = [self._logits(one) for one in over if isinstance(one, Ingredient)]
         if len(seen) < 2:
             return 1.0
-        labels = seen[0][1]
-        return chance_of_gain(
-            len(seen),
-            lambda k: seen[k][0],
-            lambda logits: nll(logits, labels, self._held_out.objective),
-            gain,
-        )
+        terms = terms_of(seen[0][1], self._held_out.objective)
+        each = [terms.of(logits) for logits, _ in seen]
+        return chance_of_gain(len(each), each.__getitem__, terms.loss, gain)
 
     def _logits(self, ingredient: Ingredient) -> tuple[Logits, Labels]:
         """The logits and labels of the samples that the rule looks at."""

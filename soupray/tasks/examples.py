@@ -94,6 +94,10 @@ mask = tokens["attention_mask"][..., None]
 }
 _NORMALISED = """
     features = torch.nn.functional.normalize(features, dim=-1)"""
+_CLASS = "print(model.config.id2label[int(logits.argmax())])\n"
+_WITHOUT_HEAD = """\
+states = model(**tokens).last_hidden_state
+    {features}"""
 _WITH_HEAD = """\
 states = model(**tokens).last_hidden_state
     {features}
@@ -155,6 +159,9 @@ def transformers_example(kind: str, spec: TransformersSpec) -> str:
     if spec.pooling == "own":
         return _TRANSFORMERS.format(kind=kind, logits="logits = model(**tokens).logits")
     features = _POOLED[spec.pooling] + (_NORMALISED if spec.normalise else "")
+    if spec.outputs == "embeddings":
+        code = _TRANSFORMERS.format(kind=kind, logits=_WITHOUT_HEAD.format(features=features))
+        return code.replace(_CLASS, "print(features.shape)  # inner products rank documents\n")
     code = _TRANSFORMERS.format(kind=kind, logits=_WITH_HEAD.format(features=features))
     return code.replace(
         "from transformers", "from safetensors.torch import load_file\nfrom transformers"

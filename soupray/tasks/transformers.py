@@ -18,7 +18,7 @@ import transformers
 
 from soupray.core.errors import ConfigError, one_line
 from soupray.core.ports import Origin
-from soupray.core.texts import unpack
+from soupray.core.texts import are_pairs, unpack, unpack_pairs
 from soupray.spec.task import TransformersSpec
 from soupray.store.weights_file import Weights, write_weights
 from soupray.tasks.examples import transformers_example
@@ -42,11 +42,13 @@ NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 class TextClassifier(torch.nn.Module):
     """logits = head(features).
 
-    Inputs are int64 [N, T] (token ids, padded with `pad`), features [N, D], logits [N, C].
+    Inputs are int64 [N, T] (token ids, padded with `pad`), features [N, D], logits [N, C]. Without
+    a head for classes logits are the features. Pairs of texts, [N, 2, T], have the features of
+    both, [N, 2 D].
     """
 
     def __init__(
-        self, body: torch.nn.Module, head: torch.nn.Linear, spec: TransformersSpec, pad: int
+        self, body: torch.nn.Module, head: torch.nn.Module, spec: TransformersSpec, pad: int
     ) -> None:
         super().__init__()
         self.body, self.head = body, head
@@ -54,6 +56,8 @@ class TextClassifier(torch.nn.Module):
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """Features [N, D] of inputs [N, T], of length one if the spec has `normalise`."""
+        if inputs.ndim == 3:
+            return self.features(inputs.flatten(0, 1)).view(len(inputs), -1)
         mask = (inputs != self._pad).to(torch.int64)
         found = self.body(input_ids=inputs, attention_mask=mask)
         if self._pooling == "own":  # a classifier of transformers without its last layer
@@ -95,7 +99,7 @@ class TextTask:
     """Fine-tunes a text model end to end, from a zero-shot head, a probe or a random head."""
 
     def __init__(self, spec: TransformersSpec) -> None:
-        self._spec = spec
+        self._spec, self._embeds = spec, spec.outputs == "embeddings"
         self._source = str(local_folder(spec.model) or spec.model)
         with _explained(spec):
             self._config = transformers.AutoConfig.from_pretrained(self._source, **NO_CODE)
@@ -123,22 +127,34 @@ class TextTask:
         """The largest number of tokens that `inputs` keeps of a text."""
         return self._spec.max_tokens
 
+    @property
+    def width(self) -> int:
+        """The length of an embedding."""
+        return int(self._config.hidden_size)
+
     def model(self) -> TextClassifier:
         """A new body with a head. The values of its weights are not defined."""
         return self._classifier(pretrained=False)
 
     def init(self) -> dict[str, torch.Tensor]:
-        """The pre-trained body with a head: zero-shot if there are templates, or random."""
+        """The pre-trained body with a head: zero-shot if there are templates, random, or none."""
         model = self._classifier(pretrained=True)
         self._refuse_unreadable(model)
         if self._spec.templates:
+            assert isinstance(model.head, torch.nn.Linear)
             model.head.weight.data = self._zero_shot_head(model)
         return separate(model.state_dict())
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
-        """Token ids, int64 [N, max_tokens], of texts [N, L]. Longer texts are cut."""
-        tokens = self._tokens(unpack(samples.cpu().numpy()))
-        return tokens.to(samples.device)
+        """Token ids, int64 [N, max_tokens], of texts [N, L]. Longer texts are cut.
+
+        Of pairs of texts [N, 2, max_tokens].
+        """
+        rows = samples.cpu().numpy()
+        if self._embeds and are_pairs(rows):
+            both = [self._tokens(texts) for texts in unpack_pairs(rows)]
+            return torch.stack(both, dim=1).to(samples.device)
+        return self._tokens(unpack(rows)).to(samples.device)
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Number of tokens of each text, before anything is cut."""
@@ -154,7 +170,9 @@ class TextTask:
         Raises:
             ConfigError: a text has more than `max_tokens` tokens.
         """
-        texts, limit = unpack(samples.numpy()), self._spec.max_tokens
+        rows, limit = samples.numpy(), self._spec.max_tokens
+        both = unpack_pairs(rows) if self._embeds else (unpack(rows),)
+        texts = [text for side in both for text in side]
         lengths = self.lengths(texts)
         longest = max(range(len(texts)), key=lambda i: lengths[i])
         if lengths[longest] > limit:
@@ -232,7 +250,7 @@ class TextTask:
 
         With `pooling: own`, the model in the folder is a classifier with the head. Otherwise it is
         the body, and the head is in a file of its own, head.safetensors. config.json has the names
-        of the classes.
+        of the classes. A model of embeddings is the body alone.
 
         Args:
             weights: a full state dict of `model()`.
@@ -252,12 +270,13 @@ class TextTask:
         if self._spec.pooling == "own":  # GPT-2 finds the last token by it
             whole.config.pad_token_id = self.tokenizer.pad_token_id
             whole.config.problem_type = "single_label_classification"
-        whole.config.id2label = dict(enumerate(self._spec.classes))
-        whole.config.label2id = {name: i for i, name in enumerate(self._spec.classes)}
+        if not self._embeds:
+            whole.config.id2label = dict(enumerate(self._spec.classes))
+            whole.config.label2id = {name: i for i, name in enumerate(self._spec.classes)}
         with _quiet():
             whole.save_pretrained(folder)
         self.save_tokenizer(folder)
-        if self._spec.pooling != "own":
+        if self._spec.pooling != "own" and not self._embeds:
             head = {n.removeprefix(HEAD): t for n, t in weights.items() if n.startswith(HEAD)}
             write_weights(folder / "head.safetensors", head, {})
         return f"transformers.{kind.__name__}.from_pretrained({str(folder)!r})"
@@ -359,6 +378,10 @@ class TextTask:
         else:
             if getattr(body, "pooler", None) is not None:
                 body.pooler = None  # the features do not use it, so that nothing would train it
+            if self._embeds:
+                return TextClassifier(
+                    body, torch.nn.Identity(), self._spec, self.tokenizer.pad_token_id
+                )
             # As in open_clip, a head that can be zero-shot has no bias.
             head = torch.nn.Linear(self._config.hidden_size, classes, not self._spec.templates)
         return TextClassifier(body, head, self._spec, self.tokenizer.pad_token_id)

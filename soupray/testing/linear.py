@@ -24,7 +24,7 @@ from soupray.evaluation.selection import HeldOutSelection
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 
-SIDE, CLASSES = 2, 3
+SIDE, CLASSES, EMBEDDINGS = 2, 3, 8
 SIZES = {"train": 60, "held_out": 90, "test": 70, "far": 70}
 ROLES: dict[str, Role] = {"train": "train", "held_out": "held_out", "test": "test", "far": "shift"}
 
@@ -32,10 +32,10 @@ ROLES: dict[str, Role] = {"train": "train", "held_out": "held_out", "test": "tes
 class Linear(torch.nn.Module):
     """features are the pixels; logits = W x."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int = CLASSES) -> None:
         super().__init__()
         self.blocks = torch.nn.ModuleList([torch.nn.Identity()])
-        self.head = torch.nn.Linear(SIDE * SIDE, CLASSES, bias=False)
+        self.head = torch.nn.Linear(SIDE * SIDE, outputs, bias=False)
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the pixels, [N, 4]."""
@@ -50,22 +50,33 @@ class Linear(torch.nn.Module):
 class LinearTask:
     """As much of a `core.ports.Task` as an evaluation uses."""
 
+    def __init__(self, objective: Objective | UnsetType = UNSET) -> None:
+        self._objective = objective
+
     def model(self) -> torch.nn.Module:
         """Return a new model."""
-        return Linear()
+        return Linear(len(truth(self._objective)))
 
     def init(self) -> dict[str, torch.Tensor]:
         """Return theta_0: a smaller truth."""
-        return {"head.weight": truth() * 0.3}
+        return {"head.weight": truth(self._objective) * 0.3}
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
         """Return uint8 [N, 1, 2, 2] as floats around 0."""
         return samples.to(torch.float32) / 255 - 0.5
 
 
-def truth() -> torch.Tensor:
-    """Return [C, 4]: what the labels follow."""
-    return torch.randn(CLASSES, SIDE * SIDE, generator=torch.Generator().manual_seed(1))
+def truth(objective: Objective | UnsetType = UNSET) -> torch.Tensor:
+    """Return [C, 4]: what the labels follow. Of retrieval both embeddings are pixels, turned.
+
+    Args:
+        objective: what the outputs are; unset: one class.
+    """
+    generator = torch.Generator().manual_seed(1)
+    if objective is not UNSET and objective.kind == "retrieval":
+        turned = torch.linalg.qr(torch.randn(SIDE * SIDE, EMBEDDINGS // 2, generator=generator))[0]
+        return torch.cat([turned, turned])
+    return torch.randn(CLASSES, SIDE * SIDE, generator=generator)
 
 
 def make_data(
@@ -79,7 +90,7 @@ def make_data(
         folder: where they are written.
         objective: what the targets are. Unset: the class of the largest output. multi_label: the
             classes whose outputs are above 0. Segmentation: the same, as pixels. Regression: the
-            outputs themselves.
+            outputs themselves. Retrieval: the document of a sample is the sample itself.
         metric: name and digest of the code of a metric of the user.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +102,9 @@ def make_data(
         x = pixels.flatten(1).float() / 255 - 0.5
         outputs = x @ truth().T + 0.3 * noise
         labels = outputs.argmax(1)
-        if objective is not UNSET:
+        if objective is not UNSET and objective.kind == "retrieval":
+            labels = torch.arange(size)[:, None].expand(size, 2)
+        elif objective is not UNSET:
             labels = outputs if objective.kind == "regression" else (outputs > 0).to(torch.uint8)
         if name == "far":
             pixels = pixels // 3
@@ -103,7 +116,7 @@ def make_data(
                 role=ROLES[name],
                 digest=digest(name),
                 size=size,
-                classes=CLASSES,
+                classes=1 if objective and objective.kind == "retrieval" else CLASSES,
                 objective=objective,
                 metric=metric,
             )
@@ -163,10 +176,10 @@ def toy(
     """
     if isinstance(models, int):
         generator = torch.Generator().manual_seed(3)
-        shape = (CLASSES, SIDE * SIDE)
-        models = [truth() + 0.6 * torch.randn(shape, generator=generator) for _ in range(models)]
+        true = truth(objective)
+        models = [true + 0.6 * torch.randn(true.shape, generator=generator) for _ in range(models)]
     setting = Setting(batch_size=batch_size, precision=precision)
-    task, data = LinearTask(), make_data(folder / "data", objective, metric)
+    task, data = LinearTask(objective), make_data(folder / "data", objective, metric)
     checkpoints = Checkpoints(open_store("memory://"), folder / "weights")
     init = checkpoints.save(task.init(), {"init": "toy"})
     basis = Basis(key="toy", splits=data.splits, init=init, anchor=init)

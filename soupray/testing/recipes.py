@@ -37,6 +37,7 @@ OBJECTIVES = (
     Objective(kind="multi_label"),
     Objective(kind="regression", tolerance=0.5),
     Objective(kind="segmentation"),
+    Objective(kind="retrieval", first=1, scale=1.0),
 )
 """Objectives of further pools, on which a recipe has to work if `Recipe.objectives` has them."""
 

@@ -263,7 +263,8 @@ class Loop:
     def gradients(self, inputs: torch.Tensor, targets: Targets, n: int) -> torch.Tensor:
         """Compute gradients of this worker's share of the mean loss over a batch of n samples.
 
-        If the memory is too small, the micro-batch is halved, and the computation starts again.
+        If the memory is too small, the micro-batch is halved, and the computation starts again. Not
+        in retrieval, where the other pairs of a part are a part of the loss.
 
         Args:
             inputs: this worker's samples.
@@ -279,6 +280,13 @@ class Loop:
                     raise TrialError(
                         f"out of memory on {self.device} with one sample at a time. Give the trial "
                         "a larger device, or write training: {checkpointing: true}."
+                    ) from error
+                if self._objective is not UNSET and self._objective.kind == "retrieval":
+                    raise TrialError(
+                        f"out of memory on {self.device} with batch_size = "
+                        f"{self.hparams.batch_size}: parts of a batch would have other negatives, "
+                        "so that it is not divided. Lower batch_size, or write training: "
+                        "{checkpointing: true}."
                     ) from error
                 if self._sending:  # the other workers have a part of these gradients
                     raise TrialError(

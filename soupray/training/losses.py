@@ -12,6 +12,7 @@ from soupray.core.errors import TrialError
 from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.plugins import load, raised
 from soupray.core.records import Objective
+from soupray.maths.objectives import scale_of
 from soupray.spec.plugged_in import LOSSES
 
 Own = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -34,7 +35,8 @@ class TrainingLoss:
         Args:
             hparams: the hyperparameters of the trial.
             objective: what outputs mean.
-            targets: of all training samples: classes [N], or [N, C]; masks are [N, P].
+            targets: of all training samples: classes [N], or [N, C]; masks are [N, P], the numbers
+                of query and document [N, 2].
             own: name and digest of the code of a loss of the user.
             given: weights of the classes, from the spec; None: all are 1.
 
@@ -43,6 +45,7 @@ class TrainingLoss:
         """
         self._smoothing, self._focal = hparams.label_smoothing, hparams.focal
         self._huber, self._dice, self._objective = hparams.huber, hparams.dice, objective
+        self._temperature = hparams.temperature
         self._weights = _weights(targets, objective, hparams.class_weight, given)
         self._own, self._named = None, own[0] if own else ""
         if own:
@@ -69,6 +72,9 @@ class TrainingLoss:
             return self._of_the_user(outputs, targets)
         if self._objective is UNSET:
             return self._one_class(outputs, targets)
+        if self._objective.kind == "retrieval":
+            scale = 1 / self._temperature if self._temperature else scale_of(self._objective)
+            return info_nce(outputs, targets, scale)
         wanted = targets.to(outputs.dtype)
         if self._objective.kind == "regression":
             if self._huber:
@@ -114,6 +120,27 @@ class TrainingLoss:
         if not each.requires_grad:
             raise TrialError(f"{where} returned losses without a gradient.")
         return each.mean()
+
+
+def info_nce(outputs: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
+    """The symmetric InfoNCE of a batch, a scalar (arXiv:2103.00020, figure 3).
+
+    The mean over pairs of -log p(document | query) and of -log p(query | document), where p is the
+    softmax over the batch of `scale` times the inner products. Another pair with an equal query or
+    an equal document is no negative, and is left out.
+
+    Args:
+        outputs: two embeddings of each pair, [N, 2 D].
+        targets: the numbers of its query and its document, [N, 2].
+        scale: factor on inner products, 1 / temperature.
+    """
+    queries, documents = outputs.chunk(2, dim=1)
+    similar = scale * queries @ documents.T
+    same = (targets[:, None] == targets[None]).any(dim=2)
+    same.fill_diagonal_(False)
+    similar = similar.masked_fill(same, -torch.inf)
+    own = torch.arange(len(similar), device=similar.device)
+    return (F.cross_entropy(similar, own) + F.cross_entropy(similar.T, own)) / 2
 
 
 def soft_dice(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
