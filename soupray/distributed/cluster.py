@@ -28,7 +28,8 @@ from soupray.core.imports import importing
 from soupray.core.records import Basis
 from soupray.distributed.nodes import room, wanted
 from soupray.services.place import Place
-from soupray.spec.sweep_spec import Resources, SweepSpec
+from soupray.spec.resources import Resources
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.training.teacher import TeacherSource
 
 log = logging.getLogger(__name__)

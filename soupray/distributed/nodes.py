@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from soupray.spec.sweep_spec import Resources, SweepSpec
+from soupray.spec.resources import Resources
+from soupray.spec.sweep_spec import SweepSpec
 
 
 class NodeType(NamedTuple):

@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 
 from soupray.core.errors import ConfigError
 from soupray.spec.files import read_text
-from soupray.spec.sweep_spec import Resources, SweepSpec
+from soupray.spec.resources import Resources
+from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.yaml import read_documents
 
 if TYPE_CHECKING:

@@ -9,18 +9,17 @@ import json
 import re
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import pydantic
 from msgspec import UNSET, UnsetType
 from pydantic import Field
 
-from soupray.core.errors import ConfigError, has_password, one_line
+from soupray.core.errors import ConfigError, one_line
 from soupray.core.plugins import METRICS as METRIC_GROUP
 from soupray.core.records import Objective, Setting, digest
-from soupray.core.trials import Training
 from soupray.recipes import check_recipes
 from soupray.recipes.recipe import Option
+from soupray.spec.addresses import STORAGE_PATTERN, TRACKING_PATTERN, check_url
 from soupray.spec.class_names import resolved
 from soupray.spec.data import DataSpec
 from soupray.spec.files import read_text
@@ -40,10 +39,10 @@ from soupray.spec.objective import (
 )
 from soupray.spec.plugged_in import AUGMENTATIONS, LOSSES, SHIFTS, with_code
 from soupray.spec.preprocessing import with_preprocessing
+from soupray.spec.resources import Resources, TrainingSpec, check_resources, check_workers
 from soupray.spec.space import (
     IMAGE_ONLY,
     Count,
-    NonNegative,
     Search,
     SpecModel,
     refuse,
@@ -56,13 +55,7 @@ NAME_LENGTH = 63
 NAME_PATTERN = rf"[a-z0-9][a-z0-9_-]{{0,{NAME_LENGTH - 1}}}"
 NAME_ALLOWED = f"1 to {NAME_LENGTH} lower-case letters, digits, - and _"
 
-STORAGE_PATTERN = r"embedded|s3://.+|file:///.+"
-TRACKING_PATTERN = r"embedded|off|https?://.+|sqlite:///.+"
-
 TEACHER_PATTERN = rf"{NAME_PATTERN}(@champion|:.+)"
-
-LEAST_SHARE = 0.0001
-"""The smallest share of a CPU or GPU that Ray counts: its kResourceUnitScaling is 10 000."""
 
 IN_CODE = "SweepSpec"
 """What messages call a spec that is given in code."""
@@ -71,9 +64,6 @@ USUAL: dict[str, dict[str, Option]] = {
     name: {} for name in ("uniform", "greedy", "wise_ft", "greedy_ensemble")
 }
 """The recipes of a spec that lists none: quick ones, with what most people ask for."""
-
-_BUCKET = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
-"""S3's own names are of 3 to 63 lower-case characters; those of other stores may have more."""
 
 
 def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
@@ -90,52 +80,6 @@ def _matching(pattern: str, allowed: str) -> pydantic.AfterValidator:
 def _shown(pattern: str) -> Any:
     """Return what has the JSON schema say the pattern that `_matching` checks."""
     return Field(json_schema_extra={"pattern": f"^({pattern})$"})
-
-
-class Resources(SpecModel):
-    """What one trial, or one actor that evaluates, reserves. Fractions are allowed."""
-
-    cpu: Annotated[float, Field(ge=LEAST_SHARE, le=1_000_000)] = 1.0
-    """Cores."""
-
-    gpu: Annotated[NonNegative, Field(json_schema_extra={"maximum": 1})] = 0.0
-    """GPUs, at most one. With 0 everything is computed on the CPU."""
-
-    at_most: Count | None = None
-    """How many trials or actors run at a time. Left out: a sweep shows all its trials to the
-    autoscaler, and a soup takes the cluster as it is. A soup on a cluster that grows asks for this
-    number of actors."""
-
-    @pydantic.field_validator("gpu")
-    @classmethod
-    def _at_most_one(cls, gpu: float) -> float:
-        if gpu > 1:
-            raise ValueError("a worker computes on one GPU; for more: training: {workers: N}")
-        if 0 < gpu < LEAST_SHARE:
-            raise ValueError(f"Ray divides a GPU into shares of {LEAST_SHARE:g} and more")
-        return gpu
-
-
-class TrainingSpec(SpecModel):
-    """How trials are computed; `resources` are those of one worker."""
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: autocast and a fused optimizer. Weights stay float32."""
-
-    micro_batch: Annotated[Count, Field(le=1_000_000)] | None = None
-    """Samples in a forward pass; it is halved by itself where memory ends. Left out: the whole
-    batch."""
-
-    checkpointing: bool = False
-    """Activations are computed again in the backward pass: less memory, more time."""
-
-    workers: Annotated[Count, Field(le=10_000)] = 1
-    """Workers of one trial, through Ray Train. Each has the `resources` and its share of every
-    batch; BatchNorm sees that share only."""
-
-    def record(self) -> Training:
-        """Return these settings as the record that trials contain (`core.trials.Training`)."""
-        return Training(**self.model_dump())
 
 
 class SweepSpec(SpecModel):
@@ -274,39 +218,8 @@ class SweepSpec(SpecModel):
 
     @pydantic.field_validator("storage", "tracking")
     @classmethod
-    def _holds_no_secret(cls, url: str) -> str:
-        if has_password(url):
-            raise ValueError(
-                "a spec is stored and shown, so no password may be in it. Put it into the "
-                "environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
-        return url
-
-    @pydantic.field_validator("storage", "tracking")
-    @classmethod
-    def _is_read_whole(cls, url: str, info: pydantic.ValidationInfo) -> str:
-        """Refuse what the libraries that take the URL would drop, or fail on."""
-        if info.field_name == "storage" and (dropped := set(url) & set("?#")):
-            raise ValueError(
-                f"what follows {min(dropped)} in a URL is no part of a prefix, so that two sweeps "
-                "would share one; write letters, digits, - and _"
-            )
-        if not url.isprintable() or (url.startswith("s3:") and " " in url):
-            raise ValueError("a space, or a character that cannot be printed, is in the URL")
-        try:
-            parts = urlsplit(url)
-            named = parts.hostname is not None or parts.scheme not in ("s3", "http", "https")
-            _ = parts.port
-        except ValueError as error:
-            raise ValueError(f"no URL: {error}; write a name or an address, and a port") from error
-        if not named:
-            raise ValueError("the URL names no bucket and no host")
-        if parts.scheme == "s3" and not re.fullmatch(_BUCKET, parts.netloc):
-            raise ValueError(
-                f"a bucket cannot be called {parts.netloc!r}; its name has letters, digits, ., - "
-                "and _"
-            )
+    def _can_be_opened(cls, url: str, info: pydantic.ValidationInfo) -> str:
+        check_url(url, is_storage=info.field_name == "storage")
         return url
 
     @pydantic.field_validator("objective")
@@ -384,32 +297,13 @@ class SweepSpec(SpecModel):
     @classmethod
     def _suits_the_search(cls, value: TrainingSpec, info: pydantic.ValidationInfo) -> TrainingSpec:
         check_parts(info.data.get("objective"), value)
-        search, together = info.data.get("search"), value.workers > 1
-        if together and search is not None and search.scheduler == "asha":
-            raise ValueError(
-                f"workers = {value.workers} train a trial to its end: asha cannot stop it; "
-                "write scheduler: fifo, or workers: 1"
-            )
-        if together and search is not None and search.train == "head":
-            raise ValueError(
-                f"workers = {value.workers} would each compute the features of all samples, most "
-                "of the work of train: head; write workers: 1"
-            )
-        if value.checkpointing and search is not None and search.train == "head":
-            raise ValueError(
-                "checkpointing = true is about the body, but train: head; leave it out"
-            )
+        check_workers(value, info.data.get("search"))
         return value
 
     @pydantic.field_validator("resources")
     @classmethod
     def _suits_the_workers(cls, value: Resources, info: pydantic.ValidationInfo) -> Resources:
-        training = info.data.get("training")
-        if 0 < value.gpu < 1 and training is not None and training.workers > 1:
-            raise ValueError(
-                f"gpu = {value.gpu:g} with training.workers = {training.workers}: NCCL takes no "
-                "two workers on one GPU; write gpu: 1, or workers: 1"
-            )
+        check_resources(value, info.data.get("training"))
         return value
 
     @pydantic.field_validator("budget")
