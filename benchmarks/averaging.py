@@ -21,7 +21,8 @@ from pathlib import Path
 from soupray.core.candidates import mean_of
 from soupray.store.checkpoints import Checkpoints
 from soupray.maths.weights import Mixer
-from soupray.store.objects import Credentials, open_store
+from soupray.store.objects import open_store
+from soupray.store.s3 import Credentials
 
 way, url, shas, cache, *keys = sys.argv[1:]
 torch.set_num_threads(1)
@@ -59,7 +60,8 @@ def main() -> None:
 
     from soupray.services import embedded
     from soupray.store.checkpoints import Checkpoints
-    from soupray.store.objects import Credentials, open_store
+    from soupray.store.objects import open_store
+    from soupray.store.s3 import Credentials
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

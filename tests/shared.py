@@ -36,7 +36,8 @@ from soupray.services import embedded
 from soupray.soup.session import Session
 from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.store.checkpoints import Checkpoints
-from soupray.store.objects import Credentials, Store, open_store
+from soupray.store.objects import Store, open_store
+from soupray.store.s3 import Credentials
 from soupray.tasks.open_clip import OpenClipTask
 from soupray.testing.linear import Toy
 

@@ -84,6 +84,7 @@ def test_the_command_line_is_what_it_was():
         ],
         "serve": ["--batch-size", "--calibrated", "--gpus", "--home", "--port", "--replicas"],
         "status": ["--home", "--json"],
+        "watch": ["--every", "--home"],
         "logs": ["--home", "--json", "--tail"],
         "cluster": [],
         "gc": ["--dry-run", "--home", "--json", "--older-than"],

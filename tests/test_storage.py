@@ -15,7 +15,8 @@ from shared import embedded_store, small_disk
 from benchmarks.soak.proxy import Proxy, fits
 from soupray.core.errors import AlreadyExists, ConfigError, NotFound, StoreUnavailable
 from soupray.store import objects
-from soupray.store.objects import Credentials, Store, check_bucket, open_store, resolve
+from soupray.store.objects import Store, check_bucket, open_store
+from soupray.store.s3 import Credentials, resolve
 
 SECRET = "0123456789abcdefsecret"
 

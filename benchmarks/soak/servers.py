@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.soak.proxy import Proxy
 from soupray.services import embedded
-from soupray.store.objects import Credentials
+from soupray.store.s3 import Credentials
 
 RAY = Path(sys.executable).with_name("ray")
 MLFLOW_PASSWORD = secrets.token_hex(16)

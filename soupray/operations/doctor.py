@@ -18,7 +18,8 @@ from soupray.reporting.tracker import load_trackers
 from soupray.services.place import Services, start_services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
-from soupray.store.objects import Store, check_bucket, resolve
+from soupray.store.objects import Store, check_bucket
+from soupray.store.s3 import resolve
 
 VERSIONS = ("soupray", "ray", "torch", "open_clip_torch", "mlflow", "obstore", "boto3")
 

@@ -13,7 +13,8 @@ from soupray.core.records import Record
 from soupray.services import embedded
 from soupray.services.home import node_home
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.store.objects import Credentials, Store, open_store
+from soupray.store.objects import Store, open_store
+from soupray.store.s3 import Credentials
 
 
 class Place(Record, frozen=True, kw_only=True):

@@ -127,7 +127,7 @@ class _Hyperparameters(SpecModel):
 
     @pydantic.model_validator(mode="after")
     def _one_average(self) -> Self:
-        if self.ema != 0 and self.merge != 0:
+        if all(getattr(self, name) != 0 for name in ("ema", "merge")):
             raise ValueError("ema and merge are two averages of one training; leave one out")
         return self
 

@@ -7,13 +7,12 @@ obstore transfers the data. boto3 finds the credentials (environment, profile, i
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -32,6 +31,13 @@ from soupray.core.errors import (
 from soupray.core.names import plain
 from soupray.core.records import decode, encode
 from soupray.store import layout
+from soupray.store.s3 import (
+    NO_BUCKET,
+    Credentials,
+    check_access,
+    embedded_options,
+    found_options,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +46,6 @@ R = TypeVar("R")
 
 RETRY_S = 30
 """Seconds for which a failed request is repeated before the store counts as unavailable."""
-
-
-class Credentials(NamedTuple):
-    """A key pair that is not in the environment, such as that of the embedded store."""
-
-    endpoint: str
-    access_key: str
-    secret_key: str
-
-    def __repr__(self) -> str:
-        """Return a text without the secret key."""
-        return f"Credentials({self.endpoint}, {self.access_key}, ***)"
 
 
 class Store:
@@ -182,7 +176,7 @@ def open_store(url: str, credentials: Credentials | None = None) -> Store:
         return Store(LocalStore(parts.path, mkdir=True), url)
     if parts.scheme != "s3":
         raise ConfigError(f"storage {url!r}: write s3://bucket/prefix or file:///folder.")
-    options = _given(credentials) if credentials is not None else _options(url)
+    options = embedded_options(credentials) if credentials else found_options(url)
     allow_http = str(options["endpoint"]).startswith("http://")
     return Store(
         S3Store(
@@ -202,111 +196,6 @@ def _retries() -> Any:
         "max_retries": 50,  # high, because `retry_timeout` is the limit
         "retry_timeout": timedelta(seconds=RETRY_S),
         "backoff": {"init_backoff": first, "max_backoff": longest, "base": 2},
-    }
-
-
-def _given(credentials: Credentials) -> dict[str, Any]:
-    """Options for the embedded store. Nothing of the user's AWS environment applies to it."""
-    host = urlsplit(credentials.endpoint).hostname or ""
-    for name in ("NO_PROXY", "no_proxy"):  # the only way to tell obstore
-        listed = [h for h in os.environ.get(name, "").split(",") if h]
-        if host not in listed:
-            os.environ[name] = ",".join([*listed, host])
-    key: Any = {
-        "access_key_id": credentials.access_key,
-        "secret_access_key": credentials.secret_key,
-        "token": None,
-        "expires_at": None,
-    }
-    return {
-        "endpoint": credentials.endpoint,
-        "aws_endpoint_url_s3": credentials.endpoint,
-        "region": "us-east-1",
-        "credential_provider": lambda: key,
-        # What is not given here, obstore reads from AWS_* variables.
-        "skip_signature": False,
-        "virtual_hosted_style_request": False,
-        "s3_express": False,
-        "request_payer": False,
-        "unsigned_payload": False,
-        "conditional_put": "etag",
-    }
-
-
-class S3Access(NamedTuple):
-    """How boto3 reaches the bucket of a URL: both clients use it.
-
-    `endpoint`: URL without the bucket. `virtual`: the bucket is a part of the host name.
-    `credentials`: boto3's name of the way in which it found credentials. `session` and `client` are
-    boto3's.
-    """
-
-    endpoint: str
-    region: str
-    virtual: bool
-    credentials: str
-    session: Any
-    client: Any
-
-
-def resolve(url: str) -> S3Access:
-    """Find endpoint, region, addressing and credentials for the bucket of `url`, as boto3 does.
-
-    boto3 reads the environment, the profiles in ~/.aws (with `endpoint_url` and `s3` settings) and
-    the roles of instances and containers.
-
-    Raises:
-        ConfigError: no credentials were found, or a profile, file or address is not valid.
-    """
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
-    settings = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 2})
-    try:
-        session = boto3.Session()
-        found = session.get_credentials()
-        client = session.client("s3", config=settings)
-    except BotoCoreError as error:  # a missing profile or an invalid file
-        raise ConfigError(f"storage {url}: {error}. Check AWS_PROFILE and ~/.aws.") from error
-    except ValueError as error:
-        raise ConfigError(
-            f"storage {url}: {error}. Write http://HOST:PORT or https://... in AWS_ENDPOINT_URL, "
-            "AWS_ENDPOINT_URL_S3 or endpoint_url of the AWS profile."
-        ) from error
-    if found is None:
-        raise ConfigError(
-            f"storage {url}: no AWS credentials in the environment, a profile or an instance role. "
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL for a store "
-            "that is not AWS)."
-        )
-    region = client.meta.region_name
-    style = (client.meta.config.s3 or {}).get("addressing_style")
-    return S3Access(
-        endpoint=client.meta.endpoint_url,
-        region="us-east-1" if region in (None, "aws-global") else region,
-        virtual=style == "virtual",
-        credentials=found.method or "given",
-        session=session,
-        client=client,
-    )
-
-
-def _options(url: str) -> dict[str, Any]:
-    """Options for a store of the user: what boto3 found."""
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    access = resolve(url)
-    endpoint = access.endpoint
-    if access.virtual:
-        parts = urlsplit(endpoint)
-        endpoint = parts._replace(netloc=f"{urlsplit(url).netloc}.{parts.netloc}").geturl()
-    return {
-        "endpoint": endpoint,
-        "aws_endpoint_url_s3": endpoint,
-        "region": access.region,
-        "virtual_hosted_style_request": access.virtual,
-        "credential_provider": Boto3CredentialProvider(access.session),
     }
 
 
@@ -331,27 +220,7 @@ def check_bucket(url: str, credentials: Credentials | None = None) -> None:
     if credentials is not None:
         open_store(url, credentials).list("soupray-is-here/")
         return
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        resolve(url).client.list_objects_v2(Bucket=parts.netloc, MaxKeys=1)
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in ("NoSuchBucket", "404"):
-            raise NotFound(_NO_BUCKET.format(url)) from error
-        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
-            raise StoreUnavailable(
-                f"storage {url}: the store answers {code}. Run again in a minute: what is stored "
-                "is kept."
-            ) from error
-        raise StoreUnavailable(
-            f"storage {url}: the store refuses these credentials ({code}). Check "
-            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy."
-        ) from error
-    except BotoCoreError as error:
-        raise StoreUnavailable(
-            f"storage {url}: {error}. Check AWS_ENDPOINT_URL, the network and the credentials."
-        ) from error
+    check_access(url)
 
 
 @contextmanager
@@ -371,14 +240,14 @@ def mapped(url: str, path: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         if "NoSuchBucket" in str(error):
-            raise NotFound(_NO_BUCKET.format(url)) from error
+            raise NotFound(NO_BUCKET.format(url)) from error
         raise NotFound(f"{path} is not in {url}.") from error
     except AlreadyExistsError as error:
         raise AlreadyExists(f"{path} is already in {url}.") from error
     except (BaseError, OSError) as error:
         text = str(error).strip() or "no reason given"
         if "NoSuchBucket" in text:
-            raise NotFound(_NO_BUCKET.format(url)) from error
+            raise NotFound(NO_BUCKET.format(url)) from error
         said = next(message for sign, message in _TROUBLE.items() if sign in text)
         line = plain(text.partition("\n\nDebug source:")[0])[:300]
         raise StoreUnavailable(said.format(url=url, path=path, line=line)) from error
@@ -427,7 +296,6 @@ def retry_once(read: Callable[[], T], doubted: type[Exception]) -> T:
     return read()
 
 
-_NO_BUCKET = "The bucket of {} does not exist. Create it, or correct `storage` in the spec."
 _FULL = (
     "{url} is out of space while writing {path}. Free some and run again: what is stored is kept, "
     "and the run goes on from there."
