@@ -193,10 +193,13 @@ def _sections(defs: dict[str, Any]) -> dict[str, list[str]]:
         "loss, augmentation": ["OwnFunction"],
         "init": ["TrainedInit", "ProbeInit", "Probe", "FileInit"],
         "search": ["Search"],
+        "search.stop": ["Stop"],
         "search.space": ["Space"],
         "A range": ["Dimension"],
         "training": ["TrainingSpec"],
         "resources": ["Resources"],
+        "keep": ["KeepBest"],
+        "budget": ["Budget", "Price"],
     }
 
 
