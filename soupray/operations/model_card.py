@@ -256,8 +256,9 @@ def _scores(facts: Facts) -> Iterator[str]:
             right = "iou is the mean over images of intersection over union"
         if targets.kind == "retrieval":
             right = (
-                f"A query is right if its document is among the {targets.first or 1} nearest ones, "
-                "by inner products, of all documents of its split; accuracy is the share of these"
+                "A query is right if its document is one of the nearest of all documents of its "
+                f"split, by inner products (k = {targets.first or 1}); accuracy is the share of "
+                "these"
             )
             loss = f"InfoNCE over them, with inner products times {targets.scale or 1:g}"
         yield f"{right}; NLL is the mean {loss}."
