@@ -269,7 +269,7 @@ def test_the_soup_so_far_is_shown_by_status_watch_mlflow_and_report(run):
     from soupray.reporting.report import charts_of, stored_board
 
     drawn = charts_of(stored_board(spec, run.home))["anytime"]
-    values = drawn.spec["data"]["values"]
+    (values,) = drawn.spec["datasets"].values()
     assert [v["value"] for v in values if v["model"] == "its ensemble"][-1] == ensemble
 
 
