@@ -273,11 +273,8 @@ def report(rows: list[dict]) -> None:
         )
         print("|---" * 11 + "|")
         for arm, size in arms:
-            mine = [
-                next(r for (a, s, k), r in of.items() if a == arm and k == seed and size in ("", s))
-                for seed in seeds
-            ]
-            base = [of["random", TRIALS, seed] for seed in seeds]
+            mine = [r for (a, s, _), r in of.items() if a == arm and size in ("", s)]
+            base = [of["random", TRIALS, r["seed"]] for r in mine]
             mean = {n: np.mean([r[n] for r in mine]) for n in mine[0] if n not in ("arm", "model")}
             gaps = {n: interval([a[n] - b[n] for a, b in zip(mine, base, strict=True)])
                     for n in ("test_nll", "test", "shifts")}  # fmt: skip
@@ -287,6 +284,12 @@ def report(rows: list[dict]) -> None:
                 f"| {shown(gaps['test_nll'], 1, 4)} | {shown(gaps['test'], 100, 2)} "
                 f"| {shown(gaps['shifts'], 100, 2)} | {verdict(gaps)} |"
             )
+        pairs = [(of["generations", 16, k], of["control", 16, k]) for k in seeds
+                 if ("control", 16, k) in of]  # fmt: skip
+        print("\nGenerations minus their control, paired by seed:")
+        for name, scale, digits in (("test_nll", 1, 4), ("test", 100, 2), ("shifts", 100, 2)):
+            gap = interval([a[name] - b[name] for a, b in pairs])
+            print(f"- {name}: {shown(gap, scale, digits)}")
         print()
 
 
