@@ -13,6 +13,7 @@ setup: .venv/.installed
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[local,cpu,text,dev]'
+	$(BIN)/python -m compileall -q -j 0 .venv/lib > /dev/null || true  # on all cores; pip takes one
 	touch $@
 
 demo: setup

@@ -23,6 +23,7 @@ from soupray.core.errors import (
     StoreUnavailable,
     TrackingError,
     TrialError,
+    WeightsGone,
 )
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ __all__ = [
     "SweepSpec",
     "TrackingError",
     "TrialError",
+    "WeightsGone",
     "__version__",
     "check",
     "diagnose",
