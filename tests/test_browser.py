@@ -75,7 +75,7 @@ def test_the_report_draws_all_its_charts_without_an_error(run, browser):
     browser.get_log("browser")  # what earlier pages said
     browser.get((run.output / "report.html").as_uri())
     charts = browser.find_elements("xpath", "//div[starts-with(@id, 'chart-')]")
-    assert len(charts) == 10
+    assert len(charts) == 11
     for chart in charts:
         name = chart.get_attribute("id")
         drawn = until(
