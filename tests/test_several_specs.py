@@ -144,4 +144,4 @@ def test_other_data_are_refused_by_the_name_of_the_split(both):
 def ensembled(spec: SweepSpec) -> SpecPool:
     """What a spec brings, as far as the check of the data looks."""
     nothing: Any = None
-    return SpecPool(spec, nothing, nothing, nothing, nothing, nothing, nothing)
+    return SpecPool(spec, *[nothing] * (len(SpecPool._fields) - 1))

@@ -41,7 +41,7 @@ def in_event_files(folder: Path) -> dict[str, Shown]:
         curves, metrics = {}, {}
         for name in reader.Tags()["scalars"]:
             points = tuple((e.step, e.value) for e in reader.Scalars(name))
-            if "/" in name and name.split("/")[0] in ("epoch", "trace"):
+            if "/" in name and name.split("/")[0] in ("epoch", "trace", "soup_so_far"):
                 curves[name] = points
             else:
                 ((_, metrics[name]),) = points
