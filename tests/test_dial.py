@@ -1,5 +1,6 @@
 """Proxy shifts and the dial: what may be chosen by, what is chosen, and what is shown of it."""
 
+import collections
 import json
 from typing import get_args
 
@@ -7,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 from board import A, Line, alpha
-from conftest import Home, inside, leaderboard
+from conftest import inside, leaderboard, mini_text
 from msgspec import UNSET
 from shared import blind, demo, scores, sha, shifted_images, split
 
@@ -27,12 +28,15 @@ from soupray.reporting.dials import dial_table, of_dials
 from soupray.reporting.ranking import measured
 from soupray.search.plan import trials_of
 from soupray.search.state import basis_key
+from soupray.services.place import Place, start_services
 from soupray.soup.run import choices_path
 from soupray.spec.data import Corruption
 from soupray.spec.proxies import KINDS
-from soupray.spec.sweep_spec import load, parse
+from soupray.spec.sweep_spec import SweepSpec, load, parse
+from soupray.store.manifests import find_manifest
 from soupray.testing.linear import DIM, toy
-from soupray.training.worker import make_basis
+from soupray.training.trial import fine_tune
+from soupray.training.worker import make_basis, worker_context
 
 SHIFTS = "  shifts: [inverted, rotated, noise, low_contrast, thickened]\n"
 PROXIES = (SHIFTS, f"{SHIFTS}  proxy_shifts: [blurred, occluded]\n")
@@ -387,42 +391,65 @@ def test_a_dial_in_words_and_as_a_table():
     )
 
 
-def test_from_the_spec_to_the_report(fresh: Home, computed):
-    """A sweep that is over gets proxy shifts: no trial is trained, and its soup has dials."""
-    text = fresh.spec.read_text()
-    shifts = "  shifts: [inverted, noise]\n"
-    text = text.replace(shifts, f"{shifts}  proxy_shifts: [blurred, occluded]\n")
-    text = text.replace(
-        "  wise_ft: {}\n", "  wise_ft: {dial: {eps: 0.2}}\n  ose: {dial: {eps: 0.2}}\n"
-    )
-    fresh.spec.write_text(text)
-    spec, place, store = fresh.world()
-    make_basis(spec, place, basis_key(spec))  # what `soupray sweep` does before its trials
-    said = inside("soup", fresh.spec, *fresh.where, "--greedy", "--wise-ft", "--ose")
-    dials = [e for e in leaderboard(fresh.folder / "results" / "mini") if "dial" in e] or [
-        e for e in json.loads(inside("rank", fresh.spec, *fresh.where, "--json").stdout)["entries"]
-        if "dial" in e
-    ]  # fmt: skip
-    names = {e["name"] for e in dials}
-    assert {"wise_ft(best_single, dial)", "ose(best_single, probs, dial)"} <= names
-    for entry in dials:
-        assert set(entry["shifts"]) == {"inverted", "noise"}
+def swept(spec: SweepSpec, place: Place) -> list[str]:
+    """The basis and the trials of a sweep, in this process: keys of those that had to train."""
+    basis = make_basis(spec, place, basis_key(spec))
+    here, trained = worker_context(spec, place), []
+    for trial in trials_of(spec, basis):
+        if find_manifest(here.checkpoints.store, trial.key) is None:
+            collections.deque(fine_tune(trial, here.task, here.data, here.checkpoints), 0)
+            trained.append(trial.key)
+    return trained
+
+
+def test_a_sweep_that_is_over_gets_proxy_shifts_and_dials(tmp_path, computed):
+    shifts = "[inverted, rotated, noise, low_contrast, thickened]"
+    edits = {
+        "trials: 16": "trials: 2",
+        "epochs: {integer: [5, 15]}": "epochs: 1",
+        shifts: "[inverted]",
+        "  wise_ft: {}\n": "  wise_ft: {alphas: [0.25, 0.75]}\n  ose: {}\n",
+        "storage: embedded": f"storage: file://{tmp_path}/store",
+        "tracking: embedded": "tracking: off",
+    }
+    (tmp_path / "store").mkdir()
+    file, where = tmp_path / "mini.yaml", ("--home", tmp_path / "home")
+    file.write_text(mini_text(**edits))
+    place = start_services(load(file), tmp_path / "home").place
+    assert len(swept(load(file), place)) == 2
+
+    def souped():
+        output = tmp_path / "results"
+        said = inside("soup", file, *where, "--greedy", "--wise-ft", "--ose", "--output", output)
+        return said.stdout, leaderboard(output)
+
+    before = {e["name"]: e for e in souped()[1]}
+    edits[shifts] = "[inverted]\n  proxy_shifts: [blurred, occluded]"
+    dial = "dial: {eps: 0.2}"
+    edits["  wise_ft: {}\n"] = f"  wise_ft: {{alphas: [0.25, 0.75], {dial}}}\n  ose: {{{dial}}}\n"
+    file.write_text(mini_text(**edits))
+    assert swept(load(file), place) == []
+    said, entries = souped()
+    after = {e["name"]: e for e in entries}
+    dials = {name: e for name, e in after.items() if "dial" in e}
+    assert {n: e for n, e in after.items() if n not in dials} == before
+    assert {"wise_ft(best_single, dial)", "ose(best_single, probs, dial)"} <= dials.keys()
+    for name, entry in dials.items():
         made = msgspec.convert(entry["dial"], Dial)
-        assert made.samples == 200
         chosen = made.points[made.chosen]
+        assert (made.samples, len(made.points)) == (200, 5 if "wise" in name else 21)
+        assert list(entry["shifts"]) == ["inverted"]
         assert entry["held_out"]["accuracy"] == chosen.held_out
         assert entry["options"]["alpha"] == chosen.alpha
         near = [p for k, p in enumerate(made.points) if k == made.best or p.excess <= 0.2]
         assert chosen.proxy == max(p.proxy for p in near)
-    assert "wise_ft(best_single, dial): " in said.stdout
-    shown = inside("show", fresh.spec, "wise_ft(best_single, dial)", *fresh.where).stdout
-    assert "loses at most" in shown
+        assert f"{name}: " in said
+    shown = inside("show", file, "wise_ft(best_single, dial)", *where).stdout
+    rows = [line.split() for line in shown[shown.index("loses at most") :].split("\n")[1:6]]
+    assert [row[0] for row in rows] == ["0", "0.25", "0.5", "0.75", "1"]
     assert all(len(line) <= 80 for line in shown.split("\n") if "sha256" not in line)
-    assert shown.count("\n 0.5") >= 1
-    page = next(fresh.folder.rglob("report.html")).read_text()
-    assert "<h3>Dials</h3>" in page
-    kept = len(store.list("evaluations"))
-    again = inside("soup", fresh.spec, *fresh.where, "--greedy", "--wise-ft", "--ose")
-    assert len(store.list("evaluations")) == kept
-    assert load(fresh.spec).data.proxy_shifts == ("blurred", "occluded")
-    assert again.stdout == said.stdout
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert page.count("<details><summary>wise_ft(best_single, dial)</summary>") == 1
+    computed.clear()
+    assert souped() == (said, entries)
+    assert computed == []
