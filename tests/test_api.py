@@ -19,9 +19,10 @@ import soupray
 from soupray.core import errors
 from soupray.core.progress import Progress
 from soupray.reporting import live
+from soupray.reporting.champion import Champion
 from soupray.reporting.history import SoupRun
 from soupray.reporting.messages import shown
-from soupray.reporting.ranking import Champion, as_csv
+from soupray.reporting.ranking import as_csv
 from soupray.reporting.report import ReportedBoard
 from soupray.spec.sweep_spec import parse
 from soupray.spec.yaml import parse_yaml

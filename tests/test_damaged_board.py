@@ -8,10 +8,10 @@ from board import BY_NAME, ENTRIES, GREEDY, SPEC
 
 from soupray.core.errors import CheckpointError
 from soupray.core.records import decode, encode
+from soupray.reporting.champion import Champion
 from soupray.reporting.details import Details
 from soupray.reporting.history import LEADERBOARD, RUN, SoupRun, find_board
 from soupray.reporting.plots import Point, Trace, greedy_trace
-from soupray.reporting.ranking import Champion
 from soupray.store import layout
 from soupray.store.objects import open_store
 

@@ -106,7 +106,8 @@ def test_a_wheel_brings_a_task_data_a_metric_a_loss_and_a_recipe(here, tmp_path)
     away = tmp_path / "away"  # from letters.py
     away.mkdir()
     text = FILES["letters.yaml"].replace("letters:make_model", "letters")
-    text = text.replace("letters:make_dataset", "letters").replace("vrf: {}", "trimmed: {}")
+    text = text.replace("letters:make_dataset", "letters").replace("vrf: {}", "trimmed: {share: 1}")
+    text = text.replace("trials: 3", "trials: 2")
     (away / "letters.yaml").write_text(f"{text}metric: brier\nloss: squared\n")
 
     def run(*arguments: object, path: Path | None = here / "site") -> str:
@@ -127,6 +128,8 @@ def test_a_wheel_brings_a_task_data_a_metric_a_loss_and_a_recipe(here, tmp_path)
         entries = {e["name"]: e for e in leaderboard(away / "out")}
         assert {"best_single", "uniform", "greedy", "trimmed"} <= set(entries)
         assert set(entries["trimmed"]["shifts"]) == {"rotated", "small"}
+        assert entries["trimmed"]["options"] == {"share": 1.0}
+        assert len(entries["trimmed"]["ingredients"]) == 2
         # The leaderboard's counts and metric, from the module and the weights alone.
         run("export", "letters:uniform", "--output", "exported")
         import letters

@@ -38,6 +38,7 @@ from soupray.core.findings import Finding
 from soupray.core.ports import TrackedRun
 from soupray.core.records import CheckpointRef, Scores
 from soupray.core.trials import EpochRecord, Tombstone
+from soupray.reporting.champion import Champion, champion, one_model
 from soupray.reporting.plots import (
     Robustness,
     draw_all,
@@ -47,14 +48,11 @@ from soupray.reporting.plots import (
     robustness,
 )
 from soupray.reporting.ranking import (
-    Champion,
     Versus,
     as_csv,
-    champion,
     forward_passes,
     leaderboard,
     measured,
-    one_model,
     shift_mean,
 )
 from soupray.reporting.runs import Board, entry_run, sweep_run, trial_run, with_currency, with_flags

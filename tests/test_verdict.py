@@ -10,7 +10,8 @@ from scipy.stats import norm
 from shared import scores
 
 from soupray.maths.metrics import Z, mean_paired_difference, paired_difference
-from soupray.reporting.ranking import Champion, Entry, Gain, cost, measured
+from soupray.reporting.champion import Champion, cost
+from soupray.reporting.ranking import Entry, Gain, measured
 from soupray.reporting.verdict import front, verdict
 
 

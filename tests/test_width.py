@@ -18,8 +18,8 @@ from soupray.operations.garbage import Garbage
 from soupray.operations.listing import SweepRow, TrialRow
 from soupray.operations.status import Status
 from soupray.recipes import RECIPES
+from soupray.reporting.champion import Champion
 from soupray.reporting.history import SoupRun
-from soupray.reporting.ranking import Champion
 from soupray.store.lease import RunningTrial
 
 NAMES = ("lr", "epochs", "batch_size", "weight_decay", "label_smoothing", "randaugment_ops")

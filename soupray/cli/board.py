@@ -14,10 +14,11 @@ from soupray.core.errors import NotFound
 from soupray.core.records import Basis, Metric, Record
 from soupray.maths.metrics import SHARES, Z
 from soupray.maths.retrieval import PLACES
+from soupray.reporting.champion import Champion
 from soupray.reporting.dials import of_dials
 from soupray.reporting.live import WIDTH, table
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
-from soupray.reporting.ranking import Champion, Entry, Gain, SameModel, ranked_on, same_models
+from soupray.reporting.ranking import Entry, Gain, SameModel, ranked_on, same_models
 from soupray.reporting.taught import Taught, of_teacher, taught
 from soupray.reporting.verdict import Verdict, verdict
 

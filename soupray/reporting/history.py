@@ -11,7 +11,8 @@ from soupray.core.errors import CheckpointError, NotFound
 from soupray.core.names import slug
 from soupray.core.records import Basis, Record
 from soupray.recipes import Wanted
-from soupray.reporting.ranking import Champion, Entry
+from soupray.reporting.champion import Champion
+from soupray.reporting.ranking import Entry
 from soupray.search.state import find_basis
 from soupray.services.place import find_place
 from soupray.spec.sweep_spec import SweepSpec

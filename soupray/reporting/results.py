@@ -18,6 +18,7 @@ from soupray.core.ports import Registered, TrackedRun, Tracker
 from soupray.core.records import Basis, BlobRef, CheckpointRef, Scores, encode, encode_pretty
 from soupray.core.trials import Pool
 from soupray.recipes import Wanted
+from soupray.reporting.champion import Champion, one_model
 from soupray.reporting.details import DETAILS, Details
 from soupray.reporting.history import (
     LEADERBOARD,
@@ -31,7 +32,7 @@ from soupray.reporting.history import (
 )
 from soupray.reporting.model_folder import deployable
 from soupray.reporting.plots import draw_all
-from soupray.reporting.ranking import Champion, Entry, as_csv, names_of, one_model
+from soupray.reporting.ranking import Entry, as_csv, names_of
 from soupray.reporting.recipe_file import Foreign, RecipeFile
 from soupray.reporting.report import ReportedBoard, render
 from soupray.reporting.runs import (

@@ -20,7 +20,8 @@ from soupray.core.records import Metric, Rejected, Scores
 from soupray.core.trials import EpochRecord, Ingredient, Manifest, Trial
 from soupray.maths.metrics import as_read
 from soupray.reporting.anytime import curves
-from soupray.reporting.ranking import Champion, Entry, Measured, measured, shift_mean
+from soupray.reporting.champion import Champion
+from soupray.reporting.ranking import Entry, Measured, measured, shift_mean
 from soupray.reporting.verdict import verdict
 from soupray.search.plan import plan
 from soupray.search.prefixes import Prefix

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from soupray.core.records import Metric, Record
 from soupray.maths.metrics import SHARES
-from soupray.reporting.ranking import Champion, Entry, Gain, Measured, cost, ranked_on
+from soupray.reporting.champion import Champion, cost
+from soupray.reporting.ranking import Entry, Gain, Measured, ranked_on
 
 NAMED = 3
 """Entries of the Pareto front that a line names."""

@@ -11,9 +11,10 @@ from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.maths.mistakes import confusion, reliability
 from soupray.maths.terms import terms_of
 from soupray.maths.worth import leave_one_out
+from soupray.reporting.champion import Champion
 from soupray.reporting.details import Answers, Details, TrialFacts, details_of
 from soupray.reporting.plots import robustness
-from soupray.reporting.ranking import Champion, Entry, Reported, measured, shift_mean
+from soupray.reporting.ranking import Entry, Reported, measured, shift_mean
 
 
 def gather(

@@ -35,8 +35,9 @@ from soupray.recipes import (
 )
 from soupray.recipes.baselines import UPDATE_BN
 from soupray.recipes.recipe import ONE_CLASS, PoolSize
+from soupray.reporting.champion import champion, one_model
 from soupray.reporting.plots import line_candidates
-from soupray.reporting.ranking import Calibrated, Entry, champion, leaderboard, one_model
+from soupray.reporting.ranking import Calibrated, Entry, leaderboard
 from soupray.reporting.results import SoupResult
 from soupray.reporting.tracker import load_trackers
 from soupray.search.plan import CODE_VERSION
