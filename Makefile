@@ -5,6 +5,7 @@ HOME_DIR := .home
 export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 export RAY_USAGE_STATS_ENABLED = 0
+unexport PYTHONDONTWRITEBYTECODE  # else each of hundreds of processes would compile soupray anew
 
 .PHONY: setup demo fashion clipart wordnet glosses lint test docs notebook soak fuzz gpu down clean
 
@@ -94,7 +95,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -m 'not gpu' -n 4 --dist loadfile
+	$(BIN)/pytest -m 'not gpu' -n 3 --dist loadfile
 
 # The documentation, into site/. `.venv/bin/mkdocs serve` shows it while you write.
 docs: setup

@@ -1,6 +1,6 @@
 """Shared fixtures: a small sweep of the demo's task, run once through the command line.
 
-Under `pytest -n 4 --dist loadfile` the tests of a module share a process, and all processes share
+Under `pytest -n 3 --dist loadfile` the tests of a module share a process, and all processes share
 the one main job. (`loadgroup` groups nothing with pytest 9.2 and xdist 3.8: its marks are lost.)
 """
 
@@ -282,3 +282,66 @@ def computed_here(monkeypatch: pytest.MonkeyPatch) -> list:
 
     monkeypatch.setattr("soupray.distributed.actors.RayWorkers", Here)
     return models
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps, soups and diagnoses work in this process: see `without_ray_here`."""
+    without_ray_here(monkeypatch)
+
+
+def without_ray_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Tune and the actors call runs in this process: a Ray takes 30 s of a core to start.
+
+    The main job, `test_ray_job`, `test_own_model` and others run the same on Ray.
+    """
+    from contextlib import nullcontext
+
+    from soupray.distributed import cluster, tune
+    from soupray.training.worker import make_basis
+
+    computed_here(monkeypatch)
+    monkeypatch.setattr(cluster, "attach", lambda *specs, **options: nullcontext())
+    monkeypatch.setattr(cluster, "make_basis_there", make_basis)
+    monkeypatch.setattr(tune, "run_trials", _run_trials_here)
+
+
+def _run_trials_here(spec, place, planned, events, control) -> None:
+    """Stands in for `soupray.distributed.tune.run_trials`: the same trainable, step by step."""
+    from soupray.core.records import encode
+
+    shared = {"spec": spec.model_dump_json(), "place": encode(place).decode()}
+    shared["driver"] = control.driver
+    for trial in planned.trials or iter(planned.search.next, None):
+        if control.drained():
+            break
+        if planned.search is not None:
+            events.suggested(trial)
+        events.started(trial.key)
+        _step_by_step({**shared, "trial": encode(trial).decode()}, trial.key, events, control)
+        if control.stop():
+            return
+        if planned.search is not None:
+            planned.search.over(trial.key)
+    problem = getattr(planned.search, "problem", None)
+    if problem is not None:
+        raise problem
+
+
+def _step_by_step(config: dict[str, str], key: str, events, control) -> None:
+    from soupray.core.records import decode
+    from soupray.core.trials import EpochRecord
+    from soupray.distributed.tune import _Trainable
+
+    steps = object.__new__(_Trainable)
+    steps.setup(config)
+    said: dict = {"done": False}
+    while not (said["done"] or control.stop()):
+        said = steps.step()
+        assert not {"failed", "unmeasured"} & set(said), said
+        if "epoch" in said:
+            events.epoch(key, decode(said["epoch"].encode(), EpochRecord))
+    if "spared" in said:
+        events.spared(key)
+    elif "complete" in said:
+        events.finished(key, said["complete"])

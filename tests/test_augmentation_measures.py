@@ -339,7 +339,7 @@ def test_a_model_without_embeddings_says_so(world):
         workers.live.between_texts(mean_of([world.basis.init.sha256]), two, torch.zeros(1))
 
 
-def test_both_run_at_the_command_line(fresh):
+def test_both_run_at_the_command_line(fresh, without_ray):
     out = fresh.folder / "diagnosis"
     asked = ("diagnose", fresh.spec, *fresh.where, "--only", "augmentations", "--output", out)
     said = json.loads(inside(*asked, "--json").stdout)["measures"]["augmentations"]

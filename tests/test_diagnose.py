@@ -254,7 +254,7 @@ def reported(home) -> list[str]:
     return [p for p in paths if json.loads(store.get(p))["scores"]["split"] in digests]
 
 
-def test_check_and_diagnose_at_the_command_line(fresh, tmp_path, monkeypatch):
+def test_check_and_diagnose_at_the_command_line(fresh, tmp_path, monkeypatch, without_ray):
     """The main job's four trials: everything is said, on held-out data only."""
     fresh.spec.write_text(mini_text(**ONE_SLOT))
     before = reported(fresh)
@@ -296,7 +296,7 @@ def test_check_and_diagnose_at_the_command_line(fresh, tmp_path, monkeypatch):
     assert store.list("sweeps/mini/diagnoses") == [kept]
 
 
-@pytest.mark.usefixtures("few_paths")
+@pytest.mark.usefixtures("few_paths", "without_ray")
 def test_all_measures_run_once_and_change_no_choice(fresh, tmp_path, monkeypatch):
     """On the main job's leaderboard, of all recipes; the second call computes nothing."""
     fresh.spec.write_text(mini_text(**ONE_SLOT))
@@ -335,7 +335,7 @@ def test_all_measures_run_once_and_change_no_choice(fresh, tmp_path, monkeypatch
     assert "there is no measure 'rho'. There are: pairs, flatness, robustness" in unknown.stderr
 
 
-def test_a_broken_ingredient_ends_check_and_soup_with_status_1(fresh, tmp_path):
+def test_a_broken_ingredient_ends_check_and_soup_with_status_1(fresh, tmp_path, without_ray):
     fresh.spec.write_text(mini_text(**ONE_SLOT))
     _, _, store = fresh.world()
     path = store.list("trials")[0]

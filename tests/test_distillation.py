@@ -295,7 +295,7 @@ def test_a_teacher_that_is_not_there_is_named(school, name, error, match):
         find_teacher(parse(text, "x"), home)
 
 
-def test_a_sweep_learns_from_the_champion_of_another_and_says_what_is_left(fresh):
+def test_a_sweep_learns_from_the_champion_of_another_and_says_what_is_left(fresh, without_ray):
     text = mini_text(
         **ONE_SLOT
         | {

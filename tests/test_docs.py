@@ -210,6 +210,7 @@ def test_the_commands_of_the_documents_run(page, run, tmp_path, monkeypatch, cap
 
 
 @pytest.mark.usefixtures("few_paths")
+@pytest.mark.usefixtures("few_paths", "without_ray")
 @pytest.mark.parametrize("page", ON_A_COPY)
 def test_commands_that_write_into_the_store_run_on_a_copy(page, fresh, tmp_path, monkeypatch):
     stand(fresh, tmp_path, monkeypatch)

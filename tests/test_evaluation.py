@@ -123,9 +123,12 @@ def reachable(thing: object, seen: dict[int, object]) -> list[object]:
 def test_no_public_attribute_of_a_selection_leads_to_an_evaluator_or_a_split():
     selection = HeldOutSelection(Counting({}), POOL, SPLITS)
     assert sorted(public(selection)) == [
+        "excess",
         "first_reaching",
         "measure",
         "pool",
+        "proxies",
+        "proxy_scores",
         "scores",
         "tau",
         "value",

@@ -295,7 +295,9 @@ def references(store: Store) -> set[str]:
     return {places[type(ref)](ref.sha256) for ref in refs}
 
 
-def test_after_gc_a_real_store_has_all_that_it_names_and_the_soup_is_the_same(fresh, tmp_path):
+def test_after_gc_a_real_store_has_all_that_it_names_and_the_soup_is_the_same(
+    fresh, tmp_path, without_ray
+):
     store = fresh.world()[2]
     orphan = layout.weights(stored(store, "orphan").sha256)
     default = inside("gc", fresh.spec, *fresh.where)  # takes nothing of today

@@ -450,7 +450,7 @@ def test_a_registered_model_of_masks_says_the_columns_of_its_predictions(here):
     assert {"input": str, **answers_of(made)} == columns
 
 
-def test_masks_from_the_sweep_to_a_table_of_predictions(tmp_path):
+def test_masks_from_the_sweep_to_a_table_of_predictions(tmp_path, without_ray):
     import ast
 
     from conftest import inside, leaderboard

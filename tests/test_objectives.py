@@ -700,7 +700,7 @@ def handed_over(what: str, folder, image) -> tuple[str, str]:
     return card, done.stdout.strip() or done.stderr
 
 
-def test_numbers_from_the_sweep_to_a_registered_model(tmp_path):
+def test_numbers_from_the_sweep_to_a_registered_model(tmp_path, without_ray):
     import ast
 
     from conftest import inside, leaderboard
@@ -731,7 +731,7 @@ def test_numbers_from_the_sweep_to_a_registered_model(tmp_path):
         inside("down", *where)
 
 
-def test_several_labels_from_the_sweep_to_a_table_of_predictions(tmp_path):
+def test_several_labels_from_the_sweep_to_a_table_of_predictions(tmp_path, without_ray):
     import csv
     import json
 

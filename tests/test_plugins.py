@@ -65,7 +65,7 @@ def test_the_recipe_of_the_page_keeps_it_and_averages_the_better_half(here, tmp_
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_soup_with_a_recipe_in_a_file_and_its_key_follows_the_code(here, fresh):
+def test_a_soup_with_a_recipe_in_a_file_and_its_key_follows_the_code(here, fresh, without_ray):
     spec = here / "mini.yaml"
     spec.write_text(
         re.sub(r"recipes:\n(  .*\n)+", "recipes:\n  trimmed:TRIMMED: {share: 0.5}\n",
@@ -148,7 +148,7 @@ def test_the_tracker_of_the_page_keeps_its_contract(here):
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_sweep_is_shown_by_all_trackers_that_its_spec_names(here):
+def test_a_sweep_is_shown_by_all_trackers_that_its_spec_names(here, without_ray):
     trackers = """tracking: off
 trackers:
   tables:Tables: {folder: tables}
@@ -248,7 +248,7 @@ def test_a_search_goes_on_from_its_points_and_edited_code_is_another(here):
     assert other.next().key == pool_trials(store, spec, basis)[0].key  # an equal trial
 
 
-def test_a_sweep_with_a_sampler_in_a_file_and_one_that_breaks_on_the_way(here):
+def test_a_sweep_with_a_sampler_in_a_file_and_one_that_breaks_on_the_way(here, without_ray):
     (here / "mini.yaml").write_text(sampled(here, 2))
     done = inside("sweep", "mini.yaml", "--home", here / "home")
     assert "2 trained, 0 found in the store" in done.stderr

@@ -273,7 +273,7 @@ def test_the_soup_so_far_is_shown_by_status_watch_mlflow_and_report(run):
     assert [v["value"] for v in values if v["model"] == "its ensemble"][-1] == ensemble
 
 
-def test_a_sweep_ends_when_it_has_enough_trials_and_its_soup_needs_no_more(tmp_path):
+def test_a_sweep_ends_when_it_has_enough_trials_and_its_soup_needs_no_more(tmp_path, without_ray):
     path, url = tmp_path / "mini.yaml", f"file://{tmp_path}/store"
     stop = "  trials: 6\n  stop: {gain: 5.0, probability: 0.5, after: 2}"
     edits = {"storage: embedded": f"storage: {url}", "tracking: embedded": "tracking: off"}

@@ -1060,9 +1060,10 @@ def test_the_defaults_of_all_options_and_who_has_a_colour_of_its_own():
         "fisher": {"samples": 100},
         "ties": {"keep": 0.2},
         "dare": {"drop": 0.9, "seed": 0},
-        "wise_ft": {"alphas": None, "eps": 0.01, "theta_1": None},
+        "wise_ft": {"alphas": None, "eps": 0.01, "theta_1": None, "dial": None},
         "ensemble": {"space": "logits"},
         "greedy_ensemble": {"accept": "ge", "space": "logits"},
+        "ose": {"dial": None},
     }
     own = {r.name for r in RECIPES if r.style.own}
     assert own == {"anchor", "best_single", "uniform", "greedy"}

@@ -44,7 +44,7 @@ def key(home) -> str:
     return json.loads((home.output / "run.json").read_text())["key"]
 
 
-def test_a_soup_with_other_recipes_is_the_newest_and_the_first_one_stays(run, fresh):
+def test_a_soup_with_other_recipes_is_the_newest_and_the_first_one_stays(run, fresh, without_ray):
     first, old = [e["name"] for e in leaderboard(fresh.output)], key(fresh)
     ranks = {old[:8]: {name: rank for rank, name in enumerate(first, 1)}}
     assert entries(fresh) == ranks
@@ -97,7 +97,7 @@ def test_a_soup_with_other_recipes_is_the_newest_and_the_first_one_stays(run, fr
     assert "same model" in inside("rank", old[:8], new[:8], *fresh.where).stdout
 
 
-def test_a_soup_that_is_run_again_is_the_newest_again(run, fresh):
+def test_a_soup_that_is_run_again_is_the_newest_again(run, fresh, without_ray):
     inside("soup", fresh.spec, *fresh.where, "--uniform", "--output", fresh.output)
     inside("soup", fresh.spec, *fresh.where, "--all", "--output", fresh.output)
     assert leaderboard(fresh.output) == leaderboard(run.output)

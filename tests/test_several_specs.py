@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from conftest import copied, inside, leaderboard
+from conftest import copied, inside, leaderboard, without_ray_here
 
 import soupray
 from soupray.core.candidates import mean_of
@@ -44,8 +44,10 @@ def both(run, tmp_path_factory):
     with copied(run, tmp_path_factory.mktemp("both") / "copy") as copy:
         other = copy.folder / "network.yaml"
         other.write_text(network_spec(load(copy.spec)))
-        inside("sweep", other, *copy.where)
-        inside("soup", copy.spec, other, *copy.where, "--all", "--output", copy.output)
+        with pytest.MonkeyPatch.context() as patched:
+            without_ray_here(patched)
+            inside("sweep", other, *copy.where)
+            inside("soup", copy.spec, other, *copy.where, "--all", "--output", copy.output)
         yield copy, [load(copy.spec), load(other)]
 
 

@@ -17,7 +17,7 @@ from conftest import (
     inside,
     leaderboard,
     mini_text,
-    soupray,
+    without_ray_here,
 )
 
 from soupray.core.errors import EvaluationError, StoreError
@@ -80,6 +80,7 @@ def test_a_sweep_stops_when_it_is_asked_and_goes_on_later(swept, tmp_path, monke
     left = f"error: {done.driver} asked this sweep to stop (`soupray stop`): {8 - len(kept)} of 8"
     assert left in stopped.stderr
     assert layout.stop_request("mini") not in store.list("sweeps")
+    without_ray_here(monkeypatch)
     again = inside("sweep", path, "--home", tmp_path / "home")
     assert f"{len(kept)} in the store, {8 - len(kept)} to train" in again.stderr
     assert kept.items() <= manifests(store).items()
@@ -164,7 +165,7 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_soup_stops_when_it_is_asked_and_goes_on_to_the_same_result(run, tmp_path):
+def test_a_soup_stops_when_it_is_asked_and_goes_on_to_the_same_result(run, tmp_path, monkeypatch):
     """A process of its own, which looks every 15 s; its store has nothing but the trials."""
     with copied(run, tmp_path / "copy") as copy:
         store = copy.world()[2]
@@ -189,7 +190,8 @@ def test_a_soup_stops_when_it_is_asked_and_goes_on_to_the_same_result(run, tmp_p
         assert "(`soupray stop`). Run the same command again" in " ".join(said.split())
         assert store.list("sweeps/mini/choices") == []
         assert store.list("sweeps/mini/working") == []
-        soupray(*command)
+        without_ray_here(monkeypatch)
+        inside(*command)
         assert leaderboard(tmp_path / "results") == leaderboard(run.output)
 
 

@@ -2,8 +2,9 @@
 
 Sweeps and soups through the command line on a two-node Ray, SeaweedFS behind a server that breaks
 requests, MLflow as a server. After each run the store is checked; each seed ends with an
-undisturbed run, whose leaderboard must equal that of an undisturbed home. Prints the report; exit
-status 1 if anything was not as it must be.
+undisturbed run, whose leaderboard must equal that of an undisturbed home, as must what is known of
+the first trials (the anytime soup) and the decision of the stop rule that every third seed has.
+Prints the report; exit status 1 if anything was not as it must be.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.soak import noop, report
 from benchmarks.soak.checks import leaks
-from benchmarks.soak.runs import Result, disturbed, reference
+from benchmarks.soak.runs import Result, disturbed, is_limited, reference
 from benchmarks.soak.servers import MLFLOW_PASSWORD, Servers
 from soupray.store.objects import open_store
 
@@ -72,7 +73,8 @@ def soaked(servers: Servers, seeds: list[int], faults: int) -> Iterator[Result]:
     """What comes of each seed, until there were enough faults."""
     if not faults:
         return
-    undisturbed = reference(servers)
+    kinds = sorted({is_limited(seed) for seed in seeds})
+    undisturbed = {limited: reference(servers, limited) for limited in kinds}
     came = 0
     for seed in seeds:
         result = disturbed(servers, seed, undisturbed)

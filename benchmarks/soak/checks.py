@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.soak.faults import OF_REQUESTS, Injected
+from benchmarks.soak.place import Place
 from benchmarks.soak.proxy import Told
 from soupray.core.errors import NotFound
+from soupray.search.budget import account, read_book
+from soupray.search.prefixes import Enough, Prefix
+from soupray.search.state import find_state, prefixes_of
+from soupray.spec.sweep_spec import load
 from soupray.store import layout
 from soupray.store.objects import Store
 
@@ -130,6 +135,47 @@ def lost(begun: dict[str, list[float]], came: list[Injected]) -> list[Lost]:
             blamed = (beside or between or before or [Injected("unknown", "", 0, again)])[-1]
             found.append(Lost(blamed.kind, max(blamed.when, start) - start))
     return found
+
+
+class Known(NamedTuple):
+    """What a store knows of the first trials of a plan, by their number, and the stop decision."""
+
+    prefixes: dict[int, Prefix]
+    enough: Enough | None
+
+
+def known_of(place: Place) -> Known:
+    """Read it, without the proxy."""
+    spec, store = load(place.spec), place.open_store()
+    state = find_state(store, spec)
+    assert state is not None
+    found = prefixes_of(store, spec, state.basis)
+    return Known({prefix.size: prefix for prefix in found}, state.enough)
+
+
+def other_prefixes(found: Known, expected: Known) -> Iterator[str]:
+    """Where they differ. A soup that did not fit into 2 % of the training may be in one alone."""
+    if found.enough != expected.enough:
+        yield f"the stop rule said {found.enough}, undisturbed {expected.enough}"
+    for size in found.prefixes.keys() & expected.prefixes.keys():
+        mine, theirs = found.prefixes[size], expected.prefixes[size]
+        for name in ("ingredients", "best", "single", "members", "ensemble"):
+            if getattr(mine, name) != getattr(theirs, name):
+                yield f"{name} of the first {size} trials is another one"
+        for name in ("uniform", "greedy"):
+            both = getattr(mine, name), getattr(theirs, name)
+            if None not in both and both[0] != both[1]:
+                yield f"the {name} soup of the first {size} trials is another one"
+
+
+def counted_too_much(place: Place, seconds: float) -> Iterator[str]:
+    """More time than there was, of a budget that counts each trial once."""
+    spec, store = load(place.spec), place.open_store()
+    state = find_state(store, spec)
+    assert state is not None
+    spent = account(read_book(store, spec, state), spec).spent
+    if not 0 < 3600 * spent.hours <= seconds:
+        yield f"the budget counts {3600 * spent.hours:.0f} s of {seconds:.0f} s"
 
 
 def leaks(secrets: dict[str, str], folders: list[Path], stores: list[Store]) -> list[str]:

@@ -23,6 +23,12 @@ SMALL = {
     "trials: 16": f"trials: {TRIALS}",
     "epochs: {integer: [5, 15]}": "epochs: {integer: [1, 2]}",
 }
+LIMITED = SMALL | {
+    "seed: 0": "seed: 0\nbudget: {hours: 100}",
+    "trials: 16": f"trials: {TRIALS}\n  stop: {{gain: 0.5, probability: 0.5, after: 2}}",
+}
+"""A stop rule that decides at some prefix, and a budget that is counted and never reached."""
+
 RECIPES = ("--greedy", "--uniform", "--wise-ft")
 DISK = "300m"
 

@@ -15,9 +15,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.soak.checks import Kept, Lost, lost, trained_again, trainings
+from benchmarks.soak.checks import (
+    Kept,
+    Known,
+    Lost,
+    counted_too_much,
+    known_of,
+    lost,
+    other_prefixes,
+    trained_again,
+    trainings,
+)
 from benchmarks.soak.faults import PHASES, Injected, Trouble, due
-from benchmarks.soak.place import TRIALS, Place, complete_rows, small_disk
+from benchmarks.soak.place import LIMITED, SMALL, TRIALS, Place, complete_rows, small_disk
 from benchmarks.soak.proxy import Told
 from benchmarks.soak.servers import Servers, in_background
 
@@ -156,14 +166,27 @@ class Seed:
         return ended
 
 
-def disturbed(servers: Servers, seed: int, undisturbed: list[dict]) -> Result:
+class Reference(NamedTuple):
+    """Of a home that nothing disturbs: its leaderboard, and what its store knows of prefixes."""
+
+    leaderboard: list[dict]
+    known: Known
+
+
+def is_limited(seed: int) -> bool:
+    """Every third seed has a stop rule and a budget."""
+    return seed % 3 == 0
+
+
+def disturbed(servers: Servers, seed: int, undisturbed: dict[bool, Reference]) -> Result:
     """Run a seed; everything that is wrong is in `problems`."""
     started = time.monotonic()
     faults = {phase: due(seed, phase) for phase in PHASES}
     tracked = any(d.kind == "MLflow killed" for dues in faults.values() for d in dues)
     place = Place(servers, f"soak-{seed}", tracked)
     with small_disk(place.home) as can_fill:
-        place.write_spec()
+        limited = is_limited(seed)
+        place.write_spec(LIMITED if limited else SMALL)
         one = Seed(place, can_fill)
         servers.proxy.note = one.told.append
         for phase in PHASES:
@@ -176,7 +199,9 @@ def disturbed(servers: Servers, seed: int, undisturbed: list[dict]) -> Result:
                 restarting = in_background(servers.restart_mlflow) if tracked else None
         if restarting:
             restarting.join()
-        _compare(one, place, undisturbed)
+        _compare(one, place, undisturbed[limited], limited)
+        if limited:
+            one.problems += counted_too_much(place, time.monotonic() - started)
     begun = trainings(one.told)
     one.problems += trained_again(begun, one.kept.stored_at())
     return Result(
@@ -190,28 +215,33 @@ def disturbed(servers: Servers, seed: int, undisturbed: list[dict]) -> Result:
     )
 
 
-def _compare(one: Seed, place: Place, undisturbed: list[dict]) -> None:
+def _compare(one: Seed, place: Place, undisturbed: Reference, limited: bool) -> None:
+    """With a stop rule, trials that ran when it decided may be more or fewer; the rest is equal."""
     swept = one.once_more("sweep")
-    if f"{TRIALS} in the store, 0 to train" not in swept.said:
+    whole = "in the store, 0 to train" if limited else f"{TRIALS} in the store, 0 to train"
+    if whole not in swept.said:
         one.problems.append(f"the undisturbed sweep trained: {swept.said[:200]}")
     one.once_more("soup")
-    if place.leaderboard() != undisturbed:
-        one.problems.append("the leaderboard is another one")
+    one.problems += other_prefixes(known_of(place), undisturbed.known)
     one.kept.look()
+    if limited:
+        return
+    if place.leaderboard() != undisturbed.leaderboard:
+        one.problems.append("the leaderboard is another one")
     if place.tracked:
         one.once_more("publish")
-        rows, expected = complete_rows(place), 1 + TRIALS + len(undisturbed)
+        rows, expected = complete_rows(place), 1 + TRIALS + len(undisturbed.leaderboard)
         if rows != expected:
             one.problems.append(f"{rows} complete runs in MLflow, not {expected}")
 
 
-def reference(servers: Servers) -> list[dict]:
-    """The leaderboard of a home that nothing disturbs."""
-    place = Place(servers, "soak-undisturbed", tracked=False)
-    place.write_spec()
+def reference(servers: Servers, limited: bool) -> Reference:
+    """What comes of a home that nothing disturbs."""
+    place = Place(servers, f"soak-undisturbed{'-limited' if limited else ''}", tracked=False)
+    place.write_spec(LIMITED if limited else SMALL)
     one = Seed(place, can_fill=False)
     for verb in PHASES:
         ended = one.once_more(verb)
         if ended.status:
             raise RuntimeError(ended.said)
-    return place.leaderboard()
+    return Reference(place.leaderboard(), known_of(place))

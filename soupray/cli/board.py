@@ -14,6 +14,7 @@ from soupray.core.errors import NotFound
 from soupray.core.records import Basis, Metric, Record
 from soupray.maths.metrics import SHARES, Z
 from soupray.maths.retrieval import PLACES
+from soupray.reporting.dials import of_dials
 from soupray.reporting.live import WIDTH, table
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
 from soupray.reporting.ranking import Champion, Entry, Gain, SameModel, ranked_on, same_models
@@ -86,8 +87,11 @@ def show_leaderboard(
     said = f"{protocol(basis, spec, entries[0])} {' '.join(c.meaning for c in shown if c.meaning)}"
     out.print(textwrap.fill(said, most), style="dim")
     learnt = taught(entries, basis, None if champion is None else champion.name)
-    for said in filter(None, (of_statistics(entries, spec.metric), of_teacher(learnt))):
+    notes = [of_statistics(entries, spec.metric), of_teacher(learnt), *of_dials(entries)]
+    for said in filter(None, notes):
         out.print(textwrap.fill(said, most))
+    if dials := [e.name for e in entries if e.dial]:
+        out.print(f"soupray show {spec.name} '{dials[0]}' has its curve.", style="dim")
 
 
 class Shown(Record, frozen=True, kw_only=True):

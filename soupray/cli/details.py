@@ -197,6 +197,17 @@ def show_entry(found: EntryDetail) -> None:
     for command in found.use:
         fact("use it", command)
     _parts(found.parts)
+    _dial(entry)
+
+
+def _dial(entry: Entry) -> None:
+    """The curve of which a dial chose the entry."""
+    from soupray.reporting.dials import dial_table
+
+    if found := dial_table(entry):
+        out.print()
+        out.print(fitted(found.columns, found.rows, found.numbers, found.least)[0])
+        out.print(wrapped(found.meaning), style="dim")
 
 
 def _gains(entry: Entry) -> None:

@@ -426,6 +426,47 @@ class Step(Record, frozen=True, kw_only=True):
     accepted: bool
 
 
+class DialPoint(Record, frozen=True, kw_only=True):
+    """A point of a curve between the anchor and a fine-tuned model.
+
+    Attributes:
+        alpha: 0 is the anchor, 1 the fine-tuned model.
+        held_out: accuracy on held-out data, or the mean of the graded metric.
+        proxy: the mean of the same over the proxy shifts.
+        excess: the most by which its loss exceeds that of the best point, with the confidence of
+            the dial; see `maths.excess`.
+        dominated: another point is at least as good on both, and better on one.
+    """
+
+    alpha: float
+    held_out: float
+    proxy: float
+    excess: float
+    dominated: bool
+
+
+class Dial(Record, frozen=True, kw_only=True):
+    """The choice of a point of a curve by proxy shifts.
+
+    Attributes:
+        eps: how much more loss than the best point the chosen one may have.
+        confidence: with which it has not more.
+        samples: number of held-out samples.
+        proxies: names of the proxy shifts.
+        points: the curve, from the anchor on.
+        best: place in `points` of the best point on held-out data.
+        chosen: place in `points` of the chosen one.
+    """
+
+    eps: float
+    confidence: float
+    samples: int
+    proxies: tuple[str, ...]
+    points: tuple[DialPoint, ...]
+    best: int
+    chosen: int
+
+
 class Outcome(Record, frozen=True, kw_only=True):
     """A recipe's choice, with every step to it. It is fixed before any split is reported.
 
@@ -437,6 +478,7 @@ class Outcome(Record, frozen=True, kw_only=True):
         held_out: its scores on held-out data.
         trace: the decisions of the recipe, in order.
         notes: remarks for the report.
+        dial: the curve that it was chosen from. Unset: by no dial.
     """
 
     name: str
@@ -446,3 +488,4 @@ class Outcome(Record, frozen=True, kw_only=True):
     held_out: Scores
     trace: tuple[Step, ...] = ()
     notes: tuple[str, ...] = ()
+    dial: Dial | UnsetType = UNSET

@@ -62,6 +62,10 @@ class Hints(NamedTuple):
 class Evaluator(Protocol):
     """Scores candidates on a split. No other port handles the weights of a candidate."""
 
+    def fill(self, candidates: Sequence[Candidate], splits: Sequence[Split]) -> None:
+        """Evaluate candidates on several splits, where no result is stored; each is loaded once."""
+        ...
+
     def scores(self, candidates: Sequence[Candidate], split: Split) -> list[Scores]:
         """The scores of each candidate, in the order of `candidates`, from float32 logits."""
         ...
@@ -100,7 +104,10 @@ class Evaluator(Protocol):
 
 
 class Selection(Protocol):
-    """What a recipe may use: the pool, and held-out data only through scores and measures."""
+    """What a recipe may use: the pool, and held-out data only through scores and measures.
+
+    Proxy shifts are changed copies of the held-out data, and never of a kind that is reported.
+    """
 
     @property
     def pool(self) -> Pool:
@@ -109,6 +116,21 @@ class Selection(Protocol):
 
     def scores(self, candidates: Sequence[Candidate]) -> list[Scores]:
         """The held-out scores of each candidate, in the order of `candidates`."""
+        ...
+
+    def proxy_scores(self, candidates: Sequence[Candidate]) -> list[dict[str, Scores]]:
+        """The scores of each candidate on each proxy shift, by its name in the spec."""
+        ...
+
+    def excess(self, results: Sequence[Scores], confidence: float) -> list[float]:
+        """The most by which the loss of each model may exceed that of the best of them.
+
+        See `maths.excess.excess_bounds`.
+
+        Args:
+            results: held-out scores of several models.
+            confidence: the probability with which all bounds hold together.
+        """
         ...
 
     def value(self, result: Scores | Tally | Rejected) -> float:

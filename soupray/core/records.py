@@ -12,7 +12,7 @@ import hashlib
 import math
 import operator
 import struct
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -44,7 +44,10 @@ KnownMetric = Literal[
 ]
 Metric = str
 """A known metric, or the name of one of the user, as the spec has it."""
-Role = Literal["train", "held_out", "rank", "test", "shift"]
+Role = Literal["train", "held_out", "proxy", "rank", "test", "shift"]
+
+PROXY = "proxy."
+"""How the names of proxy shifts begin, so that none of them has the name of a reported shift."""
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,7 +116,7 @@ class Split(Record, frozen=True, kw_only=True):
 
     Attributes:
         name: unique in a sweep.
-        role: what the split is for: train, held-out, rank, ID test or shift.
+        role: what the split is for: train, held-out, proxy shift, rank, ID test or reported shift.
         digest: SHA-256 (hex) over (id, content, label) of the samples in order, the label map, the
             corruption and its seed.
         size: number of samples.
@@ -132,6 +135,22 @@ class Split(Record, frozen=True, kw_only=True):
     label_map: tuple[tuple[int, ...], ...] | None = None
     objective: Objective | msgspec.UnsetType = msgspec.UNSET
     metric: tuple[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
+
+
+if TYPE_CHECKING:  # as NewType, on which mypy 2.4 breaks where the base is a Struct
+
+    class SelectionSplit(Split, frozen=True, kw_only=True):
+        """A split that choices may depend on, of role train, held_out or proxy.
+
+        `Basis.selection` returns them. To mypy a reported split is none; at run time both are
+        records of `Split`.
+        """
+
+    class ReportedSplit(Split, frozen=True, kw_only=True):
+        """A split that is reported, of role rank, test or shift: `Basis.reported` returns them."""
+
+else:
+    SelectionSplit = ReportedSplit = Split
 
 
 class CheckpointRef(Record, frozen=True, kw_only=True):
@@ -202,9 +221,17 @@ class Basis(Record, frozen=True, kw_only=True):
         return found
 
     @property
-    def reported(self) -> tuple[Split, ...]:
+    def selection(self) -> tuple[SelectionSplit, ...]:
+        """What recipes choose on: the held-out split, the train split, then the proxy shifts."""
+        proxies = [s for s in self.splits if s.role == "proxy"]
+        found = (self.split("held_out"), self.split("train"), *proxies)
+        return cast("tuple[SelectionSplit, ...]", found)
+
+    @property
+    def reported(self) -> tuple[ReportedSplit, ...]:
         """The splits of role rank, test or shift. No choice may depend on them."""
-        return tuple(s for s in self.splits if s.role in ("rank", "test", "shift"))
+        found = tuple(s for s in self.splits if s.role in ("rank", "test", "shift"))
+        return cast("tuple[ReportedSplit, ...]", found)
 
 
 class Setting(Record, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ from msgspec import UNSET
 
 from soupray.core.arrays import Indices, Labels
 from soupray.core.errors import ConfigError
-from soupray.core.records import Role, Split, decode, digest, encode
+from soupray.core.records import PROXY, Role, Split, decode, digest, encode
 from soupray.data.decoding import Look
 from soupray.data.digits import SIDE
 from soupray.data.natural import LabelMap, Shifted
@@ -80,8 +80,10 @@ def build(
         builder.corrupt(name, SHIFTS[name])
     for own in spec.data.functions:
         builder.corrupt(own.split, own_shift(own), own.code)
+    for name in spec.data.proxy_shifts:
+        builder.corrupt(PROXY + name, SHIFTS[name], role="proxy")
     made = [*spec.data.corruptions, *(own.split for own in spec.data.functions)]
-    names = [*parts, *made, *natural]
+    names = [*parts, *made, *natural, *(PROXY + name for name in spec.data.proxy_shifts)]
     order = {name: place for place, name in enumerate(names)}
     splits = sorted(builder.splits, key=lambda s: order[s.name])
     (folder / "splits.json").write_bytes(encode(splits))
@@ -246,25 +248,29 @@ class _Builder:
         self.notes.append(f"{said}; they are left out of {name}")
         return set(rows)
 
-    def corrupt(self, name: str, shift: Shift, code: str = "") -> None:
-        """Write a shifted copy of the test split; `code`: the digest of a function of the user."""
+    def corrupt(self, name: str, shift: Shift, code: str = "", role: Role = "shift") -> None:
+        """Write a shifted copy of the test split, or of the held-out split as a proxy shift.
+
+        `code` is the digest of a function of the user.
+        """
+        source = "held_out" if role == "proxy" else "test"
         seed = int(digest([self._spec.seed, name])[:15], 16)
-        test = np.load(self._images("test"), mmap_mode="r")
+        before = np.load(self._images(source), mmap_mode="r")
         path, at, contents = self._images(name), 0, list[Content]()
-        target = new_array(path, test.shape)
-        for images in shifted_parts(shift, test, seed):
+        target = new_array(path, before.shape)
+        for images in shifted_parts(shift, before, seed):
             target[at : at + len(images)] = images
             at += len(images)
             contents += [Content(sha256(image), "") for image in images]
-        written = self._written["test"]._replace(contents=contents)
-        if name in MOVING and self._spec.objective == "segmentation":
-            written = written._replace(labels=self._moved(written.labels, shift, seed))
+        written = self._written[source]._replace(contents=contents)
+        if name.removeprefix(PROXY) in MOVING and self._spec.objective == "segmentation":
+            masks = self._moved(written.labels, before.shape, shift, seed)
+            written = written._replace(labels=masks)
         about = f"{name}/{seed}/{code}" if code else f"{name}/{seed}"
-        self._record(name, "shift", written, None, about)
+        self._record(name, role, written, None, about)
 
-    def _moved(self, masks: Labels, shift: Shift, seed: int) -> Labels:
+    def _moved(self, masks: Labels, shape: tuple[int, ...], shift: Shift, seed: int) -> Labels:
         """The masks after a corruption that moves pixels: it draws as it did for the images."""
-        shape = np.load(self._images("test"), mmap_mode="r").shape
         pictures = np.broadcast_to(masks.reshape(shape[0], 1, *shape[2:]) * np.uint8(255), shape)
         parts = [part[:, 0] > 127 for part in shifted_parts(shift, pictures, seed)]
         return np.concatenate(parts).reshape(masks.shape).astype(masks.dtype)

@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from soupray.core.arrays import Images, Labels
 from soupray.core.errors import ConfigError, EvaluationError
-from soupray.core.records import Record, Role, Split, decode, digest
+from soupray.core.records import PROXY, Record, Role, Split, decode, digest
 from soupray.data.building import build, is_whole, left_out, look_of
 from soupray.data.pairs import check_gallery
 from soupray.data.reading import Stream
@@ -191,6 +191,8 @@ def planned(spec: SweepSpec) -> Planned:
     for name, part in {**parts, **{n: s.samples for n, s in shifts.items()}}.items():
         check_gallery(name, part.labels, spec.targets)
     sizes += [(name, "shift", len(s.samples.ids)) for name, s in shifts.items()]
+    proxies = [PROXY + name for name in spec.data.proxy_shifts]
+    sizes += [(name, "proxy", len(parts["held_out"].ids)) for name in proxies]
     counts = [_counts(parts[split].labels, spec) for split in ("train", "held_out", "test")]
     fields = PlannedClass.__struct_fields__
     classes = [

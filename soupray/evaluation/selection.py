@@ -1,10 +1,10 @@
-"""The evaluator of a recipe: it reads held-out and training data, and no other data."""
+"""The evaluator of a recipe: it reads held-out data, copies of it, and training data; no other."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import numpy as np
@@ -13,11 +13,15 @@ from soupray.core.arrays import Float64
 from soupray.core.candidates import Candidate, OutputCandidate, WeightCandidate, mean_of
 from soupray.core.errors import EvaluationError
 from soupray.core.ports import Accept, Evaluator, Hints, Reached
-from soupray.core.records import Metric, Rejected, Scores, Split, Tally
+from soupray.core.records import PROXY, Metric, Rejected, Scores, SelectionSplit, Tally
 from soupray.core.requests import Deviation, Margins, Request
 from soupray.core.trials import Ingredient, Pool
 from soupray.evaluation.schedule import hardest_first
+from soupray.maths.excess import excess_bounds
 from soupray.maths.metrics import value
+
+if TYPE_CHECKING:
+    from soupray.core.records import Basis, ReportedSplit
 
 T = TypeVar("T")
 DEVIATION_SAMPLES = 128
@@ -33,17 +37,20 @@ at most 2.6 times the one of the best single model
 class HeldOutSelection:
     """The `ports.Selection` of the recipes.
 
-    No method has a split as a parameter, so that no recipe can choose on the test set.
+    No method has a split as a parameter, so that no recipe can choose on the test set. Nor can it
+    be made of a split that is reported: that is a `ReportedSplit`, which mypy refuses here.
     """
 
     __slots__ = (
         "_cascade",
+        "_fill_proxies",
         "_first_reaching",
         "_held_out",
         "_hints",
         "_joint",
         "_metric",
         "_pool",
+        "_proxies",
         "_scores",
         "_tallies",
         "_train",
@@ -53,17 +60,20 @@ class HeldOutSelection:
         self,
         evaluator: Evaluator,
         pool: Pool,
-        splits: Sequence[Split],
+        splits: Sequence[SelectionSplit],
         *,
         cascade: bool = False,
         metric: Metric = "accuracy",
     ) -> None:
-        held_out = splits[0]
-        for split, role in zip(splits, ("held_out", "train"), strict=True):
+        """`splits`: held-out data, training data and proxy shifts, as in `Basis.selection`."""
+        held_out, proxies = splits[0], splits[2:]
+        for split, role in zip(
+            splits, ("held_out", "train", *["proxy"] * len(proxies)), strict=True
+        ):
             if split.role != role:
                 raise EvaluationError(
-                    f"recipes see held-out and training data only, in this order. The split "
-                    f"{split.name!r} has role {split.role!r}."
+                    "recipes see held-out and training data only, and proxy shifts of held-out "
+                    f"data, in this order. The split {split.name!r} has role {split.role!r}."
                 )
         if not pool.ingredients:
             raise EvaluationError("the pool is empty: there is nothing to choose from.")
@@ -77,6 +87,14 @@ class HeldOutSelection:
         self._held_out = functools.partial(evaluator.measure, split=held_out)
         self._train = functools.partial(evaluator.measure, split=splits[1])
         self._first_reaching = functools.partial(evaluator.first_reaching, split=held_out)
+        self._proxies = {
+            split.name.removeprefix(PROXY): (
+                split.digest,
+                functools.partial(evaluator.scores, split=split),
+            )
+            for split in proxies
+        }
+        self._fill_proxies = functools.partial(evaluator.fill, splits=proxies) if proxies else None
         # A second pass looks at unsure classes: with a graded metric all decisions are in float32.
         self._cascade = cascade and not pool.ingredients[0].held_out.graded
         self._hints: Hints | None = None
@@ -134,6 +152,27 @@ class HeldOutSelection:
                 )
         return found
 
+    @property
+    def proxies(self) -> dict[str, str]:
+        """The digest of each proxy shift, by its name in the spec."""
+        return {name: digest for name, (digest, _) in self._proxies.items()}
+
+    def proxy_scores(self, candidates: Sequence[Candidate]) -> list[dict[str, Scores]]:
+        """The scores of each candidate on each proxy shift, by its name in the spec."""
+        if self._fill_proxies is not None:
+            self._fill_proxies(candidates)
+        found = {name: scores(candidates) for name, (_, scores) in self._proxies.items()}
+        return [{name: of[k] for name, of in found.items()} for k in range(len(candidates))]
+
+    def excess(self, results: Sequence[Scores], confidence: float) -> list[float]:
+        """The most by which the loss of each model may exceed that of the best of them.
+
+        The loss of a sample is 1 if the model gets it wrong, else 0; with a graded metric, 1 minus
+        its value. See `ports.Selection.excess`.
+        """
+        values = np.array([one.values() for one in results])
+        return list(map(float, excess_bounds(values, confidence)))
+
     def value(self, result: Scores | Tally | Rejected) -> float:
         """The selection metric of a result: larger is better. A `Rejected` has -infinity."""
         return float("-inf") if isinstance(result, Rejected) else value(result, self._metric)
@@ -182,3 +221,11 @@ class HeldOutSelection:
         if len(on_train) > 1:
             raise ValueError("requests about training data and about held-out data in one call")
         return self._train(requests) if True in on_train else self._held_out(requests)
+
+
+if TYPE_CHECKING:  # `make lint` fails if mypy should ever accept a reported split
+
+    def _refused(evaluator: Evaluator, pool: Pool, basis: Basis) -> Sequence[ReportedSplit]:
+        HeldOutSelection(evaluator, pool, basis.reported)  # type: ignore[arg-type]
+        HeldOutSelection(evaluator, pool, basis.splits)  # type: ignore[arg-type]
+        return basis.selection  # type: ignore[return-value]

@@ -204,7 +204,7 @@ def dry_run(spec: SweepSpec) -> DryRun:
     state = model.state_dict()
     weights = sum(t.numel() * t.element_size() for t in state.values())
     train, held_out, k = size["train"], size["held_out"], spec.search.trials
-    reported = sum(count for _, role, count in sizes if role not in ("train", "held_out"))
+    reported = sum(count for _, role, count in sizes if role in ("rank", "test", "shift"))
     epochs = sum(int(t.hparams["epochs"]) for t in plan(spec))
     passes = 1 if spec.search.train == "head" else epochs  # features are computed once
     init_epochs = int(isinstance(spec.init, ProbeInit))
@@ -214,7 +214,7 @@ def dry_run(spec: SweepSpec) -> DryRun:
     moves = spec.search.train != "head" and any(True for _ in batch_norms(model))
     always = [ANCHOR.name, *([UPDATE_BN.name] if moves else [])]
     chosen: dict[str, Any] = {**{name: {} for name in always}, **spec.recipes}
-    total = total_cost(PoolSize(k, held_out), chosen)
+    total = total_cost(PoolSize(k, held_out, len(spec.data.proxy_shifts)), chosen)
     models = k + total.models
     statistics = total.mixtures * min(STATISTICS_SAMPLES, train) if moves else 0
     row = _outputs(spec, task) * 4

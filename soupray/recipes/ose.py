@@ -1,8 +1,9 @@
 """Output-space ensemble of a fine-tuned model and the anchor (WiSE-FT, arXiv:2109.01903).
 
 a f_ft + (1 - a) f_anchor, of logits, or of probabilities that are calibrated by temperatures. The
-best a on held-out data is chosen, end points included. Inference takes two forward passes per
-sample; WiSE-FT in weight space takes one.
+best a on held-out data is chosen, end points included; with `dial` there is another outcome for
+each curve (`recipes/dial.py`). Inference takes two forward passes per sample; WiSE-FT in weight
+space takes one.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from soupray.core.candidates import (
 )
 from soupray.core.ports import Selection
 from soupray.core.requests import Temperature
-from soupray.recipes.recipe import ENSEMBLE, ONE_CLASS, Earlier, Options, Recipe
-from soupray.recipes.starts import anchor_of, curve, starts
+from soupray.recipes.dial import Curve, DialOption, dialled
+from soupray.recipes.recipe import ENSEMBLE, ONE_CLASS, Cost, Earlier, Options, PoolSize, Recipe
+from soupray.recipes.starts import LINES, anchor_of, curve, starts
 
 GRID = 20
 """Number of steps of the grid a = 0, .05, ..., 1."""
@@ -27,8 +29,14 @@ SHORT: dict[OutputSpace, str] = {"logits": "logits", "probabilities": "probs"}
 """Names of the spaces in the names of entries."""
 
 
-def _ose(selection: Selection, earlier: Earlier, options: Options) -> list[Outcome]:
-    """Return the best a in both spaces for each fine-tuned model."""
+class OseOptions(Options, frozen=True, kw_only=True):
+    """Options of ose."""
+
+    dial: DialOption = None
+
+
+def _ose(selection: Selection, earlier: Earlier, options: OseOptions) -> list[Outcome]:
+    """Return the best a in both spaces for each fine-tuned model, and the dials."""
     anchor = anchor_of(selection)
     outcomes = []
     for name, fine_tuned in starts(selection, earlier):
@@ -51,6 +59,14 @@ def _ose(selection: Selection, earlier: Earlier, options: Options) -> list[Outco
                     trace=curve(candidates, scores, best),
                 )
             )
+            if options.dial is not None:
+                said: dict[str, str | int | float] = {"theta_1": name, "space": space}
+                title, alphas = (
+                    f"ose({name}, {SHORT[space]}, dial)",
+                    [k / GRID for k in range(GRID + 1)],
+                )
+                along = Curve(title, "ose", said, alphas, candidates, scores)
+                outcomes.append(dialled(selection, along, options.dial))
     return outcomes
 
 
@@ -74,6 +90,11 @@ def mixed(
     return ensemble_of(parts, GRID, space)
 
 
+def _cost(pool: PoolSize, options: OseOptions) -> Cost:
+    """Count the members on proxy shifts: on held-out data they are scored already."""
+    return Cost(scored=pool.proxies * (LINES + 1) if options.dial is not None else 0)
+
+
 OSE = Recipe(
     name="ose",
     summary="mix the outputs of anchor and fine-tuned model, one alpha for all samples",
@@ -84,6 +105,8 @@ OSE = Recipe(
     uses="held-out counts and NLL",
     passes="2",
     objectives=(ONE_CLASS,),  # class probabilities
+    options=OseOptions,
     choose=_ose,
+    cost=_cost,
     style=ENSEMBLE,
 )

@@ -15,7 +15,7 @@ from soupray.core.errors import ConfigError
 from soupray.core.ports import Selection
 from soupray.core.trials import Ingredient
 
-Option = str | int | float | list[float]
+Option = str | int | float | list[float] | dict[str, float]
 """The value of an option in a spec."""
 
 
@@ -44,17 +44,22 @@ class Earlier(NamedTuple):
 
 
 class PoolSize(NamedTuple):
-    """The numbers that determine the cost of a recipe: ingredients (k) and held-out samples."""
+    """What determines the cost of a recipe: numbers of ingredients (k), held-out samples, proxies.
+
+    `proxies`: proxy shifts; each is as large as the held-out data.
+    """
 
     k: int
     held_out: int
+    proxies: int = 0
 
 
 class Cost(NamedTuple):
     """The largest cost of a recipe.
 
     `decided`: candidates that are only compared with a bound; early rejection makes them cheaper.
-    `scored`: candidates that are scored on all held-out samples. `models`: models that are reported
+    `scored`: candidates that are scored on all held-out samples, and once more for each proxy shift
+    on which they are. `models`: models that are reported
     on test and shift data. Logits of `scored` and `models` are stored. `train_passes`: passes over
     all training data. `train_samples`: single training samples. `files`: further files as large as
     a model. `mixtures`: models whose BatchNorm statistics are estimated: soups of several models,

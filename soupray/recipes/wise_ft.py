@@ -3,7 +3,8 @@
 theta_1 is the best single model and, if a recipe made one, the best soup; or the model that an
 option names. There are three entries for each line: a = 0.5, the paper's default without any data;
 the best a on held-out data (the smaller a breaks ties, because it is closer to the robust anchor);
-and the smallest a whose held-out score is within `eps` of the best.
+and the smallest a whose held-out score is within `eps` of the best. With `dial` there is a fourth
+one: see `recipes/dial.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from msgspec import Meta
 
 from soupray.core.candidates import Candidate, Outcome
 from soupray.core.ports import Selection
+from soupray.recipes.dial import Curve, DialOption, dialled
 from soupray.recipes.recipe import Cost, Earlier, Options, PoolSize, Recipe, Style, allows
 from soupray.recipes.starts import LINES, anchor_of, curve, interpolate, named, starts
 
@@ -60,6 +62,7 @@ class WiseFtOptions(Options, frozen=True, kw_only=True):
             "the end of the line; left out: the best single model, and the best soup",
         ),
     ] = None
+    dial: DialOption = None
 
     def __post_init__(self) -> None:
         """Check what the types cannot express. Raises ValueError, which msgspec reports."""
@@ -70,7 +73,7 @@ class WiseFtOptions(Options, frozen=True, kw_only=True):
 
 
 def _wise_ft(selection: Selection, earlier: Earlier, options: WiseFtOptions) -> list[Outcome]:
-    """Return three outcomes for each line; their traces have the whole line."""
+    """Return three outcomes for each line, or four; their traces have the whole line."""
     grid, notes = grid_of(options.alphas)
     anchor = anchor_of(selection)
     outcomes = []
@@ -99,6 +102,11 @@ def _wise_ft(selection: Selection, earlier: Earlier, options: WiseFtOptions) -> 
                     notes=notes,
                 )
             )
+        if options.dial is not None:
+            said: dict[str, str | int | float] = {"theta_1": name, "point": "dial"}
+            title, alphas = f"wise_ft({name}, dial)", [float(a) for a in grid]
+            line = Curve(title, "wise_ft", said, alphas, candidates, scores)
+            outcomes.append(dialled(selection, line, options.dial))
     return outcomes
 
 
@@ -120,11 +128,15 @@ def grid_of(alphas: Sequence[float] | None) -> tuple[list[Fraction], tuple[str, 
 
 
 def _cost(pool: PoolSize, options: WiseFtOptions) -> Cost:
-    """Count only the inner points: the end points of a line are scored already."""
+    """Count only the inner points: the end points of a line are scored already.
+
+    On proxy shifts they are not.
+    """
     inner = sum(0 < a < 1 for a in options.alphas or ALPHAS)
     lines = 1 if options.theta_1 else LINES
-    scored, models = lines * inner, lines * LINE_GRID
-    return Cost(scored=scored, models=models, mixtures=scored + models - lines)
+    mixed, models = lines * inner, lines * LINE_GRID
+    proxies = pool.proxies * (mixed + lines + 1) if options.dial is not None else 0
+    return Cost(scored=mixed + proxies, models=models, mixtures=mixed + models - lines)
 
 
 WISE_FT = Recipe(

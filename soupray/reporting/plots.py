@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from soupray.core.candidates import Candidate, LayerSoup, Outcome, WeightSoup, mean_of
-from soupray.core.records import Basis, Record, Rejected, Split
+from soupray.core.records import Basis, Record, Rejected, ReportedSplit
 from soupray.core.trials import Pool
 from soupray.maths.metrics import interval, logit, mean_accuracy
 from soupray.recipes import BY_NAME, RECIPES
@@ -119,7 +119,7 @@ def robustness(
     )
 
 
-def _beside(shifts: list[Split], reported: Reported) -> list[str]:
+def _beside(shifts: list[ReportedSplit], reported: Reported) -> list[str]:
     """Return the ID test splits to compare each shift with, if a shift has only some classes.
 
     Empty if all shifts have all classes, or if ID test has no sample of the classes of a shift.

@@ -12,6 +12,7 @@ import msgspec
 
 from soupray.core.candidates import (
     Candidate,
+    Dial,
     FisherSoup,
     Outcome,
     OutputCandidate,
@@ -128,7 +129,7 @@ class Entry(Record, frozen=True, kw_only=True):
     with the best single model that has estimated BatchNorm statistics, if `update_bn` ran.
     `test_gain`, `shift_gain` (of the mean over the shifts; unset without shifts) and `calibrated`
     are unset in leaderboards of older versions. `thresholds`, of multi_label alone: the logit of
-    each class above which F1 on held-out data is largest.
+    each class above which F1 on held-out data is largest. `dial`: the curve that a dial chose from.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Entry(Record, frozen=True, kw_only=True):
     thresholds: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
     test_gain: Gain | msgspec.UnsetType = msgspec.UNSET
     shift_gain: Gain | msgspec.UnsetType = msgspec.UNSET
+    dial: Dial | msgspec.UnsetType = msgspec.UNSET
 
 
 def measured(scores: Scores) -> Measured:
@@ -349,6 +351,7 @@ def _entry(
         candidate=candidate.digest,
         test_gain=_gain(paired_difference(test, reported[best.candidate, "test"])),
         shift_gain=_gain(mean_paired_difference(pairs)) if pairs else msgspec.UNSET,
+        dial=outcome.dial,
     )
 
 

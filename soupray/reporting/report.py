@@ -16,6 +16,7 @@ from soupray.maths.metrics import Z
 from soupray.reporting.anytime import points, rows
 from soupray.reporting.charts import MOST_CLASSES, charts
 from soupray.reporting.details import DETAILS, Answers, Details, TrialFacts
+from soupray.reporting.dials import dial_table, of_dials
 from soupray.reporting.history import SoupRun, stored_leaderboard
 from soupray.reporting.notes import of_statistics, p_value, percent, protocol
 from soupray.reporting.ranking import Entry, Gain, SameModel, ranked_on, same_models
@@ -190,6 +191,7 @@ def render(board: ReportedBoard) -> str:
         basis=board.basis,
         charts=drawn,
         sections=board.sections,
+        dials=[(e.name, found) for e in entries if (found := dial_table(e))],
         mistakes=[(a.name, _mistakes(a, classes)) for a in details.answers],
         classes=len(classes),
         most_classes=MOST_CLASSES,
@@ -213,6 +215,7 @@ def _board(board: ReportedBoard) -> dict[str, Any]:
             protocol(board.basis, spec, entries[0]),
             of_statistics(entries, spec.metric),
             of_teacher(taught(entries, board.basis, board.run.champion.name)),
+            *of_dials(entries),
         ],
     }
 

@@ -128,18 +128,19 @@ def _chosen(
 ) -> tuple[Choices, str]:
     """Run the recipes on held-out and training data. Return their choices, and the key of these."""
     spec, basis = specs[0], session.basis
-    work = _choosing_work(session.pool, recipes)
+    work = _choosing_work(session.pool, recipes, len(basis.selection) - 2)
     with watched(session.evaluator, "choosing", work, session.show) as progress:
         selection = HeldOutSelection(
             session.evaluator,
             session.pool,
-            [basis.split("held_out"), basis.split("train")],
+            basis.selection,
             cascade=spec.precision == "cascade",
             metric=spec.metric,
         )
         choices = choose(session.store, specs, selection, recipes, large)
         progress.finish()
-    return choices, layout.stem(choices_path(specs, selection.pool, choices.recipes))
+    path = choices_path(specs, selection.pool, choices.recipes, tuple(selection.proxies.values()))
+    return choices, layout.stem(path)
 
 
 def _result(session: Session, spec: SweepSpec, choices: Choices, key: str) -> SoupResult:
@@ -230,7 +231,7 @@ def choose(
     pool = selection.pool
     wanted = {**{name: {} for name in baselines(pool)}, **recipes}
     wanted = {name: find_recipe(name).complete(options) for name, options in wanted.items()}
-    path = choices_path(specs, pool, wanted)
+    path = choices_path(specs, pool, wanted, tuple(selection.proxies.values()))
     choices: Choices | None = find_record(store, path, Choices)
     if choices is not None:
         _refuse_other(choices, pool, wanted, f"{path} in {store.url}")
@@ -277,8 +278,17 @@ def _refuse_other(choices: Choices, pool: Pool, wanted: Wanted, where: str) -> N
         )
 
 
-def choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Wanted) -> str:
-    """Return the path of the choices in the store, named by a digest of all their inputs."""
+def choices_path(
+    specs: Sequence[SweepSpec], pool: Pool, wanted: Wanted, proxies: tuple[str, ...] = ()
+) -> str:
+    """Return the path of the choices in the store, named by a digest of all their inputs.
+
+    Args:
+        specs: the specs of the pool.
+        pool: the ingredients.
+        wanted: options by the name of the recipe.
+        proxies: digests of the proxy shifts.
+    """
     spec, *others = specs
     parts = [
         pool.checkpoints,
@@ -294,6 +304,7 @@ def choices_path(specs: Sequence[SweepSpec], pool: Pool, wanted: Wanted) -> str:
         pool.ingredients[0].held_out.split,
         *(other.setting for other in others),  # their models are evaluated with their own settings
         *code_of(wanted),  # of plug-ins: none for soupray's own
+        *proxies,
     ]
     return layout.choices(joint(specs).name, digest(parts)[:32])
 
@@ -456,8 +467,8 @@ def chosen_recipes(specs: Sequence[SweepSpec], flags: list[str], everything: boo
     return chosen
 
 
-def _choosing_work(pool: Pool, recipes: Wanted) -> int:
+def _choosing_work(pool: Pool, recipes: Wanted, proxies: int) -> int:
     """Return the approximate number of evaluations of a selection, for the progress bar."""
-    size = PoolSize(len(pool.ingredients), pool.ingredients[0].held_out.n)
+    size = PoolSize(len(pool.ingredients), pool.ingredients[0].held_out.n, proxies)
     cost = total_cost(size, {**recipes, **{name: {} for name in baselines(pool)}})
     return cost.decided + cost.scored

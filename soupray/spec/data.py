@@ -11,6 +11,7 @@ import pydantic
 from pydantic import Discriminator, Field, JsonValue, Tag
 
 from soupray.core.plugins import MODULE
+from soupray.spec.proxies import check_kinds
 from soupray.spec.space import Count, SpecModel
 from soupray.spec.task import Code
 
@@ -163,6 +164,11 @@ class _Shifted(SpecModel):
     `package.module:name` a function of your own that changes them; a mapping is another data
     set."""
 
+    # Left out if not given, so that digests of specs from before this field do not change.
+    proxy_shifts: tuple[Corruption, ...] = Field(default=(), exclude_if=lambda words: not words)
+    """Changed copies of the held-out images, by which recipes may choose (`dial`). They are never
+    reported, and each is of another kind than every one of `shifts`: see the guide."""
+
     overlap: Literal["fail", "drop"] = "fail"
     """A training or held-out sample with the content of a reported one, or a training sample with
     that of a held-out one: `fail` is an error, `drop` leaves it out."""
@@ -176,6 +182,15 @@ class _Shifted(SpecModel):
         if taken := {"train", "held_out", "rank", "test"} & set(names):
             raise ValueError(f"a shift cannot be called {taken.pop()!r}: another split is")
         return shifts
+
+    @pydantic.field_validator("proxy_shifts")
+    @classmethod
+    def _are_of_other_kinds(
+        cls, proxies: tuple[Corruption, ...], info: pydantic.ValidationInfo
+    ) -> tuple[Corruption, ...]:
+        shifts = info.data.get("shifts", ())
+        check_kinds(proxies, [s if isinstance(s, str) else s.split for s in shifts])
+        return proxies
 
     @property
     def corruptions(self) -> tuple[str, ...]:
@@ -455,6 +470,11 @@ class TextSpec(SpecModel):
     @property
     def corruptions(self) -> tuple[str, ...]:
         """Always empty: corruptions exist only for images."""
+        return ()
+
+    @property
+    def proxy_shifts(self) -> tuple[str, ...]:
+        """Always empty, for the same reason."""
         return ()
 
     @property

@@ -28,6 +28,7 @@ EXAMPLES = {
     "data.held_out": "500",
     "data.size": "224",
     "data.shifts": "[blurred, faded]",
+    "data.proxy_shifts": "[occluded]",
     "data.train_per_class": "20",
     "data.folders": "[/usr/share/datasets/fashion-mnist]",
     "data.root": "/data/cifar10",

@@ -244,11 +244,13 @@ def _check_masks(task: Any, data: Any) -> None:
                 f"{name} is {side}, and task.size is {task.size}: masks are not resized; write "
                 f"data.size and data.train_size: {task.size}"
             )
-    named = [s for s in data.corruptions if s not in (*STAYING, *MOVING)]
-    named += [shift.function for shift in data.functions]
+    words = {"shifts": data.corruptions, "proxy_shifts": data.proxy_shifts}
+    named = [(k, s) for k, of in words.items() for s in of if s not in (*STAYING, *MOVING)]
+    named += [("shifts", shift.function) for shift in data.functions]
     if named:
+        key, name = named[0]
         raise ValueError(
-            f"data.shifts: {named[0]} changes what is in an image, and nothing says how its mask "
+            f"data.{key}: {name} changes what is in an image, and nothing says how its mask "
             f"changes; allowed are {', '.join((*STAYING, *MOVING))}, and splits of your dataset"
         )
 

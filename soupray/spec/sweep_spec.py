@@ -39,6 +39,7 @@ from soupray.spec.objective import (
 )
 from soupray.spec.plugged_in import AUGMENTATIONS, LOSSES, SHIFTS, with_code
 from soupray.spec.preprocessing import with_preprocessing
+from soupray.spec.proxies import check_dials
 from soupray.spec.resources import Resources, TrainingSpec, check_resources, check_workers
 from soupray.spec.space import (
     IMAGE_ONLY,
@@ -494,3 +495,4 @@ def _fill(spec: SweepSpec, data: dict[str, Any], source: str, text: str | None =
         for name, options in named.items():
             at = None if text is None else find_key(text, (key, name))
             check({name: options}, f"{source}: {'' if at is None else f'{at}: '}{key}")
+    check_dials(spec.recipes, spec.data, source)

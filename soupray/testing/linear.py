@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from soupray.core.candidates import WeightCandidate, mean_of
 from soupray.core.ports import Task
@@ -27,6 +27,7 @@ from soupray.store.objects import open_store
 SIDE, CLASSES, EMBEDDINGS = 2, 3, 8
 SIZES = {"train": 60, "held_out": 90, "test": 70, "far": 70}
 ROLES: dict[str, Role] = {"train": "train", "held_out": "held_out", "test": "test", "far": "shift"}
+DIM = "proxy.dim"
 
 
 class Linear(torch.nn.Module):
@@ -86,6 +87,8 @@ def make_data(
 ) -> Data:
     """Return random pixels, labelled by the truth with noise; `far` is darker.
 
+    So is the proxy shift `dim`, but less: a copy of the held-out data.
+
     Args:
         folder: where they are written.
         objective: what the targets are. Unset: the class of the largest output. multi_label: the
@@ -121,6 +124,11 @@ def make_data(
                 metric=metric,
             )
         )
+    held_out = next(s for s in splits if s.role == "held_out")
+    for part in ("images", "labels"):
+        array = np.load(folder / f"held_out.{part}.npy")
+        np.save(folder / f"{DIM}.{part}.npy", array // 2 if part == "images" else array)
+    splits.append(structs.replace(held_out, name=DIM, role="proxy", digest=digest(DIM)))
     (folder / "splits.json").write_bytes(encode(splits))
     return Data(folder)
 
@@ -144,7 +152,7 @@ class Toy(NamedTuple):
             cascade: decide in bfloat16 first.
             metric: what recipes choose by.
         """
-        splits = [self.basis.split("held_out"), self.basis.split("train")]
+        splits = self.basis.selection
         return HeldOutSelection(self.evaluator, self.pool, splits, cascade=cascade, metric=metric)
 
     def weights(self, candidate: WeightCandidate) -> dict[str, torch.Tensor]:
