@@ -8,6 +8,7 @@ The protocol is docs/decisions/0025-study-of-searches.md. Trials run in this pro
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import tempfile
@@ -56,9 +57,32 @@ SMALLER = {
 """What makes the spec of each data set small enough for ten seeds."""
 
 
+TESTS = 2000
+"""Images of ID test of Fashion-MNIST; five shifts are made of each."""
+
+
+def few_tests(source: Path, folder: Path) -> None:
+    """Write IDX files whose test part is the first TESTS images of those of `source`."""
+    folder.mkdir(exist_ok=True)
+    for file in source.glob("*-ubyte.gz"):
+        data = gzip.decompress(file.read_bytes())
+        if file.name.startswith("t10k"):
+            dimensions = data[3]
+            start, shape = 4 + 4 * dimensions, np.frombuffer(data, ">u4", dimensions, 4)
+            size = int(np.prod(shape[1:], dtype=int))
+            count = np.array(TESTS, ">u4").tobytes()
+            data = data[:4] + count + data[8 : start + TESTS * size]
+        (folder / file.name).write_bytes(gzip.compress(data, 1))
+
+
 def spec_of(data: str, seed: int, folder: str, sampler: str) -> SweepSpec:
     """The spec of a data set, made small, with N trials and a store in `folder`."""
     text = (ROOT / "sweeps" / f"{data}.yaml").read_text()
+    if data == "fashion_mnist":
+        here = ("/usr/share/datasets/fashion-mnist", str(ROOT / ".home" / "fashion-mnist"))
+        source = next(path for path in map(Path, here) if path.exists())
+        few_tests(source, Path(folder, "images"))
+        text = text.replace(here[0], f"{folder}/images")
     edits = SMALLER[data] | {
         "seed: 0": f"seed: {seed}",
         "trials: 16": f"trials: {TRIALS}",
