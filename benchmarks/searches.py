@@ -1,13 +1,14 @@
 """Searches for soups: random, TPE, a stop rule and generations, paired by seed.
 
-    python benchmarks/searches.py SEEDS [FILE]    # default: searches.jsonl; it goes on from there
-    python benchmarks/searches.py report [FILE]   # the tables of the report
+    python benchmarks/searches.py DATA SEEDS FILE   # digits or fashion_mnist; goes on from there
+    python benchmarks/searches.py report FILE       # the tables of the report
 
 The protocol is docs/decisions/0025-study-of-searches.md. Trials run in this process, without Ray.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import tempfile
@@ -42,21 +43,57 @@ AFTER = 6
 MARGIN_NLL, MARGIN_SHIFT = 0.002, 0.005
 
 
-def spec_of(seed: int, folder: str, sampler: str) -> SweepSpec:
-    """The demo's spec, with N trials and a store in `folder`."""
-    text = (ROOT / "sweeps" / "digits.yaml").read_text()
-    for old, new in (
-        ("seed: 0", f"seed: {seed}"),
-        ("trials: 16", f"trials: {TRIALS}"),
-        ("held_out: 500", "held_out: 300"),
-        ("epochs: {integer: [5, 15]}", "epochs: {integer: [3, 9]}"),
-        ("sampler: random ", f"sampler: {sampler} "),
-        ("storage: embedded", f"storage: file://{folder}/store"),
-        ("tracking: embedded", "tracking: off"),
-    ):
+SMALLER = {
+    "digits": {
+        "held_out: 500": "held_out: 300",
+        "epochs: {integer: [5, 15]}": "epochs: {integer: [3, 9]}",
+    },
+    "fashion_mnist": {
+        "train: 10000": "train: 3000",
+        "held_out: 2600": "held_out: 600",
+        "epochs: {integer: [4, 8]}": "epochs: {integer: [2, 5]}",
+    },
+}
+"""What makes the spec of each data set small enough for ten seeds."""
+
+
+TESTS = 2000
+"""Images of ID test of Fashion-MNIST; five shifts are made of each."""
+
+
+def few_tests(source: Path, folder: Path) -> None:
+    """Write IDX files whose test part is the first TESTS images of those of `source`."""
+    folder.mkdir(exist_ok=True)
+    for file in source.glob("*-ubyte.gz"):
+        data = gzip.decompress(file.read_bytes())
+        if file.name.startswith("t10k"):
+            dimensions = data[3]
+            start, shape = 4 + 4 * dimensions, np.frombuffer(data, ">u4", dimensions, 4)
+            size = int(np.prod(shape[1:], dtype=int))
+            count = np.array(TESTS, ">u4").tobytes()
+            data = data[:4] + count + data[8 : start + TESTS * size]
+        (folder / file.name).write_bytes(gzip.compress(data, 1))
+
+
+def spec_of(data: str, seed: int, folder: str, sampler: str) -> SweepSpec:
+    """The spec of a data set, made small, with N trials and a store in `folder`."""
+    text = (ROOT / "sweeps" / f"{data}.yaml").read_text()
+    if data == "fashion_mnist":
+        here = ("/usr/share/datasets/fashion-mnist", str(ROOT / ".home" / "fashion-mnist"))
+        source = next(path for path in map(Path, here) if path.exists())
+        few_tests(source, Path(folder, "images"))
+        text = text.replace(here[0], f"{folder}/images")
+    edits = SMALLER[data] | {
+        "seed: 0": f"seed: {seed}",
+        "trials: 16": f"trials: {TRIALS}",
+        "sampler: random": f"sampler: {sampler}",
+        "storage: embedded": f"storage: file://{folder}/store",
+        "tracking: embedded": "tracking: off",
+    }
+    for old, new in edits.items():
         assert old in text, old
         text = text.replace(old, new)
-    return parse(text, "digits.yaml")
+    return parse(text, f"{data}.yaml")
 
 
 def trained(here: WorkerContext, trial: Trial) -> Ingredient | None:
@@ -180,19 +217,19 @@ def proposed(known: list[tuple[list[float], Predictions]], candidates: np.ndarra
     return candidates[int(improvement.argmax())].tolist()
 
 
-def measured_soup(seed: int) -> Iterator[dict[str, object]]:
+def measured_soup(data: str, seed: int) -> Iterator[dict[str, object]]:
     """The arm `soup` of one seed."""
     with tempfile.TemporaryDirectory() as folder:
-        world = World(spec_of(seed, folder, "random"), folder)
+        world = World(spec_of(data, seed, folder, "random"), folder)
         for size, pool in enumerate(soup_points(world), 1):
             if size in SIZES:
                 yield from world.rows("soup", size, pool)
 
 
-def measured(seed: int) -> Iterator[dict[str, object]]:
+def measured(data: str, seed: int) -> Iterator[dict[str, object]]:
     """All arms of one seed but `soup`."""
     with tempfile.TemporaryDirectory() as folder:
-        world = World(spec_of(seed, folder, "random"), folder)
+        world = World(spec_of(data, seed, folder, "random"), folder)
         plan = trials_of(world.spec, world.basis)
         pool = [trained(world.here, trial) for trial in plan]
         for size in SIZES:
@@ -203,7 +240,7 @@ def measured(seed: int) -> Iterator[dict[str, object]]:
             yield from world.rows(arm, size, present(pool)[:size])
         yield from generations(world, plan, present(pool[:GENERATION]))
     with tempfile.TemporaryDirectory() as folder:
-        world = World(spec_of(seed, folder, "tpe"), folder)
+        world = World(spec_of(data, seed, folder, "tpe"), folder)
         search, pool = TpeSearch(world.here.checkpoints.store, world.spec, world.basis), []
         while (trial := search.next()) is not None:
             pool.append(trained(world.here, trial))
@@ -242,17 +279,18 @@ def present(pool: Sequence[Ingredient | None]) -> list[Ingredient]:
 
 
 def main() -> None:
-    what, file = sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else "searches.jsonl")
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    what, *seeds, file = sys.argv[1:]
+    rows = Path(file).read_text().splitlines() if Path(file).exists() else []
+    done = [json.loads(line) for line in rows]
     if what == "report":
         report(done)
         return
     known = {(row["seed"], row["arm"]) for row in done}
-    for seed in range(int(what)):
+    for seed in range(int(seeds[0])):
         for arm, study in (("random", measured), ("soup", measured_soup)):
             if (seed, arm) not in known:
-                rows = [json.dumps({"seed": seed, **row}) for row in study(seed)]
-                with file.open("a") as out:
+                rows = [json.dumps({"seed": seed, **row}) for row in study(what, seed)]
+                with Path(file).open("a") as out:
                     out.write("\n".join(rows) + "\n")
                 print(f"seed {seed}: {arm} is done", flush=True)
 
