@@ -76,6 +76,27 @@ def dialled(selection: Selection, along: Curve, options: DialOptions) -> Outcome
     Raises:
         ConfigError: there are no proxy shifts.
     """
+    made = _measured(selection, along, options)
+    chosen = made.chosen
+    return Outcome(
+        name=along.name,
+        recipe=along.recipe,
+        options={
+            **along.options,
+            "alpha": along.alphas[chosen],
+            "eps": options.eps,
+            "confidence": options.confidence,
+        },
+        candidate=along.candidates[chosen],
+        held_out=along.scores[chosen],
+        trace=curve(along.candidates, along.scores, chosen),
+        notes=_notes(along.name, made),
+        dial=made,
+    )
+
+
+def _measured(selection: Selection, along: Curve, options: DialOptions) -> Dial:
+    """Return all points of a curve, and which of them the dial chooses."""
     found = selection.proxy_scores(along.candidates)
     if not found[0]:
         raise ConfigError(
@@ -98,7 +119,7 @@ def dialled(selection: Selection, along: Curve, options: DialOptions) -> Outcome
         )
         for k in range(len(held_out))
     )
-    made = Dial(
+    return Dial(
         eps=options.eps,
         confidence=options.confidence,
         samples=along.scores[0].n,
@@ -106,21 +127,6 @@ def dialled(selection: Selection, along: Curve, options: DialOptions) -> Outcome
         points=points,
         best=best,
         chosen=chosen,
-    )
-    return Outcome(
-        name=along.name,
-        recipe=along.recipe,
-        options={
-            **along.options,
-            "alpha": along.alphas[chosen],
-            "eps": options.eps,
-            "confidence": options.confidence,
-        },
-        candidate=along.candidates[chosen],
-        held_out=along.scores[chosen],
-        trace=curve(along.candidates, along.scores, chosen),
-        notes=_notes(along.name, made),
-        dial=made,
     )
 
 

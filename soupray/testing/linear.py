@@ -124,13 +124,16 @@ def make_data(
                 metric=metric,
             )
         )
-    held_out = next(s for s in splits if s.role == "held_out")
-    for part in ("images", "labels"):
-        array = np.load(folder / f"held_out.{part}.npy")
-        np.save(folder / f"{DIM}.{part}.npy", array // 2 if part == "images" else array)
-    splits.append(structs.replace(held_out, name=DIM, role="proxy", digest=digest(DIM)))
+    splits.append(_dim(folder, next(s for s in splits if s.role == "held_out")))
     (folder / "splits.json").write_bytes(encode(splits))
     return Data(folder)
+
+
+def _dim(folder: Path, held_out: Split) -> Split:
+    """Write a proxy shift: the held-out data with half of the light."""
+    np.save(folder / f"{DIM}.images.npy", np.load(folder / "held_out.images.npy") // 2)
+    np.save(folder / f"{DIM}.labels.npy", np.load(folder / "held_out.labels.npy"))
+    return structs.replace(held_out, name=DIM, role="proxy", digest=digest(DIM))
 
 
 class Toy(NamedTuple):
