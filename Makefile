@@ -7,7 +7,7 @@ export DO_NOT_TRACK = true
 export RAY_USAGE_STATS_ENABLED = 0
 unexport PYTHONDONTWRITEBYTECODE  # else each of hundreds of processes would compile soupray anew
 
-.PHONY: setup demo fashion clipart wordnet glosses lint test docs notebook soak fuzz gpu down clean
+.PHONY: setup demo fashion clipart wordnet glosses captions lint test docs notebook soak fuzz gpu down clean
 
 setup: .venv/.installed
 
@@ -71,6 +71,14 @@ glosses: setup .home/wordnet/glosses
 	$(BIN)/python -m pip install --quiet --editable '.[wordnet]'
 	$(BIN)/soupray sweep sweeps/wordnet_glosses.yaml --home $(HOME_DIR)
 	$(BIN)/soupray soup sweeps/wordnet_glosses.yaml --home $(HOME_DIR) --all
+
+captions: setup .home/digit_captions
+	$(BIN)/soupray sweep sweeps/digit_captions.yaml --home $(HOME_DIR)
+	$(BIN)/soupray soup sweeps/digit_captions.yaml --home $(HOME_DIR)
+
+.home/digit_captions: scripts/digit_captions.py
+	$(BIN)/python scripts/digit_captions.py $@
+	touch $@
 
 .home/wordnet/glosses: $(WORDNET) scripts/wordnet_glosses.py
 	$(BIN)/python scripts/wordnet_glosses.py $(WORDNET) $@

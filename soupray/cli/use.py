@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes.")
 @click.option("--probabilities", is_flag=True, help="A column for each class.")
 @click.option("--calibrated", is_flag=True, help="Divide logits by the entry's temperature.")
+@click.option("--texts", is_flag=True, help="INPUT are captions, for a model of both towers.")
 @click.option("--column", help="Of a table: the texts or paths. Default: text, path, the only one.")
 @click.option("--device", help="cpu, cuda or cuda:N. Default: a GPU if there is one.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Default: that of the evaluation.")
@@ -49,6 +50,7 @@ def predict(
     top: int,
     probabilities: bool,
     calibrated: bool,
+    texts: bool,
     column: str | None,
     device: str | None,
     batch_size: int | None,
@@ -82,13 +84,15 @@ def predict(
     source = find(what, home)
     model = load_found(source, home, device, batch_size)
     model = model.calibrated() if calibrated else model
+    model = model.texts() if texts else model
     found = find_inputs(inputs, model.reader.kind, column, sys.stdin)
     for note in found.notes:
         say(f"note: {note}.")
     wanted = Wanted(top, probabilities)
     model.meaning.check(wanted)
     quiet = as_json and output is None
-    parts = parts_of(model, found.given, address, Again(source, home, batch_size, calibrated))
+    again = Again(source, home, batch_size, calibrated, texts)
+    parts = parts_of(model, found.given, address, again)
     with writer(output, model.meaning.columns(wanted), sys.stdout, quiet) as write:
         done = run(parts, found, model.meaning, wanted, write, Bars())
     if as_json:

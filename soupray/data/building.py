@@ -1,6 +1,6 @@
 """Builds the data cache of a node: arrays, labels, ids and records of all splits.
 
-    <split>.images.npy   images, [N, C, H, W] uint8, or texts, [N, L] uint8
+    <split>.images.npy   images, [N, C, H, W] uint8; texts, or images with captions, [N, L] uint8
     train.rows.npy       for a streamed train split, in place of its images: rows of the source
     <split>.labels.npy   [N] int64; of several labels [N, C] uint8, of numbers [N, D] float32, of
                          masks [N, P] uint8, a column for each pixel; of pairs [N, 2] int64
@@ -27,6 +27,7 @@ from msgspec import UNSET
 from soupray.core.arrays import Indices, Labels
 from soupray.core.errors import ConfigError
 from soupray.core.records import PROXY, Role, Split, decode, digest, encode
+from soupray.data.captions import by_content, write_captioned
 from soupray.data.decoding import Look
 from soupray.data.digits import SIDE
 from soupray.data.natural import LabelMap, Shifted
@@ -35,7 +36,7 @@ from soupray.data.pairs import check_gallery, queries_of
 from soupray.data.reading import Content, check_images, keep_rows, new_array, sha256, write_images
 from soupray.data.shifts import SHIFTS, Shift, own_shift, shifted_parts
 from soupray.data.splits import Part, Samples, shown_name
-from soupray.spec.data import DigitsSpec, ImagesSpec
+from soupray.spec.data import CaptionsSpec, DigitsSpec, ImagesSpec
 from soupray.spec.objective import MOVING
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import TransformersSpec
@@ -117,7 +118,7 @@ def look_of_evaluation(spec: SweepSpec, shape: tuple[int, ...] | None) -> Look |
     Returns:
         The form; None if neither the spec nor the basis says it, or the samples are texts.
     """
-    if isinstance(spec.data, ImagesSpec):
+    if isinstance(spec.data, ImagesSpec | CaptionsSpec):
         return look_of(spec, spec.data.size, train=False)
     if isinstance(spec.data, DigitsSpec):
         shape = (1, SIDE, SIDE)
@@ -168,9 +169,10 @@ class _Builder:
         if len(kept) == 0:
             raise ConfigError(f"data: no sample of the {name} split is left.")
         self._keep(name, kept, len(contents))
-        written = Written(
-            [part.ids[i] for i in kept], part.labels[kept], [contents[i] for i in kept]
-        )
+        labels = part.labels
+        if isinstance(self._spec.data, CaptionsSpec):
+            labels = by_content(labels, contents)
+        written = Written([part.ids[i] for i in kept], labels[kept], [contents[i] for i in kept])
         self._record(name, _ROLES.get(name, "shift"), written, label_map)
 
     def _contents(self, name: str, part: Part) -> list[Content]:
@@ -186,6 +188,8 @@ class _Builder:
         look = self._look(train=name == "train")
         if self._streams(name):
             return check_images(part, look)
+        if part.captions:
+            return write_captioned(part, look, path)
         return write_images(part, look, path)
 
     def _keep(self, name: str, kept: Indices, total: int) -> None:
@@ -202,6 +206,8 @@ class _Builder:
 
     def _look(self, train: bool) -> Look:
         data = self._spec.data
+        if isinstance(data, CaptionsSpec):
+            return look_of(self._spec, data.size, train=False)
         if isinstance(data, ImagesSpec):
             return look_of(self._spec, data.side_of_train if train else data.size, train)
         # natural shifts get the shape of the test images

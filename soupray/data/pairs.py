@@ -1,8 +1,8 @@
-"""Pairs of texts in CSV, TSV or JSON lines: a query, and the document that is right for it."""
+"""Pairs of a query and the document that is right for it: their splits, and pairs of texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,44 +12,67 @@ from soupray.core.arrays import Labels, Uint8
 from soupray.core.errors import ConfigError
 from soupray.core.records import Objective
 from soupray.core.texts import BETWEEN, pack_pairs
-from soupray.data.splits import Samples, draw, held_out_shares, listing, set_aside
-from soupray.data.text import ids_of, rows_of, short
-from soupray.spec.data import TextSpec
-from soupray.spec.files import path_of
+from soupray.data.captions import read_captions
+from soupray.data.splits import Part, Samples, draw, held_out_shares, listing, set_aside
+from soupray.data.text import first_equal, ids_of, pair_rows, short
+from soupray.spec.data import CaptionsSpec, PairsSpec, TextSpec
 
 
-def split_pairs(spec: TextSpec, seed: int) -> dict[str, Samples]:
+def split_pairs(spec: PairsSpec, seed: int) -> dict[str, Part]:
     """The splits train, held_out, rank (if the spec has it) and test, by name, drawn at random.
+
+    What is drawn are queries: all pairs of a query, such as the captions of an image, go with it.
 
     Args:
         spec: the files and the sizes of the splits.
         seed: of the draw.
 
     Returns:
-        Samples as `read_pairs` returns them.
+        Samples as `read_pairs` returns them, or images as `read_captions` does.
 
     Raises:
         ConfigError: a file cannot be read as pairs, or has too few of them.
     """
-    every = read_pairs(spec.train, spec)
-    count = len(every.ids)
+    every = pairs_in(spec.train, spec)
     # One class for all: the draw is not by class.
-    rows = listing(every.ids, np.zeros(count), lambda row: every.images[row])
+    rows = listing(every.ids, np.zeros(len(every.ids)), lambda row: b"")
     left, listed = set_aside(rows, spec.held_out)
+    queries = left.take(np.unique(every.labels[left.rows, 0], return_index=True)[1])
     wanted = held_out_shares(spec.held_out, 1)
     if isinstance(spec.test, int):
         wanted["test"] = [spec.test]
     asked = sum(n for counts in wanted.values() for n in counts)
-    if asked >= len(left.ids):
+    if asked >= len(queries.ids):
+        several = len(queries.ids) < len(left.ids)
         raise ConfigError(
             f"data.{' and data.'.join(wanted)} need {asked} pairs and leave none to train on: "
-            f"{spec.train} has {len(left.ids)}. Lower them."
+            f"{spec.train} has {len(queries.ids)}{' of different queries' * several}. "
+            "Lower them."
         )
-    drawn = {**draw(left, wanted, rest="train", seed=seed), **listed}
-    parts = {name: every.take(part.rows) for name, part in drawn.items()}
+    drawn = draw(queries, wanted, rest="train", seed=seed)
+    numbers = every.labels[left.rows, 0]
+    chosen = {
+        name: left.rows[np.isin(numbers, every.labels[part.rows, 0])]
+        for name, part in drawn.items()
+    }
+    chosen |= {name: part.rows for name, part in listed.items()}
+    parts: dict[str, Part] = {name: every.take(rows) for name, rows in chosen.items()}
     if isinstance(spec.test, str):
-        parts["test"] = read_pairs(spec.test, spec)
+        parts["test"] = pairs_in(spec.test, spec)
     return {name: parts[name] for name in ("train", "held_out", "rank", "test") if name in parts}
+
+
+def pairs_in(named: str, spec: PairsSpec) -> Part:
+    """All pairs of a file, of texts or of images and captions.
+
+    Args:
+        named: path of the file.
+        spec: says which they are.
+
+    Raises:
+        ConfigError: the file cannot be read as pairs.
+    """
+    return read_captions(named, spec) if isinstance(spec, CaptionsSpec) else read_pairs(named, spec)
 
 
 def read_pairs(named: str, spec: TextSpec) -> Samples:
@@ -67,27 +90,12 @@ def read_pairs(named: str, spec: TextSpec) -> Samples:
         ConfigError: the file is missing, broken or empty, a column is not there, or a text is empty
             or too long.
     """
-    path = path_of(named, "data")
-    rows = list(rows_of(path, spec, {}))
-    if not rows:
-        raise ConfigError(f"{path}: there is no pair in it.")
-    for row in rows:
-        if not row.label.strip():
-            raise ConfigError(
-                f"{row.where}: the document, in column {spec.label_column!r}, is empty. Remove "
-                "that line."
-            )
+    path, rows = pair_rows(named, spec, "document")
     queries = short([(row.text, row.where) for row in rows], path, spec)
     documents = short([(row.label.strip(), row.where) for row in rows], path, spec)
-    numbers = np.array([_numbers(queries), _numbers(documents)], np.int64).T
+    numbers = np.array([first_equal(queries), first_equal(documents)], np.int64).T
     pairs = pack_pairs(list(zip(queries, documents, strict=True)))
     return Samples(ids_of(path, len(rows)), pairs, np.ascontiguousarray(numbers))
-
-
-def _numbers(texts: Sequence[str]) -> list[int]:
-    """For each text, the position of the first equal one."""
-    first: dict[str, int] = {}
-    return [first.setdefault(text, place) for place, text in enumerate(texts)]
 
 
 def queries_of(rows: Uint8) -> Iterator[Any]:

@@ -84,8 +84,7 @@ def write_images(part: Listing, look: Look, path: Path) -> list[Content]:
         The digests of each image.
     """
     target = new_array(path, (len(part.ids), *look.shape))
-    contents = _each(part, look, target)
-    return contents
+    return decode_each(part, look, target)
 
 
 def check_images(part: Listing, look: Look) -> list[Content]:
@@ -98,10 +97,21 @@ def check_images(part: Listing, look: Look) -> list[Content]:
     Returns:
         The digests of each image; both are of the source.
     """
-    return _each(part, look, None)
+    return decode_each(part, look, None)
 
 
-def _each(part: Listing, look: Look, target: Images | None) -> list[Content]:
+def decode_each(part: Listing, look: Look, target: Images | None) -> list[Content]:
+    """Decode images, in threads.
+
+    Args:
+        part: the N images.
+        look: the form to which they are decoded.
+        target: gets the pixels, uint8 [N, C, size, size]; None: they are not kept.
+
+    Returns:
+        The digests of each image; without `target` both are of the source.
+    """
+
     def one(row: int) -> Content:
         try:
             raw = part.raw(row)

@@ -19,17 +19,19 @@ from msgspec import UNSET, UnsetType
 
 from soupray.core.errors import ConfigError
 from soupray.core.records import Objective
+from soupray.data.captions import image_files
 from soupray.data.digits import split_digits
 from soupray.data.folders import existing, folder_labels, list_part, mapped_labels, walked
 from soupray.data.idx import file_digests, split_idx
 from soupray.data.natural import Shifted, list_shift
-from soupray.data.pairs import read_pairs, split_pairs
+from soupray.data.pairs import pairs_in, split_pairs
 from soupray.data.shards import list_shards, shards
 from soupray.data.splits import Listing, Part, draw, held_out_shares, set_aside, shares
 from soupray.data.targets import notes_on
 from soupray.data.text import read_texts, split_texts
 from soupray.spec.class_numbers import class_numbers
 from soupray.spec.data import (
+    CaptionsSpec,
     DataSpec,
     DigitsSpec,
     FolderSpec,
@@ -84,13 +86,14 @@ def parts_of(
     if isinstance(data, IdxSpec):
         return Parts(dict(split_idx(data, seed)), _numbers(classes))
     if objective is not UNSET and objective.kind == "retrieval":
-        assert isinstance(data, TextSpec), "checked when the spec was read"
-        return Parts(dict(split_pairs(data, seed)), list(classes))
+        assert isinstance(data, TextSpec | CaptionsSpec), "checked when the spec was read"
+        return Parts(split_pairs(data, seed), list(classes))
     if objective is not UNSET:
         assert isinstance(data, TorchDataSpec), "checked when the spec was read"
         return Parts(_drawn(data, seed, classes, objective), list(classes))
     if isinstance(data, TextSpec):
         return Parts(dict(split_texts(data, classes, seed)), list(classes))
+    assert not isinstance(data, CaptionsSpec), "checked when the spec was read"
     every, test, sources = _sources(data, classes)
     _refuse_many_classes(every, test)
     every, listed = set_aside(every, data.held_out)
@@ -266,13 +269,10 @@ def shifts_of(
     Raises:
         ConfigError: the data of a shift are missing or do not fit the task.
     """
+    if objective is not UNSET and isinstance(data, TextSpec | CaptionsSpec):
+        return {n: Shifted(pairs_in(file, data), None) for n, file in data.shifts.items()}
     if isinstance(data, TextSpec):
-        pairs = objective is not UNSET
-        found = {
-            name: read_pairs(file, data) if pairs else read_texts(file, data, classes)
-            for name, file in data.shifts.items()
-        }
-        return {name: Shifted(samples, None) for name, samples in found.items()}
+        return {n: Shifted(read_texts(f, data, classes), None) for n, f in data.shifts.items()}
     if isinstance(data, TorchDataSpec):
         from soupray.data.torch_sets import list_targets, list_torch
 
@@ -299,13 +299,15 @@ def fingerprints(data: DataSpec) -> list[str]:
     """
     found = file_digests(data) if isinstance(data, IdxSpec) else []
     files = [s.label_map for s in data.natural_shifts]
-    if isinstance(data, TextSpec):
+    if isinstance(data, TextSpec | CaptionsSpec):
         files += data.files
     if isinstance(data, FolderSpec | TorchvisionSpec | HuggingFaceSpec | TorchDataSpec):
         files.append(data.label_map)
     if isinstance(data.held_out, HeldOutIds):
         files.append(data.held_out.ids)
     found += [_file_digest(path_of(file, "data")) for file in files if file is not None]
+    if isinstance(data, CaptionsSpec):
+        found += [_stats(image_files(data))]
     roots = [s.root for s in data.natural_shifts]
     if isinstance(data, WebDatasetSpec):
         patterns = [(data.train, TRAIN)]

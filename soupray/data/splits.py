@@ -48,6 +48,7 @@ class Listing(NamedTuple):
         rows: [N], the row of each sample in the source.
         border: pixels to cut off at each side of an image.
         notes: what of the source is not among the samples, and why.
+        captions: the caption of the image in each row of the source; empty: there are none.
     """
 
     ids: list[str]
@@ -56,6 +57,7 @@ class Listing(NamedTuple):
     rows: Indices
     border: int = 0
     notes: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
 
     def take(self, rows: Indices) -> Listing:
         """The samples at the positions `rows`, in the order of `rows`."""

@@ -15,7 +15,7 @@ from soupray.core.errors import ConfigError
 from soupray.core.texts import cut, pack
 from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares, shown_name
 from soupray.spec.class_numbers import number_of, numbers_by_name
-from soupray.spec.data import TextSpec
+from soupray.spec.data import PairsSpec, TextSpec
 from soupray.spec.files import path_of, read_regular
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -100,7 +100,13 @@ def ids_of(path: Path, count: int) -> list[str]:
     return [f"{path.stem}/{i}" for i in range(count)]
 
 
-def short(texts: Sequence[tuple[str, str]], path: Path, spec: TextSpec) -> list[str]:
+def first_equal(texts: Sequence[str]) -> list[int]:
+    """For each text, the position of the first equal one."""
+    first: dict[str, int] = {}
+    return [first.setdefault(text, place) for place, text in enumerate(texts)]
+
+
+def short(texts: Sequence[tuple[str, str]], path: Path, spec: PairsSpec) -> list[str]:
     """The texts of a file, cut to the largest length if the spec says so.
 
     Args:
@@ -122,7 +128,32 @@ def short(texts: Sequence[tuple[str, str]], path: Path, spec: TextSpec) -> list[
     return [cut(text, spec.max_bytes) for text, _ in texts]
 
 
-def rows_of(path: Path, spec: TextSpec, known: Mapping[str, int]) -> Iterator[Row]:
+def pair_rows(named: str, spec: PairsSpec, second: str) -> tuple[Path, list[Row]]:
+    """The path of a table of pairs, and its rows.
+
+    Args:
+        named: the path, as the spec names it.
+        spec: names the columns.
+        second: what messages call the second one of a pair.
+
+    Raises:
+        ConfigError: the table is missing, broken or empty, a column is not there, or a text is
+            empty.
+    """
+    path = path_of(named, "data")
+    rows = list(rows_of(path, spec, {}))
+    if not rows:
+        raise ConfigError(f"{path}: there is no pair in it.")
+    _, column = spec.columns.values()
+    for row in rows:
+        if not row.label.strip():
+            raise ConfigError(
+                f"{row.where}: the {second}, in column {column!r}, is empty. Remove that line."
+            )
+    return path, rows
+
+
+def rows_of(path: Path, spec: PairsSpec, known: Mapping[str, int]) -> Iterator[Row]:
     """The samples of a file, without white space at the ends of their texts.
 
     Args:
@@ -133,22 +164,23 @@ def rows_of(path: Path, spec: TextSpec, known: Mapping[str, int]) -> Iterator[Ro
     Raises:
         ConfigError: the file is missing or broken, a column is not there, or a text is empty.
     """
+    first, second = spec.columns.values()
     for where, found in _records(path, _read(path), spec, known):
-        for column in (spec.text_column, spec.label_column):
+        for column in (first, second):
             if not isinstance(found.get(column), str):
                 raise ConfigError(
                     f"{where}: no text in column {column!r}. Its columns are: "
-                    f"{', '.join(map(shown_name, found))}. Name the columns of texts and labels in "
-                    "data.text_column and data.label_column."
+                    f"{', '.join(map(shown_name, found))}. Name the columns in "
+                    f"{' and '.join(f'data.{key}' for key in spec.columns)}."
                 )
-        text, label = found[spec.text_column].strip(), found[spec.label_column]
+        text, label = found[first].strip(), found[second]
         if not text:
             raise ConfigError(f"{where}: the text is empty. Remove that line.")
         yield Row(text, label, where)
 
 
 def _records(
-    path: Path, data: bytes, spec: TextSpec, known: Mapping[str, int]
+    path: Path, data: bytes, spec: PairsSpec, known: Mapping[str, int]
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """(FILE:LINE, the columns of a sample) for each sample of a file."""
     try:
@@ -168,7 +200,7 @@ def _records(
 
 
 def _cells(
-    path: Path, lines: list[str], spec: TextSpec, known: Mapping[str, int]
+    path: Path, lines: list[str], spec: PairsSpec, known: Mapping[str, int]
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """The samples of a table. A row has a cell for each column, and ends where its lines say."""
     delimiter = DELIMITERS[path.suffix]
@@ -200,9 +232,9 @@ def _cells(
         raise ConfigError(f"{path}: in the row of line {start}: {error}.") from error
 
 
-def _refuse_twice(columns: Sequence[str], spec: TextSpec, where: str) -> None:
+def _refuse_twice(columns: Sequence[str], spec: PairsSpec, where: str) -> None:
     """Refuse a header in which the column of the texts or of the labels is there twice."""
-    for column in (spec.text_column, spec.label_column):
+    for column in spec.columns.values():
         if columns.count(column) > 1:
             raise ConfigError(
                 f"{where}: {columns.count(column)} columns are called {column!r}. Give each one a "
@@ -213,7 +245,7 @@ def _refuse_twice(columns: Sequence[str], spec: TextSpec, where: str) -> None:
 def _swallowed(
     inside: Sequence[str],
     columns: Sequence[str],
-    spec: TextSpec,
+    spec: PairsSpec,
     delimiter: str,
     known: Mapping[str, int],
 ) -> str:
@@ -222,11 +254,12 @@ def _swallowed(
     Args:
         inside: the lines of the row after its first one.
         columns: names of the table's columns.
-        spec: names the column of the labels.
+        spec: names the columns.
         delimiter: of cells.
         known: the numbers of the classes by the names that mean them.
     """
-    place = columns.index(spec.label_column) if spec.label_column in columns else -1
+    _, label = spec.columns.values()
+    place = columns.index(label) if label in columns else -1
     for line in inside:
         cells = line.strip("\r\n").split(delimiter)
         if len(cells) == len(columns) and number_of(cells[place].strip('"'), known) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from soupray.reporting.model_folder import file_of, folder_weights, moved_specs
 from soupray.reporting.recipe_file import RecipeFile, specs_of, weights_of
 from soupray.services.home import home_at
 from soupray.services.place import find_place
-from soupray.spec.data import TextSpec
+from soupray.spec.data import CaptionsSpec, TextSpec
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
@@ -77,9 +78,10 @@ def load_found(found: Found, home: Path, device: str | None, batch_size: int | N
     here, recipe = found_device(device), found.recipe
     sources = sources_of(found, home)
     predictor = Predictor(recipe, sources, here, batch_size)
-    reader = _reader(_specs(found)[""], recipe, sources[""], home)
+    spec = _specs(found)[""]
+    reader = _reader(spec, recipe, sources[""], home)
     runs = Runs(here, batch_size or sources[""].setting.batch_size)
-    return Model(recipe, predictor, reader, runs)
+    return Model(recipe, predictor, reader, runs, _captions_reader(spec, sources[""].task))
 
 
 def sources_of(found: Found, home: Path) -> dict[str, ModelSource]:
@@ -151,6 +153,14 @@ def _in_folder(spec: SweepSpec, recipe: RecipeFile, folder: Path) -> ModelSource
         spec.setting,
         spec.objective == "retrieval",
     )
+
+
+def _captions_reader(spec: SweepSpec, task: Any) -> TextReader | None:
+    """Return the reader of captions of a model that reads images too; None for other models."""
+    if not isinstance(spec.data, CaptionsSpec):
+        return None
+    most = (spec.data.max_bytes, task.pairs.tokens)
+    return TextReader(most, spec.data.on_long == "cut", task.pairs.lengths)
 
 
 def _reader(spec: SweepSpec, recipe: RecipeFile, source: ModelSource, home: Path) -> Reader:

@@ -48,10 +48,15 @@ class Model:
     """
 
     def __init__(
-        self, recipe: RecipeFile, predictor: Predictor, reader: Reader, runs: Runs
+        self,
+        recipe: RecipeFile,
+        predictor: Predictor,
+        reader: Reader,
+        runs: Runs,
+        captions: Reader | None = None,
     ) -> None:
         """Join the parts of a model. Use `soupray.load`."""
-        self.recipe, self.reader = recipe, reader
+        self.recipe, self.reader, self._captions = recipe, reader, captions
         self.device, self.batch_size, calibrated = runs
         self.name, self._spec = recipe.name, spec_of(recipe)
         self.classes = tuple(self._spec.task.classes)
@@ -122,7 +127,8 @@ class Model:
         Where a sample may have several classes, the names of those that are predicted, a list of
         tuples. For a regression its numbers, float32 [N, D]. For segmentation masks, bool
         [N, H, W], in the size of the evaluation. For retrieval embeddings, float32 [N, D]: a text
-        is a query or a document, and inner products rank documents.
+        is a query or a document, and inner products rank documents. A model of images and captions
+        reads images; `texts` is the same model for captions.
 
         Args:
             inputs: as in `predict_proba`.
@@ -131,6 +137,20 @@ class Model:
             InputError: inputs that cannot be read; the message names each.
         """
         return self.meaning.predicted(self.logits(inputs))
+
+    def texts(self) -> Model:
+        """Return this model of images and captions, reading texts. Both share their weights.
+
+        Raises:
+            ConfigError: the model does not read both.
+        """
+        if self._captions is None:
+            raise ConfigError(
+                f"{self.name} reads {self.reader.kind} alone. A model of data of kind captions has "
+                "a tower for texts beside that for images."
+            )
+        runs = Runs(self.device, self.batch_size)
+        return Model(self.recipe, self._predictor, self._captions, runs)
 
     def calibrated(self) -> Model:
         """Return this model with what `soup` fitted on held-out data.
@@ -184,7 +204,7 @@ class Model:
     def _nothing(self) -> Logits:
         """The outputs for no input. The width of embeddings is that of an input's."""
         if self.meaning.kind == "retrieval":
-            return self._predictor.logits(pack(["a"]))[:0]
+            return self._predictor.logits(pack([""]))[:0]
         return np.zeros((0, self.meaning.width), np.float32)
 
     def network(self) -> Network:
@@ -209,7 +229,8 @@ class Model:
             f"{getattr(self._spec.task, 'model', '')}, {_models(passes)}",
             f"made of {len(names)}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
             f"reads {reads}",
-            _counted(self.classes, self.meaning.kind),
+            _counted(self.classes, self.meaning.kind, self.reader.kind.removesuffix("s")),
+            *(["`texts()` is the same model for captions"] if self._captions else []),
             f"runs on {self.device} in batches of {self.batch_size}"
             f"{'' if self.temperature == 1 else f'; temperature {self.temperature:.4g}'}",
         ]
@@ -220,9 +241,9 @@ class Model:
         return f"<soupray model: {self.summary().splitlines()[0]}>"
 
 
-def _counted(classes: tuple[str, ...], kind: str) -> str:
+def _counted(classes: tuple[str, ...], kind: str, read: str) -> str:
     if kind == "retrieval":
-        return "an embedding of each text; inner products rank documents for a query"
+        return f"an embedding of each {read}; inner products rank documents for a query"
     said = f"{len(classes)} classes{', any number of them' if kind == 'multi_label' else ''}"
     if kind == "regression":
         said = f"{len(classes)} output{'s' if len(classes) > 1 else ''}"

@@ -13,7 +13,7 @@ from soupray.core.candidates import EntropyEnsemble, OutputEnsemble, VRFEnsemble
 from soupray.core.errors import ConfigError
 from soupray.core.ports import Task
 from soupray.inference.predictor import ModelSource, Predictor
-from soupray.spec.task import TaskSpec, TransformersSpec
+from soupray.spec.task import OpenClipSpec, TaskSpec, TransformersSpec
 
 TINY = torch.finfo(torch.float32).tiny
 """The smallest probability of an ensemble, as in `maths.outputs.Blender`."""
@@ -137,6 +137,11 @@ def network_of(predictor: Predictor, name: str, task: TaskSpec) -> Network:
             f"{name} is a VRF: for each input it looks for neighbours in a failure set, which no "
             "graph of layers can do. Use it with soupray.load or `soupray predict`, or export "
             "another entry (`soupray rank` lists them)."
+        )
+    if isinstance(task, OpenClipSpec) and task.outputs == "embeddings":
+        raise ConfigError(
+            f"{name} reads images and captions: one graph has one input. Use it with soupray.load, "
+            "or `soupray export --format library`, which open_clip loads."
         )
     reads_tokens = isinstance(task, TransformersSpec)
     sources = {id(member.source) for member in predictor.models.values()}

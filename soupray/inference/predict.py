@@ -82,17 +82,22 @@ def answered(model: Model, given: Any) -> Iterator[Part]:
 
 
 class Again(NamedTuple):
-    """How an actor loads the model that the driver has loaded; fields as in `soupray.load`."""
+    """How an actor loads the model that the driver has loaded; fields as in `soupray.load`.
+
+    With `texts` it reads texts, see `Model.texts`.
+    """
 
     found: Found
     home: Path
     batch_size: int | None
     calibrated: bool
+    texts: bool = False
 
     def answer(self) -> Callable[[list[str]], bytes]:
         """Load the model. Return the function that answers a part of the inputs."""
         model = load_found(self.found, self.home, None, self.batch_size)
         model = model.calibrated() if self.calibrated else model
+        model = model.texts() if self.texts else model
         return lambda given: encode(list(answered(model, given)))
 
 

@@ -18,7 +18,7 @@ from soupray.recipes.baselines import ANCHOR, UPDATE_BN
 from soupray.recipes.recipe import PoolSize
 from soupray.recipes.starts import LINES
 from soupray.search.plan import plan
-from soupray.spec.data import ImagesSpec
+from soupray.spec.data import CaptionsSpec, ImagesSpec
 from soupray.spec.plugged_in import load_code
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import (
@@ -66,7 +66,7 @@ def inputs_of(spec: SweepSpec, task: Task) -> Inputs | None:
     pixels: Any = task
     return Inputs(
         size=pixels.pixels.size,
-        decoded=spec.data.size if isinstance(spec.data, ImagesSpec) else None,
+        decoded=spec.data.size if isinstance(spec.data, ImagesSpec | CaptionsSpec) else None,
         mean=pixels.pixels.mean,
         std=pixels.pixels.std,
         interpolation=spec.task.interpolation,

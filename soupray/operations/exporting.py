@@ -186,7 +186,7 @@ def differences(spec: SweepSpec, task: Task, look: Look | None) -> list[str]:
         )
         return found + _last_step(spec.task)
     if isinstance(spec.task, OpenClipSpec):
-        found.append(_HEAD.format("the normalised features of the image tower"))
+        found.append(_after_the_towers(spec.task))
         if spec.task.interpolation not in ("bilinear", "bicubic"):
             found.append(
                 f"Pictures were resized by {spec.task.interpolation} interpolation, which the "
@@ -200,7 +200,7 @@ def differences(spec: SweepSpec, task: Task, look: Look | None) -> list[str]:
     if look is None:
         found.append("An older version of soupray did not note the size of its pictures.")
         return found
-    inputs = task.inputs(torch.zeros(1, *look.shape))
+    inputs = task.inputs(torch.zeros(1, *look.shape, dtype=torch.uint8))
     if tuple(inputs.shape[2:]) != (look.size, look.size):
         found.append(
             f"Pictures were brought to {look.size} x {look.size} pixels, and then to "
@@ -212,6 +212,16 @@ def differences(spec: SweepSpec, task: Task, look: Look | None) -> list[str]:
             "(Pillow's .convert('L').convert('RGB'))."
         )
     return found
+
+
+def _after_the_towers(task: OpenClipSpec) -> str:
+    """What open_clip does not do after its image tower, or does not know of both towers."""
+    if task.outputs == "classes":
+        return _HEAD.format("the normalised features of the image tower")
+    return (
+        f"logit_scale is the logarithm of task.scale = {task.scale:g}: trials have temperatures of "
+        "their own, and learn none."
+    )
 
 
 def _last_step(task: TransformersSpec) -> list[str]:

@@ -89,7 +89,9 @@ def deployable(recipe: RecipeFile, place_of: Callable[[SweepSpec], Place]) -> De
     """
     spec = spec_of(recipe)
     is_text = isinstance(spec.data, TextSpec)
-    size = recipe.shape or (1, 32, 32)  # older recipes have no shape; any image can be read
+    size = recipe.shape or ()
+    if len(size) != 3:  # of older recipes, and of images with captions; any image can be read
+        size = (1, 32, 32)
     example = png(np.full(size[1:], 128, np.uint8)) if not is_text else "a text"
     return Deployable(
         write=lambda folder: write_folder(recipe, place_of, folder),

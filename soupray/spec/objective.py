@@ -15,6 +15,7 @@ from soupray.core.plugins import METRICS as METRIC_GROUP
 from soupray.core.plugins import is_plugin
 from soupray.core.records import KnownMetric
 from soupray.spec.space import (
+    BODY_ONLY,
     CLASSES_ONLY,
     MASKS_ONLY,
     NUMBERS_ONLY,
@@ -155,6 +156,7 @@ def check_objective(value: Any, said: Mapping[str, Any]) -> None:
         raise ValueError(f"{kind} has no metric {metric}; write metric: {', '.join(METRICS[kind])}")
     if task is not None:
         _check_classes(kind, task)
+    _refuse_captions(kind, data)
     if kind == "one_class":
         return
     if said.get("precision") == "cascade":
@@ -177,6 +179,14 @@ def check_objective(value: Any, said: Mapping[str, Any]) -> None:
         _check_masks(task, data)
 
 
+def _refuse_captions(kind: str, data: Any) -> None:
+    """Raise ValueError if data have captions, and an objective has other targets."""
+    if data is not None and data.kind == "captions" and kind != "retrieval":
+        raise ValueError(
+            f"data of kind captions have no targets of {kind}; write objective: retrieval"
+        )
+
+
 def _check_classes(kind: str, task: Any) -> None:
     """Raise ValueError if the outputs or the classes of a task are not those of an objective."""
     if kind in ("one_class", "multi_label") and len(task.classes) < 2:
@@ -192,21 +202,23 @@ def _check_classes(kind: str, task: Any) -> None:
 
 
 def _check_pairs(task: Any, data: Any) -> None:
-    """Raise ValueError if a model makes no embeddings of texts, or the data are no pairs."""
-    if task is not None and task.kind != "transformers":
+    """Raise ValueError if a model makes no embeddings of pairs, or the data are no pairs."""
+    if task is not None and task.kind not in ("transformers", "open_clip"):
         raise ValueError(
             f"a {task.kind} model reads images; retrieval needs kind: transformers, which embeds "
-            "queries and documents"
+            "queries and documents, or open_clip, which embeds images and captions"
         )
-    if data is not None and data.kind != "text":
+    if data is not None and data.kind not in ("text", "captions"):
         raise ValueError(
             f"data of kind {data.kind} have no documents; retrieval needs kind: text, with "
-            "queries in text_column and documents in label_column"
+            "queries in text_column and documents in label_column, or captions, with images in "
+            "image_column and captions in caption_column"
         )
-    if data is not None and data.text_column == data.label_column:
+    if data is not None and len(set(data.columns.values())) == 1:
+        keys = " and ".join(f"data.{key}" for key in data.columns)
         raise ValueError(
-            f"data.text_column and data.label_column are both {data.text_column!r}: each query "
-            "would be its own document; name two columns"
+            f"{keys} are both {next(iter(data.columns.values()))!r}: each query would be its own "
+            "document; name two columns"
         )
     if task is None:
         return
@@ -214,7 +226,7 @@ def _check_pairs(task: Any, data: Any) -> None:
         raise ValueError("retrieval has documents and no classes; leave task.classes out")
     if task.templates:
         raise ValueError("task.templates are of a head for classes; retrieval has none")
-    if task.pooling == "own":
+    if getattr(task, "pooling", None) == "own":
         raise ValueError(
             "task.pooling: own is the library's classifier; write mean or cls, which make one "
             "vector of a text"
@@ -324,6 +336,9 @@ def _check_pair_training(value: Any, said: Mapping[str, Any]) -> None:
         )
     if getattr(value, "train", "all") == "head":
         raise ValueError("train: head is a linear layer for classes; retrieval has none")
+    space = value.trained if isinstance(value, TrainedInit) else getattr(value, "space", None)
+    if space is not None and getattr(said.get("task"), "kind", None) == "open_clip":
+        refuse(space, BODY_ONLY, "counts the blocks of one tower, and this model has two")
 
 
 def check_parts(objective: Any, training: Any) -> None:

@@ -92,6 +92,7 @@ def _code(part: dict[str, Any], place: Place, source: str) -> str:
 FILLED: dict[tuple[Any, Any], dict[str, Any]] = {
     ("segmentation", "torch"): {"outputs": "masks"},
     ("retrieval", "transformers"): {"outputs": "embeddings", "classes": ["document"]},
+    ("retrieval", "open_clip"): {"outputs": "embeddings", "classes": ["document"]},
 }
 """What a task is filled in with, by objective and `task.kind`."""
 

@@ -17,7 +17,7 @@ from soupray.spec.libraries import Memory
 log = logging.getLogger(__name__)
 
 NAMES = ("mean", "std", "interpolation", "resize", "crop")
-IMAGE_FILES = ("folder", "webdataset", "torchvision", "huggingface", "torch")
+IMAGE_FILES = ("folder", "webdataset", "torchvision", "huggingface", "torch", "captions")
 """Kinds of data that have a `size`."""
 ASSETS = Path(__file__).parent.parent / "assets"
 CLIP_CONFIG = "open_clip_config.json"

@@ -66,14 +66,15 @@ def check_dials(recipes: Mapping[str, Mapping[str, Any]], data: Any, source: str
     asked = [name for name, options in own.items() if options.get("dial") is not None]
     if not asked or data.proxy_shifts:
         return
-    shifts = () if data.kind == "text" else data.shifts
+    tables = data.kind in ("text", "captions")
+    shifts = () if tables else data.shifts
     free = _free([s if isinstance(s, str) else s.split for s in shifts])
     advice = (
         f"Add data.proxy_shifts: [{', '.join(free[:2])}] and run `soupray sweep` again, which "
         "trains no trial again; or leave dial out"
     )
-    if data.kind == "text":
-        advice = "There are none for texts: leave dial out"
+    if tables:
+        advice = f"There are none for {data.kind.removesuffix('s')}s: leave dial out"
     elif not free:
         advice = "All kinds are reported: take a shift out of data.shifts, or leave dial out"
     raise ConfigError(

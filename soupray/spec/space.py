@@ -106,7 +106,7 @@ _IN_LOSS = ("label_smoothing", "focal", "class_weight", "huber", "dice", "temper
 OF_LOSS = {row.name: row.default for row in TABLE if row.name in _IN_LOSS}
 """Hyperparameters that change soupray's own losses, and the values without effect."""
 
-_BODY_ONLY = {row.name: row.default for row in TABLE if row.of == "body"}
+BODY_ONLY = {row.name: row.default for row in TABLE if row.of == "body"}
 """Hyperparameters that treat blocks of a body differently, and the values without effect."""
 
 
@@ -261,5 +261,5 @@ class Search(SpecModel):
     def _of_what_is_trained(self) -> Search:
         if self.train == "head":
             refuse(self.space, IMAGE_ONLY, "needs the body: train: head sees it once")
-            refuse(self.space, _BODY_ONLY, "is about the body, which train: head leaves alone")
+            refuse(self.space, BODY_ONLY, "is about the body, which train: head leaves alone")
         return self

@@ -48,7 +48,15 @@ from soupray.spec.space import (
     SpecModel,
     refuse,
 )
-from soupray.spec.task import Code, Init, TaskSpec, TorchSpec, TrainedInit, TransformersSpec
+from soupray.spec.task import (
+    Code,
+    Init,
+    OpenClipSpec,
+    TaskSpec,
+    TorchSpec,
+    TrainedInit,
+    TransformersSpec,
+)
 from soupray.spec.trackers import check_trackers
 from soupray.spec.yaml import find_key, parse_yaml
 
@@ -273,6 +281,11 @@ class SweepSpec(SpecModel):
                 f"a {task.kind} model cannot read data of kind {value.kind}: texts are for "
                 "transformers, images for the others"
             )
+        if task is not None and value.kind == "captions" and task.kind != "open_clip":
+            raise ValueError(
+                f"a {task.kind} model cannot read captions; data of kind captions need kind: "
+                "open_clip"
+            )
         return value
 
     @pydantic.field_validator("search")
@@ -282,6 +295,8 @@ class SweepSpec(SpecModel):
             return value
         if getattr(info.data.get("task"), "kind", None) == "transformers":
             raise ValueError("augmentation is for images; leave it out")
+        if getattr(info.data.get("data"), "kind", None) == "captions":
+            raise ValueError("augmentation changes images and not their captions; leave it out")
         if value.train == "head":
             raise ValueError("augmentation needs the body: train: head sees it once; leave it out")
         return value
@@ -292,6 +307,8 @@ class SweepSpec(SpecModel):
         space = value.trained if isinstance(value, TrainedInit) else getattr(value, "space", None)
         if space and getattr(info.data.get("task"), "kind", None) == "transformers":
             refuse(space, IMAGE_ONLY, "is for images")
+        if space and getattr(info.data.get("data"), "kind", None) == "captions":
+            refuse(space, IMAGE_ONLY, "changes images and not their captions")
         return value
 
     @pydantic.field_validator("training")
@@ -338,7 +355,7 @@ class SweepSpec(SpecModel):
             assert isinstance(self.task, TorchSpec), "checked above"
             return Objective(kind="segmentation", side=self.task.size)
         if self.objective == "retrieval":
-            assert isinstance(self.task, TransformersSpec), "checked above"
+            assert isinstance(self.task, TransformersSpec | OpenClipSpec), "checked above"
             first = int(self.metric.removeprefix("recall_at_")) if self.metric in RECALL else 1
             return Objective(kind="retrieval", first=first, scale=self.task.scale)
         return Objective(kind="multi_label") if self.objective == "multi_label" else UNSET

@@ -58,7 +58,10 @@ PositiveChannels = tuple[Positive, Positive, Positive]
 
 
 class OpenClipSpec(SpecModel):
-    """An image tower of open_clip with a zero-shot head from prompts, fine-tuned end to end."""
+    """A CLIP of open_clip: its image tower with a zero-shot head, or with `retrieval` both towers.
+
+    All of it is fine-tuned, end to end.
+    """
 
     kind: Literal["open_clip"]
 
@@ -71,11 +74,16 @@ class OpenClipSpec(SpecModel):
 
     classes: Classes
     """The names of the classes, as the prompts have them: a list, `imagenet`, or the path of a YAML
-    list. Left out, for data of kind `folder`: the names of the folders."""
+    list. Left out, for data of kind `folder`: the names of the folders. Left out with `objective:
+    retrieval`, which has none."""
 
-    templates: tuple[str, ...] = Field(min_length=1, json_schema_extra=_also_a_text)
+    # Left out if there are none, which only retrieval has, so that older digests do not change.
+    templates: tuple[str, ...] = Field(
+        default=(), json_schema_extra=_also_a_text, exclude_if=lambda prompts: not prompts
+    )
     """The prompts of the zero-shot head, each with {} for the name of the class: a list, `imagenet`
-    (80 prompts), `imagenet_simple` (7), or the path of a YAML list."""
+    (80 prompts), `imagenet_simple` (7), or the path of a YAML list. Left out with `objective:
+    retrieval`, which has no head."""
 
     # Left out if false, so that digests of specs from before this field do not change.
     head_bias: bool = Field(default=False, exclude_if=lambda bias: not bias)
@@ -97,10 +105,25 @@ class OpenClipSpec(SpecModel):
     crop: Crop = 1.0
     """Share of the side that is left after the centre of an evaluated image is cut out."""
 
-    @pydantic.field_validator("templates")
-    @classmethod
-    def _have_a_slot(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        return _with_a_slot(templates)
+    scale: Positive = Field(default=100.0, exclude_if=lambda scale: scale == 100)
+    """With `objective: retrieval`: the factor on inner products in the loss, 1 / temperature. 100
+    is the largest that CLIP learns. The scale in a checkpoint is not used."""
+
+    outputs: Annotated[
+        Literal["classes", "embeddings"], Field(exclude_if=lambda outputs: outputs == "classes")
+    ] = "classes"
+    """Filled in from `objective`: a number for each class, or with `retrieval` the vectors of image
+    and caption."""
+
+    @pydantic.model_validator(mode="after")
+    def _has_prompts_for_a_head(self) -> OpenClipSpec:
+        _with_a_slot(self.templates)
+        if self.outputs == "classes" and not self.templates:
+            raise ValueError(
+                "templates has no prompt, and the zero-shot head is made of them; write templates: "
+                '["a photo of a {}."]'
+            )
+        return self
 
 
 def _with_a_slot(templates: tuple[str, ...]) -> tuple[str, ...]:

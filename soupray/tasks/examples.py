@@ -32,6 +32,21 @@ with torch.inference_mode():
 print(classes[int(logits.argmax())])
 """
 
+TWO_TOWERS = """\
+import open_clip
+import torch
+from PIL import Image
+
+folder = "."  # this folder: huggingface_hub.snapshot_download fetches it
+clip, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+image = transform(Image.open("photo.png"))
+with torch.inference_mode():
+    images = clip.eval().encode_image(image[None], normalize=True)
+    captions = clip.encode_text(tokenize(["Write a text here."]), normalize=True)
+print(images @ captions.T)
+"""
+
 _TIMM = """\
 import timm
 import torch

@@ -1,10 +1,11 @@
-"""Image classification with an open_clip image tower and a zero-shot head."""
+"""CLIPs of open_clip: an image tower with a zero-shot head, or both towers for retrieval."""
 
 from __future__ import annotations
 
 import copy
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from soupray.core.ports import Origin
 from soupray.spec.preprocessing import CLIP_CONFIG
 from soupray.spec.task import OpenClipSpec
 from soupray.store.weights_file import Weights, write_weights
-from soupray.tasks.examples import OPEN_CLIP
+from soupray.tasks.examples import OPEN_CLIP, TWO_TOWERS
 from soupray.tasks.files import LOCAL, PACKAGED, clip_folder, not_reached
 from soupray.tasks.foreign import (
     ForeignWeights,
@@ -32,7 +33,10 @@ from soupray.tasks.foreign import (
 )
 from soupray.tasks.origin import folder_origin, hub_origin, packaged_origin
 from soupray.tasks.pixels import Pixels
+from soupray.tasks.towers import CLIP, NOT_SHARED, PairInputs, TwoTowers
 from soupray.tasks.vocabulary import CutTokenizer
+
+log = logging.getLogger(__name__)
 
 HUB = "hf-hub:"
 """Before the name of a model of the hub, as open_clip writes it."""
@@ -68,34 +72,61 @@ class ImageClassifier(torch.nn.Module):
 
 
 class OpenClipTask:
-    """Fine-tunes an open_clip image tower end to end, from its zero-shot head."""
+    """Fine-tunes an image tower from its zero-shot head, or both towers, end to end."""
 
     def __init__(self, spec: OpenClipSpec) -> None:
-        self._spec = spec
+        self._spec, self._embeds = spec, spec.outputs == "embeddings"
         self._folder = clip_folder(spec.model)
         empty = self._clip(pretrained=False)
-        # Kept and copied: to make a CLIP draws random weights for both towers, which takes seconds.
-        self._blank = self._classifier(empty)
         size = empty.visual.image_size
         self.pixels = Pixels(
             (size, size) if isinstance(size, int) else tuple(size),
             spec.mean or empty.visual.image_mean,
             spec.std or empty.visual.image_std,
         )
+        self._pairs: PairInputs | None = None
+        if self._embeds:
+            self._pairs = PairInputs(self._tokenizer(), self.pixels)
+        # Kept and copied: to make a CLIP draws random weights for both towers, which takes seconds.
+        self._blank = self._module(empty)
 
-    def model(self) -> ImageClassifier:
-        """A new image tower with a head. The values of its weights are not defined."""
+    def model(self) -> ImageClassifier | TwoTowers:
+        """A new model. The values of its weights are not defined."""
         return copy.deepcopy(self._blank)
 
     def init(self) -> dict[str, torch.Tensor]:
-        """The pre-trained image tower, and the zero-shot head of the spec's classes and prompts."""
+        """The pre-trained weights: both towers, or an image tower and its zero-shot head.
+
+        The head is that of the spec's classes and prompts.
+        """
         clip = self._clip(pretrained=True)
-        model = self._classifier(clip)
-        return model.state_dict() | self._zero_shot_head(clip)
+        if self._embeds:
+            learnt = float(clip.logit_scale.detach().exp())
+            if abs(learnt - self._spec.scale) > 0.01 * learnt:
+                log.info(
+                    f"the checkpoint has learnt the scale {learnt:.4g}; the loss has task.scale = "
+                    f"{self._spec.scale:g}."
+                )
+            return self._module(clip).state_dict()
+        return self._module(clip).state_dict() | self._zero_shot_head(clip)
 
     def inputs(self, samples: torch.Tensor) -> torch.Tensor:
-        """Resize and normalise images: [N, 1 or 3, H, W] from 0 to 255 to float32 [N, 3, h, w]."""
-        return self.pixels(samples)
+        """Resize and normalise images: [N, 1 or 3, H, W] from 0 to 255 to float32 [N, 3, h, w].
+
+        Of texts, and of images with captions, see `PairInputs`.
+        """
+        return self.pixels(samples) if self._pairs is None else self._pairs(samples)
+
+    @property
+    def width(self) -> int:
+        """The length of an embedding."""
+        return int(self._config()["embed_dim"])
+
+    @property
+    def pairs(self) -> PairInputs:
+        """The inputs of both towers; only with `objective: retrieval`."""
+        assert self._pairs is not None
+        return self._pairs
 
     def adopt(self, weights: Weights, where: str, named: Sequence[str] | None = None) -> Weights:
         """Convert a CLIP of open_clip, or a published model of arXiv:2203.05482.
@@ -114,6 +145,9 @@ class OpenClipTask:
         """
         clip = self._clip(pretrained=False)
         text = {name for name in clip.state_dict() if not name.startswith("visual.")}
+        if self._embeds:
+            found = renamed(unwrapped(weights), _name_of_tower)
+            return matched(ForeignWeights(found, where), self._module(clip))
         found = renamed(unwrapped(weights), _our_name)
         found = in_order(found, named, self._spec.classes, where)
         if "head.weight" not in found and "head.bias" not in found:
@@ -124,18 +158,20 @@ class OpenClipTask:
                 f"{where}: its head has a bias. Write `head_bias: true` under task in the spec."
             )
         found = {name: tensor for name, tensor in found.items() if name not in text}
-        return matched(ForeignWeights(found, where), self._classifier(clip))
+        return matched(ForeignWeights(found, where), self._module(clip))
 
     def write_files(self, folder: Path) -> None:
         """Write the configuration of a `local-dir:` model. Others are in the installed packages.
 
         Args:
-            folder: where the file goes.
+            folder: where the file goes, for both towers with the tokenizer.
         """
         if self._spec.model.startswith(LOCAL):
             assert self._folder is not None
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(self._folder / CLIP_CONFIG, folder)
+            if self._embeds:
+                self._write_tokenizer(folder)
 
     def export(self, weights: Weights, folder: Path) -> str:
         """Write a whole CLIP with this image tower, and the head in a file of its own.
@@ -150,25 +186,35 @@ class OpenClipTask:
         Returns:
             A Python expression that loads the CLIP with open_clip.
         """
+        config = {"model_cfg": self._config(), "preprocess_cfg": self._inputs()}
+        (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        self._write_tokenizer(folder)
+        file = folder / "open_clip_model.safetensors"
+        if self._embeds:  # the pre-trained CLIP has the numbers of the loss
+            clip = self._clip(pretrained=True)
+            towers = {name.removeprefix(CLIP): t for name, t in weights.items()}
+            scale = torch.full_like(clip.logit_scale.detach(), math.log(self._spec.scale))
+            write_weights(file, clip.state_dict() | towers | {"logit_scale": scale}, {})
+            return f"open_clip.create_model({f'{LOCAL}{folder}'!r})"
         clip = self._clip(pretrained=True)
         towers = {name: t for name, t in weights.items() if name.startswith("visual.")}
-        file = folder / "open_clip_model.safetensors"
         write_weights(file, clip.state_dict() | towers, {})
         head = {n.removeprefix("head."): t for n, t in weights.items() if n.startswith("head.")}
         write_weights(folder / "head.safetensors", head, {})
-        config = {"model_cfg": self._config(), "preprocess_cfg": self._inputs()}
-        (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         labels = {"label_names": list(self._spec.classes), "head": "head.safetensors"}
         (folder / "config.json").write_text(json.dumps(labels, indent=2) + "\n")
-        if self._vocabulary is not None:
-            shutil.copy(self._vocabulary, folder)
-        elif config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name"):
-            self._tokenizer().save_pretrained(str(folder))
         return f"open_clip.create_model({f'{LOCAL}{folder}'!r})"
 
+    def _write_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer, if the text tower has one of its own."""
+        if self._vocabulary is not None:
+            shutil.copy(self._vocabulary, folder)
+        elif self._config().get("text_cfg", {}).get("hf_tokenizer_name"):
+            self._tokenizer().save_pretrained(str(folder))
+
     def example(self) -> str:
-        """Code for open_clip's image tower and transform, and for the head."""
-        return OPEN_CLIP
+        """Code for open_clip's towers and transform, and for the head."""
+        return TWO_TOWERS if self._embeds else OPEN_CLIP
 
     def origin(self) -> Origin:
         """The folder, the tag or the file of the spec."""
@@ -217,7 +263,9 @@ class OpenClipTask:
         leave_out_batch_counts(clip)
         return clip
 
-    def _classifier(self, clip: Any) -> ImageClassifier:
+    def _module(self, clip: Any) -> ImageClassifier | TwoTowers:
+        if self._pairs is not None:
+            return TwoTowers(clip, self.pixels, self._pairs.tokens)
         spec, width = self._spec, getattr(clip.visual, "output_dim", None)
         if width is None:  # an image tower of timm
             width = self._config()["embed_dim"]
@@ -292,6 +340,15 @@ def _first_problem(error: Exception) -> str:
     shapes = [line for line in lines if line.startswith("size mismatch")]
     names = [line.split(",")[0] for line in lines if line.startswith(("Missing", "Unexpected"))]
     return next(iter(shapes or names or lines), type(error).__name__)
+
+
+def _name_of_tower(name: str) -> str | None:
+    """The name of a tensor of a whole CLIP, which may be exported or stored; None: it is no weight.
+
+    A checkpoint with `module.` or the like before its names is unwrapped before.
+    """
+    name = name.removeprefix(CLIP)
+    return None if name in NOT_SHARED else f"{CLIP}{name}"
 
 
 def _our_name(name: str) -> str:

@@ -48,15 +48,20 @@ class CutTokenizer:
         self._rows = torch.full((self._full.vocab_size,), _ABSENT)
         self._rows[kept] = torch.arange(len(kept))
 
-    def __call__(self, texts: list[str]) -> torch.LongTensor:
+    def __call__(self, texts: list[str], context_length: int | None = None) -> torch.LongTensor:
         """The new token ids of texts, int64 [N, context_length].
+
+        Args:
+            texts: the prompts.
+            context_length: of the result; None: as many tokens as the text tower reads.
 
         Raises:
             ConfigError: a text has a word outside the vocabulary, or is too long.
         """
+        length = context_length or self._context_length
         for text in texts:
-            self._check(text)
-        return cast(torch.LongTensor, self._rows[self._full(texts)])
+            self._check(text, length)
+        return cast(torch.LongTensor, self._rows[self._full(texts, length)])
 
     def words(self) -> list[str]:
         """The tokens in the vocabulary as text, sorted. A word may consist of several tokens."""
@@ -64,7 +69,7 @@ class CutTokenizer:
         kept = (self._rows != _ABSENT).nonzero().flatten().tolist()
         return sorted(self._full.decode([token]).strip() for token in kept if token not in special)
 
-    def _check(self, text: str) -> None:
+    def _check(self, text: str, most: int) -> None:
         length = 2  # start and end of text
         for word in self._full.pat.findall(self._full.clean_fn(text)):
             tokens = self._full.encode(word)
@@ -74,8 +79,8 @@ class CutTokenizer:
                     f"this model. Its words are: {', '.join(self.words())}."
                 )
             length += len(tokens)
-        if length > self._context_length:
+        if length > most:
             raise ConfigError(
                 f"The prompt {text!r} has {length} tokens, start and end included; this model "
-                f"reads at most {self._context_length}. Shorten it."
+                f"reads at most {most}. Shorten it."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from soupray.data.cache import Data, open_data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.services.place import Place
-from soupray.spec.data import TextSpec
+from soupray.spec.data import CaptionsSpec, TextSpec
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.task import FileInit, ProbeInit, TrainedInit
 from soupray.store import layout
@@ -169,14 +170,13 @@ def _refuse_long_texts(here: WorkerContext) -> None:
     Raises:
         ConfigError: a text has too many tokens.
     """
-    if not isinstance(here.spec.data, TextSpec) or here.spec.data.on_long == "cut":
+    data = here.spec.data
+    if not isinstance(data, TextSpec | CaptionsSpec) or data.on_long == "cut":
         return
-    from soupray.tasks.transformers import TextTask
-
-    assert isinstance(here.task, TextTask)
+    task: Any = here.task
+    reads = task.pairs if isinstance(data, CaptionsSpec) else task
     for split in here.data.splits:
-        samples, _ = here.data.samples(split)
-        here.task.refuse_long(split.name, torch.from_numpy(np.array(samples)))
+        reads.refuse_long(split.name, torch.from_numpy(np.array(here.data.samples(split)[0])))
 
 
 def _trained_from(weights: Weights, here: WorkerContext) -> Weights:

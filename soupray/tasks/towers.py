@@ -1,0 +1,114 @@
+"""Both towers of a CLIP of open_clip: embeddings of images and of their captions."""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import Any
+
+import torch
+
+from soupray.core.captions import CHANNELS, are_captioned, unpack_captioned
+from soupray.core.errors import ConfigError
+from soupray.core.texts import unpack
+from soupray.tasks.pixels import Pixels
+
+CLIP = "clip."
+"""Prefix of the names of all weights."""
+
+NOT_SHARED = ("logit_scale", "logit_bias")
+"""Numbers of the loss that a CLIP learns. Here the temperature is a hyperparameter, see
+docs/decisions/0021-retrieval.md: they are no weights of a trial."""
+
+
+class TwoTowers(torch.nn.Module):
+    """Embeddings of length one: of images [N, D], of texts [N, D], or of pairs [N, 2 D].
+
+    Images are float32 [N, 3, h, w]. Texts are token ids [N, T]. Pairs are int32 [N, T + 3 S S]:
+    the tokens, then the pixels of an image of side S, from 0 to 255. They are normalised here, so
+    that all numbers of an input are whole ones in every precision. The embedding of the image comes
+    first.
+    """
+
+    def __init__(self, clip: Any, pixels: Pixels, tokens: int) -> None:
+        super().__init__()
+        for name in NOT_SHARED:
+            setattr(clip, name, None)
+        self.clip, self.head = clip, torch.nn.Identity()
+        self._pixels, self._tokens = pixels, tokens
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The embeddings of images, texts or pairs."""
+        if inputs.ndim == 4:
+            return self._images(inputs)
+        texts: torch.Tensor = self.clip.encode_text(inputs[:, : self._tokens].long(), True)
+        flat = inputs[:, self._tokens :]
+        if not flat.shape[1]:
+            return texts
+        side = isqrt(flat.shape[1] // CHANNELS)
+        images = self._pixels(flat.view(len(flat), CHANNELS, side, side))
+        return torch.cat([self._images(images), texts], dim=1)
+
+    def _images(self, inputs: torch.Tensor) -> torch.Tensor:
+        dtype = next(self.clip.visual.parameters()).dtype
+        found: torch.Tensor = self.clip.encode_image(inputs.to(dtype), True)
+        return found
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The embeddings of images, texts or pairs."""
+        return self.features(inputs)
+
+
+class PairInputs:
+    """Inputs of `TwoTowers` for the rows of the data cache."""
+
+    def __init__(self, tokenizer: Any, pixels: Pixels) -> None:
+        """Set the form of the inputs.
+
+        Args:
+            tokenizer: of open_clip: from texts to token ids.
+            pixels: normalises images.
+        """
+        self._tokenizer, self._pixels = tokenizer, pixels
+        self.tokens = int(tokenizer([""]).shape[1])
+
+    def __call__(self, samples: torch.Tensor) -> torch.Tensor:
+        """Inputs for images [N, 3, H, W], texts [N, L], or images with captions [N, W]."""
+        if samples.ndim == 4:
+            return self._pixels(samples)
+        rows = samples.cpu().numpy()
+        if not are_captioned(rows):
+            return self._tokenizer(unpack(rows)).to(samples.device, torch.int32)  # type: ignore[no-any-return]
+        images, captions = unpack_captioned(rows)
+        flat = torch.from_numpy(images.reshape(len(rows), -1))
+        return torch.cat([self._tokenizer(captions).int(), flat.int()], dim=1).to(samples.device)
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Number of tokens of each text, before anything is cut.
+
+        Raises:
+            ConfigError: a text has a word that a small vocabulary does not have.
+        """
+        most = max((len(text.encode()) for text in texts), default=0) + 8  # a token has a byte
+        padding = self._tokenizer([""], most)[0, -1]
+        rows = self._tokenizer(texts, most)
+        return [int((row != padding).nonzero().max()) + 1 for row in rows]
+
+    def refuse_long(self, split: str, samples: torch.Tensor) -> None:
+        """Refuse captions that the text tower would read in part.
+
+        Args:
+            split: its name, for the message.
+            samples: images with captions, uint8 [N, W].
+
+        Raises:
+            ConfigError: a caption has more tokens than the text tower reads.
+        """
+        _, captions = unpack_captioned(samples.numpy())
+        long = [n for n in self.lengths(captions) if n > self.tokens]
+        if long:
+            first = next(c for c in captions if self.lengths([c])[0] > self.tokens)
+            raise ConfigError(
+                f"{split}: {len(long)} of {len(captions)} captions have more than the "
+                f"{self.tokens} tokens that this model reads, up to {max(long)}: {first[:60]!r}. "
+                "Shorten them, or write data.on_long: cut."
+            )
