@@ -7,7 +7,7 @@ from tiny_text import CLASSES, texts, tiny_text, write_texts
 from soupray.core.errors import ConfigError
 from soupray.core.texts import cut, pack, unpack
 from soupray.data.cache import open_data
-from soupray.spec.data import TextSpec
+from soupray.spec.tables import TextSpec
 
 
 @pytest.fixture

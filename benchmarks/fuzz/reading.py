@@ -40,8 +40,8 @@ from soupray.data.text import read_texts
 from soupray.reporting.recipe_file import read_recipe, specs_of
 from soupray.search.plan import plan
 from soupray.spec.class_names import class_folders, read_label_map
-from soupray.spec.data import TextSpec
 from soupray.spec.sweep_spec import parse
+from soupray.spec.tables import TextSpec
 from soupray.spec.yaml import parse_yaml
 from soupray.store.objects import open_store, read_record
 

@@ -63,8 +63,12 @@ def _let_go(freed: Freed) -> str:
 
 
 def _measured(scores: Measured, metric: Metric) -> str:
+    from soupray.core.records import SHARES
+
     chosen = f"{scores.graded} " if scores.graded else ""
-    if metric not in ("accuracy", scores.graded):
+    if metric in SHARES[1:]:
+        chosen = f"{metric} "
+    elif metric not in ("accuracy", scores.graded):
         chosen = f"{metric} {scores.read(metric):.3f}, {chosen}"
     return (
         f"{chosen}{percent(scores.accuracy)} % ± {percent(scores.standard_error)} of {scores.n} "

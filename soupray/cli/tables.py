@@ -244,8 +244,10 @@ def show_trials(rows: list[TrialRow], metric: str = "accuracy") -> None:
 
     Args:
         rows: the trials.
-        metric: of the spec; if it is not accuracy or graded, the table has it too.
+        metric: of the spec; if it is no share of right samples or graded, the table has it too.
     """
+    from soupray.core.records import SHARES
+
     values: dict[str, set[Any]] = {}
     for row in rows:
         for name, value in row.hparams.items():
@@ -253,7 +255,7 @@ def show_trials(rows: list[TrialRow], metric: str = "accuracy") -> None:
     varied = [name for name, found in values.items() if len(found) > 1]
     shares = ("share",) if any(row.share is not None for row in rows) else ()
     graded = {row.graded for row in rows if row.graded}
-    own = () if metric in ("accuracy", *graded) else (metric.rpartition(":")[2],)
+    own = () if metric in (*SHARES, *graded) else (metric.rpartition(":")[2],)
     columns = ("#", "trial", *own, "held-out", "epoch", *shares, *varied)
     words = {name for name in varied if any(isinstance(value, str) for value in values[name])}
     right = [c for c in columns if c not in words and c != "trial"]
@@ -271,7 +273,7 @@ def show_trials(rows: list[TrialRow], metric: str = "accuracy") -> None:
     ]
     shown, left = fitted(columns, cells, right, varied[::-1])
     out.print(shown)
-    score = graded.pop().rpartition(":")[2] if graded else "accuracy"
+    score = (*graded, metric if metric in SHARES else "accuracy")[0].rpartition(":")[2]
     meaning = f"held-out: {score} in %, ± one standard error. epoch: the one that was kept."
     meaning += " share: coefficient in the champion." if shares else ""
     meaning += f" --json has {', '.join(left)} too." if left else ""

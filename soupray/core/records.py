@@ -42,6 +42,8 @@ KnownMetric = Literal[
     "recall_at_10",
     "mrr",
 ]
+SHARES = ("accuracy", "recall_at_1", "recall_at_5", "recall_at_10")
+"""Metrics that are the share of samples that are right: recall at k where k is the objective's."""
 Metric = str
 """A known metric, or the name of one of the user, as the spec has it."""
 Role = Literal["train", "held_out", "proxy", "rank", "test", "shift"]

@@ -36,9 +36,10 @@ from soupray.data.pairs import check_gallery, queries_of
 from soupray.data.reading import Content, check_images, keep_rows, new_array, sha256, write_images
 from soupray.data.shifts import SHIFTS, Shift, own_shift, shifted_parts
 from soupray.data.splits import Part, Samples, shown_name
-from soupray.spec.data import CaptionsSpec, DigitsSpec, ImagesSpec
+from soupray.spec.data import DigitsSpec, ImagesSpec
 from soupray.spec.objective import MOVING
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.tables import CaptionsSpec
 from soupray.spec.task import TransformersSpec
 
 SIZES = "sizes.json"

@@ -15,8 +15,8 @@ from soupray.data.folders import MOST_BYTES
 from soupray.data.reading import Content, decode_each, new_array, sha256
 from soupray.data.splits import Listing, Raw, listing
 from soupray.data.text import first_equal, ids_of, pair_rows, rows_of, short
-from soupray.spec.data import CaptionsSpec
 from soupray.spec.files import path_of, read_regular
+from soupray.spec.tables import CaptionsSpec
 
 
 def read_captions(named: str, spec: CaptionsSpec) -> Listing:

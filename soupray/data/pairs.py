@@ -15,7 +15,7 @@ from soupray.core.texts import BETWEEN, pack_pairs
 from soupray.data.captions import read_captions
 from soupray.data.splits import Part, Samples, draw, held_out_shares, listing, set_aside
 from soupray.data.text import first_equal, ids_of, pair_rows, short
-from soupray.spec.data import CaptionsSpec, PairsSpec, TextSpec
+from soupray.spec.tables import CaptionsSpec, PairsSpec, TextSpec
 
 
 def split_pairs(spec: PairsSpec, seed: int) -> dict[str, Part]:

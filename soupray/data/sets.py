@@ -31,20 +31,18 @@ from soupray.data.targets import notes_on
 from soupray.data.text import read_texts, split_texts
 from soupray.spec.class_numbers import class_numbers
 from soupray.spec.data import (
-    CaptionsSpec,
-    DataSpec,
     DigitsSpec,
     FolderSpec,
     HeldOutIds,
     HuggingFaceSpec,
     IdxSpec,
     ImagesSpec,
-    TextSpec,
     TorchDataSpec,
     TorchvisionSpec,
     WebDatasetSpec,
 )
 from soupray.spec.files import path_of
+from soupray.spec.tables import CaptionsSpec, DataSpec, TextSpec
 
 MOST_CLASSES = 1_000_000
 """The most classes: fifty times those of ImageNet-21k."""

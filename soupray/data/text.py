@@ -15,8 +15,8 @@ from soupray.core.errors import ConfigError
 from soupray.core.texts import cut, pack
 from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares, shown_name
 from soupray.spec.class_numbers import number_of, numbers_by_name
-from soupray.spec.data import PairsSpec, TextSpec
 from soupray.spec.files import path_of, read_regular
+from soupray.spec.tables import PairsSpec, TextSpec
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")

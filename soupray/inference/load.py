@@ -19,8 +19,8 @@ from soupray.reporting.model_folder import file_of, folder_weights, moved_specs
 from soupray.reporting.recipe_file import RecipeFile, specs_of, weights_of
 from soupray.services.home import home_at
 from soupray.services.place import find_place
-from soupray.spec.data import CaptionsSpec, TextSpec
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.tables import CaptionsSpec, TextSpec
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.objects import open_store
 from soupray.tasks import recorded_task

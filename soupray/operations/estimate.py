@@ -18,9 +18,10 @@ from soupray.recipes.baselines import ANCHOR, UPDATE_BN
 from soupray.recipes.recipe import PoolSize
 from soupray.recipes.starts import LINES
 from soupray.search.plan import plan
-from soupray.spec.data import CaptionsSpec, ImagesSpec
+from soupray.spec.data import ImagesSpec
 from soupray.spec.plugged_in import load_code
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.tables import CaptionsSpec
 from soupray.spec.task import (
     FileInit,
     OpenClipSpec,

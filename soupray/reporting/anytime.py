@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from soupray.core.records import Metric, Record, Scores
+from soupray.core.records import SHARES, Metric, Record, Scores
 from soupray.maths.metrics import as_read, value
 from soupray.search.prefixes import Prefix
 
@@ -78,7 +78,7 @@ def points(prefixes: Sequence[Prefix], metric: Metric) -> tuple[Point, ...]:
 
 def _between(one: Scores | None, other: Scores | None, metric: Metric) -> Difference | None:
     """The difference of the means of the same samples. None: a metric has another definition."""
-    if one is None or other is None or metric not in ("accuracy", one.graded):
+    if one is None or other is None or metric not in (*SHARES, one.graded):
         return None
     differences = one.values() - other.values()
     return Difference(

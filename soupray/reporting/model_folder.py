@@ -29,9 +29,9 @@ from soupray.data.decoding import png
 from soupray.evaluation.live_model import about
 from soupray.reporting.recipe_file import RecipeFile, spec_of, specs_of, weights_of
 from soupray.services.place import Place
-from soupray.spec.data import TextSpec
 from soupray.spec.plugged_in import TASKS
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.tables import TextSpec
 from soupray.spec.task import TorchSpec
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.weights_file import MappedWeights, Weights, sha256_of, write_weights

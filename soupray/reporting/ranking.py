@@ -175,7 +175,9 @@ def measured(scores: Scores) -> Measured:
 
 
 def measure_of(scores: Scores | Measured) -> str:
-    """Return what tables and figures show: accuracy, or the name of the graded metric."""
+    """Return what tables and figures show: accuracy, recall, or the name of the graded metric."""
+    if scores.others is not msgspec.UNSET and "mrr" in scores.others:  # only of retrieval
+        return "recall"
     return (scores.graded or "accuracy").rpartition(":")[2]
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from soupray import __version__
 from soupray.core.errors import CheckpointError, NotFound
 from soupray.core.names import plain
-from soupray.core.records import Basis, Metric, Record
+from soupray.core.records import SHARES, Basis, Metric, Record
 from soupray.maths.metrics import Z
 from soupray.reporting.anytime import points, rows
 from soupray.reporting.charts import MOST_CLASSES, charts
@@ -238,7 +238,7 @@ def _filled(template: str, **values: Any) -> str:
 
 def _row(row: SameModel, taken: str, metric: Metric) -> dict[str, Any]:
     chosen = None  # by another metric than the accuracy that the table has
-    if metric not in ("accuracy", row.entry.test.graded):
+    if metric not in (*SHARES, row.entry.test.graded):
         chosen = (metric.rpartition(":")[2], f"{ranked_on(row.entry).read(metric):.3f}")
     return {
         "metric": chosen,

@@ -143,6 +143,26 @@ def _function(value: Any) -> Any:
 Own = Annotated[OwnFunction, BeforeValidator(_function, json_schema_input_type=OwnFunction | str)]
 
 
+def check_readable(data: Any, task: Any) -> None:
+    """Raise ValueError if a model cannot read data.
+
+    Args:
+        data: of the spec.
+        task: of the spec; None: it is wrong itself.
+    """
+    if task is None:
+        return
+    if (task.kind == "transformers") != (data.kind == "text"):
+        raise ValueError(
+            f"a {task.kind} model cannot read data of kind {data.kind}: texts are for "
+            "transformers, images for the others"
+        )
+    if data.kind == "captions" and task.kind != "open_clip":
+        raise ValueError(
+            f"a {task.kind} model cannot read captions; data of kind captions need kind: open_clip"
+        )
+
+
 def check_objective(value: Any, said: Mapping[str, Any]) -> None:
     """Raise ValueError if an objective does not go together with what stands before it in a spec.
 

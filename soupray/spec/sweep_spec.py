@@ -21,7 +21,6 @@ from soupray.recipes import check_recipes
 from soupray.recipes.recipe import Option
 from soupray.spec.addresses import STORAGE_PATTERN, TRACKING_PATTERN, check_url
 from soupray.spec.class_names import resolved
-from soupray.spec.data import DataSpec
 from soupray.spec.files import read_text
 from soupray.spec.libraries import Memory
 from soupray.spec.limits import Budget, Keep, check_budget
@@ -35,6 +34,7 @@ from soupray.spec.objective import (
     check_class_weights,
     check_objective,
     check_parts,
+    check_readable,
     check_training,
 )
 from soupray.spec.plugged_in import AUGMENTATIONS, LOSSES, SHIFTS, with_code
@@ -48,15 +48,8 @@ from soupray.spec.space import (
     SpecModel,
     refuse,
 )
-from soupray.spec.task import (
-    Code,
-    Init,
-    OpenClipSpec,
-    TaskSpec,
-    TorchSpec,
-    TrainedInit,
-    TransformersSpec,
-)
+from soupray.spec.tables import DataSpec
+from soupray.spec.task import Code, Init, TaskSpec, TorchSpec, TrainedInit
 from soupray.spec.trackers import check_trackers
 from soupray.spec.yaml import find_key, parse_yaml
 
@@ -275,17 +268,7 @@ class SweepSpec(SpecModel):
     @pydantic.field_validator("data")
     @classmethod
     def _can_be_read(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        task = info.data.get("task")
-        if task is not None and (task.kind == "transformers") != (value.kind == "text"):
-            raise ValueError(
-                f"a {task.kind} model cannot read data of kind {value.kind}: texts are for "
-                "transformers, images for the others"
-            )
-        if task is not None and value.kind == "captions" and task.kind != "open_clip":
-            raise ValueError(
-                f"a {task.kind} model cannot read captions; data of kind captions need kind: "
-                "open_clip"
-            )
+        check_readable(value, info.data.get("task"))
         return value
 
     @pydantic.field_validator("search")
@@ -355,7 +338,7 @@ class SweepSpec(SpecModel):
             assert isinstance(self.task, TorchSpec), "checked above"
             return Objective(kind="segmentation", side=self.task.size)
         if self.objective == "retrieval":
-            assert isinstance(self.task, TransformersSpec | OpenClipSpec), "checked above"
+            assert self.task.kind == "transformers" or self.task.kind == "open_clip", "checked"
             first = int(self.metric.removeprefix("recall_at_")) if self.metric in RECALL else 1
             return Objective(kind="retrieval", first=first, scale=self.task.scale)
         return Objective(kind="multi_label") if self.objective == "multi_label" else UNSET

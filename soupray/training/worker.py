@@ -18,8 +18,8 @@ from soupray.data.cache import Data, open_data
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.services.place import Place
-from soupray.spec.data import CaptionsSpec, TextSpec
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.tables import CaptionsSpec, TextSpec
 from soupray.spec.task import FileInit, ProbeInit, TrainedInit
 from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
