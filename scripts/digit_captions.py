@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter, ImageOps
 from sklearn.datasets import load_digits
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TRAIN, TEST = 600, 500
+TRAIN, TEST = 600, 400
 """The first digits are for training and held-out data, the last ones for test."""
 SIDE = 32
 QUALITY = 95

@@ -18,6 +18,8 @@ from soupray.core.captions import MARK, are_captioned, as_fields, form_of, unpac
 from soupray.core.errors import ConfigError
 from soupray.core.texts import pack
 from soupray.data.cache import open_data, planned
+from soupray.data.decoding import Look
+from soupray.inference.inputs import ImageReader
 from soupray.search.state import basis_key
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.tasks import task_of
@@ -283,6 +285,27 @@ def test_what_is_adopted_is_exported_as_it_was(world, tmp_path):
     assert float(where.logit_scale.exp()) == pytest.approx(20)  # task.scale
     back = task.adopt(where.state_dict(), "x")
     assert all(torch.equal(back[name], tensor) for name, tensor in moved.items())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("model", "text"), [("soupray:digits", "a photo of the number five."),
+                                             ("clip", "Write a text here.")])  # fmt: skip
+def test_the_code_beside_an_export_gives_the_same_similarity(world, tmp_path, monkeypatch, capsys,
+                                                             model, text):  # fmt: skip
+    named = model if model.startswith("soupray") else f"local-dir:{world}/clip"
+    task = task_of(spec(world, task={"model": named}).task)
+    weights = task.init()
+    task.export(weights, tmp_path)
+    shutil.copy(world / "images" / "0.jpg", tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    exec(task.example(), {})
+    network = task.model()
+    network.load_state_dict(weights)
+    reader = ImageReader(Look(32, 3), lambda url: b"")
+    pixels = torch.from_numpy(reader.read([world / "images" / "0.jpg"]).samples)
+    images = network.eval()(task.inputs(pixels))
+    captions = network(task.inputs(torch.from_numpy(pack([text]))))
+    assert capsys.readouterr().out.strip() == str(images @ captions.T)
 
 
 # ---- a sweep and its soup

@@ -19,7 +19,7 @@ from soupray.core.task_vectors import TaskVectorSoup
 from soupray.core.trials import Ingredient
 from soupray.reporting.history import SoupRun, recipe_name, soup_runs, stored_leaderboard
 from soupray.reporting.model_folder import kind_of
-from soupray.reporting.ranking import Entry, Measured
+from soupray.reporting.ranking import Entry, Measured, measure_of
 from soupray.reporting.recipe_file import RecipeFile, spec_of
 from soupray.search.state import find_state
 from soupray.services.place import find_place
@@ -167,12 +167,12 @@ def _data(facts: Facts) -> ModelCardData:
         digests = {s.name: s.digest for s in facts.basis.splits} if facts.basis else {}
         results = [
             EvalResult(
-                task_type=_TAGS.get(kind_of(spec)) or of_results,
+                task_type=_tag(spec, None) or of_results,
                 dataset_type=spec.data.kind,
                 dataset_name=f"{spec.name}: {name}",
                 dataset_split=name,
                 dataset_revision=digests.get(name),
-                metric_type=one.graded or "accuracy",
+                metric_type=one.graded or measure_of(one),
                 metric_value=round(one.accuracy, 6),
             )
             for name, one in measured.items()
@@ -185,7 +185,7 @@ def _data(facts: Facts) -> ModelCardData:
         license=facts.licence,
         metrics=sorted({r.metric_type for r in results}) or None,
         model_name=f"{spec.name}-{slug(recipe.name)}",
-        pipeline_tag=ENCODER if encoder else _TAGS.get(kind_of(spec), task),
+        pipeline_tag=ENCODER if encoder else _tag(spec, task),
         tags=["soupray", "model-soup", recipe.recipe],
     )
 
@@ -204,6 +204,11 @@ _TAGS = {
     "retrieval": "sentence-similarity",
 }
 """Tags of pipelines of models that are no classifiers."""
+
+
+def _tag(spec: SweepSpec, otherwise: str | None) -> str | None:
+    """The tag of a model's pipeline; `otherwise` for classifiers, and for both towers of a CLIP."""
+    return otherwise if spec.data.kind == "captions" else _TAGS.get(kind_of(spec), otherwise)
 
 
 def _what(facts: Facts) -> str:
@@ -257,7 +262,7 @@ def _scores(facts: Facts) -> Iterator[str]:
         if targets.kind == "retrieval":
             right = (
                 "A query is right if its document is one of the nearest of all documents of its "
-                f"split, by inner products (k = {targets.first or 1}); accuracy is the share of "
+                f"split, by inner products (k = {targets.first or 1}); recall is the share of "
                 "these"
             )
             loss = f"InfoNCE over them, with inner products times {targets.scale or 1:g}"
@@ -274,7 +279,7 @@ def _table(rows: list[tuple[str, Measured]]) -> Iterator[str]:
     """The lines of a table of scores; metrics beyond accuracy are those of the objective."""
     others = rows[0][1].others
     more = [] if others is UNSET else sorted(others)
-    score = _plain(rows[0][1].graded or "accuracy")
+    score = _plain(rows[0][1].graded or measure_of(rows[0][1]))
     heads = ["split", "samples", score, "95 % interval", "NLL", "ECE", *map(_plain, more)]
     yield f"| {' | '.join(heads)} |"
     yield f"|---|{'--:|' * (len(heads) - 1)}"

@@ -32,18 +32,18 @@ with torch.inference_mode():
 print(classes[int(logits.argmax())])
 """
 
-TWO_TOWERS = """\
-import open_clip
+_TWO_TOWERS = """\
+{imports}import open_clip
 import torch
 from PIL import Image
-
+{ours}
 folder = "."  # this folder: huggingface_hub.snapshot_download fetches it
-clip, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+clip, _, transform = open_clip.create_model_and_transforms(f"local-dir:{{folder}}")
+{tokenizer}
 image = transform(Image.open("photo.png"))
 with torch.inference_mode():
     images = clip.eval().encode_image(image[None], normalize=True)
-    captions = clip.encode_text(tokenize(["Write a text here."]), normalize=True)
+    captions = clip.encode_text(tokenize(["{text}"]), normalize=True)
 print(images @ captions.T)
 """
 
@@ -180,4 +180,25 @@ def transformers_example(kind: str, spec: TransformersSpec) -> str:
     code = _TRANSFORMERS.format(kind=kind, logits=_WITH_HEAD.format(features=features))
     return code.replace(
         "from transformers", "from safetensors.torch import load_file\nfrom transformers"
+    )
+
+
+def two_towers_example(cut: bool) -> str:
+    """Code for both towers of a CLIP. It prints the inner product of an image and a text.
+
+    Args:
+        cut: the tokenizer is soupray's own, with the few words of the demo's model: open_clip has
+            none for it.
+    """
+    if not cut:
+        tokenizer = 'tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")'
+        return _TWO_TOWERS.format(
+            imports="", ours="", tokenizer=tokenizer, text="Write a text here."
+        )
+    return _TWO_TOWERS.format(
+        imports="import json\nfrom pathlib import Path\n\n",
+        ours="\nfrom soupray.tasks.vocabulary import CutTokenizer\n",
+        tokenizer='kept = json.loads(Path(folder, "vocabulary.json").read_text())\n'
+        'tokenize = CutTokenizer(kept["full_token_ids"], clip.context_length)',
+        text="a photo of the number five.",
     )

@@ -21,7 +21,7 @@ from soupray.core.ports import Origin
 from soupray.spec.preprocessing import CLIP_CONFIG
 from soupray.spec.task import OpenClipSpec
 from soupray.store.weights_file import Weights, write_weights
-from soupray.tasks.examples import OPEN_CLIP, TWO_TOWERS
+from soupray.tasks.examples import OPEN_CLIP, two_towers_example
 from soupray.tasks.files import LOCAL, PACKAGED, clip_folder, not_reached
 from soupray.tasks.foreign import (
     ForeignWeights,
@@ -214,7 +214,7 @@ class OpenClipTask:
 
     def example(self) -> str:
         """Code for open_clip's towers and transform, and for the head."""
-        return TWO_TOWERS if self._embeds else OPEN_CLIP
+        return two_towers_example(self._vocabulary is not None) if self._embeds else OPEN_CLIP
 
     def origin(self) -> Origin:
         """The folder, the tag or the file of the spec."""
