@@ -197,11 +197,14 @@ def test_a_caption_that_the_model_would_cut_is_refused(world, tmp_path):
     fits = spec(world, data=keys)
     assert make_basis(fits, place, basis_key(fits)).split("fits").size == 2
     keys["shifts"] = {"long": f"{tmp_path}/long.csv"}
-    says = r"long: 1 of 2 captions have more than the 12 tokens that this model reads, up to 13: 's"
+    says = (
+        "long: 1 of 2 captions have more than the 12 tokens that this model reads, the longest 13"
+    )
     with pytest.raises(ConfigError, match=says):
         make_basis(spec(world, data=keys), place, "")
     cut = spec(world, data={**keys, "on_long": "cut"})
-    assert make_basis(cut, place, basis_key(cut)).split("long").size == 2
+    notes = make_basis(cut, place, basis_key(cut)).notes
+    assert notes[-1] == "1 of 2 captions of the long split are cut to 12 tokens"
 
 
 # ---- specs

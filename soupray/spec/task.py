@@ -57,6 +57,12 @@ Channels = tuple[float, float, float]
 PositiveChannels = tuple[Positive, Positive, Positive]
 
 
+Outputs = Annotated[
+    Literal["classes", "embeddings"], Field(exclude_if=lambda outputs: outputs == "classes")
+]
+"""What a model returns: a number for each class, or the vectors of two that belong together."""
+
+
 class OpenClipSpec(SpecModel):
     """A CLIP of open_clip: its image tower with a zero-shot head, or with `retrieval` both towers.
 
@@ -109,9 +115,7 @@ class OpenClipSpec(SpecModel):
     """With `objective: retrieval`: the factor on inner products in the loss, 1 / temperature. 100
     is the largest that CLIP learns. The scale in a checkpoint is not used."""
 
-    outputs: Annotated[
-        Literal["classes", "embeddings"], Field(exclude_if=lambda outputs: outputs == "classes")
-    ] = "classes"
+    outputs: Outputs = "classes"
     """Filled in from `objective`: a number for each class, or with `retrieval` the vectors of image
     and caption."""
 
@@ -263,9 +267,7 @@ class TransformersSpec(SpecModel):
     max_tokens: Annotated[int, Field(ge=2)] = 128
     """All texts are padded to this number of tokens."""
 
-    outputs: Annotated[
-        Literal["classes", "embeddings"], Field(exclude_if=lambda outputs: outputs == "classes")
-    ] = "classes"
+    outputs: Outputs = "classes"
     """Filled in from `objective`: a number for each class, or with `retrieval` the vectors of query
     and document."""
 

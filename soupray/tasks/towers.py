@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from soupray.core.arrays import Uint8
 from soupray.core.captions import CHANNELS, are_captioned, unpack_captioned
 from soupray.core.errors import ConfigError
 from soupray.core.texts import unpack
@@ -93,22 +94,28 @@ class PairInputs:
         rows = self._tokenizer(texts, most)
         return [int((row != padding).nonzero().max()) + 1 for row in rows]
 
-    def refuse_long(self, split: str, samples: torch.Tensor) -> None:
-        """Refuse captions that the text tower would read in part.
+    def long(self, split: str, rows: Uint8, cuts: bool) -> list[str]:
+        """What is to be said of captions that the text tower would read in part.
 
         Args:
             split: its name, for the message.
-            samples: images with captions, uint8 [N, W].
+            rows: images with captions, [N, W].
+            cuts: they may be cut.
 
         Raises:
-            ConfigError: a caption has more tokens than the text tower reads.
+            ConfigError: a caption has more tokens than the text tower reads, and is not to be cut.
         """
-        _, captions = unpack_captioned(samples.numpy())
-        long = [n for n in self.lengths(captions) if n > self.tokens]
-        if long:
-            first = next(c for c in captions if self.lengths([c])[0] > self.tokens)
+        _, captions = unpack_captioned(rows)
+        lengths = self.lengths(captions)
+        count, longest = sum(length > self.tokens for length in lengths), max(lengths)
+        if count and not cuts:
             raise ConfigError(
-                f"{split}: {len(long)} of {len(captions)} captions have more than the "
-                f"{self.tokens} tokens that this model reads, up to {max(long)}: {first[:60]!r}. "
-                "Shorten them, or write data.on_long: cut."
+                f"{split}: {count} of {len(rows)} captions have more than the {self.tokens} tokens "
+                f"that this model reads, the longest {longest}: "
+                f"{captions[lengths.index(longest)][:60]!r}. Shorten them, or write data.on_long: "
+                "cut."
             )
+        said = (
+            f"{count} of {len(rows)} captions of the {split} split are cut to {self.tokens} tokens"
+        )
+        return [said] if count else []

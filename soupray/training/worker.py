@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ def make_basis(
         None if teacher is None else _lesson(worker_context(teacher.spec, teacher.place), teacher)
     )
     here = worker_context(spec, place)
-    _refuse_long_texts(here)
+    notes = _long_texts(here)
     taught = UNSET if teacher is None or lesson is None else _taught(here, teacher, lesson)
     torch.manual_seed(spec.seed)  # weights that are not pre-trained are drawn
     start = here.task.init()
@@ -117,7 +117,7 @@ def make_basis(
         init=init,
         anchor=anchor,
         anchor_name=spec.anchor,
-        notes=here.data.notes,
+        notes=(*here.data.notes, *notes),
         shape=here.data.samples(here.data.split("test"))[0].shape[1:],
         teacher=taught,
     )
@@ -164,19 +164,23 @@ def refuse_infinite(weights: Weights, model: str) -> None:
             )
 
 
-def _refuse_long_texts(here: WorkerContext) -> None:
+def _long_texts(here: WorkerContext) -> list[str]:
     """Refuse texts that the model would cut, in all splits, before anything is stored.
+
+    Returns:
+        How many captions it cuts, in words, if the spec allows it.
 
     Raises:
         ConfigError: a text has too many tokens.
     """
-    data = here.spec.data
-    if not isinstance(data, TextSpec | CaptionsSpec) or data.on_long == "cut":
-        return
-    task: Any = here.task
-    reads = task.pairs if isinstance(data, CaptionsSpec) else task
+    data, task, notes = here.spec.data, cast(Any, here.task), list[str]()
     for split in here.data.splits:
-        reads.refuse_long(split.name, torch.from_numpy(np.array(here.data.samples(split)[0])))
+        samples = here.data.samples(split)[0]
+        if isinstance(data, CaptionsSpec):  # they stay on disk: there are images in them
+            notes += task.pairs.long(split.name, samples, data.on_long == "cut")
+        elif isinstance(data, TextSpec) and data.on_long == "fail":
+            task.refuse_long(split.name, torch.from_numpy(np.array(samples)))
+    return notes
 
 
 def _trained_from(weights: Weights, here: WorkerContext) -> Weights:
