@@ -7,7 +7,7 @@ export DO_NOT_TRACK = true
 export RAY_USAGE_STATS_ENABLED = 0
 unexport PYTHONDONTWRITEBYTECODE  # else each of hundreds of processes would compile soupray anew
 
-.PHONY: setup demo fashion clipart wordnet glosses captions lint test docs notebook soak fuzz gpu down clean
+.PHONY: setup demo fashion clipart wordnet glosses captions lint test test-all docs notebook soak fuzz gpu down clean
 
 setup: .venv/.installed
 
@@ -102,8 +102,14 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+TESTS := $(BIN)/pytest -n 3 --dist loadfile
+
 test: lint
-	$(BIN)/pytest -m 'not gpu' -n 3 --dist loadfile
+	$(TESTS) -m 'not gpu and not slow'
+
+# Before a release, or after a change of what runs on Ray: with the tests that take minutes each.
+test-all: lint
+	$(TESTS) -m 'not gpu'
 
 # The documentation, into site/. `.venv/bin/mkdocs serve` shows it while you write.
 docs: setup

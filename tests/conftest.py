@@ -36,7 +36,7 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ.pop("SOUPRAY_SPEC", None)
 os.environ.pop("SOUPRAY_HOME", None)
 
-LONGEST = ("test_killed", "test_ray_job", "test_autoscaler", "test_main_job")
+LONGEST = ("test_killed", "test_ray_job", "test_main_job", "test_autoscaler", "test_own_model")
 """Modules that take longer than all others: they start at once."""
 
 MINI = {

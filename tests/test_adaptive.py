@@ -124,6 +124,7 @@ def test_other_searches_have_points_of_their_own(basis):
     assert search_key(adaptive(20), msgspec.structs.replace(basis, key="other")) != one
 
 
+@pytest.mark.slow
 def test_a_sweep_with_tpe_and_asha_ends_repeats_nothing_and_is_souped(tmp_path):
     url = f"file://{tmp_path}/store"
     edits = (

@@ -20,6 +20,8 @@ from test_ray_job import free_ports, node_address, wait_for
 from soupray.distributed.cluster import make_token
 from soupray.store.objects import open_store
 
+pytestmark = pytest.mark.slow
+
 RAY = Path(sys.executable).with_name("ray")
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 LISTS = (

@@ -201,6 +201,7 @@ def test_a_token_is_made_on_a_file_system_without_hard_links(tmp_path, monkeypat
     assert [file.name for file in tmp_path.iterdir()] == ["auth_token"]
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_trials_fail_says_so_keeps_what_there_is_and_exits_1(fresh):
     """theta_0 vanishes from the store: every new trial fails; the old ones stay ingredients."""
     from soupray.search.state import find_basis

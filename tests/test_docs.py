@@ -261,6 +261,7 @@ def named(text: str, run) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_the_server_of_the_readme_answers(run, tmp_path, monkeypatch):
     stand(run, tmp_path, monkeypatch)
     (block,) = [b for b in blocks("README.md") if b.needs.startswith("Needs a terminal")]

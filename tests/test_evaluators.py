@@ -56,7 +56,7 @@ def on_ray(run, tmp_path_factory):
         )
 
 
-@pytest.fixture(scope="module", params=["local", "ray"])
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.slow)])
 def evaluator(request, run, tmp_path_factory) -> Evaluator:
     if request.param == "ray":
         return request.getfixturevalue("on_ray")[1]()
@@ -130,6 +130,7 @@ def test_measures_are_the_same_wherever_they_are_made(
     assert evaluator.measure(requests, split) == here.measure(requests, split)
 
 
+@pytest.mark.slow
 def test_a_saved_soup_scores_as_its_candidate(on_ray, plain, split_and_checkpoints):
     candidates, expected = plain
     evaluator = on_ray[1]()
@@ -138,6 +139,7 @@ def test_a_saved_soup_scores_as_its_candidate(on_ray, plain, split_and_checkpoin
     assert scored == expected[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [False, True], ids=["restarted", "lost"])
 def test_an_actor_killed_in_the_middle_of_a_batch_changes_nothing(
     lost, on_ray, run, split_and_checkpoints, tmp_path
@@ -160,6 +162,7 @@ def test_an_actor_killed_in_the_middle_of_a_batch_changes_nothing(
     assert reached == plain_evaluator(run, tmp_path).first_reaching(candidates, split, bound, "ge")
 
 
+@pytest.mark.slow
 def test_an_error_in_an_actor_is_raised_as_itself_and_the_next_scores_are_right(
     on_ray, plain, split_and_checkpoints
 ):

@@ -93,6 +93,7 @@ def test_the_tests_of_the_page_pass(here):
     assert "2 passed" in tested.stdout, tested.stdout + tested.stderr
 
 
+@pytest.mark.slow
 def test_a_wheel_brings_a_task_data_a_metric_a_loss_and_a_recipe(here, tmp_path):
     """From sweep to prediction on a Ray of this machine, by the names of entry points alone."""
     for name, text in files_of(*MORE_PAGES).items():

@@ -164,6 +164,7 @@ def test_names_that_are_not_utf_8_or_command_a_terminal_are_escaped_in_every_for
         assert (tmp_path / f"x.{ending}").stat().st_size
 
 
+@pytest.mark.slow
 def test_on_a_cluster_the_answers_are_the_same(run, files, tmp_path, monkeypatch):
     root, labels = files
     bad = root / os.fsdecode(b"bad\xff.png")  # a name that is not UTF-8

@@ -228,6 +228,7 @@ def places_of(secret: bytes, folders: list[Path], store: Store) -> list[str]:
     return found + [path for path in store.list("") if secret in store.get(path)]
 
 
+@pytest.mark.slow
 def test_sweep_and_soup_run_as_ray_jobs_on_an_s3_store_and_the_results_can_be_pulled(
     s3, head, node, mlflow, tmp_path, monkeypatch
 ):

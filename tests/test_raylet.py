@@ -4,11 +4,14 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from conftest import FEW, HANG_S, ONE_SLOT, inside, mini_text
 from test_killed import started
 from test_ray_job import descendants
 
 from soupray.store.objects import open_store
+
+pytestmark = pytest.mark.slow
 
 
 def raylets(pid: int) -> list[int]:

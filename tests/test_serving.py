@@ -359,6 +359,7 @@ def ask(server: Server, body: bytes | None, kind: str = PNG, path: str = "/predi
     return answer.status, answer.read(), answer.headers
 
 
+@pytest.mark.slow
 def test_the_answers_are_those_of_predict_however_many_ask_at_a_time(run, server, tmp_path):
     for number in range(40):
         (tmp_path / f"{number:02d}.png").write_bytes(digit(number))
@@ -391,6 +392,7 @@ def test_an_ensemble_decodes_an_image_once(run):
     assert service.model.reader.counted.done == {"transparency laid over white": 1}
 
 
+@pytest.mark.slow
 def test_requests_of_many_clients_share_forward_passes(server):
     with ThreadPoolExecutor(9) as clients:
         answers = list(clients.map(lambda _: ask(server, b"1", path="/count/predict"), range(9)))
@@ -404,6 +406,7 @@ def test_requests_of_many_clients_share_forward_passes(server):
     assert (status, sorted(json.loads(said))) == (200, [2, 2, 4, 4, 4, 4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "kind", "path", "status", "said"),
     [
@@ -422,18 +425,21 @@ def test_a_bad_request_gets_a_status_and_a_message_in_json(server, body, kind, p
     assert said in json.loads(answer)["error"]
 
 
+@pytest.mark.slow
 def test_a_page_of_another_name_gets_no_answer(server):
     assert ask(server, None, path="/metadata", Host="localhost:1")[0] == 200
     status, said, _ = ask(server, None, path="/metadata", Host="rebound.example")
     assert (status, said) == (400, b"Invalid host header")
 
 
+@pytest.mark.slow
 def test_a_request_that_is_much_too_large_hears_why(server):
     status, said, _ = ask(server, bytes(40 * 2**20))
     assert status == 413
     assert json.loads(said)["error"] == "41943040 bytes; a request has at most 33554432."
 
 
+@pytest.mark.slow
 def test_the_pages_say_what_is_served(run, server):
     status, said, _ = ask(server, None, path="/metadata")
     found, recipe = json.loads(said), json.loads((run.output / "ensemble.recipe.json").read_text())
@@ -447,6 +453,7 @@ def test_the_pages_say_what_is_served(run, server):
     assert json.loads(ask(server, None, path="/openapi.json")[1])["openapi"] == "3.1.0"
 
 
+@pytest.mark.slow
 def test_a_taken_port_a_missing_gpu_and_a_broken_model_are_told(run, server):
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 cannot be used: .* --port"):
@@ -460,6 +467,7 @@ def test_a_taken_port_a_missing_gpu_and_a_broken_model_are_told(run, server):
         serving.deploy(serving.application(broken, NO_CPU, True), "broken", "/broken")
 
 
+@pytest.mark.slow
 def test_nothing_of_it_listens_on_another_address(server):
     heard_on = list[str]()
     for pid in descendants(os.getpid())[1:]:
@@ -471,6 +479,7 @@ def test_nothing_of_it_listens_on_another_address(server):
     assert {address.rpartition(":")[0] for address in heard_on} <= known
 
 
+@pytest.mark.slow
 def test_a_replica_that_is_killed_under_load_loses_no_request_that_is_sent_again(server):
     (victim,) = [
         pid

@@ -57,6 +57,7 @@ def manifests(store) -> dict[str, bytes]:
     return {path: store.get(path) for path in store.list("trials")}
 
 
+@pytest.mark.slow
 def test_a_sweep_stops_when_it_is_asked_and_goes_on_later(swept, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "RENEW_S", 0.2)  # how soon the driver looks
     path, store = swept

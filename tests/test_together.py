@@ -24,6 +24,8 @@ from soupray.store.checkpoints import Checkpoints
 from soupray.training.trial import fine_tune
 from soupray.training.worker import make_basis, worker_context
 
+pytestmark = pytest.mark.slow
+
 
 class Told:
     """Remembers what it was told."""

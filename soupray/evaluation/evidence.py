@@ -22,6 +22,7 @@ from soupray.core.trials import Ingredient
 from soupray.maths.metrics import score
 from soupray.maths.own_metric import graded_by
 from soupray.store.checkpoints import Checkpoints
+from soupray.store.weights_file import Weights
 
 READERS = 8
 """Number of ingredients whose logits are read and scored in parallel."""
@@ -70,20 +71,8 @@ def _check(ingredient: Ingredient, split: Split, checkpoints: Checkpoints) -> st
             f"trial {ingredient.trial.key}: {error} These are its held-out logits. Restore "
             "them, or delete the manifest of the trial and sweep again."
         ) from error
-    logits, labels = (stored[n].numpy() if n in stored else None for n in ("logits", "labels"))
-    several = split.objective is not UNSET  # targets [N, C] in place of classes [N]
-    pairs = split.objective is not UNSET and split.objective.kind == "retrieval"
-    if logits is None or labels is None or logits.ndim != 2:
-        raise _contradicted(ingredient, "its arrays are not logits with labels")
-    wanted = (len(logits), 2) if pairs else logits.shape if several else logits.shape[:1]
-    if labels.shape != wanted:
-        raise _contradicted(ingredient, "its arrays are not logits with labels")
-    # Masks have a column for each pixel, and embeddings have any even width.
-    masks = split.objective is not UNSET and split.objective.kind == "segmentation"
-    fits = logits.shape[1] % 2 == 0 if pairs else masks or logits.shape[1] == split.classes
-    if len(labels) != said.n or not fits:
-        raise _contradicted(ingredient, f"its logits are {list(logits.shape)}")
-    if several or graded_by(split):
+    logits, labels = _arrays(ingredient, split, stored)
+    if split.objective is not UNSET or graded_by(split):
         made = score(Predictions(split=split, logits=logits, labels=labels))
         if made != said and not _close(made, said):
             raise _contradicted(ingredient, "its logits have other scores than it says")
@@ -102,6 +91,27 @@ def _check(ingredient: Ingredient, split: Split, checkpoints: Checkpoints) -> st
             f"{right.sum()} right (NLL {nll:.6g}), or others than it says",
         )
     return hashlib.sha256(labels.astype("int64").tobytes()).hexdigest()
+
+
+def _arrays(ingredient: Ingredient, split: Split, stored: Weights) -> tuple[Logits, Labels]:
+    """Return logits and labels, whose shapes are those of the split's objective."""
+    logits, labels = (stored[n].numpy() if n in stored else None for n in ("logits", "labels"))
+    kind = None if split.objective is UNSET else split.objective.kind
+    if logits is None or labels is None or logits.ndim != 2:
+        raise _contradicted(ingredient, "its arrays are not logits with labels")
+    if kind is None:
+        wanted = logits.shape[:1]
+    else:  # targets [N, C] in place of classes [N]
+        wanted = (len(logits), 2) if kind == "retrieval" else logits.shape
+    if labels.shape != wanted:
+        raise _contradicted(ingredient, "its arrays are not logits with labels")
+    if kind == "retrieval":
+        fits = logits.shape[1] % 2 == 0  # two embeddings of any width
+    else:  # masks have a column for each pixel
+        fits = kind == "segmentation" or logits.shape[1] == split.classes
+    if len(labels) != ingredient.held_out.n or not fits:
+        raise _contradicted(ingredient, f"its logits are {list(logits.shape)}")
+    return logits, labels
 
 
 def _close(a: Scores, b: Scores) -> bool:

@@ -186,6 +186,13 @@ def _outputs(spec: SweepSpec, task: Task) -> int:
     return 2 * width if spec.objective == "retrieval" else len(spec.task.classes)
 
 
+def _init_epochs(spec: SweepSpec) -> int:
+    """Return how many times the making of theta_0 sees the training data."""
+    if isinstance(spec.init, TrainedInit):
+        return int(spec.init.trained.numbers()["epochs"])
+    return int(isinstance(spec.init, ProbeInit))
+
+
 def dry_run(spec: SweepSpec) -> DryRun:
     """Estimate the cost of a sweep and its soups.
 
@@ -195,7 +202,6 @@ def dry_run(spec: SweepSpec) -> DryRun:
     files = weight_files(spec)
     load_code(spec.functions)
     sizes, classes, notes = planned(spec)
-    size = {name: count for name, _, count in sizes}
     task = task_of(spec.task)
     inputs = inputs_of(spec, task)
     notes += _size_notes(inputs)
@@ -204,18 +210,16 @@ def dry_run(spec: SweepSpec) -> DryRun:
     model = task.model()
     state = model.state_dict()
     weights = sum(t.numel() * t.element_size() for t in state.values())
-    train, held_out, k = size["train"], size["held_out"], spec.search.trials
+    k = spec.search.trials
+    train, held_out = (sum(n for name, _, n in sizes if name == s) for s in ("train", "held_out"))
     reported = sum(count for _, role, count in sizes if role in ("rank", "test", "shift"))
     epochs = sum(int(t.hparams["epochs"]) for t in plan(spec))
     passes = 1 if spec.search.train == "head" else epochs  # features are computed once
-    init_epochs = int(isinstance(spec.init, ProbeInit))
-    if isinstance(spec.init, TrainedInit):
-        init_epochs = spec.init.trained.numbers()["epochs"]
     # Trials of the head alone all have the BatchNorm statistics of theta_0.
     moves = spec.search.train != "head" and any(True for _ in batch_norms(model))
-    always = [ANCHOR.name, *([UPDATE_BN.name] if moves else [])]
-    chosen: dict[str, Any] = {**{name: {} for name in always}, **spec.recipes}
-    total = total_cost(PoolSize(k, held_out, len(spec.data.proxy_shifts)), chosen)
+    always: dict[str, Any] = {ANCHOR.name: {}} | ({UPDATE_BN.name: {}} if moves else {})
+    pool = PoolSize(k, held_out, len(spec.data.proxy_shifts))
+    total = total_cost(pool, always | spec.recipes)
     models = k + total.models
     statistics = total.mixtures * min(STATISTICS_SAMPLES, train) if moves else 0
     row = _outputs(spec, task) * 4
@@ -224,7 +228,7 @@ def dry_run(spec: SweepSpec) -> DryRun:
     return DryRun(
         trials=k,
         epochs=epochs,
-        training_samples=(passes + init_epochs) * train,
+        training_samples=(passes + _init_epochs(spec)) * train,
         held_out_samples=(passes + k) * held_out,
         soup_held_out_samples=(total.decided + total.scored) * held_out,
         soup_train_samples=total.train_passes * train + total.train_samples + statistics,

@@ -77,16 +77,7 @@ def images_spec(name: str, folder: Path, model: str = IMAGE_MODEL) -> Drafted:
         ConfigError: there is no such folder, fewer than two classes with images in it, or a class
             with too few.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"--image-folder {folder}: there is no such folder.")
-    train = next((folder / n for n in TRAIN if (folder / n).is_dir()), folder)
-    test = next((folder / n for n in TEST if (folder / n).is_dir()), None)
-    if train is folder and test is not None:
-        raise ConfigError(
-            f"--image-folder {folder}: it has a folder {test.name!r}, which is no class, and no "
-            f"folder {TRAIN[0]!r} beside it. Put the classes into {folder / TRAIN[0]}, or rename "
-            "it."
-        )
+    train, test = _folders(folder)
     samples, others = _images(train)
     if len(samples) < 2:
         raise ConfigError(
@@ -120,6 +111,21 @@ def images_spec(name: str, folder: Path, model: str = IMAGE_MODEL) -> Drafted:
     ]
     found = _Data(samples, lines, notes)
     return _drafted(name, _image_task(model, list(samples)), found, model)
+
+
+def _folders(folder: Path) -> tuple[Path, Path | None]:
+    """Return the folders of the training classes and, if there is one, of the test classes."""
+    if not folder.is_dir():
+        raise ConfigError(f"--image-folder {folder}: there is no such folder.")
+    train = next((folder / n for n in TRAIN if (folder / n).is_dir()), folder)
+    test = next((folder / n for n in TEST if (folder / n).is_dir()), None)
+    if train is folder and test is not None:
+        raise ConfigError(
+            f"--image-folder {folder}: it has a folder {test.name!r}, which is no class, and no "
+            f"folder {TRAIN[0]!r} beside it. Put the classes into {folder / TRAIN[0]}, or rename "
+            "it."
+        )
+    return train, test
 
 
 def texts_spec(name: str, file: Path, model: str = TEXT_MODEL) -> Drafted:
@@ -255,10 +261,7 @@ def _image_task(model: str, classes: list[str]) -> list[str]:
 
 
 def _drafted(name: str, task: list[str], data: _Data, model: str) -> Drafted:
-    if not re.fullmatch(NAME_PATTERN, name):
-        small = re.sub("[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:63]
-        hint = f" Write {small!r}, say." if re.fullmatch(NAME_PATTERN, small) else ""
-        raise ConfigError(f"{name!r}: the name of a sweep has {NAME_ALLOWED}.{hint}")
+    _refuse_name(name)
     few, many = min(data.samples.values()), max(data.samples.values())
     total = sum(data.samples.values())
     uneven = many > UNEVEN * few
@@ -269,44 +272,53 @@ def _drafted(name: str, task: list[str], data: _Data, model: str) -> Drafted:
             f"the classes are uneven: {few} samples of {least!r}, {many} of another; the spec "
             "ranks by balanced_accuracy"
         )
-    is_timm = task[0] == "kind: timm"
-    batch = max(4, min(64, total // 8))
-    gpu = 1 if shutil.which("nvidia-smi") else 0
+    lines = [
+        f"# yaml-language-server: $schema={shipped().as_uri()}",
+        f"# {len(data.samples)} classes, {total} samples ({few} to {many} a class), {model}.",
+        f"name: {name}",
+        *(["metric: balanced_accuracy    # the classes are uneven"] if uneven else []),
+        "",
+        "task:",
+        *(f"  {line}" for line in task),
+        "",
+        "data:",
+        *(f"  {line}" for line in data.lines),
+        "",
+        *_search(is_timm=task[0] == "kind: timm", batch=max(4, min(64, total // 8))),
+        f"resources: {{cpu: 1, gpu: {1 if shutil.which('nvidia-smi') else 0}}}    # of each trial",
+        "storage: embedded         # or s3://bucket/prefix, on a cluster",
+        "tracking: embedded        # or http://mlflow:5000",
+        "",
+    ]
+    return Drafted(text="\n".join(lines), samples=dict(data.samples), notes=tuple(notes))
+
+
+def _refuse_name(name: str) -> None:
+    if not re.fullmatch(NAME_PATTERN, name):
+        small = re.sub("[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:63]
+        hint = f" Write {small!r}, say." if re.fullmatch(NAME_PATTERN, small) else ""
+        raise ConfigError(f"{name!r}: the name of a sweep has {NAME_ALLOWED}.{hint}")
+
+
+def _search(*, is_timm: bool, batch: int) -> list[str]:
+    """Return the lines of theta_0 and of the search. A model of timm has no zero-shot head."""
     start = [
         "init: {probe: {l2: 1.0e-2}}    # theta_0: the body, and a head fitted to its features",
         "anchor: init",
         "",
     ]
-    text = "\n".join(
-        [
-            f"# yaml-language-server: $schema={shipped().as_uri()}",
-            f"# {len(data.samples)} classes, {total} samples ({few} to {many} a class), {model}.",
-            f"name: {name}",
-            *(["metric: balanced_accuracy    # the classes are uneven"] if uneven else []),
-            "",
-            "task:",
-            *(f"  {line}" for line in task),
-            "",
-            "data:",
-            *(f"  {line}" for line in data.lines),
-            "",
-            *(start if is_timm else []),
-            "search:",
-            "  trials: 16",
-            "  space:",
-            f"    lr: {{log_uniform: {'[1.0e-5, 1.0e-3]' if is_timm else '[3.0e-6, 1.0e-4]'}}}",
-            "    epochs: {integer: [3, 8]}",
-            f"    batch_size: {batch}",
-            "    weight_decay: {log_uniform: [1.0e-4, 0.3]}",
-            "    label_smoothing: {uniform: [0.02, 0.2], off: 0.5}",
-            "",
-            f"resources: {{cpu: 1, gpu: {gpu}}}    # of each trial",
-            "storage: embedded         # or s3://bucket/prefix, on a cluster",
-            "tracking: embedded        # or http://mlflow:5000",
-            "",
-        ]
-    )
-    return Drafted(text=text, samples=dict(data.samples), notes=tuple(notes))
+    return [
+        *(start if is_timm else []),
+        "search:",
+        "  trials: 16",
+        "  space:",
+        f"    lr: {{log_uniform: {'[1.0e-5, 1.0e-3]' if is_timm else '[3.0e-6, 1.0e-4]'}}}",
+        "    epochs: {integer: [3, 8]}",
+        f"    batch_size: {batch}",
+        "    weight_decay: {log_uniform: [1.0e-4, 0.3]}",
+        "    label_smoothing: {uniform: [0.02, 0.2], off: 0.5}",
+        "",
+    ]
 
 
 def _drawn(

@@ -23,7 +23,7 @@ from soupray.search.state import (
 )
 from soupray.services.place import find_place
 from soupray.spec.sweep_spec import SweepSpec
-from soupray.store.lease import Beat, RunningTrial, find_driver
+from soupray.store.lease import Beat, Driver, RunningTrial, find_driver
 from soupray.store.manifests import Counted, Glance, glance_at_manifests
 from soupray.store.objects import Store
 from soupray.store.presence import Working, find_present
@@ -88,11 +88,7 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
     driver = find_driver(store, spec.name)
     basis = find_basis(store, spec)
     if basis is None:
-        begun = f"{driver.lease.who} makes its data and theta_0" if driver else "nobody drives it"
-        raise NotFound(
-            f"no trial of {spec.name} was planned with this spec in {store.url}: {begun}. "
-            "Start it with `soupray sweep`, or look again in a minute."
-        )
+        raise _not_begun(spec, store, driver)
     plan = pool_plan(store, spec, basis)
     scores: Any = Counted if spec.metric == "accuracy" else Scores
     over = glance_at_manifests(store, plan.trials, scores, lambda found: _over(found, spec, basis))
@@ -128,6 +124,14 @@ def find_status(spec: SweepSpec, home: Path) -> Status:
         soup=points(prefixes_of(store, spec, basis), spec.metric),
         enough=plan.enough,
         spared=spared,
+    )
+
+
+def _not_begun(spec: SweepSpec, store: Store, driver: Driver | None) -> NotFound:
+    begun = f"{driver.lease.who} makes its data and theta_0" if driver else "nobody drives it"
+    return NotFound(
+        f"no trial of {spec.name} was planned with this spec in {store.url}: {begun}. "
+        "Start it with `soupray sweep`, or look again in a minute."
     )
 
 

@@ -81,15 +81,11 @@ def _robustness(numbers: Robustness) -> Any:
         layers.append(
             path.encode(x, y, dash, order="order:Q", tooltip=about, color=alt.value("#9dbfe0"))
         )
-    bars = chart_of(named)
+    rule = chart_of(named).mark_rule(color=INK, opacity=0.5)
     layers += [
-        bars.mark_rule(color=INK, opacity=0.5).encode(x, y, x2="x_high:Q").transform_calculate(
-            x="datum.x_low"
-        ),
-        bars.mark_rule(color=INK, opacity=0.5).encode(x, y, y2="y_high:Q").transform_calculate(
-            y="datum.y_low"
-        ),
-    ]  # fmt: skip
+        rule.encode(x, y, x2="x_high:Q").transform_calculate(x="datum.x_low"),
+        rule.encode(x, y, y2="y_high:Q").transform_calculate(y="datum.y_low"),
+    ]
     kinds = [kind for kind in _KINDS if any(m["kind"] == kind for m in models)]
     colours = alt.Scale(domain=kinds, range=[_KINDS[kind] for kind in kinds])
     colour = alt.Color("kind:N", title=None, sort=kinds, scale=colours)

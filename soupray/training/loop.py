@@ -60,9 +60,8 @@ class Loop:
         self.micro_batch = start.training.micro_batch or hparams.batch_size
         self._objective = data.split("train").objective
         self._teacher = start.teacher
-        plain = TrainingLoss(
-            hparams, self._objective, self._labels, start.loss, start.class_weights
-        )
+        given = (start.loss, start.class_weights)
+        plain = TrainingLoss(hparams, self._objective, self._labels, *given)
         self._noise = None
         if hparams.noise:
             self._noise = noise_shares(task.inputs, self._samples, hparams)
