@@ -20,6 +20,8 @@ from soupray.core.texts import pack
 from soupray.data.cache import open_data, planned
 from soupray.data.decoding import Look
 from soupray.inference.inputs import ImageReader
+from soupray.operations.estimate import dry_run
+from soupray.operations.measuring import measure
 from soupray.search.state import basis_key
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.tasks import task_of
@@ -205,6 +207,17 @@ def test_a_caption_that_the_model_would_cut_is_refused(world, tmp_path):
     cut = spec(world, data={**keys, "on_long": "cut"})
     notes = make_basis(cut, place, basis_key(cut)).notes
     assert notes[-1] == "1 of 2 captions of the long split are cut to 12 tokens"
+
+
+def test_the_dry_run_measures_pairs(world):
+    made = spec(world)
+    cost = dry_run(made)
+    assert (cost.inputs.size, cost.inputs.decoded) == ((32, 32), 32)
+    assert cost.stored_bytes > 2 * 5 * 2 * 8 * 4  # two embeddings of 8 numbers for each pair
+    found = measure(made, cost)
+    assert found.step_seconds > 0
+    assert found.batch_size == 4
+    assert found.pass_seconds > 0
 
 
 # ---- specs

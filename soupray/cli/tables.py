@@ -327,10 +327,10 @@ def show_check(report: Report) -> None:
     shown, _ = fitted(("trial", *right, *finds), cells, right, rates)
     out.print(shown)
     out.print(
-        f"Held-out accuracy in % (n = {report.n}) ± one standard error. distance: from theta_0, "
-        "|theta_i - theta_0|. °: angle between the ways that two trials went from theta_0, to the "
-        "best trial and to the others (median). with best: held-out accuracy of the mean of its "
-        "weights and the best trial's, if sampled.",
+        f"held-out: accuracy, recall or a graded metric in % (n = {report.n}), ± one standard "
+        "error. distance: from theta_0, |theta_i - theta_0|. °: angle between the ways that two "
+        "trials went from theta_0, to the best trial and to the others (median). with best: the "
+        "same of the mean of its weights and the best trial's, if sampled.",
         style="dim",
     )
     out.print()

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,14 +23,17 @@ from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
 from soupray.core.records import Objective, Record
 from soupray.data.building import look_of
+from soupray.data.captions import write_captioned
+from soupray.data.decoding import Look
 from soupray.data.reading import Stream
 from soupray.data.sets import parts_of
-from soupray.data.splits import Samples
+from soupray.data.splits import Listing, Samples
 from soupray.evaluation.live_model import predict
 from soupray.operations.estimate import DryRun
 from soupray.search.plan import plan
 from soupray.spec.data import ImagesSpec
 from soupray.spec.sweep_spec import SweepSpec
+from soupray.spec.tables import CaptionsSpec
 from soupray.tasks import task_of
 from soupray.training.loop import Loop
 from soupray.training.start import Start
@@ -155,6 +160,9 @@ def _samples(spec: SweepSpec, count: int) -> tuple[Any, Images, Labels]:
     some = part.take(rows)
     if isinstance(some, Samples):
         return some.images, some.images, some.labels
+    if isinstance(spec.data, CaptionsSpec):
+        pairs = _captioned(some, look_of(spec, spec.data.size, train=False))
+        return pairs, pairs, some.labels
     assert isinstance(spec.data, ImagesSpec)
     train = Stream(some, look_of(spec, spec.data.side_of_train, train=True))
     evaluated = Stream(some, look_of(spec, spec.data.size, train=False))
@@ -163,6 +171,17 @@ def _samples(spec: SweepSpec, count: int) -> tuple[Any, Images, Labels]:
         return (train if streams else train[:]), evaluated[:], some.labels
     except EvaluationError as error:
         raise ConfigError(f"--measure: {some.ids[0]} and others: {error.__cause__}.") from error
+
+
+def _captioned(some: Listing, look: Look) -> Images:
+    """Return images with captions as the cache has them, [N, W]."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "pairs.npy")
+        for sample_id, content in zip(some.ids, write_captioned(some, look, path), strict=True):
+            if content.problem:
+                raise ConfigError(f"--measure: {sample_id} and others: {content.problem}.")
+        pairs: Images = np.load(path)
+    return pairs
 
 
 def _estimate(

@@ -161,7 +161,8 @@ def _data(facts: Facts) -> ModelCardData:
     spec, recipe = facts.spec, facts.recipe
     library, task = KINDS[spec.task.kind]
     results = []
-    of_results = task if library != "open_clip" else "image-classification"
+    towers = spec.data.kind == "captions"
+    of_results = task if library != "open_clip" or towers else "image-classification"
     if facts.board is not None:
         measured = {"test": facts.board[0].test, **facts.board[0].shifts}
         digests = {s.name: s.digest for s in facts.basis.splits} if facts.basis else {}
@@ -215,6 +216,8 @@ def _what(facts: Facts) -> str:
     spec, count = facts.spec, len(facts.recipe.candidate.checkpoints)
     several = f"the average of the weights of {count} models" if count > 1 else "one model"
     made, outputs = _KINDS[kind_of(spec)]
+    if spec.data.kind == "captions":
+        made, outputs = "Two towers", "embedding of images and captions alike"
     return (
         f"{made} of {spec.task.kind} ({_plain(spec.task.model)}) with "
         f"{len(spec.task.classes)} {outputs}: {several}, by the recipe "
