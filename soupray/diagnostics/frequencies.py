@@ -34,6 +34,7 @@ AT_ONCE = 50
 """Paths in a request, so that several workers share the work."""
 
 WITHIN, BETWEEN = "within classes", "between classes"
+ENSEMBLE, SOUP = "ensemble of these", "soup of these"
 
 
 class Smoothness(Record, frozen=True, kw_only=True):
@@ -83,17 +84,24 @@ class Frequencies(Record, frozen=True, kw_only=True):
 Ends = tuple[tuple[int, int], ...]
 
 
-class _Asked(NamedTuple):
-    """Models by name, the paths, and the requests of each model."""
+class _Group(NamedTuple):
+    """Models that one request answers: their names, with that of their ensemble if it is shown."""
 
-    models: dict[str, tuple[WeightCandidate, ...]]
+    names: tuple[str, ...]
+    models: tuple[WeightCandidate, ...]
+
+
+class _Asked(NamedTuple):
+    """All models in groups, and the paths."""
+
+    groups: tuple[_Group, ...]
     ends: tuple[Ends, Ends]
 
-    def requests(self, models: tuple[WeightCandidate, ...]) -> list[Paths]:
-        """Return the requests of a model: all its paths, within classes first."""
+    def requests(self, group: _Group) -> list[Paths]:
+        """Return the requests of a group: all its paths, within classes first."""
         ends = (*self.ends[0], *self.ends[1])
         return [
-            Paths(models=models, ends=ends[at : at + AT_ONCE], steps=STEPS)
+            Paths(models=group.models, ends=ends[at : at + AT_ONCE], steps=STEPS)
             for at in range(0, len(ends), AT_ONCE)
         ]
 
@@ -128,12 +136,13 @@ def measure_frequencies(inputs: Inputs) -> Frequencies:
         )
     shares: dict[str, Float64] = {}
     models = []
-    for name, members in asked.models.items():
-        requests = asked.requests(members)
-        rows = [row for part in inputs.answers.measure(requests, inputs.test) for row in part]
-        power = power_of(np.array(rows, np.float64))
-        shares[name] = high_share(power, CUT)
-        models.append(_smoothness(name, power, len(asked.ends[0]), inputs.spec.seed))
+    for group in asked.groups:
+        answers = inputs.answers.measure(asked.requests(group), inputs.test)
+        for k, name in enumerate(group.names):
+            rows = [row for part in answers for row in part[k]]
+            power = power_of(np.array(rows, np.float64))
+            shares[name] = high_share(power, CUT)
+            models.append(_smoothness(name, power, len(asked.ends[0]), inputs.spec.seed))
     parts = [name for name in shares if name.startswith("trial ")]
     return Frequencies(
         within=len(asked.ends[0]),
@@ -162,28 +171,26 @@ def _differences(
     if len(parts) < 2:
         return
     mean = np.mean([shares[name] for name in parts], axis=0)
-    for name in ("soup of these", "ensemble of these"):
+    for name in (SOUP, ENSEMBLE):
         for where, rows in ((WITHIN, slice(within)), (BETWEEN, slice(within, None))):
             value, low, high = mean_interval((shares[name] - mean)[rows], RESAMPLES, seed)
             yield Difference(name=name, where=where, difference=value, low=low, high=high)
 
 
 def _asked(inputs: Inputs) -> _Asked:
-    best = [one.checkpoint.sha256 for one in inputs.pool.ingredients[:MOST_TRIALS]]
-    names = [f"trial {one.trial.key[:8]}" for one in inputs.pool.ingredients[:MOST_TRIALS]]
-    models: dict[str, tuple[WeightCandidate, ...]] = {
-        name: (mean_of([sha]),) for name, sha in zip(names, best, strict=True)
-    }
+    best = inputs.pool.ingredients[:MOST_TRIALS]
+    trials = tuple(mean_of([one.checkpoint.sha256]) for one in best)
+    names = tuple(f"trial {one.trial.key[:8]}" for one in best)
+    groups = [_Group(names, trials)]
     if len(best) > 1:
-        models["soup of these"] = (mean_of(best),)
-        models["ensemble of these"] = tuple(mean_of([sha]) for sha in best)
-    models[inputs.pool.anchor_name] = (mean_of([inputs.pool.anchor.sha256]),)
+        soup = mean_of([one.checkpoint.sha256 for one in best])
+        groups = [_Group((*names, ENSEMBLE), trials), _Group((SOUP,), (soup,))]
+    groups.append(_Group((inputs.pool.anchor_name,), (mean_of([inputs.pool.anchor.sha256]),)))
     champion: Candidate = inputs.frozen.models[inputs.frozen.champion]
-    if not isinstance(champion, OutputCandidate) and (champion,) not in models.values():
-        models[inputs.frozen.champion] = (champion,)
-    labels = inputs.answers.predictions(inputs.trials[inputs.pool.ingredients[0].trial.key],
-                                        inputs.test).labels  # fmt: skip
-    return _Asked(models, drawn_paths(np.asarray(labels), PAIRS, inputs.spec.seed))
+    if not isinstance(champion, OutputCandidate) and all(champion not in g.models for g in groups):
+        groups.append(_Group((inputs.frozen.champion,), (champion,)))
+    labels = inputs.answers.predictions(trials[0], inputs.test).labels
+    return _Asked(tuple(groups), drawn_paths(np.asarray(labels), PAIRS, inputs.spec.seed))
 
 
 # ---- How it is read
@@ -265,8 +272,8 @@ def _needs(inputs: Inputs) -> Needed:
     asked = _asked(inputs)
     requests = [
         (one, inputs.test, len(one.ends) * STEPS * len(one.models))
-        for members in asked.models.values()
-        for one in asked.requests(members)
+        for group in asked.groups
+        for one in asked.requests(group)
     ]
     first = inputs.trials[inputs.pool.ingredients[0].trial.key]
     return Needed(models=(((first,), inputs.test),), requests=tuple(requests))

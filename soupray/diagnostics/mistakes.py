@@ -21,7 +21,6 @@ from soupray.maths.annotations import (
     WRONG,
     Accuracy,
     Judged,
-    collapse,
     judge,
     multi_label_accuracy,
 )
@@ -141,7 +140,7 @@ class _Truth(NamedTuple):
         ids: in order.
         labels: class of each sample, [N].
         judged: what people say of each sample; None: only its label is known.
-        collapsed: see `annotations.collapse`.
+        collapsed: see `annotations.COLLAPSED`.
         slices: rows of each named slice.
     """
 
@@ -172,7 +171,7 @@ def measure_mistakes(inputs: Inputs) -> Mistakes:
         ids=ids,
         labels=np.asarray(two[0].labels),
         judged=[known.get(row) for row in range(len(ids))],
-        collapsed=collapse(COLLAPSED) if known and is_imagenet(names) else {},
+        collapsed=COLLAPSED if known and is_imagenet(names) else {},
         slices=_slices(inputs, ids),
     )
     entries = {name: _entry(name, m, inputs, truth) for name, m in inputs.frozen.each().items()}
@@ -357,7 +356,10 @@ def _sentences(made: Mistakes) -> Iterator[str]:
             f"{', '.join(made.unmatched[0])}."
         )
     if made.collapsed:
-        yield "Classes of ImageNet that the paper does not tell apart count as one another."
+        yield (
+            "Where a class of ImageNet is right, the classes that the paper joins with it are "
+            "right, too: a coffee mug is a cup."
+        )
     for one, other, common in made.overlaps:
         yield f"The slices {one} and {other} share {common} samples, which count in both."
 
