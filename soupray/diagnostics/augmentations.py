@@ -471,7 +471,7 @@ AUGMENTATIONS = Measure(
     name="augmentations",
     title="Affinity and Diversity of augmentations",
     summary="how far augmented data are from the data, how hard they are to learn, and who gains",
-    paper="Gontijo-Lopes et al. 2020, arXiv:2002.08973, sections 3 and 4",
+    paper="Gontijo-Lopes et al. 2020, arXiv:2002.08973",
     about=(
         "Affinity: how much a model that was trained without augmentation loses on augmented data. "
         "Diversity: how much harder augmented training data are to fit than clean ones. In the "

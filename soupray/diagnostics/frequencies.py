@@ -24,8 +24,12 @@ PAIRS = 200
 STEPS = 32
 """Points on each path."""
 
+TEXT_PART = 2
+"""Texts have this part of the paths and of the points, because a text costs as much as many small
+images. MEASURED"""
+
 CUT = 4
-"""Cycles in a path from which a frequency counts as high, of STEPS / 2."""
+"""Cycles in a path from which a frequency counts as high, of half as many as there are points."""
 
 MOST_TRIALS = 4
 """Trials whose soup and ensemble are compared with them: the best on held-out data."""
@@ -69,6 +73,7 @@ class Frequencies(Record, frozen=True, kw_only=True):
     Attributes:
         within: number of paths within classes.
         between: number of paths between classes.
+        steps: points on each path.
         models: the models, parts first.
         parts: number of trials that the soup and the ensemble mix.
         differences: of the soup and of the ensemble.
@@ -76,6 +81,7 @@ class Frequencies(Record, frozen=True, kw_only=True):
 
     within: int
     between: int
+    steps: int
     models: tuple[Smoothness, ...]
     parts: int
     differences: tuple[Difference, ...]
@@ -92,16 +98,17 @@ class _Group(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """All models in groups, and the paths."""
+    """All models in groups, the paths, and the number of points on each."""
 
     groups: tuple[_Group, ...]
     ends: tuple[Ends, Ends]
+    steps: int
 
     def requests(self, group: _Group) -> list[Paths]:
         """Return the requests of a group: all its paths, within classes first."""
         ends = (*self.ends[0], *self.ends[1])
         return [
-            Paths(models=group.models, ends=ends[at : at + AT_ONCE], steps=STEPS)
+            Paths(models=group.models, ends=ends[at : at + AT_ONCE], steps=self.steps)
             for at in range(0, len(ends), AT_ONCE)
         ]
 
@@ -147,6 +154,7 @@ def measure_frequencies(inputs: Inputs) -> Frequencies:
     return Frequencies(
         within=len(asked.ends[0]),
         between=len(asked.ends[1]),
+        steps=asked.steps,
         models=tuple(models),
         parts=len(parts),
         differences=tuple(_differences(shares, parts, len(asked.ends[0]), inputs.spec.seed)),
@@ -190,7 +198,9 @@ def _asked(inputs: Inputs) -> _Asked:
     if not isinstance(champion, OutputCandidate) and all(champion not in g.models for g in groups):
         groups.append(_Group((inputs.frozen.champion,), (champion,)))
     labels = inputs.answers.predictions(trials[0], inputs.test).labels
-    return _Asked(tuple(groups), drawn_paths(np.asarray(labels), PAIRS, inputs.spec.seed))
+    part = TEXT_PART if inputs.spec.task.kind == "transformers" else 1
+    ends = drawn_paths(np.asarray(labels), PAIRS // part, inputs.spec.seed)
+    return _Asked(tuple(groups), ends, STEPS // part)
 
 
 # ---- How it is read
@@ -233,9 +243,10 @@ def _table(made: Frequencies) -> Table:
         ),
         least=("between 95 %", "within 95 %"),
         meaning=(
-            f"Share of the power of |p(t) - p(0)| at {CUT} cycles and more along a path, in %, "
-            f"mean over {made.within} paths within classes and {made.between} between classes, "
-            "with the bootstrap interval of the mean. 'these': the trials above them."
+            f"Share of the power of |p(t) - p(0)| at {CUT} to {made.steps // 2} cycles along a "
+            f"path of {made.steps} points, in %, mean over {made.within} paths within classes and "
+            f"{made.between} between classes, with the bootstrap interval of the mean. 'these': "
+            "the trials above them."
         ),
     )
 
@@ -271,7 +282,7 @@ def _figure(made: Frequencies) -> Figure:
 def _needs(inputs: Inputs) -> Needed:
     asked = _asked(inputs)
     requests = [
-        (one, inputs.test, len(one.ends) * STEPS * len(one.models))
+        (one, inputs.test, len(one.ends) * one.steps * len(one.models))
         for group in asked.groups
         for one in asked.requests(group)
     ]
@@ -283,7 +294,7 @@ FREQUENCIES = Measure(
     name="frequencies",
     title="Path frequencies",
     summary="how fast answers change between two inputs: is a soup smoother than its ingredients?",
-    paper="Fridovich-Keil et al. 2021, arXiv:2110.02424, section 3",
+    paper="Fridovich-Keil et al. 2021, arXiv:2110.02424",
     about=(
         "Along the line between two samples, a smooth model goes from one answer to the other "
         "once; a rough one goes to and fro. The power spectrum of the distance to the first answer "
@@ -295,4 +306,5 @@ FREQUENCIES = Measure(
     compute=measure_frequencies,
     show=_show,
     needs=_needs,
+    version=2,
 )

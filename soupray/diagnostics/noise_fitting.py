@@ -222,7 +222,7 @@ NOISE_FITTING = Measure(
     name="noise_fitting",
     title="Noise fitting by frequency",
     summary="which frequencies of label noise (`noise` in search.space) trials fit",
-    paper="Fridovich-Keil et al. 2021, arXiv:2110.02424, section 3.1",
+    paper="Fridovich-Keil et al. 2021, arXiv:2110.02424",
     about=(
         "Labels of training data lose a share that is a wave over the inputs. A model that fits "
         "the wave has a lower loss to noisy labels than one that does not. In the paper, waves of "

@@ -197,7 +197,7 @@ PAIRS = Measure(
     summary="how pairs of trials differ, and what the mean of their weights or outputs gives",
     paper=(
         "Wortsman et al. 2022, arXiv:2203.05482, section 4; Gontijo-Lopes et al. 2021, "
-        "arXiv:2110.12899, section 3"
+        "arXiv:2110.12899"
     ),
     about=(
         "Two trials that err on different samples can help each other. For sampled pairs, the "

@@ -101,7 +101,7 @@ class Accuracy(NamedTuple):
 
 
 def multi_label_accuracy(kinds: Sequence[str], labels: Labels, known: Mask) -> Accuracy:
-    """Return the multi-label accuracy: right is a right or an unclear class (section 3.1).
+    """Return the multi-label accuracy: right is a right or an unclear class.
 
     The accuracy of each original class, then the mean over the classes: a class counts as much as
     another one, however many of its samples are problematic.
