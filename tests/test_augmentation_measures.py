@@ -328,6 +328,16 @@ def test_a_smoother_soup_is_found_by_hand():
     assert "The ensemble of the 3 best trials is rougher than" in said[2]
 
 
+def test_texts_cost_a_part_and_an_ensemble_nothing(tmp_path):
+    """15 paths; three trials, their soup and the anchor run. 32 points of images, 16 of texts."""
+    texts_too = tiny_text(write_world(tmp_path / "world"))
+    costs = [
+        sum(n for _, _, n in FREQUENCIES.needs(inputs(POOL, {}, spec)).requests)
+        for spec in (None, texts_too)
+    ]
+    assert costs == [15 * 32 * 5, 15 * 16 * 5]
+
+
 def answered_by(old: Inputs, answers) -> Inputs:
     import dataclasses
 
