@@ -375,5 +375,5 @@ def _champions(inputs: Inputs, models: Sequence[Sequence[_Model]]) -> Iterator[T
     (first, *_), *others = models
     for other in (some[0] for some in others if some):
         two = [(f"{one.spec}: {one.name}", one.test) for one in (first, other)]
-        why = "the models to take of the two specs"
+        why = "the entry to take of each spec, or else its best trial on held-out data"
         yield compare((two[0], two[1]), inputs.spec.task.classes, why)

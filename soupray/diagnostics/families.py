@@ -44,8 +44,11 @@ def _sentences(made: Families) -> Iterator[str]:
             f"{a} and {b}: models of different specs {_more(c.inconsistency, 'err', 'differently')}"
             f" than models of one spec ({_points(c.inconsistency)} points of the samples), and "
             f"ensembles of two of them {_more(c.gain, 'gain')} over the mean of the two "
-            f"({_points(c.gain)} points). Over the better of the two it is "
-            f"{_points(c.over_better)} points."
+            f"({_points(c.gain)} points)."
+        )
+        yield (
+            f"Over the better one of the two, the gain across {a} and {b} differs from that within "
+            f"one spec by {_points(c.over_better)} points."
         )
     own, *others = made.offers
     for offer in others:
@@ -55,9 +58,13 @@ def _sentences(made: Families) -> Iterator[str]:
             f"{len(sure)} of {len(offer.trials)} trials of {offer.spec} lower the held-out loss of "
             f"{made.champion} as one more member by more than the interval. The best one, "
             f"{best.trial[:8]}, changes it by {_nats(best)}; the best of {own.spec} itself by "
-            f"{_nats(mine)}. To use one, run `soupray soup` with both specs: it chooses, and "
-            "reports on test."
+            f"{_nats(mine)}."
         )
+        if sure:
+            yield (
+                f"To use trials of {offer.spec}, run `soupray soup` with both specs: it chooses, "
+                "and reports on test."
+            )
     for family in made.families:
         if family.shared:
             yield (

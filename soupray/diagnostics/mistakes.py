@@ -453,7 +453,7 @@ def _card(case: Case, made: Mistakes) -> Card:
             f"{case.label}",
             f"{second}: {_said(case.before)}{_kind(case.kinds[0])}",
             f"{first}: {_said(case.after)}{_kind(case.kinds[1])}",
-            f"{percent(case.trials)} % of the trials · {case.id}",
+            f"right in {percent(case.trials)} % of the trials · {case.id}",
         ),
     )
 
