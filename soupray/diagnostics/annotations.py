@@ -179,7 +179,8 @@ def _are_mistakes(data: Any) -> bool:
 
 
 def _mistakes_of_json(data: Mapping[str, Any], path: Path) -> dict[str, tuple[Assessed, ...]]:
-    synsets, found = imagenet_list("synsets"), {}
+    synsets = imagenet_list("synsets")
+    found: dict[str, tuple[Assessed, ...]] = {}
     for name, said in data.items():
         answer, words = (
             said.get("top_prediction"),
