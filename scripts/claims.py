@@ -179,6 +179,17 @@ def smoother(name: str) -> Callable[[dict[str, Any]], tuple[str, str]]:
     return test
 
 
+def across(field: str) -> Callable[[dict[str, Any]], tuple[str, str]]:
+    """A number of pairs across two specs minus that within each: an interval without 0."""
+
+    def test(made: dict[str, Any]) -> tuple[str, str]:
+        value, low, high = made["contrasts"][0][field]
+        words = f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
+        return (HOLDS if low > 0 else FAILS if high < 0 else UNSURE), words
+
+    return test
+
+
 def noise(made: dict[str, Any]) -> tuple[str, str]:
     """Frequency against noise fitting beyond that of the clean trial."""
     rows = made["trials"]
@@ -198,6 +209,10 @@ CLAIMS = (
     Claim("Soups are above the line of single trials", "2203.05482", "robustness", soups),
     Claim("The gain of an ensemble grows with the error inconsistency of its two models",
           "2110.12899", "inconsistency", inconsistent),
+    Claim("Models of another family err more differently than models of one",
+          "2110.12899", "families", across("inconsistency")),
+    Claim("Ensembles across families gain more over the mean of their two models",
+          "2110.12899", "families", across("gain")),
     Claim("Models of low accuracy help a better one in an ensemble",
           "2110.12899", "additions", low_accuracy),
     Claim("A mixture is right where all its ends are wrong more often than the reverse",

@@ -204,7 +204,8 @@ def diagnose(
     only: Sequence[str] = (),
     pairs: int = 20,
     baseline: str | Path | None = None,
-    annotations: str | Path | None = None,
+    annotations: str | Path | Sequence[str | Path] = (),
+    others: Sequence[Spec] = (),
     show: bool = True,
 ) -> Diagnostics:
     """Measure how the models differ and what averaging makes of it, as `soupray diagnose` does.
@@ -218,7 +219,9 @@ def diagnose(
         pairs: pairs of trials to measure, at most.
         baseline: CSV file of standard models' accuracies, for effective robustness; None: the line
             of the pool's own trials.
-        annotations: JSON or CSV file that says which answers are right; None: the labels do.
+        annotations: JSON or CSV files that say which answers are right, or how bad mistakes are;
+            none: the labels say it.
+        others: sweeps on the same data, whose models are compared with these.
         show: as in `run_sweep`.
 
     Returns:
@@ -230,19 +233,15 @@ def diagnose(
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store cannot be reached.
     """
-    from soupray.diagnostics.annotations import read_annotations
-    from soupray.diagnostics.baseline import read_baseline
-    from soupray.diagnostics.diagnose import Asked, run_diagnose
-    from soupray.diagnostics.measure import Options
+    from soupray.diagnostics.diagnose import Asked, read_options, run_diagnose
 
     at = home_at(home)
-    loaded = _read(spec, at)[0]
-    options = Options(
-        pairs=_at_least_one(pairs),
-        baseline=None if baseline is None else read_baseline(Path(baseline)),
-        annotations=None if annotations is None else read_annotations(Path(annotations)),
+    loaded, *compared = (_read(one, at)[0] for one in (spec, *others))
+    files = [annotations] if isinstance(annotations, str | Path) else annotations
+    options = read_options(
+        _at_least_one(pairs), None if baseline is None else Path(baseline), [*map(Path, files)]
     )
-    asked = Asked(only, partial, options)
+    asked = Asked(only, partial, options, compared)
     with shown(show) as bars:
         return run_diagnose(loaded, at, address, asked, bars)
 

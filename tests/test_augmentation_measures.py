@@ -129,26 +129,33 @@ def test_without_augmentation_the_scores_are_those_of_the_evaluation(world):
     assert seen.accuracy == (plain.logits.argmax(1) == plain.labels).mean()
 
 
-def test_a_path_of_images_is_a_plain_loop(world):
+def test_paths_of_images_are_plain_loops_and_the_ensemble_is_the_mean_of_logits(world):
     workers = LocalWorkers(world.task, world.data, world.checkpoints, world.spec.setting)
     test = world.data.split("test")
-    model = mean_of([world.basis.init.sha256])
+    first = world.checkpoints.load(world.basis.init.sha256)
+    torch.manual_seed(0)
+    moved = {k: v + 0.1 * v.std() * torch.randn_like(v) if v.ndim > 1 else v
+             for k, v in first.items()}  # fmt: skip
+    second = world.checkpoints.save(moved, {"init": "moved"})
+    models = tuple(mean_of([one]) for one in (world.basis.init.sha256, second.sha256))
     ends = tuple((k, k + 20) for k in range(9))  # more than are in memory at a time
-    (rows,) = workers.measure([Paths(models=(model,), ends=ends, steps=5)], test)
+    (found,) = workers.measure([Paths(models=models, ends=ends, steps=5)], test)
     images, _ = world.data.samples(test)
-    network = world.task.model()
-    network.load_state_dict(world.checkpoints.load(world.basis.init.sha256))
-    network.eval()
-    for row, (i, j) in zip(rows, ends, strict=True):
-        a, b = (torch.from_numpy(np.array(images[k])).float() for k in (i, j))
-        line = torch.stack([a + t * (b - a) for t in (0, 0.25, 0.5, 0.75, 1)])
-        with torch.no_grad():
-            p = network(world.task.inputs(line)).double().softmax(1)
-        assert row == pytest.approx((p - p[0]).norm(dim=1).tolist(), abs=1e-5)
-        assert row[0] == 0
-    both = Paths(models=(model, model), ends=ends, steps=5)
-    np.testing.assert_allclose(workers.measure([both], test)[0], rows, atol=1e-12)
-    assert both.about == world.basis.init.sha256
+    network, logits = world.task.model(), []
+    for weights in (first, moved):
+        network.load_state_dict(weights)
+        network.eval()
+        for i, j in ends:
+            a, b = (torch.from_numpy(np.array(images[k])).float() for k in (i, j))
+            line = torch.stack([a + t * (b - a) for t in (0, 0.25, 0.5, 0.75, 1)])
+            with torch.no_grad():
+                logits.append(network(world.task.inputs(line)).double())
+    each = torch.stack(logits).view(2, len(ends), 5, -1)
+    assert len(found) == 3
+    for rows, some in zip(found, (*each, each.mean(dim=0)), strict=True):
+        p = some.softmax(dim=2)
+        np.testing.assert_allclose(rows, (p - p[:, :1]).norm(dim=2), atol=1e-5)
+    assert np.abs(np.array(found[0]) - found[2]).max() > 1e-3  # the ensemble is another model
 
 
 def test_a_path_of_texts_goes_between_their_embeddings(tmp_path):
@@ -173,6 +180,9 @@ def test_a_path_of_texts_goes_between_their_embeddings(tmp_path):
         assert ((same[0] != pad) == (same[1] != pad)).all()
         assert torch.allclose(network.between(same, share)[::2], network(same), atol=1e-5)
         assert not table._forward_hooks
+        # Positions after the longer text change nothing: here as many again.
+        wide = F.pad(tokens, (0, tokens.shape[1]), value=pad)
+        assert torch.allclose(network.between(wide, share), found, atol=1e-6)
 
 
 # ---- the measures on made-up answers
@@ -276,7 +286,7 @@ def test_what_does_not_apply_is_said():
 
 
 class Waves:
-    """Each model has a frequency of its own; an ensemble has that of its first member."""
+    """Each model has a frequency of its own; the ensemble of several has 8 cycles."""
 
     def __init__(self, cycles: dict) -> None:
         self.cycles = cycles
@@ -289,19 +299,21 @@ class Waves:
         assert split == TEST
         assert all(len(one.ends) <= AT_ONCE for one in requests)
         t = np.arange(STEPS) / STEPS
-        waves = [np.sin(2 * np.pi * self.cycles[one.models] * t) for one in requests]
+
+        def along(cycles: int, one: Paths) -> list:
+            return [tuple(np.sin(2 * np.pi * cycles * t).tolist())] * len(one.ends)
+
         return [
-            [tuple(wave.tolist())] * len(one.ends)
-            for one, wave in zip(requests, waves, strict=True)
+            [along(self.cycles[m], one) for m in one.models]
+            + [along(8, one)] * (len(one.models) > 1)
+            for one in requests
         ]
 
 
 def test_a_smoother_soup_is_found_by_hand():
     """Ingredients: 8, 8 and 2 cycles, so that 2/3 of their power is high. Their soup: 2."""
-    single = [(model,) for model in MODELS.values()]
     soup, anchor = mean_of([one.checkpoint.sha256 for one in POOL]), mean_of([REF.sha256])
-    cycles = dict(zip(single, (8, 8, 2), strict=True))
-    cycles |= {(soup,): 2, tuple(MODELS.values()): 8, (anchor,): 1}
+    cycles = dict(zip(MODELS.values(), (8, 8, 2), strict=True)) | {soup: 2, anchor: 1}
     made = measure_frequencies(answered_by(inputs(POOL, {}), Waves(cycles)))
     assert (made.within, made.between) == (6, 9)  # all that six samples have
     by_name = {m.name: m for m in made.models}
@@ -314,6 +326,16 @@ def test_a_smoother_soup_is_found_by_hand():
     said = FREQUENCIES.section(made).sentences
     assert "The soup of the 3 best trials is smoother than its ingredients within" in said[0]
     assert "The ensemble of the 3 best trials is rougher than" in said[2]
+
+
+def test_texts_cost_a_part_and_an_ensemble_nothing(tmp_path):
+    """15 paths; three trials, their soup and the anchor run. 32 points of images, 16 of texts."""
+    texts_too = tiny_text(write_world(tmp_path / "world"))
+    costs = [
+        sum(n for _, _, n in FREQUENCIES.needs(inputs(POOL, {}, spec)).requests)
+        for spec in (None, texts_too)
+    ]
+    assert costs == [15 * 32 * 5, 15 * 16 * 5]
 
 
 def answered_by(old: Inputs, answers) -> Inputs:

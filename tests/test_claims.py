@@ -50,6 +50,15 @@ def test_intervals_that_do_not_touch_decide(claims):
     assert claims.soups({"means": [rho("uniform", 0.1, 0.2, 0.3)]})[0] == "holds"
 
 
+def test_a_difference_across_families_has_an_interval(claims):
+    def made(*gain: float) -> dict:
+        return {"contrasts": [{"gain": gain}]}
+
+    assert claims.across("gain")(made(0.02, 0.01, 0.03)) == ("holds", "+2.0 [+1.0, +3.0] points")
+    assert claims.across("gain")(made(-0.02, -0.03, -0.01))[0] == "does not hold"
+    assert claims.across("gain")(made(0.02, -0.01, 0.05))[0] == "cannot tell"
+
+
 def test_trials_below_the_middle_help_or_not(claims):
     def trial(accuracy: float, low: float, high: float) -> dict:
         return {"accuracy": accuracy, "loss_low": low, "loss_high": high}

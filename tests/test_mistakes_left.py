@@ -12,12 +12,18 @@ from soupray.core.errors import ConfigError
 from soupray.core.records import Basis, CheckpointRef, Predictions, Split
 from soupray.core.trials import Pool
 from soupray.data.thumbnails import SIDE, thumbnail
-from soupray.diagnostics.annotations import Annotations, Said, read_annotations, rows_of
+from soupray.diagnostics.annotations import (
+    Annotations,
+    Assessed,
+    Said,
+    read_annotations,
+    rows_of,
+)
 from soupray.diagnostics.diagnose import members_of
 from soupray.diagnostics.measure import CannotMeasure, Inputs, NoSamples, Options, Picture
 from soupray.diagnostics.mistakes import MISTAKES, measure_mistakes
 from soupray.diagnostics.samples import DecodedSamples
-from soupray.maths.annotations import COLLAPSED, Judged, collapse, judge, multi_label_accuracy
+from soupray.maths.annotations import COLLAPSED, Judged, judge, multi_label_accuracy
 from soupray.spec.sweep_spec import parse
 
 # ---- the numbers
@@ -52,17 +58,16 @@ def test_multi_label_accuracy_is_a_mean_over_classes():
     assert multi_label_accuracy(kinds, labels, np.zeros(4, bool)) == (None, 0, 0)
 
 
-def test_imagenets_twins_count_as_one_another():
-    table = collapse(COLLAPSED)
-    assert table[249] == {248}
-    assert 248 not in table
-    assert table[638] == {639}
-    assert table[357] == {356, 358, 359}
-    judged = [Judged(frozenset({248})), Judged(frozenset({249}))]
-    assert judge(np.array([250, 248]), np.array([248, 249]), judged, table) == [
-        "other label",
-        "wrong",
-    ]
+def test_a_kind_of_a_class_is_right_as_that_class_too_and_not_the_reverse():
+    """A malamute (249) is a husky (248); a husky need not be a malamute. Maillots are twins."""
+    judged = [Judged(frozenset({c})) for c in (249, 248, 638, 639, 357)]
+    answers, labels = np.array([248, 249, 639, 638, 359]), np.array([249, 248, 638, 639, 357])
+    assert judge(answers, labels, judged, COLLAPSED) == [
+        "other label", "wrong", "other label", "other label", "other label",
+    ]  # fmt: skip
+    unclear = [Judged(frozenset({0}), frozenset({504}))] * 2  # a coffee mug; 968 is a cup
+    kinds = judge(np.array([968, 504]), np.array([0, 0]), unclear, COLLAPSED)
+    assert kinds == ["unclear", "unclear"]
 
 
 # ---- files
@@ -87,7 +92,7 @@ def published(folder) -> tuple[dict, str]:
 
 def test_the_published_layout_is_read(tmp_path):
     data, path = published(tmp_path)
-    found = read_annotations(path)
+    found = read_annotations([path])
     assert len(found.slices["imagenet_m"]) == 68
     assert len(found.samples) == 100
     assert sum(said.problematic for said in found.samples.values()) == 2
@@ -105,7 +110,7 @@ def test_a_table_of_ones_own_is_read(tmp_path):
     path.write_text(
         "id,ok_labels,unclear_labels,problematic\na/1.png,one|seven,two,no\n\nb,,,yes\n"
     )
-    assert read_annotations(path).samples == {
+    assert read_annotations([path]).samples == {
         "a/1.png": Said(right=("one", "seven"), unclear=("two",)),
         "b": Said(right=(), problematic=True),
     }
@@ -123,8 +128,14 @@ HEADER = "id,ok_labels,unclear_labels,problematic\n"
         ("a.csv", f"{HEADER}a,one,,no\na,two,,no\n", "a.csv:3: 'a' is there twice"),
         ("a.csv", f"{HEADER}a,one,,maybe\n", "a.csv:2: problematic is 'maybe'; write yes or no"),
         ("a.csv", f"{HEADER}a,,,no\n", "'a' has no right and no unclear class"),
+        ("a.csv", "id,answer,category,severity\na,one,,minor\n", "a.csv:2: 'a,one,,minor'; each"),
+        (
+            "a.json",
+            '{"a": {"failure severity": "Minor", "top_prediction": 1000}}',
+            "is 1000; it is",
+        ),
         ("a.json", "[", "not JSON"),
-        ("a.json", "[]", "no mapping `initial_annots`"),
+        ("a.json", "[]", "neither a mapping `initial_annots`"),
         ("a.json", '{"initial_annots": {"a": 3}}', r"initial_annots\['a'\] is no mapping"),
         ("a.json", '{"initial_annots": {"a": {"correct": [1]}}}', "correct is no list of names"),
         ("a.json", '{"initial_annots": {}, "imagenet_m": 3}', "imagenet_m is no list of names"),
@@ -134,7 +145,27 @@ HEADER = "id,ok_labels,unclear_labels,problematic\n"
 def test_other_files_are_refused(tmp_path, name, text, match):
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=match):
-        read_annotations(tmp_path / name)
+        read_annotations([tmp_path / name])
+
+
+def test_assessed_mistakes_are_read_in_both_layouts(tmp_path):
+    published = tmp_path / "vit3b_mistakes.json"
+    said = {"failure category": "Non-prototypical", "failure severity": "Borderline"}
+    published.write_text(json.dumps({"val_1.JPEG": {"top_prediction": 1, **said}}))
+    own = tmp_path / "own.csv"
+    own.write_text("id,answer,category,severity\nval_2,seven,fine-grained,Major\n")
+    found = read_annotations([published, own])
+    assert found is not None
+    assert found.mistakes == {
+        "val_1.JPEG": (
+            Assessed(answer="n01443537", category="Non-prototypical", severity="minor"),
+        ),  # class 1 of ImageNet is the goldfish
+        "val_2": (Assessed(answer="seven", category="fine-grained", severity="major"),),
+    }
+    other = tmp_path / "other.csv"
+    other.write_text("id,answer,category,severity\nval_2,seven,fine-grained,minor\n")
+    with pytest.raises(ConfigError, match=r"other.csv: the answer seven to 'val_2' is minor \("):
+        read_annotations([own, other])
 
 
 def test_names_are_ids_or_the_files_of_ids_where_only_one_has_it():
@@ -230,6 +261,7 @@ def test_annotations_and_slices_by_hand():
             "other": Said(right=("one",)),
         },
         slices={"hard": ("test/1", "test/2")},
+        mistakes={},
     )
     made = measure_mistakes(seen(said, {"late": ("test/2", "test/4", "5")}))
     assert (made.judged, made.counted, made.classes, made.of_classes) == (4, 3, 2, 10)
@@ -251,16 +283,44 @@ def test_annotations_and_slices_by_hand():
     assert "hard and late share 1 samples" in sentences
 
 
+def test_the_severity_of_two_models_mistakes_by_hand():
+    """best_single says one to sample 2 and three to sample 5; uniform says one to sample 1."""
+    said = {
+        "test/1": (Assessed(answer="one", category="fine-grained", severity="minor"),),
+        "test/2": (
+            Assessed(answer="zero", category="spurious", severity="major"),
+            Assessed(answer="nine", category="spurious", severity="minor"),  # nobody says it
+        ),
+    }
+    made = measure_mistakes(seen(Annotations(source="m", samples={}, slices={}, mistakes=said)))
+    assert [(s.severity, s.category, s.mistakes) for s in made.severities] == [
+        ("major", "spurious", (1, 0)),
+        ("minor", "fine-grained", (0, 1)),
+        ("not assessed", "", (1, 0)),
+    ]
+    assert made.source is None  # nobody said which answers are right
+    table = MISTAKES.section(made).tables[1]
+    assert table.rows[-1] == ("all", "-", "2", "1")
+    strange = {"test/1": (Assessed(answer="dog", category="c", severity="minor"),)}
+    with pytest.raises(CannotMeasure, match="answers of 1 classes that the task has not, the first "
+                       "are dog"):  # fmt: skip
+        measure_mistakes(seen(Annotations(source="m", samples={}, slices={}, mistakes=strange)))
+
+
 @pytest.mark.parametrize(
     ("annotations", "slices", "match"),
     [
         (
-            Annotations(source="x.csv", samples={"q": Said(right=("one",))}, slices={}),
+            Annotations(
+                source="x.csv", samples={"q": Said(right=("one",))}, slices={}, mistakes={}
+            ),
             None,
             r"none of the 1 names in x.csv is a sample .* first are q, ids here are test/0, test/1",
         ),
         (
-            Annotations(source="x.csv", samples={"test/1": Said(right=("dog",))}, slices={}),
+            Annotations(
+                source="x.csv", samples={"test/1": Said(right=("dog",))}, slices={}, mistakes={}
+            ),
             None,
             "x.csv names 1 classes that the task has not, the first are dog",
         ),

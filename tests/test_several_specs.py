@@ -116,6 +116,53 @@ def test_a_second_run_starts_no_ray_and_gives_the_same_leaderboard(both, tmp_pat
     assert leaderboard(tmp_path / "again") == leaderboard(copy.output)
 
 
+def test_diagnose_compares_both_families_on_the_same_samples(both, tmp_path, without_ray):
+    """Error inconsistency across specs, from each family's own stored logits."""
+    copy, specs = both
+    other = copy.folder / "network.yaml"
+    asked = ("diagnose", copy.spec, *copy.where, "--with", other, "--only", "families", "--json")
+    (planned,) = json.loads(inside(*asked, "--dry-run").stdout)
+    assert (planned["name"], planned["stored"], planned["left_out"]) == ("families", False, None)
+    made = json.loads(inside(*asked, "--output", tmp_path / "made").stdout)["measures"]["families"]
+    right: list[dict[str, np.ndarray]] = []
+    for spec in specs:
+        with open_session([spec], copy.home, None, partial=False) as session:
+            test = session.basis.split("test")
+            of = {i.trial.key[:8]: mean_of([i.checkpoint.sha256]) for i in session.pool.ingredients}
+            found = {key: session.evaluator.predictions(m, test) for key, m in of.items()}
+            right.append({k: p.logits.argmax(1) == p.labels for k, p in found.items()})
+    across = [p for p in made["points"] if p["specs"] == ["mini", "network"]]
+    named = {tuple(p["models"]): p["inconsistency"] for p in across}
+    for one, first in right[0].items():
+        for two, second in right[1].items():
+            if (f"trial {one}", f"trial {two}") in named:  # the champion may be a trial
+                expected = (first != second).mean()
+                assert named[f"trial {one}", f"trial {two}"] == pytest.approx(expected)
+    assert (
+        made["groups"][-1]["pairs"]
+        == len(across)
+        == (made["families"][0]["models"] * made["families"][1]["models"])
+    )
+    assert made["groups"][-1]["cka_complement"] > 0
+    (again,) = json.loads(inside(*asked, "--dry-run").stdout)
+    assert (again["stored"], again["passes"]) == (True, 0)
+    section = (tmp_path / "made" / "report.html").read_text()
+    assert "Error inconsistency across specs" in section
+
+
+def test_diagnose_refuses_a_spec_with_other_samples(both, tmp_path, without_ray):
+    copy, specs = both
+    other = tmp_path / "later.yaml"
+    text = network_spec(specs[0], name="later", seed=7)
+    other.write_text(text)
+    inside("sweep", other, *copy.where)
+    refused = inside("diagnose", copy.spec, *copy.where, "--with", other, check=False)
+    assert refused.returncode != 0
+    assert "later has other held-out samples than mini: " in " ".join(refused.stderr.split())
+    twice = inside("diagnose", copy.spec, *copy.where, "--with", copy.spec, check=False)
+    assert "specs that are compared need a name each" in " ".join(twice.stderr.split())
+
+
 def test_soups_of_several_specs_are_refused(both):
     _, specs = both
     with pytest.raises(ConfigError, match="greedy averages weights"):

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,6 +24,10 @@ from soupray.cli.options import (
     spec_argument,
     spec_of,
 )
+
+if TYPE_CHECKING:
+    from soupray.diagnostics.diagnose import Diagnostics
+    from soupray.spec.sweep_spec import SweepSpec
 
 # Imports that take time are made inside the commands: `soupray --help` is instant.
 
@@ -90,7 +95,16 @@ def check(
 @click.option(
     "--annotations",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="JSON or CSV that says which answers are right, for multi-label accuracy.",
+    multiple=True,
+    help="JSON or CSV that says which answers are right, or how bad mistakes are; several times.",
+)
+@click.option(
+    "--with",
+    "others",
+    metavar="SPEC",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Another sweep on the same data, whose models are compared with SPEC's; several times.",
 )
 @click.option("--only", metavar="NAME", multiple=True, help="A measure; several times for several.")
 @click.option("--dry-run", is_flag=True, help="Say what each measure would compute, and stop.")
@@ -103,46 +117,48 @@ def diagnose(
     pairs: int,
     output: Path | None,
     baseline: Path | None,
-    annotations: Path | None,
+    annotations: tuple[Path, ...],
+    others: tuple[Path, ...],
     only: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     r"""Measure how SPEC's models differ, which mistakes remain, and what averaging makes of it.
 
     The measures of the papers behind soups, on the trials and on the newest leaderboard, whose
-    choices are frozen: nothing here chooses. --dry-run lists them with their cost. Tables,
+    choices are frozen: nothing here chooses. --dry-run lists them with their cost. Writes tables,
     diagnostics.json, figures, and sections of report.html.
 
     \b
     soupray diagnose sweeps/digits.yaml --dry-run
     soupray diagnose sweeps/digits.yaml
+    soupray diagnose sweeps/digits.yaml --with sweeps/digits_network.yaml --only families
     soupray diagnose --only pairs --pairs 40 --output results/more
     """
-    from soupray.cli.tables import print_json, show_planned, show_sections
-    from soupray.diagnostics.annotations import read_annotations
-    from soupray.diagnostics.baseline import read_baseline
-    from soupray.diagnostics.diagnose import (
-        Asked,
-        plan_diagnose,
-        run_diagnose,
-        sections_of,
-        write_diagnosis,
-        write_report,
-    )
-    from soupray.diagnostics.measure import Options
-    from soupray.reporting.live import Bars, say
+    from soupray.cli.tables import print_json, show_planned
+    from soupray.diagnostics.diagnose import Asked, plan_diagnose, read_options, run_diagnose
+    from soupray.reporting.live import Bars
 
     _, loaded = load_named(spec, home)
-    standard = None if baseline is None else read_baseline(baseline)
-    judged = None if annotations is None else read_annotations(annotations)
-    asked = Asked(only, partial, Options(pairs=pairs, baseline=standard, annotations=judged))
+    options = read_options(pairs, baseline, annotations)
+    asked = Asked(only, partial, options, [load_named(other, home)[1] for other in others])
     if dry_run:
         planned = plan_diagnose(loaded, home, asked)
         print_json(planned) if as_json else show_planned(planned)
         return
     folder = output or Path("results") / loaded.name
-    folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
+    folder.mkdir(parents=True, exist_ok=True)  # before the work
     made = run_diagnose(loaded, home, address, asked, Bars())
+    _hand_out(made, loaded, home, folder, as_json)
+
+
+def _hand_out(
+    made: Diagnostics, loaded: SweepSpec, home: Path, folder: Path, as_json: bool
+) -> None:
+    """Write a diagnosis into a folder and print it."""
+    from soupray.cli.tables import print_json, show_sections
+    from soupray.diagnostics.diagnose import sections_of, write_diagnosis, write_report
+    from soupray.reporting.live import say
+
     files = [*write_diagnosis(made, folder), *write_report(loaded, home, made, folder)]
     print_json(made) if as_json else show_sections(sections_of(made), made.left_out)
     figures = sum(f.suffix == ".svg" for f in files)

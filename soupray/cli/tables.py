@@ -350,14 +350,14 @@ MOST_SHOWN = 24
 
 
 def show_sections(sections: list[Section], left_out: dict[str, str]) -> None:
-    """What was measured: of each measure the tables, their meaning, and what the numbers say."""
+    """What was measured: what the numbers of each measure say, then its tables."""
     for section in sections:
         headline(section.name, section.title)
-        for one in section.tables:
-            _show_table(one)
         for sentence in section.sentences:
             out.print(wrapped(sentence))
         out.print()
+        for one in section.tables:
+            _show_table(one)
     for name, why in left_out.items():
         out.print(wrapped(f"{name} is left out: {why}.", "  "))
 

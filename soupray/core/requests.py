@@ -337,14 +337,15 @@ class Augmented(Request[Seen], tag="augmented", frozen=True, kw_only=True):
     answer: ClassVar[object] = Seen
 
 
-class Paths(Request[Matrix], tag="paths", frozen=True, kw_only=True):
-    """How far the probabilities of a model are from those at the start of a path, |p(t) - p(0)|.
+class Paths(Request[tuple[Matrix, ...]], tag="paths_of_each", frozen=True, kw_only=True):
+    """How far the probabilities of models are from those at the start of a path, |p(t) - p(0)|.
 
     A path is the line between two samples: between their pixels, or between the embeddings of
-    their tokens. The answer has a row of `steps` values for each path.
+    their tokens. The answer has a matrix for each model and, for several, one more for the mean
+    of their logits; each has a row of `steps` values for each path.
 
     Attributes:
-        models: the model; of several, the mean of their logits.
+        models: the models.
         ends: positions of the two samples of each path.
         steps: points on each path, both ends included, evenly spaced.
     """
@@ -352,7 +353,7 @@ class Paths(Request[Matrix], tag="paths", frozen=True, kw_only=True):
     models: tuple[WeightCandidate, ...]
     ends: tuple[tuple[int, int], ...]
     steps: int
-    answer: ClassVar[object] = Matrix
+    answer: ClassVar[object] = tuple[Matrix, ...]
 
 
 class Losses(Record, frozen=True, kw_only=True):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from msgspec import UNSET, structs
 
 from soupray.core.arrays import Float64, Mask
+from soupray.core.candidates import Candidate
 from soupray.core.records import Predictions, Record
 from soupray.diagnostics.figures import Axis, dots, figure, level, spans
 from soupray.diagnostics.measure import Inputs, Measure, Needed, Shown
@@ -66,46 +69,66 @@ class Additions(Record, frozen=True, kw_only=True):
 
 
 def measure_additions(inputs: Inputs) -> Additions:
-    """Return what each trial would add to the champion.
-
-    The ensemble of the champion, of m models, and a trial is the mean of logits with weights m and
-    1, over m + 1; of outputs, for numbers.
-    """
+    """Return what each trial would add to the champion."""
     board, held_out, answers = inputs.frozen, inputs.held_out, inputs.answers
     champion = board.models[board.champion]
     own = answers.predictions(champion, held_out)
-    members = len(champion.members)
+    add = adding(own, len(champion.members))
+    found = [
+        add(key, answers.predictions(model, held_out), within(model, champion))
+        for key, model in inputs.trials.items()
+    ]
+    return Additions(
+        champion=board.champion,
+        members=len(champion.members),
+        n=held_out.size,
+        accuracy=float(right_mask(own).mean()),
+        trials=best_first(found),
+    )
+
+
+def within(trial: Candidate, champion: Candidate) -> bool:
+    """Return whether the champion has a trial in it already."""
+    return set(trial.checkpoints) <= set(champion.checkpoints)
+
+
+def best_first(found: Sequence[Addition]) -> tuple[Addition, ...]:
+    """Return the additions, the one that lowers the loss most first."""
+    return tuple(sorted(found, key=lambda a: (a.loss, a.trial)))
+
+
+def adding(own: Predictions, members: int) -> Callable[[str, Predictions, bool], Addition]:
+    """Return a function from (key, predictions, inside) of a trial to what it adds to a champion.
+
+    The ensemble of the champion, of m models, and a trial is the mean of logits with weights m and
+    1, over m + 1; of outputs, for numbers.
+
+    Args:
+        own: predictions of the champion, on held-out data.
+        members: models that its inference runs.
+    """
     before, right = calibrated_losses(own), right_mask(own)
-    found = []
-    for key, model in inputs.trials.items():
-        one = answers.predictions(model, held_out)
+
+    def add(key: str, one: Predictions, inside: bool) -> Addition:
         mean = (members * own.logits.astype(np.float64) + one.logits) / (members + 1)
         joint = structs.replace(own, logits=mean.astype(np.float32))
         loss, loss_low, loss_high = paired_mean(calibrated_losses(joint) - before)
         gain, low, high = paired_mean(right_mask(joint).astype(float) - right)
         alone: Mask = right_mask(one)
-        found.append(
-            Addition(
-                trial=key,
-                inside=set(model.checkpoints) <= set(champion.checkpoints),
-                accuracy=float(alone.mean()),
-                inconsistency=error_inconsistency(alone, right),
-                loss=loss,
-                loss_low=loss_low,
-                loss_high=loss_high,
-                gain=gain,
-                low=low,
-                high=high,
-            )
+        return Addition(
+            trial=key,
+            inside=inside,
+            accuracy=float(alone.mean()),
+            inconsistency=error_inconsistency(alone, right),
+            loss=loss,
+            loss_low=loss_low,
+            loss_high=loss_high,
+            gain=gain,
+            low=low,
+            high=high,
         )
-    found.sort(key=lambda a: (a.loss, a.trial))
-    return Additions(
-        champion=board.champion,
-        members=members,
-        n=held_out.size,
-        accuracy=float(right.mean()),
-        trials=tuple(found),
-    )
+
+    return add
 
 
 def calibrated_losses(of: Predictions) -> Float64:
@@ -215,7 +238,7 @@ ADDITIONS = Measure(
     name="additions",
     title="Which trials would help the champion's ensemble",
     summary="what each stored trial would add to the champion as one more member, held-out",
-    paper="Gontijo-Lopes et al. 2021, arXiv:2110.12899, section 5",
+    paper="Gontijo-Lopes et al. 2021, arXiv:2110.12899",
     about=(
         "Even a model of low accuracy can improve a better one in an ensemble, if it errs "
         "elsewhere. Each trial is put beside the champion, on held-out data only: test data choose "

@@ -328,15 +328,6 @@ def _points(value: float) -> str:
 
 
 def _sentences(made: Augmentations) -> Iterator[str]:
-    yield (
-        f"The reference is {made.reference}: {percent(made.accuracy)} % on {made.n} clean "
-        "held-out samples."
-    )
-    if not made.trained:
-        yield (
-            "No trial trains without augmentation, so that theta_0 stands for it, and Diversity, "
-            "which compares losses of training, is not measured."
-        )
     sure = [t for t in made.together if t.p < 0.05]
     if made.together and not sure:
         yield (
@@ -347,6 +338,15 @@ def _sentences(made: Augmentations) -> Iterator[str]:
         yield (
             f"{one.of} goes together with {one.what}: Spearman {one.rho:+.2f} "
             f"(p = {p_value(one.p)}, {one.n} trials, {len(made.together)} tests)."
+        )
+    yield (
+        f"The reference is {made.reference}: {percent(made.accuracy)} % on {made.n} clean "
+        "held-out samples."
+    )
+    if not made.trained:
+        yield (
+            "No trial trains without augmentation, so that theta_0 stands for it, and Diversity, "
+            "which compares losses of training, is not measured."
         )
 
 
@@ -471,7 +471,7 @@ AUGMENTATIONS = Measure(
     name="augmentations",
     title="Affinity and Diversity of augmentations",
     summary="how far augmented data are from the data, how hard they are to learn, and who gains",
-    paper="Gontijo-Lopes et al. 2020, arXiv:2002.08973, sections 3 and 4",
+    paper="Gontijo-Lopes et al. 2020, arXiv:2002.08973",
     about=(
         "Affinity: how much a model that was trained without augmentation loses on augmented data. "
         "Diversity: how much harder augmented training data are to fit than clean ones. In the "

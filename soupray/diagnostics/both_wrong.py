@@ -262,7 +262,7 @@ BOTH_WRONG = Measure(
     name="both_wrong",
     title="Both wrong, mean right",
     summary="samples that all ends of a mixture get wrong and it gets right, and the reverse",
-    paper="Lin et al. 2023, arXiv:2309.17230, section 3",
+    paper="Lin et al. 2023, arXiv:2309.17230",
     about=(
         "A mean of weights or outputs is more than a vote: it can be right where each of its ends "
         "is wrong. The paper finds this under shift above all."

@@ -5,23 +5,36 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from soupray.core.candidates import WeightCandidate, as_trained
 from soupray.core.errors import ConfigError
-from soupray.core.progress import Show
+from soupray.core.progress import Progress, Show
 from soupray.core.records import Record, Split, digest, encode, encode_pretty
-from soupray.diagnostics.measure import Board, CannotMeasure, Inputs, Measure, Options
+from soupray.diagnostics.annotations import read_annotations
+from soupray.diagnostics.baseline import read_baseline
+from soupray.diagnostics.families import FAMILIES
+from soupray.diagnostics.matching import refuse_unlike
+from soupray.diagnostics.measure import (
+    Board,
+    CannotMeasure,
+    Inputs,
+    Measure,
+    Needed,
+    Options,
+)
 from soupray.diagnostics.measures import MEASURES, find_measures
 from soupray.diagnostics.samples import DecodedSamples
+from soupray.evaluation.evaluator import StoredEvaluator
 from soupray.evaluation.live_model import EVALUATION_VERSION, STATISTICS_SAMPLES
 from soupray.reporting.history import find_board
 from soupray.reporting.report import render, stored_board
 from soupray.reporting.results import stored_candidates
 from soupray.reporting.sections import SECTIONS, Section, draw_figures, stored_sections
 from soupray.soup.check import refuse_or_note
-from soupray.soup.session import Session, open_session, watched
+from soupray.soup.session import Session, open_apart, watched
 from soupray.spec.files import atomic_write, path_of, read_text
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
@@ -42,14 +55,31 @@ class Asked(NamedTuple):
         only: names of measures; none for all.
         partial: continue without the trials that are missing.
         options: of the measures.
+        others: specs whose models are compared with those of the sweep.
     """
 
     only: Sequence[str] = ()
     partial: bool = False
     options: Options = Options()
+    others: Sequence[SweepSpec] = ()
 
 
 ALL = Asked()
+
+
+def read_options(pairs: int, baseline: Path | None, annotations: Sequence[Path]) -> Options:
+    """Return the options of the measures, with the files that they name.
+
+    Args:
+        pairs: largest number of pairs of models that are evaluated.
+        baseline: file of standard models' accuracies; None: the pool's own trials.
+        annotations: files in which people judge answers.
+
+    Raises:
+        ConfigError: a file cannot be read, or is not what it should be.
+    """
+    standard = None if baseline is None else read_baseline(baseline)
+    return Options(pairs=pairs, baseline=standard, annotations=read_annotations(annotations))
 
 
 class Diagnostics(Record, frozen=True, kw_only=True):
@@ -107,33 +137,42 @@ def run_diagnose(
         show: shows the progress.
 
     Raises:
-        ConfigError: there is no such measure.
-        EvaluationError: no ingredients, or NaN weights.
+        ConfigError: there is no such measure, or another spec has other classes.
+        EvaluationError: no ingredients, NaN weights, or another spec has other samples.
         IncompatibleWeights: ingredients that cannot be averaged.
         StoreError: the store cannot be reached.
     """
-    wanted = find_measures(asked.only)
-    with open_session([spec], home, address, asked.partial, show, "diagnose") as session:
-        inputs = inputs_of(session, spec, asked.options)
-        reasons = {m.name: m.left_out(inputs) for m in wanted}
-        found: dict[str, Any] = {}
-        left = {name: why for name, why in reasons.items() if why is not None}
-        due = [m for m in wanted if m.name not in left]
-        if any(_stored(session, m, inputs) is None for m in due):
-            for finding in refuse_or_note(session):
-                log.warning(f"{finding.what}. {finding.advice}.")
-        for measure in due:
-            try:
-                found[measure.name] = _measured(session, measure, inputs)
-            except CannotMeasure as error:
-                left[measure.name] = str(error)
+    wanted = _wanted(spec, asked)
+    specs = [spec, *asked.others]
+    with open_apart(specs, home, address, asked.partial, show, "diagnose") as sessions:
+        inputs = _all_inputs(sessions, specs, asked.options)
+        found, left = _measured_all(sessions, wanted, inputs)
         if inputs.board is not None:
-            _keep_sections(session, spec, inputs.board, found)
+            _keep_sections(sessions[0], spec, inputs.board, found)
     return Diagnostics(
         leaderboard=None if inputs.board is None else inputs.board.key,
         measures=found,
         left_out={m.name: left[m.name] for m in wanted if m.name in left},
     )
+
+
+def _measured_all(
+    sessions: Sequence[Session], wanted: Sequence[Measure[Any]], inputs: Inputs
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the numbers of the measures that apply, and why others do not, by name."""
+    found: dict[str, Any] = {}
+    reasons = {m.name: m.left_out(inputs) for m in wanted}
+    left = {name: why for name, why in reasons.items() if why is not None}
+    due = [m for m in wanted if m.name not in left]
+    if any(_stored(sessions[0], m, inputs) is None for m in due):
+        for finding in refuse_or_note(sessions[0]):
+            log.warning(f"{finding.what}. {finding.advice}.")
+    for measure in due:
+        try:
+            found[measure.name] = _measured(sessions, measure, inputs)
+        except CannotMeasure as error:
+            left[measure.name] = str(error)
+    return found, left
 
 
 def plan_diagnose(spec: SweepSpec, home: Path, asked: Asked = ALL) -> list[Planned]:
@@ -144,10 +183,37 @@ def plan_diagnose(spec: SweepSpec, home: Path, asked: Asked = ALL) -> list[Plann
         home: folder for the state of this machine.
         asked: which measures, of what.
     """
+    wanted = _wanted(spec, asked)
+    specs = [spec, *asked.others]
+    with open_apart(specs, home, None, asked.partial) as sessions:
+        inputs = _all_inputs(sessions, specs, asked.options)
+        return [_planned(sessions, measure, inputs) for measure in wanted]
+
+
+def _wanted(spec: SweepSpec, asked: Asked) -> tuple[Measure[Any], ...]:
+    """Return the measures that are asked for. Raises ConfigError if the specs do not fit them."""
     wanted = find_measures(asked.only)
-    with open_session([spec], home, None, asked.partial) as session:
-        inputs = inputs_of(session, spec, asked.options)
-        return [_planned(session, measure, inputs) for measure in wanted]
+    names = [spec.name, *(other.name for other in asked.others)]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"the specs are named {', '.join(names)}: specs that are compared need a name each."
+        )
+    if asked.others and FAMILIES not in wanted:
+        raise ConfigError(
+            f"other specs are compared by the measure {FAMILIES.name}, which is left out here: "
+            f"add --only {FAMILIES.name}, or leave out --with."
+        )
+    return wanted
+
+
+def _all_inputs(
+    sessions: Sequence[Session], specs: Sequence[SweepSpec], options: Options
+) -> Inputs:
+    """Return the inputs of the first spec, with those of the others, which fit it."""
+    ours, *others = (inputs_of(s, spec, options) for s, spec in zip(sessions, specs, strict=True))
+    for other in others:
+        refuse_unlike(ours, other)
+    return replace(ours, others=tuple(others))
 
 
 def inputs_of(session: Session, spec: SweepSpec, options: Options) -> Inputs:
@@ -211,50 +277,72 @@ def _stored(session: Session, measure: Measure[Any], inputs: Inputs) -> Any:
     return find_record(session.store, _path(measure, inputs), measure.record)
 
 
-def _measured(session: Session, measure: Measure[Any], inputs: Inputs) -> Any:
+def _measured(sessions: Sequence[Session], measure: Measure[Any], inputs: Inputs) -> Any:
     """Return the stored numbers of a measure, or compute and store them."""
-    known = _stored(session, measure, inputs)
+    first = sessions[0]
+    known = _stored(first, measure, inputs)
     if known is not None:
         return known
-    needed, evaluator = measure.needs(inputs), session.evaluator
+    parts = _parts(sessions, measure.needs(inputs))
+    models = sum(
+        len({m for c in some for m in c.members}) for _, p in parts for some, _ in p.models
+    )
+    total = models + sum(len(part.requests) for _, part in parts)
+    with watched(first.evaluator, f"measuring {measure.name}", total, first.show) as progress:
+        for session, part in parts:
+            session.evaluator.on_result = progress.advance
+            _answer(session.evaluator, part, progress)
+            session.evaluator.on_result = lambda count: None
+        progress.finish()
+    return create_record(first.store, _path(measure, inputs), measure.compute(inputs))
+
+
+def _parts(sessions: Sequence[Session], needed: Needed) -> list[tuple[Session, Needed]]:
+    """Return what each session has to answer: the first one for the sweep itself."""
+    return [*zip(sessions, (needed, *needed.others), strict=False)]
+
+
+def _answer(evaluator: StoredEvaluator, needed: Needed, progress: Progress) -> None:
+    """Let workers answer all that a measure needs of the models of one spec."""
+    for models, split in needed.models:
+        evaluator.fill(models, [split])  # at once, because Ray distributes models
     asked: dict[Split, list[Any]] = {}
     for request, split, _ in needed.requests:
         asked.setdefault(split, []).append(request)
-    due = sum(len({m for c in models for m in c.members}) for models, _ in needed.models)
-    total = due + len(needed.requests)
-    with watched(evaluator, f"measuring {measure.name}", total, session.show) as progress:
-        for models, split in needed.models:
-            evaluator.fill(models, [split])  # at once, because Ray distributes models
-        for split, requests in asked.items():
-            for at in range(0, len(requests), AT_A_TIME):
-                part = requests[at : at + AT_A_TIME]
-                evaluator.measure(part, split)
-                progress.advance(len(part))
-        progress.finish()
-    return create_record(session.store, _path(measure, inputs), measure.compute(inputs))
+    for split, requests in asked.items():
+        for at in range(0, len(requests), AT_A_TIME):
+            part = requests[at : at + AT_A_TIME]
+            evaluator.measure(part, split)
+            progress.advance(len(part))
 
 
-def _planned(session: Session, measure: Measure[Any], inputs: Inputs) -> Planned:
-    why, passes, samples = measure.left_out(inputs), 0, 0
-    stored = why is None and _stored(session, measure, inputs) is not None
+def _planned(sessions: Sequence[Session], measure: Measure[Any], inputs: Inputs) -> Planned:
+    why = measure.left_out(inputs)
+    stored = why is None and _stored(sessions[0], measure, inputs) is not None
+    costs = []
     if why is None and not stored:
-        needed, evaluator = measure.needs(inputs), session.evaluator
-        unknown = [(evaluator.unknown(models, on), on.size) for models, on in needed.models]
-        counts = [(len(models), size) for models, size in unknown]
-        asked = [(n, on.size) for one, on, n in needed.requests if not evaluator.knows(one, on)]
-        passes = sum(n for n, _ in counts) + sum(math.ceil(n / size) for n, size in asked)
-        samples = sum(n * size for n, size in counts) + sum(n for n, _ in asked)
-        passes, samples = passes + bool(needed.unlisted), samples + needed.unlisted
-        samples += _estimated(session, {m for models, _ in unknown for m in models})
+        costs = [_cost(*part) for part in _parts(sessions, measure.needs(inputs))]
     return Planned(
         name=measure.name,
         summary=measure.summary,
         paper=measure.paper,
         stored=stored,
-        passes=passes,
-        samples=samples,
+        passes=sum(passes for passes, _ in costs),
+        samples=sum(samples for _, samples in costs),
         left_out=why,
     )
+
+
+def _cost(session: Session, needed: Needed) -> tuple[int, int]:
+    """Return the passes that are not stored, and the samples in them, as in `Planned`."""
+    evaluator = session.evaluator
+    unknown = [(evaluator.unknown(models, on), on.size) for models, on in needed.models]
+    counts = [(len(models), size) for models, size in unknown]
+    asked = [(n, on.size) for one, on, n in needed.requests if not evaluator.knows(one, on)]
+    passes = sum(n for n, _ in counts) + sum(math.ceil(n / size) for n, size in asked)
+    samples = sum(n * size for n, size in counts) + sum(n for n, _ in asked)
+    estimated = _estimated(session, {m for models, _ in unknown for m in models})
+    return passes + bool(needed.unlisted), samples + needed.unlisted + estimated
 
 
 def _estimated(session: Session, models: set[WeightCandidate]) -> int:

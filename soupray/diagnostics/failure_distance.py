@@ -29,7 +29,7 @@ BUCKETS = 10
 """Before small ones are joined."""
 
 NEIGHBOUR = 0.001
-"""k as a share of the failure set, where no entry says it: the paper's (section 4)."""
+"""k as a share of the failure set, where no entry says it: the paper's."""
 
 
 class ByDistance(Record, frozen=True, kw_only=True):
@@ -356,7 +356,7 @@ FAILURE_DISTANCE = Measure(
     name="failure_distance",
     title="Fine-tuned model and anchor by distance to the failure set",
     summary="accuracy of fine-tuned model and anchor by the distance that VRF weighs by",
-    paper="Zhu et al. 2024, arXiv:2411.06966, section 3",
+    paper="Zhu et al. 2024, arXiv:2411.06966",
     about=(
         "VRF trusts the fine-tuned model less, the further a sample is from the training samples "
         "that fine-tuning learned and the anchor did not know (the failure set)."

@@ -222,7 +222,7 @@ FLATNESS = Measure(
     name="flatness",
     title="Soup against ensemble: flatness and confidence",
     summary="the two terms by which soup and ensemble of two trials differ, and what they miss",
-    paper="Wortsman et al. 2022, arXiv:2203.05482, section 4 and appendix F",
+    paper="Wortsman et al. 2022, arXiv:2203.05482, section 4",
     about=(
         "L(soup) - L(ensemble) of two models is about a confidence term, by which the ensemble is "
         "worse where the logits of the two differ, minus the curvature of the loss between them: "

@@ -12,7 +12,7 @@ from msgspec import UNSET, structs
 
 from soupray.core.arrays import Float32, Mask
 from soupray.core.candidates import Candidate, OutputCandidate, WeightCandidate
-from soupray.core.records import Record, pack_right
+from soupray.core.records import Predictions, Record, pack_right
 from soupray.core.requests import Embedding, Matrix
 from soupray.diagnostics.diversity import Maybe
 from soupray.diagnostics.figures import Axis, cells, dots, figure, level
@@ -118,10 +118,8 @@ def measure_inconsistency(inputs: Inputs) -> Inconsistency:
     networks = [_one_network(m) for m in models.values()]
     rows = feature_rows(inputs)
     features = [None if m is None else inputs.answers.features(m, rows, test) for m in networks]
-    pairs = tuple(
-        _together(inputs, ends, [*models.values()], right)
-        for ends in drawn(len(models), inputs.spec.seed)
-    )
+    answers = [inputs.answers.predictions(m, test) for m in models.values()]  # each read once
+    pairs = tuple(_together(ends, answers, right) for ends in drawn(len(models), inputs.spec.seed))
     apart = [error_inconsistency(right[p.models[0]], right[p.models[1]]) for p in pairs]
     return Inconsistency(
         n=test.size,
@@ -166,15 +164,15 @@ def alignments(features: Sequence[Float32 | None]) -> Maybe:
 
 
 def _together(
-    inputs: Inputs, ends: tuple[int, int], models: Sequence[Candidate], right: Sequence[Mask]
+    ends: tuple[int, int], answers: Sequence[Predictions], right: Sequence[Mask]
 ) -> Together:
-    a, b = (inputs.answers.predictions(models[k], inputs.test) for k in ends)
+    a, b = (answers[k] for k in ends)
     mean = ((a.logits.astype(np.float64) + b.logits) / 2).astype(np.float32)
     joint = right_mask(structs.replace(a, logits=mean))
     first, second = (right[k] for k in ends)
     accuracies = (float(first.mean()), float(second.mean()))
     accuracy = float(joint.mean())
-    one_class = inputs.test.objective is UNSET
+    one_class = a.split.objective is UNSET
     return Together(
         models=ends,
         divergence=prediction_divergence(a.logits, b.logits) if one_class else None,
@@ -336,8 +334,7 @@ INCONSISTENCY = Measure(
     title="Error inconsistency and ensembles",
     summary="how differently trials and entries err, and what ensembles of two gain by it",
     paper=(
-        "Gontijo-Lopes et al. 2021, arXiv:2110.12899, section 3; CKA: Kornblith et al. 2019, "
-        "arXiv:1905.00414, section 3"
+        "Gontijo-Lopes et al. 2021, arXiv:2110.12899; CKA: Kornblith et al. 2019, arXiv:1905.00414"
     ),
     about=(
         "Models that err on different samples correct each other in an ensemble. Models of one "

@@ -143,11 +143,13 @@ class Needed(NamedTuple):
         models: (models, split): their logits.
         requests: (request, split, number of samples that models see for it).
         unlisted: the same of requests that only the answers to others make known, at most.
+        others: the same of the models of other specs, in the order of `Inputs.others`.
     """
 
     models: tuple[tuple[Sequence[Candidate], Split], ...] = ()
     requests: tuple[tuple[Request[Any], Split, int], ...] = ()
     unlisted: int = 0
+    others: tuple[Needed, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,7 @@ class Inputs:
         options: what the user asked for.
         samples: what people can see of the splits.
         slices: names of samples by the name of their slice, from the spec.
+        others: the same of other specs whose models are compared with these.
     """
 
     spec: SweepSpec
@@ -174,6 +177,7 @@ class Inputs:
     options: Options = field(default_factory=Options)
     samples: Samples = field(default_factory=NoSamples)
     slices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    others: tuple[Inputs, ...] = ()
 
     @property
     def held_out(self) -> Split:
@@ -243,7 +247,7 @@ class Measure(Generic[R]):
         name: names it on the command line, in JSON and in the report.
         title: heading of its section.
         summary: what it says, in one line.
-        paper: source, with the section.
+        paper: source.
         record: type of its numbers, which are stored.
         compute: from what exists to the numbers. It may raise CannotMeasure.
         show: from the numbers to sentences, tables and figures.

@@ -10,6 +10,7 @@ from soupray.diagnostics.additions import ADDITIONS
 from soupray.diagnostics.augmentations import AUGMENTATIONS
 from soupray.diagnostics.both_wrong import BOTH_WRONG
 from soupray.diagnostics.failure_distance import FAILURE_DISTANCE
+from soupray.diagnostics.families import FAMILIES
 from soupray.diagnostics.flatness import FLATNESS
 from soupray.diagnostics.frequencies import FREQUENCIES
 from soupray.diagnostics.inconsistency import INCONSISTENCY
@@ -25,6 +26,7 @@ MEASURES: tuple[Measure[Any], ...] = (
     FLATNESS,
     EFFECTIVE_ROBUSTNESS,
     INCONSISTENCY,
+    FAMILIES,
     SPECIALISATION,
     ADDITIONS,
     BOTH_WRONG,

@@ -13,6 +13,7 @@ from soupray.core.candidates import Candidate
 from soupray.core.records import Predictions, Record
 from soupray.diagnostics.annotations import SHOWN, Annotations, Said, rows_of
 from soupray.diagnostics.measure import CannotMeasure, Inputs, Measure, Needed, Picture, Shown
+from soupray.diagnostics.severity import Severity, severities, severity_table
 from soupray.maths.annotations import (
     COLLAPSED,
     KINDS,
@@ -21,7 +22,6 @@ from soupray.maths.annotations import (
     WRONG,
     Accuracy,
     Judged,
-    collapse,
     judge,
     multi_label_accuracy,
 )
@@ -96,6 +96,7 @@ class Mistakes(Record, frozen=True, kw_only=True):
         collapsed: classes of ImageNet that are not told apart were joined.
         slices: number of samples in each slice.
         overlaps: pairs of slices that share samples, and how many.
+        severities: mistakes of the two models by severity, where a file assesses mistakes.
     """
 
     models: tuple[str, str]
@@ -115,6 +116,7 @@ class Mistakes(Record, frozen=True, kw_only=True):
     collapsed: bool
     slices: dict[str, int]
     overlaps: tuple[tuple[str, str, int], ...]
+    severities: tuple[Severity, ...]
 
 
 def compared(inputs: Inputs) -> tuple[tuple[str, Candidate], tuple[str, Candidate]]:
@@ -141,7 +143,7 @@ class _Truth(NamedTuple):
         ids: in order.
         labels: class of each sample, [N].
         judged: what people say of each sample; None: only its label is known.
-        collapsed: see `annotations.collapse`.
+        collapsed: see `annotations.COLLAPSED`.
         slices: rows of each named slice.
     """
 
@@ -172,7 +174,7 @@ def measure_mistakes(inputs: Inputs) -> Mistakes:
         ids=ids,
         labels=np.asarray(two[0].labels),
         judged=[known.get(row) for row in range(len(ids))],
-        collapsed=collapse(COLLAPSED) if known and is_imagenet(names) else {},
+        collapsed=COLLAPSED if known and is_imagenet(names) else {},
         slices=_slices(inputs, ids),
     )
     entries = {name: _entry(name, m, inputs, truth) for name, m in inputs.frozen.each().items()}
@@ -188,7 +190,7 @@ def measure_mistakes(inputs: Inputs) -> Mistakes:
         fixed_cases=cases.of(~old & new),
         broken_cases=cases.of(old & ~new),
         entries=tuple(entry for entry, _ in entries.values()),
-        source=None if said is None else said.source,
+        source=said.source if said is not None and said.samples else None,
         judged=len(known),
         counted=accuracy.n,
         classes=accuracy.classes,
@@ -197,6 +199,7 @@ def measure_mistakes(inputs: Inputs) -> Mistakes:
         collapsed=bool(truth.collapsed),
         slices={name: len(rows) for name, rows in truth.slices.items()},
         overlaps=tuple(_overlaps(truth.slices)),
+        severities=cases.severities(said) if said is not None and said.mistakes else (),
     )
 
 
@@ -241,6 +244,12 @@ class _Cases:
         self.right: list[Mask] = [answer == truth.labels for answer, _ in self._top]
         self._trials = np.mean(inputs.right([*inputs.trials.values()], inputs.test), axis=0)
 
+    def severities(self, said: Annotations) -> tuple[Severity, ...]:
+        """Return how bad the mistakes of the two are, as people assess them."""
+        wrong = [np.array([kind == WRONG for kind in kinds]) for kinds in self._kinds]
+        two = [(answer, mask) for (answer, _), mask in zip(self._top, wrong, strict=True)]
+        return severities(said, self._truth.ids, self._inputs.spec.task.classes, two)
+
     def of(self, which: Mask) -> tuple[Case, ...]:
         """Return the hardest cases: those that fewest trials get right first."""
         rows = np.flatnonzero(which)
@@ -270,7 +279,7 @@ def _judged(
     said: Annotations | None, ids: Sequence[str], names: Sequence[str]
 ) -> tuple[dict[int, Judged], list[str]]:
     """Return what people say of each row, and the names in the file that are no id."""
-    if said is None:
+    if said is None or not said.samples:
         return {}, []
     rows, missing = rows_of(said.samples, ids)
     if not rows:
@@ -357,7 +366,10 @@ def _sentences(made: Mistakes) -> Iterator[str]:
             f"{', '.join(made.unmatched[0])}."
         )
     if made.collapsed:
-        yield "Classes of ImageNet that the paper does not tell apart count as one another."
+        yield (
+            "Where a class of ImageNet is right, the classes that the paper joins with it are "
+            "right, too: a coffee mug is a cup."
+        )
     for one, other, common in made.overlaps:
         yield f"The slices {one} and {other} share {common} samples, which count in both."
 
@@ -388,6 +400,8 @@ def _tables(made: Mistakes) -> tuple[Table, ...]:
         columns=("entry", *columns), numbers=columns, rows=tuple(rows), least=kinds, meaning=meaning
     )
     tables = [shown]
+    if made.severities:
+        tables.append(severity_table(made.severities, made.models))
     for what, cases in (("fixed", made.fixed_cases), ("broken", made.broken_cases)):
         if cases:
             tables.append(_cases_table(made, what, cases))
@@ -439,7 +453,7 @@ def _card(case: Case, made: Mistakes) -> Card:
             f"{case.label}",
             f"{second}: {_said(case.before)}{_kind(case.kinds[0])}",
             f"{first}: {_said(case.after)}{_kind(case.kinds[1])}",
-            f"{percent(case.trials)} % of the trials · {case.id}",
+            f"right in {percent(case.trials)} % of the trials · {case.id}",
         ),
     )
 
@@ -461,7 +475,7 @@ MISTAKES = Measure(
     name="mistakes",
     title="Mistakes that remain",
     summary="what the entry to take fixed and broke, sample by sample; multi-label accuracy",
-    paper="Vasudevan et al. 2022, arXiv:2205.04596, sections 3 and 4",
+    paper="Vasudevan et al. 2022, arXiv:2205.04596",
     about=(
         "An answer that differs from the label is not always a mistake. Where a file says which "
         "answers are right, the others are counted; without one, the label decides. The samples "
@@ -472,4 +486,5 @@ MISTAKES = Measure(
     show=_show,
     needs=_needs,
     depends=_depends,
+    version=2,
 )

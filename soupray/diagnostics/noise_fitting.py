@@ -140,18 +140,22 @@ def _show(made: NoiseFitting) -> Shown:
 
 
 def _sentences(made: NoiseFitting) -> Iterator[str]:
-    if made.reference is None:
-        yield "No trial trains without noise: there is nothing to compare the fitting to."
     if made.rho is None or made.p is None:
         yield "There are too few trials, or frequencies, for a correlation with the frequency."
-        return
-    way = "more" if made.rho > 0 else "less"
+    else:
+        yield _correlated(made, made.rho, made.p)
+    if made.reference is None:
+        yield "No trial trains without noise: there is nothing to compare the fitting to."
+
+
+def _correlated(made: NoiseFitting, rho: float, p: float) -> str:
+    way = "more" if rho > 0 else "less"
     word = f"Noise of higher frequency is fitted {way}"
-    if made.p >= 0.05:
+    if p >= 0.05:
         word = "Whether noise of higher frequency is fitted less cannot be told"
-    yield (
-        f"{word}: Spearman {made.rho:+.2f} of frequency and fitting"
-        f"{' beyond the reference' if made.reference else ''} (p = {p_value(made.p)}, "
+    return (
+        f"{word}: Spearman {rho:+.2f} of frequency and fitting"
+        f"{' beyond the reference' if made.reference else ''} (p = {p_value(p)}, "
         f"{len(made.trials)} trials)."
     )
 
@@ -222,7 +226,7 @@ NOISE_FITTING = Measure(
     name="noise_fitting",
     title="Noise fitting by frequency",
     summary="which frequencies of label noise (`noise` in search.space) trials fit",
-    paper="Fridovich-Keil et al. 2021, arXiv:2110.02424, section 3.1",
+    paper="Fridovich-Keil et al. 2021, arXiv:2110.02424",
     about=(
         "Labels of training data lose a share that is a wave over the inputs. A model that fits "
         "the wave has a lower loss to noisy labels than one that does not. In the paper, waves of "

@@ -79,7 +79,19 @@ def _show(made: Diagnosis) -> Shown:
 
 
 def _table(made: Diagnosis) -> Table:
-    numbers = ("acc.", "dist.", "°", "inc.", "1-κ", "soup", "conv.", "ens.", "conv", "ΔL", "pred.")
+    numbers = (
+        "acc.",
+        "dist.",
+        "°",
+        "inc.",
+        "1-κ",
+        "soup",
+        "s.conv",
+        "ens.",
+        "e.conv",
+        "ΔL",
+        "pred.",
+    )
     rows = [
         (
             " ".join(key[:6] for key in d.trials),
@@ -101,7 +113,7 @@ def _table(made: Diagnosis) -> Table:
         columns=("pair", *numbers),
         numbers=numbers,
         rows=tuple(rows),
-        least=("conv", "1-κ", "conv."),
+        least=("e.conv", "1-κ", "s.conv"),
         meaning=_meaning(made.n, bool(made.statistics)),
     )
 
@@ -110,11 +122,10 @@ def _meaning(n: int, estimated: bool) -> str:
     alike = "All BatchNorm statistics are estimated, those of single models too. "
     return (
         f"Held-out data only (n = {n}), in %. {alike if estimated else ''}"
-        "acc.: mean of the two. dist.: "
-        "|theta_i - theta_j|. °: angle between their "
-        "ways from theta_0. inc.: samples that exactly one gets right. 1-κ: complement of "
-        "Cohen's kappa of being right. soup, ens.: accuracy of the mean of weights, of logits, "
-        "minus acc. conv.: of the inconsistent samples, those that it gets right. ΔL: measured "
+        "acc.: mean of the two. dist.: |theta_i - theta_j|. °: angle between their ways from "
+        "theta_0. inc.: samples that exactly one gets right. 1-κ: complement of Cohen's kappa of "
+        "being right. soup, ens.: accuracy of the mean of weights, of logits, minus acc. s.conv, "
+        "e.conv: of the inconsistent samples, those that soup or ensemble gets right. ΔL: measured "
         "L(soup) - L(ensemble) in nats, with logits times beta = 1 / the soup's best "
         "temperature; pred.: by Model soups (arXiv:2203.05482), section 4."
     )
@@ -197,7 +208,7 @@ PAIRS = Measure(
     summary="how pairs of trials differ, and what the mean of their weights or outputs gives",
     paper=(
         "Wortsman et al. 2022, arXiv:2203.05482, section 4; Gontijo-Lopes et al. 2021, "
-        "arXiv:2110.12899, section 3"
+        "arXiv:2110.12899"
     ),
     about=(
         "Two trials that err on different samples can help each other. For sampled pairs, the "

@@ -403,10 +403,7 @@ EFFECTIVE_ROBUSTNESS = Measure(
     name="robustness",
     title="Effective robustness",
     summary="accuracy under shift beyond what the ID accuracy lets expect",
-    paper=(
-        "Taori et al. 2020, arXiv:2007.00644, section 2; Wortsman et al. 2021, arXiv:2109.01903, "
-        "section 2"
-    ),
+    paper=("Taori et al. 2020, arXiv:2007.00644; Wortsman et al. 2021, arXiv:2109.01903"),
     about=(
         "Models with a higher ID accuracy are usually better under a shift, too: on logit axes "
         "they lie on a line. What an entry has above this line is its effective robustness, rho."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -203,9 +204,19 @@ def _part(name: str, right: tuple[Mask, Mask], rows: Indices) -> Part:
 
 
 def _show(made: Specialisation) -> Shown:
-    sentences = [text for two in made.pairs for text in _sentences(two)]
-    tables = tuple(_table(two) for two in made.pairs)
-    figures = tuple(f for k, two in enumerate(made.pairs) for f in _figures(two, k))
+    return show_pairs(made.pairs, "specialisation")
+
+
+def show_pairs(pairs: Sequence[Two], name: str) -> Shown:
+    """Return how pairs of models are read.
+
+    Args:
+        pairs: the pairs.
+        name: the figures begin with it.
+    """
+    sentences = [text for two in pairs for text in _sentences(two)]
+    tables = tuple(_table(two) for two in pairs)
+    figures = tuple(_figure(two, f"{name}_{k}") for k, two in enumerate(pairs, 1))
     return Shown(tuple(sentences), tables, figures)
 
 
@@ -268,7 +279,7 @@ def angle_rows(two: Two) -> list[dict[str, Any]]:
     return [{"angle": STEP * k + STEP / 2, "samples": n} for k, n in enumerate(two.angles)]
 
 
-def _figures(two: Two, number: int) -> list[Figure]:
+def _figure(two: Two, name: str) -> Figure:
     first, second = two.models
     x = Axis("angle", f"angle: 0° {second} alone is sure, 90° {first} alone")
     histogram = level(45, "x") + columns(
@@ -291,7 +302,7 @@ def _figures(two: Two, number: int) -> list[Figure]:
         differences.properties(width=420, height=260),
     ]
     title = f"Specialisation of {first} and {second} (ID test, n = {two.n})"
-    return [figure(f"specialisation_{number + 1}", title, grid(charts, 2), whole=True)]
+    return figure(name, title, grid(charts, 2), whole=True)
 
 
 def _needs(inputs: Inputs) -> Needed:
@@ -310,7 +321,7 @@ SPECIALISATION = Measure(
     name="specialisation",
     title="Specialisation",
     summary="in which classes, and where in confidence, each of two models is better",
-    paper="Gontijo-Lopes et al. 2021, arXiv:2110.12899, section 4",
+    paper="Gontijo-Lopes et al. 2021, arXiv:2110.12899",
     about=(
         "Two models of equal accuracy may be good at different things. For each sample, the angle "
         "arctan2(confidence of the first, confidence of the second) in the right class says which "

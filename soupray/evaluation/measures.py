@@ -184,12 +184,18 @@ def noisy_labels(request: NoisyLabels, bench: Bench) -> Losses:
 
 
 @answer.register
-def paths(request: Paths, bench: Bench) -> Matrix:
+def paths(request: Paths, bench: Bench) -> tuple[Matrix, ...]:
     """Run the models along each path; probabilities are the softmax over classes."""
-    total = sum(_along(model, request, bench) for model in request.models)
-    p = torch.softmax(torch.as_tensor(total) / len(request.models), dim=2)
-    far = (p - p[:, :1]).norm(dim=2)
-    return tuple(tuple(row) for row in far.tolist())
+    each = [_along(model, request, bench) for model in request.models]
+    if len(each) > 1:
+        each.append(torch.stack(each).mean(dim=0))
+    return tuple(_far(logits) for logits in each)
+
+
+def _far(logits: torch.Tensor) -> Matrix:
+    """|p(t) - p(0)| of logits [paths, steps, C]."""
+    p = torch.softmax(logits, dim=2)
+    return tuple(tuple(row) for row in (p - p[:, :1]).norm(dim=2).tolist())
 
 
 def _along(model: WeightCandidate, request: Paths, bench: Bench) -> torch.Tensor:

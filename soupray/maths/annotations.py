@@ -17,26 +17,26 @@ KINDS = (RIGHT, OTHER, UNCLEAR, WRONG, SKIPPED)
 """What an answer is: the class of the sample; another right class of it; one of which nobody is
 sure; a mistake; an answer for a sample that is problematic."""
 
-COLLAPSED: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
-    ((249, 250), (248,)),
-    ((836,), (837,)),
-    ((837,), (836,)),
-    ((385, 386), (101,)),
-    ((504,), (968,)),
-    ((638,), (639,)),
-    ((639,), (638,)),
-    ((657,), (744,)),
-    ((744,), (657,)),
-    ((620,), (681,)),
-    ((681,), (620,)),
-    ((664,), (782,)),
-    ((782,), (664,)),
-    ((482,), (848,)),
-    ((356, 357, 358, 359), (356, 357, 358, 359)),
-    ((435,), (876,)),
-)
-"""ImageNet's classes that the paper does not tell apart (its appendix): an answer of the left side
-is right, too, where one of the right side is."""
+COLLAPSED: dict[int, frozenset[int]] = {
+    right: frozenset(also) - {right}
+    for rights, also in (
+        ((249, 250), (248,)),  # malamutes and Siberian huskies are huskies
+        ((836, 837), (836, 837)),  # sunglass, sunglasses
+        ((385, 386), (101,)),  # Indian and African elephants with tusks are tuskers
+        ((504,), (968,)),  # a coffee mug is a cup
+        ((638, 639), (638, 639)),  # maillot, tank suit
+        ((657, 744), (657, 744)),  # missile, projectile
+        ((620, 681), (620, 681)),  # laptop, notebook
+        ((664, 782), (664, 782)),  # monitor, screen
+        ((482,), (848,)),  # a cassette player is a tape player
+        ((356, 357, 358, 359), (356, 357, 358, 359)),  # weasel, mink, polecat, ferret
+        ((435,), (876,)),  # a bathtub is a tub
+    )
+    for right in rights
+}
+"""ImageNet's classes that arXiv:2205.04596 joins: where the key is a right class of a sample, the
+others are right, too. One way only where a class is a kind of the other: a cup need not be a mug.
+The direction is that of the code of arXiv:2401.02430 (eth-sri/automated-error-analysis)."""
 
 
 class Judged(NamedTuple):
@@ -65,35 +65,25 @@ def judge(
         answers: class that a model names for each sample, [N].
         labels: class of each sample, [N].
         judged: what people say of each sample; None: only its label is known.
-        collapsed: by class, the other classes that an answer of it means, too.
+        collapsed: by class, the classes that are right, too, where it is right, as in COLLAPSED.
     """
     kinds = []
     for answer, label, said in zip(answers.tolist(), labels.tolist(), judged, strict=True):
-        means = {answer} | collapsed.get(answer, frozenset())
         if said is not None and said.problematic:
             kinds.append(SKIPPED)
         elif answer == label and (said is None or not (said.right or said.unclear)):
             kinds.append(RIGHT)
         elif said is None:
             kinds.append(WRONG)
-        elif means & said.right:
+        elif answer in _joined(said.right, collapsed):
             kinds.append(RIGHT if answer == label else OTHER)
         else:
-            kinds.append(UNCLEAR if means & said.unclear else WRONG)
+            kinds.append(UNCLEAR if answer in _joined(said.unclear, collapsed) else WRONG)
     return kinds
 
 
-def collapse(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[int, frozenset[int]]:
-    """Return, by class, the other classes that an answer of it means, too.
-
-    Args:
-        pairs: (classes, classes) as in COLLAPSED.
-    """
-    found: dict[int, frozenset[int]] = {}
-    for ours, theirs in pairs:
-        for one in ours:
-            found[one] = found.get(one, frozenset()) | frozenset(theirs) - {one}
-    return found
+def _joined(right: frozenset[int], collapsed: Mapping[int, frozenset[int]]) -> frozenset[int]:
+    return right.union(*(collapsed.get(one, ()) for one in right))
 
 
 class Accuracy(NamedTuple):
@@ -111,7 +101,7 @@ class Accuracy(NamedTuple):
 
 
 def multi_label_accuracy(kinds: Sequence[str], labels: Labels, known: Mask) -> Accuracy:
-    """Return the multi-label accuracy: right is a right or an unclear class (section 3.1).
+    """Return the multi-label accuracy: right is a right or an unclear class.
 
     The accuracy of each original class, then the mean over the classes: a class counts as much as
     another one, however many of its samples are problematic.

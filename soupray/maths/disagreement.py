@@ -38,7 +38,7 @@ def cka(a: Float32, b: Float32) -> float | None:
 
         |B^T A|_F^2 / (|A^T A|_F |B^T B|_F), columns of A and B centred
 
-    Kornblith et al. 2019 (arXiv:1905.00414, section 3), as in arXiv:2110.12899.
+    Kornblith et al. 2019 (arXiv:1905.00414), as in arXiv:2110.12899.
 
     Args:
         a: features of a model, [N, D].
@@ -62,7 +62,7 @@ def confidence_angles(first: Float64, second: Float64) -> Float64:
 
     arctan2(first, second), from 0 to 90: 45 where both models are equally sure of the right class,
     more where the first model is surer. Far from 45, one of the two specialises
-    (arXiv:2110.12899, section on specialisation).
+    (arXiv:2110.12899).
 
     Args:
         first: probability that the first model gives the right class, [N].

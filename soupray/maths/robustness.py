@@ -1,6 +1,6 @@
 """Effective robustness: how far a model is above the line of accuracy on ID data and under shift.
 
-Taori et al. (arXiv:2007.00644, section 2) fit the line through the logits of standard models'
+Taori et al. (arXiv:2007.00644) fit the line through the logits of standard models'
 accuracies. The effective robustness of a model is its accuracy under the shift minus what the line
 expects at its ID accuracy.
 """
@@ -16,7 +16,7 @@ from scipy.special import expit
 from soupray.core.arrays import Float64, Mask
 
 RESAMPLES = 1000
-"""Bootstrap resamples: as many as Taori et al. use (arXiv:2007.00644, appendix)."""
+"""Bootstrap resamples."""
 
 AT_A_TIME = 2**22
 """Counts of resampled positions in memory at a time: 32 MB."""

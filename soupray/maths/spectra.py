@@ -1,6 +1,6 @@
 """How fast a model's answers change along a path between two inputs: power spectra.
 
-"Spectral Bias in Practice" (arXiv:2110.02424, section 3.2). Its released code takes the softmax
+"Spectral Bias in Practice" (arXiv:2110.02424). Its released code takes the softmax
 over all axes at once; here it is over classes.
 """
 

@@ -112,11 +112,49 @@ def open_session(
         IncompatibleWeights: an ingredient did not start from the theta_0 of its pool.
         StoreError: the store cannot be reached.
     """
+    with _opened(specs, home, address, partial, show, what) as (pools, sites, follow):
+        mine, *theirs = pools
+        joined, foreign = _joined(mine, theirs)
+        yield _session(mine, sites[0], follow)._replace(
+            pool=joined,
+            evaluator=StoredEvaluator(sites[0], {sha: sites[1 + k] for sha, k in foreign.items()}),
+            foreign={sha: specs[1 + k] for sha, k in foreign.items()},
+            freed={sha: key for of in pools for sha, key in of.freed.items()},
+        )
+
+
+@contextmanager
+def open_apart(
+    specs: Sequence[SweepSpec],
+    home: Path,
+    address: str | None,
+    partial: bool,
+    show: Show | None = None,
+    what: str | None = None,
+) -> Iterator[list[Session]]:
+    """Open the pools of specs as a session each: nothing is joined, and the data may differ.
+
+    The sessions share the workers. The arguments are those of `open_session`, and the errors, but
+    that other data are no error.
+    """
+    with _opened(specs, home, address, partial, show, what) as (pools, sites, follow):
+        yield [_session(of, site, follow) for of, site in zip(pools, sites, strict=True)]
+
+
+@contextmanager
+def _opened(
+    specs: Sequence[SweepSpec],
+    home: Path,
+    address: str | None,
+    partial: bool,
+    show: Show | None,
+    what: str | None,
+) -> Iterator[tuple[list[SpecPool], list[Site], Show]]:
     from soupray.distributed import cluster
     from soupray.distributed.actors import Actors, RayWorkers
 
     with cluster.when_needed(address, *specs) as attach, ExitStack() as stack:
-        mine, *theirs = pools = [_spec_pool(s, home, partial) for s in specs]
+        pools = [_spec_pool(s, home, partial) for s in specs]
         here = [Presence(of.store, of.spec.name, what) for of in pools if what is not None]
         for presence in here:
             stack.enter_context(presence)
@@ -128,19 +166,21 @@ def open_session(
                 workers = Guarded(workers, of.freed)
             return Site(workers, of.cache, of.spec.setting)
 
-        joined, foreign = _joined(mine, theirs)
-        sites = [site(other) for other in theirs]
-        yield Session(
-            mine.services,
-            mine.store,
-            joined,
-            mine.basis,
-            mine.diverged,
-            StoredEvaluator(site(mine), {sha: sites[k] for sha, k in foreign.items()}),
-            {sha: specs[1 + k] for sha, k in foreign.items()},
-            lambda progress: _follow(progress, here, show),
-            {sha: key for of in pools for sha, key in of.freed.items()},
-        )
+        yield pools, [site(of) for of in pools], lambda progress: _follow(progress, here, show)
+
+
+def _session(of: SpecPool, site: Site, show: Show) -> Session:
+    return Session(
+        services=of.services,
+        store=of.store,
+        pool=of.pool,
+        basis=of.basis,
+        diverged=of.diverged,
+        evaluator=StoredEvaluator(site),
+        foreign={},
+        show=show,
+        freed=of.freed,
+    )
 
 
 def _refuse_stop(here: Sequence[Presence]) -> None:

@@ -73,13 +73,16 @@ class TextClassifier(torch.nn.Module):
         """Logits [P, C] along the line between the embeddings of the tokens of two texts.
 
         A position where only one text has a token is mixed with padding, and is not masked: the
-        ends of the line are the two texts with room for one another.
+        ends of the line are the two texts with room for one another. Positions after the longer
+        text are not computed: they are masked and change nothing.
 
         Args:
             two: token ids of both, [2, T].
             share: of the second text, at each point, [P].
         """
         table = self.body.get_input_embeddings()  # type: ignore[operator]
+        used = (two != self._pad).any(dim=0).nonzero()
+        two = two[:, : int(used.max()) + 1 if len(used) else 1]
         ends, weights = table(two), share.to(two.device).view(-1, 1, 1)
         line = (1 - weights) * ends[0] + weights * ends[1]
         seen = torch.where(two[0] == self._pad, two[1], two[0]).expand(len(share), -1)
