@@ -236,6 +236,7 @@ def test_choices_once_frozen_are_not_made_again(run, pool):
     assert choices.pool == pool.checkpoints
 
 
+@pytest.mark.slow
 def test_the_local_evaluator_makes_the_same_choices_as_the_ray_driver(run, pool, tmp_path):
     """The same job without Ray: its counts and decisions are those of the leaderboard."""
     spec, place, store = run.world()

@@ -74,6 +74,7 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.flatten() for _, tensor in sorted(weights.items())])
 
 
+@pytest.mark.slow
 def test_workers_train_the_model_that_one_would(tmp_path):
     torch.multiprocessing.spawn(member, (SIZE, str(tmp_path)), SIZE)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(SIZE)]

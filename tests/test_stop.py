@@ -166,6 +166,7 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_soup_stops_when_it_is_asked_and_goes_on_to_the_same_result(run, tmp_path, monkeypatch):
     """A process of its own, which looks every 15 s; its store has nothing but the trials."""
     with copied(run, tmp_path / "copy") as copy:

@@ -42,6 +42,7 @@ def manifests(store) -> dict[str, bytes]:
     return {p: store.get(p) for p in store.list("trials") if p.endswith("manifest.json")}
 
 
+@pytest.mark.slow
 def test_the_first_driver_stops_and_the_sweep_can_be_finished_afterwards(fresh, thief, without_ray):
     store, before = thief, manifests(thief)
     fresh.spec.write_text(mini_text(**ONE_SLOT | {"trials: 16": f"trials: {PLANNED}"}))
