@@ -298,11 +298,12 @@ def without_ray_here(monkeypatch: pytest.MonkeyPatch) -> None:
     from contextlib import nullcontext
 
     from soupray.distributed import cluster, tune
-    from soupray.training.worker import make_basis
+    from soupray.training.worker import check_data, make_basis
 
     computed_here(monkeypatch)
     monkeypatch.setattr(cluster, "attach", lambda *specs, **options: nullcontext())
     monkeypatch.setattr(cluster, "make_basis_there", make_basis)
+    monkeypatch.setattr(cluster, "check_data_there", check_data)
     monkeypatch.setattr(tune, "run_trials", _run_trials_here)
 
 

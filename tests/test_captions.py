@@ -157,6 +157,8 @@ def test_all_captions_of_an_image_are_in_one_split(world, tmp_path):
         ([("images/99.jpg", "gone")], {}, r"1 of 1 images of the odd split cannot be read: odd/0"),
         ([("train.csv", "a table")], {}, r"1 of 1 images of the odd split cannot be read: odd/0"),
         ([("images/1.jpg", " ")], {}, r"odd.csv:2: the caption, in column 'caption', is empty. Re"),
+        ([("images", "a folder")], {}, r"odd/0 \(\[Errno 22\] a folder, not a file: "),
+        ([("a\0.jpg", "no path")], {}, r"odd/0 \(\[Errno 22\] a path cannot have a NUL in it: '/"),
         ([(" ", "nothing")], {}, r"odd.csv:2: the text is empty. Remove that line"),
         ([("images/1.jpg", "long " * 500)], {}, "1 of 1 texts are longer than data.max_bytes = 20"),
         ([], {}, "there is no pair in it"),
@@ -348,6 +350,13 @@ def test_a_soup_of_two_towers_finds_what_open_clip_finds(world, tmp_path, monkey
     assert np.allclose(model.texts().predict(CAPTIONS[14:]), captions, atol=1e-6)
     assert model.predict([]).shape == (0, 8)
     assert "an embedding of each image" in model.summary()
+    # What a page suggests is not refused: a server and a graph would be.
+    kept = tmp_path / "home" / "sweeps" / "captions.yaml"
+    for entry, export in (("uniform", ""), ("ensemble", " --format folder")):
+        taken = entry == board.run.champion.name
+        what = "captions@champion" if taken else f"'captions:{entry}'"
+        shown = json.loads(inside("show", kept, entry, "--json", *home).stdout)["use"]
+        assert shown == [f"soupray predict {what} INPUT...", f"soupray export {what}{export}"]
     assert "an embedding of each text" in model.texts().summary()
     with pytest.raises(ConfigError, match="uniform reads images and captions: one graph has one i"):
         model.network()
@@ -365,3 +374,27 @@ def test_a_soup_of_two_towers_finds_what_open_clip_finds(world, tmp_path, monkey
     )
     with pytest.raises(ConfigError, match="vrf"):
         soupray.run_soup(made, ["vrf"], home=tmp_path / "home", show=False)
+
+
+# ---- captions that a model cannot tell apart
+
+
+def test_captions_of_equal_tokens_are_counted_and_one_of_none_is_refused(world):
+    pairs = task_of(spec(world).task).pairs
+
+    def rows(*captions: str) -> np.ndarray:
+        form = form_of(1, 40)
+        found = np.zeros((len(captions), form.itemsize), np.uint8)
+        fields = as_fields(found, form)
+        fields["mark"], fields["side"] = MARK, 1
+        packed = pack(list(captions))
+        fields["caption"][:, : packed.shape[1]] = packed
+        return found
+
+    said = "2 of 4 different captions of the odd split have the tokens of another one"
+    # Of equal captions there is one document; case and spaces are no part of the tokens.
+    found = pairs.long("odd", rows("a dog", "A dog", "a  dog", "a dog", "salt"), cuts=False)
+    assert found == [f"{said} ('A dog', 'a dog'): no model finds them"]
+    assert pairs.long("odd", rows("a dog", "a dog", "salt"), cuts=False) == []
+    with pytest.raises(ConfigError, match="odd: the caption '&nbsp;' has no tokens for this model"):
+        pairs.long("odd", rows("a dog", "&nbsp;"), cuts=False)

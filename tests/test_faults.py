@@ -99,7 +99,7 @@ class Faulty(Store):
         self._written(fault, path)
 
 
-def trials(init: str) -> list[Trial]:
+def trials(init: str, data: Data) -> list[Trial]:
     rates = (1e-3, 1e-2, 3e-2, 1e-1)
     planned = [
         msgspec.structs.replace(
@@ -107,6 +107,7 @@ def trials(init: str) -> list[Trial]:
             hparams=Space(lr=lr, epochs=2, batch_size=20).model_dump(),
             seed=i,
             init=init,
+            data=tuple(data.split(name).digest for name in ("train", "held_out")),
             setting=SETTING,
         )
         for i, lr in enumerate(rates)
@@ -120,7 +121,7 @@ def job(store: Store, data: Data, cache: Path) -> list[tuple]:
     init = checkpoints.save(task.init(), {"init": "toy"})
     basis = Basis(key="0" * 32, splits=data.splits, init=init, anchor=init)
     basis = create_record(store, f"bases/{basis.key}.json", basis)
-    planned = trials(init.sha256)
+    planned = trials(init.sha256, data)
     for one, manifest in zip(planned, find_manifests(store, planned), strict=True):
         if manifest is None:
             for _ in fine_tune(one, task, data, checkpoints):

@@ -134,6 +134,12 @@ HEADER = "id,ok_labels,unclear_labels,problematic\n"
             '{"a": {"failure severity": "Minor", "top_prediction": 1000}}',
             "is 1000; it is",
         ),
+        ("a.csv", f"{HEADER}a,{'x' * 200_000},,no\n", "not CSV: field larger than field limit"),
+        ("a.csv", f'{HEADER}"a,one,,no\n', "not CSV: unexpected end of data"),
+        ("a.csv", f"{HEADER},one,,no\n", "a.csv:2: the id is empty"),
+        ("a.csv", HEADER, "there is no row below its first line"),
+        ("a.json", '{"initial_annots": {"a": {}, "a": {}}}', "'a' is there twice in one mapping"),
+        ("a.json", "[" * 100_000, "not JSON: maximum recursion depth"),
         ("a.json", "[", "not JSON"),
         ("a.json", "[]", "neither a mapping `initial_annots`"),
         ("a.json", '{"initial_annots": {"a": 3}}', r"initial_annots\['a'\] is no mapping"),
@@ -307,6 +313,25 @@ def test_the_severity_of_two_models_mistakes_by_hand():
         measure_mistakes(seen(Annotations(source="m", samples={}, slices={}, mistakes=strange)))
 
 
+def test_a_mistake_that_two_names_assess_differently_is_refused():
+    said = {
+        name: (Assessed(answer="one", category="c", severity=how),)
+        for name, how in (("test/1", "minor"), ("1.png", "major"))
+    }
+    both = Annotations(source="m", samples={}, slices={}, mistakes=said)
+    says = r"m assesses the answer one to test/1 twice: minor, and major under '1.png'"
+    with pytest.raises(CannotMeasure, match=says):
+        measure_mistakes(seen(both))
+
+
+def test_a_slice_in_two_files_is_refused(tmp_path):
+    for one in "ab":
+        text = f'{{"initial_annots": {{"{one}": {{"correct": ["x"]}}}}, "imagenet_m": ["{one}"]}}'
+        (tmp_path / f"{one}.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.json and b\.json: the slice imagenet_m is in two"):
+        read_annotations([tmp_path / "a.json", tmp_path / "b.json"])
+
+
 @pytest.mark.parametrize(
     ("annotations", "slices", "match"),
     [
@@ -323,6 +348,16 @@ def test_the_severity_of_two_models_mistakes_by_hand():
             ),
             None,
             "x.csv names 1 classes that the task has not, the first are dog",
+        ),
+        (
+            Annotations(
+                source="x.csv",
+                samples={"test/1": Said(right=("one",)), "1.png": Said(right=("two",))},
+                slices={},
+                mistakes={},
+            ),
+            None,
+            "x.csv has 'test/1' and '1.png', which are the same sample of ID test",
         ),
         (None, {"s": ("test/1", "no")}, "slice s: 1 of 2 names are no sample .* first are no;"),
     ],

@@ -166,7 +166,9 @@ def _epochs(history: tuple[EpochRecord, ...], best: int | None, metric: Metric) 
         )
     out.print()
     out.print(shown)
-    out.print("loss: of training. held-out: accuracy, or a graded metric, in %.", style="dim")
+    out.print(
+        "loss: of training. held-out: accuracy, recall or a graded metric, in %.", style="dim"
+    )
 
 
 def _value(epoch: EpochRecord, metric: Metric) -> str:
@@ -221,7 +223,7 @@ def _gains(entry: Entry) -> None:
             p = entry.test_versus_best_single.p if name == "test" else None
             fact("gain", f"{_gain(gain)} on {name}{'' if p is None else f', p = {p_value(p)}'}")
     if any(gains.values()):
-        fact("", "in points of accuracy over the best single model, with a 95 % interval")
+        fact("", "in percentage points over the best single model, with a 95 % interval")
 
 
 def _gain(gain: Gain) -> str:

@@ -30,6 +30,11 @@ Increase it when the labels or images of some data sets change: all caches are t
 Labels and images are in the digests of splits, so that a sweep whose data have changed is refused.
 """
 
+ADVICE = (
+    "Restore the data. Or put the new ones at another path and name it in the spec: then they have "
+    "a theta_0 and trials of their own."
+)
+
 
 class Data:
     """The splits of a sweep, as memory maps. A streamed train split is decoded on each read."""
@@ -65,7 +70,7 @@ class Data:
             raise EvaluationError(
                 f"split {split.name}: the data here have digest {mine.digest[:12]}, the data of "
                 f"the sweep had {split.digest[:12]}. The data changed, or the code that decodes "
-                "and labels them: restore them, or delete bases/ in the store and sweep again."
+                f"and labels them. {ADVICE}"
             )
         labels = np.load(self.folder / f"{split.name}.labels.npy", mmap_mode="r")
         path = self.folder / f"{split.name}.images.npy"

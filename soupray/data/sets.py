@@ -353,5 +353,7 @@ def _stats(paths: Sequence[str], prefix: int = 0) -> str:
             about = f"{seen.st_size}\0{seen.st_mtime_ns}"
         except OSError as error:  # a link to nothing
             about = str(error.errno)
+        except ValueError:  # a NUL: the code that reads the file refuses it
+            about = "NUL"
         total.update(os.fsencode(path[prefix:]) + f"\0{about}\n".encode())
     return total.hexdigest()

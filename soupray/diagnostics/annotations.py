@@ -24,9 +24,11 @@ or CSV. A class in that JSON is a number of ImageNet.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -104,6 +106,12 @@ def read_annotations(paths: Sequence[Path]) -> Annotations | None:
                 f"{one.source}: {twice[0]!r} is in two files of annotations. Leave it in one."
             )
         samples |= one.samples
+    listed = Counter(name for one in files for name in one.slices)
+    if again := sorted(name for name, times in listed.items() if times > 1):
+        raise ConfigError(
+            f"{' and '.join(one.source for one in files)}: the slice {again[0]} is in two files. "
+            "Leave it in one."
+        )
     return Annotations(
         source=" and ".join(one.source for one in files),
         samples=samples,
@@ -142,8 +150,8 @@ def _read(path: Path) -> Annotations:
 
 def _of_json(text: str, path: Path) -> Annotations:
     try:
-        data = json.loads(text)
-    except ValueError as error:
+        data = json.loads(text, object_pairs_hook=partial(_each_once, path))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON: {error}.") from error
     if _are_mistakes(data):
         return Annotations(
@@ -168,6 +176,15 @@ def _of_json(text: str, path: Path) -> Annotations:
     if "imagenet_m" in data:
         slices["imagenet_m"] = _names(data["imagenet_m"], path, "imagenet_m")
     return Annotations(source=path.name, samples=samples, slices=slices, mistakes={})
+
+
+def _each_once(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON. Of two equal names `json` keeps the last one without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, times in Counter(n for n, _ in pairs).items() if times > 1)
+        raise ConfigError(f"{path}: {twice!r} is there twice in one mapping. Leave one.")
+    return found
 
 
 def _are_mistakes(data: Any) -> bool:
@@ -208,15 +225,27 @@ def _names(value: Any, path: Path, where: str) -> tuple[str, ...]:
 
 
 def _of_csv(text: str, path: Path) -> Annotations:
-    rows = list(csv.reader(text.splitlines()))
-    if rows and tuple(c.strip() for c in rows[0]) == MISTAKES:
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise ConfigError(f"{path}: not CSV: {error}.") from error
+    head = tuple(c.strip() for c in rows[0]) if rows else ()
+    if len(rows) == 1 and head in (COLUMNS, MISTAKES):
+        raise ConfigError(f"{path}: there is no row below its first line.")
+    if head == MISTAKES:
         found = _mistakes_of_csv(rows, path)
         return Annotations(source=path.name, samples={}, slices={}, mistakes=found)
-    if not rows or tuple(c.strip() for c in rows[0]) != COLUMNS:
+    if head != COLUMNS:
         raise ConfigError(
             f"{path}: the first line is {','.join(rows[0]) if rows else ''!r}; it must be "
             f"{','.join(COLUMNS)}, or {','.join(MISTAKES)}."
         )
+    return Annotations(
+        source=path.name, samples=_samples_of_csv(rows, path), slices={}, mistakes={}
+    )
+
+
+def _samples_of_csv(rows: Sequence[Sequence[str]], path: Path) -> dict[str, Said]:
     samples: dict[str, Said] = {}
     for number, row in enumerate(rows[1:], 2):
         if not row:
@@ -225,6 +254,8 @@ def _of_csv(text: str, path: Path) -> Annotations:
         if len(row) != len(COLUMNS):
             raise ConfigError(f"{where}: {len(row)} cells; there are {len(COLUMNS)} columns.")
         name, right, unclear, problematic = (cell.strip() for cell in row)
+        if not name:
+            raise ConfigError(f"{where}: the id is empty.")
         if name in samples:
             raise ConfigError(f"{where}: {name!r} is there twice.")
         if problematic.lower() not in YES + NO:
@@ -236,7 +267,7 @@ def _of_csv(text: str, path: Path) -> Annotations:
         )
         if not (samples[name].right or samples[name].unclear or samples[name].problematic):
             raise ConfigError(f"{where}: {name!r} has no right and no unclear class.")
-    return Annotations(source=path.name, samples=samples, slices={}, mistakes={})
+    return samples
 
 
 def _mistakes_of_csv(rows: Sequence[Sequence[str]], path: Path) -> dict[str, tuple[Assessed, ...]]:

@@ -287,6 +287,13 @@ def _judged(
             f"none of the {len(said.samples)} names in {said.source} is a sample of ID test; the "
             f"first are {', '.join(missing[:SHOWN])}, ids here are {', '.join(ids[:SHOWN])}"
         )
+    if len(set(rows.values())) < len(rows):
+        first: dict[int, str] = {}
+        one = next(name for name, row in rows.items() if first.setdefault(row, name) != name)
+        raise CannotMeasure(
+            f"{said.source} has {first[rows[one]]!r} and {one!r}, which are the same sample of ID "
+            "test; leave one of them"
+        )
     known = numbers_by_name(names)
     found = {row: _numbers(said.samples[name], known) for name, row in rows.items()}
     strange = sorted({c for _, unknown in found.values() for c in unknown})

@@ -78,14 +78,18 @@ def _assessments(
             f"{', '.join(ids[:SHOWN])}"
         )
     known = numbers_by_name(names)
-    found, strange = {}, set()
+    found: dict[tuple[int, int], Assessed] = {}
+    strange = set()
     for sample, row in rows.items():
         for one in said.mistakes[sample]:
             number = number_of(one.answer, known)
             if number is None:
                 strange.add(one.answer)
-            else:
-                found[row, number] = one
+            elif found.setdefault((row, number), one) != one:
+                raise CannotMeasure(
+                    f"{said.source} assesses the answer {names[number]} to {ids[row]} twice: "
+                    f"{found[row, number].severity}, and {one.severity} under {sample!r}"
+                )
     if strange:
         raise CannotMeasure(
             f"{said.source} assesses answers of {len(strange)} classes that the task has not, the "

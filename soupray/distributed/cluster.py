@@ -368,14 +368,42 @@ def make_basis_there(
         EvaluationError: the worker died.
         RayLost: the node of this machine died.
     """
-    task = ray.remote(_make_basis).options(
+    basis: Basis = _on_a_worker(spec, _make_basis, spec, place, key, teacher)
+    return basis
+
+
+def _check_data(spec: SweepSpec, place: Place, basis: Basis) -> None:
+    with importing():
+        from soupray.training.worker import check_data
+
+    check_data(spec, place, basis)
+
+
+def check_data_there(spec: SweepSpec, place: Place, basis: Basis) -> None:
+    """Run `check_data` on a worker, which has the data.
+
+    Args:
+        spec: the sweep.
+        place: where the sweep stores its data.
+        basis: of the sweep.
+
+    Raises:
+        ConfigError: the data changed, or cannot be read.
+        EvaluationError: the worker died.
+        RayLost: the node of this machine died.
+    """
+    _on_a_worker(spec, _check_data, spec, place, basis)
+
+
+def _on_a_worker(spec: SweepSpec, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `function` returns on a worker with the resources of a trial."""
+    task = ray.remote(function).options(
         num_cpus=spec.resources.cpu, num_gpus=spec.resources.gpu, max_retries=2
     )
-    reference, vigil = task.remote(spec, place, key, teacher), Vigil(wanted(spec.resources, 1))
+    reference, vigil = task.remote(*arguments), Vigil(wanted(spec.resources, 1))
     while not ray.wait([reference], timeout=LOOK_S)[0]:
         vigil.look(running=1)  # Ray does not say whether a task waits or runs
-    basis: Basis = get(reference)
-    return basis
+    return get(reference)
 
 
 def get(reference: ray.ObjectRef) -> Any:

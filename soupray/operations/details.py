@@ -406,5 +406,8 @@ def _use_of_entry(
     spec: SweepSpec, entry: Entry, champion: bool, one_model: bool
 ) -> tuple[str, ...]:
     what = f"{spec.name}@champion" if champion else f"'{spec.name}:{entry.name}'"
-    export = f"soupray export {what}{'' if one_model else ' --format onnx'}"
-    return (f"soupray predict {what} INPUT...", f"soupray serve {what}", export)
+    # A graph has one input; a server answers with one class.
+    graph = entry.recipe != "vrf" and not (spec.data.kind == "captions" and spec.targets)
+    written = "" if one_model else f" --format {'onnx' if graph else 'folder'}"
+    served = () if spec.targets else (f"soupray serve {what}",)
+    return (f"soupray predict {what} INPUT...", *served, f"soupray export {what}{written}")

@@ -30,7 +30,7 @@ from soupray.store.objects import check_bucket, create_record
 from soupray.store.weights_file import tensor_digests
 from soupray.tasks.foreign import load_foreign, named_classes
 from soupray.training.trial import stored
-from soupray.training.worker import WorkerContext, make_basis, worker_context
+from soupray.training.worker import WorkerContext, check_data, make_basis, worker_context
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,10 @@ def run_import(spec: SweepSpec, home: Path, named: Sequence[str]) -> Iterator[In
     files = _found(named)
     place = start_services(spec, home).place
     check_bucket(place.storage, place.read_credentials())
-    basis = find_basis(place.open_store(), spec) or make_basis(spec, place, basis_key(spec))
+    known = find_basis(place.open_store(), spec)
+    if known is not None:
+        check_data(spec, place, known)
+    basis = known or make_basis(spec, place, basis_key(spec))
     here = worker_context(spec, place)
     source: dict[str, Path] = {}
     problems: list[SouprayError] = []

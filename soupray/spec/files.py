@@ -57,11 +57,16 @@ def read_regular(path: Path, most: int) -> bytes:
         OSError: there is no such file, it is a folder, a device or a FIFO, or is larger than
             `most`.
     """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "a path cannot have a NUL in it", str(path))
     # Without O_NONBLOCK, to open a FIFO already waits for its other end.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    about = os.fstat(opened)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(opened)
+        what = "a folder, not a file" if stat.S_ISDIR(about.st_mode) else "not a regular file"
+        raise OSError(errno.EINVAL, what, str(path))
+    with os.fdopen(opened, "rb") as file:
         if about.st_size > most:
             raise OSError(errno.EFBIG, f"{about.st_size} bytes, more than {most}", str(path))
         return file.read()

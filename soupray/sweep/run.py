@@ -123,12 +123,15 @@ def run_sweep(
         store = services.place.open_store()
         remember_spec(spec, home, file)
         with Lease(store, layout.lease(spec.name)) as lease:
-            basis = find_basis_or_make(spec, services.place, store, attach, home)
+            known = find_basis(store, spec)
+            basis = basis_or_make(spec, services.place, known, attach, home)
             create_record(store, layout.spec(spec.name, spec.digest), _as_data(spec))
             state = _state(store, spec, basis)
             book = read_book(store, spec, state) if spec.budget else None
             if state.to_train and not (book and account(book, spec).over):
                 attach()
+                if known is not None:
+                    cluster.check_data_there(spec, services.place, known)
             progress, meter = _train(spec, services, store, state, (lease, show), book)
         lease.refuse_loss(spec.name)
     made = _report(spec, services, state, progress, time.time() - started)
@@ -367,10 +370,10 @@ def _planned(
         yield Planned([], search)
 
 
-def find_basis_or_make(
+def basis_or_make(
     spec: SweepSpec,
     place: Place,
-    store: Store,
+    basis: Basis | None,
     attach: Callable[[], None],
     home: Path,
 ) -> Basis:
@@ -379,13 +382,13 @@ def find_basis_or_make(
     Args:
         spec: the sweep.
         place: where the sweep stores its data.
-        store: the store at this place.
+        basis: the stored one, if there is one.
         attach: connects to Ray.
         home: folder for the state of this machine; it knows the sweep of a teacher.
     """
     from soupray.distributed import cluster
 
-    basis, teacher = find_basis(store, spec), None
+    teacher = None
     if spec.teacher is not None:
         from soupray.sweep.teacher import find_teacher, note_other_teacher  # torch: seconds
 

@@ -57,6 +57,7 @@ def find_teacher(spec: SweepSpec, home: Path) -> TeacherSource | None:
         spec=spec_of(recipe),
         place=find_place(theirs, home),
         candidate=recipe.candidate,
+        train=basis.split("train").digest,
         passes=said.forward_passes_per_sample,
         scores=_scores(basis, said, best),
     )

@@ -118,4 +118,31 @@ class PairInputs:
         said = (
             f"{count} of {len(rows)} captions of the {split} split are cut to {self.tokens} tokens"
         )
-        return [said] if count else []
+        return [said] * (count > 0) + self._alike(split, captions)
+
+    def _alike(self, split: str, captions: list[str]) -> list[str]:
+        """How many captions the text tower cannot tell from another one: no query finds them.
+
+        Ties count against a model. Case and spaces, for example, are no part of the tokens of CLIP.
+
+        Raises:
+            ConfigError: a caption has no tokens.
+        """
+        first: dict[bytes, str] = {}
+        same: dict[str, str] = {}
+        rows = [row.numpy().tobytes() for row in self._tokenizer(["", *captions])]
+        for row, caption in zip(rows[1:], captions, strict=True):
+            if row == rows[0]:
+                raise ConfigError(
+                    f"{split}: the caption {caption[:60]!r} has no tokens for this model. Write "
+                    "words, or remove that line."
+                )
+            if first.setdefault(row, caption) != caption:
+                same[caption] = first[row]
+        if not same:
+            return []
+        one, other = next(iter(same.items()))
+        return [
+            f"{len(same)} of {len(set(captions))} different captions of the {split} split have "
+            f"the tokens of another one ({one[:40]!r}, {other[:40]!r}): no model finds them"
+        ]

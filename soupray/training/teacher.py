@@ -26,6 +26,7 @@ class TeacherSource(NamedTuple):
         spec: of its sweep.
         place: where its sweep stores its data.
         candidate: the model.
+        train: digest of the train split of its sweep.
         passes: forward passes that it needs for one sample.
         scores: as in `Teacher`.
     """
@@ -34,6 +35,7 @@ class TeacherSource(NamedTuple):
     spec: SweepSpec
     place: Place
     candidate: Candidate
+    train: str
     passes: int
     scores: dict[str, tuple[float, float]]
 

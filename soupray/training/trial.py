@@ -21,6 +21,7 @@ from soupray.core.ports import Task
 from soupray.core.records import UNITS, Predictions, Split
 from soupray.core.trials import EpochRecord, Ingredient, Manifest, Tombstone, Trial
 from soupray.data.cache import Data
+from soupray.data.changes import refuse_changed
 from soupray.evaluation.cache import save_logits
 from soupray.evaluation.live_model import predict
 from soupray.evaluation.local import LocalWorkers
@@ -63,10 +64,12 @@ def fine_tune(
 
     Raises:
         TrialError: the model does not fit the hyperparameters, or the memory is too small.
+        ConfigError: the data of this machine are not those of the trial.
     """
     known = find_trained(checkpoints.store, trial.key)
     if known is not None:  # stored by a worker that died before it could report the result
         return known
+    refuse_changed(data, dict(zip(("train", "held_out"), trial.data, strict=True)))
     started = time.time()
     resumer = Resumer(checkpoints.store, trial.key)
     group = group or Alone()

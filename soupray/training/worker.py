@@ -15,6 +15,7 @@ from soupray.core.hyperparameters import Hyperparameters
 from soupray.core.ports import Task
 from soupray.core.records import Basis, Predictions, Teacher
 from soupray.data.cache import Data, open_data
+from soupray.data.changes import refuse_changed
 from soupray.evaluation.evaluator import Site, StoredEvaluator
 from soupray.evaluation.local import LocalWorkers
 from soupray.services.place import Place
@@ -124,9 +125,24 @@ def make_basis(
     return create_record(here.checkpoints.store, layout.basis(basis.key), basis)
 
 
+def check_data(spec: SweepSpec, place: Place, basis: Basis) -> None:
+    """Check that the data of this machine are still those of the basis of a sweep.
+
+    Args:
+        spec: of the sweep.
+        place: where its local folder is.
+        basis: of the sweep.
+
+    Raises:
+        ConfigError: a split has changed, or the data cannot be read.
+    """
+    refuse_changed(open_data(spec, place.folder / "data"), {s.name: s.digest for s in basis.splits})
+
+
 def _lesson(there: WorkerContext, teacher: TeacherSource) -> tuple[Predictions, Known]:
     """What a teacher says of the train split of its own sweep, and that split."""
     split = there.data.split("train")
+    refuse_changed(there.data, {"train": teacher.train}, f"teacher: {teacher.entry}: ")
     return there.evaluator().predictions(teacher.candidate, split), _known(there)
 
 
