@@ -461,16 +461,16 @@ def soup_so_far(found: Status) -> list[str]:
     from soupray.search.prefixes import enough_said
 
     said = []
-    measured = [point for point in found.soup if point.greedy is not None]
+    measured = [(point, point.greedy) for point in found.soup if point.greedy is not None]
     if measured:
-        last = measured[-1]
+        last, greedy = measured[-1]
         gain = f", {_points(last.gain)} points over the best single" if last.gain else ""
         said.append(
-            f"greedy soup of the first {last.trials} trials: {_value(last.greedy, found, ' %')} "
+            f"greedy soup of the first {last.trials} trials: {_value(greedy, found, ' %')} "
             f"held-out{gain}."
         )
         if last.added:
-            before = measured[-2].trials
+            before = measured[-2][0].trials
             said.append(
                 f"the last {last.trials - before} of them added {_points(last.added)} points "
                 "(± standard error)."
