@@ -68,6 +68,8 @@ def test_without_epochs_there_is_no_forecast_and_without_a_price_no_usd():
     found = account(Book({}, 0.0, 0, {"a": 3.0}), spec("{gpu_hours: 1}"))
     assert found.forecast is None
     assert found.spent.usd is None
+    moment = account(Book({"a": (hours(0, 5.76e-9),)}, 0.0, 0, {}), spec("{hours: 4}"))
+    assert in_words(moment, spec("{hours: 4}")) == "0 of 4 hours"  # not 5.76e-09
     assert found.over == ()
 
 

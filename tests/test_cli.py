@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -163,6 +164,11 @@ def test_the_spec_is_found_in_the_documented_order(tmp_path, monkeypatch):
     monkeypatch.setenv("SOUPRAY_SPEC", "/named.yaml")
     assert str(find_spec(None, tmp_path)[0]) == "/named.yaml"
     assert find_spec(newest, tmp_path)[0] == newest
+    assert find_spec(Path("mine"), tmp_path) == (newest, "the sweep mine of this home")
+    assert find_spec(Path("other"), tmp_path)[0] == Path("other")  # its reading says what is wrong
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("")  # a file goes first
+    assert find_spec(Path("mine"), tmp_path) == (Path("mine"), "given")
 
 
 def test_doctor_says_a_line_for_each_check(run):

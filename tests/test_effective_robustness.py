@@ -111,6 +111,16 @@ def test_the_own_line_is_that_of_the_trials_and_said_to_be(world):
     assert best.rho == pytest.approx(best.shifted - 1 / (1 + np.exp(-slope * at - intercept)))
     said = " ".join(EFFECTIVE_ROBUSTNESS.section(made).sentences)
     assert "The line is that of the pool's own trials, not of standard models" in said
+    first = made.means[0]
+    for outside in (True, False):  # a rho where the line is drawn beyond its models is named
+        row = msgspec.structs.replace(best, name=first.name, outside=outside)
+        edited = msgspec.structs.replace(
+            made,
+            means=(msgspec.structs.replace(first, low=0.01),),
+            shifts=(msgspec.structs.replace(shift, entries=(row,)),),
+        )
+        said = " ".join(EFFECTIVE_ROBUSTNESS.section(edited).sentences)
+        assert (f"For 1 of these 1 ({first.name}) the line is drawn beyond" in said) == outside
 
 
 def test_the_figure_and_the_table_have_the_same_numbers(world):

@@ -66,6 +66,19 @@ def test_train_and_val_folders_that_are_uneven_are_ranked_by_balanced_accuracy(t
     inside("sweep", spec, "--dry-run", "--home", tmp_path / "home")
 
 
+def test_the_small_clip_in_this_package_brings_its_weights(tmp_path):
+    images(tmp_path / "marks", {"one": 12, "two": 12})
+    spec = tmp_path / "marks.yaml"
+    spec.write_text(images_spec("marks", tmp_path / "marks", "soupray:digits").text)
+    found = load(spec)
+    assert (found.task.kind, found.task.model) == ("open_clip", "soupray:digits")
+    assert (found.task.pretrained, found.task.classes) == (None, ("one", "two"))
+    _, classes, _ = planned(found)
+    assert [c.name for c in classes] == ["one", "two"]
+    with pytest.raises(ConfigError, match=r"none has no open_clip_config\.json"):
+        images_spec("marks", tmp_path / "marks", f"local-dir:{tmp_path}/none")
+
+
 def test_a_table_of_texts_is_read_by_the_names_of_its_columns(tmp_path):
     rows = [
         [str(k), text, of] for of in ("food", "weather") for k, text in enumerate(texts(of, 30))

@@ -263,6 +263,10 @@ def test_the_soup_so_far_is_shown_by_status_watch_mlflow_and_report(run):
     spec, _, _store = run.world()
     status = find_status(spec, run.home)
     assert [point.trials for point in status.soup] == [2, 3, 4]
+    greedy = [point for point in status.soup if point.greedy is not None][-1].greedy
+    assert f" trials: {100 * greedy:.1f} % held-out" in shown  # as the best trial above it
+    assert "Accuracy in % on held-out data." in shown
+    assert [row[1] for row in table if len(row) > 4][-1] == f"{100 * status.soup[-1].best:.1f}"
     (sweep,) = [r for r in run.tracked() if r.data.tags["mlflow.runName"] == "sweep mini"]
     ensemble = status.soup[-1].ensemble
     assert sweep.data.metrics["soup_so_far/ensemble"] == pytest.approx(ensemble)

@@ -44,7 +44,7 @@ def edited(which: str, *edits: tuple[str, str]) -> SweepSpec:
             "task.templates: unknown key. It is a key of another kind of task. Allowed: kind",
         ),
         ("digits", "train_per_class", "train_per_clas", "Did you mean 'train_per_class'?"),
-        ("fashion", "kind: idx ", "knd: idx ", "data: 'this mapping' is not allowed: Unable to"),
+        ("fashion", "kind: idx ", "knd: idx ", "data: Unable to"),
         ("fashion", "  train: 10000 ", "  trains: 10000 ", "data.trains: unknown key. Did you"),
         ("fashion", "folders: ", "folder: ", "data.folder: unknown key. Did you mean 'folders'?"),
         ("fashion", "[blurred,", "[blured,", "'blured' is not allowed: Input should be 'inverted'"),

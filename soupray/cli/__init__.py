@@ -52,8 +52,9 @@ def cli(debug: bool) -> None:
     soupray serve digits@champion        use it over HTTP
     soupray ui                           compare everything in MLflow
 
-    SPEC may be left out: SOUPRAY_SPEC, else the newest sweep of this home, else
-    sweeps/digits.yaml. The Tab key completes verbs, options and SPEC after
+    SPEC is a file. Verbs that read one SPEC also know a sweep of this home by its
+    name. SPEC may be left out: SOUPRAY_SPEC, else the newest sweep of this home,
+    else sweeps/digits.yaml. The Tab key completes verbs, options and SPEC after
     eval "$(_SOUPRAY_COMPLETE=bash_source soupray)"; also zsh_source, fish_source.
     """
     show_log()

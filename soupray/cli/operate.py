@@ -84,7 +84,8 @@ def init(
 ) -> None:
     r"""Look at your data and write NAME.yaml, a spec with comments that runs as it is.
 
-    --model is ARCHITECTURE/TAG of open_clip, MODEL.TAG of timm, or a model of transformers.
+    --model is ARCHITECTURE/TAG of open_clip, soupray:digits, MODEL.TAG of timm, or a model of
+    transformers.
 
     \b
     soupray init pets --image-folder pets/

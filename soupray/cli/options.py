@@ -91,11 +91,11 @@ def home_option(command: Command) -> Command:
 
 
 def load_named(spec: Path | None, home: Path) -> tuple[Path, SweepSpec]:
-    """The spec, named on stderr if it was not given."""
+    """The spec, named on stderr if its path was not given."""
     from soupray.services.home import load_spec
 
     path, loaded, said = load_spec(spec, home)
-    if spec is None:
+    if path != spec:
         from soupray.core.names import indented
 
         click.echo(indented(said), err=True)

@@ -437,20 +437,21 @@ def show_curve(found: Status) -> None:
     for point in found.soup:
         shown.add_row(
             str(point.trials),
-            _or_dash(point.best, ".4f"),
-            _or_dash(point.uniform, ".4f"),
-            _or_dash(point.greedy, ".4f"),
-            _or_dash(point.ensemble, ".4f"),
+            *(
+                "-" if value is None else _value(value, found)
+                for value in (point.best, point.uniform, point.greedy, point.ensemble)
+            ),
             _points(point.gain) if point.gain else "-",
             _points(point.added) if point.added else "-",
         )
     out.print(shown)
     out.print(
         wrapped(
-            "On held-out data. uniform: mean of all weights; greedy: of those that lower the loss "
-            "of their ensemble, the mean of outputs. gain: of greedy over the best single model, "
-            "in points; added: by the trials since the last soup; with standard errors, paired by "
-            "sample. -: not measured, as soups take at most 2 % of the time of training."
+            f"{_unit(found)} on held-out data. uniform: mean of all weights; greedy: of those that "
+            "lower the loss of their ensemble, the mean of outputs. gain: of greedy over the best "
+            "single model, in points; added: by the trials since the last soup; with standard "
+            "errors, paired by sample. -: not measured, as soups take at most 2 % of the time of "
+            "training."
         )
     )
 
@@ -460,15 +461,16 @@ def soup_so_far(found: Status) -> list[str]:
     from soupray.search.prefixes import enough_said
 
     said = []
-    measured = [point for point in found.soup if point.greedy is not None]
+    measured = [(point, point.greedy) for point in found.soup if point.greedy is not None]
     if measured:
-        last = measured[-1]
+        last, greedy = measured[-1]
         gain = f", {_points(last.gain)} points over the best single" if last.gain else ""
         said.append(
-            f"greedy soup of the first {last.trials} trials: {last.greedy:.4f} held-out{gain}."
+            f"greedy soup of the first {last.trials} trials: {_value(greedy, found, ' %')} "
+            f"held-out{gain}."
         )
         if last.added:
-            before = measured[-2].trials
+            before = measured[-2][0].trials
             said.append(
                 f"the last {last.trials - before} of them added {_points(last.added)} points "
                 "(± standard error)."
@@ -476,6 +478,20 @@ def soup_so_far(found: Status) -> list[str]:
     if found.enough is not None:
         said.append(f"{enough_said(found.enough)} (search.stop).")
     return said
+
+
+def _unit(found: Status) -> str:
+    """The metric by which trials are compared, and its unit if it has one."""
+    from soupray.maths.metrics import SHARES
+
+    metric = found.best.metric if found.best else ""
+    said = f"{metric} in %" if metric in SHARES else metric
+    return said[:1].upper() + said[1:]
+
+
+def _value(value: float, found: Status, unit: str = "") -> str:
+    """A score of the metric by which trials are compared: a share in %."""
+    return f"{percent(value)}{unit}" if _unit(found).endswith("%") else f"{value:.4f}"
 
 
 def _points(difference: Difference) -> str:

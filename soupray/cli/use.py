@@ -124,10 +124,10 @@ def _say(done: Predicted, model: str, output: Path | None) -> None:
     for name, why in done.failed.items():
         say(f"cannot be read: {name}: {why}")
     shares = sorted(done.classes.items(), key=lambda one: -one[1])
-    said = ", ".join(f"{name} {count}" for name, count in shares[:6])
+    said, rest = ", ".join(f"{name} {count}" for name, count in shares[:6]), len(shares) - 6
     say(
         f"{done.predicted} of {total} inputs predicted with {model}{': ' if shares else ''}"
-        f"{said}{' ...' if len(shares) > 6 else ''}.{f' {output}' if output else ''}"
+        f"{said}{f', {rest} more classes' if rest > 0 else ''}.{f' {output}' if output else ''}"
     )
 
 

@@ -308,6 +308,13 @@ def _sentences(made: Robustness) -> tuple[str, ...]:
         f"([{points(best.low)}, {points(best.high)}]).",
         f"Share of variance that the line explains (R²): {fits}.",
     ]
+    beyond = {r.name for s in made.shifts for r in s.entries if r.outside}
+    if far := [name for name in above if name in beyond]:
+        said.insert(
+            1,
+            f"For {len(far)} of these {len(above)} ({', '.join(far)}) the line is drawn beyond the "
+            "models that made it (* in the table): do not trust their rho.",
+        )
     loose = [s.name for s in made.shifts if s.r2 < LOOSE]
     if loose:
         said.append(

@@ -18,6 +18,7 @@ from soupray.data.folders import EXTENSIONS, walked
 from soupray.data.text import DELIMITERS, JSON_LINES
 from soupray.spec.schema import shipped
 from soupray.spec.sweep_spec import NAME_ALLOWED, NAME_PATTERN
+from soupray.tasks.files import clip_folder
 
 IMAGE_MODEL = "ViT-B-32/laion2b_s34b_b79k"
 TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -71,7 +72,8 @@ def images_spec(name: str, folder: Path, model: str = IMAGE_MODEL) -> Drafted:
         name: of the sweep.
         folder: with a folder for each class, or with folders `train` and `test` (or `val`) that
             have these.
-        model: `ARCHITECTURE/TAG` of open_clip, or a model of timm.
+        model: `ARCHITECTURE/TAG` of open_clip, `local-dir:PATH` or `soupray:digits`, or a model of
+            timm.
 
     Raises:
         ConfigError: there is no such folder, fewer than two classes with images in it, or a class
@@ -237,13 +239,20 @@ def _column(
 
 def _image_task(model: str, classes: list[str]) -> list[str]:
     named = [name.replace("_", " ") for name in classes]
+    prompts = [
+        f"classes: {_listed(named)}    # the words of the prompts",
+        'templates: ["a photo of a {}.", "a picture of a {}."]',
+    ]
+    if clip_folder(model) is not None:
+        return ["kind: open_clip", f"model: {_quoted(model)}    # with its weights", *prompts]
     architecture, slash, tag = model.partition("/")
     if not slash:
         architecture, dot, tag = model.partition(".")
         if not dot:
             raise ConfigError(
                 f"--model {model}: name the pre-trained weights too: {model}.TAG of timm, such as "
-                "resnet50.a1_in1k, or ARCHITECTURE/TAG of open_clip."
+                "resnet50.a1_in1k, or ARCHITECTURE/TAG of open_clip. Models that bring theirs: "
+                "soupray:digits, the small CLIP in this package, and local-dir:PATH."
             )
         return [
             "kind: timm",
@@ -255,8 +264,7 @@ def _image_task(model: str, classes: list[str]) -> list[str]:
         "kind: open_clip",
         f"model: {_quoted(architecture)}",
         f"pretrained: {_quoted(tag)}    # a tag of open_clip, or a file",
-        f"classes: {_listed(named)}    # the words of the prompts",
-        'templates: ["a photo of a {}.", "a picture of a {}."]',
+        *prompts,
     ]
 
 

@@ -208,7 +208,14 @@ def in_words(found: Account, spec: SweepSpec) -> str:
         if limit is None:
             continue
         will = (
-            "" if found.forecast is None else f", all trials: {getattr(found.forecast, name):.3g}"
+            ""
+            if found.forecast is None
+            else f", all trials: {_short(getattr(found.forecast, name))}"
         )
-        said.append(f"{getattr(found.spent, name):.3g} of {limit:.4g} {unit}{will}")
+        said.append(f"{_short(getattr(found.spent, name))} of {limit:.4g} {unit}{will}")
     return "; ".join(said)
+
+
+def _short(amount: float) -> str:
+    """Three digits, and at most four decimals: no 5.76e-09 hours."""
+    return f"{round(amount, 4):.3g}"

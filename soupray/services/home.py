@@ -54,13 +54,16 @@ def find_spec(given: Path | None, home: Path) -> tuple[Path, str]:
     The order is: the argument, SOUPRAY_SPEC, the newest sweep of this home, the demo.
 
     Args:
-        given: path on the command line, if any.
+        given: path on the command line, or the name of a sweep of this home; None: neither.
         home: folder for the state of this machine.
 
     Raises:
         ConfigError: there is no spec.
     """
     if given is not None:
+        kept = home / "sweeps" / f"{given}.yaml"
+        if given.parent == Path() and not given.exists() and kept.exists():
+            return kept, f"the sweep {given} of this home"
         return given, "given"
     named = os.environ.get("SOUPRAY_SPEC")
     if named:

@@ -83,10 +83,12 @@ def _explained(place: Place, mistake: Any, root: type[SpecModel]) -> str:
     write = example_of(place)
     if mistake["type"] == "missing":
         return f"{where}: required, but not given.{f' For example: {write}.' if write else ''}"
-    value = mistake["input"] if not isinstance(mistake["input"], dict) else "this mapping"
+    value = mistake["input"]
     message = mistake["msg"].removeprefix("Value error, ")
     if not message.isprintable():  # it repeats a value
         message = one_line(message)
+    if isinstance(value, dict):  # too long to show; the message says what in it is wrong
+        return f"{where}: {message}."
     shown = mask(repr(value))
     shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]} ..."
     example = f" For example: {write}." if write else ""
