@@ -146,6 +146,34 @@ def metered(budget: str, manifests: dict) -> tuple[Meter, SweepProgress, Clock, 
     )
 
 
+def test_the_start_of_a_worker_is_no_longer_counted_after_the_first_epoch():
+    """It is in no record: the cost of a trial would fall when the trial ends. Here it takes 90 s."""
+    manifests: dict = {}
+    meter, _progress, clock, _ = metered("{hours: 2}", manifests)
+    a = key("a")
+    meter.started(a)
+    clock.now = 90
+    assert meter.account().spent.hours == pytest.approx(90 / 3600)
+    clock.now = 100
+    epoch = EpochRecord(epoch=1, train_loss=1, held_out_correct=1, held_out_n=2, seconds=10)
+    meter.epoch(a, epoch)
+    assert meter.account().spent.hours == pytest.approx(10 / 3600)
+    clock.now = 110
+    meter.epoch(a, structs.replace(epoch, epoch=2))
+    assert meter.account().spent.hours == pytest.approx(20 / 3600)
+    manifests[a] = structs.replace(
+        ingredient(a, scores(5)), trial=structs.replace(trial(a), sweep="s"), started=90.0,
+        finished=110.0,
+    )  # fmt: skip
+    meter.finished(a, complete=True)
+    assert meter.account().spent.hours == pytest.approx(20 / 3600)
+    # Another trial: 5 s of start, and a first epoch of 3 s.
+    meter.started(key("b"))
+    clock.now = 118
+    meter.epoch(key("b"), structs.replace(epoch, seconds=3))
+    assert meter.account().spent.hours == pytest.approx(23 / 3600)
+
+
 def test_when_the_clock_reaches_the_budget_it_is_said_once_and_running_trials_end():
     manifests: dict = {}
     meter, progress, clock, said = metered("{hours: 2}", manifests)

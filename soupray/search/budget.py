@@ -5,7 +5,8 @@ A trial costs the time in which it was trained, times its GPUs or cores:
     a trial that is over            from its start to its end, at least the sum of its epochs
     one that the scheduler stopped  its epochs, each as long as the last one
     one that was interrupted        the epochs of its saved state
-    one that runs now               the time since it was started
+    one that runs now               the time since its training began; before its first epoch is
+                                    over, since its worker was started
 
 Each trial is counted once, whoever looks and how often a driver crashed. What is in no record is
 not counted: of an attempt that was killed, what came after its last saved state. A trial that

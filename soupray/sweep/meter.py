@@ -45,6 +45,7 @@ class Meter:
         self._spec, self._book, self._next, self._read = spec, book, progress, read
         self._tell, self._clock = tell, clock
         self._since: dict[str, float] = {}
+        self._starting = set[str]()  # of these no epoch was heard yet
         self.over: tuple[str, ...] = ()
         progress.extra = lambda: f", {in_words(self.account(), spec)}"
 
@@ -77,10 +78,14 @@ class Meter:
     def started(self, key: str) -> None:
         """See `TrialEvents`."""
         self._since[key] = self._clock()
+        self._starting.add(key)
         self._next.started(key)
 
     def epoch(self, key: str, record: EpochRecord) -> None:
         """See `TrialEvents`."""
+        if key in self._starting and key in self._since:  # its worker's start is in no record
+            self._since[key] = max(self._since[key], self._clock() - record.seconds)
+        self._starting.discard(key)
         book = self._book
         self._book = book._replace(seconds=book.seconds + record.seconds, epochs=book.epochs + 1)
         self._plan({key: max(0.0, book.left.get(key, 0.0) - 1)})

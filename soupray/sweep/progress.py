@@ -46,7 +46,8 @@ class Live(NamedTuple):
 
     Attributes:
         trial: the trial.
-        since: when it began to run, in seconds since the epoch.
+        since: when its training began, in seconds since the epoch; before its first epoch is over,
+            when its worker began to start.
         history: the epochs that the driver has heard of.
     """
 
@@ -82,6 +83,7 @@ class SweepProgress:
         self._epochs: dict[str, EpochRecord] = {}
         self._history: dict[str, dict[int, EpochRecord]] = {}
         self._running: dict[str, float] = {}
+        self._starting = set[str]()  # of these no epoch was heard yet
         self._read, self._tell = read, tell
         self._done: dict[str, Manifest | None] = {}
         self.complete = self.diverged = self.given_up = 0
@@ -129,10 +131,14 @@ class SweepProgress:
     def started(self, key: str) -> None:
         """Record that a trial runs, and since when."""
         self._running[key] = time.time()
+        self._starting.add(key)
         self._show()
 
     def epoch(self, key: str, record: EpochRecord) -> None:
         """Record the scores of a finished epoch of a trial."""
+        if key in self._starting and key in self._running:
+            self._running[key] = max(self._running[key], time.time() - record.seconds)
+        self._starting.discard(key)
         self._epochs[key] = record
         self._history.setdefault(key, {})[record.epoch] = record  # a repeated epoch is the same
         if self._left[key] > 0:  # a repeated trial trains its epochs again; each counts once
