@@ -147,7 +147,7 @@ def metered(budget: str, manifests: dict) -> tuple[Meter, SweepProgress, Clock, 
 
 
 def test_the_start_of_a_worker_is_no_longer_counted_after_the_first_epoch():
-    """It is in no record: the cost of a trial would fall when the trial ends. Here it takes 90 s."""
+    """It is in no record, so that the cost would fall when the trial ends. Here it takes 90 s."""
     manifests: dict = {}
     meter, _progress, clock, _ = metered("{hours: 2}", manifests)
     a = key("a")
