@@ -131,7 +131,7 @@ def diagnose(
     \b
     soupray diagnose sweeps/digits.yaml --dry-run
     soupray diagnose sweeps/digits.yaml
-    soupray diagnose sweeps/digits.yaml --with sweeps/digits_network.yaml --only families
+    soupray diagnose digits.yaml --with digits_network.yaml --only families
     soupray diagnose --only pairs --pairs 40 --output results/more
     """
     from soupray.cli.tables import print_json, show_planned
