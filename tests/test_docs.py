@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -238,8 +239,7 @@ def ran(page: str, run) -> list[str]:
 def stand(run, folder, monkeypatch) -> None:
     """Stand in a folder in which the commands of the documents work."""
     (folder / ".home").symlink_to(run.home)
-    (folder / "results").mkdir()
-    (folder / "results" / "mini").symlink_to(run.output)
+    shutil.copytree(run.output, folder / "results" / "mini")  # `rebuild` writes into it
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SOUPRAY_SPEC", str(run.spec))
     digits = load_digits()

@@ -94,6 +94,17 @@ def test_the_trials_that_run_are_told_with_all_their_epochs(progress):
     assert progress.live() == []
 
 
+def test_a_trial_runs_since_its_training_began(progress, monkeypatch):
+    """Its worker took from 100 to 160 to start: `status` counts its cost from there on."""
+    now = [100.0]
+    monkeypatch.setattr("soupray.sweep.progress.time.time", lambda: now[0])
+    progress.started("a")
+    assert [one.since for one in progress.beat().running] == [100.0]
+    for now[0], number in ((170.0, 1), (180.0, 2)):
+        progress.epoch("a", msgspec.structs.replace(epoch(number), seconds=10.0))
+        assert [one.since for one in progress.beat().running] == [160.0]
+
+
 def test_a_failed_trial_is_told_with_its_reason_and_no_longer_runs(progress, told, heard):
     progress.started("c")
     assert "(0 of 3 trials, 1 running)" in line(progress.progress)
