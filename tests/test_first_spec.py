@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from conftest import inside
+from conftest import ROOT, inside
 from PIL import Image
 from tiny_text import texts, write_model
 
@@ -72,6 +72,8 @@ def test_the_small_clip_in_this_package_brings_its_weights(tmp_path):
     spec.write_text(images_spec("marks", tmp_path / "marks", "soupray:digits").text)
     found = load(spec)
     assert (found.task.kind, found.task.model) == ("open_clip", "soupray:digits")
+    demo = load(ROOT / "sweeps" / "digits.yaml")
+    assert found.search.space.lr == demo.search.space.lr  # those of a large CLIP hardly move it
     assert (found.task.pretrained, found.task.classes) == (None, ("one", "two"))
     _, classes, _ = planned(found)
     assert [c.name for c in classes] == ["one", "two"]

@@ -202,6 +202,7 @@ def test_a_spec_that_is_a_pipe_or_a_device_is_refused(tmp_path):
         ("seed: 0\n", f"seed: {2**63}\n", "less than 9223372036854775808"),
         ("seed: 0\n", f"seed: {10**90}\n", "seed: 1000000000"),
         ("threads: 1", "threads: 1000000", "less than or equal to 1024"),
+        ("kind: open_clip", "kind: open_clip\n  scale: 1e300", "less than or equal to 1000"),
         ("name: digits\n", 'name: "small\\n"\n', "1 to 63 lower-case letters"),
         ("name: digits\n", f"name: {'a' * 64}\n", "1 to 63 lower-case letters"),
         ("name: digits\n", 'name: "\\x1b[31m"\n', "1 to 63 lower-case letters"),

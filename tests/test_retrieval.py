@@ -424,7 +424,7 @@ def test_a_k_that_every_model_reaches_is_refused(world, tmp_path):
 def test_a_query_of_another_split_is_refused_and_a_document_is_not(world, tmp_path):
     write(tmp_path, "test.csv", [("a new soup", PAIRS[0][1]), (PAIRS[1][0], "a new document")])
     data = {"test": str(tmp_path / "test.csv")}
-    with pytest.raises(ConfigError, match=r"1 of . images of the (train|held_out) split are in an"):
+    with pytest.raises(ConfigError, match=r"1 of . texts of the (train|held_out) split are in an"):
         open_data(spec(world, data=data), tmp_path / "cache")
     dropped = open_data(spec(world, data={**data, "overlap": "drop"}), tmp_path / "cache")
     assert sum(s.size for s in dropped.splits) == 14 + 2 - 1

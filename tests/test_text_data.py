@@ -125,6 +125,40 @@ def test_a_broken_file_is_named_with_the_line(folder, name, content, said):
     assert said in str(error.value)
 
 
+def test_rows_that_cannot_be_read_are_left_out_if_the_spec_says_so(folder):
+    whole = read(opened(folder), "train")[0]
+    with (folder / "train.csv").open("a") as file:
+        file.write("fruit,bread\nfood\nfood,  \n")
+    (folder / "short.jsonl").write_text(
+        '{"text": "soup", "label": "food"}\n{"text": "a"}\n[1]\n{\'text\'}\n'
+    )
+    data = opened(folder, ("held_out: 12", "held_out: 12\n  on_error: skip"))
+    assert read(data, "train")[0] == whole  # 48 of 48 + 12 rows; three are left out
+    assert read(data, "short")[0] == ["soup"]
+    train, short = (next(n for n in data.notes if f"{name} are left out" in n) for name in
+                    ("train.csv", "short.jsonl"))  # fmt: skip
+    assert train.startswith("3 of 63 rows of ")
+    assert short.startswith("3 of 4 rows of ")
+    for said in (
+        "train.csv:62: the label 'fruit' is not one of task.classes: ",
+        "train.csv:63: 1 cells in a table of 2 columns",
+        "train.csv:64: the text is empty",
+    ):
+        assert said in train
+    for said in ("short.jsonl:2: no text in column 'label'", "short.jsonl:4: not JSON"):
+        assert said in short
+
+
+def test_what_is_left_out_is_never_all_and_never_behind_a_quote(folder):
+    skip = ("held_out: 12", "held_out: 12\n  on_error: skip")
+    (folder / "train.csv").write_text("label,texts\nfood,a\nfood,b\n")
+    with pytest.raises(ConfigError, match=r"no sample in it. The first row: .*csv:2: no text in"):
+        opened(folder, skip)
+    (folder / "train.csv").write_text('label,text\nfood,"a\nfood,b\n')
+    with pytest.raises(ConfigError, match="in the row of line 2: unexpected end of data"):
+        opened(folder, skip)
+
+
 def test_files_that_are_not_there_or_not_text(folder):
     with pytest.raises(ConfigError, match=r"gone\.csv: cannot be read: No such file"):
         opened(folder, ("train.csv", "gone.csv"))

@@ -248,7 +248,8 @@ class _Builder:
         if not rows:
             return set()
         pairs = [f"{part.ids[row]} = {self._seen[contents[row].source]}" for row in rows]
-        said = f"{len(rows)} of {len(contents)} images of the {name} split are in another split too"
+        what = "texts" if isinstance(part, Samples) and part.images.ndim == 2 else "images"
+        said = f"{len(rows)} of {len(contents)} {what} of the {name} split are in another split too"
         said += f": {'; '.join(pairs[:SHOWN])}{' ...' if len(rows) > SHOWN else ''}"
         if self._spec.data.overlap == "fail":
             raise ConfigError(f"{said}. Remove them, or write data.overlap: drop.")

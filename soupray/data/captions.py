@@ -14,8 +14,8 @@ from soupray.data.decoding import Look
 from soupray.data.folders import MOST_BYTES
 from soupray.data.reading import Content, decode_each, new_array, sha256
 from soupray.data.splits import Listing, Raw, listing
-from soupray.data.text import first_equal, ids_of, pair_rows, rows_of, short
-from soupray.spec.files import path_of, read_regular
+from soupray.data.text import first_equal, ids_of, pairs_of, short
+from soupray.spec.files import read_regular
 from soupray.spec.tables import CaptionsSpec
 
 
@@ -34,7 +34,7 @@ def read_captions(named: str, spec: CaptionsSpec) -> Listing:
         ConfigError: the table is missing, broken or empty, a column is not there, or a caption is
             empty or too long.
     """
-    path, rows = pair_rows(named, spec, "caption")
+    path, rows, notes = pairs_of(named, spec)
     files = [path.parent / row.text for row in rows]
     captions = short([(row.label.strip(), row.where) for row in rows], path, spec)
 
@@ -43,7 +43,8 @@ def read_captions(named: str, spec: CaptionsSpec) -> Listing:
 
     numbers = np.array([first_equal(list(map(str, files))), first_equal(captions)], np.int64).T
     found = listing(ids_of(path, len(rows)), np.zeros(len(rows)), read)
-    return found._replace(labels=np.ascontiguousarray(numbers), captions=tuple(captions))
+    numbers = np.ascontiguousarray(numbers)
+    return found._replace(labels=numbers, captions=tuple(captions), notes=notes)
 
 
 def image_files(spec: CaptionsSpec) -> list[str]:
@@ -54,8 +55,8 @@ def image_files(spec: CaptionsSpec) -> list[str]:
     """
     found: dict[str, None] = {}
     for named in spec.files:
-        path = path_of(named, "data")
-        found |= {str(path.parent / row.text): None for row in rows_of(path, spec, {})}
+        path, rows, _ = pairs_of(named, spec)
+        found |= {str(path.parent / row.text): None for row in rows}
     return list(found)
 
 

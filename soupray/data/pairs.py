@@ -14,7 +14,7 @@ from soupray.core.records import Objective
 from soupray.core.texts import BETWEEN, pack_pairs
 from soupray.data.captions import read_captions
 from soupray.data.splits import Part, Samples, draw, held_out_shares, listing, set_aside
-from soupray.data.text import first_equal, ids_of, pair_rows, short
+from soupray.data.text import first_equal, ids_of, pairs_of, short
 from soupray.spec.tables import CaptionsSpec, PairsSpec, TextSpec
 
 
@@ -90,12 +90,12 @@ def read_pairs(named: str, spec: TextSpec) -> Samples:
         ConfigError: the file is missing, broken or empty, a column is not there, or a text is empty
             or too long.
     """
-    path, rows = pair_rows(named, spec, "document")
+    path, rows, notes = pairs_of(named, spec)
     queries = short([(row.text, row.where) for row in rows], path, spec)
     documents = short([(row.label.strip(), row.where) for row in rows], path, spec)
     numbers = np.array([first_equal(queries), first_equal(documents)], np.int64).T
     pairs = pack_pairs(list(zip(queries, documents, strict=True)))
-    return Samples(ids_of(path, len(rows)), pairs, np.ascontiguousarray(numbers))
+    return Samples(ids_of(path, len(rows)), pairs, np.ascontiguousarray(numbers), notes)
 
 
 def queries_of(rows: Uint8) -> Iterator[Any]:

@@ -23,15 +23,18 @@ class Samples(NamedTuple):
         ids: N strings.
         images: images [N, C, H, W] or texts [N, L].
         labels: [N].
+        notes: what of the source is not among the samples, and why.
     """
 
     ids: list[str]
     images: Images
     labels: Labels
+    notes: tuple[str, ...] = ()
 
     def take(self, rows: Indices) -> Samples:
         """The samples at the positions `rows`, in the order of `rows`."""
-        return Samples([self.ids[i] for i in rows], self.images[rows], self.labels[rows])
+        ids = [self.ids[i] for i in rows]
+        return Samples(ids, self.images[rows], self.labels[rows], self.notes)
 
 
 Raw = bytes | Uint8

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,11 +16,14 @@ from soupray.core.errors import ConfigError
 from soupray.core.texts import cut, pack
 from soupray.data.splits import Samples, draw, held_out_shares, set_aside, shares, shown_name
 from soupray.spec.class_numbers import number_of, numbers_by_name
-from soupray.spec.files import path_of, read_regular
+from soupray.spec.files import each_once, path_of, read_regular
 from soupray.spec.tables import PairsSpec, TextSpec
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
+
+SHOWN, LISTED = 5, 20
+"""Numbers of rows and of classes that a message lists."""
 
 MOST_BYTES = 4 * 2**30
 """The largest file: all its texts are in memory at a time."""
@@ -31,6 +35,14 @@ class Row(NamedTuple):
     text: str
     label: str
     where: str
+
+
+class Table(NamedTuple):
+    """A file with texts: its path, its rows, and notes on those that are left out."""
+
+    path: Path
+    rows: list[Row]
+    notes: tuple[str, ...]
 
 
 def split_texts(spec: TextSpec, classes: Sequence[str], seed: int) -> dict[str, Samples]:
@@ -75,24 +87,23 @@ def read_texts(named: str, spec: TextSpec, classes: Sequence[str]) -> Samples:
         classes: names of the task's classes, which are the labels in the file.
 
     Raises:
-        ConfigError: the file is missing, broken or empty, a column or a label is unknown, or a text
-            is too long.
+        ConfigError: the file is missing, broken or empty, or a text is too long; or (without
+            `on_error: skip`) a row has another number of cells, no such column, an empty text, or a
+            label that is no class.
     """
-    path, known = path_of(named, "data"), numbers_by_name(classes)
-    rows, labels = list[Row](), list[int]()
-    for row in rows_of(path, spec, known):
-        number = number_of(row.label, known)
-        if number is None:
+    known = numbers_by_name(classes)
+
+    def check(row: Row) -> None:
+        if number_of(row.label, known) is None:
             raise ConfigError(
                 f"{row.where}: the label {row.label!r} is not one of task.classes: "
-                f"{', '.join(classes)}."
+                f"{', '.join(classes[:LISTED])}{', ...' * (len(classes) > LISTED)}."
             )
-        rows.append(row)
-        labels.append(number)
-    if not rows:
-        raise ConfigError(f"{path}: there is no sample in it.")
+
+    path, rows, notes = _table(named, spec, known, check)
     texts = pack(short([(row.text, row.where) for row in rows], path, spec))
-    return Samples(ids_of(path, len(rows)), texts, np.array(labels, np.int64))
+    labels = [number_of(row.label, known) for row in rows]
+    return Samples(ids_of(path, len(rows)), texts, np.array(labels, np.int64), notes)
 
 
 def ids_of(path: Path, count: int) -> list[str]:
@@ -128,61 +139,77 @@ def short(texts: Sequence[tuple[str, str]], path: Path, spec: PairsSpec) -> list
     return [cut(text, spec.max_bytes) for text, _ in texts]
 
 
-def pair_rows(named: str, spec: PairsSpec, second: str) -> tuple[Path, list[Row]]:
-    """The path of a table of pairs, and its rows.
+def pairs_of(named: str, spec: PairsSpec) -> Table:
+    """The rows of a table of pairs.
 
     Args:
-        named: the path, as the spec names it.
-        spec: names the columns.
-        second: what messages call the second one of a pair.
+        named: its path, as the spec names it.
+        spec: names the columns, and says what happens to rows that cannot be read.
 
     Raises:
-        ConfigError: the table is missing, broken or empty, a column is not there, or a text is
-            empty.
+        ConfigError: see `read_texts`, or a document or a caption is empty.
     """
-    path = path_of(named, "data")
-    rows = list(rows_of(path, spec, {}))
-    if not rows:
-        raise ConfigError(f"{path}: there is no pair in it.")
     _, column = spec.columns.values()
-    for row in rows:
+    what = "document" if isinstance(spec, TextSpec) else "caption"
+
+    def check(row: Row) -> None:
         if not row.label.strip():
             raise ConfigError(
-                f"{row.where}: the {second}, in column {column!r}, is empty. Remove that line."
+                f"{row.where}: the {what}, in column {column!r}, is empty. Remove that line."
             )
-    return path, rows
+
+    return _table(named, spec, {}, check)
 
 
-def rows_of(path: Path, spec: PairsSpec, known: Mapping[str, int]) -> Iterator[Row]:
-    """The samples of a file, without white space at the ends of their texts.
+def _table(
+    named: str, spec: PairsSpec, known: Mapping[str, int], check: Callable[[Row], None]
+) -> Table:
+    """The rows of a file. `check` raises ConfigError for a label that is none."""
+    path = path_of(named, "data")
+    rows, problems = list[Row](), list[str]()
+    for where, cells in _records(path, _read(path), spec, known):
+        try:
+            row = _row(where, cells(), spec)
+            check(row)
+            rows.append(row)
+        except ConfigError as error:
+            if spec.on_error == "fail":
+                raise
+            problems.append(str(error))
+    if not rows:
+        why = f" The first row: {problems[0]}" if problems else ""
+        raise ConfigError(f"{path}: there is no {'sample' if known else 'pair'} in it.{why}")
+    if not problems:
+        return Table(path, rows, ())
+    shown = " ".join(problems[:SHOWN]) + (" ..." if len(problems) > SHOWN else "")
+    count = f"{len(problems)} of {len(problems) + len(rows)}"
+    return Table(path, rows, (f"{count} rows of {path} are left out: {shown}",))
 
-    Args:
-        path: of the file.
-        spec: names the columns.
-        known: numbers of the classes by the names that mean them; empty: labels are no classes.
 
-    Raises:
-        ConfigError: the file is missing or broken, a column is not there, or a text is empty.
-    """
+def _row(where: str, found: dict[str, str], spec: PairsSpec) -> Row:
+    """A row of a file, without white space at the ends of its text."""
     first, second = spec.columns.values()
-    for where, found in _records(path, _read(path), spec, known):
-        for column in (first, second):
-            if not isinstance(found.get(column), str):
-                raise ConfigError(
-                    f"{where}: no text in column {column!r}. Its columns are: "
-                    f"{', '.join(map(shown_name, found))}. Name the columns in "
-                    f"{' and '.join(f'data.{key}' for key in spec.columns)}."
-                )
-        text, label = found[first].strip(), found[second]
-        if not text:
-            raise ConfigError(f"{where}: the text is empty. Remove that line.")
-        yield Row(text, label, where)
+    for column in (first, second):
+        if not isinstance(found.get(column), str):
+            raise ConfigError(
+                f"{where}: no text in column {column!r}. Its columns are: "
+                f"{', '.join(map(shown_name, found))}. Name the columns in "
+                f"{' and '.join(f'data.{key}' for key in spec.columns)}."
+            )
+    text, label = found[first].strip(), found[second]
+    if not text:
+        raise ConfigError(f"{where}: the text is empty. Remove that line.")
+    return Row(text, label, where)
+
+
+Cells = Callable[[], dict[str, str]]
+"""Returns the cells of a row by their columns. Raises ConfigError if that row has others."""
 
 
 def _records(
     path: Path, data: bytes, spec: PairsSpec, known: Mapping[str, int]
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """(FILE:LINE, the columns of a sample) for each sample of a file."""
+) -> Iterator[tuple[str, Cells]]:
+    """(FILE:LINE, the cells of a sample) for each sample of a file."""
     try:
         # Not splitlines(): it also splits at other characters, which a text may contain.
         lines = list(io.StringIO(data.decode("utf-8-sig"), newline=""))
@@ -196,12 +223,12 @@ def _records(
         raise ConfigError(f"{path}: the ending must say the file format. It is one of {formats}.")
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield f"{path}:{number}", _object(line, f"{path}:{number}")
+            yield f"{path}:{number}", partial(_object, line, f"{path}:{number}")
 
 
 def _cells(
     path: Path, lines: list[str], spec: PairsSpec, known: Mapping[str, int]
-) -> Iterator[tuple[str, dict[str, str]]]:
+) -> Iterator[tuple[str, Cells]]:
     """The samples of a table. A row has a cell for each column, and ends where its lines say."""
     delimiter = DELIMITERS[path.suffix]
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -214,11 +241,6 @@ def _cells(
                 columns = cells
                 _refuse_twice(columns, spec, where)
             elif cells:
-                if len(cells) != len(columns):
-                    raise ConfigError(
-                        f"{where}: {len(cells)} cells in a table of {len(columns)} columns. Put a "
-                        f"text with {delimiter!r} or a line break in it into double quotes."
-                    )
                 inside = lines[start : reader.line_num]
                 if row := _swallowed(inside, columns, spec, delimiter, known):
                     raise ConfigError(
@@ -226,10 +248,21 @@ def _cells(
                         f"them is a row itself: {row[:60]!r}. Close the quote, write a quote in a "
                         'text twice (""), or use JSON lines.'
                     )
-                yield where, dict(zip(columns, cells, strict=True))
+                yield where, partial(_by_column, columns, cells, where, delimiter)
             start = reader.line_num + 1
     except csv.Error as error:
         raise ConfigError(f"{path}: in the row of line {start}: {error}.") from error
+
+
+def _by_column(
+    columns: Sequence[str], cells: Sequence[str], where: str, delimiter: str
+) -> dict[str, str]:
+    if len(cells) != len(columns):
+        raise ConfigError(
+            f"{where}: {len(cells)} cells in a table of {len(columns)} columns. Put a text with "
+            f"{delimiter!r} or a line break in it into double quotes."
+        )
+    return dict(zip(columns, cells, strict=True))
 
 
 def _refuse_twice(columns: Sequence[str], spec: PairsSpec, where: str) -> None:
@@ -269,7 +302,7 @@ def _swallowed(
 
 def _object(line: str, where: str) -> dict[str, str]:
     try:
-        found = json.loads(line, object_pairs_hook=_without_twice)
+        found = json.loads(line, object_pairs_hook=each_once)
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
@@ -283,14 +316,6 @@ def _object(line: str, where: str) -> dict[str, str]:
         raise ConfigError(
             f"{where}: a line must be a JSON object with named columns, not {line[:40]!r}."
         )
-    return found
-
-
-def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
-        raise ValueError(f"the column {twice!r} is there twice")
     return found
 
 

@@ -28,14 +28,13 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from soupray.core.errors import ConfigError
 from soupray.core.records import Record
 from soupray.spec.class_numbers import imagenet_list
-from soupray.spec.files import read_text
+from soupray.spec.files import each_once, read_text
 
 COLUMNS = ("id", "ok_labels", "unclear_labels", "problematic")
 MISTAKES = ("id", "answer", "category", "severity")
@@ -150,7 +149,7 @@ def _read(path: Path) -> Annotations:
 
 def _of_json(text: str, path: Path) -> Annotations:
     try:
-        data = json.loads(text, object_pairs_hook=partial(_each_once, path))
+        data = json.loads(text, object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON: {error}.") from error
     if _are_mistakes(data):
@@ -176,15 +175,6 @@ def _of_json(text: str, path: Path) -> Annotations:
     if "imagenet_m" in data:
         slices["imagenet_m"] = _names(data["imagenet_m"], path, "imagenet_m")
     return Annotations(source=path.name, samples=samples, slices=slices, mistakes={})
-
-
-def _each_once(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping of JSON. Of two equal names `json` keeps the last one without a word."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, times in Counter(n for n, _ in pairs).items() if times > 1)
-        raise ConfigError(f"{path}: {twice!r} is there twice in one mapping. Leave one.")
-    return found
 
 
 def _are_mistakes(data: Any) -> bool:

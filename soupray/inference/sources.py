@@ -12,7 +12,7 @@ from soupray.core.errors import ConfigError, InputError
 from soupray.core.names import plain
 from soupray.data.folders import EXTENSIONS, walked
 from soupray.data.splits import shown_name
-from soupray.spec.files import read_text
+from soupray.spec.files import each_once, read_text
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
@@ -161,7 +161,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=each_once)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}:{number}: not JSON: {error}.") from error
         if not isinstance(row, dict):

@@ -171,6 +171,7 @@ def texts_spec(name: str, file: Path, model: str = TEXT_MODEL) -> Drafted:
         f"max_bytes: {max(200, longest)}    # the longest text here has {longest}",
         "on_long: cut              # or fail: texts above max_bytes or task.max_tokens",
         "overlap: drop",
+        "on_error: fail            # rows that cannot be read; skip: they are left out, and named",
     ]
     task = [
         "kind: transformers",
@@ -292,7 +293,7 @@ def _drafted(name: str, task: list[str], data: _Data, model: str) -> Drafted:
         "data:",
         *(f"  {line}" for line in data.lines),
         "",
-        *_search(is_timm=task[0] == "kind: timm", batch=max(4, min(64, total // 8))),
+        *_search(_kind(task[0], model), batch=max(4, min(64, total // 8))),
         f"resources: {{cpu: 1, gpu: {1 if shutil.which('nvidia-smi') else 0}}}    # of each trial",
         "storage: embedded         # or s3://bucket/prefix, on a cluster",
         "tracking: embedded        # or http://mlflow:5000",
@@ -308,7 +309,18 @@ def _refuse_name(name: str) -> None:
         raise ConfigError(f"{name!r}: the name of a sweep has {NAME_ALLOWED}.{hint}")
 
 
-def _search(*, is_timm: bool, batch: int) -> list[str]:
+RATES = {"timm": "[1.0e-5, 1.0e-3]", "small": "[5.0e-5, 2.0e-3]", "large": "[3.0e-6, 1.0e-4]"}
+"""Learning rates by kind of model. Those of the demo's small CLIP are its spec's."""
+
+
+def _kind(line: str, model: str) -> str:
+    """Return the kind of a model: `timm`, the demo's `small` CLIP, or a `large` one."""
+    if line == "kind: timm":
+        return "timm"
+    return "small" if model == "soupray:digits" else "large"
+
+
+def _search(kind: str, batch: int) -> list[str]:
     """Return the lines of theta_0 and of the search. A model of timm has no zero-shot head."""
     start = [
         "init: {probe: {l2: 1.0e-2}}    # theta_0: the body, and a head fitted to its features",
@@ -316,11 +328,11 @@ def _search(*, is_timm: bool, batch: int) -> list[str]:
         "",
     ]
     return [
-        *(start if is_timm else []),
+        *(start if kind == "timm" else []),
         "search:",
         "  trials: 16",
         "  space:",
-        f"    lr: {{log_uniform: {'[1.0e-5, 1.0e-3]' if is_timm else '[3.0e-6, 1.0e-4]'}}}",
+        f"    lr: {{log_uniform: {RATES[kind]}}}",
         "    epochs: {integer: [3, 8]}",
         f"    batch_size: {batch}",
         "    weight_decay: {log_uniform: [1.0e-4, 0.3]}",

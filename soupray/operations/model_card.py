@@ -192,11 +192,14 @@ def _data(facts: Facts) -> ModelCardData:
 
 
 _KINDS = {
-    "one_class": ("A classifier", "classes"),
-    "multi_label": ("A classifier for several labels", "classes, any number of them at a time"),
-    "regression": ("A regression", "outputs"),
-    "segmentation": ("A model for masks", "mask"),
-    "retrieval": ("An encoder", "embedding of queries and documents alike"),
+    "one_class": ("A classifier", "{count} classes"),
+    "multi_label": (
+        "A classifier for several labels",
+        "{count} classes, any number of them at a time",
+    ),
+    "regression": ("A regression", "{count} outputs"),
+    "segmentation": ("A model for masks", "one mask"),
+    "retrieval": ("An encoder", "one embedding of queries and documents"),
 }
 
 _TAGS = {
@@ -217,10 +220,11 @@ def _what(facts: Facts) -> str:
     several = f"the average of the weights of {count} models" if count > 1 else "one model"
     made, outputs = _KINDS[kind_of(spec)]
     if spec.data.kind == "captions":
-        made, outputs = "Two towers", "embedding of images and captions alike"
+        made, outputs = "Two towers", "one embedding of images and captions"
+    outputs = outputs.format(count=len(spec.task.classes))
     return (
-        f"{made} of {spec.task.kind} ({_plain(spec.task.model)}) with "
-        f"{len(spec.task.classes)} {outputs}: {several}, by the recipe "
+        f"{made} of {spec.task.kind} ({_plain(spec.task.model)}) with {outputs}: {several}, by the "
+        "recipe "
         f"{_plain(facts.recipe.recipe)} of soupray {__version__}."
     )
 

@@ -9,7 +9,9 @@ import errno
 import os
 import stat
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from soupray.core.errors import ConfigError
 
@@ -86,6 +88,22 @@ def read_text(path: Path) -> str:
         said = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"{path}: cannot be read: {said}.") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON, for `object_pairs_hook`: of two equal names `json` keeps the last one.
+
+    Args:
+        pairs: names and values, in order.
+
+    Raises:
+        ValueError: a name is there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice in one mapping; leave one of the two")
+    return found
 
 
 def atomic_write(path: Path, data: bytes) -> None:

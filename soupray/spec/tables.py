@@ -100,6 +100,13 @@ class TextSpec(_Tables):
     label_column: str = "label"
     """Name of the column with the classes; in retrieval with the documents."""
 
+    on_error: Literal["fail", "skip"] = Field(
+        default="fail", exclude_if=lambda what: what == "fail"
+    )
+    """A row without a text or a label, with a label that is no class, or that is no row of the
+    file's format: `fail` is an error, `skip` leaves it out and says so. A quote that is not closed
+    is an error always: nobody knows which rows it hides."""
+
     overlap: Literal["fail", "drop"] = "fail"
     """A training or held-out text that is also reported, or a training text that is also held out:
     `fail` is an error, `drop` leaves it out. In retrieval it is about queries: documents may be in
@@ -137,7 +144,8 @@ class CaptionsSpec(_Tables):
     """Side of the stored images, in pixels. Left out: that of the checkpoint."""
 
     on_error: Literal["fail", "skip"] = "fail"
-    """An image that cannot be read: `fail` is an error, `skip` leaves its pairs out and says so."""
+    """An image or a row that cannot be read: `fail` is an error, `skip` leaves its pairs out and
+    says so."""
 
     overlap: Literal["fail", "drop"] = "fail"
     """A training or held-out image that is also reported, or a training image that is also held

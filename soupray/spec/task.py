@@ -50,6 +50,9 @@ Crop = Annotated[float, Field(gt=0, le=1, exclude_if=lambda v: v == 1.0)]
 """Share of the side that is left after the centre of an evaluated image is cut out."""
 
 
+Scale = Annotated[float, Field(gt=0, le=1000)]
+"""A factor on cosines. CLIP learns at most 100; logits are stored as float16, up to 65 504."""
+
 Code = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 """SHA-256 (hex) of the code of a plug-in."""
 
@@ -111,7 +114,7 @@ class OpenClipSpec(SpecModel):
     crop: Crop = 1.0
     """Share of the side that is left after the centre of an evaluated image is cut out."""
 
-    scale: Positive = Field(default=100.0, exclude_if=lambda scale: scale == 100)
+    scale: Scale = Field(default=100.0, exclude_if=lambda scale: scale == 100)
     """With `objective: retrieval`: the factor on inner products in the loss, 1 / temperature. 100
     is the largest that CLIP learns. The scale in a checkpoint is not used."""
 
@@ -260,7 +263,7 @@ class TransformersSpec(SpecModel):
     normalise: bool = True
     """The head sees vectors of length one."""
 
-    scale: Positive = 20.0
+    scale: Scale = 20.0
     """Factor of a zero-shot head: the logits are this times the cosines. 20 is the default of
     sentence-transformers' ranking loss. In `retrieval` the factor on inner products in the loss."""
 
