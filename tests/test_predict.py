@@ -120,7 +120,7 @@ def test_texts_and_paths_come_from_tables_files_and_standard_input(tmp_path):
         ("a.csv", "text,text\n1,2\n", None, ConfigError, "a.csv:1: two columns have the same name"),
         ("a.csv", "text\n", None, InputError, "no texts in"),
         ("a.jsonl", "{\n", None, ConfigError, "a.jsonl:1: not JSON"),
-        ("a.jsonl", '{"text": "a", "text": "b"}', None, ConfigError, "'text' is there twice in one"),
+        ("a.jsonl", '{"text": "a", "text": "b"}', None, ConfigError, "'text' is there twice"),
         ("a.jsonl", "[1]\n", None, ConfigError, "a.jsonl:1: a line must be a JSON object"),
         ("a.jsonl", '{"text": 3}\n', None, ConfigError, "a.jsonl:1: '3' is not a text"),
         ("a.png", "", None, ConfigError, "this model reads texts: name a table"),
