@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from soupray.diagnostics.frequencies import STEPS, TEXT_PART
+from soupray.diagnostics.frequencies import STEPS, TEXT_STEPS
 from soupray.spec.sweep_spec import load
 from soupray.tasks.transformers import TextTask
 
@@ -51,7 +51,7 @@ def main() -> None:
         tokens = task._tokens([row["text"] for row in csv.DictReader(file)])
     rng = np.random.default_rng(0)
     ends = [tokens[rng.integers(len(tokens), size=2)] for _ in range(PATHS)]
-    full, part = (torch.linspace(0, 1, n) for n in (STEPS, STEPS // TEXT_PART))
+    full, part = (torch.linspace(0, 1, n) for n in (STEPS, TEXT_STEPS))
     with torch.inference_mode():
         same = max(
             float((before(network, two, pad) - network.between(two, full)).abs().max())
