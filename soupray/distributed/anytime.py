@@ -24,6 +24,7 @@ from soupray.search.prefixes import (
     create_prefix,
     find_prefix,
     finished,
+    forecast_first,
     sizes,
 )
 from soupray.search.state import find_basis, known_trials
@@ -100,7 +101,7 @@ def _measured(
     members = [pool[k] for k in kept]
     trained = sum(epoch.seconds for one in manifests for epoch in one.history)
     size, earlier = at
-    measured = budget_allows(earlier, size, trained)
+    measured = budget_allows(earlier, size, trained, forecast_first(manifests, basis))
     if find_freed(here.checkpoints.store, pool):  # `keep` in the spec: there is nothing to average
         measured = False
     return Prefix(
