@@ -377,7 +377,7 @@ def test_a_sweep_ends_when_it_has_enough_trials_and_its_soup_needs_no_more(tmp_p
     assert state.enough == Enough(size=2, chance=0.25, gain=5.0, probability=0.5)
     kept = len(state.complete)
     assert 2 <= kept < 6  # those that ran when the rule decided are finished
-    assert (state.missing, state.spared, state.to_train) == ([], 6 - kept, 0)
+    assert (state.missing, len(state.spared), state.to_train) == ([], 6 - kept, 0)
     assert f"{6 - kept} not needed" in inside("status", *where).stdout
     again = inside("sweep", *where)
     assert f"{6 - kept} others are not trained. Leave search.stop out" in again.stderr
