@@ -153,6 +153,7 @@ def test_soups_are_measured_only_while_they_take_two_percent_of_the_training():
 def test_the_first_soups_take_two_evaluations_of_an_epoch():
     # 3 * 1400 + 200 passes take 22 s, 2 * 200 of them 2 s
     assert first_seconds(22.0, 1400, 200) == 2.0
+    assert first_seconds(22.0, 1400, 200, 300) == 5.0  # and 2 * 300 for statistics
     assert first_seconds(5.0, 0, 200) == 10.0  # an epoch of nothing but evaluation
 
 
@@ -180,19 +181,26 @@ def test_the_forecast_of_the_first_soups_is_from_the_epochs_of_all_trials():
     dead = trial_of(16.1)
     dead = Tombstone(trial=dead.trial, reason="x", history=dead.history, started=0.0, finished=99.0)
     # epochs of 12.7 s on average
-    assert forecast_first([trial_of(10.0, 12.0), dead], basis) == pytest.approx(20.0)
-    assert forecast_first([dead, trial_of(10.0, 12.0)], basis) == pytest.approx(20.0)
+    assert forecast_first([trial_of(10.0, 12.0), dead], basis, 2000) == pytest.approx(20.0)
+    assert forecast_first([dead, trial_of(10.0, 12.0)], basis, 2000) == pytest.approx(20.0)
     # bf16, or a few blocks: the training may cost next to nothing, so that all is evaluation
-    assert forecast_first([trial_of(12.7, precision="bf16")], basis) == 25.4
-    assert forecast_first([trial_of(12.7, last_blocks=0)], basis) == pytest.approx(20.0)
-    assert forecast_first([trial_of(12.7), trial_of(12.7, last_blocks=1)], basis) == 25.4
+    assert forecast_first([trial_of(12.7, precision="bf16")], basis, 2000) == 25.4
+    assert forecast_first([trial_of(12.7, last_blocks=0)], basis, 2000) == pytest.approx(20.0)
+    assert forecast_first([trial_of(12.7), trial_of(12.7, last_blocks=1)], basis, 2000) == 25.4
+
+
+def test_the_forecast_of_the_first_soups_has_the_statistics_of_batch_norm():
+    """Each of the two estimates them on the training samples, 9 or at most 4: 218 or 208 passes."""
+    one = structs.replace(trial_of(12.7), tensors={"bn.running_mean": "0" * 64, "w": "0" * 64})
+    assert forecast_first([one], shared.some_basis(), 2000) == pytest.approx(21.8)
+    assert forecast_first([one], shared.some_basis(), 4) == pytest.approx(20.8)
 
 
 def test_the_forecast_for_heads_is_from_the_evaluation_of_what_was_stored():
     """Epochs of a head see features. 5 s beside them, once 90 s with the features of all data."""
     heads = [trial_of(0.25, 0.75, took=took, method="lp") for took in (91.0, 6.0, 6.0)]
     dead = Tombstone(trial=heads[0].trial, reason="x", history=(), started=0.0, finished=1.0)
-    assert forecast_first([dead, *heads], shared.some_basis()) == 10.0
+    assert forecast_first([dead, *heads], shared.some_basis(), 2000) == 10.0
 
 
 # ---- the stop rule in a spec

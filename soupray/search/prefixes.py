@@ -14,7 +14,7 @@ import msgspec
 
 from soupray.core.names import TrialKey
 from soupray.core.records import Basis, Record, Scores, digest
-from soupray.core.trials import Ingredient, Manifest, Trial
+from soupray.core.trials import STATISTICS, Ingredient, Manifest, Trial
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import Store, create_record, find_record
@@ -93,7 +93,7 @@ def budget_allows(earlier: Sequence[Prefix], size: int, trained: float, first: f
     return spent + expected <= SHARE * trained
 
 
-def first_seconds(epoch: float, train: int, held_out: int) -> float:
+def first_seconds(epoch: float, train: int, held_out: int, statistics: int = 0) -> float:
     """Forecast the seconds of the two soups of a prefix, which evaluate `held_out` samples twice.
 
     An epoch costs a forward pass for each held-out sample, and three for each training sample: the
@@ -104,16 +104,18 @@ def first_seconds(epoch: float, train: int, held_out: int) -> float:
         train: number of samples that it trains on. With 0, all of the epoch counts as evaluation:
             the forecast is then a bound, whatever the training costs.
         held_out: number of samples that it evaluates.
+        statistics: number of samples on which each soup estimates BatchNorm statistics.
     """
-    return epoch * 2 * held_out / (3 * train + held_out)
+    return epoch * 2 * (held_out + statistics) / (3 * train + held_out)
 
 
-def forecast_first(manifests: Sequence[Manifest], basis: Basis) -> float:
+def forecast_first(manifests: Sequence[Manifest], basis: Basis, most: int) -> float:
     """Forecast the seconds of the first soups of a sweep from the records of its trials.
 
     Args:
         manifests: of trials of one sweep that are over; one at least is complete.
         basis: of the sweep.
+        most: training samples on which a soup estimates BatchNorm statistics, at most.
     """
     if manifests[0].trial.method == "lp":
         # The epochs saw stored features. What a trial took beside them has one evaluation of the
@@ -130,8 +132,10 @@ def forecast_first(manifests: Sequence[Manifest], basis: Basis) -> float:
         one.trial.hparams.get("last_blocks") or one.trial.training.precision == "bf16"
         for one in manifests
     )
-    train = 0 if cheaper else basis.split("train").size
-    return first_seconds(epoch, train, basis.split("held_out").size)
+    train, held_out = basis.split("train").size, basis.split("held_out").size
+    tensors = {n for one in manifests if isinstance(one, Ingredient) for n in one.tensors}
+    statistics = min(most, train) if any(n.endswith(STATISTICS) for n in tensors) else 0
+    return first_seconds(epoch, 0 if cheaper else train, held_out, statistics)
 
 
 def find_prefix(store: Store, sweep: str, trials: Sequence[Trial]) -> Prefix | None:
