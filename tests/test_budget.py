@@ -20,7 +20,8 @@ from soupray.search.budget import (
     read_book,
     stretch_of,
 )
-from soupray.search.state import find_state
+from soupray.search.prefixes import Enough, create_enough
+from soupray.search.state import find_state, known_trials
 from soupray.services.place import start_services
 from soupray.spec.sweep_spec import SweepSpec, load, parse
 from soupray.store import layout
@@ -262,6 +263,28 @@ def test_the_records_of_a_store_are_counted(old):
     stopped = find_state(old.store, load(old.spec("two")))
     two = read_book(old.store, load(old.spec("two")), stopped)
     assert stopped.stopped <= two.stretches.keys()
+
+
+def test_a_trial_that_was_killed_when_there_were_enough_is_counted_and_not_forecast(old):
+    path = old.spec("one")
+    rule = "stop: {gain: 5.0, probability: 0.5, after: 2}"
+    text = path.read_text().replace("trials: 4", f"trials: 5\n  {rule}")
+    path.write_text(text + "budget: {hours: 1}\n")
+    of = load(path)
+    before = find_state(old.store, of)
+    (missing,) = before.missing
+    plan = known_trials(old.store, of, before.basis)
+    made = Enough(size=4, chance=0.1, gain=5.0, probability=0.5)
+    create_enough(old.store, of, plan, made)
+    epoch = EpochRecord(epoch=1, train_loss=2, held_out_correct=1, held_out_n=4, seconds=7)
+    saved = {"path": "x", "sha256": "0" * 64, "history": [epoch], "best_epoch": 1}
+    old.store.put(layout.resume_state(missing.key), encode(saved))
+    found = find_state(old.store, of)
+    assert (found.missing, found.spared) == ([], [missing])
+    book = read_book(old.store, of, found)
+    (one,) = book.stretches[missing.key]
+    assert one.end - one.start == pytest.approx(7)
+    assert book.left == {UNSUGGESTED: 0.0}
 
 
 def test_a_sweep_whose_budget_is_spent_starts_nothing_and_says_how_to_go_on(old):

@@ -8,24 +8,30 @@ import numpy as np
 import pytest
 import shared
 import torch
-from conftest import FEW, ONE_SLOT, inside, leaderboard, mini_text
+from conftest import FEW, ONE_SLOT, copied, inside, leaderboard, mini_text
 from msgspec import structs
 
 from soupray.core.errors import ConfigError
+from soupray.core.trials import EpochRecord, Tombstone, Training
+from soupray.distributed.anytime import measure_prefixes
 from soupray.maths.prefixes import chance_of_gain, fewest_trials, gains, greedy_ensemble
 from soupray.operations.status import find_status
 from soupray.reporting.anytime import curves, points
+from soupray.search import prefixes
 from soupray.search.prefixes import (
     SHARE,
     Enough,
     Prefix,
     budget_allows,
     find_enough,
+    first_seconds,
+    forecast_first,
     sizes,
 )
 from soupray.search.state import find_state, known_trials, prefixes_of
 from soupray.spec.space import Stop
 from soupray.spec.sweep_spec import load, parse
+from soupray.store import layout
 from soupray.store.checkpoints import Checkpoints
 from soupray.store.manifests import find_manifest
 from soupray.store.objects import open_store
@@ -130,14 +136,71 @@ def test_a_point_of_the_curve_has_the_gain_and_what_the_last_trials_added():
 
 def test_soups_are_measured_only_while_they_take_two_percent_of_the_training():
     assert SHARE == 0.02
-    assert budget_allows([], 2, 0.0)  # the first one shows how long one takes
+    # nothing was measured: the forecast of 3 s counts, for 150 s
+    assert budget_allows([], 2, 150.0, 3.0)
+    assert not budget_allows([], 2, 149.0, 3.0)
+    # what was measured without soups was spent, and says nothing of their time
+    assert budget_allows([prefix(2, None, [1, 0], 0.5)], 3, 175.0, 3.0)
+    assert not budget_allows([prefix(2, None, [1, 0], 0.5)], 3, 174.0, 3.0)
     first = prefix(2, [1, 0], [1, 0], seconds=1.0)
-    # 1 s is spent, and 4 trials will take 2 s: 3 s of 150 s
-    assert budget_allows([first], 4, 150.0)
-    assert not budget_allows([first], 4, 149.0)
-    # what was measured without soups says nothing of their time
-    assert budget_allows([first, prefix(3, None, [1, 0], 0.5)], 4, 175.0)
-    assert not budget_allows([first, prefix(3, None, [1, 0], 0.5)], 4, 174.0)
+    # 1 s is spent, and 4 trials will take 2 s, whatever was forecast: 3 s of 150 s
+    assert budget_allows([first], 4, 150.0, 9.0)
+    assert not budget_allows([first], 4, 149.0, 0.0)
+    assert budget_allows([first, prefix(3, None, [1, 0], 0.5)], 4, 175.0, 9.0)
+    assert not budget_allows([first, prefix(3, None, [1, 0], 0.5)], 4, 174.0, 0.0)
+
+
+def test_the_first_soups_take_two_evaluations_of_an_epoch():
+    # 3 * 1400 + 200 passes take 22 s, 2 * 200 of them 2 s
+    assert first_seconds(22.0, 1400, 200) == 2.0
+    assert first_seconds(22.0, 1400, 200, 300) == 8.0  # and 2 * 2 * 300 for statistics
+    assert first_seconds(5.0, 0, 200) == 10.0  # an epoch of nothing but evaluation
+
+
+def trial_of(*epochs, took=None, method="ft", **more):
+    """A trial that is over, from the seconds of its epochs."""
+    made = shared.ingredient("0" * 16, shared.scores([1, 0]))
+    hparams = {"epochs": len(epochs)} | {k: v for k, v in more.items() if k == "last_blocks"}
+    trial = structs.replace(
+        made.trial,
+        method=method,
+        hparams=hparams,
+        training=Training(precision=more.get("precision", "fp32")),
+    )
+    history = tuple(
+        EpochRecord(epoch=n, train_loss=1.0, held_out_correct=1, held_out_n=2, seconds=seconds)
+        for n, seconds in enumerate(epochs, 1)
+    )
+    finished = 100.0 + (sum(epochs) if took is None else took)
+    return structs.replace(made, trial=trial, history=history, started=100.0, finished=finished)
+
+
+def test_the_forecast_of_the_first_soups_is_from_the_epochs_of_all_trials():
+    """9 training and 100 held-out samples: 127 passes an epoch, of which the soups take 200."""
+    basis = shared.some_basis()
+    dead = trial_of(16.1)
+    dead = Tombstone(trial=dead.trial, reason="x", history=dead.history, started=0.0, finished=99.0)
+    # epochs of 12.7 s on average
+    assert forecast_first([trial_of(10.0, 12.0), dead], basis, 2000) == pytest.approx(20.0)
+    assert forecast_first([dead, trial_of(10.0, 12.0)], basis, 2000) == pytest.approx(20.0)
+    # bf16, or a few blocks: the training may cost next to nothing, so that all is evaluation
+    assert forecast_first([trial_of(12.7, precision="bf16")], basis, 2000) == 25.4
+    assert forecast_first([trial_of(12.7, last_blocks=0)], basis, 2000) == pytest.approx(20.0)
+    assert forecast_first([trial_of(12.7), trial_of(12.7, last_blocks=1)], basis, 2000) == 25.4
+
+
+def test_the_forecast_of_the_first_soups_has_the_statistics_of_batch_norm():
+    """Each of the two estimates them on the training samples, 9 or at most 4: 236 or 216 passes."""
+    one = structs.replace(trial_of(12.7), tensors={"bn.running_mean": "0" * 64, "w": "0" * 64})
+    assert forecast_first([one], shared.some_basis(), 2000) == pytest.approx(23.6)
+    assert forecast_first([one], shared.some_basis(), 4) == pytest.approx(21.6)
+
+
+def test_the_forecast_for_heads_is_from_the_evaluation_of_what_was_stored():
+    """Epochs of a head see features. 5 s beside them, once 90 s with the features of all data."""
+    heads = [trial_of(0.25, 0.75, took=took, method="lp") for took in (91.0, 6.0, 6.0)]
+    dead = Tombstone(trial=heads[0].trial, reason="x", history=(), started=0.0, finished=1.0)
+    assert forecast_first([dead, *heads], shared.some_basis(), 2000) == 10.0
 
 
 # ---- the stop rule in a spec
@@ -224,9 +287,38 @@ def test_a_trial_that_is_missing_holds_the_decision_back(run, tmp_path):
 # ---- a real sweep
 
 
-def test_the_soups_of_the_main_job_are_those_of_the_leaderboard(run):
+@pytest.fixture(scope="module")
+def souped(run, tmp_path_factory):
+    """A copy of the main job whose prefixes are measured again, with soups: there they are dear."""
+    folder = tmp_path_factory.mktemp("souped") / "copy"
+    with copied(run, folder) as copy, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(prefixes, "SHARE", 1e6)
+        spec, place, store = copy.world()
+        for path in store.list(layout.prefixes(spec.name)):
+            store.delete(path)
+        for trial in known_trials(store, spec, find_state(store, spec).basis):
+            measure_prefixes(worker_context(spec, place), trial)
+        yield copy
+
+
+def test_the_first_soup_of_the_main_job_is_too_dear(run, souped):
+    """Its forecast is 2 * 200 / (3 * 1400 + 200) = 0.091 epochs; 2 % of at most four are 0.08."""
+    spec, _, store = run.world()
+    found = prefixes_of(store, spec, find_state(store, spec).basis)
+    assert [one.size for one in found] == [2, 3, 4]
+    assert (found[0].uniform, found[0].greedy) == (None, None)
+    _, _, other = souped.world()
+    again = prefixes_of(other, spec, find_state(other, spec).basis)
+    assert None not in [one.uniform for one in again] + [one.greedy for one in again]
+    # A worker of Tune and this process, which measured soups before, agree on all else.
+    without = {"uniform": None, "greedy": None, "seconds": 0.0}
+    same = [[structs.replace(one, **without) for one in each] for each in (found, again)]
+    assert same[0] == same[1]
+
+
+def test_the_soups_of_the_main_job_are_those_of_the_leaderboard(run, souped):
     """Two ways to each number: the worker at the end of a trial, and `soup` or torch alone."""
-    spec, place, store = run.world()
+    spec, place, store = souped.world()
     state = find_state(store, spec)
     found = prefixes_of(store, spec, state.basis)
     assert [one.size for one in found] == [2, 3, 4]
@@ -235,10 +327,11 @@ def test_the_soups_of_the_main_job_are_those_of_the_leaderboard(run):
     assert last.single.correct == entries["best_single"]["held_out"]["correct"]
     # RADIN's recipe chooses by the same proxy, in the same order.
     assert set(last.members) == set(entries["proxy"]["ingredients"])
-    if last.uniform is not None and last.greedy is not None:  # if there was time for them
-        assert last.uniform.correct == entries["uniform"]["held_out"]["correct"]
-        assert last.greedy.correct == entries["proxy"]["held_out"]["correct"]
-    first = found[0]  # the first soup is always measured
+    assert last.uniform is not None
+    assert last.greedy is not None
+    assert last.uniform.correct == entries["uniform"]["held_out"]["correct"]
+    assert last.greedy.correct == entries["proxy"]["held_out"]["correct"]
+    first = found[0]
     here = worker_context(spec, place)
     two = [i for i in state.complete if i.trial.index < 2]
     assert len(two) == first.size
@@ -255,26 +348,28 @@ def test_the_soups_of_the_main_job_are_those_of_the_leaderboard(run):
     )
 
 
-def test_the_soup_so_far_is_shown_by_status_watch_mlflow_and_report(run):
-    shown = inside("watch", run.spec, *run.where).stdout
-    assert "greedy soup of the first " in shown
+def test_the_soup_so_far_is_shown_by_status_watch_mlflow_and_report(souped):
+    shown = inside("watch", souped.spec, *souped.where).stdout
+    assert "greedy soup of the first 4 trials: " in shown
     table = [line.split() for line in shown.splitlines() if line.strip()[:1].isdigit()]
     assert [row[0] for row in table if len(row) > 4][-3:] == ["2", "3", "4"]
-    spec, _, _store = run.world()
-    status = find_status(spec, run.home)
+    spec, _, _store = souped.world()
+    status = find_status(spec, souped.home)
     assert [point.trials for point in status.soup] == [2, 3, 4]
-    greedy = [point for point in status.soup if point.greedy is not None][-1].greedy
+    greedy = status.soup[-1].greedy
+    assert greedy is not None
     assert f" trials: {100 * greedy:.1f} % held-out" in shown  # as the best trial above it
     assert "Accuracy in % on held-out data." in shown
     assert [row[1] for row in table if len(row) > 4][-1] == f"{100 * status.soup[-1].best:.1f}"
-    (sweep,) = [r for r in run.tracked() if r.data.tags["mlflow.runName"] == "sweep mini"]
+    (sweep,) = [r for r in souped.tracked() if r.data.tags["mlflow.runName"] == "sweep mini"]
     ensemble = status.soup[-1].ensemble
     assert sweep.data.metrics["soup_so_far/ensemble"] == pytest.approx(ensemble)
     from soupray.reporting.report import charts_of, stored_board
 
-    drawn = charts_of(stored_board(spec, run.home))["anytime"]
+    drawn = charts_of(stored_board(spec, souped.home))["anytime"]
     (values,) = drawn.spec["datasets"].values()
     assert [v["value"] for v in values if v["model"] == "its ensemble"][-1] == ensemble
+    assert [v["value"] for v in values if v["model"] == "greedy soup"][-1] == greedy
 
 
 def test_a_sweep_ends_when_it_has_enough_trials_and_its_soup_needs_no_more(tmp_path, without_ray):
@@ -290,7 +385,7 @@ def test_a_sweep_ends_when_it_has_enough_trials_and_its_soup_needs_no_more(tmp_p
     assert state.enough == Enough(size=2, chance=0.25, gain=5.0, probability=0.5)
     kept = len(state.complete)
     assert 2 <= kept < 6  # those that ran when the rule decided are finished
-    assert (state.missing, state.spared, state.to_train) == ([], 6 - kept, 0)
+    assert (state.missing, len(state.spared), state.to_train) == ([], 6 - kept, 0)
     assert f"{6 - kept} not needed" in inside("status", *where).stdout
     again = inside("sweep", *where)
     assert f"{6 - kept} others are not trained. Leave search.stop out" in again.stderr

@@ -146,6 +146,24 @@ def behind(s3):
     proxy.stop()
 
 
+@pytest.mark.parametrize("fault", ["cut short", "truncated"])
+def test_a_list_whose_end_is_missing_is_asked_for_once_more(behind, fault):
+    store, faults = behind
+    store.put("a", b"1")
+    faults.append(fault)
+    assert store.list("") == ["a"]
+    assert faults == []
+
+
+def test_a_list_that_stays_cut_short_is_said(behind):
+    store, faults = behind
+    store.put("a", b"1")
+    faults += ["cut short", "cut short"]
+    with pytest.raises(StoreUnavailable, match="invalid list response"):
+        store.list("")
+    assert faults == []
+
+
 @pytest.mark.parametrize("fault", ["500", "503 SlowDown", "reset before", "reset after"])
 def test_what_breaks_once_is_done_all_the_same(behind, fault):
     store, faults = behind

@@ -4,6 +4,8 @@ Sweeps and soups through the command line on a two-node Ray, SeaweedFS behind a 
 requests, MLflow as a server. After each run the store is checked; each seed ends with an
 undisturbed run, whose leaderboard must equal that of an undisturbed home, as must what is known of
 the first trials (the anytime soup) and the decision of the stop rule that every third seed has.
+Every third seed lets weights go (`keep`), which is disturbed, too: at the end those are there that
+the rule keeps, and no others.
 Prints the report; exit status 1 if anything was not as it must be.
 """
 
@@ -21,7 +23,8 @@ from pathlib import Path
 
 from benchmarks.soak import noop, report
 from benchmarks.soak.checks import leaks
-from benchmarks.soak.runs import Result, disturbed, is_limited, reference
+from benchmarks.soak.place import kind_of
+from benchmarks.soak.runs import Result, disturbed, reference
 from benchmarks.soak.servers import MLFLOW_PASSWORD, Servers
 from soupray.store.objects import open_store
 
@@ -73,8 +76,8 @@ def soaked(servers: Servers, seeds: list[int], faults: int) -> Iterator[Result]:
     """What comes of each seed, until there were enough faults."""
     if not faults:
         return
-    kinds = sorted({is_limited(seed) for seed in seeds})
-    undisturbed = {limited: reference(servers, limited) for limited in kinds}
+    kinds = {kind_of(seed).name: kind_of(seed) for seed in seeds}
+    undisturbed = {name: reference(servers, kind) for name, kind in kinds.items()}
     came = 0
     for seed in seeds:
         result = disturbed(servers, seed, undisturbed)

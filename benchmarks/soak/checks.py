@@ -16,12 +16,14 @@ from benchmarks.soak.faults import OF_REQUESTS, Injected
 from benchmarks.soak.place import Place
 from benchmarks.soak.proxy import Told
 from soupray.core.errors import NotFound
+from soupray.core.trials import Freed
 from soupray.search.budget import account, read_book
 from soupray.search.prefixes import Enough, Prefix
 from soupray.search.state import find_state, prefixes_of
+from soupray.soup.run import Choices
 from soupray.spec.sweep_spec import load
 from soupray.store import layout
-from soupray.store.objects import Store
+from soupray.store.objects import Store, read_record
 
 CLOCK_S = 1.0
 """A store's times are whole seconds."""
@@ -40,6 +42,7 @@ class Kept:
     def __init__(self, open_store: Callable[[], Store]) -> None:
         self._open = open_store
         self._whole: set[str] = set()
+        self._freed: set[str] = set()
         self.manifests: dict[str, bytes] = {}
         self.problems: list[str] = []
 
@@ -47,6 +50,8 @@ class Kept:
         """Everything is whole, no record is without its bytes, no manifest is another one now."""
         store = self._open()  # each time: it may have been started anew
         sizes = {path: size for path, size, _ in store.entries("")}
+        said = [read_record(store, path, Freed) for path in sizes if path.endswith("/freed.json")]
+        self._freed = {one.checkpoint.sha256 for one in said}
         manifests = {}
         for path in sizes:
             if path in self._whole:  # named by its content, and seen
@@ -65,6 +70,8 @@ class Kept:
                 self._check_record(store, path, json.loads(data), sizes)
             if path.endswith("/manifest.json"):
                 manifests[path] = data
+            if "/choices/" in path:
+                self._check_choices(path, read_record(store, path, Choices), sizes)
         for path, data in self.manifests.items():
             self._check(manifests.get(path) == data, f"{path} is not what it was")
         self.manifests = manifests
@@ -78,7 +85,15 @@ class Kept:
                     if known < 0:  # written after the list was made
                         known = store.size(place)
             said = f"{path} names {ref['sha256']}: {known} bytes"
-            self._check(known == ref["size_bytes"], said)
+            let_go = known < 0 and ref["sha256"] in self._freed
+            self._check(known == ref["size_bytes"] or let_go, said)
+
+    def _check_choices(self, path: str, made: Choices, sizes: dict[str, int]) -> None:
+        """Check that what entries are made of is there, whatever was let go."""
+        for outcome in made.outcomes:
+            for sha in outcome.candidate.checkpoints:
+                known = layout.weights(sha) in sizes
+                self._check(known, f"{path}: {outcome.name} needs {sha}, which is gone")
 
     def _check(self, holds: bool, problem: str) -> None:
         if not holds:
@@ -176,6 +191,30 @@ def counted_too_much(place: Place, seconds: float) -> Iterator[str]:
     spent = account(read_book(store, spec, state), spec).spent
     if not 0 < 3600 * spent.hours <= seconds:
         yield f"the budget counts {3600 * spent.hours:.0f} s of {seconds:.0f} s"
+
+
+def wrongly_kept(place: Place, best: int) -> Iterator[str]:
+    """Yield where the weights that stayed are not those that `keep` keeps, by the leaderboard.
+
+    Args:
+        place: of a sweep that was souped.
+        best: number of best trials that stay, beside the ingredients of entries.
+    """
+    spec, store = load(place.spec), place.open_store()
+    state = find_state(store, spec)
+    assert state is not None
+    made = {one.trial.key: one for one in state.complete}
+    ranked = sorted(made, key=lambda key: (-made[key].held_out.correct, key))
+    used = {key for entry in place.leaderboard() for key in entry["ingredients"]}
+    expected = made.keys() & {*used, *ranked[:best]}
+    files = set(store.list(layout.WEIGHTS))
+    there = {key for key, one in made.items() if layout.weights(one.checkpoint.sha256) in files}
+    if there != expected:
+        yield f"weights of {sorted(there)} are there, not of {sorted(expected)}"
+    if there == made.keys():
+        yield "no weights were let go"
+    if state.freed.keys() != made.keys() - there:
+        yield f"{sorted(state.freed)} are said to be gone, not {sorted(made.keys() - there)}"
 
 
 def leaks(secrets: dict[str, str], folders: list[Path], stores: list[Store]) -> list[str]:

@@ -29,6 +29,9 @@ OF_REQUESTS = (
 'exists'. `truncated`: the connection ends in the body; `cut short`: half a body with the length of
 a whole one, which no client can see."""
 
+FREEING = "driver killed as it frees"
+"""While the record that weights go is on its way: it arrives, and the deletion never comes."""
+
 _EITHER = (
     "driver killed",
     "node killed",
@@ -40,12 +43,12 @@ _EITHER = (
 BESIDE = {
     "sweep": ("worker killed", *_EITHER, "store killed, 45 s away"),
     "soup": ("actor killed", *_EITHER),
+    "gc": (FREEING, "driver killed", "store killed, 5 s away", "store frozen, 8 s"),
 }
 """Faults of processes and disks, by the phase in which they can happen."""
 
-PHASES = tuple(BESIDE)
 OF_REQUESTS_A_PHASE, BESIDE_A_PHASE = 12, 2
-LONG = {"sweep": 90, "soup": 150}
+LONG = {"sweep": 90, "soup": 150, "gc": 30}
 """Requests within which a phase's faults are due; an undisturbed one has some more."""
 
 
@@ -89,7 +92,12 @@ class Trouble:
         with self._lock:
             self.requests += 1
             for fault in [f for f in self._faults if f.at <= self.requests]:
-                if fault.kind not in OF_REQUESTS:
+                if fault.kind == FREEING:
+                    if asked.method == "PUT" and asked.path.endswith("/freed.json"):
+                        self._faults.remove(fault)
+                        self.beside.put(fault.kind)
+                        return "delayed"
+                elif fault.kind not in OF_REQUESTS:
                     self._faults.remove(fault)
                     self.beside.put(fault.kind)
                 elif fits(fault.kind, asked):

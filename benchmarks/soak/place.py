@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.soak.servers import Servers
 from soupray.store.objects import Store, open_store
@@ -29,7 +30,12 @@ LIMITED = SMALL | {
 }
 """A stop rule that decides at some prefix, and a budget that is counted and never reached."""
 
-RECIPES = ("--greedy", "--uniform", "--wise-ft")
+KEPT = 4
+KEEPING = SMALL | {"seed: 0": f"seed: 0\nkeep: {{best: {KEPT}}}"}
+TIGHTER = SMALL | {"seed: 0": "seed: 0\nkeep: ingredients"}
+"""Rules of which weights stay: that of the sweep and its soup, and that of `gc` after them."""
+
+RECIPES = ("--greedy", "--wise-ft")
 DISK = "300m"
 
 
@@ -60,11 +66,33 @@ def small_disk(folder: Path) -> Iterator[bool]:
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+class Kind(NamedTuple):
+    """A sort of sweep: edits of its spec by phase, and the recipes of its soup."""
+
+    name: str
+    edits: dict[str, dict[str, str]]
+    recipes: tuple[str, ...]
+
+
+PLAIN = Kind("plain", {"sweep": SMALL, "soup": SMALL}, (*RECIPES, "--uniform"))
+WITH_LIMITS = Kind("limited", {"sweep": LIMITED, "soup": LIMITED}, PLAIN.recipes)
+WITH_KEEP = Kind("keep", {"sweep": KEEPING, "soup": KEEPING, "gc": TIGHTER}, RECIPES)
+"""Without `uniform`, whose entry needs all weights."""
+
+
+def kind_of(seed: int) -> Kind:
+    """Every third seed has a stop rule and a budget, every third one lets weights go."""
+    return (WITH_LIMITS, PLAIN, WITH_KEEP)[seed % 3]
+
+
 class Place:
     """Folder, home, spec and store of one seed."""
 
-    def __init__(self, servers: Servers, name: str, tracked: bool) -> None:
+    def __init__(
+        self, servers: Servers, name: str, tracked: bool, recipes: tuple[str, ...] = RECIPES
+    ) -> None:
         self.servers, self.name, self.tracked = servers, name, tracked
+        self.recipes = recipes
         self.folder = servers.folder / name
         self.home, self.output = self.folder / "home", self.folder / "results"
         self.spec = self.folder / "spec.yaml"
@@ -83,8 +111,8 @@ class Place:
         """The command line of a verb."""
         more: tuple[object, ...] = ("--address", self.servers.address)
         if verb == "soup":
-            more += (*RECIPES, "--output", self.output)
-        if verb == "publish":
+            more += (*self.recipes, "--output", self.output)
+        if verb in ("publish", "gc"):
             more = ()
         parts = (sys.executable, "-m", "soupray", verb, self.spec, "--home", self.home, *more)
         return list(map(str, parts))

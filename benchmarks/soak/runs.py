@@ -25,15 +25,28 @@ from benchmarks.soak.checks import (
     other_prefixes,
     trained_again,
     trainings,
+    wrongly_kept,
 )
-from benchmarks.soak.faults import PHASES, Injected, Trouble, due
-from benchmarks.soak.place import LIMITED, SMALL, TRIALS, Place, complete_rows, small_disk
+from benchmarks.soak.faults import FREEING, Injected, Trouble, due
+from benchmarks.soak.place import (
+    KEPT,
+    TRIALS,
+    WITH_KEEP,
+    WITH_LIMITS,
+    Kind,
+    Place,
+    complete_rows,
+    kind_of,
+    small_disk,
+)
 from benchmarks.soak.proxy import Told
 from benchmarks.soak.servers import Servers, in_background
 
 RUNS = 20
 """Of a phase, at most: each ends at least one of its faults."""
-LONGEST_S = 300.0
+LONGEST_S = 1200.0
+KILLED = ("driver killed", FREEING)
+"""Faults that end a driver."""
 
 
 class Ended(NamedTuple):
@@ -103,7 +116,7 @@ class Seed:
         if not came:
             self.problems.append(f"{where}: status {ended.status} without a fault")
             return
-        killed = [c for c in came if c.kind == "driver killed"]
+        killed = [c for c in came if c.kind in KILLED]
         self.fatal.append((killed or came)[-1])
         if ended.status != -signal.SIGKILL and "error: " not in ended.said:
             self.problems.append(f"{where}: status {ended.status} without a word")
@@ -134,7 +147,7 @@ class Seed:
         if kind == "local disk full" and not self._can_fill:
             return
         trouble.happened(kind)
-        if kind == "driver killed":
+        if kind in KILLED:
             os.killpg(process.pid, signal.SIGKILL)
         elif not title:
             self._deeds[kind]()
@@ -173,23 +186,17 @@ class Reference(NamedTuple):
     known: Known
 
 
-def is_limited(seed: int) -> bool:
-    """Every third seed has a stop rule and a budget."""
-    return seed % 3 == 0
-
-
-def disturbed(servers: Servers, seed: int, undisturbed: dict[bool, Reference]) -> Result:
+def disturbed(servers: Servers, seed: int, undisturbed: dict[str, Reference]) -> Result:
     """Run a seed; everything that is wrong is in `problems`."""
-    started = time.monotonic()
-    faults = {phase: due(seed, phase) for phase in PHASES}
+    started, kind = time.monotonic(), kind_of(seed)
+    faults = {phase: due(seed, phase) for phase in kind.edits}
     tracked = any(d.kind == "MLflow killed" for dues in faults.values() for d in dues)
-    place = Place(servers, f"soak-{seed}", tracked)
+    place = Place(servers, f"soak-{seed}", tracked, kind.recipes)
     with small_disk(place.home) as can_fill:
-        limited = is_limited(seed)
-        place.write_spec(LIMITED if limited else SMALL)
         one = Seed(place, can_fill)
         servers.proxy.note = one.told.append
-        for phase in PHASES:
+        for phase, edits in kind.edits.items():
+            place.write_spec(edits)
             trouble = Trouble(phase, faults[phase])
             servers.proxy.judge = trouble.judge
             try:
@@ -197,10 +204,12 @@ def disturbed(servers: Servers, seed: int, undisturbed: dict[bool, Reference]) -
             finally:
                 servers.proxy.judge = lambda asked: None
                 restarting = in_background(servers.restart_mlflow) if tracked else None
+            if kind is WITH_KEEP:
+                _compare_kept(one, place, phase)
         if restarting:
             restarting.join()
-        _compare(one, place, undisturbed[limited], limited)
-        if limited:
+        _compare(one, place, undisturbed[kind.name], kind)
+        if kind is WITH_LIMITS:
             one.problems += counted_too_much(place, time.monotonic() - started)
     begun = trainings(one.told)
     one.problems += trained_again(begun, one.kept.stored_at())
@@ -215,8 +224,17 @@ def disturbed(servers: Servers, seed: int, undisturbed: dict[bool, Reference]) -
     )
 
 
-def _compare(one: Seed, place: Place, undisturbed: Reference, limited: bool) -> None:
+def _compare_kept(one: Seed, place: Place, phase: str) -> None:
+    """Where a fault kept weights from being let go, the same command lets them go."""
+    if phase == "sweep":
+        return
+    one.once_more(phase)
+    one.problems += wrongly_kept(place, KEPT if phase == "soup" else 0)
+
+
+def _compare(one: Seed, place: Place, undisturbed: Reference, kind: Kind) -> None:
     """With a stop rule, trials that ran when it decided may be more or fewer; the rest is equal."""
+    limited = kind is WITH_LIMITS
     swept = one.once_more("sweep")
     whole = "in the store, 0 to train" if limited else f"{TRIALS} in the store, 0 to train"
     if whole not in swept.said:
@@ -224,6 +242,8 @@ def _compare(one: Seed, place: Place, undisturbed: Reference, limited: bool) -> 
     one.once_more("soup")
     one.problems += other_prefixes(known_of(place), undisturbed.known)
     one.kept.look()
+    if kind is WITH_KEEP:
+        one.problems += wrongly_kept(place, 0)
     if limited:
         return
     if place.leaderboard() != undisturbed.leaderboard:
@@ -235,13 +255,16 @@ def _compare(one: Seed, place: Place, undisturbed: Reference, limited: bool) -> 
             one.problems.append(f"{rows} complete runs in MLflow, not {expected}")
 
 
-def reference(servers: Servers, limited: bool) -> Reference:
+def reference(servers: Servers, kind: Kind) -> Reference:
     """What comes of a home that nothing disturbs."""
-    place = Place(servers, f"soak-undisturbed{'-limited' if limited else ''}", tracked=False)
-    place.write_spec(LIMITED if limited else SMALL)
+    place = Place(servers, f"soak-undisturbed-{kind.name}", tracked=False, recipes=kind.recipes)
     one = Seed(place, can_fill=False)
-    for verb in PHASES:
-        ended = one.once_more(verb)
+    for phase, edits in kind.edits.items():
+        place.write_spec(edits)
+        ended = one.once_more(phase)
         if ended.status:
             raise RuntimeError(ended.said)
+        if kind is WITH_KEEP and phase != "sweep":
+            wrong = list(wrongly_kept(place, KEPT if phase == "soup" else 0))
+            assert not wrong, wrong
     return Reference(place.leaderboard(), known_of(place))

@@ -13,6 +13,7 @@ from soupray.core.candidates import ensemble_of, mean_of
 from soupray.core.records import Basis, Scores, Split
 from soupray.core.trials import Ingredient, Manifest, Trial
 from soupray.evaluation.evaluator import Site, StoredEvaluator
+from soupray.evaluation.live_model import STATISTICS_SAMPLES
 from soupray.evaluation.local import LocalWorkers
 from soupray.maths.metrics import score, value
 from soupray.maths.prefixes import greedy_ensemble
@@ -24,6 +25,7 @@ from soupray.search.prefixes import (
     create_prefix,
     find_prefix,
     finished,
+    forecast_first,
     sizes,
 )
 from soupray.search.state import find_basis, known_trials
@@ -100,7 +102,8 @@ def _measured(
     members = [pool[k] for k in kept]
     trained = sum(epoch.seconds for one in manifests for epoch in one.history)
     size, earlier = at
-    measured = budget_allows(earlier, size, trained)
+    first = forecast_first(manifests, basis, STATISTICS_SAMPLES)
+    measured = budget_allows(earlier, size, trained, first)
     if find_freed(here.checkpoints.store, pool):  # `keep` in the spec: there is nothing to average
         measured = False
     return Prefix(

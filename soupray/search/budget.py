@@ -161,7 +161,8 @@ def read_book(store: Store, spec: SweepSpec, state: SweepState) -> Book:
     Args:
         store: the store.
         spec: the sweep.
-        state: what is in the store; a missing trial may have been trained, and then let go.
+        state: what is in the store; a missing trial may have been trained, and then let go. One
+            that the stop rule spares may have been killed while it trained.
 
     Raises:
         CheckpointError: a record cannot be read.
@@ -176,11 +177,14 @@ def read_book(store: Store, spec: SweepSpec, state: SweepState) -> Book:
     planned = [int(t.hparams["epochs"]) for t in (*missing, *(m.trial for m in own))]
     usual = sum(planned) / len(planned) if planned else 0.0
     left = {UNSUGGESTED: state.unsuggested * usual}
-    at = {path: when for path, _, when in store.entries(layout.RESUME)} if missing else {}
-    for trial in missing:
+    begun = [*missing, *state.spared]
+    at = {path: when for path, _, when in store.entries(layout.RESUME)} if begun else {}
+    left |= {trial.key: float(int(trial.hparams["epochs"])) for trial in missing}
+    for trial in begun:
         path = layout.resume_state(trial.key)
         saved = find_saved_epochs(store, trial.key) if path in at else ()
-        left[trial.key] = float(int(trial.hparams["epochs"]) - len(saved))
+        if trial.key in left:
+            left[trial.key] -= len(saved)
         if saved:
             known = stretches.get(trial.key, ())
             stretches[trial.key] = (*known, Stretch(at[path] - _sum(saved), at[path]))

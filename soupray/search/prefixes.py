@@ -7,13 +7,14 @@ on which trial finished first: a sweep that crashed has the same prefixes as one
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from statistics import fmean, median
 from typing import Annotated
 
 import msgspec
 
 from soupray.core.names import TrialKey
-from soupray.core.records import Record, Scores, digest
-from soupray.core.trials import Trial
+from soupray.core.records import Basis, Record, Scores, digest
+from soupray.core.trials import STATISTICS, Ingredient, Manifest, Trial
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.store import layout
 from soupray.store.objects import Store, create_record, find_record
@@ -75,7 +76,7 @@ def finished(plan: Sequence[Trial], over: Collection[str]) -> int:
     return next((k for k, trial in enumerate(plan) if trial.key not in over), len(plan))
 
 
-def budget_allows(earlier: Sequence[Prefix], size: int, trained: float) -> bool:
+def budget_allows(earlier: Sequence[Prefix], size: int, trained: float, first: float) -> bool:
     """Whether the soups of a prefix may be measured without taking more than SHARE of the training.
 
     It reads records only, so that a sweep that crashed goes on as before.
@@ -84,11 +85,58 @@ def budget_allows(earlier: Sequence[Prefix], size: int, trained: float) -> bool:
         earlier: smaller prefixes, in order.
         size: number of trials of this one.
         trained: how long these trained, in seconds.
+        first: how long its soups will take, in seconds, if those of no smaller one were measured.
     """
     spent = sum(one.seconds for one in earlier)
     last = next((one for one in reversed(earlier) if one.uniform is not None), None)
-    expected = 0.0 if last is None else last.seconds * size / last.size
+    expected = first if last is None else last.seconds * size / last.size
     return spent + expected <= SHARE * trained
+
+
+def first_seconds(epoch: float, train: int, held_out: int, statistics: int = 0) -> float:
+    """Forecast the seconds of the two soups of a prefix, which evaluate `held_out` samples twice.
+
+    An epoch costs a forward pass for each held-out sample, and three for each training sample: the
+    backward pass takes about as long as two.
+
+    Args:
+        epoch: duration of an epoch, in seconds.
+        train: number of samples that it trains on. With 0, all of the epoch counts as evaluation:
+            the forecast is then a bound, whatever the training costs.
+        held_out: number of samples that it evaluates.
+        statistics: number of samples on which each soup estimates BatchNorm statistics. It counts
+            as two passes for each: 1.7 were measured.
+    """
+    return epoch * 2 * (held_out + 2 * statistics) / (3 * train + held_out)
+
+
+def forecast_first(manifests: Sequence[Manifest], basis: Basis, most: int) -> float:
+    """Forecast the seconds of the first soups of a sweep from the records of its trials.
+
+    Args:
+        manifests: of trials of one sweep that are over; one at least is complete.
+        basis: of the sweep.
+        most: training samples on which a soup estimates BatchNorm statistics, at most.
+    """
+    if manifests[0].trial.method == "lp":
+        # The epochs saw stored features. What a trial took beside them has one evaluation of the
+        # whole model, that of the stored weights; a few trials computed the features, too.
+        beside = [
+            one.finished - one.started - sum(epoch.seconds for epoch in one.history)
+            for one in manifests
+            if isinstance(one, Ingredient)
+        ]
+        return 2 * median(beside)
+    epoch = fmean(epoch.seconds for one in manifests for epoch in one.history)
+    # A training sample costs less than three passes if few blocks are trained, or in bf16.
+    cheaper = any(
+        one.trial.hparams.get("last_blocks") or one.trial.training.precision == "bf16"
+        for one in manifests
+    )
+    train, held_out = basis.split("train").size, basis.split("held_out").size
+    tensors = {n for one in manifests if isinstance(one, Ingredient) for n in one.tensors}
+    statistics = min(most, train) if any(n.endswith(STATISTICS) for n in tensors) else 0
+    return first_seconds(epoch, 0 if cheaper else train, held_out, statistics)
 
 
 def find_prefix(store: Store, sweep: str, trials: Sequence[Trial]) -> Prefix | None:

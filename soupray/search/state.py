@@ -5,6 +5,7 @@ Training, soups and status reports of a sweep all start from a `SweepState`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from soupray.core.errors import CheckpointError, IncompatibleWeights
@@ -28,9 +29,9 @@ class SweepState(NamedTuple):
     `complete`, `diverged` and `missing` are trials of the plan. `imported` are imported checkpoints
     of the pool; `lost` are imports without a manifest. `stopped` are keys of trials that the
     scheduler stopped. `unsuggested` is the number of trials of an adaptive search that have no
-    point yet. `enough` is the decision of the stop rule; `spared` is the number of trials that are
-    not trained for this reason. `freed` has, by key, those of the ingredients whose weights were
-    let go.
+    point yet. `enough` is the decision of the stop rule; `spared` are the trials that are not
+    trained for this reason, or not to their end. `freed` has, by key, those of the ingredients
+    whose weights were let go.
     """
 
     basis: Basis
@@ -43,7 +44,7 @@ class SweepState(NamedTuple):
     unsuggested: int
     freed: dict[str, Freed]
     enough: Enough | None = None
-    spared: int = 0
+    spared: Sequence[Trial] = ()
 
     @property
     def ingredients(self) -> list[Ingredient]:
@@ -184,7 +185,7 @@ def read_state(store: Store, spec: SweepSpec, basis: Basis) -> SweepState:
         unsuggested=plan.unsuggested,
         freed=find_freed(store, [m for m in found if isinstance(m, Ingredient)]),
         enough=plan.enough,
-        spared=len(left) - len(missing),
+        spared=[trial for trial in left if not plan.is_needed(trial)],
     )
 
 

@@ -296,7 +296,7 @@ def find_pool(store: Store, spec: SweepSpec, partial: bool) -> tuple[Pool, Sweep
             "is not over. Run `soupray sweep` to go on, or add --partial to leave them out."
         )
     if state.enough is not None and state.spared:
-        log.info(f"{enough_said(state.enough)}: {state.spared} others were not trained.")
+        log.info(f"{enough_said(state.enough)}: {len(state.spared)} others were not trained.")
     for tombstone in state.diverged:
         log.info(f"trial {tombstone.trial.key} diverged and is left out: {tombstone.reason}.")
     if state.missing or state.lost:

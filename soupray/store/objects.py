@@ -141,7 +141,15 @@ class Store:
         def pages() -> list[Any]:
             return [e for page in obstore.list(self.backend, prefix=prefix) for e in page]
 
-        found = self._ask(prefix, pages)
+        def whole() -> list[Any]:
+            try:
+                return pages()
+            except BaseError as error:
+                if "invalid list response" not in str(error):
+                    raise
+            return pages()  # its end was missing: see `retry_once`
+
+        found = self._ask(prefix, whole)
         return tuple(sorted((e["path"], e["size"], e["last_modified"].timestamp()) for e in found))
 
     def delete(self, path: str) -> None:

@@ -156,8 +156,8 @@ def _state(store: Store, spec: SweepSpec, basis: Basis) -> SweepState:
     )
     if state.enough is not None:
         log.info(
-            f"{enough_said(state.enough)} (search.stop): {state.spared} others are not trained. "
-            "Leave search.stop out to train them."
+            f"{enough_said(state.enough)} (search.stop): {len(state.spared)} others are not "
+            "trained. Leave search.stop out to train them."
         )
     return state
 
@@ -187,7 +187,7 @@ def _report(
         storage=services.place.storage,
         stopped_by=progress.stopped_by,
         enough=enough,
-        spared=before.spared + spared,
+        spared=len(before.spared) + spared,
     )
 
 
