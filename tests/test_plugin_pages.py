@@ -11,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,7 @@ from soupray.reporting.tracker import load_trackers
 from soupray.search.plugged import load_sampler
 from soupray.search.state import find_basis, pool_trials
 from soupray.spec.plugged_in import load_code
+from soupray.spec.schema import json_schema
 from soupray.spec.sweep_spec import load, parse
 from soupray.spec.yaml import parse_yaml
 from soupray.store.checkpoints import Checkpoints
@@ -78,6 +80,14 @@ def test_the_wheel_is_found_by_its_entry_point_and_keeps_its_contract(page, away
     check(**({"tmp_path": tmp_path} if inspect.signature(check).parameters else {}))
 
 
+def test_editors_know_the_shifts_that_are_installed(away):
+    digits = parse_yaml((ROOT / "sweeps" / "digits.yaml").read_text(), "x")
+    digits["data"]["shifts"] = ["inverted", "jpeg", "artefacts:jpeg"]
+    assert list(jsonschema.Draft7Validator(json_schema()).iter_errors(digits)) == []
+    digits["data"]["shifts"] = ["jpg"]
+    assert len(list(jsonschema.Draft7Validator(json_schema()).iter_errors(digits))) == 1
+
+
 @pytest.mark.parametrize("page", PORTS)
 def test_the_code_is_used_in_a_spec_both_ways(page, away):
     """What a sweep does first: the spec is read, and all that it names is imported."""
@@ -87,7 +97,9 @@ def test_the_code_is_used_in_a_spec_both_ways(page, away):
     keys = []
     for piece, named in zip(pieces, (value, name), strict=True):
         assert re.search(rf"[\s\"{{]{re.escape(named)}[,}}\]\s\":]", piece), piece
-        spec = parse(json.dumps(merged(parse_yaml(LETTERS, "x"), parse_yaml(piece, "x"))), "x")
+        whole = merged(parse_yaml(LETTERS, "x"), parse_yaml(piece, "x"))
+        assert list(jsonschema.Draft7Validator(json_schema()).iter_errors(whole)) == []
+        spec = parse(json.dumps(whole), "x")
         load_code(spec.functions)
         load_recipes(spec.recipes)
         load_trackers(spec)

@@ -6,13 +6,13 @@ The text under a field describes the key, in the JSON schema and in the referenc
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 from pydantic import Discriminator, Field, JsonValue, Tag
 
-from soupray.core.plugins import MODULE
-from soupray.spec.plugged_in import Corruption
+from soupray.core.plugins import MODULE, installed
+from soupray.spec.plugged_in import SHIFTS, Corruption
 from soupray.spec.proxies import check_kinds
 from soupray.spec.space import Count, SpecModel
 from soupray.spec.task import Code
@@ -99,6 +99,11 @@ def _last(function: str) -> str:
 _Named = Annotated[str, Field(json_schema_extra={"pattern": f"^{MODULE}$"})]
 
 
+def _says_shifts(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema which shifts there are, installed ones too."""
+    schema["enum"] = [*schema["enum"], *installed(SHIFTS)]
+
+
 def _as_function(value: object) -> object:
     return {"function": value} if isinstance(value, str) else value
 
@@ -117,7 +122,9 @@ _Function = Annotated[
     Tag("a function"),
 ]
 Shift = Annotated[
-    Annotated[Corruption, Tag("a word")] | _Function | Annotated[NaturalShift, Tag("a mapping")],
+    Annotated[Corruption, Field(json_schema_extra=_says_shifts), Tag("a word")]
+    | _Function
+    | Annotated[NaturalShift, Tag("a mapping")],
     Discriminator(_form),
 ]
 SplitName = Annotated[str, Field(pattern=f"^{SPLIT_NAME}$")]
