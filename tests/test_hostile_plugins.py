@@ -1,5 +1,6 @@
 """Plug-ins that are not what they should be: each is refused by its name, before harm is done."""
 
+import json
 import sys
 
 import numpy as np
@@ -26,7 +27,7 @@ LETTERS = files_of("index")["letters.yaml"]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    files = files_of("task", "data", "metric", "sampler")
+    files = files_of("task", "data", "tracker")
     with standing_in(tmp_path / "mine", files, monkeypatch) as folder:
         yield folder
 
@@ -377,3 +378,42 @@ def test_a_trial_whose_own_loss_is_nan_says_so_and_mended_code_trains_again(
     code(here, mended)
     done = inside("sweep", "letters.yaml", "--home", "home")
     assert "1 trained, 0 found in the store" in done.stderr
+
+
+TRACKER = """
+from soupray.reporting.tracker import MemoryTracker
+class Fails(MemoryTracker):
+    def __init__(self, sweep, at):
+        super().__init__()
+        self.at = at
+        self.fail("open")
+    def fail(self, call):
+        if self.at == call:
+            raise OSError("the disk is full")
+    def write(self, runs):
+        self.fail("write")
+    def attach(self, key, files):
+        self.fail("attach")
+"""
+
+
+@pytest.mark.parametrize(("at", "writes"), [("open", 1), ("write", 1), ("attach", 0)])
+def test_a_tracker_that_fails_stops_neither_the_sweep_nor_the_others(
+    here, without_ray, tmp_path, at, writes
+):
+    code(here, TRACKER)
+    trackers = f"{{own:Fails: {{at: {at}}}, tables:Tables: {{folder: shown}}}}"
+    more = f"storage: file://{tmp_path}/store\ntracking: 'off'\ntrackers: {trackers}\n"
+    text = LETTERS.replace("trials: 3", "trials: 1").replace("epochs: 3", "epochs: 1")
+    (here / "letters.yaml").write_text(text + more)
+    done = inside("sweep", "letters.yaml", "--home", "home")
+    named = "tracker 'own:Fails'"
+    assert done.stderr.count(named) == writes
+    files = list((here / "shown" / "letters").glob("letters.*json"))
+    runs = [json.loads(file.read_text()) for file in files]
+    assert sorted(run["kind"] for run in runs) == ["sweep", "trial"]
+    assert all(run["finished"] for run in runs)
+    published = inside("publish", "letters.yaml", "--home", "home", check=False)
+    assert published.returncode == 1
+    said = " ".join(published.stderr.split())
+    assert f"{named} ({here}/own.py) raised OSError: the disk is full" in said

@@ -99,6 +99,7 @@ def test_an_augmentation_is_a_part_of_the_keys_of_trials(here):
 BROKEN = {
     "return images / 255": "values from 0 to 1, but got values up to 255.*from 0 to 255 here",
     "return images / 128 - 1": "values from -1 to 0.992, but got values up to 255",
+    "return images.div_(255)": "values from 0 to 1, but got values up to 255",
     "return images[:, :, 1:]": r"returned a tensor \[.*\]. Return images of the shape that it gets",
     "return images.numpy()": "returned ndarray",
     "return images / 0 - images / 0": "returned values that are NaN or infinite",
