@@ -397,7 +397,7 @@ class Fails(MemoryTracker):
 """
 
 
-@pytest.mark.parametrize(("at", "writes"), [("open", 1), ("write", 1), ("attach", 0)])
+@pytest.mark.parametrize(("at", "writes"), [("open", 1), ("attach", 0)])
 def test_a_tracker_that_fails_stops_neither_the_sweep_nor_the_others(
     here, without_ray, tmp_path, at, writes
 ):

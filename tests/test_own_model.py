@@ -102,6 +102,7 @@ def test_workers_of_ray_find_what_wheels_bring(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_the_example_of_an_exported_folder_runs(here):
     """Code that is shown with the weights, in a process without soupray."""
     spec = load(here / "letters.yaml").task
