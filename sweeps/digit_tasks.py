@@ -1,6 +1,6 @@
 """Data and models for two_digits, digit_angle and digit_masks, made of the digits in scikit-learn.
 
-A function that a spec names is all that a task of your own needs: docs/guide/own-model.md.
+A function that a spec names is all that a task of your own needs: docs/plugins/data.md.
 """
 
 from __future__ import annotations

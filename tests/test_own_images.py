@@ -1,4 +1,4 @@
-"""Shifts and augmentations of the user: the page of the guide, and what breaks their contract."""
+"""Shifts and augmentations of the user: keys, resumed trials, and what breaks their contract."""
 
 import re
 import sys
@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from own_code import files_of, standing_in
+from own_code import standing_in
 from shared import DIGITS, small
 
 from soupray.core import plugins
@@ -18,12 +18,24 @@ from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.training.loop import Loop
 from soupray.training.start import Start
 
-FILES = files_of("own-images")
+WEATHER = """
+import torch
+
+def fog(images, generator):
+    return images / 2 + 64
+
+def streaks(images, generator):
+    rows = torch.randint(images.shape[2], (len(images),), generator=generator)
+    hit = torch.rand(len(images), generator=generator) < 0.5
+    made = images.clone()
+    made[torch.arange(len(images))[hit], :, rows[hit]] = 255
+    return made
+"""
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    with standing_in(tmp_path / "mine", {"weather.py": FILES["weather.py"]}, monkeypatch) as folder:
+    with standing_in(tmp_path / "mine", {"weather.py": WEATHER}, monkeypatch) as folder:
         yield folder
 
 
@@ -33,7 +45,7 @@ def spec_of(shift: str = "weather:fog", augmentation: str = "weather:streaks") -
     return parse(f"{text}\naugmentation: {augmentation}\n", "demo.yaml")
 
 
-def test_the_shift_of_the_page_is_a_split_that_follows_the_code(here):
+def test_a_shift_is_a_split_that_follows_the_code(here):
     spec = spec_of()
     assert [size[:2] for size in planned(spec).sizes][-2:] == [
         ("inverted", "shift"), ("fog", "shift")
@@ -43,7 +55,7 @@ def test_the_shift_of_the_page_is_a_split_that_follows_the_code(here):
     fog, same = data.samples(data.split("fog"))
     assert np.array_equal(fog, np.rint(test / 2 + 64).clip(0, 255).astype(np.uint8))
     assert np.array_equal(labels, same)
-    (here / "weather.py").write_text(FILES["weather.py"].replace("+ 64", "+ 96"))
+    (here / "weather.py").write_text(WEATHER.replace("+ 64", "+ 96"))
     plugins.load.cache_clear()
     sys.modules.pop("weather")
     other = open_data(spec_of(), here / "cache")
@@ -61,7 +73,7 @@ def loop(world, spec: SweepSpec, **changes) -> Loop:
     return Loop(world.task, world.data, Hyperparameters(lr=1e-3, epochs=1), start)
 
 
-def test_the_augmentation_of_the_page_draws_the_same_after_a_resume(here):
+def test_an_augmentation_draws_the_same_after_a_resume(here):
     world, spec = small(here), spec_of()
     first, second = loop(world, spec), loop(world, spec)
     assert first._seed_of_step() == second._seed_of_step()
@@ -87,6 +99,7 @@ def test_an_augmentation_is_a_part_of_the_keys_of_trials(here):
 BROKEN = {
     "return images / 255": "values from 0 to 1, but got values up to 255.*from 0 to 255 here",
     "return images / 128 - 1": "values from -1 to 0.992, but got values up to 255",
+    "return images.div_(255)": "values from 0 to 1, but got values up to 255",
     "return images[:, :, 1:]": r"returned a tensor \[.*\]. Return images of the shape that it gets",
     "return images.numpy()": "returned ndarray",
     "return images / 0 - images / 0": "returned values that are NaN or infinite",

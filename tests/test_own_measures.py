@@ -14,7 +14,8 @@ from soupray.maths.metrics import score, value
 from soupray.spec.sweep_spec import SweepSpec, parse
 from soupray.training.losses import TrainingLoss
 
-MODEL_FILES, FILES = files_of("own-model"), files_of("objectives")
+MODEL_FILES, FILES = files_of("index", "task", "data"), files_of("metric", "loss")
+OWN = "metric: calibrated:brier\nloss: robust:gce\n"
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def here(tmp_path, monkeypatch):
 
 
 def spec_of(here, more: str = "") -> SweepSpec:
-    return parse(f"{MODEL_FILES['letters.yaml']}{FILES['measured.yaml']}{more}", "own.yaml")
+    return parse(f"{MODEL_FILES['letters.yaml']}{OWN}{more}", "own.yaml")
 
 
 def predictions(metric: str, logits, labels) -> Predictions:
@@ -36,27 +37,29 @@ def predictions(metric: str, logits, labels) -> Predictions:
 
 
 def test_the_metric_of_the_page_by_hand(here):
-    said = predictions("measures:brier", [[0, 0], [np.log(3), 0]], [0, 0])
+    said = predictions("calibrated:brier", [[0, 0], [np.log(3), 0]], [0, 0])
     found = score(said)
     # p = (1/2, 1/2) and (3/4, 1/4): 1 - (1/4 + 1/4) / 2 and 1 - (1/16 + 1/16) / 2
-    assert value(found, "measures:brier") == pytest.approx((0.75 + 0.9375) / 2)
+    assert value(found, "calibrated:brier") == pytest.approx((0.75 + 0.9375) / 2)
     assert found.correct == 2
     with pytest.raises(ValueError, match="these scores have no measures:other"):
         value(found, "measures:other")
 
 
 def test_the_loss_of_the_page_by_hand(here):
-    own = ("measures:squared", plugins.digest_of("soupray.losses", "measures:squared"))
+    own = ("robust:gce", plugins.digest_of("soupray.losses", "robust:gce"))
     made = TrainingLoss(Hyperparameters(lr=1, epochs=1), msgspec.UNSET, torch.tensor([0]), own)
     outputs = torch.tensor([[0.0, 0.0], [float(np.log(3)), 0.0]], requires_grad=True)
-    assert float(made(outputs, torch.tensor([0, 0]))) == pytest.approx((0.5 + 0.125) / 2)
+    losses = [(1 - p**0.7) / 0.7 for p in (0.5, 0.75)]
+    assert made(outputs, torch.tensor([0, 0])).item() == pytest.approx(sum(losses) / 2)
 
 
 def test_keys_follow_the_code_of_metric_and_loss(here):
     first = spec_of(here)
-    assert first.own_metric == ("measures:brier", first.metric_code)
-    assert first.own_loss == ("measures:squared", first.loss.code)
-    (here / "measures.py").write_text(FILES["measures.py"] + "# edited\n")
+    assert first.own_metric == ("calibrated:brier", first.metric_code)
+    assert first.own_loss == ("robust:gce", first.loss.code)
+    for name in ("calibrated.py", "robust.py"):
+        (here / name).write_text(FILES[name] + "# edited\n")
     second = spec_of(here)
     assert second.own_metric != first.own_metric
     assert second.own_loss != first.own_loss
@@ -64,7 +67,7 @@ def test_keys_follow_the_code_of_metric_and_loss(here):
 
 
 def test_other_objectives_take_metrics_of_the_user_too(here):
-    assert spec_of(here, "objective: multi_label\n").metric == "measures:brier"
+    assert spec_of(here, "objective: multi_label\n").metric == "calibrated:brier"
     with pytest.raises(ConfigError, match="there is no metric 'acuracy'; did you mean 'accuracy'"):
         parse(f"{MODEL_FILES['letters.yaml']}metric: acuracy\n", "own.yaml")
 
@@ -74,7 +77,8 @@ WRONG = {
     "return float('inf')": "it returned a value that is NaN or infinite",
     "return np.arange(len(outputs))": "it returned 2 for sample 2. The value of a sample is from 0",
     "return np.ones((2, 2))": r"it returned an array \[2, 2\]. Return a number, or one for each",
-    "return 'good'": "raised ValueError",
+    "return 'good'": "it returned str. Return a number, or one for each sample",
+    "return None": "it returned NoneType. Return a number",
     "return outputs / nothing": r"raised NameError: .* \(.*broken.py:2\)",
 }
 
@@ -104,8 +108,8 @@ def test_what_a_metric_changes_in_place_is_its_own_copy(here):
 
 
 def test_other_code_than_that_of_the_sweep_is_refused(here):
-    said = predictions("measures:brier", np.eye(3), [0, 1, 2])
-    (here / "measures.py").write_text(FILES["measures.py"] + "# edited\n")
+    said = predictions("calibrated:brier", np.eye(3), [0, 1, 2])
+    (here / "calibrated.py").write_text(FILES["calibrated.py"] + "# edited\n")
     plugins.load.cache_clear()
     with pytest.raises(
         EvaluationError, match=r"the code here has the digest .*, that of the sweep"

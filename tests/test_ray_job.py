@@ -288,9 +288,9 @@ def test_a_job_brings_its_own_model_data_metric_loss_and_recipe_in_its_working_f
 ):
     folder = tmp_path / "mine"
     folder.mkdir()
-    for name, text in files_of("own-model", "objectives", "plugins").items():
+    for name, text in files_of("index", "task", "data", "metric", "loss", "recipe").items():
         (folder / name).write_text(text)
-    own = (folder / "measured.yaml").read_text()
+    own = "metric: calibrated:brier\nloss: robust:gce\n"
     text = (folder / "letters.yaml").read_text().replace("vrf: {}", "trimmed:TRIMMED: {}")
     spec = folder / "letters.yaml"
     spec.write_text(f'{text}{own}storage: s3://soupray/team/own\ntracking: "off"\n')
@@ -304,4 +304,4 @@ def test_a_job_brings_its_own_model_data_metric_loss_and_recipe_in_its_working_f
         done = submit(head, brought, f"soupray.{verb}", "letters.yaml", folder=folder)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "trimmed" in done.stdout
-    assert "brier: measures:brier, on test." in " ".join(done.stdout.split())
+    assert "brier: calibrated:brier, on test." in " ".join(done.stdout.split())

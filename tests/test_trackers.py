@@ -18,7 +18,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from soupray.core.errors import ConfigError, TrackingError
 from soupray.reporting.tensorboard import TensorboardTracker
-from soupray.reporting.tracker import MemoryTracker, Several, open_tracker
+from soupray.reporting.tracker import MemoryTracker, Several, finish, open_tracker
 from soupray.reporting.wandb import WandbTracker
 from soupray.services.place import Services
 from soupray.spec.sweep_spec import parse
@@ -219,9 +219,20 @@ def test_one_tracker_that_fails_keeps_nothing_from_the_others(tmp_path):
             raise TrackingError("away")
 
     memory = MemoryTracker()
-    with pytest.raises(TrackingError, match=r"^away$"):
-        Several([Away(), memory]).write([SWEEP])
-    assert memory.runs == {"s": SWEEP}
+
+    def shut():
+        raise TrackingError("shut")
+
+    both = Several([Away, shut, lambda: memory])
+    both.write([SWEEP])
+    both.write([TRIAL])
+    assert memory.runs == {"s": SWEEP, TRIAL.key: TRIAL}
+    with pytest.raises(TrackingError, match=r"^shut; away$"):  # each once
+        finish(both)
+    with pytest.raises(TrackingError, match=r"^away; away$"):
+        Several([Away, Away]).write([SWEEP])
+    with pytest.raises(TrackingError, match=r"^shut$"):
+        Several([shut])
     blocked = tmp_path / "file"
     blocked.touch()
     with pytest.raises(TrackingError, match=r"TensorBoard's files in .*file"):
@@ -275,6 +286,20 @@ class Mine:
             1 / 0
     def write(self, runs):
         return runs[5]
+    def attach(self, key, files):
+        files.clear()
+    def keep(self, kind, keys):
+        keys.clear()
+    def register(self, champion, model): ...
+class Half:
+    def __init__(self, sweep): ...
+    def write(self, runs): ...
+def half(sweep): return Half(sweep)
+class Eraser(Mine):
+    def write(self, runs):
+        for run in runs:
+            run.params.clear()
+        runs.clear()
 NUMBER = 1
 """
 
@@ -287,13 +312,35 @@ def test_a_tracker_that_raises_is_named(tmp_path, monkeypatch):
     with pytest.raises(TrackingError, match=r"tracker 'shelf:Mine' \(.*shelf.py\) raised IndexErr"):
         mine.write([])
     for options, error, says in (
-        ("{foldr: y}", ConfigError, r"does not take these options: .*'foldr'. Its options: folder"),
+        (
+            "{foldr: y}",
+            ConfigError,
+            r"does not take \(sweep, foldr=...\): .*'foldr'. Its parameters are \(sweep, folder=",
+        ),
         ("{folder: bad}", TrackingError, r"raised ZeroDivisionError: division by zero \(.*shelf"),
     ):
         with pytest.raises(error, match=says):
             open_tracker(spec_with(f"{{shelf:Mine: {options}}}"), services)
-    with pytest.raises(ConfigError, match=r"'shelf:NUMBER' .*is int, no class or function"):
-        open_tracker(spec_with("{shelf:NUMBER: {}}"), services)
+    lacks = "which has no method 'attach': it needs write, attach, keep, register"
+    for name, error, says in (
+        ("NUMBER", ConfigError, r"'shelf:NUMBER' .*is int, which cannot be called"),
+        ("Half", ConfigError, rf"'shelf:Half' .* is a class, {lacks}"),
+        ("half", TrackingError, rf"'shelf:half' .* returned Half, {lacks}"),
+    ):
+        with pytest.raises(error, match=says):
+            open_tracker(spec_with(f"{{shelf:{name}: {{}}}}"), services)
+
+
+def test_what_a_tracker_changes_is_its_own_copy(tmp_path, monkeypatch):
+    (tmp_path / "shelf.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    eraser = open_tracker(spec_with("{shelf:Eraser: {}}"), Services(None, None, None))
+    runs, files, keys = [SWEEP, TRIAL], [tmp_path], {"s"}
+    eraser.write(runs)
+    eraser.attach("s", files)
+    eraser.keep("trial", keys)
+    assert (runs, files, keys) == ([SWEEP, TRIAL], [tmp_path], {"s"})
+    assert TRIAL.params == {"lr": "0.001", "epochs": "2"}
 
 
 def test_a_spec_without_trackers_has_the_digest_that_it_had():

@@ -12,17 +12,23 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from soupray.core.errors import ConfigError
 
 MODULE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 """`package.module:name`."""
+
+DECLARED = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+"""What an entry point may be: `package.module:name`, or a name inside of it."""
 
 
 METRICS = "soupray.metrics"
@@ -58,21 +64,49 @@ def is_plugin(named: str, group: str) -> bool:
 def installed(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name. Nothing is imported.
 
+    Of a name that two packages declare, the first one is here; who names it is told of both.
+
     Args:
         group: such as `soupray.recipes`.
+    """
+    return {name: points[0] for name, points in _declared(group).items()}
+
+
+@functools.cache
+def _declared(group: str) -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=group):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def forget() -> None:
+    """Forget what was found: another package may be installed, or code may be edited."""
+    for found in (installed, _declared, load):
+        found.cache_clear()
+
+
+def _point(group: str, named: str) -> EntryPoint | None:
+    """The entry point of a name; None for `module:name`, and for a name that is not declared.
 
     Raises:
-        ConfigError: two packages declare the same name.
+        ConfigError: two packages declare it, or what it declares is no `module:name`.
     """
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=group):
-        known = found.setdefault(point.name, point)
-        if known.value != point.value:
-            raise ConfigError(
-                f"{group}: {described(known)} and {described(point)} both declare {point.name!r}. "
-                "Uninstall one of them, or name the code as module:name."
-            )
-    return found
+    if re.fullmatch(MODULE, named):
+        return None
+    points = _declared(group).get(named, [])
+    if len(points) > 1:
+        both = " and ".join(described(point) for point in points)
+        raise ConfigError(
+            f"{group}: {both} both declare {named!r}. Uninstall one of them, or name the code as "
+            f"{points[0].value}."
+        )
+    if points and not re.fullmatch(DECLARED, points[0].value):
+        raise ConfigError(
+            f"{group}: {described(points[0])} declares {named!r} as {points[0].value!r}. An entry "
+            "point is package.module:name: correct it in the package, and install it again."
+        )
+    return points[0] if points else None
 
 
 @functools.cache
@@ -88,12 +122,15 @@ def load(group: str, named: str) -> Plugin:
     """
     module, name, package, where = _parts(group, named)
     found = _imported(module, where)
-    value = getattr(found, name, None)
+    file = getattr(found, "__file__", None) or module  # a folder without __init__.py has no file
+    value = found
+    for part in name.split("."):
+        value = getattr(value, part, None)
     if value is None:
         near = difflib.get_close_matches(name, dir(found), n=1)
         hint = f" Did you mean {module}:{near[0]}?" if near else ""
-        raise ConfigError(f"{where}: {found.__file__} has no {name!r}.{hint}")
-    return Plugin(value, package or str(found.__file__), digest_of(group, named))
+        raise ConfigError(f"{where}: {file} has no {name!r}.{hint}")
+    return Plugin(value, package or str(file), digest_of(group, named))
 
 
 def digest_of(group: str, named: str) -> str:
@@ -115,7 +152,7 @@ def digest_of(group: str, named: str) -> str:
 
 def _parts(group: str, named: str) -> tuple[str, str, str, str]:
     """Module, name in it, package with its version or an empty text, and a name for messages."""
-    point = installed(group).get(named)
+    point = _point(group, named)
     module, _, name = (point.value if point else named).partition(":")
     package = described(point) if point else ""
     return module, name, package, f"{group} {named!r}{f' of {package}' if package else ''}"
@@ -166,7 +203,7 @@ def package_of(group: str, named: str) -> str | None:
         group: of entry points, such as `soupray.recipes`.
         named: the name of an entry point, or `module:name`.
     """
-    point = installed(group).get(named)
+    point = _point(group, named)
     return point.dist.name if point and point.dist else None
 
 
@@ -203,8 +240,43 @@ def _imported(module: str, where: str) -> Any:
         raise ConfigError(
             f"{where}: its import needs {error.name!r}, which is not there."
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end with sys.exit()
         raise ConfigError(f"{where}: its import raised {raised(error)}.") from error
+
+
+def refuse_signature(
+    function: Any,
+    where: str,
+    takes: Sequence[str],
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Refuse what cannot be called with these arguments, before anything is trained.
+
+    Args:
+        function: the code of a plug-in. Code without a signature, such as of C, is called later.
+        where: names the plug-in in messages.
+        takes: names of what it gets by position.
+        options: what it gets by name.
+
+    Raises:
+        ConfigError: it cannot be called, or has other parameters.
+    """
+    asked = ", ".join([*takes, *(f"{name}=..." for name in options)])
+    if not callable(function):
+        raise ConfigError(
+            f"{where} is {type(function).__name__}, which cannot be called. Name a function of "
+            f"({asked})."
+        )
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*takes, **options)
+    except TypeError as error:
+        raise ConfigError(
+            f"{where} does not take ({asked}): {error}. Its parameters are {signature}."
+        ) from error
 
 
 def raised(error: BaseException) -> str:

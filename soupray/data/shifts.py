@@ -167,29 +167,35 @@ def images_of(
     Raises:
         ConfigError: it raises, or returns something else than finite images of the same shape.
     """
+    brightest = images.max()  # before the call, which may change them in place
     try:
         made = call()
     except Exception as raising:
         raise error(f"{where} raised {raised(raising)}.") from raising
-    if not isinstance(made, torch.Tensor) or made.shape != images.shape:
-        form = (
-            f"a tensor {list(made.shape)}"
-            if isinstance(made, torch.Tensor)
-            else type(made).__name__
-        )
+    if not isinstance(made, torch.Tensor) or (form := _unlike(made, images)):
+        form = form if isinstance(made, torch.Tensor) else type(made).__name__
         raise error(
             f"{where} returned {form}. Return images of the shape that it gets, "
             f"{list(images.shape)}, with values from 0 to 255."
         )
+    made = made.detach().to(images.device, torch.float32)
     if not torch.isfinite(made).all():
         raise error(f"{where} returned values that are NaN or infinite.")
-    if images.max() > FAINT_OF >= FAINT >= made.max() and (made != made.round()).any():
+    if brightest > FAINT_OF >= FAINT >= made.max() and (made != made.round()).any():
         raise error(
             f"{where} returned values from {float(made.min()):.3g} to {float(made.max()):.3g}, "
-            f"but got values up to {float(images.max()):.0f}. Images have values from 0 to 255 "
+            f"but got values up to {float(brightest):.0f}. Images have values from 0 to 255 "
             "here, before any normalisation."
         )
-    return made.to(torch.float32)
+    return made
+
+
+def _unlike(made: torch.Tensor, images: torch.Tensor) -> str:
+    """What a tensor is, if it is no images of this shape; else an empty text."""
+    if made.shape != images.shape:
+        return f"a tensor {list(made.shape)}"
+    odd = made.is_complex() or made.dtype == torch.bool
+    return f"a tensor of {str(made.dtype).removeprefix('torch.')}" if odd else ""
 
 
 def shifted_parts(shift: Shift, images: Images, seed: int) -> Iterator[Images]:

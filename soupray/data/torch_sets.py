@@ -6,6 +6,7 @@ known are refused by the name of the function and the number of the sample.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -93,7 +94,7 @@ def _opened(spec: TorchDataSpec, split: str) -> _Source:
     found = load(DATA, spec.dataset)
     where = f"data.dataset = {spec.dataset!r} ({found.origin}): split {split!r}"
     try:
-        dataset = found.value(split, **spec.args)
+        dataset = found.value(split, **copy.deepcopy(spec.args))
     except Exception as error:
         raise ConfigError(f"{where}: {raised(error)}.") from error
     source = _Source(dataset, _length(dataset, where), where)
@@ -122,7 +123,7 @@ class _Source:
 
     def __init__(self, dataset: Any, size: int, where: str) -> None:
         self._dataset, self.size, self.where = dataset, size, where
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         named = getattr(dataset, "classes", None)
         self.names = list(map(str, named)) if isinstance(named, list | tuple) else None
         self.ids = list(map(str, range(size)))
@@ -134,7 +135,8 @@ class _Source:
             Unreadable: the dataset raises, or gives no image.
         """
         try:
-            return _image(self._pair(row)[0])
+            with self._lock:  # a dataset may use the memory of one sample for the next
+                return _copied(_image(self._pair(row)[0]))
         except ConfigError as error:
             raise Unreadable(str(error)) from error
 
@@ -144,12 +146,12 @@ class _Source:
         Of some other samples the targets are compared: two classes drawn at random are often equal.
         """
         try:
-            first, again = (_image(self._pair(0)[0]) for _ in range(2))
+            first, again = (_copied(_image(self._pair(0)[0])) for _ in range(2))
         except Unreadable as error:
             raise ConfigError(f"{self.where}: sample 0: {error}.") from error
         for row in sorted({k * (self.size - 1) // READ_TWICE for k in range(READ_TWICE + 1)}):
             try:
-                one, two = (self._pair(row)[1] for _ in range(2))
+                one, two = (_kept(self._pair(row)[1]) for _ in range(2))
             except ConfigError:  # it is named, or left out, when all samples are read
                 continue
             if not same(one, two):
@@ -166,7 +168,7 @@ class _Source:
 
     def targets(self) -> list[Any]:
         """The target of each sample, as the dataset gives it."""
-        return [self._pair(row)[1] for row in range(self.size)]
+        return [_kept(self._pair(row)[1]) for row in range(self.size)]
 
     def masks(self, side: int) -> Uint8:
         """The mask of each sample, [N, side * side]. Its image has the same size."""
@@ -241,6 +243,18 @@ class _Source:
             f"{self.where}: the target of sample {row} is {target!r}. Allowed are the name of a "
             "class, or its number from 0."
         )
+
+
+def _copied(image: Raw) -> Raw:
+    """The image, if it is an array in memory of its own."""
+    return image.copy() if isinstance(image, np.ndarray) else image
+
+
+def _kept(target: Any) -> Any:
+    """A target that does not change when the dataset uses its memory again."""
+    if hasattr(target, "detach"):
+        return target.detach().clone()
+    return copy.copy(target) if isinstance(target, np.ndarray | list | set) else target
 
 
 def _size(given: Any) -> tuple[int, int] | None:

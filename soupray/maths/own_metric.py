@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from msgspec import UNSET, UnsetType
 
 from soupray.core.arrays import Float64, Labels, Logits
 from soupray.core.errors import EvaluationError
-from soupray.core.plugins import METRICS, Plugin, load, raised
+from soupray.core.plugins import METRICS, load, raised
 from soupray.core.records import UNITS, Split
 
 FEW = 8
@@ -55,27 +58,49 @@ def own_metric(split: Split, logits: Logits, labels: Labels) -> Float64:
             f"{where}: the code here has the digest {found.digest[:12]}, that of the sweep had "
             f"{code[:12]}. Start again, with the same code on all machines."
         )
-    values = _called(found, f"{where}, on split {split.name}", logits, labels)
+    return values_of(found.value, f"{where}, on split {split.name}", logits, labels)
+
+
+def values_of(metric: Callable[..., object], where: str, logits: Logits, labels: Labels) -> Float64:
+    """What a metric says, checked. A graded one is asked again for the first samples alone.
+
+    Args:
+        metric: the function.
+        where: names it in messages.
+        logits: of a model, [N, C].
+        labels: classes [N], or targets [N, C].
+
+    Returns:
+        A number, or one for each sample, [N].
+
+    Raises:
+        EvaluationError: see `own_metric`.
+    """
+    values = _called(metric, where, logits, labels)
     few = min(FEW, len(logits) // 2)
-    if few and getattr(found.value, PER_SAMPLE, False):
-        alone = _called(found, where, logits[:few], labels[:few])
-        _refuse_joint(values, alone, f"{where}, on split {split.name}")
+    if few and getattr(metric, PER_SAMPLE, False):
+        _refuse_joint(values, _called(metric, where, logits[:few], labels[:few]), where)
     return values
 
 
-def _called(found: Plugin, where: str, logits: Logits, labels: Labels) -> Float64:
+def _called(metric: Callable[..., object], where: str, logits: Logits, labels: Labels) -> Float64:
     """What the function returns, checked. Raises EvaluationError."""
+    on = f"{where} (n = {len(logits)}): it returned"
     try:
         # Copies: what the function changes in place is neither stored nor scored.
-        given = np.asarray(found.value(np.array(logits), np.array(labels)), np.float64)
+        said: Any = metric(np.array(logits), np.array(labels))
+        array = np.asarray(said)
     except Exception as error:
         raise EvaluationError(f"{where} raised {raised(error)}.") from error
-    on = f"{where} (n = {len(logits)}): it returned"
-    if given.shape not in ((), (len(logits),)):
+    if array.shape not in ((), (len(logits),)):
         raise EvaluationError(
-            f"{on} an array {list(given.shape)}. Return a number, or one for each sample."
+            f"{on} an array {list(array.shape)}. Return a number, or one for each sample."
         )
-    if not given.ndim and getattr(found.value, PER_SAMPLE, False):
+    if array.dtype.kind not in "buif":
+        form = f"{array.dtype} values" if isinstance(said, np.ndarray) else type(said).__name__
+        raise EvaluationError(f"{on} {form}. Return a number, or one for each sample.")
+    given = array.astype(np.float64)
+    if not given.ndim and getattr(metric, PER_SAMPLE, False):
         raise EvaluationError(
             f"{on} one number, but {PER_SAMPLE} says that each sample has a value. Return "
             f"[{len(logits)}] values from 0 to 1, or leave {PER_SAMPLE} out."

@@ -11,10 +11,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from soupray.core.candidates import Outcome
-from soupray.core.errors import ConfigError, EvaluationError, SouprayError, WeightsGone
-from soupray.core.plugins import installed, is_plugin, load, raised
+from soupray.core.errors import (
+    ConfigError,
+    EvaluationError,
+    SouprayError,
+    WeightsGone,
+    one_line,
+)
+from soupray.core.plugins import installed, is_plugin, load, raised, refuse_signature
 from soupray.core.ports import Selection
+from soupray.core.records import decode, encode
 from soupray.core.trials import Pool
 from soupray.recipes.baselines import ANCHOR, BEST_SINGLE, UPDATE_BN
 from soupray.recipes.cma_es import CMA_ES
@@ -28,7 +37,7 @@ from soupray.recipes.model_stock import MODEL_STOCK
 from soupray.recipes.ose import OSE
 from soupray.recipes.proxy import PROXY
 from soupray.recipes.pruned import PRUNED
-from soupray.recipes.recipe import Cost, Earlier, Kind, Option, PoolSize, Recipe
+from soupray.recipes.recipe import Cost, Earlier, Kind, Option, Options, PoolSize, Recipe
 from soupray.recipes.replacement import REPLACEMENT
 from soupray.recipes.signed import LEARNED_SIGNED
 from soupray.recipes.similar import GREEDY_SIMILAR
@@ -148,11 +157,22 @@ def find_recipe(name: str) -> Recipe[Any]:
         raise ConfigError(
             f"{where} is {type(recipe).__name__}, not a soupray.recipes.recipe.Recipe object."
         )
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", recipe.name) or recipe.name in BY_NAME:
+    named = isinstance(recipe.name, str) and re.fullmatch(r"[a-z][a-z0-9_]*", recipe.name)
+    if not named or recipe.name in BY_NAME:
         raise ConfigError(
             f"{where} has the name {recipe.name!r}. Allowed: lower-case letters, digits and _, and "
             f"none of {', '.join(BY_NAME)}."
         )
+    if recipe.kind not in ORDER:
+        raise ConfigError(f"{where} has the kind {recipe.kind!r}. Allowed: {', '.join(ORDER)}.")
+    options = recipe.options
+    if not (isinstance(options, type) and issubclass(options, Options)):
+        raise ConfigError(
+            f"{where} has the options {options!r}. Allowed: a subclass of "
+            "soupray.recipes.recipe.Options."
+        )
+    refuse_signature(recipe.choose, f"{where}: choose", ("selection", "earlier", "options"))
+    refuse_signature(recipe.cost, f"{where}: cost", ("pool", "options"))
     return recipe
 
 
@@ -206,6 +226,7 @@ def _run_plugin(
 ) -> list[Outcome]:
     """Run a recipe that may do anything. What was evaluated for it is stored in any case."""
     where = f"recipe {name!r} ({load(GROUP, name).origin})"
+    before = _trials_of(given[0].pool)
     try:
         made = recipe.run(*given)
     except SouprayError:
@@ -216,9 +237,19 @@ def _run_plugin(
             "stored is lost."
         ) from error
     selection, earlier, _ = given
+    if _trials_of(selection.pool) != before:
+        raise EvaluationError(
+            f"{where} changed the hyperparameters of trials in the pool. Copy what it changes: "
+            "dict(trial.hparams)."
+        )
     if problem := broken_contract(recipe, made, selection.pool, earlier):
         raise EvaluationError(f"{where}: {problem}.")
     return made
+
+
+def _trials_of(pool: Pool) -> dict[str, dict[str, Any]]:
+    """What a recipe could change of a pool: all else of it cannot be changed."""
+    return {i.trial.key: dict(i.trial.hparams) for i in pool.ingredients}
 
 
 def broken_contract(recipe: Recipe[Any], made: Any, pool: Pool, earlier: Earlier) -> str:
@@ -235,6 +266,12 @@ def broken_contract(recipe: Recipe[Any], made: Any, pool: Pool, earlier: Earlier
     known = {*pool.checkpoints, pool.anchor.sha256, pool.init.sha256}
     names = [o.name for o in (*earlier.outcomes, *made)]
     for one in made:
+        try:
+            stored = decode(encode(one), Outcome)
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
+            return f"its outcome {str(one.name)[:40]!r} cannot be stored: {one_line(error)}"
+        if stored != one:  # NaN, or numbers of other kinds
+            return f"its outcome {one.name!r} is another one when it is stored and read"
         if one.recipe != recipe.name:
             return f"its outcome {one.name!r} is of recipe {one.recipe!r}, not {recipe.name!r}"
         if names.count(one.name) > 1:
@@ -248,6 +285,23 @@ def broken_contract(recipe: Recipe[Any], made: Any, pool: Pool, earlier: Earlier
 
 def total_cost(pool: PoolSize, wanted: Wanted) -> Cost:
     """Return the largest total cost of all wanted recipes."""
-    recipes = [(find_recipe(name), options) for name, options in wanted.items()]
-    costs = [recipe.cost(pool, recipe.read(options, "recipes")) for recipe, options in recipes]
+    costs = [_cost(name, find_recipe(name), pool, wanted[name]) for name in wanted]
     return Cost(*map(sum, zip(*costs, strict=True)))
+
+
+def _cost(name: str, recipe: Recipe[Any], pool: PoolSize, options: dict[str, Option]) -> Cost:
+    """The cost of a recipe, which may be a plug-in that raises. Raises ConfigError."""
+    read = recipe.read(options, "recipes")
+    if name in BY_NAME:
+        return recipe.cost(pool, read)
+    where = f"recipe {name!r} ({load(GROUP, name).origin}): cost"
+    try:
+        cost = recipe.cost(pool, read)
+    except Exception as error:
+        raise ConfigError(f"{where} raised {raised(error)}.") from error
+    if not isinstance(cost, Cost) or not all(isinstance(n, int) and n >= 0 for n in cost):
+        raise ConfigError(
+            f"{where} returned {cost!r}. Return a soupray.recipes.recipe.Cost of whole numbers "
+            "from 0."
+        )
+    return cost

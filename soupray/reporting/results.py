@@ -45,7 +45,7 @@ from soupray.reporting.runs import (
     with_flags,
 )
 from soupray.reporting.sections import stored_sections
-from soupray.reporting.tracker import is_tracked, open_tracker
+from soupray.reporting.tracker import finish, is_tracked, open_tracker
 from soupray.reporting.verdict import verdict
 from soupray.search.state import find_state, prefixes_of
 from soupray.services.place import Place, Services, find_place, start_services
@@ -308,6 +308,7 @@ def publish(spec: SweepSpec, home: Path) -> int:
                 files.append(Path(folder, name))
                 files[-1].write_bytes(read_view(store, path))
         tracker.attach(spec.name, files)
+    finish(tracker)
     return len(runs)
 
 
@@ -359,6 +360,7 @@ def publish_soup(result: SoupResult, spec: SweepSpec, home: Path, files: list[Pa
     recipe = _recipe(taken, result, spec)
     model = deployable(recipe, lambda other: find_place(other, home))
     tracker.register(_registered(result, spec), model)
+    finish(tracker)
 
 
 def board_of(result: SoupResult, spec: SweepSpec) -> ReportedBoard:

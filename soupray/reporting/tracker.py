@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 from soupray.core.errors import ConfigError, SouprayError, TrackingError
-from soupray.core.plugins import load, raised
+from soupray.core.plugins import load, raised, refuse_signature
 from soupray.core.ports import Deployable, Registered, TrackedRun, Tracker
 from soupray.recipes.recipe import Option
 from soupray.services.place import Services
 from soupray.spec.sweep_spec import SweepSpec
 from soupray.spec.trackers import GROUP, OWN, read_options
+
+METHODS = ("write", "attach", "keep", "register")
+"""Of a `ports.Tracker`."""
 
 
 class MemoryTracker:
@@ -46,37 +50,61 @@ class MemoryTracker:
 class Several:
     """A `ports.Tracker` that passes everything on to several trackers.
 
-    One that fails keeps nothing from the others.
+    One that fails keeps nothing from the others: it gets nothing more, and they go on.
+
+    Attributes:
+        problems: what those said that failed; see `finish`.
     """
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = trackers
+    def __init__(self, openers: Sequence[Callable[[], Tracker]]) -> None:
+        """Open each. Raises TrackingError if none can be opened."""
+        self.problems: list[str] = []
+        self._trackers: list[Tracker] = []
+        for opener in openers:
+            try:
+                self._trackers.append(opener())
+            except TrackingError as error:
+                self.problems.append(str(error))
+        self._refuse_none()
 
     def write(self, runs: Sequence[TrackedRun]) -> None:
-        """Create or complete `runs` in each. Raises TrackingError."""
+        """Create or complete `runs` in each. Raises TrackingError if all have failed."""
         self._each(lambda tracker: tracker.write(runs))
 
     def attach(self, key: str, files: Sequence[Path]) -> None:
-        """Attach files in each. Raises TrackingError."""
+        """Attach files in each. Raises TrackingError if all have failed."""
         self._each(lambda tracker: tracker.attach(key, files))
 
     def keep(self, kind: str, keys: Collection[str]) -> None:
-        """Remove runs from each. Raises TrackingError."""
+        """Remove runs from each. Raises TrackingError if all have failed."""
         self._each(lambda tracker: tracker.keep(kind, keys))
 
     def register(self, champion: Registered, model: Deployable) -> None:
-        """Register the champion with each. Raises TrackingError."""
+        """Register the champion with each. Raises TrackingError if all have failed."""
         self._each(lambda tracker: tracker.register(champion, model))
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
-        problems = []
-        for tracker in self._trackers:
+        for tracker in list(self._trackers):
             try:
                 call(tracker)
             except TrackingError as error:
-                problems.append(str(error))
-        if problems:
-            raise TrackingError("; ".join(problems))
+                self.problems.append(str(error))
+                self._trackers.remove(tracker)
+        self._refuse_none()
+
+    def _refuse_none(self) -> None:
+        if not self._trackers:
+            raise TrackingError("; ".join(self.problems))
+
+
+def finish(tracker: Tracker) -> None:
+    """Say at the end what failed on the way. Raises TrackingError if one of several trackers did.
+
+    Args:
+        tracker: has got all that there is.
+    """
+    if isinstance(tracker, Several) and tracker.problems:
+        raise TrackingError("; ".join(tracker.problems))
 
 
 class Guarded:
@@ -88,17 +116,17 @@ class Guarded:
     def write(self, runs: Sequence[TrackedRun]) -> None:
         """See `Tracker.write`. Raises TrackingError."""
         with _named(self._where):
-            self._tracker.write(runs)
+            self._tracker.write(copy.deepcopy(list(runs)))  # what it changes is its own
 
     def attach(self, key: str, files: Sequence[Path]) -> None:
         """See `Tracker.attach`. Raises TrackingError."""
         with _named(self._where):
-            self._tracker.attach(key, files)
+            self._tracker.attach(key, list(files))
 
     def keep(self, kind: str, keys: Collection[str]) -> None:
         """See `Tracker.keep`. Raises TrackingError."""
         with _named(self._where):
-            self._tracker.keep(kind, keys)
+            self._tracker.keep(kind, set(keys))
 
     def register(self, champion: Registered, model: Deployable) -> None:
         """See `Tracker.register`. Raises TrackingError."""
@@ -140,18 +168,21 @@ def open_tracker(spec: SweepSpec, services: Services) -> Tracker:
     """Return the tracker of `spec`: all that it names, or one in memory if it names none.
 
     Raises:
-        TrackingError: a tracker cannot be reached.
+        TrackingError: no tracker can be reached; see `finish` for one of several.
         ConfigError: a plug-in is not there, or its package is not installed.
     """
     load_trackers(spec)
-    trackers = [_open(name, options, spec.name) for name, options in spec.trackers.items()]
-    if services.tracking_url is not None:
+    openers: list[Callable[[], Tracker]] = [
+        functools.partial(_open, name, options, spec.name)
+        for name, options in spec.trackers.items()
+    ]
+    if (url := services.tracking_url) is not None:
         from soupray.reporting.mlflow import MlflowTracker
 
-        trackers.insert(0, MlflowTracker(services.tracking_url, spec.name, services.artifacts))
-    if not trackers:
+        openers.insert(0, lambda: MlflowTracker(url, spec.name, services.artifacts))
+    if not openers:
         return MemoryTracker()
-    return trackers[0] if len(trackers) == 1 else Several(trackers)
+    return openers[0]() if len(openers) == 1 else Several(openers)
 
 
 def _open(name: str, options: Mapping[str, Option], sweep: str) -> Tracker:
@@ -165,7 +196,16 @@ def _open(name: str, options: Mapping[str, Option], sweep: str) -> Tracker:
         return TensorboardTracker(sweep, **read_options(name, options, "trackers"))
     made, where = _bound(name, options, sweep)
     with _named(where):
-        return Guarded(made(), where)
+        tracker = made()
+    if lacks := _lacks(tracker):
+        raise TrackingError(f"{where} returned {type(tracker).__name__}, {lacks}")
+    return Guarded(tracker, where)
+
+
+def _lacks(tracker: object) -> str:
+    """Which method a tracker, or a class of trackers, lacks; empty if none."""
+    missing = [name for name in METHODS if not callable(getattr(tracker, name, None))]
+    return f"which has no method {missing[0]!r}: it needs {', '.join(METHODS)}" if missing else ""
 
 
 def _bound(
@@ -174,15 +214,7 @@ def _bound(
     """Return a function that opens a plug-in, and how messages name it; nothing is opened."""
     found = load(GROUP, name)
     where = f"tracker {name!r} ({found.origin})"
-    if not callable(found.value):
-        raise ConfigError(
-            f"{where} is {type(found.value).__name__}, no class or function that returns a tracker."
-        )
-    try:
-        inspect.signature(found.value).bind(sweep, **options)
-    except TypeError as error:
-        takes = ", ".join(list(inspect.signature(found.value).parameters)[1:]) or "none"
-        raise ConfigError(
-            f"trackers: {where} does not take these options: {error}. Its options: {takes}."
-        ) from error
-    return lambda: found.value(sweep, **options), where
+    refuse_signature(found.value, f"trackers: {where}", ("sweep",), options)
+    if isinstance(found.value, type) and (lacks := _lacks(found.value)):
+        raise ConfigError(f"trackers: {where} is a class, {lacks}.")
+    return lambda: found.value(sweep, **copy.deepcopy(dict(options))), where

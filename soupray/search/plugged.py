@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping, Set
 from typing import Any
 
-from soupray.core.errors import ConfigError, SouprayError, TrialError
-from soupray.core.plugins import load, raised
+from soupray.core.errors import SouprayError, TrialError
+from soupray.core.plugins import load, raised, refuse_signature
 from soupray.core.ports import Sampler, Seen
 from soupray.core.records import Basis
 from soupray.core.trials import Trial
@@ -100,9 +101,13 @@ class PluginSearch:
                 f"{where} raised {raised(error)}. Finished trials are kept: correct it, and run "
                 "the same command again."
             ) from error
-        if problem := broken_point(found, len(self._dimensions)):
-            raise TrialError(f"{where}: {problem}.")
-        return tuple(map(float, found))
+        try:
+            return point_of(found, len(self._dimensions))
+        except ValueError as error:
+            raise TrialError(
+                f"{where}: {error}. Finished trials are kept: correct it, and run the same command "
+                "again."
+            ) from error
 
 
 def load_sampler(named: str) -> Sampler:
@@ -112,30 +117,37 @@ def load_sampler(named: str) -> Sampler:
         named: as in a spec.
 
     Raises:
-        ConfigError: there is no such code, or it is no function.
+        ConfigError: there is no such code, or it is no function of these three parameters.
     """
     found = load(SAMPLERS, named)
-    if not callable(found.value):
-        raise ConfigError(
-            f"sampler {named!r} ({found.origin}) is {type(found.value).__name__}, no function of "
-            "(seen, dimensions, seed)."
-        )
+    where = f"sampler {named!r} ({found.origin})"
+    refuse_signature(found.value, where, ("seen", "dimensions", "seed"))
     sampler: Sampler = found.value
     return sampler
 
 
-def broken_point(found: Any, dimensions: int) -> str:
-    """Return what is wrong with the point of a sampler; empty if nothing is.
+def point_of(found: Any, dimensions: int) -> tuple[float, ...]:
+    """Return the point that a sampler suggests.
 
     Args:
         found: what it returned.
         dimensions: number of coordinates that a point has.
+
+    Raises:
+        ValueError: it is no point. The message says what is wrong.
     """
     try:
-        point = [float(x) for x in found]
-    except (TypeError, ValueError):
-        return f"it returned {type(found).__name__}, not one number for each dimension"
+        # A set has no order, and texts and mappings can be read one by one, too.
+        if isinstance(found, str | bytes | Mapping | Set):
+            raise TypeError
+        point = tuple(float(x) for x in found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"it returned {type(found).__name__}, not one number for each dimension"
+        ) from error
     if len(point) != dimensions:
-        return f"it returned {len(point)} numbers for {dimensions} dimensions"
+        raise ValueError(f"it returned {len(point)} numbers for {dimensions} dimensions")
     bad = [x for x in point if not (math.isfinite(x) and 0 <= x < 1)]
-    return f"it returned {bad[0]:g}; coordinates are from 0 to below 1" if bad else ""
+    if bad:
+        raise ValueError(f"it returned {bad[0]:g}; coordinates are from 0 to below 1")
+    return point

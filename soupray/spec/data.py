@@ -5,12 +5,14 @@ The text under a field describes the key, in the JSON schema and in the referenc
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+import re
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 from pydantic import Discriminator, Field, JsonValue, Tag
 
-from soupray.core.plugins import MODULE
+from soupray.core.plugins import MODULE, installed
+from soupray.spec.plugged_in import SHIFTS, Corruption
 from soupray.spec.proxies import check_kinds
 from soupray.spec.space import Count, SpecModel
 from soupray.spec.task import Code
@@ -18,23 +20,10 @@ from soupray.spec.task import Code
 LARGEST_SIDE = 10_000
 """Pixels: ten times the side of what the largest models of timm and open_clip read."""
 
+SPLIT_NAME = "[a-z0-9][a-z0-9_.-]{0,62}"
+
 MOST_PIXELS = 2**31 - 1
 """Pixels of an image: Pillow counts them in an int."""
-
-Corruption = Literal[
-    "inverted",
-    "rotated",
-    "noise",
-    "low_contrast",
-    "thickened",
-    "blurred",
-    "faded",
-    "grainy",
-    "moved",
-    "pixelated",
-    "occluded",
-]
-"""Shifts that are made from copies of the ID test images."""
 
 ShiftKind = Literal[
     "folder",
@@ -86,13 +75,33 @@ class OwnShift(SpecModel):
     code: Code = ""
     """The digest of its code, filled in when the spec is read."""
 
+    @pydantic.field_validator("function")
+    @classmethod
+    def _names_a_split(cls, function: str) -> str:
+        if not re.fullmatch(SPLIT_NAME, name := _last(function)):
+            raise ValueError(
+                f"the split would be called {name!r}; names of splits are lower-case letters, "
+                "digits, _, . and -, and start with a letter or a digit: give the function "
+                "another name"
+            )
+        return function
+
     @property
     def split(self) -> str:
-        """Name of the split: that of the function."""
-        return self.function.rpartition(":")[2].lower()
+        """Name of the split: that of the function, in lower case."""
+        return _last(self.function)
+
+
+def _last(function: str) -> str:
+    return function.rpartition(":")[2].lower()
 
 
 _Named = Annotated[str, Field(json_schema_extra={"pattern": f"^{MODULE}$"})]
+
+
+def _says_shifts(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema which shifts there are, installed ones too."""
+    schema["enum"] = [*schema["enum"], *installed(SHIFTS)]
 
 
 def _as_function(value: object) -> object:
@@ -113,10 +122,12 @@ _Function = Annotated[
     Tag("a function"),
 ]
 Shift = Annotated[
-    Annotated[Corruption, Tag("a word")] | _Function | Annotated[NaturalShift, Tag("a mapping")],
+    Annotated[Corruption, Field(json_schema_extra=_says_shifts), Tag("a word")]
+    | _Function
+    | Annotated[NaturalShift, Tag("a mapping")],
     Discriminator(_form),
 ]
-SplitName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
+SplitName = Annotated[str, Field(pattern=f"^{SPLIT_NAME}$")]
 
 
 class HeldOutParts(SpecModel):

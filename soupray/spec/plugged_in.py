@@ -7,15 +7,38 @@ which code its models were made.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from soupray.core.errors import ConfigError
-from soupray.core.plugins import METRICS, digest_of, installed, is_plugin, load
+from soupray.core.plugins import METRICS, digest_of, installed, is_plugin, load, refuse_signature
 from soupray.core.records import KnownMetric
 
 TASKS, DATA, LOSSES = "soupray.tasks", "soupray.data", "soupray.losses"
 SHIFTS, AUGMENTATIONS, SAMPLERS = "soupray.shifts", "soupray.augmentations", "soupray.samplers"
 """Groups of entry points: models, data sets, losses, corruptions, augmentations and samplers."""
+
+TAKES = {
+    METRICS: ("outputs", "targets"),
+    LOSSES: ("outputs", "targets"),
+    SHIFTS: ("images", "generator"),
+    AUGMENTATIONS: ("images", "generator"),
+}
+"""What the functions of a group get."""
+
+Corruption = Literal[
+    "inverted",
+    "rotated",
+    "noise",
+    "low_contrast",
+    "thickened",
+    "blurred",
+    "faded",
+    "grainy",
+    "moved",
+    "pixelated",
+    "occluded",
+]
+"""Shifts that are made from copies of the ID test images, by soupray's own functions."""
 
 SAMPLER_NAMES = ("random", "qmc", "tpe")
 """Soupray's own samplers."""
@@ -135,15 +158,11 @@ def load_code(functions: Iterable[tuple[str, str]]) -> None:
         functions: the group of entry points, and the name, of each.
 
     Raises:
-        ConfigError: there is no such function, its import raises, or it cannot be called.
+        ConfigError: there is no such function, its import raises, or it has other parameters.
     """
     for group, named in functions:
         found = load(group, named)
-        if not callable(found.value):
-            raise ConfigError(
-                f"{group} {named!r} ({found.origin}) is {type(found.value).__name__}, which cannot "
-                "be called. Name a function."
-            )
+        refuse_signature(found.value, f"{group} {named!r} ({found.origin})", TAKES[group])
 
 
 def _with_shifts(data: dict[str, Any]) -> dict[str, Any]:
@@ -155,8 +174,10 @@ def _with_shifts(data: dict[str, Any]) -> dict[str, Any]:
 
     def filled(shift: Any) -> Any:
         named = shift.get("function") if isinstance(shift, dict) else shift
-        if not isinstance(named, str) or not is_plugin(named, SHIFTS):
-            return shift  # a corruption, a mapping, or a mistake that the checks name
+        if not isinstance(named, str) or named in get_args(Corruption):
+            return shift  # soupray's own, a mapping, or a mistake that the checks name
+        if not is_plugin(named, SHIFTS):
+            return shift  # a split of a dataset, or a mistake
         return {"function": named, "code": digest_of(SHIFTS, named)}
 
     return {**data, "data": {**part, "shifts": list(map(filled, shifts))}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import pydantic
@@ -188,6 +189,12 @@ class Stop(SpecModel):
     """No sooner than after this many trials of the plan are over."""
 
 
+def _says_samplers(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema which samplers there are, installed ones too."""
+    names = [*SAMPLER_NAMES, *map(re.escape, installed(SAMPLERS)), MODULE]
+    schema["pattern"] = f"^({'|'.join(names)})$"
+
+
 class Search(SpecModel):
     """The trials of a sweep."""
 
@@ -196,9 +203,7 @@ class Search(SpecModel):
     """Number of trials. A larger number keeps the trials that exist. 0: a pool of imported models
     only."""
 
-    sampler: Annotated[
-        str, Field(json_schema_extra={"pattern": f"^({'|'.join(SAMPLER_NAMES)}|{MODULE})$"})
-    ] = "random"
+    sampler: Annotated[str, Field(json_schema_extra=_says_samplers)] = "random"
     """`random` and `qmc`: all points are known before the sweep. `tpe`: Optuna suggests them from
     the trials that are finished, which crowds the pool around one optimum. `module:name`: a
     function of yours suggests them."""

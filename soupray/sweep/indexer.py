@@ -11,7 +11,7 @@ from collections.abc import Callable
 from soupray.core.errors import SouprayError
 from soupray.core.ports import TrackedRun
 from soupray.core.trials import Manifest
-from soupray.reporting.tracker import is_tracked, open_tracker
+from soupray.reporting.tracker import finish, is_tracked, open_tracker
 from soupray.search.prefixes import Prefix
 from soupray.services.place import Services
 from soupray.spec.sweep_spec import SweepSpec
@@ -98,6 +98,7 @@ class Indexer:
             finished = time.time()
             whole = sweep_run(self._spec, started, finished, prefixes=self._prefixes())
             tracker.write([whole, *self._left_open(finished)])
+            finish(tracker)
         except SouprayError as error:
             self.problem = str(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections.abc import Sequence
@@ -165,7 +166,7 @@ class TorchTask:
 
     def _made(self) -> torch.nn.Module:
         try:
-            made = self._found.value(**self._arguments())
+            made = self._found.value(**copy.deepcopy(self._arguments()))
         except Exception as error:
             raise ConfigError(f"{self._where}: {raised(error)}.") from error
         if not isinstance(made, torch.nn.Module):
@@ -184,7 +185,7 @@ class TorchTask:
         """
         spec, module = self._spec, self._made().eval()
         self._refuse_tensors(module)
-        inputs = torch.rand(2, len(spec.mean), spec.size, spec.size)
+        inputs = 2 * torch.rand(2, len(spec.mean), spec.size, spec.size) - 1
         outputs: dict[str, Any] = {}
         hooks = [
             layer.register_forward_hook(_keeping(outputs, name))
@@ -228,7 +229,7 @@ class TorchTask:
         """Refuse (ConfigError) a module whose outputs are no masks of the size of its inputs."""
         spec, module = self._spec, self._made().eval()
         self._refuse_tensors(module)
-        inputs = torch.rand(2, len(spec.mean), spec.size, spec.size)
+        inputs = 2 * torch.rand(2, len(spec.mean), spec.size, spec.size) - 1
         masks = self._run(module, inputs)
         side = [spec.size, spec.size]
         if list(masks.shape) not in ([2, *side], [2, 1, *side]):
@@ -272,8 +273,9 @@ class TorchTask:
             )
 
     def _run(self, module: torch.nn.Module, inputs: torch.Tensor, mode: str = "") -> torch.Tensor:
+        given = inputs.clone()
         try:
-            outputs = module(inputs)
+            outputs = module(given)
         except Exception as error:
             raise ConfigError(
                 f"{self._where}: for float32 inputs {list(inputs.shape)} it raised{mode} "
@@ -283,6 +285,15 @@ class TorchTask:
             raise ConfigError(
                 f"{self._where}: forward returned{mode} {type(outputs).__name__}, not a tensor of "
                 f"logits [N, classes].{_ONE_OUTPUT if mode else ''}"
+            )
+        if not torch.equal(given, inputs):
+            raise ConfigError(
+                f"{self._where}: forward changes its inputs{mode}, which others read too. Leave "
+                "operations in place (x.sub_, x += ..., ReLU(inplace=True)) out of its first step."
+            )
+        if not torch.isfinite(outputs).all():
+            raise ConfigError(
+                f"{self._where}: its outputs are{mode} NaN or infinite for inputs from -1 to 1."
             )
         return outputs
 

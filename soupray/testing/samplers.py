@@ -6,7 +6,8 @@ import math
 import random
 
 from soupray.core.ports import Sampler, Seen
-from soupray.search.plugged import broken_point
+from soupray.search.plugged import point_of
+from soupray.testing.called import called
 
 LENGTHS = (0, 1, 2, 11, 40)
 """Numbers of points that were suggested before."""
@@ -25,18 +26,21 @@ def check_sampler(sampler: Sampler) -> None:
         sampler: the function.
 
     Raises:
-        AssertionError: the contract is broken; the message says how, and on which history.
+        AssertionError: the contract is broken; the message names the function, and says how, and
+            on which history.
     """
     for count in (1, len(DIMENSIONS)):
         dimensions = DIMENSIONS[:count]
         for length in LENGTHS:
             for name, seen in _histories(length, count).items():
-                where = f"{count} dimensions, {length} points, {name}"
-                first = sampler(seen, dimensions, length)
-                problem = broken_point(first, count)
-                assert not problem, f"{where}: {problem}"
-                again = sampler(seen, dimensions, length)
-                assert list(first) == list(again), f"{where}: a second call suggests another point"
+                where = f"sampler {called(sampler)!r}: {count} dimensions, {length} points, {name}"
+                try:
+                    first, again = (
+                        point_of(sampler(seen, dimensions, length), count) for _ in range(2)
+                    )
+                except ValueError as error:
+                    raise AssertionError(f"{where}: {error}") from error
+                assert first == again, f"{where}: a second call suggests another point"
 
 
 def _histories(length: int, count: int) -> dict[str, tuple[Seen, ...]]:

@@ -60,14 +60,17 @@ ENTRY = example_run(
 )
 
 
+REPORT = "what to take\n"
+
+
 def check_tracker(
     open_tracker: Callable[[], Tracker], shown: Callable[[], Mapping[str, Shown]], folder: Path
 ) -> None:
     """Check that a tracker keeps its contract.
 
     Runs are created and completed, each once; a second write of equal runs has no effect, nor has
-    one by another process; runs that are not kept are gone. Numbers may be rounded to float32.
-    `register` is not called: it needs a model.
+    one by another process; runs that are not kept are gone; files that are attached stay where they
+    are. Numbers may be rounded to float32. `register` is not called: it needs a model.
 
     Args:
         open_tracker: opens the tracker of the sweep `s`, on a place that is empty the first time.
@@ -102,9 +105,11 @@ def check_tracker(
     _expect(shown(), [grown, *everything[1:]], "a parameter that has changed")
 
     file = folder / "report.txt"
-    file.write_text("what to take\n")
+    file.write_text(REPORT)
     for one in (tracker, open_tracker()):
         one.attach("s", [file])
+        there = file.exists() and file.read_text() == REPORT
+        assert there, "attach changed or moved a file: copy it, other trackers attach it too"
     tracker.keep("entry", {ENTRY.key, SWEEP.key})
     _expect(shown(), [grown, *everything[1:]], "all entries are kept")
     tracker.keep("entry", {SWEEP.key})

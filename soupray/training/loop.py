@@ -62,6 +62,7 @@ class Loop:
         self._teacher = start.teacher
         given = (start.loss, start.class_weights)
         plain = TrainingLoss(hparams, self._objective, self._labels, *given)
+        self._by = f", by {plain.named}" if plain.named else ""
         self._noise = None
         if hparams.noise:
             self._noise = noise_shares(task.inputs, self._samples, hparams)
@@ -186,7 +187,7 @@ class Loop:
             first = int((~torch.isfinite(values)).nonzero()[0, 0])
             step = self.step - len(losses) + first + 1
             raise Diverged(
-                f"training loss is {float(values[first])} in epoch {number}, step {step}"
+                f"training loss is {float(values[first])} in epoch {number}, step {step}{self._by}"
             )
         return values
 

@@ -32,6 +32,8 @@ class TrainingLoss:
     ) -> None:
         """Count the classes of the training data, where the loss weights them.
 
+        The attribute `named` names the loss of the user in messages; without one it is empty.
+
         Args:
             hparams: the hyperparameters of the trial.
             objective: what outputs mean.
@@ -47,12 +49,12 @@ class TrainingLoss:
         self._huber, self._dice, self._objective = hparams.huber, hparams.dice, objective
         self._temperature = hparams.temperature
         self._weights = _weights(targets, objective, hparams.class_weight, given)
-        self._own, self._named = None, own[0] if own else ""
+        self._own, self.named = None, f"loss {own[0]!r}" if own else ""
         if own:
             self._own = load(LOSSES, own[0])
             if self._own.digest != own[1]:
                 raise TrialError(
-                    f"loss {own[0]!r}: the code here has the digest {self._own.digest[:12]}, that "
+                    f"{self.named}: the code here has the digest {self._own.digest[:12]}, that "
                     f"of the sweep had {own[1][:12]}. Start again, with the same code on all "
                     "machines."
                 )
@@ -103,23 +105,45 @@ class TrainingLoss:
 
     def _of_the_user(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         assert self._own is not None
-        where = f"loss {self._named!r} ({self._own.origin})"
-        try:
-            each = self._own.value(outputs, targets)
-        except Exception as error:
-            raise TrialError(f"{where} raised {raised(error)}.") from error
-        if not isinstance(each, torch.Tensor) or each.shape != (len(outputs),):
-            form = list(each.shape) if isinstance(each, torch.Tensor) else type(each).__name__
-            raise TrialError(
-                f"{where} returned {form}, not the loss of each of the {len(outputs)} samples, "
-                f"[{len(outputs)}]. Return it before any mean: parts of a batch are joined by size."
-            )
-        if not each.is_floating_point():
-            kind = str(each.dtype).removeprefix("torch.")
-            raise TrialError(f"{where} returned losses of {kind}; return floats.")
-        if not each.requires_grad:
-            raise TrialError(f"{where} returned losses without a gradient.")
-        return each.mean()
+        return losses_of(
+            self._own.value, f"{self.named} ({self._own.origin})", outputs, targets
+        ).mean()
+
+
+def losses_of(
+    loss: Callable[..., object], where: str, outputs: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """The loss of each sample by a function of the user, checked, [N].
+
+    Args:
+        loss: the function.
+        where: names it in messages.
+        outputs: of the model, with a gradient, [N, C].
+        targets: classes [N], or [N, C].
+
+    Raises:
+        TrialError: it raises, or returns something else than N losses with a gradient.
+    """
+    try:
+        # Copies: what the function changes in place is part of neither gradients nor labels.
+        each = loss(outputs.clone(), targets.clone())
+    except Exception as error:
+        raise TrialError(f"{where} raised {raised(error)}.") from error
+    if not isinstance(each, torch.Tensor) or each.shape != (len(outputs),):
+        form = list(each.shape) if isinstance(each, torch.Tensor) else type(each).__name__
+        raise TrialError(
+            f"{where} returned {form}, not the loss of each of the {len(outputs)} samples, "
+            f"[{len(outputs)}]. Return it before any mean: parts of a batch are joined by size."
+        )
+    if not each.is_floating_point():
+        kind = str(each.dtype).removeprefix("torch.")
+        raise TrialError(f"{where} returned losses of {kind}; return floats.")
+    if not each.requires_grad:
+        raise TrialError(
+            f"{where} returned losses without a gradient. Compute them of the outputs with torch, "
+            "without detach, item or numpy."
+        )
+    return each
 
 
 def info_nce(outputs: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
