@@ -24,7 +24,7 @@ from soupray.maths.geometry import (
 )
 from soupray.reporting.sections import Figure, Table
 
-MOST_PAIRS = 5
+MOST_PAIRS = 3
 """Pairs around whose soup random directions are evaluated: each costs AT passes and one more."""
 
 AT = (-0.5, -0.25, 0.25, 0.5)
