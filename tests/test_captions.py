@@ -178,13 +178,15 @@ def test_pairs_that_cannot_be_used_are_named(world, tmp_path, pairs, keys, says)
 def test_a_missing_image_is_left_out_on_request(world, tmp_path):
     shutil.copytree(world / "images", tmp_path / "images")
     pairs = [("images/15.jpg", "a"), ("images/99.jpg", "b"), ("images/16.jpg", "c")]
-    write_table(tmp_path, "odd.csv", pairs)
+    write_table(tmp_path, "odd.csv", [*pairs, ("images/1.jpg", " ")])
     keys = {"shifts": {"odd": f"{tmp_path}/odd.csv"}, "on_error": "skip"}
     data = open_data(spec(world, data=keys), tmp_path / "cache")
     rows, numbers = data.samples(data.split("odd"))
     assert unpack_captioned(np.asarray(rows))[1] == ["a", "c"]
     assert numbers.tolist() == [[0, 0], [2, 2]]
     assert any("1 of 3 images of the odd split cannot be read: odd/1" in n for n in data.notes)
+    (rows_left_out,) = (n for n in data.notes if n.startswith("1 of 4 rows of "))
+    assert "odd.csv:5: the caption, in column 'caption', is empty" in rows_left_out
 
 
 def test_a_caption_that_the_model_would_cut_is_refused(world, tmp_path):

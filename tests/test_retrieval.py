@@ -410,6 +410,15 @@ def test_pairs_that_cannot_be_learnt_from_are_named(world, tmp_path, pairs, keys
         open_data(spec(world, data={**files, **keys}), tmp_path / "cache")
 
 
+def test_pairs_that_cannot_be_read_are_left_out_on_request(world, tmp_path):
+    write(tmp_path, "odd.csv", [("of food", "food"), ("a soup", " "), ("of wind", "wind")])
+    keys = {"shifts": {"odd": str(tmp_path / "odd.csv")}, "on_error": "skip"}
+    data = open_data(spec(world, data=keys), tmp_path / "cache")
+    assert data.split("odd").size == 2
+    (note,) = (n for n in data.notes if n.startswith("1 of 3 rows of "))
+    assert "odd.csv:3: the document, in column 'document', is empty" in note
+
+
 def test_a_k_that_every_model_reaches_is_refused(world, tmp_path):
     for made in (spec(world, metric="recall_at_5"), spec(world, metric="recall_at_10")):
         said = f"each query's is among the first {made.targets.first}, whatever the model is"

@@ -144,20 +144,8 @@ def texts_spec(name: str, file: Path, model: str = TEXT_MODEL) -> Drafted:
     rows = list(_rows(file))
     if not rows:
         raise ConfigError(f"--text-csv {file}: no rows.")
-    label = _column(rows, LABELS, lambda values: len(set(values)), file, "labels")
-    rest = [{k: v for k, v in row.items() if k != label} for row in rows]
-    text = _column(rest, TEXTS, lambda values: -sum(map(len, values)), file, "texts")
+    text, label = _columns(rows, file)
     samples = Counter(row[label] for row in rows)
-    if len(samples) < 2 or len(samples) > len(rows) / 2:
-        raise ConfigError(
-            f"--text-csv {file}: the column {label!r} has {len(samples)} different values in "
-            f"{len(rows)} rows, so that it is no column of classes. Call that column `label`."
-        )
-    if empty := [number for number, row in enumerate(rows, 1) if not row[label].strip()]:
-        raise ConfigError(
-            f"--text-csv {file}: {len(empty)} rows have no {label!r}, the first is row {empty[0]}. "
-            "Give each row its class, or remove it."
-        )
     notes: list[str] = []
     held_out, test = _drawn(samples, False, f"--text-csv {file}", notes)
     longest = max(len(row[text].encode()) for row in rows)
@@ -181,6 +169,25 @@ def texts_spec(name: str, file: Path, model: str = TEXT_MODEL) -> Drafted:
         "max_tokens: 128",
     ]
     return _drafted(name, task, _Data(samples, lines, notes), model)
+
+
+def _columns(rows: list[dict[str, str]], file: Path) -> tuple[str, str]:
+    """Return the columns of texts and of labels. Raises ConfigError if there are none."""
+    label = _column(rows, LABELS, lambda values: len(set(values)), file, "labels")
+    rest = [{k: v for k, v in row.items() if k != label} for row in rows]
+    text = _column(rest, TEXTS, lambda values: -sum(map(len, values)), file, "texts")
+    samples = Counter(row[label] for row in rows)
+    if len(samples) < 2 or len(samples) > len(rows) / 2:
+        raise ConfigError(
+            f"--text-csv {file}: the column {label!r} has {len(samples)} different values in "
+            f"{len(rows)} rows, so that it is no column of classes. Call that column `label`."
+        )
+    if empty := [number for number, row in enumerate(rows, 1) if not row[label].strip()]:
+        raise ConfigError(
+            f"--text-csv {file}: {len(empty)} rows have no {label!r}, the first is row {empty[0]}. "
+            "Give each row its class, or remove it."
+        )
+    return text, label
 
 
 def _images(folder: Path) -> tuple[Counter[str], int]:
